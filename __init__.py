@@ -1,0 +1,8 @@
+"""Tapehead: memory-augmented neural networks in PyTorch."""
+
+from .circuits import DNC, NTM
+from .core.circuit import CircuitState, Trace, detach, map_state
+
+__version__ = "0.1.0"
+
+__all__ = ["DNC", "NTM", "CircuitState", "Trace", "detach", "map_state", "__version__"]

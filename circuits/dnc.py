@@ -1,0 +1,89 @@
+"""The Differentiable Neural Computer (Graves et al. 2016, Nature 538) and its improvements (arXiv 1904.10278)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..core.accessors import DynamicAccessor
+from ..core.controllers import Controller
+from .memory_augmented import MemoryAugmentedCircuit, MemoryAugmentedOptions, build_controller
+
+
+class DNCOptions(MemoryAugmentedOptions):
+    """Options of :class:`DNC`."""
+
+    type: Literal["dnc"] = "dnc"
+    squash: Literal["none", "tanh"] = "none"
+    """Whether tanh bounds keys and write vectors."""
+    memory_wipe: bool = False
+    """A freed slot is emptied before writing (improved DNC)."""
+    link_sharpening: bool = False
+    """Forward and backward weightings are raised to a learned power (improved DNC)."""
+    usage_gradient: bool = False
+    """Let the gradient flow from the usage into the last write weights."""
+
+
+class DNC(MemoryAugmentedCircuit):
+    """Differentiable Neural Computer: a controller with heads that allocate, free, look up and follow links."""
+
+    Options = DNCOptions
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        controller: str | Controller = "lstm",
+        hidden_size: int = 256,
+        num_layers: int = 1,
+        memory_size: int = 256,
+        word_size: int = 64,
+        num_reads: int = 4,
+        num_writes: int = 1,
+        squash: Literal["none", "tanh"] = "none",
+        masked_content: bool = False,
+        memory_wipe: bool = False,
+        link_sharpening: bool = False,
+        usage_gradient: bool = False,
+        clip: float | None = 20.0,
+        batch_first: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        """
+        Args:
+            input_size: I, channels of each input step.
+            output_size: O, channels of each output step.
+            controller: ``lstm``, ``gru``, ``feedforward``, or a controller that takes
+                ``input_size + num_reads * word_size`` channels (then ``hidden_size`` and ``num_layers`` are its own).
+            hidden_size: size of the controller's layers.
+            num_layers: number of the controller's layers.
+            memory_size: N, number of slots.
+            word_size: W, length of a slot.
+            num_reads: R, number of read heads.
+            num_writes: H, number of write heads.
+            squash: ``tanh`` bounds keys and write vectors; ``none`` as in the paper.
+            masked_content: lookups weigh the elements of a word (improved DNC).
+            memory_wipe: a freed slot is emptied before writing (improved DNC).
+            link_sharpening: forward and backward weightings are raised to a learned power (improved DNC).
+            usage_gradient: let the gradient flow from the usage into the last write weights.
+            clip: hidden state, cell state and outputs are kept in [-clip, clip]; None leaves them.
+            batch_first: sequences are ``[B, T, …]`` rather than ``[T, B, …]``.
+            backend: what runs sequences; ``auto`` takes the fastest that can.
+
+        Raises:
+            ValueError: an argument that is not allowed; names it, what was given and what is allowed.
+        """
+        built = build_controller(controller, input_size + num_reads * word_size, hidden_size, num_layers, clip)
+        accessor = DynamicAccessor(
+            built.hidden_size,
+            memory_size,
+            word_size,
+            num_reads,
+            num_writes,
+            squash=squash,
+            masked_content=masked_content,
+            memory_wipe=memory_wipe,
+            link_sharpening=link_sharpening,
+            usage_gradient=usage_gradient,
+        )
+        super().__init__(input_size, output_size, built, accessor, clip=clip, batch_first=batch_first, backend=backend)

@@ -1,0 +1,148 @@
+"""A controller and an accessor wired into one recurrent module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..core.accessors import Accessor
+from ..core.circuit import Circuit, CircuitState, Trace
+from ..core.controllers import CONTROLLERS, AnyControllerOptions, Controller, LSTMOptions
+from ..core.circuit import check_choice
+from ..core.kernels import dispatch
+from ..core.options import Options
+
+
+class MemoryAugmentedOptions(Options):
+    """Options that every circuit with a controller, heads and memory has."""
+
+    controller: AnyControllerOptions = LSTMOptions()
+    memory_size: int = Field(128, ge=1)
+    """N, number of slots."""
+    word_size: int = Field(20, ge=1)
+    """W, length of a slot."""
+    num_reads: int = Field(1, ge=1)
+    num_writes: int = Field(1, ge=1)
+    masked_content: bool = False
+    """Lookups weigh the elements of a word (improved DNC)."""
+    clip: float | None = Field(20.0, gt=0)
+    """Hidden state, cell state and outputs are kept in [-clip, clip]; null leaves them."""
+
+
+def build_controller(
+    controller: str | Controller,
+    input_size: int,
+    hidden_size: int,
+    num_layers: int,
+    clip: float | None,
+) -> Controller:
+    """A controller by its name, or the given one after checking that it fits.
+
+    Raises:
+        ValueError: an unknown name, or a controller with another input size than the input plus all words read.
+    """
+    if isinstance(controller, Controller):
+        if controller.input_size != input_size:
+            raise ValueError(
+                f"controller: its input_size is {controller.input_size}; expected {input_size}, "
+                "the circuit's input_size + num_reads * word_size"
+            )
+        return controller
+    check_choice("controller", controller, tuple(CONTROLLERS))
+    return CONTROLLERS[controller](input_size, hidden_size, num_layers, clip=clip)
+
+
+class MemoryAugmentedCircuit(Circuit):
+    """controller(x_t, r_{t-1}) -> h_t; heads(h_t) write, then read r_t; y_t = Linear([h_t, r_t])."""
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        controller: Controller,
+        accessor: Accessor,
+        *,
+        clip: float | None = 20.0,
+        batch_first: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        """
+        Args:
+            input_size: I, channels of each input step.
+            output_size: O, channels of each output step.
+            controller: takes ``input_size + R * W`` channels.
+            accessor: takes the controller's hidden vector.
+            clip: hidden vector and outputs are kept in [-clip, clip]; None leaves them.
+            batch_first: sequences are ``[B, T, …]``.
+            backend: what runs sequences; ``auto`` takes the fastest that can.
+
+        Raises:
+            ValueError: a size below 1, or an unknown backend.
+        """
+        super().__init__(input_size, output_size, batch_first=batch_first)
+        dispatch.check_backend(backend)
+        self.controller = controller
+        self.accessor = accessor
+        self.output = nn.Linear(controller.hidden_size + accessor.num_reads * accessor.word_size, output_size)
+        self.clip = clip
+        self.backend = backend
+        self.chosen_backend: str | None = None
+        self.compiled_transition: Any = None
+
+    def initial_state(self, batch_size: int, memory_size: int | None = None) -> CircuitState:
+        """State before the first step; the initial reads are zero.
+
+        Args:
+            batch_size: B.
+            memory_size: number of slots, where it is to differ from the number at construction.
+        """
+        accessor = self.accessor
+        return CircuitState(
+            self.controller.initial_state(batch_size),
+            accessor.initial_state(batch_size, memory_size),
+            self.output.weight.new_zeros(batch_size, accessor.num_reads, accessor.word_size),
+        )
+
+    def transition(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Any]:
+        """One step without the output layer.
+
+        Args:
+            x: ``[B, I]``.
+            state: from :meth:`initial_state` or the last step.
+
+        Returns:
+            Features ``[B, F]`` (hidden vector and words read), the next state, and the head parameters.
+        """
+        hidden, controller_state = self.controller(torch.cat([x, state.reads.flatten(1)], dim=-1), state.controller)
+        reads, accessor_state, heads = self.accessor(hidden, state.accessor)
+        features = torch.cat([hidden, reads.flatten(1)], dim=-1)
+        return features, CircuitState(controller_state, accessor_state, reads), heads
+
+    def answer(self, features: Tensor) -> Tensor:
+        """Logits from features, ``[…, F]`` -> ``[…, O]``."""
+        outputs = self.output(features)
+        return outputs if self.clip is None else torch.clamp(outputs, -self.clip, self.clip)
+
+    def step(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
+        """One step; see :meth:`Circuit.step`."""
+        features, state, _ = self.transition(x, state)
+        return self.answer(features), state
+
+    def run(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
+        """A whole sequence through the chosen backend; see :meth:`Circuit.run`."""
+        features, state = dispatch.run(self, inputs, state)
+        return self.answer(features), state
+
+    def run_traced(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Trace]:
+        """Like :meth:`run`, step by step, and records what the heads did."""
+        features, steps = [], []
+        for x in inputs.unbind(0):
+            feature, state, heads = self.transition(x, state)
+            features.append(feature)
+            seen = {**heads._asdict(), **state.accessor._asdict(), "reads": state.reads}
+            steps.append(Trace(*(seen.get(name) for name in Trace._fields)))
+        recorded = Trace(*(None if parts[0] is None else torch.stack(parts) for parts in zip(*steps, strict=True)))
+        return self.answer(torch.stack(features)), state, recorded

@@ -1,0 +1,85 @@
+"""The Neural Turing Machine (Graves, Wayne & Danihelka 2014, arXiv 1410.5401)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ..core.accessors import StaticAccessor
+from ..core.controllers import Controller
+from ..core.memory import MemoryInit, WeightInit
+from .memory_augmented import MemoryAugmentedCircuit, MemoryAugmentedOptions, build_controller
+
+
+class NTMOptions(MemoryAugmentedOptions):
+    """Options of :class:`NTM`."""
+
+    type: Literal["ntm"] = "ntm"
+    shift_range: int = Field(1, ge=0)
+    """Largest shift in slots, to either side."""
+    memory_init: MemoryInit = "constant"
+    weight_init: WeightInit = "first"
+
+
+class NTM(MemoryAugmentedCircuit):
+    """Neural Turing Machine: a controller with heads that address by content and by location."""
+
+    Options = NTMOptions
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        controller: str | Controller = "lstm",
+        hidden_size: int = 100,
+        num_layers: int = 1,
+        memory_size: int = 128,
+        word_size: int = 20,
+        num_reads: int = 1,
+        num_writes: int = 1,
+        shift_range: int = 1,
+        memory_init: MemoryInit = "constant",
+        weight_init: WeightInit = "first",
+        masked_content: bool = False,
+        clip: float | None = 20.0,
+        batch_first: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        """
+        Args:
+            input_size: I, channels of each input step.
+            output_size: O, channels of each output step.
+            controller: ``lstm``, ``gru``, ``feedforward``, or a controller that takes
+                ``input_size + num_reads * word_size`` channels (then ``hidden_size`` and ``num_layers`` are its own).
+            hidden_size: size of the controller's layers.
+            num_layers: number of the controller's layers.
+            memory_size: N, number of slots.
+            word_size: W, length of a slot.
+            num_reads: R, number of read heads.
+            num_writes: H, number of write heads.
+            shift_range: largest shift in slots, to either side.
+            memory_init: contents before the first step: ``constant``, ``learned`` or ``truncated_normal``.
+            weight_init: weightings before the first step: ``first``, ``uniform`` or ``learned``.
+            masked_content: lookups weigh the elements of a word (improved DNC).
+            clip: hidden state, cell state and outputs are kept in [-clip, clip]; None leaves them.
+            batch_first: sequences are ``[B, T, …]`` rather than ``[T, B, …]``.
+            backend: what runs sequences; ``auto`` takes the fastest that can.
+
+        Raises:
+            ValueError: an argument that is not allowed; names it, what was given and what is allowed.
+        """
+        built = build_controller(controller, input_size + num_reads * word_size, hidden_size, num_layers, clip)
+        accessor = StaticAccessor(
+            built.hidden_size,
+            memory_size,
+            word_size,
+            num_reads,
+            num_writes,
+            shift_range=shift_range,
+            memory_init=memory_init,
+            weight_init=weight_init,
+            masked_content=masked_content,
+        )
+        super().__init__(input_size, output_size, built, accessor, clip=clip, batch_first=batch_first, backend=backend)

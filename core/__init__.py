@@ -1,0 +1,1 @@
+"""Contracts and memory mechanics. Imports nothing from the rooms above it."""

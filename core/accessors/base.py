@@ -1,0 +1,56 @@
+"""The contract of an accessor."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..circuit import check_sizes
+
+
+class Accessor(nn.Module, ABC):
+    """A memory with its heads: one step maps the controller's output and a state to the words read and a new state."""
+
+    def __init__(self, hidden_size: int, memory_size: int, word_size: int, num_reads: int, num_writes: int) -> None:
+        """
+        Args:
+            hidden_size: size of the controller's output.
+            memory_size: N, number of slots.
+            word_size: W, length of a slot.
+            num_reads: R, number of read heads.
+            num_writes: H, number of write heads.
+
+        Raises:
+            ValueError: a size below 1.
+        """
+        super().__init__()
+        check_sizes(
+            hidden_size=hidden_size,
+            memory_size=memory_size,
+            word_size=word_size,
+            num_reads=num_reads,
+            num_writes=num_writes,
+        )
+        self.hidden_size = hidden_size
+        self.memory_size = memory_size
+        self.word_size = word_size
+        self.num_reads = num_reads
+        self.num_writes = num_writes
+
+    @abstractmethod
+    def initial_state(self, batch_size: int, memory_size: int | None = None) -> Any:
+        """State before the first step; another number of slots than was trained with is allowed where it can be."""
+
+    @abstractmethod
+    def forward(self, hidden: Tensor, state: Any) -> tuple[Tensor, Any, Any]:
+        """One step of access: write, then read from the new memory.
+
+        Args:
+            hidden: the controller's output, ``[B, hidden_size]``.
+            state: from :meth:`initial_state` or the last step.
+
+        Returns:
+            Words read ``[B, R, W]``, the next state, and the head parameters of this step.
+        """

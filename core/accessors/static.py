@@ -1,0 +1,85 @@
+"""The static accessor: NTM heads, which address by content and by location (Graves et al. 2014, section 3)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import addressing
+from ..heads import StaticHeads, StaticInterface
+from ..memory import InitialMemory, InitialWeights, MemoryInit, WeightInit
+from .base import Accessor
+
+
+class StaticState(NamedTuple):
+    """Memory and weightings after a step."""
+
+    memory: Tensor
+    """``[B, N, W]``"""
+    read_weights: Tensor
+    """``[B, R, N]``"""
+    write_weights: Tensor
+    """``[B, H, N]``"""
+
+
+class StaticAccessor(Accessor):
+    """NTM memory: every head finds its slot by content, by its last position and by a shift."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        memory_size: int,
+        word_size: int,
+        num_reads: int,
+        num_writes: int,
+        *,
+        shift_range: int = 1,
+        memory_init: MemoryInit = "constant",
+        weight_init: WeightInit = "first",
+        masked_content: bool = False,
+    ) -> None:
+        """
+        Args:
+            hidden_size, memory_size, word_size, num_reads, num_writes: see :class:`Accessor`.
+            shift_range: largest shift in slots, to either side.
+            memory_init: contents before the first step; see :class:`~tapehead.core.memory.InitialMemory`.
+            weight_init: weightings before the first step; see :class:`~tapehead.core.memory.InitialWeights`.
+            masked_content: lookups weigh the elements of a word (improved DNC).
+
+        Raises:
+            ValueError: a size below 1, a negative shift range or an unknown initialiser.
+        """
+        super().__init__(hidden_size, memory_size, word_size, num_reads, num_writes)
+        if shift_range < 0:
+            raise ValueError(f"shift_range: got {shift_range}; allowed is 0 or more")
+        self.shift_range = shift_range
+        self.masked_content = masked_content
+        self.interface = StaticInterface(
+            hidden_size, word_size, num_reads, num_writes, shift_range, masked_content=masked_content
+        )
+        self.initial_memory = InitialMemory(memory_init, memory_size, word_size)
+        self.initial_weights = InitialWeights(weight_init, num_reads + num_writes, memory_size)
+
+    def initial_state(self, batch_size: int, memory_size: int | None = None) -> StaticState:
+        """State before the first step, for N = ``memory_size`` slots (default: as built)."""
+        slots = self.memory_size if memory_size is None else memory_size
+        weights = self.initial_weights(batch_size, slots)
+        return StaticState(
+            self.initial_memory(batch_size, slots), weights[:, : self.num_reads], weights[:, self.num_reads :]
+        )
+
+    def forward(self, hidden: Tensor, state: StaticState) -> tuple[Tensor, StaticState, StaticHeads]:
+        """One step of access; see :meth:`Accessor.forward`."""
+        heads = self.interface(hidden)
+        weights = addressing.location_weights(
+            addressing.content_weights(state.memory, heads.keys, heads.strengths, heads.mask),
+            torch.cat([state.read_weights, state.write_weights], dim=1),
+            heads.gate,
+            heads.shift,
+            heads.sharpness,
+        )
+        read_weights, write_weights = weights[:, : self.num_reads], weights[:, self.num_reads :]
+        memory = addressing.write(state.memory, write_weights, heads.erase, heads.add)
+        return addressing.read(memory, read_weights), StaticState(memory, read_weights, write_weights), heads

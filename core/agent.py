@@ -1,0 +1,61 @@
+"""Agent: how a circuit learns, and where it reports to while it does."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .circuit import Trace
+from .env import Batch
+
+
+class Recorder:
+    """Receives what a run has to say; this one keeps nothing, so library users need none.
+
+    ``tapehead.utils.run.Run`` writes it to a run directory and to visdom.
+    """
+
+    def message(self, text: str) -> None:
+        """One line for a person to read."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers at a training step, named like ``train/loss`` or ``held_out/length 40/bits_wrong``."""
+
+    def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        """Where the run stands; called at every step, so it must be cheap."""
+
+    def episode(self, step: int, name: str, batch: Batch, outputs: Tensor, trace: Trace | None) -> None:
+        """One answered batch with its trace of the memory, to be drawn (its first sequence is)."""
+
+    def checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
+        """Save a state under a name such as ``latest`` or ``best``."""
+
+
+class Agent(ABC):
+    """Trains and tests one circuit on one env, and can stop and go on at any step."""
+
+    stop_requested: bool = False
+    """Set it (from a signal handler, say) to make :meth:`fit` save and return after the current step."""
+
+    @abstractmethod
+    def fit(self) -> dict[str, float]:
+        """Train until done or asked to stop; return the last held-out metrics."""
+
+    @abstractmethod
+    def test(self) -> dict[str, float]:
+        """Evaluate on every held-out set without learning; return its metrics."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit: weights, optimiser or population, step, random states."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a run where :meth:`state_dict` left it.
+
+        Raises:
+            ValueError: the state belongs to another circuit, env or agent; names the first difference.
+        """

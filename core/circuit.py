@@ -1,0 +1,178 @@
+"""Circuit: a recurrent module with an explicit state. Also the state and the trace that all circuits share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .options import Options
+
+State = TypeVar("State")
+
+
+def map_state(function: Callable[..., Tensor], *states: State) -> State:
+    """Apply a function to each tensor of a state (a tree of NamedTuples), or to the same leaf of several states."""
+    first = states[0]
+    if isinstance(first, Tensor):
+        return function(*states)  # type: ignore[return-value]
+    if not isinstance(first, tuple):
+        raise TypeError(f"state: got a {type(first).__name__} inside it; allowed are tensors and NamedTuples of them")
+    leaves = [map_state(function, *parts) for parts in zip(*states, strict=True)]  # type: ignore[call-overload]
+    return type(first)(*leaves)
+
+
+def detach(state: State) -> State:
+    """The same state, cut off from the graph that made it: no gradient flows to earlier steps."""
+    return map_state(lambda leaf: leaf.detach(), state)
+
+
+class CircuitState(NamedTuple):
+    """What a memory-augmented circuit carries from step to step; the batch is the first dimension of every leaf."""
+
+    controller: Any
+    """State of the controller, a NamedTuple of tensors ``[B, …]``."""
+    accessor: Any
+    """State of the memory and the heads, a NamedTuple of tensors ``[B, …]``."""
+    reads: Tensor
+    """Words read at the last step, fed back to the controller, ``[B, R, W]``."""
+
+
+class Trace(NamedTuple):
+    """What the heads did at each step of a sequence, for pictures and analysis; None where a circuit has no such part.
+
+    T steps, B batch, R read heads, H write heads, N slots, W word size. With ``batch_first`` the first two swap.
+    """
+
+    read_weights: Tensor | None = None
+    """``[T, B, R, N]``"""
+    write_weights: Tensor | None = None
+    """``[T, B, H, N]``"""
+    memory: Tensor | None = None
+    """Contents after each step, ``[T, B, N, W]``."""
+    reads: Tensor | None = None
+    """``[T, B, R, W]``"""
+    add: Tensor | None = None
+    """Words written, ``[T, B, H, W]``."""
+    erase: Tensor | None = None
+    """``[T, B, H, W]``"""
+    usage: Tensor | None = None
+    """``[T, B, N]`` (DNC)"""
+    free_gates: Tensor | None = None
+    """``[T, B, R]`` (DNC)"""
+    allocation_gates: Tensor | None = None
+    """``[T, B, H]`` (DNC)"""
+    write_gates: Tensor | None = None
+    """``[T, B, H]`` (DNC)"""
+    read_modes: Tensor | None = None
+    """Shares of backward, content and forward, ``[T, B, R, 1 + 2H]`` (DNC)."""
+
+
+class Circuit(nn.Module, ABC):
+    """A recurrent module: (inputs, state) -> (outputs, state). It keeps no hidden state between calls.
+
+    Subclasses implement :meth:`initial_state` and :meth:`step`, and may override :meth:`run` with something faster.
+    """
+
+    Options: ClassVar[type[Options]]
+
+    def __init__(self, input_size: int, output_size: int, *, batch_first: bool = False) -> None:
+        """
+        Args:
+            input_size: I, channels of each input step.
+            output_size: O, channels of each output step.
+            batch_first: sequences are ``[B, T, …]`` rather than ``[T, B, …]``.
+
+        Raises:
+            ValueError: a size below 1.
+        """
+        super().__init__()
+        check_sizes(input_size=input_size, output_size=output_size)
+        self.input_size = input_size
+        self.output_size = output_size
+        self.batch_first = batch_first
+
+    @abstractmethod
+    def initial_state(self, batch_size: int) -> Any:
+        """State before the first step: a tree of NamedTuples of tensors, each with the batch as first dimension."""
+
+    @abstractmethod
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One step.
+
+        Args:
+            x: ``[B, I]``.
+            state: from :meth:`initial_state` or the last step.
+
+        Returns:
+            Logits ``[B, O]`` and the next state.
+        """
+
+    def run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """A whole sequence, ``[T, B, I]`` -> ``[T, B, O]`` and the last state; here, step by step."""
+        outputs = []
+        for x in inputs.unbind(0):
+            y, state = self.step(x, state)
+            outputs.append(y)
+        return torch.stack(outputs), state
+
+    def run_traced(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any, Trace]:
+        """Like :meth:`run`, and records what the heads did; a circuit without heads has an empty trace."""
+        outputs, state = self.run(inputs, state)
+        return outputs, state, Trace()
+
+    def forward(self, inputs: Tensor, state: Any = None, *, trace: bool = False) -> Any:
+        """Run a whole sequence.
+
+        Args:
+            inputs: ``[T, B, I]``, or ``[B, T, I]`` with ``batch_first``; at least one step.
+            state: where to start; None starts from :meth:`initial_state`.
+            trace: also return a :class:`Trace` of what the heads did at each step (eager speed).
+
+        Returns:
+            Logits ``[T, B, O]`` (or ``[B, T, O]``) and the last state; with ``trace`` the trace as a third.
+
+        Raises:
+            ValueError: inputs or state have the wrong shape.
+        """
+        time_first = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
+        if inputs.dim() != 3 or inputs.shape[-1] != self.input_size or 0 in inputs.shape:
+            raise ValueError(
+                f"inputs: got shape {list(inputs.shape)}; expected {time_first.format(self.input_size)} "
+                "with at least one step and one sequence"
+            )
+        if self.batch_first:
+            inputs = inputs.transpose(0, 1)
+        if state is None:
+            state = self.initial_state(inputs.shape[1])
+        map_state(lambda leaf: _check_batch(leaf, inputs.shape[1]), state)
+        if not trace:
+            outputs, state = self.run(inputs, state)
+            return (outputs.transpose(0, 1) if self.batch_first else outputs), state
+        outputs, state, recorded = self.run_traced(inputs, state)
+        if self.batch_first:
+            recorded = Trace(*(part if part is None else part.transpose(0, 1) for part in recorded))
+            outputs = outputs.transpose(0, 1)
+        return outputs, state, recorded
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise ValueError naming the first size that is not a whole number of at least 1."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name}: got {size!r}; allowed is a whole number of at least 1")
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError if the value is none of the allowed ones, naming the argument, the value and the choices."""
+    if value not in allowed:
+        raise ValueError(f"{name}: got {value!r}; allowed: {', '.join(allowed)}")
+
+
+def _check_batch(leaf: Tensor, batch_size: int) -> Tensor:
+    if leaf.shape[0] != batch_size:
+        raise ValueError(f"state: got a batch of {leaf.shape[0]}; the inputs have a batch of {batch_size}")
+    return leaf

@@ -1,0 +1,36 @@
+"""Controllers: input and last read -> hidden.
+
+The table of controllers is here, below the circuits that look names up in it; ``utils/factory.py`` shows it to users.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from .base import Controller, ControllerOptions
+from .feedforward import FeedForwardController, FeedForwardOptions
+from .gru import GRUController, GRUOptions
+from .lstm import LSTMController, LSTMOptions
+
+CONTROLLERS: dict[str, type[Controller]] = {
+    "lstm": LSTMController,
+    "gru": GRUController,
+    "feedforward": FeedForwardController,
+}
+"""Every controller by the name that options and constructors use."""
+
+AnyControllerOptions = Annotated[LSTMOptions | GRUOptions | FeedForwardOptions, Field(discriminator="type")]
+"""The ``controller:`` block of a circuit."""
+
+__all__ = [
+    "CONTROLLERS",
+    "AnyControllerOptions",
+    "Controller",
+    "ControllerOptions",
+    "FeedForwardController",
+    "FeedForwardOptions",
+    "GRUController",
+    "GRUOptions",
+    "LSTMController",
+    "LSTMOptions",
+]

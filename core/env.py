@@ -1,0 +1,117 @@
+"""Env: a task that hands out batches and says how well they were answered."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .options import Options
+
+
+class Batch(NamedTuple):
+    """One batch of sequences, time first."""
+
+    inputs: Tensor
+    """``[T, B, I]``"""
+    targets: Tensor
+    """``[T, B, O]``"""
+    mask: Tensor
+    """``[T, B]``: 1 where the output counts, 0 elsewhere and on padding."""
+
+
+class EnvOptions(Options):
+    """Options that every task has."""
+
+    loss: Literal["sequence", "bit"] = "bit"
+    """What the training loss is the mean of: the summed loss of each sequence, or the loss of each counted bit."""
+
+
+class Env(ABC):
+    """A task: samples batches, computes the loss and the numbers that people quote.
+
+    Subclasses set ``input_size`` and ``output_size`` and implement :meth:`sample`; the defaults here are those of
+    tasks whose outputs are bits. An env never keeps a random state: every draw comes from the generator handed in.
+    """
+
+    Options: ClassVar[type[EnvOptions]]
+    error_metric: ClassVar[str] = "bits_wrong"
+    """The metric that says how well the task is solved; 0 is perfect."""
+
+    options: EnvOptions
+    device: torch.device
+    input_size: int
+    output_size: int
+
+    @abstractmethod
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+        """Draw a batch on the env's device at the current level of the curriculum.
+
+        Args:
+            batch_size: number of sequences.
+            generator: the only source of randomness; on the env's device.
+        """
+
+    def held_out(self) -> Mapping[str, Env]:
+        """Fixed variants of this task to be tested on, by name; the first is the training range itself.
+
+        They have the same input and output sizes; lengths beyond the training range are among them.
+        """
+        return {"trained": self}
+
+    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Masked cross-entropy of each position, summed over its bits, in nats.
+
+        Args:
+            outputs: logits, ``[T, B, O]``.
+            batch: the batch that was answered.
+
+        Returns:
+            ``[T, B]``.
+        """
+        bits = functional.binary_cross_entropy_with_logits(outputs, batch.targets, reduction="none")
+        return bits.sum(-1) * batch.mask
+
+    def normaliser(self, batch: Batch) -> Tensor:
+        """What the sum of :meth:`losses` is divided by: the batch size, or the number of counted bits."""
+        if self.options.loss == "sequence":
+            return torch.as_tensor(batch.mask.shape[1], dtype=batch.inputs.dtype, device=batch.mask.device)
+        return (batch.mask.sum() * batch.targets.shape[-1]).clamp(min=1)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Training loss, a scalar in nats; padding changes nothing.
+
+        Args:
+            outputs: logits, ``[T, B, O]``.
+            batch: the batch that was answered.
+        """
+        return self.losses(outputs, batch).sum() / self.normaliser(batch)
+
+    def metrics(self, outputs: Tensor, batch: Batch) -> dict[str, float]:
+        """Numbers that people quote: loss per counted bit in nats and bits wrong per sequence.
+
+        Args:
+            outputs: logits, ``[T, B, O]``.
+            batch: the batch that was answered.
+        """
+        counted = (batch.mask.sum() * batch.targets.shape[-1]).clamp(min=1)
+        wrong = (((outputs > 0) != (batch.targets > 0.5)) * batch.mask.unsqueeze(-1)).sum()
+        return {
+            "loss": float(self.losses(outputs, batch).sum() / counted),
+            "bits_wrong": float(wrong / batch.mask.shape[1]),
+        }
+
+    def advance(self, error: float) -> bool:
+        """Tell the curriculum the latest held-out error on the current level; True if the level rose."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the curriculum remembers, for a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the curriculum where :meth:`state_dict` left it."""

@@ -1,0 +1,33 @@
+"""What a backend sees of a memory-augmented circuit."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..accessors.base import Accessor
+from ..circuit import CircuitState
+from ..controllers.base import Controller
+
+
+class CircuitView(Protocol):
+    """The parts of a circuit that backends use; implemented by the circuits room, which lies above this one."""
+
+    backend: str
+    chosen_backend: str | None
+    """Backend of the last call, so that a change is logged once."""
+    compiled_transition: Any
+    """Where the compiled backend keeps its compiled step."""
+
+    @property
+    def controller(self) -> Controller: ...
+
+    @property
+    def accessor(self) -> Accessor: ...
+
+    @property
+    def clip(self) -> float | None: ...
+
+    def transition(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Any]:
+        """One step without the output layer: features ``[B, F]``, next state, head parameters."""
