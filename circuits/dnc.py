@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from ..core.accessors import DynamicAccessor
-from ..core.controllers import Controller
+from ..core.controllers import AnyControllerOptions, Controller, LSTMOptions
 from .memory_augmented import MemoryAugmentedCircuit, MemoryAugmentedOptions, build_controller
 
 
@@ -13,6 +15,12 @@ class DNCOptions(MemoryAugmentedOptions):
     """Options of :class:`DNC`."""
 
     type: Literal["dnc"] = "dnc"
+    controller: AnyControllerOptions = LSTMOptions(hidden_size=256)
+    memory_size: int = Field(256, ge=1)
+    """N, number of slots."""
+    word_size: int = Field(64, ge=1)
+    """W, length of a slot."""
+    num_reads: int = Field(4, ge=1)
     squash: Literal["none", "tanh"] = "none"
     """Whether tanh bounds keys and write vectors."""
     memory_wipe: bool = False
@@ -73,7 +81,7 @@ class DNC(MemoryAugmentedCircuit):
         Raises:
             ValueError: an argument that is not allowed; names it, what was given and what is allowed.
         """
-        built = build_controller(controller, input_size + num_reads * word_size, hidden_size, num_layers, clip)
+        built = build_controller(controller, input_size, num_reads, word_size, hidden_size, num_layers, clip)
         accessor = DynamicAccessor(
             built.hidden_size,
             memory_size,

@@ -9,9 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.accessors import Accessor
-from ..core.circuit import Circuit, CircuitState, Trace
+from ..core.circuit import Circuit, CircuitState, Trace, check_choice, check_clip, check_sizes
 from ..core.controllers import CONTROLLERS, AnyControllerOptions, Controller, LSTMOptions
-from ..core.circuit import check_choice
 from ..core.kernels import dispatch
 from ..core.options import Options
 
@@ -35,15 +34,20 @@ class MemoryAugmentedOptions(Options):
 def build_controller(
     controller: str | Controller,
     input_size: int,
+    num_reads: int,
+    word_size: int,
     hidden_size: int,
     num_layers: int,
     clip: float | None,
 ) -> Controller:
-    """A controller by its name, or the given one after checking that it fits.
+    """A controller by its name, or the given one after checking that it fits the input and all words read.
 
     Raises:
-        ValueError: an unknown name, or a controller with another input size than the input plus all words read.
+        ValueError: a size below 1, an unknown name, or a controller with another input size than
+            ``input_size + num_reads * word_size``.
     """
+    check_sizes(input_size=input_size, num_reads=num_reads, word_size=word_size)
+    input_size += num_reads * word_size
     if isinstance(controller, Controller):
         if controller.input_size != input_size:
             raise ValueError(
@@ -80,9 +84,10 @@ class MemoryAugmentedCircuit(Circuit):
             backend: what runs sequences; ``auto`` takes the fastest that can.
 
         Raises:
-            ValueError: a size below 1, or an unknown backend.
+            ValueError: a size below 1, a clip that is not positive, or an unknown backend.
         """
         super().__init__(input_size, output_size, batch_first=batch_first)
+        check_clip(clip)
         dispatch.check_backend(backend)
         self.controller = controller
         self.accessor = accessor
@@ -98,13 +103,21 @@ class MemoryAugmentedCircuit(Circuit):
         Args:
             batch_size: B.
             memory_size: number of slots, where it is to differ from the number at construction.
+
+        Raises:
+            ValueError: a size below 1, or another number of slots than initial contents were made for.
         """
         accessor = self.accessor
+        check_sizes(batch_size=batch_size, memory_size=accessor.memory_size if memory_size is None else memory_size)
         return CircuitState(
             self.controller.initial_state(batch_size),
             accessor.initial_state(batch_size, memory_size),
             self.output.weight.new_zeros(batch_size, accessor.num_reads, accessor.word_size),
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A compiled step belongs to this process: copies and pickles go without it and compile their own.
+        return {**self.__dict__, "compiled_transition": None}
 
     def transition(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Any]:
         """One step without the output layer.

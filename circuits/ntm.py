@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ..core.accessors import StaticAccessor
 from ..core.controllers import Controller
+from ..core.heads import HeadInit
 from ..core.memory import MemoryInit, WeightInit
 from .memory_augmented import MemoryAugmentedCircuit, MemoryAugmentedOptions, build_controller
 
@@ -20,6 +21,8 @@ class NTMOptions(MemoryAugmentedOptions):
     """Largest shift in slots, to either side."""
     memory_init: MemoryInit = "constant"
     weight_init: WeightInit = "first"
+    head_init: HeadInit = "parked"
+    """How the heads start: parked keeps each where it is, sharply; uniform as torch.nn.Linear."""
 
 
 class NTM(MemoryAugmentedCircuit):
@@ -42,6 +45,7 @@ class NTM(MemoryAugmentedCircuit):
         shift_range: int = 1,
         memory_init: MemoryInit = "constant",
         weight_init: WeightInit = "first",
+        head_init: HeadInit = "parked",
         masked_content: bool = False,
         clip: float | None = 20.0,
         batch_first: bool = False,
@@ -62,6 +66,7 @@ class NTM(MemoryAugmentedCircuit):
             shift_range: largest shift in slots, to either side.
             memory_init: contents before the first step: ``constant``, ``learned`` or ``truncated_normal``.
             weight_init: weightings before the first step: ``first``, ``uniform`` or ``learned``.
+            head_init: how the heads start: ``parked`` keeps each where it is, sharply; ``uniform`` as torch.nn.Linear.
             masked_content: lookups weigh the elements of a word (improved DNC).
             clip: hidden state, cell state and outputs are kept in [-clip, clip]; None leaves them.
             batch_first: sequences are ``[B, T, …]`` rather than ``[T, B, …]``.
@@ -70,7 +75,7 @@ class NTM(MemoryAugmentedCircuit):
         Raises:
             ValueError: an argument that is not allowed; names it, what was given and what is allowed.
         """
-        built = build_controller(controller, input_size + num_reads * word_size, hidden_size, num_layers, clip)
+        built = build_controller(controller, input_size, num_reads, word_size, hidden_size, num_layers, clip)
         accessor = StaticAccessor(
             built.hidden_size,
             memory_size,
@@ -80,6 +85,7 @@ class NTM(MemoryAugmentedCircuit):
             shift_range=shift_range,
             memory_init=memory_init,
             weight_init=weight_init,
+            head_init=head_init,
             masked_content=masked_content,
         )
         super().__init__(input_size, output_size, built, accessor, clip=clip, batch_first=batch_first, backend=backend)

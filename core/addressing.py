@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 NORM_EPSILON = 1e-6
 """Added inside the square root of every norm and to the denominator of the cosine, as in DeepMind's DNC."""
@@ -176,9 +177,9 @@ def allocation_weights(usage: Tensor, write_gates: Tensor) -> Tensor:
     allocations = []
     for head in range(write_gates.shape[1]):
         ascending, order = torch.sort(used, dim=-1, stable=True)
-        # The product of all smaller usages, as a sum of logarithms: its gradient needs no division by a product.
-        log_usage = torch.log(ascending)
-        smaller = torch.exp(torch.cumsum(log_usage, dim=-1) - log_usage)
+        # The product of all smaller usages, as a sum of logarithms: its gradient needs no division by a product. The sum
+        # leaves out the slot itself by shifting: subtracting it again would cost the gradient of empty slots its digits.
+        smaller = torch.exp(torch.cumsum(functional.pad(torch.log(ascending[..., :-1]), (1, 0)), dim=-1))
         allocation = torch.gather((1 - ascending) * smaller, -1, torch.argsort(order, dim=-1))
         allocations.append(allocation)
         used = used + (1 - used) * write_gates[:, head : head + 1] * allocation
@@ -241,6 +242,8 @@ def sharpen_links(weights: Tensor, power: Tensor) -> Tensor:
     Returns:
         Weightings that sum to 1 where there was any link to follow, ``[..., N]``.
     """
+    # Rounding can leave a link, and so a weighting, a hair below zero, where a logarithm has no value.
+    weights = weights.clamp(min=0)
     total = weights.sum(-1, keepdim=True)
     return sharpen(weights, power) * (total / (total + NORM_EPSILON))
 

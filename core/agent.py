@@ -37,6 +37,9 @@ class Recorder:
 class Agent(ABC):
     """Trains and tests one circuit on one env, and can stop and go on at any step."""
 
+    recorder: Recorder
+    step: int = 0
+    """Updates or generations done so far."""
     stop_requested: bool = False
     """Set it (from a signal handler, say) to make :meth:`fit` save and return after the current step."""
 

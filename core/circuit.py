@@ -159,11 +159,19 @@ class Circuit(nn.Module, ABC):
         return outputs, state, recorded
 
 
-def check_sizes(**sizes: int) -> None:
-    """Raise ValueError naming the first size that is not a whole number of at least 1."""
+def check_sizes(*, at_least: int = 1, **sizes: int) -> None:
+    """Raise ValueError naming the first size that is not a whole number of at least ``at_least``."""
     for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name}: got {size!r}; allowed is a whole number of at least 1")
+        if not isinstance(size, int) or isinstance(size, bool) or size < at_least:
+            raise ValueError(f"{name}: got {size!r}; allowed is a whole number of at least {at_least}")
+
+
+def check_clip(clip: float | None) -> None:
+    """Raise ValueError if the bound on states and outputs is neither a positive number nor None."""
+    if clip is None:
+        return
+    if not isinstance(clip, (int, float)) or isinstance(clip, bool) or not clip > 0:
+        raise ValueError(f"clip: got {clip!r}; allowed is a positive number or None")
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

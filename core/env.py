@@ -106,7 +106,7 @@ class Env(ABC):
         }
 
     def advance(self, error: float) -> bool:
-        """Tell the curriculum the latest held-out error on the current level; True if the level rose."""
+        """Tell the curriculum the recent error on sequences of the current level; True if the level rose."""
         return False
 
     def state_dict(self) -> dict[str, Any]:

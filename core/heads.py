@@ -5,11 +5,25 @@ B batch, R read heads, H write heads, K = R + H, W word size, S = 2 * shift_rang
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from .circuit import check_choice
+
+HeadInit = Literal["parked", "uniform"]
+"""How the interface of NTM heads starts: ``parked`` keeps each head where it is, sharply; ``uniform`` as torch.nn."""
+
+PARKED_GAIN = 0.3
+"""Scale of the interface's first weights with ``parked``: what the heads do depends little on the hidden vector yet."""
+
+PARKED_GATE = -2.0
+"""First bias of the gates with ``parked``: the last weighting counts 7 times as much as the content."""
+
+PARKED_SHARPNESS = 2.0
+"""First bias of the sharpness with ``parked``: an exponent near 3, so that a weighting which stays does not blur."""
 
 MASK_MIN = 0.1
 """Smallest weight that a lookup mask can give to a word element (improved DNC)."""
@@ -109,8 +123,14 @@ class StaticInterface(Interface):
         shift_range: int,
         *,
         masked_content: bool = False,
+        head_init: HeadInit = "parked",
     ) -> None:
-        """Sizes as in :class:`tapehead.NTM`."""
+        """Sizes and options as in :class:`tapehead.NTM`.
+
+        Raises:
+            ValueError: an unknown ``head_init``.
+        """
+        check_choice("head_init", head_init, get_args(HeadInit))
         heads = num_reads + num_writes
         sizes = {
             "keys": heads * word_size,
@@ -126,6 +146,16 @@ class StaticInterface(Interface):
         super().__init__(hidden_size, sizes)
         self.num_heads = heads
         self.num_writes = num_writes
+        if head_init == "parked":
+            self._park()
+
+    @torch.no_grad()
+    def _park(self) -> None:
+        """Start with heads that stay where they are: what decides whether a trained NTM works on longer sequences."""
+        self.linear.weight.mul_(PARKED_GAIN)
+        bias = dict(zip(self.sizes, self.linear.bias.split(list(self.sizes.values())), strict=True))
+        bias["gate"].add_(PARKED_GATE)
+        bias["sharpness"].add_(PARKED_SHARPNESS)
 
     def forward(self, hidden: Tensor) -> StaticHeads:
         """Head parameters from the controller's output ``[B, hidden_size]``."""

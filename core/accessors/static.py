@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import addressing
-from ..heads import StaticHeads, StaticInterface
+from ..circuit import check_sizes
+from ..heads import HeadInit, StaticHeads, StaticInterface
 from ..memory import InitialMemory, InitialWeights, MemoryInit, WeightInit
 from .base import Accessor
 
@@ -38,6 +39,7 @@ class StaticAccessor(Accessor):
         shift_range: int = 1,
         memory_init: MemoryInit = "constant",
         weight_init: WeightInit = "first",
+        head_init: HeadInit = "parked",
         masked_content: bool = False,
     ) -> None:
         """
@@ -46,18 +48,24 @@ class StaticAccessor(Accessor):
             shift_range: largest shift in slots, to either side.
             memory_init: contents before the first step; see :class:`~tapehead.core.memory.InitialMemory`.
             weight_init: weightings before the first step; see :class:`~tapehead.core.memory.InitialWeights`.
+            head_init: how the heads start; see :data:`~tapehead.core.heads.HeadInit`.
             masked_content: lookups weigh the elements of a word (improved DNC).
 
         Raises:
             ValueError: a size below 1, a negative shift range or an unknown initialiser.
         """
         super().__init__(hidden_size, memory_size, word_size, num_reads, num_writes)
-        if shift_range < 0:
-            raise ValueError(f"shift_range: got {shift_range}; allowed is 0 or more")
+        check_sizes(at_least=0, shift_range=shift_range)
         self.shift_range = shift_range
         self.masked_content = masked_content
         self.interface = StaticInterface(
-            hidden_size, word_size, num_reads, num_writes, shift_range, masked_content=masked_content
+            hidden_size,
+            word_size,
+            num_reads,
+            num_writes,
+            shift_range,
+            masked_content=masked_content,
+            head_init=head_init,
         )
         self.initial_memory = InitialMemory(memory_init, memory_size, word_size)
         self.initial_weights = InitialWeights(weight_init, num_reads + num_writes, memory_size)
@@ -65,10 +73,10 @@ class StaticAccessor(Accessor):
     def initial_state(self, batch_size: int, memory_size: int | None = None) -> StaticState:
         """State before the first step, for N = ``memory_size`` slots (default: as built)."""
         slots = self.memory_size if memory_size is None else memory_size
-        weights = self.initial_weights(batch_size, slots)
-        return StaticState(
-            self.initial_memory(batch_size, slots), weights[:, : self.num_reads], weights[:, self.num_reads :]
-        )
+        # Laid out in memory as every later state is, so that a compiled step serves the first one too.
+        weights = self.initial_weights(batch_size, slots).contiguous()
+        memory = self.initial_memory(batch_size, slots).contiguous()
+        return StaticState(memory, weights[:, : self.num_reads], weights[:, self.num_reads :])
 
     def forward(self, hidden: Tensor, state: StaticState) -> tuple[Tensor, StaticState, StaticHeads]:
         """One step of access; see :meth:`Accessor.forward`."""

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..circuit import check_sizes
+from ..circuit import check_clip, check_sizes
 from ..options import Options
 
 
@@ -41,8 +41,7 @@ class Controller(nn.Module, ABC):
         """
         super().__init__()
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        if clip is not None and not clip > 0:
-            raise ValueError(f"clip: got {clip}; allowed is a positive number or None")
+        check_clip(clip)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers

@@ -37,8 +37,9 @@ class LSTMController(Controller):
 
     def initial_state(self, batch_size: int) -> LSTMState:
         """Zeros."""
-        zeros = self.recurrents[0].weight.new_zeros(batch_size, self.num_layers, self.hidden_size)
-        return LSTMState(zeros, zeros)
+        shape = (batch_size, self.num_layers, self.hidden_size)
+        weight = self.recurrents[0].weight
+        return LSTMState(weight.new_zeros(shape), weight.new_zeros(shape))
 
     def forward(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
         """One step; see :meth:`Controller.forward`."""

@@ -1,0 +1,102 @@
+"""How well a circuit answers sequences that it has not been trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..core.agent import Recorder
+from ..core.circuit import Circuit
+from ..core.env import Env
+
+
+@torch.no_grad()
+def evaluate(env: Env, circuit: Circuit, *, sequences: int, batch_size: int, seed: int) -> dict[str, float]:
+    """Mean metrics of a circuit over sequences that depend on the seed alone.
+
+    Args:
+        env: draws the sequences.
+        circuit: answers them; inputs and outputs are time-major.
+        sequences: how many.
+        batch_size: how many at a time.
+        seed: of the sequences, so that every evaluation sees the same ones.
+    """
+    generator = torch.Generator(env.device).manual_seed(seed)
+    totals: dict[str, float] = {}
+    for start in range(0, sequences, batch_size):
+        size = min(batch_size, sequences - start)
+        batch = env.sample(size, generator)
+        outputs, _ = circuit(batch.inputs)
+        for name, value in env.metrics(outputs, batch).items():
+            totals[name] = totals.get(name, 0.0) + value * size / sequences
+    return totals
+
+
+def evaluate_all(env: Env, circuit: Circuit, *, sequences: int, batch_size: int, seed: int) -> dict[str, float]:
+    """Metrics on every held-out set of an env, named ``held_out/<set>/<metric>``."""
+    values = {}
+    for name, variant in env.held_out().items():
+        for metric, value in evaluate(variant, circuit, sequences=sequences, batch_size=batch_size, seed=seed).items():
+            values[f"held_out/{name}/{metric}"] = value
+    return values
+
+
+@torch.no_grad()
+def show_episodes(env: Env, circuit: Circuit, recorder: Recorder, step: int, seed: int) -> None:
+    """Hand one answered sequence of the first and of the last held-out set to the recorder, with its trace."""
+    held_out = env.held_out()
+    for name in dict.fromkeys([next(iter(held_out)), next(reversed(held_out))]):
+        variant = held_out[name]
+        batch = variant.sample(1, torch.Generator(variant.device).manual_seed(seed))
+        outputs, _, trace = circuit(batch.inputs, trace=True)
+        recorder.episode(step, name, batch, outputs, trace)
+
+
+def held_out_errors(env: Env, values: Mapping[str, float]) -> list[float]:
+    """The error of each held-out set, in their order; the first is that of the training range."""
+    return [values[f"held_out/{name}/{env.error_metric}"] for name in env.held_out()]
+
+
+def check_state(kind: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Check that a saved state fits before any of it is taken up.
+
+    Args:
+        kind: what the state is of, for the message.
+        found: names and tensors of the checkpoint.
+        expected: names and tensors of the circuit.
+
+    Raises:
+        ValueError: names the first entry that is missing, unexpected or of another shape.
+    """
+    for name in expected:
+        if name not in found:
+            raise ValueError(f"checkpoint: {kind} {name!r} is missing; it was saved from another circuit")
+        if tuple(found[name].shape) != tuple(expected[name].shape):
+            raise ValueError(
+                f"checkpoint: {kind} {name!r} has shape {list(found[name].shape)}; "
+                f"this circuit has {list(expected[name].shape)}"
+            )
+    for name in found:
+        if name not in expected:
+            raise ValueError(f"checkpoint: {kind} {name!r} is not part of this circuit")
+
+
+def check_keys(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raise ValueError naming the first entry that a saved state lacks or has too many."""
+    for name in expected:
+        if name not in found:
+            raise ValueError(f"checkpoint: entry {name!r} is missing; it was saved by another agent")
+    for name in found:
+        if name not in expected:
+            raise ValueError(f"checkpoint: entry {name!r} is unknown; it was saved by another agent")
+
+
+def check_fit(env: Env, circuit: Circuit) -> None:
+    """Raise ValueError if a circuit cannot answer an env's sequences."""
+    for name in ("input_size", "output_size"):
+        if getattr(circuit, name) != getattr(env, name):
+            raise ValueError(f"{name}: the circuit has {getattr(circuit, name)}, the env {getattr(env, name)}")
+    if circuit.batch_first:
+        raise ValueError("batch_first: got True; agents train time-major circuits")

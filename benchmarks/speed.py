@@ -1,0 +1,191 @@
+"""How fast circuits run, beside a plain eager implementation, interleaved in one process.
+
+    python benchmarks/speed.py                       # every case on the automatic backend, one thread
+    python benchmarks/speed.py ntm-16 --backends native compiled eager --threads 2
+
+Prints a Markdown table: medians in milliseconds and the ratio of medians. Every figure is of whole sequences; a
+training step is forward, backward, clipping of the gradient's norm and an Adam update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from plain import PlainCircuit, PlainDNC, PlainNTM
+from torch import Tensor, nn
+from torch.nn import functional
+
+import tapehead
+from tapehead.core.circuit import Circuit
+
+
+class Case(NamedTuple):
+    """One row of the table."""
+
+    kind: str
+    steps: int
+    batch_size: int
+    input_size: int
+    output_size: int
+    hidden_size: int
+    slots: int
+    word: int
+    reads: int
+
+    def plain(self) -> PlainCircuit:
+        """The implementation by the book."""
+        sizes = (self.input_size, self.output_size, self.hidden_size, self.slots, self.word)
+        return PlainNTM(*sizes) if self.kind == "ntm" else PlainDNC(*sizes, self.reads)
+
+    def circuit(self, backend: str) -> Circuit:
+        """The library's circuit."""
+        kinds = {"ntm": tapehead.NTM, "dnc": tapehead.DNC}
+        return kinds[self.kind](
+            self.input_size,
+            self.output_size,
+            hidden_size=self.hidden_size,
+            memory_size=self.slots,
+            word_size=self.word,
+            num_reads=self.reads,
+            backend=backend,
+        )
+
+
+CASES = {
+    "ntm-1": Case("ntm", 42, 1, 10, 8, 100, 128, 20, 1),
+    "ntm-16": Case("ntm", 42, 16, 10, 8, 100, 128, 20, 1),
+    "ntm-64": Case("ntm", 42, 64, 10, 8, 100, 128, 20, 1),
+    "dnc-small-1": Case("dnc", 32, 1, 6, 5, 64, 16, 16, 4),
+    "dnc-small-16": Case("dnc", 32, 16, 6, 5, 64, 16, 16, 4),
+    "dnc-large-1": Case("dnc", 32, 1, 8, 8, 256, 256, 64, 4),
+    "dnc-large-16": Case("dnc", 50, 16, 8, 8, 256, 256, 64, 4),
+    "dnc-1024": Case("dnc", 20, 4, 8, 8, 64, 1024, 32, 4),
+}
+
+
+def training_step(module: nn.Module, inputs: Tensor, targets: Tensor) -> Callable[[], None]:
+    """A function that does one training step."""
+    optimiser = torch.optim.Adam(module.parameters(), 1e-4)
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        answered = module(inputs)
+        outputs = answered if isinstance(answered, Tensor) else answered[0]
+        functional.binary_cross_entropy_with_logits(outputs, targets).backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 50.0)
+        optimiser.step()
+
+    return step
+
+
+def forward_pass(module: nn.Module, inputs: Tensor, targets: Tensor) -> Callable[[], None]:
+    """A function that does one forward pass without gradients."""
+
+    def step() -> None:
+        with torch.no_grad():
+            module(inputs)
+
+    return step
+
+
+def interleaved(functions: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each function, called in turn, round after round."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def peak_extra_memory(function: Callable[[], None]) -> float | None:
+    """MiB that the process's resident memory rises by at most while a function runs; None where it cannot be read."""
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        return None
+
+    def resident() -> int:
+        return int(status.read_text().split()[1]) * 4096
+
+    before, peak, done = resident(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.0005):
+            peak = max(peak, resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    function()
+    done.set()
+    watcher.join()
+    return max(peak - before, 0) / 2**20
+
+
+def measure(name: str, case: Case, backends: Sequence[str], rounds: int) -> list[str]:
+    """Table rows of a case."""
+    torch.manual_seed(0)
+    inputs = torch.rand(case.steps, case.batch_size, case.input_size)
+    targets = (torch.rand(case.steps, case.batch_size, case.output_size) > 0.5).float()
+    rows = []
+    for label, make in (("train", training_step), ("forward", forward_pass)):
+        functions: dict[str, Callable[[], None]] = {}
+        first: dict[str, float] = {}
+        memory: dict[str, float | None] = {}
+        modules: dict[str, nn.Module] = {"plain": case.plain()} | {
+            backend: case.circuit(backend) for backend in backends
+        }
+        for backend, module in modules.items():
+            functions[backend] = make(module, inputs, targets)
+            # The first call: later ones reuse memory that the process has not given back.
+            start = time.perf_counter()
+            memory[backend] = peak_extra_memory(functions[backend])
+            first[backend] = time.perf_counter() - start
+        times = interleaved(functions, rounds)
+        plain = statistics.median(times["plain"])
+        for backend, module in modules.items():
+            median = statistics.median(times[backend])
+            took = getattr(module, "chosen_backend", None) or backend
+            extra = memory[backend]
+            rows.append(
+                f"| {name} | {label} | {took} | {median:.2f} | {min(times[backend]):.2f} | {plain / median:.2f} | "
+                f"{first[backend]:.2f} | {'' if extra is None else f'{extra:.0f}'} |"
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    """Measure the named cases."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: all of {', '.join(CASES)}")
+    parser.add_argument("--backends", nargs="+", default=["auto"])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.cases if name not in CASES]
+    if unknown:
+        parser.error(f"CASE: got {', '.join(unknown)}; allowed: {', '.join(CASES)}")
+    torch.set_num_threads(arguments.threads)
+    print(
+        f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, torch {torch.__version__}, ",
+        end="",
+    )
+    print(f"{arguments.threads} thread(s), {arguments.rounds} rounds\n")
+    print("| case | what | backend | median ms | min ms | times faster than plain | first call s | extra MiB |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name in arguments.cases or CASES:
+        measure(name, CASES[name], arguments.backends, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

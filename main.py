@@ -1,0 +1,166 @@
+"""Command line: parse, build, run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import yaml
+
+import tapehead
+from tapehead.agents.backprop import TrainingError
+from tapehead.core.agent import Agent
+from tapehead.utils import factory, options
+from tapehead.utils.checkpoint import CheckpointError
+from tapehead.utils.log import LOGGER, log_to
+from tapehead.utils.options import OptionsError
+from tapehead.utils.run import Run, find_directory, load_agent_state, new_directory, read_options
+
+DEFAULT_PRESET = "ntm-copy"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = argparse.ArgumentParser(
+        prog="tapehead", description="Train and watch circuits that read and write an external memory."
+    )
+    top.add_argument("--version", action="version", version=tapehead.__version__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    train = commands.add_parser("train", help="train a preset, or go on with a run")
+    train.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help=f"default preset: {DEFAULT_PRESET}")
+    train.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, its name, or latest")
+    test = commands.add_parser("test", help="test a run on its held-out sets; writes pictures and an animation")
+    test.add_argument("run", metavar="RUN", help="a run's folder, its name, or latest")
+    test.add_argument("arguments", nargs="*", metavar="key=value")
+    test.add_argument("--checkpoint", choices=("best", "latest"), help="default: best, or latest if there is none")
+    commands.add_parser("list", help="show presets and everything that options can name")
+    show = commands.add_parser("show", help="print options, fully resolved")
+    show.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help=f"default preset: {DEFAULT_PRESET}")
+    return top
+
+
+def read_arguments(arguments: Sequence[str], values: dict[str, Any] | None = None) -> factory.RunOptions:
+    """Options from an optional preset followed by ``key=value``; ``values`` stand in for the preset.
+
+    Raises:
+        OptionsError: lists every problem.
+    """
+    assignments = list(arguments)
+    if values is None:
+        named = bool(assignments) and "=" not in assignments[0]
+        values = options.load_file(assignments.pop(0) if named else DEFAULT_PRESET)
+    for path in options.override(values, assignments):
+        LOGGER.info("%s: left out, it belonged to another type", path)
+    return factory.parse(values)
+
+
+@contextlib.contextmanager
+def stop_on_signal(agent: Agent) -> Iterator[None]:
+    """Within the block, Ctrl-C and SIGTERM ask the agent to stop after its step; a second one stops at once."""
+
+    def ask(number: int, frame: object) -> None:
+        if agent.stop_requested:
+            raise KeyboardInterrupt
+        agent.stop_requested = True
+        LOGGER.info("stopping after this step; once more to stop at once")
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train a preset, or go on with a run."""
+    resumed = find_directory(arguments.resume) if arguments.resume else None
+    chosen = read_arguments(arguments.arguments, read_options(resumed) if resumed else None)
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    # Built and loaded before the first folder is made: bad input leaves nothing behind.
+    parts = factory.build(chosen)
+    if resumed:
+        parts.agent.load_state_dict(load_agent_state(resumed))
+    directory = resumed or new_directory()
+    with log_to(directory / "log"), Run(directory, chosen) as run:
+        parts.agent.recorder = run
+        LOGGER.info("run %s%s", directory, " goes on" if resumed else "")
+        description = factory.describe(parts)
+        LOGGER.info("%s", description)
+        run.write_options()
+        run.plotter.text("options", yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False))
+        run.plotter.text("circuit", f"{description}\n\n{parts.circuit}")
+        if resumed:
+            run.forget_after(parts.agent.step)
+        with stop_on_signal(parts.agent):
+            parts.agent.fit()
+        if parts.agent.stop_requested:
+            LOGGER.info("stopped at step %d; go on with: tapehead train --resume %s", parts.agent.step, directory)
+        else:
+            LOGGER.info("done at step %d; look closer with: tapehead test %s", parts.agent.step, directory)
+    return 0
+
+
+def test(arguments: argparse.Namespace) -> int:
+    """Test a run on its held-out sets."""
+    directory = find_directory(arguments.run)
+    chosen = read_arguments(arguments.arguments, read_options(directory))
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    parts = factory.build(chosen)
+    names = (arguments.checkpoint,) if arguments.checkpoint else ("best", "latest")
+    parts.agent.load_state_dict(load_agent_state(directory, names))
+    tested = directory / "test"
+    tested.mkdir(exist_ok=True)
+    with log_to(tested / "log"), Run(tested, chosen, title=f"{directory.name}_test", gif=True) as run:
+        parts.agent.recorder = run
+        LOGGER.info("test of %s at step %d", directory, parts.agent.step)
+        parts.agent.test()
+        LOGGER.info("pictures: %s", tested / "plots")
+    return 0
+
+
+def list_entries() -> int:
+    """Print presets and everything that options can name."""
+    print("presets:")
+    for name in options.preset_names():
+        print(f"  {name}")
+    for block, table in factory.entries().items():
+        print(f"{block} types:")
+        for name, description in table.items():
+            print(f"  {name:20} {description}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 1 training failed, 2 bad input, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = parser().parse_args(given or ["train"])
+    try:
+        with log_to("terminal"):
+            if parsed.command == "train":
+                return train(parsed)
+            if parsed.command == "test":
+                return test(parsed)
+            if parsed.command == "list":
+                return list_entries()
+            print(yaml.safe_dump(read_arguments(parsed.arguments).model_dump(mode="json"), sort_keys=False), end="")
+            return 0
+    except (OptionsError, CheckpointError, ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error, TrainingError):
+            raise
+        print("\n".join(f"tapehead: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 1 if isinstance(error, TrainingError) else 2
+    except KeyboardInterrupt:
+        print("tapehead: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Tables of everything that options can name, and the wiring of Env, Circuit and Agent.
+
+Adding a task, a circuit or an agent is one new file with its class and its options, plus one line in a table here.
+Controllers have their table in ``core/controllers``, because circuits look names up in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field, SerializeAsAny, ValidationError
+
+from ..agents import BackpropAgent, EmptyAgent
+from ..circuits import DNC, NTM
+from ..core.agent import Agent, Recorder
+from ..core.circuit import Circuit
+from ..core.controllers import CONTROLLERS
+from ..core.env import Env
+from ..core.kernels.dispatch import Backend
+from ..core.options import Options
+from ..envs import AssociativeRecallEnv, CopyEnv, DynamicNGramsEnv, PrioritySortEnv, RepeatCopyEnv
+from .options import OptionsError, explain
+
+ENVS: dict[str, Any] = {
+    "copy": CopyEnv,
+    "repeat-copy": RepeatCopyEnv,
+    "associative-recall": AssociativeRecallEnv,
+    "dynamic-ngrams": DynamicNGramsEnv,
+    "priority-sort": PrioritySortEnv,
+}
+CIRCUITS: dict[str, Any] = {"ntm": NTM, "dnc": DNC}
+AGENTS: dict[str, Any] = {"backprop": BackpropAgent, "empty": EmptyAgent}
+TABLES: dict[str, dict[str, Any]] = {"env": ENVS, "circuit": CIRCUITS, "agent": AGENTS}
+"""The blocks of an options file, and the classes that each can name as its type."""
+
+
+class RunOptions(Options):
+    """Everything that describes a run."""
+
+    seed: int = Field(1, ge=0, lt=2**31)
+    """Of weights, training data and population."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto takes a GPU where there is one."""
+    backend: Backend = "auto"
+    """What runs sequences; auto takes the fastest that can."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; null takes all cores."""
+    plots: Literal["auto", "visdom", "files", "off"] = "auto"
+    """Where pictures go: files writes PNGs, visdom shows them live as well, auto does so where it is installed."""
+    visdom_port: int = Field(8097, ge=1, le=65535)
+    env: SerializeAsAny[Options]
+    circuit: SerializeAsAny[Options]
+    agent: SerializeAsAny[Options]
+
+
+class Parts(NamedTuple):
+    """What a run is made of."""
+
+    env: Env
+    circuit: Circuit
+    agent: Agent
+
+
+def parse(values: Mapping[str, Any]) -> RunOptions:
+    """Validate the options of a run.
+
+    Raises:
+        OptionsError: lists every problem, each with the path of the key, what was given and what is allowed.
+    """
+    problems: list[str] = []
+    blocks: dict[str, Any] = {}
+    for name, table in TABLES.items():
+        given = values.get(name)
+        if not isinstance(given, dict):
+            problems.append(f"{name}: {'missing' if given is None else f'got {given!r}'}; expected a block with a type")
+        elif not isinstance(given.get("type"), str) or given["type"] not in table:
+            problems.append(f"{name}.type: got {given.get('type')!r}; allowed: {', '.join(table)}")
+        else:
+            options = table[given["type"]].Options
+            try:
+                blocks[name] = options.model_validate(given)
+            except ValidationError as error:
+                problems += explain(error, name, given, options.model_fields)
+    rest = {key: value for key, value in values.items() if key not in TABLES}
+    placeholders = {name: Options() for name in TABLES}
+    try:
+        RunOptions.model_validate({**rest, **placeholders})
+    except ValidationError as error:
+        problems += explain(error, "", rest, RunOptions.model_fields)
+    try:
+        resolve_device(str(values.get("device", "auto")))
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise OptionsError("\n".join(problems))
+    return RunOptions.model_validate({**rest, **blocks})
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is the first GPU, or the CPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device: got {name!r}; not available here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def build_env(options: Options, device: torch.device) -> Env:
+    """The env that a block of options names, on a device."""
+    env: Env = ENVS[options.type](options, device)  # type: ignore[attr-defined]
+    return env
+
+
+def build_circuit(
+    options: Options, input_size: int, output_size: int, *, backend: str, device: torch.device, seed: int
+) -> Circuit:
+    """The circuit that a block of options names, with weights that depend on the seed alone."""
+    arguments = {name: getattr(options, name) for name in type(options).model_fields if name != "type"}
+    controller = arguments.pop("controller", None)
+    if controller is not None:
+        arguments |= {
+            "controller": controller.type,
+            "hidden_size": controller.hidden_size,
+            "num_layers": controller.num_layers,
+        }
+    # Drawn on the CPU, so that the same seed gives the same weights on every device; the caller's state is untouched.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        circuit: Circuit = CIRCUITS[options.type](  # type: ignore[attr-defined]
+            input_size, output_size, backend=backend, **arguments
+        )
+    return circuit.to(device)
+
+
+def build(options: RunOptions, recorder: Recorder | None = None) -> Parts:
+    """Env, Circuit and Agent of a run, wired."""
+    device = resolve_device(options.device)
+    env = build_env(options.env, device)
+    circuit = build_circuit(
+        options.circuit, env.input_size, env.output_size, backend=options.backend, device=device, seed=options.seed
+    )
+    agent: Agent = AGENTS[options.agent.type](  # type: ignore[attr-defined]
+        env, circuit, options.agent, seed=options.seed, recorder=recorder
+    )
+    return Parts(env, circuit, agent)
+
+
+def describe(parts: Parts) -> str:
+    """The hierarchy that was built, as text: Agent { Env, Circuit { Controller, Accessor } } with sizes."""
+    env, circuit, agent = parts
+    parameters = sum(parameter.numel() for parameter in circuit.parameters())
+    lines = [
+        type(agent).__name__,
+        f"  {type(env).__name__}: {env.input_size} inputs, {env.output_size} outputs",
+        f"  {type(circuit).__name__}: {parameters:,} parameters on {env.device}",
+    ]
+    controller, accessor = getattr(circuit, "controller", None), getattr(circuit, "accessor", None)
+    if controller is not None:
+        lines.append(f"    {type(controller).__name__}: {controller.num_layers} x {controller.hidden_size}")
+    if accessor is not None:
+        lines.append(
+            f"    {type(accessor).__name__}: memory {accessor.memory_size} x {accessor.word_size}, "
+            f"{accessor.num_reads} read and {accessor.num_writes} write heads"
+        )
+    return "\n".join(lines)
+
+
+def entries() -> dict[str, dict[str, str]]:
+    """Every name that options can use, by block, with the first line of its class's description."""
+    tables = {**TABLES, "controller": CONTROLLERS}
+    return {
+        block: {name: (entry.__doc__ or "").strip().splitlines()[0] for name, entry in table.items()}
+        for block, table in tables.items()
+    }

@@ -1,0 +1,50 @@
+"""Log lines: to the terminal, above the progress bar, and to a file of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+LOGGER = logging.getLogger("tapehead")
+
+
+class _TerminalHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _FileHandler(logging.FileHandler):
+    """A log file that a full disk silences: the terminal still shows every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (name given by logging)
+        """Drop the line."""
+
+
+@contextlib.contextmanager
+def log_to(target: Path | Literal["terminal"]) -> Iterator[None]:
+    """Within the block, lines of the ``tapehead`` loggers go to the terminal or to a file."""
+    handler: logging.Handler
+    if target == "terminal":
+        handler = _TerminalHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    else:
+        handler = _FileHandler(target, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level, propagate = LOGGER.level, LOGGER.propagate
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False
+    LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
+        LOGGER.propagate = propagate
+        LOGGER.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,233 @@
+"""A run on disk: options, log, metrics, checkpoints and pictures in one folder."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import platform
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from tqdm import tqdm
+
+from ..core.agent import Recorder
+from ..core.circuit import Trace
+from ..core.env import Batch
+from . import checkpoint
+from .factory import RunOptions, parse
+from .live import Plotter
+from .options import OptionsError, load_file
+from .plots import episode_from, memory_gif
+
+logger = logging.getLogger(__name__)
+
+RUNS = Path("runs")
+"""Where runs are kept, below the working directory."""
+
+POSTFIX_SECONDS = 0.5
+"""The numbers beside the progress bar change at most this often."""
+
+
+def new_directory(root: Path = RUNS) -> Path:
+    """Make the folder of a new run, ``<machine>_<yymmddHHMMSS>``."""
+    machine = re.sub(r"[^A-Za-z0-9.-]+", "-", platform.node()) or "machine"
+    name = f"{machine}_{time.strftime('%y%m%d%H%M%S')}"
+    root.mkdir(parents=True, exist_ok=True)
+    for suffix in itertools.count(1):
+        directory = root / (name if suffix == 1 else f"{name}-{suffix}")
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            continue
+        return directory
+    raise AssertionError("itertools.count ended")
+
+
+def find_directory(name: str, root: Path = RUNS) -> Path:
+    """The folder of a run given by its path, its name below ``runs/``, or ``latest``.
+
+    Raises:
+        OptionsError: no such run.
+    """
+    found = sorted((path.parent for path in root.glob("*/options.yaml")), key=lambda path: path.stat().st_mtime)
+    if name == "latest" and found:
+        return found[-1]
+    for directory in (Path(name), root / name):
+        if (directory / "options.yaml").is_file():
+            return directory
+    raise OptionsError(
+        f"run: got {name!r}; allowed is the path of a run's folder, or one of: "
+        + (", ".join(path.name for path in found[-5:]) or f"(there are no runs in {root}/)")
+    )
+
+
+class Run(Recorder):
+    """Writes what an agent reports into a folder, to visdom and beside a progress bar. A failing disk stops none of it."""
+
+    def __init__(self, directory: Path, options: RunOptions, *, title: str | None = None, gif: bool = False) -> None:
+        """
+        Args:
+            directory: an existing folder.
+            options: of the run; saved with every checkpoint.
+            title: name of the visdom environment; None takes the folder's name.
+            gif: also write each episode as an animation of the memory at work.
+        """
+        self.directory = directory
+        self.options = options
+        self.gif = gif
+        (directory / "checkpoints").mkdir(exist_ok=True)
+        (directory / "plots").mkdir(exist_ok=True)
+        self.plotter = Plotter(directory, title or directory.name, options.plots, port=options.visdom_port)
+        self._bar: tqdm[Any] | None = None
+        self._postfix_due = 0.0
+        self._shown: dict[str, float] = {}
+        self._failed: set[str] = set()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finish the pictures and the progress bar."""
+        if self._bar is not None:
+            self._bar.close()
+        self.plotter.close()
+
+    def _warn_once(self, what: str, error: Exception) -> None:
+        if what not in self._failed:
+            self._failed.add(what)
+            logger.warning("%s cannot be written (%s); the run goes on without it", what, error)
+
+    def write_options(self) -> None:
+        """Write options.yaml, resolved.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        text = yaml.safe_dump(self.options.model_dump(mode="json"), sort_keys=False)
+        (self.directory / "options.yaml").write_text(text, encoding="utf-8")
+
+    def message(self, text: str) -> None:
+        """One line for a person, to the log."""
+        logger.info("%s", text)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Append a row to metrics.jsonl and to the curves; held-out errors also go to the log."""
+        row = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
+        try:
+            with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            self._warn_once("metrics.jsonl", error)
+        self.plotter.metrics(step, values)
+        held_out: dict[str, list[str]] = {}
+        for name, value in values.items():
+            kind, *parts = name.split("/")
+            if kind == "held_out" and parts[-1] != "loss":
+                held_out.setdefault(parts[-1].replace("_", " "), []).append(f"{'/'.join(parts[:-1])}: {value:.4g}")
+        for metric, numbers in held_out.items():
+            logger.info("step %d, %s held out: %s", step, metric, ", ".join(numbers))
+
+    def forget_after(self, step: int) -> None:
+        """Drop rows of metrics.jsonl after a step, which the run is about to go through again."""
+        path = self.directory / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = [row for row in read_metrics(path) if row["step"] <= step]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        for row in kept:
+            values = {name: math.nan if value is None else value for name, value in row.items() if name != "step"}
+            self.plotter.metrics(row["step"], values)
+
+    def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        """Move the progress bar."""
+        if self._bar is None:
+            self._bar = tqdm(total=total, initial=step - 1, unit="step", dynamic_ncols=True)
+        self._shown |= values
+        now = time.monotonic()
+        if now >= self._postfix_due:
+            self._postfix_due = now + POSTFIX_SECONDS
+            shown = {name: f"{value:.4g}" for name, value in self._shown.items() if name not in HIDDEN_VALUES}
+            self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def episode(self, step: int, name: str, batch: Batch, outputs: Tensor, trace: Trace | None) -> None:
+        """Draw one answered sequence."""
+        if self.options.plots == "off" and not self.gif:
+            return
+        episode = episode_from(name, batch, outputs, trace)
+        self.plotter.episode(step, name, episode)
+        if self.gif and trace is not None and trace.memory is not None:
+            path = self.directory / "plots" / f"{name.replace(' ', '-')}.gif"
+            try:
+                memory_gif(path, episode)
+            except OSError as error:
+                self._warn_once(path.name, error)
+
+    def checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
+        """Save the agent's state and the run's options; when the disk fails, the last checkpoint stays as it is."""
+        content = {"options": self.options.model_dump(mode="json"), "agent": dict(state)}
+        try:
+            checkpoint.save(self.directory / "checkpoints" / f"{name}.pt", content)
+            self._failed.discard(f"checkpoint {name}")
+        except OSError as error:
+            self._warn_once(f"checkpoint {name}", error)
+
+
+HIDDEN_VALUES = ("gradient_norm", "learning_rate")
+"""Numbers that the progress bar leaves to the curves."""
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a metrics.jsonl; a last row that a killed process left half written is left out."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(row, dict) and "step" in row:
+                yield row
+
+
+def read_options(directory: Path) -> dict[str, Any]:
+    """The options that a run was started with.
+
+    Raises:
+        OptionsError: the file is missing or damaged.
+    """
+    return load_file(str(directory / "options.yaml"))
+
+
+def load_agent_state(
+    directory: Path, names: tuple[str, ...] = ("latest",), device: torch.device | str = "cpu"
+) -> dict[str, Any]:
+    """The agent's state from the first of the named checkpoints that exists.
+
+    Raises:
+        checkpoint.CheckpointError: none exists, or it cannot be read.
+    """
+    for name in names:
+        path = directory / "checkpoints" / f"{name}.pt"
+        if path.exists():
+            content = checkpoint.load(path, device)
+            if "agent" not in content:
+                raise checkpoint.CheckpointError(f"{path}: holds no agent's state")
+            state: dict[str, Any] = content["agent"]
+            return state
+    raise checkpoint.CheckpointError(f"{directory / 'checkpoints'}: holds none of {', '.join(names)}.pt")
+
+
+def load_options(path: Path) -> RunOptions:
+    """The options saved in a checkpoint file."""
+    return parse(checkpoint.load(path)["options"])
