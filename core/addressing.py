@@ -177,8 +177,8 @@ def allocation_weights(usage: Tensor, write_gates: Tensor) -> Tensor:
     allocations = []
     for head in range(write_gates.shape[1]):
         ascending, order = torch.sort(used, dim=-1, stable=True)
-        # The product of all smaller usages, as a sum of logarithms: its gradient needs no division by a product. The sum
-        # leaves out the slot itself by shifting: subtracting it again would cost the gradient of empty slots its digits.
+        # The product of all smaller usages, as a sum of logarithms: its gradient needs no division by a product. The
+        # shift leaves the slot itself out; adding and subtracting it would cost the gradient of empty slots its digits.
         smaller = torch.exp(torch.cumsum(functional.pad(torch.log(ascending[..., :-1]), (1, 0)), dim=-1))
         allocation = torch.gather((1 - ascending) * smaller, -1, torch.argsort(order, dim=-1))
         allocations.append(allocation)
