@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -91,19 +91,43 @@ class Env(ABC):
         """
         return self.losses(outputs, batch).sum() / self.normaliser(batch)
 
+    def tallies(self, outputs: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """The sum and the count behind each of the :meth:`metrics`; over many batches add up both, then divide.
+
+        Here: loss per counted bit in nats, and bits wrong per sequence.
+
+        Args:
+            outputs: logits, ``[T, B, O]``.
+            batch: the batch that was answered.
+
+        Returns:
+            By name two scalars on the env's device.
+        """
+        wrong = (((outputs > 0) != (batch.targets > 0.5)) * batch.mask.unsqueeze(-1)).sum()
+        sequences = torch.full_like(batch.mask[0, 0], batch.mask.shape[1])
+        return {
+            "loss": (self.losses(outputs, batch).sum(), batch.mask.sum() * batch.targets.shape[-1]),
+            "bits_wrong": (wrong, sequences),
+        }
+
     def metrics(self, outputs: Tensor, batch: Batch) -> dict[str, float]:
-        """Numbers that people quote: loss per counted bit in nats and bits wrong per sequence.
+        """Numbers that people quote: each of the :meth:`tallies` divided; those that count nothing are left out.
 
         Args:
             outputs: logits, ``[T, B, O]``.
             batch: the batch that was answered.
         """
-        counted = (batch.mask.sum() * batch.targets.shape[-1]).clamp(min=1)
-        wrong = (((outputs > 0) != (batch.targets > 0.5)) * batch.mask.unsqueeze(-1)).sum()
         return {
-            "loss": float(self.losses(outputs, batch).sum() / counted),
-            "bits_wrong": float(wrong / batch.mask.shape[1]),
+            name: float(total / count) for name, (total, count) in self.tallies(outputs, batch).items() if count > 0
         }
+
+    def batches(self, batch_size: int) -> Iterator[Batch] | None:
+        """Every example of a finite set once, in order; None where examples are made up without end.
+
+        Args:
+            batch_size: the most sequences of a batch; the last may have fewer.
+        """
+        return None
 
     def advance(self, error: float) -> bool:
         """Tell the curriculum the recent error on sequences of the current level; True if the level rose."""
