@@ -1,1 +1,20 @@
-"""."""
+"""Envs: tasks that hand out batches, and worlds that hand out rewards."""
+
+from .associative_recall import AssociativeRecallEnv, AssociativeRecallOptions
+from .copy import CopyEnv, CopyOptions
+from .dynamic_ngrams import DynamicNGramsEnv, DynamicNGramsOptions
+from .priority_sort import PrioritySortEnv, PrioritySortOptions
+from .repeat_copy import RepeatCopyEnv, RepeatCopyOptions
+
+__all__ = [
+    "AssociativeRecallEnv",
+    "AssociativeRecallOptions",
+    "CopyEnv",
+    "CopyOptions",
+    "DynamicNGramsEnv",
+    "DynamicNGramsOptions",
+    "PrioritySortEnv",
+    "PrioritySortOptions",
+    "RepeatCopyEnv",
+    "RepeatCopyOptions",
+]

@@ -1,0 +1,64 @@
+"""Copy: repeat a sequence of random words after a delay (Graves et al. 2014, section 4.1)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from ..core.env import Batch
+from .curriculum import Range
+from .sequence import SequenceEnv, SequenceOptions, Sizes, place
+
+
+class CopyOptions(SequenceOptions):
+    """Options of :class:`CopyEnv`."""
+
+    type: Literal["copy"] = "copy"
+    width: int = Field(8, ge=1)
+    """Bits of a word."""
+    min_length: int = Field(1, ge=1)
+    """Fewest words of a training sequence."""
+    max_length: int = Field(20, ge=1)
+    """Most words of a training sequence."""
+    test_lengths: Sizes = Field([20, 40, 80, 120])
+    """Numbers of words to be tested on besides the training range."""
+
+    def ranges(self) -> dict[str, Range]:
+        """Words of a sequence."""
+        return {"length": (self.min_length, self.max_length)}
+
+
+class CopyEnv(SequenceEnv):
+    """A start flag, L words, an end flag, then silence, during which the words are to be given back in order.
+
+    T = 2L + 2 steps. Inputs have width + 2 channels (the last two are the start and the end flag), targets width.
+    """
+
+    Options = CopyOptions
+    options: CopyOptions
+
+    def __init__(self, options: CopyOptions, device: torch.device | str = "cpu") -> None:
+        """See :class:`SequenceEnv`."""
+        super().__init__(options, device)
+        self.input_size = options.width + 2
+        self.output_size = options.width
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+        """A batch at the current level; see :meth:`Env.sample`."""
+        width = self.options.width
+        length = self.draw(batch_size, generator)["length"]
+        longest = int(length.max())
+        words = self.bits(longest, batch_size, width, generator=generator)
+        step = self.steps(2 * longest + 2)
+        answer = (step >= length + 2) & (step < 2 * length + 2)
+        inputs = words.new_zeros(step.shape[0], batch_size, self.input_size)
+        inputs[:, :, :width] = place(words, (step - 1).expand_as(answer), (step >= 1) & (step <= length))
+        inputs[0, :, width] = 1
+        inputs[:, :, width + 1] = (step == length + 1).to(words.dtype)
+        return Batch(inputs, place(words, step - length - 2, answer), answer.to(words.dtype))
+
+    def tests(self) -> list[dict[str, Range]]:
+        """``test_lengths``."""
+        return [{"length": (length, length)} for length in self.options.test_lengths]

@@ -1,0 +1,75 @@
+"""Priority sort: give back the vectors of highest priority in order (Graves et al. 2014, section 4.5)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from ..core.env import Batch
+from .curriculum import Range
+from .sequence import SequenceEnv, SequenceOptions, Sizes, place
+
+
+class PrioritySortOptions(SequenceOptions):
+    """Options of :class:`PrioritySortEnv`."""
+
+    type: Literal["priority-sort"] = "priority-sort"
+    width: int = Field(8, ge=1)
+    """Bits of a vector."""
+    min_items: int = Field(20, ge=1)
+    """Fewest vectors of a training sequence."""
+    max_items: int = Field(20, ge=1)
+    """Most vectors of a training sequence."""
+    highest: int = Field(16, ge=1)
+    """How many vectors to give back; all of them where there are fewer."""
+    test_items: Sizes = Field([30, 40])
+    """Numbers of vectors to be tested on besides the training range."""
+
+    def ranges(self) -> dict[str, Range]:
+        """Vectors of a sequence."""
+        return {"items": (self.min_items, self.max_items)}
+
+
+class PrioritySortEnv(SequenceEnv):
+    """N vectors, each with a priority drawn evenly from [-1, 1]; an end flag; then silence.
+
+    During the silence the vectors of the highest priorities are to be given back, the highest first.
+
+    T = N + 1 + min(N, highest) steps. Inputs have width + 2 channels (the last two are the priority and the end flag),
+    targets width.
+    """
+
+    Options = PrioritySortOptions
+    options: PrioritySortOptions
+
+    def __init__(self, options: PrioritySortOptions, device: torch.device | str = "cpu") -> None:
+        """See :class:`SequenceEnv`."""
+        super().__init__(options, device)
+        self.input_size = options.width + 2
+        self.output_size = options.width
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+        """A batch at the current level; see :meth:`Env.sample`."""
+        width = self.options.width
+        items = self.draw(batch_size, generator)["items"]
+        most = int(items.max())
+        words = self.bits(most, batch_size, width, generator=generator)
+        priority = 2 * torch.rand(most, batch_size, generator=generator, device=self.device, dtype=words.dtype) - 1
+
+        step = self.steps(most + 1 + min(most, self.options.highest))
+        given = step < items
+        answer = (step > items) & (step <= items + items.clamp(max=self.options.highest))
+        inputs = words.new_zeros(step.shape[0], batch_size, self.input_size)
+        inputs[:most, :, :width] = words
+        inputs[:most, :, width] = priority
+        inputs *= given.unsqueeze(-1)
+        inputs[:, :, width + 1] = (step == items).to(words.dtype)
+        order = priority.masked_fill(~given[:most], -torch.inf).argsort(dim=0, descending=True, stable=True)
+        ordered = words.gather(0, order.unsqueeze(-1).expand_as(words))
+        return Batch(inputs, place(ordered, step - items - 1, answer), answer.to(words.dtype))
+
+    def tests(self) -> list[dict[str, Range]]:
+        """``test_items``."""
+        return [{"items": (items, items)} for items in self.options.test_items]
