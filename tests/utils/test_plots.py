@@ -1,0 +1,219 @@
+"""Pictures: what they are made from, and that they show it."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tapehead import DNC, NTM
+from tapehead.core.circuit import Circuit, Trace
+from tapehead.core.env import Batch
+from tapehead.utils.plots import (
+    Episode,
+    _pooled,
+    _used_slots,
+    curve_panels,
+    curves_figure,
+    episode_figure,
+    episode_from,
+    memory_gif,
+    thinned,
+    wrong_bits,
+)
+
+
+def answered(circuit: Circuit | None, steps: int = 7, batch_size: int = 3) -> tuple[Batch, torch.Tensor, Trace | None]:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randint(0, 2, (steps, batch_size, 5), generator=generator).float()
+    targets = torch.randint(0, 2, (steps, batch_size, 4), generator=generator).float()
+    mask = torch.zeros(steps, batch_size)
+    mask[steps // 2 :] = 1
+    batch = Batch(inputs, targets, mask)
+    if circuit is None:
+        return batch, torch.randn(steps, batch_size, 4, generator=generator), None
+    outputs, _, trace = circuit(inputs, trace=True)
+    return batch, outputs, trace
+
+
+def small_dnc(memory_size: int = 9, word_size: int = 3, num_reads: int = 2, num_writes: int = 1) -> DNC:
+    torch.manual_seed(0)
+    return DNC(
+        5,
+        4,
+        hidden_size=6,
+        memory_size=memory_size,
+        word_size=word_size,
+        num_reads=num_reads,
+        num_writes=num_writes,
+    )
+
+
+def changed(episode: Episode, change: Callable[[np.ndarray], np.ndarray]) -> Episode:
+    """The episode with each of its arrays changed."""
+    arrays = {name: part for name, part in episode._asdict().items() if isinstance(part, np.ndarray)}
+    return episode._replace(**{name: change(array) for name, array in arrays.items()})
+
+
+def titles(episode: Episode) -> list[str]:
+    return [axes.get_title(loc="left") for axes in episode_figure(episode).axes]
+
+
+def test_an_episode_is_the_first_sequence_of_a_batch_in_plain_numbers() -> None:
+    batch, outputs, trace = answered(small_dnc())
+    episode = pickle.loads(pickle.dumps(episode_from(batch, outputs, trace, name="length 3")))
+    assert trace is not None and trace.read_weights is not None and trace.usage is not None
+    assert episode.name == "length 3"
+    np.testing.assert_array_equal(episode.inputs, batch.inputs[:, 0].numpy())
+    np.testing.assert_allclose(episode.outputs, outputs[:, 0].sigmoid().detach().numpy(), rtol=1e-6)
+    np.testing.assert_array_equal(episode.read_weights, trace.read_weights[:, 0].detach().numpy())
+    np.testing.assert_array_equal(episode.usage, trace.usage[:, 0].detach().numpy())
+    assert {part.dtype for part in episode[1:] if part is not None} == {np.dtype("float32")}
+
+
+def test_an_episode_has_no_padding_and_takes_low_precision() -> None:
+    batch, outputs, _ = answered(None)
+    batch.mask[-2:, 0] = 0
+    episode = episode_from(batch, outputs.bfloat16(), None)
+    assert len(episode.inputs) == len(episode.outputs) == len(episode.mask) == 5
+    assert episode.outputs.dtype == np.float32 and episode.memory is None
+
+
+def test_wrong_bits_are_counted_where_the_mask_says() -> None:
+    outputs = np.array([[0.9, 0.9], [0.9, 0.2]], dtype=np.float32)
+    episode = Episode("", outputs, np.array([[0, 0], [0, 0]], np.float32), outputs, np.array([0, 1], np.float32))
+    np.testing.assert_array_equal(wrong_bits(episode), [[False, False], [True, False]])
+    assert "output, 1 bit wrong" in titles(episode)
+    assert "output, all bits right" in titles(episode._replace(targets=outputs.round()))
+
+
+def test_the_picture_has_a_panel_for_each_part_there_is() -> None:
+    plain = titles(episode_from(*answered(None)))
+    assert {"input", "target"} < set(plain) and "write weights" not in plain and "memory at the end" not in plain
+    ntm = titles(episode_from(*answered(NTM(5, 4, hidden_size=6, memory_size=9, word_size=3))))
+    assert {"write weights", "read weights", "words written", "words read", "memory at the end"} < set(ntm)
+    assert "usage" not in ntm
+    dnc = titles(episode_from(*answered(small_dnc())))
+    assert {"usage", "gates", "read modes: backward, content, forward", "read weights, head 2 of 2"} < set(dnc)
+
+
+def test_panels_share_the_time_axis() -> None:
+    figure = episode_figure(episode_from(*answered(small_dnc())))
+    limits = {axes.get_title(loc="left"): axes.get_xlim() for axes in figure.axes}
+    assert {limits[title] for title in ("input", "target", "write weights", "usage", "gates")} == {(-0.5, 6.5)}
+    places = {axes.get_title(loc="left"): axes.get_position() for axes in figure.axes}
+    assert {places[title].x0 for title in ("input", "write weights", "gates")} == {places["input"].x0}
+
+
+@pytest.mark.parametrize(
+    ("repeats", "options"),
+    [
+        (1, {"memory_size": 1, "word_size": 1, "num_reads": 1}),
+        (2, {"memory_size": 256, "num_reads": 6, "num_writes": 2}),
+        (500, {"memory_size": 4}),
+    ],
+)
+def test_any_size_is_drawn(repeats: int, options: dict[str, int], tmp_path: Path) -> None:
+    short = episode_from(*answered(small_dnc(**options), steps=2))
+    episode = changed(short, lambda array: np.concatenate([array] * repeats))
+    episode_figure(episode).savefig(tmp_path / "episode.png")
+    width, height = Image.open(tmp_path / "episode.png").size
+    assert max(width, height) < 4000
+
+
+def test_values_that_are_not_finite_do_not_stop_the_drawing(tmp_path: Path) -> None:
+    episode = episode_from(*answered(small_dnc()))
+    broken = changed(episode, lambda array: np.full_like(array, np.nan))
+    broken = broken._replace(memory=changed(episode, lambda array: array + np.inf).memory, mask=episode.mask)
+    episode_figure(broken).savefig(tmp_path / "broken.png")
+    memory_gif(tmp_path / "broken.gif", broken)
+
+
+def weights_at(*slots: int, total: int = 100) -> Episode:
+    weights = np.zeros((len(slots), 1, total), np.float32)
+    weights[np.arange(len(slots)), 0, slots] = 1
+    blank = np.zeros((len(slots), 2), np.float32)
+    return Episode("", blank, blank, blank, blank[:, 0], read_weights=weights, write_weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("slots", "shown"),
+    [
+        ((10, 12), (8, 14)),
+        ((0, 5), (0, 7)),
+        ((98, 99), (96, 99)),
+        ((99, 0, 1), (-3, 3)),
+        ((97, 3), (-5, 5)),
+        ((0, 40, 70), (0, 99)),
+    ],
+)
+def test_a_large_memory_is_cropped_to_the_slots_in_use(slots: tuple[int, ...], shown: tuple[int, int]) -> None:
+    found = _used_slots(weights_at(*slots))
+    assert (found.first, found.last) == shown
+    assert set(slots) <= set(found.indices.tolist())
+
+
+def test_sharing_cells_keeps_single_spikes() -> None:
+    image = np.zeros((2050, 3), np.float32)
+    image[1234, 1] = -7
+    pooled = _pooled(image, 100)
+    assert pooled.shape[0] <= 100 and pooled.shape[1] == 3
+    assert pooled.min() == -7 and np.count_nonzero(pooled) == 1
+
+
+ROWS = [
+    (0, {"train/loss": 0.7, "train/learning_rate": 1e-4, "fitness/best": -3.0, "temperature": 1.0}),
+    (10, {"train/loss": float("nan"), "held_out/length 40/loss": 0.5, "held_out/length 40/bits_wrong": 0.0}),
+    (20, {"train/loss": 0.1, "train/bits_wrong": 20.0, "fitness/worst": -9.0}),
+]
+
+
+def test_metrics_are_sorted_into_panels() -> None:
+    panels = curve_panels(ROWS)
+    assert list(panels) == ["loss", "bits_wrong", "learning_rate", "fitness", "temperature"]
+    assert [curve.label for curve in panels["loss"]] == ["train", "length 40"]
+    assert panels["loss"][0].steps.tolist() == [0, 20] and panels["loss"][0].values.tolist() == [0.7, 0.1]
+    assert [curve.label for curve in panels["fitness"]] == ["best", "worst"]
+
+
+def test_curves_are_drawn_on_a_scale_that_shows_zero() -> None:
+    rows = [(step, {"train/bits_wrong": value}) for step, value in enumerate([30.0, 3.0, 0.02, 0.0])]
+    (axes,) = curves_figure(rows).axes
+    assert axes.get_yscale() == "symlog" and axes.get_ylim()[0] <= 0
+    (axes,) = curves_figure([(step, {"train/loss": 10.0**-step}) for step in range(4)]).axes
+    assert axes.get_yscale() == "log"
+    (axes,) = curves_figure([(step, {"fitness/best": step - 5.0}) for step in range(100)]).axes
+    assert axes.get_yscale() == "linear"
+    (axes,) = curves_figure([(0, {"train/bits_wrong": 0.0})]).axes
+    assert axes.get_yscale() == "linear"
+
+
+def test_curves_of_nothing_and_of_much_are_drawn(tmp_path: Path) -> None:
+    curves_figure([]).savefig(tmp_path / "nothing.png")
+    curves_figure([(3, {"train/loss": float("inf")})]).savefig(tmp_path / "infinite.png")
+    rows = [(step, {"train/loss": 1 / (step + 1)}) for step in range(20_000)]
+    curves_figure(rows).savefig(tmp_path / "much.png")
+    short = thinned(curve_panels(rows)["loss"][0], 100)
+    assert len(short.steps) == 100 and short.steps[0] == pytest.approx(99.5)
+
+
+def test_the_gif_has_a_frame_for_each_step(tmp_path: Path) -> None:
+    for name, circuit in {
+        "dnc": small_dnc(),
+        "ntm": NTM(5, 4, hidden_size=6, memory_size=128, word_size=20),
+        "none": None,
+    }.items():
+        memory_gif(tmp_path / f"{name}.gif", episode_from(*answered(circuit)))
+        with Image.open(tmp_path / f"{name}.gif") as film:
+            assert film.n_frames == 7  # type: ignore[attr-defined]
+
+
+def test_a_long_gif_skips_steps(tmp_path: Path) -> None:
+    memory_gif(tmp_path / "long.gif", episode_from(*answered(None, steps=500)))
+    with Image.open(tmp_path / "long.gif") as film:
+        assert 100 < film.n_frames <= 250  # type: ignore[attr-defined]
