@@ -56,7 +56,7 @@ class Env(ABC):
             generator: the only source of randomness; on the env's device.
         """
 
-    def held_out(self) -> Mapping[str, Env]:
+    def held_out(self) -> dict[str, Env]:
         """Fixed variants of this task to be tested on, by name; the first is the training range itself.
 
         They have the same input and output sizes; lengths beyond the training range are among them.
@@ -75,6 +75,21 @@ class Env(ABC):
         """
         bits = functional.binary_cross_entropy_with_logits(outputs, batch.targets, reduction="none")
         return bits.sum(-1) * batch.mask
+
+    def right(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Share of each position's bits that are right, 0 where the position does not count.
+
+        Like :meth:`losses` it is a tensor computation, which ``torch.func.vmap`` maps over a population.
+
+        Args:
+            outputs: logits, ``[T, B, O]``.
+            batch: the batch that was answered.
+
+        Returns:
+            ``[T, B]`` in [0, 1].
+        """
+        agree = (outputs > 0) == (batch.targets > 0.5)
+        return agree.to(outputs.dtype).mean(-1) * batch.mask
 
     def normaliser(self, batch: Batch) -> Tensor:
         """What the sum of :meth:`losses` is divided by: the batch size, or the number of counted bits."""
@@ -138,4 +153,10 @@ class Env(ABC):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the curriculum where :meth:`state_dict` left it."""
+        """Take up the curriculum where :meth:`state_dict` left it.
+
+        Raises:
+            ValueError: the state belongs to another env.
+        """
+        if state:
+            raise ValueError(f"env state: got {', '.join(state)}; this env keeps none")
