@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tapehead.core import addressing
 from torch import Tensor
+
+from tapehead.core import addressing
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
 dtypes = st.sampled_from([torch.float32, torch.float64])
@@ -548,7 +550,7 @@ def test_links_follow_the_order_of_writes(order, dtype):
     for slot in order:
         weights = one_hot(slot, slots, dtype)
         link, precedence = addressing.link(link, precedence, weights), addressing.precedence(precedence, weights)
-    for before, after in zip(order, order[1:], strict=False):
+    for before, after in itertools.pairwise(order):
         forward = addressing.directional_weights(link, one_hot(before, slots, dtype), forward=True)
         backward = addressing.directional_weights(link, one_hot(after, slots, dtype), forward=False)
         assert torch.equal(forward[:, :, 0], one_hot(after, slots, dtype))
