@@ -3,6 +3,8 @@
 from .associative_recall import AssociativeRecallEnv, AssociativeRecallOptions
 from .copy import CopyEnv, CopyOptions
 from .dynamic_ngrams import DynamicNGramsEnv, DynamicNGramsOptions
+from .images import DataError, ImagesEnv, ImagesOptions
+from .letters import LettersEnv, LettersOptions
 from .priority_sort import PrioritySortEnv, PrioritySortOptions
 from .repeat_copy import RepeatCopyEnv, RepeatCopyOptions
 
@@ -11,8 +13,13 @@ __all__ = [
     "AssociativeRecallOptions",
     "CopyEnv",
     "CopyOptions",
+    "DataError",
     "DynamicNGramsEnv",
     "DynamicNGramsOptions",
+    "ImagesEnv",
+    "ImagesOptions",
+    "LettersEnv",
+    "LettersOptions",
     "PrioritySortEnv",
     "PrioritySortOptions",
     "RepeatCopyEnv",

@@ -1,0 +1,174 @@
+"""Letters: tell apart the letters A to Z, drawn on the fly in several fonts, sizes and places."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ..core.env import Batch, Env
+from .classification import ClassificationEnv, ClassificationOptions, Pictures
+
+
+class LettersOptions(ClassificationOptions):
+    """Options of :class:`LettersEnv`."""
+
+    type: Literal["letters"] = "letters"
+    sampling: Literal["uniform", "balanced"] = "balanced"
+    """As in :class:`ClassificationOptions`; balanced, a batch of 26 has every letter once."""
+    image_size: int = Field(100, ge=8, le=512)
+    """Rows and columns of a picture, in pixels."""
+    fonts: list[str] = Field(["DejaVu Sans"], min_length=1)
+    """Fonts to train on: names of families that this machine has (DejaVu always comes with matplotlib), or paths of
+    font files."""
+    font_sizes: list[Annotated[int, Field(ge=4)]] = Field([64], min_length=1)
+    """Sizes to train on, in pixels."""
+    max_shift: int = Field(0, ge=0)
+    """Most pixels by which a letter is moved from the middle, across and down; may cut it off at the edge."""
+    test_fonts: list[str] = Field([])
+    """Fonts to be tested on besides those of training."""
+
+    @model_validator(mode="after")
+    def _check_shift(self) -> LettersOptions:
+        if self.max_shift >= self.image_size:
+            raise ValueError(
+                f"max_shift: got {self.max_shift}; allowed is less than image_size, which is {self.image_size}"
+            )
+        return self
+
+
+class LettersEnv(ClassificationEnv):
+    """White capital letters on black: inputs ``[1, B, image_size²]`` in [0, 1], targets one-hot ``[1, B, 26]``.
+
+    Every letter is drawn once in each font and size, centred; batches pick among these and move them.
+    """
+
+    Options = LettersOptions
+    options: LettersOptions
+
+    def __init__(self, options: LettersOptions, device: torch.device | str = "cpu") -> None:
+        """
+        Args:
+            options: of this task.
+            device: where the pictures are kept.
+
+        Raises:
+            ValueError: a font that this machine lacks or that has no capitals, or a letter larger than a picture.
+        """
+        self.options = options
+        self.device = torch.device(device)
+        self.classes = string.ascii_uppercase
+        self.image_size = (options.image_size, options.image_size)
+        self.input_size = options.image_size**2
+        self.output_size = len(self.classes)
+        fonts = [(name, size) for name in options.fonts for size in options.font_sizes]
+        images = torch.cat([draw_letters(*font, options.image_size) for font in fonts]).to(self.device)
+        labels = torch.arange(len(self.classes), device=self.device).repeat(len(fonts))
+        self.pictures = Pictures(images, labels, len(self.classes))
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+        """Draw letters, fonts, sizes and places; see :meth:`Env.sample`."""
+        index = self.pictures.draw(batch_size, self.options.sampling, generator)
+        most = self.options.max_shift
+        if not most:
+            return self.pictures.batch(index)
+        shifts = torch.randint(-most, most + 1, (2, batch_size), generator=generator, device=self.device)
+        return self.pictures.batch(index, shifted(self.pictures.images[index], *shifts))
+
+    def batches(self, batch_size: int) -> Iterator[Batch] | None:
+        """Every letter once in each font and size; None where letters are moved about."""
+        return None if self.options.max_shift else self.pictures.batches(batch_size)
+
+    def held_out(self) -> dict[str, Env]:
+        """``trained fonts``, and ``new fonts`` where there are ``test_fonts``."""
+        held_out: dict[str, Env] = {"trained fonts": self}
+        if self.options.test_fonts:
+            options = self.options.model_copy(update={"fonts": self.options.test_fonts, "test_fonts": []})
+            held_out["new fonts"] = LettersEnv(options, self.device)
+        return held_out
+
+
+def draw_letters(font: str, font_size: int, image_size: int) -> Tensor:
+    """The capital letters, white on black, each with its outline's box in the middle.
+
+    Args:
+        font: name of a family or path of a file.
+        font_size: in pixels.
+        image_size: rows and columns.
+
+    Returns:
+        Bytes ``[26, image_size, image_size]``.
+
+    Raises:
+        ValueError: no such font, it lacks a letter, or a letter does not fit.
+    """
+    face = ImageFont.truetype(font_path(font), font_size)
+    images = []
+    for letter in string.ascii_uppercase:
+        drawn = Image.new("L", (4 * font_size, 4 * font_size))
+        ImageDraw.Draw(drawn).text((font_size, font_size), letter, fill=255, font=face)
+        box = drawn.getbbox()
+        if box is None:
+            raise ValueError(f"fonts: got {font!r}, whose {letter} is blank; allowed are fonts with the letters A to Z")
+        drawn = drawn.crop(box)
+        if max(drawn.size) > image_size:
+            raise ValueError(
+                f"font_sizes: got {font_size}; {letter} in {font} is then {drawn.width} × {drawn.height} pixels, "
+                f"allowed is at most {image_size}"
+            )
+        image = Image.new("L", (image_size, image_size))
+        image.paste(drawn, ((image_size - drawn.width) // 2, (image_size - drawn.height) // 2))
+        images.append(torch.from_numpy(np.array(image)))
+    return torch.stack(images)
+
+
+def font_path(font: str) -> str:
+    """The file of a font, which has all capital letters.
+
+    Args:
+        font: name of a family (its regular face is taken) or path of a font file.
+
+    Raises:
+        ValueError: this machine has no such font, or it lacks a capital letter.
+    """
+    from matplotlib import font_manager  # looks for fonts when it is imported, which may take seconds
+
+    path = font
+    if not Path(font).is_file():
+        try:
+            path = font_manager.findfont(font_manager.FontProperties(family=[font]), fallback_to_default=False)
+        except ValueError:
+            known = sorted({entry.name for entry in font_manager.fontManager.ttflist})
+            raise ValueError(f"fonts: got {font!r}, which is not a font here; there are {', '.join(known)}") from None
+    letters = font_manager.get_font(path).get_charmap()
+    missing = [letter for letter in string.ascii_uppercase if ord(letter) not in letters]
+    if missing:
+        raise ValueError(f"fonts: got {font!r}, which has no {missing[0]}; allowed are fonts with the letters A to Z")
+    return path
+
+
+def shifted(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """Images moved by whole pixels; what comes in at the edge is 0.
+
+    Args:
+        images: ``[B, rows, columns]``.
+        down: ``[B]``, negative is up.
+        across: ``[B]`` to the right, negative is to the left.
+
+    Returns:
+        ``[B, rows, columns]``.
+    """
+    for dimension, shift in ((1, down), (2, across)):
+        size = images.shape[dimension]
+        source = torch.arange(size, device=images.device) - shift.unsqueeze(-1)
+        inside = (source >= 0) & (source < size)
+        view = (-1, size, 1) if dimension == 1 else (-1, 1, size)
+        images = images.gather(dimension, source.clamp(0, size - 1).view(view).expand_as(images)) * inside.view(view)
+    return images

@@ -1,0 +1,127 @@
+"""Letters: what is drawn, where it is moved to, and the task made of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tapehead.envs import LettersEnv, LettersOptions
+from tapehead.envs.letters import draw_letters, font_path, shifted
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def boxes(images: torch.Tensor) -> list[tuple[int, int, int, int]]:
+    found = []
+    for image in images:
+        rows, columns = image.any(1).nonzero(), image.any(0).nonzero()
+        found.append((int(rows.min()), int(rows.max()), int(columns.min()), int(columns.max())))
+    return found
+
+
+def test_letters_are_centred_and_differ() -> None:
+    images = draw_letters("DejaVu Sans", 24, 40)
+    assert images.shape == (26, 40, 40) and images.dtype == torch.uint8
+    for top, bottom, left, right in boxes(images):
+        assert abs(top - (39 - bottom)) <= 1 and abs(left - (39 - right)) <= 1
+        assert 10 <= bottom - top <= 26
+    assert len({tuple(image.flatten().tolist()) for image in images}) == 26
+    assert (images == 255).any()
+
+
+def test_font_may_be_a_family_or_a_file() -> None:
+    path = font_path("DejaVu Serif")
+    assert path.endswith(".ttf")
+    assert torch.equal(draw_letters(path, 20, 30), draw_letters("DejaVu Serif", 20, 30))
+    assert not torch.equal(draw_letters("DejaVu Serif", 20, 30), draw_letters("DejaVu Sans", 20, 30))
+
+
+@pytest.mark.parametrize(
+    ("font", "size", "message"),
+    [
+        ("No Such Font", 20, "fonts: got 'No Such Font', which is not a font here; there are .*DejaVu Sans"),
+        ("STIXNonUnicode", 20, "fonts: got 'STIXNonUnicode', which has no A"),
+        ("DejaVu Sans", 60, "font_sizes: got 60; . in DejaVu Sans is then .* pixels, allowed is at most 30"),
+    ],
+)
+def test_fonts_that_do_not_serve_are_refused(font: str, size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw_letters(font, size, 30)
+
+
+def test_shifted_against_a_loop() -> None:
+    images = torch.randint(1, 256, (5, 4, 6), generator=generator(), dtype=torch.uint8)
+    down, across = torch.tensor([0, 1, -2, 3, 4]), torch.tensor([0, -1, 5, 2, 0])
+    moved = shifted(images, down, across)
+    for b in range(5):
+        expected = torch.zeros(4, 6, dtype=torch.uint8)
+        for row in range(4):
+            for column in range(6):
+                to = (row + int(down[b]), column + int(across[b]))
+                if 0 <= to[0] < 4 and 0 <= to[1] < 6:
+                    expected[to] = images[b, row, column]
+        assert torch.equal(moved[b], expected)
+
+
+def test_defaults_are_the_published_setting() -> None:
+    env = LettersEnv(LettersOptions())
+    assert (env.input_size, env.output_size, "".join(env.classes)) == (10_000, 26, "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    inputs, targets, mask = env.sample(26, generator())
+    assert inputs.shape == (1, 26, 10_000) and mask.shape == (1, 26)
+    assert torch.equal(targets.sum((0, 1)), torch.ones(26))
+    assert float(inputs.min()) == 0 and float(inputs.max()) == 1
+
+
+def test_every_font_size_and_place_turns_up() -> None:
+    options = LettersOptions(
+        image_size=30, fonts=["DejaVu Sans", "DejaVu Serif"], font_sizes=[12, 16], max_shift=2, sampling="uniform"
+    )
+    env = LettersEnv(options)
+    assert len(env.pictures) == 4 * 26
+    batch = env.sample(4000, generator())
+    images = batch.inputs[0].reshape(-1, 30, 30).mul(255).round().byte()
+    hits = (batch.targets[0].argmax(-1) == 0).nonzero().flatten()
+    seen = {tuple(images[hit].flatten().tolist()) for hit in hits}
+    every = {
+        tuple(
+            shifted(env.pictures.images[number : number + 1], torch.tensor([down]), torch.tensor([across]))
+            .flatten()
+            .tolist()
+        )
+        for number in range(0, 104, 26)
+        for down in range(-2, 3)
+        for across in range(-2, 3)
+    }
+    assert seen <= every and len(seen) > 70
+    again = env.sample(4000, generator())
+    assert torch.equal(again.inputs, batch.inputs)
+
+
+def test_held_out_sets() -> None:
+    env = LettersEnv(LettersOptions(image_size=20, font_sizes=[12], test_fonts=["DejaVu Serif", "DejaVu Sans Mono"]))
+    held_out = env.held_out()
+    assert list(held_out) == ["trained fonts", "new fonts"]
+    sizes = [sum(part.inputs.shape[1] for part in variant.batches(10)) for variant in held_out.values()]
+    assert sizes == [26, 52]
+    assert list(LettersEnv(LettersOptions(image_size=20, font_sizes=[12])).held_out()) == ["trained fonts"]
+    moving = LettersEnv(LettersOptions(image_size=20, font_sizes=[12], max_shift=1))
+    assert moving.batches(10) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 4}, "image_size"),
+        ({"fonts": []}, "fonts"),
+        ({"font_sizes": [0]}, r"font_sizes\.0"),
+        ({"font_sizes": []}, "font_sizes"),
+        ({"max_shift": -1}, "max_shift"),
+        ({"max_shift": 100}, "max_shift: got 100; allowed is less than image_size, which is 100"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        LettersOptions(**options)
