@@ -2,7 +2,8 @@
 
 from .circuits import DNC, NTM
 from .core.circuit import CircuitState, Trace, detach, map_state
+from .utils.factory import load_circuit
 
 __version__ = "0.1.0"
 
-__all__ = ["DNC", "NTM", "CircuitState", "Trace", "detach", "map_state", "__version__"]
+__all__ = ["DNC", "NTM", "CircuitState", "Trace", "detach", "load_circuit", "map_state", "__version__"]

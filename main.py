@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -88,7 +89,13 @@ def train(arguments: argparse.Namespace) -> int:
     if resumed:
         parts.agent.load_state_dict(load_agent_state(resumed))
     directory = resumed or new_directory()
-    with log_to(directory / "log"), Run(directory, chosen) as run:
+    try:
+        run = Run(directory, chosen)
+    except OptionsError:
+        if not resumed:
+            shutil.rmtree(directory)
+        raise
+    with log_to(directory / "log"), run:
         parts.agent.recorder = run
         LOGGER.info("run %s%s", directory, " goes on" if resumed else "")
         description = factory.describe(parts)

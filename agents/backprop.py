@@ -32,7 +32,10 @@ class BackpropOptions(Options):
     lr: float = Field(1e-3, gt=0)
     """Learning rate."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """How the learning rate falls to zero over ``steps``."""
+    """How the learning rate falls to ``final_lr``."""
+    final_lr: float = Field(0.0, ge=0)
+    restart_every: int | None = Field(None, ge=1)
+    """Steps after which the schedule starts anew; null falls once, over all ``steps``."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises from zero."""
     betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
@@ -64,6 +67,8 @@ class BackpropOptions(Options):
     """Stop once the held-out error on the training range is at or under this."""
     target_error_beyond: float | None = Field(None, ge=0)
     """Stop only once the error on every held-out set beyond the training range is at or under this, too."""
+    confirmation_sequences: int | None = Field(None, ge=1)
+    """Sequences of each held-out set on which the target errors must hold once more before the run stops."""
     best_by: Literal["trained", "all"] = "trained"
     """Whether ``best`` is the checkpoint with the lowest error on the training range, or on average over all sets."""
     max_bad_steps: int = Field(100, ge=1)
@@ -75,6 +80,8 @@ class BackpropOptions(Options):
             raise ValueError(f"betas: got {list(self.betas)}; allowed are two numbers from 0 to below 1")
         if self.target_error_beyond is not None and self.target_error is None:
             raise ValueError("target_error_beyond: needs target_error, the error on the training range, as well")
+        if self.final_lr > self.lr:
+            raise ValueError(f"final_lr: got {self.final_lr}; allowed is at most lr ({self.lr})")
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps: got {self.warmup_steps}; allowed is less than steps ({self.steps})")
         return self
@@ -123,6 +130,7 @@ class BackpropAgent(Agent):
         self.best_error = math.inf
         self.last_held_out: dict[str, float] = {}
         self.level_errors: list[float] = []
+        self.target_reached = False
 
     def _build_optimiser(self) -> Optimizer:
         options = self.options
@@ -153,12 +161,13 @@ class BackpropAgent(Agent):
         options = self.options
         if step < options.warmup_steps:
             return options.lr * (step + 1) / options.warmup_steps
-        progress = (step - options.warmup_steps) / (options.steps - options.warmup_steps)
+        length = options.restart_every or options.steps - options.warmup_steps
+        fallen = (step - options.warmup_steps) % length / length
+        if options.schedule == "constant":
+            return options.lr
         if options.schedule == "cosine":
-            return options.lr * 0.5 * (1 + math.cos(math.pi * progress))
-        if options.schedule == "linear":
-            return options.lr * (1 - progress)
-        return options.lr
+            fallen = 0.5 * (1 - math.cos(math.pi * fallen))
+        return options.lr + (options.final_lr - options.lr) * fallen
 
     def _backward(self, batch: Batch) -> tuple[float, Tensor]:
         """Accumulate the gradients of a batch; the loss and the outputs ``[T, B, O]``, detached."""
@@ -174,7 +183,7 @@ class BackpropAgent(Agent):
                 loss.backward()
             state = detach(state)
             outputs.append(answered.detach())
-            total += float(loss)
+            total += float(loss.detach())
         return total, torch.cat(outputs)
 
     def train_step(self) -> dict[str, float]:
@@ -221,15 +230,20 @@ class BackpropAgent(Agent):
                 "try a smaller agent.lr or agent.clip_norm; the last good weights are saved"
             )
 
-    def evaluate(self) -> dict[str, float]:
-        """Held-out metrics, ``held_out/<set>/<metric>``; the same sequences at every call."""
+    def evaluate(self, sequences: int | None = None, *, confirmation: bool = False) -> dict[str, float]:
+        """Held-out metrics, ``held_out/<set>/<metric>``; the same sequences at every call.
+
+        Args:
+            sequences: of each set; None takes ``evaluation_sequences``.
+            confirmation: take the other sequences, on which a target is confirmed.
+        """
         self.circuit.eval()
         return evaluate_all(
             self.env,
             self.circuit,
-            sequences=self.options.evaluation_sequences,
+            sequences=sequences or self.options.evaluation_sequences,
             batch_size=self.options.evaluation_batch_size,
-            seed=self.held_out_seed,
+            seed=self.held_out_seed + confirmation,
         )
 
     @property
@@ -238,25 +252,29 @@ class BackpropAgent(Agent):
         return self.seed + 1_000_003
 
     def _evaluate_and_judge(self) -> None:
-        """Evaluate, report, move the curriculum on and save the best checkpoint."""
+        """Evaluate, report, move the curriculum on, save the best checkpoint, see whether the target is reached."""
+        options = self.options
         values = self.last_held_out = self.evaluate()
+        if self.meets_target(values) and options.confirmation_sequences:
+            values = self.last_held_out = self.evaluate(options.confirmation_sequences, confirmation=True)
+        self.target_reached = self.meets_target(values)
         self.recorder.metrics(self.step, values)
         show_episodes(self.env, self.circuit, self.recorder, self.step, self.held_out_seed)
         if self.level_errors and self.env.advance(sum(self.level_errors) / len(self.level_errors)):
             self.recorder.message(f"step {self.step}: the curriculum moves on")
         self.level_errors.clear()
         errors = held_out_errors(self.env, values)
-        score = errors[0] if self.options.best_by == "trained" else sum(errors) / len(errors)
-        if score < self.best_error:
+        score = errors[0] if options.best_by == "trained" else sum(errors) / len(errors)
+        if score < self.best_error or self.target_reached:
             self.best_error = score
             self.recorder.checkpoint("best", self.state_dict())
 
-    def target_reached(self) -> bool:
-        """Whether the last evaluation reached the target errors."""
+    def meets_target(self, values: Mapping[str, float]) -> bool:
+        """Whether held-out metrics are at or under the target errors."""
         options = self.options
-        if options.target_error is None or not self.last_held_out:
+        if options.target_error is None:
             return False
-        trained, *beyond = held_out_errors(self.env, self.last_held_out)
+        trained, *beyond = held_out_errors(self.env, values)
         limit = math.inf if options.target_error_beyond is None else options.target_error_beyond
         return trained <= options.target_error and all(error <= limit for error in beyond)
 
@@ -271,7 +289,7 @@ class BackpropAgent(Agent):
         """
         options = self.options
         started, sequences = time.monotonic(), 0
-        while self.step < options.steps and not self.target_reached() and not self.stop_requested:
+        while self.step < options.steps and not self.target_reached and not self.stop_requested:
             values = self.train_step()
             sequences += options.batch_size
             self.recorder.progress(self.step, options.steps, values)
@@ -286,7 +304,7 @@ class BackpropAgent(Agent):
             if self.step % options.checkpoint_every == 0:
                 self.recorder.checkpoint("latest", self.state_dict())
         self.recorder.checkpoint("latest", self.state_dict())
-        if self.target_reached():
+        if self.target_reached:
             self.recorder.message(
                 f"step {self.step}: target reached after {self.step * options.batch_size:,} sequences"
             )
@@ -312,6 +330,7 @@ class BackpropAgent(Agent):
             "best_error": self.best_error,
             "last_held_out": dict(self.last_held_out),
             "level_errors": list(self.level_errors),
+            "target_reached": self.target_reached,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -328,3 +347,5 @@ class BackpropAgent(Agent):
         self.best_error = state["best_error"]
         self.last_held_out = dict(state["last_held_out"])
         self.level_errors = list(state["level_errors"])
+        # With another target than before, going on is what was asked for.
+        self.target_reached = state["target_reached"] and self.meets_target(self.last_held_out)

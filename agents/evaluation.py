@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from ..core.agent import Recorder
 from ..core.circuit import Circuit
-from ..core.env import Env
+from ..core.env import Batch, Env
 
 
 @torch.no_grad()
 def evaluate(env: Env, circuit: Circuit, *, sequences: int, batch_size: int, seed: int) -> dict[str, float]:
-    """Mean metrics of a circuit over sequences that depend on the seed alone.
+    """Metrics of a circuit over all of a finite set, or over sequences that depend on the seed alone.
 
     Args:
-        env: draws the sequences.
+        env: hands out the sequences.
         circuit: answers them; inputs and outputs are time-major.
-        sequences: how many.
+        sequences: how many are made up where the set has no end.
         batch_size: how many at a time.
         seed: of the sequences, so that every evaluation sees the same ones.
     """
-    generator = torch.Generator(env.device).manual_seed(seed)
-    totals: dict[str, float] = {}
-    for start in range(0, sequences, batch_size):
-        size = min(batch_size, sequences - start)
-        batch = env.sample(size, generator)
+    totals: dict[str, tuple[float, float]] = {}
+    for batch in env.batches(batch_size) or _made_up(env, sequences, batch_size, seed):
         outputs, _ = circuit(batch.inputs)
-        for name, value in env.metrics(outputs, batch).items():
-            totals[name] = totals.get(name, 0.0) + value * size / sequences
-    return totals
+        for name, (total, count) in env.tallies(outputs, batch).items():
+            old_total, old_count = totals.get(name, (0.0, 0.0))
+            totals[name] = (old_total + float(total), old_count + float(count))
+    return {name: total / count for name, (total, count) in totals.items() if count > 0}
+
+
+def _made_up(env: Env, sequences: int, batch_size: int, seed: int) -> Iterator[Batch]:
+    generator = torch.Generator(env.device).manual_seed(seed)
+    for start in range(0, sequences, batch_size):
+        yield env.sample(min(batch_size, sequences - start), generator)
 
 
 def evaluate_all(env: Env, circuit: Circuit, *, sequences: int, batch_size: int, seed: int) -> dict[str, float]:

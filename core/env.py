@@ -27,7 +27,7 @@ class Batch(NamedTuple):
 class EnvOptions(Options):
     """Options that every task has."""
 
-    loss: Literal["sequence", "bit"] = "bit"
+    loss: Literal["sequence", "bit"] = "sequence"
     """What the training loss is the mean of: the summed loss of each sequence, or the loss of each counted bit."""
 
 

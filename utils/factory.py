@@ -7,6 +7,7 @@ Controllers have their table in ``core/controllers``, because circuits look name
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from ..core.env import Env
 from ..core.kernels.dispatch import Backend
 from ..core.options import Options
 from ..envs import AssociativeRecallEnv, CopyEnv, DynamicNGramsEnv, PrioritySortEnv, RepeatCopyEnv
+from . import checkpoint
 from .options import OptionsError, explain
 
 ENVS: dict[str, Any] = {
@@ -152,6 +154,35 @@ def build(options: RunOptions, recorder: Recorder | None = None) -> Parts:
         env, circuit, options.agent, seed=options.seed, recorder=recorder
     )
     return Parts(env, circuit, agent)
+
+
+def load_circuit(path: str | Path, *, backend: str = "auto", device: torch.device | str = "cpu") -> Circuit:
+    """The circuit of a checkpoint file, built from the options saved with it, with its trained weights.
+
+    Args:
+        path: a file such as ``runs/<run>/checkpoints/best.pt``.
+        backend: what runs sequences.
+        device: where to.
+
+    Raises:
+        checkpoint.CheckpointError: the file is missing, damaged, foreign or holds no circuit.
+    """
+    content = checkpoint.load(Path(path), device)
+    try:
+        options, weights = parse(content["options"]), content["agent"]["circuit"]
+    except (KeyError, TypeError, OptionsError) as error:
+        raise checkpoint.CheckpointError(f"{path}: holds no circuit that this version can build: {error}") from error
+    env = build_env(options.env, torch.device(device))
+    circuit = build_circuit(
+        options.circuit,
+        env.input_size,
+        env.output_size,
+        backend=backend,
+        device=torch.device(device),
+        seed=options.seed,
+    )
+    circuit.load_state_dict(weights)
+    return circuit
 
 
 def describe(parts: Parts) -> str:

@@ -22,10 +22,10 @@ from ..core.agent import Recorder
 from ..core.circuit import Trace
 from ..core.env import Batch
 from . import checkpoint
-from .factory import RunOptions, parse
+from .factory import RunOptions
 from .live import Plotter
 from .options import OptionsError, load_file
-from .plots import episode_from, memory_gif
+from .plots import episode_from
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def find_directory(name: str, root: Path = RUNS) -> Path:
 
 
 class Run(Recorder):
-    """Writes what an agent reports into a folder, to visdom and beside a progress bar. A failing disk stops none of it."""
+    """Writes what an agent reports into a folder, to visdom and beside a progress bar; a failing disk stops nothing."""
 
     def __init__(self, directory: Path, options: RunOptions, *, title: str | None = None, gif: bool = False) -> None:
         """
@@ -163,16 +163,12 @@ class Run(Recorder):
 
     def episode(self, step: int, name: str, batch: Batch, outputs: Tensor, trace: Trace | None) -> None:
         """Draw one answered sequence."""
-        if self.options.plots == "off" and not self.gif:
+        if self.options.plots == "off":
             return
         episode = episode_from(name, batch, outputs, trace)
         self.plotter.episode(step, name, episode)
-        if self.gif and trace is not None and trace.memory is not None:
-            path = self.directory / "plots" / f"{name.replace(' ', '-')}.gif"
-            try:
-                memory_gif(path, episode)
-            except OSError as error:
-                self._warn_once(path.name, error)
+        if self.gif and episode.memory is not None:
+            self.plotter.animation(name, episode)
 
     def checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
         """Save the agent's state and the run's options; when the disk fails, the last checkpoint stays as it is."""
@@ -226,8 +222,3 @@ def load_agent_state(
             state: dict[str, Any] = content["agent"]
             return state
     raise checkpoint.CheckpointError(f"{directory / 'checkpoints'}: holds none of {', '.join(names)}.pt")
-
-
-def load_options(path: Path) -> RunOptions:
-    """The options saved in a checkpoint file."""
-    return parse(checkpoint.load(path)["options"])

@@ -21,13 +21,16 @@ class CircuitView(Protocol):
     """Where the compiled backend keeps its compiled step."""
 
     @property
-    def controller(self) -> Controller: ...
+    def controller(self) -> Controller:
+        """Maps input and last reads to the hidden vector."""
 
     @property
-    def accessor(self) -> Accessor: ...
+    def accessor(self) -> Accessor:
+        """Memory and heads."""
 
     @property
-    def clip(self) -> float | None: ...
+    def clip(self) -> float | None:
+        """Bound of the outputs."""
 
     def transition(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Any]:
         """One step without the output layer: features ``[B, F]``, next state, head parameters."""

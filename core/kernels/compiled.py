@@ -1,4 +1,4 @@
-"""The step compiled by torch.compile, called once per time step. Compiling takes tens of seconds; its cache is on disk."""
+"""The step compiled by torch.compile, called once per time step; compiling takes tens of seconds, once."""
 
 from __future__ import annotations
 

@@ -1,0 +1,337 @@
+"""The backprop agent: updates, stopping, skipping what is not finite, and going on bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tapehead
+from tapehead.agents import BackpropAgent, BackpropOptions
+from tapehead.agents.backprop import TrainingError
+from tapehead.agents.optimisers import TensorFlowRMSprop
+from tapehead.core.agent import Recorder
+from tapehead.core.env import Batch
+from tapehead.envs import CopyEnv, CopyOptions
+from tapehead.utils import checkpoint
+
+SMALL = {"batch_size": 4, "log_every": 2, "evaluate_every": 3, "checkpoint_every": 4, "evaluation_sequences": 5}
+
+
+class Keep(Recorder):
+    """Keeps everything that it is told."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.rows: list[tuple[int, dict[str, float]]] = []
+        self.states: list[tuple[str, dict[str, Any]]] = []
+        self.episodes: list[tuple[int, str]] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        # How fast it was is the one thing that two equal runs may differ in.
+        kept = {name: value for name, value in values.items() if name != "train/sequences_per_second"}
+        self.rows.append((step, kept))
+
+    def checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
+        self.states.append((name, dict(state)))
+
+    def episode(self, step: int, name: str, batch: Batch, outputs: Tensor, trace: Any) -> None:
+        self.episodes.append((step, name))
+
+
+def make(seed: int = 0, circuit: str = "ntm", recorder: Recorder | None = None, **options: Any) -> BackpropAgent:
+    env = CopyEnv(CopyOptions(width=3, max_length=3, test_lengths=[5]))
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = {"hidden_size": 8, "memory_size": 6, "word_size": 4}
+    built = tapehead.NTM(5, 3, **sizes) if circuit == "ntm" else tapehead.DNC(5, 3, num_reads=2, **sizes)
+    return BackpropAgent(env, built, BackpropOptions(**{**SMALL, **options}), seed=seed, recorder=recorder)
+
+
+def same(left: Any, right: Any) -> bool:
+    """Bit-for-bit equality of nested states."""
+    if isinstance(left, Tensor):
+        return isinstance(right, Tensor) and torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(same(*pair) for pair in zip(left, right, strict=True))
+    return bool(left == right) or (isinstance(left, float) and math.isnan(left) and math.isnan(right))
+
+
+@pytest.mark.parametrize("circuit", ["ntm", "dnc"])
+@pytest.mark.parametrize("optimiser", ["adam", "rmsprop", "tensorflow-rmsprop"])
+def test_resumed_equals_unbroken(tmp_path: Path, circuit: str, optimiser: str) -> None:
+    """Stopped at any step, saved to a file and taken up by a new process's objects."""
+    settings = {"steps": 9, "optimiser": optimiser, "schedule": "cosine", "momentum": 0.9}
+    whole = Keep()
+    unbroken = make(circuit=circuit, recorder=whole, **settings)
+    unbroken.fit()
+    for stop in (1, 4, 6):
+        first = make(circuit=circuit, **settings)
+        while first.step < stop:
+            values = first.train_step()
+            if first.step % first.options.evaluate_every == 0:
+                first._evaluate_and_judge()
+        assert math.isfinite(values["loss"])
+        path = tmp_path / "latest.pt"
+        checkpoint.save(path, first.state_dict())
+        rest = Keep()
+        second = make(seed=0, circuit=circuit, recorder=rest, **settings)
+        for parameter in second.circuit.parameters():
+            parameter.data.zero_()
+        second.load_state_dict(checkpoint.load(path))
+        second.fit()
+        assert same(second.state_dict(), unbroken.state_dict())
+        assert rest.rows == [row for row in whole.rows if row[0] > stop]
+
+
+def test_curriculum_is_resumed() -> None:
+    options = CopyOptions(
+        width=3,
+        max_length=6,
+        test_lengths=[],
+        curriculum={"type": "growing", "threshold": 100.0},  # type: ignore[arg-type]
+    )
+    env = CopyEnv(options)
+    agent = BackpropAgent(env, tapehead.NTM(5, 3, memory_size=6), BackpropOptions(**SMALL, steps=6))
+    agent.fit()
+    assert env.state_dict()["level"] == 2
+    other = BackpropAgent(CopyEnv(options), tapehead.NTM(5, 3, memory_size=6), BackpropOptions(**SMALL, steps=6))
+    other.load_state_dict(agent.state_dict())
+    assert other.env.state_dict()["level"] == 2
+
+
+def test_learns() -> None:
+    env = CopyEnv(CopyOptions(width=3, max_length=3, test_lengths=[]))
+    torch.manual_seed(1)
+    options = BackpropOptions(batch_size=16, steps=500, lr=1e-2, clip_norm=10.0, evaluate_every=50, target_error=0.2)
+    agent = BackpropAgent(env, tapehead.NTM(5, 3, hidden_size=32, memory_size=8, word_size=8), options, seed=1)
+    before = agent.evaluate()["held_out/length 1-3/bits_wrong"]
+    after = agent.fit()["held_out/length 1-3/bits_wrong"]
+    assert before > 1.5
+    assert after <= 0.2
+
+
+def test_reports_what_it_promises() -> None:
+    kept = Keep()
+    agent = make(steps=6, recorder=kept)
+    last = agent.fit()
+    assert [step for step, values in kept.rows if "train/loss" in values] == [2, 4, 6]
+    assert [step for step, values in kept.rows if "held_out/length 5/bits_wrong" in values] == [3, 6]
+    expected = {"loss", "bits_wrong", "gradient_norm", "learning_rate", "bad_steps"}
+    assert {name.removeprefix("train/") for name in kept.rows[0][1]} == expected
+    assert kept.episodes == [(3, "length 1-3"), (3, "length 5"), (6, "length 1-3"), (6, "length 5")]
+    assert [name for name, _ in kept.states].count("latest") == 2
+    assert last == agent.last_held_out == kept.rows[-1][1]
+
+
+def test_whole_run_depends_on_the_seed_alone() -> None:
+    runs = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed * 7)
+        agent = make(seed=seed, steps=5)
+        torch.rand(5)
+        agent.fit()
+        runs.append(agent.circuit.state_dict())
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+def test_held_out_sequences_are_the_same_at_every_evaluation() -> None:
+    agent = make()
+    assert agent.evaluate() == agent.evaluate()
+
+
+def test_evaluation_does_not_disturb_training() -> None:
+    often, never = make(steps=6, evaluate_every=1), make(steps=6, evaluate_every=100)
+    often.fit()
+    never.fit()
+    assert same(often.circuit.state_dict(), never.circuit.state_dict())
+
+
+def test_truncation_cuts_the_gradient_and_nothing_else() -> None:
+    def gradients(truncate: int | None) -> tuple[float, list[Tensor]]:
+        agent = make(truncate=truncate)
+        batch = agent.env.sample(4, torch.Generator().manual_seed(5))
+        loss, _ = agent._backward(batch)
+        assert batch.inputs.shape[0] > 2
+        return loss, [parameter.grad for parameter in agent.circuit.parameters() if parameter.grad is not None]
+
+    whole_loss, whole = gradients(None)
+    long_loss, long = gradients(1000)
+    cut_loss, cut = gradients(2)
+    assert long_loss == whole_loss
+    assert cut_loss == pytest.approx(whole_loss, rel=1e-5)
+    assert same(long, whole)
+    assert not all(torch.allclose(*pair) for pair in zip(cut, whole, strict=True))
+
+    # By hand: the state is cut off after every two steps.
+    agent = make()
+    batch = agent.env.sample(4, torch.Generator().manual_seed(5))
+    outputs, state = [], None
+    for start in range(0, batch.inputs.shape[0], 2):
+        answered, state = agent.circuit(batch.inputs[start : start + 2], state)
+        state = tapehead.detach(state)
+        outputs.append(answered)
+    agent.env.loss(torch.cat(outputs), batch).backward()
+    expected = [parameter.grad for parameter in agent.circuit.parameters() if parameter.grad is not None]
+    for left, right in zip(cut, expected, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+
+
+def test_bad_steps_are_skipped_counted_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Keep()
+    agent = make(steps=8, recorder=kept, evaluate_every=100)
+    original = agent.env.losses
+    calls = iter(range(1000))
+
+    def sometimes_bad(outputs: Tensor, batch: Batch) -> Tensor:
+        losses = original(outputs, batch)
+        return losses * math.nan if next(calls) % 3 == 1 else losses
+
+    monkeypatch.setattr(agent.env, "losses", sometimes_bad)
+    monkeypatch.setattr(agent.env, "metrics", lambda outputs, batch: {"bits_wrong": 0.0})
+    for _ in range(8):
+        before = {name: value.clone() for name, value in agent.circuit.state_dict().items()}
+        values = agent.train_step()
+        moved = not same(before, agent.circuit.state_dict())
+        assert moved == math.isfinite(values["loss"])
+    assert agent.bad_steps == 3
+    assert sum("not finite, step skipped" in message for message in kept.messages) == 3
+
+
+def test_too_many_bad_steps_stop_with_the_last_good_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Keep()
+    agent = make(steps=50, max_bad_steps=4, recorder=kept)
+    agent.train_step()
+    good = {name: value.clone() for name, value in agent.circuit.state_dict().items()}
+    monkeypatch.setattr(agent.env, "losses", lambda outputs, batch: outputs.sum(-1) * math.inf)
+    with pytest.raises(TrainingError, match=r"4 steps in a row.*agent\.lr"):
+        agent.fit()
+    name, state = kept.states[-1]
+    assert name == "latest"
+    assert same(state["circuit"], good)
+    assert all(torch.isfinite(value).all() for value in state["circuit"].values())
+
+
+def test_stops_at_the_target() -> None:
+    kept = Keep()
+    agent = make(steps=30, target_error=1000.0, recorder=kept)
+    agent.fit()
+    assert agent.step == 3
+    assert any("target reached after 12 sequences" in message for message in kept.messages)
+    assert [name for name, _ in kept.states] == ["best", "latest"]
+    agent.fit()
+    assert agent.step == 3
+    strict = make(steps=6, target_error=1000.0, target_error_beyond=0.0)
+    strict.fit()
+    assert strict.step == 6
+
+
+def test_target_must_hold_on_more_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target met by luck on a few sequences does not stop the run; met again on many, it does."""
+    agent = make(steps=12, target_error=1.0, confirmation_sequences=40)
+    counts = []
+    errors = iter([0.0, 5.0, 2.0, 0.5, 0.5])
+
+    def evaluated(env: Any, circuit: Any, *, sequences: int, batch_size: int, seed: int) -> dict[str, float]:
+        counts.append((sequences, seed))
+        error = next(errors)
+        return {f"held_out/{name}/bits_wrong": error for name in ("length 1-3", "length 5")}
+
+    monkeypatch.setattr("tapehead.agents.backprop.evaluate_all", evaluated)
+    agent.fit()
+    assert agent.step == 9
+    assert [count for count, _ in counts] == [5, 40, 5, 5, 40]
+    assert len({seed for _, seed in counts}) == 2
+    assert agent.last_held_out["held_out/length 5/bits_wrong"] == 0.5
+
+
+def test_stops_when_asked_and_goes_on() -> None:
+    kept = Keep()
+    agent = make(steps=6, recorder=kept)
+
+    class Stop(Keep):
+        def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
+            agent.stop_requested = step == 4
+
+    agent.recorder = stop = Stop()
+    agent.fit()
+    assert agent.step == 4
+    assert stop.states[-1][0] == "latest"
+    assert stop.states[-1][1]["step"] == 4
+    agent.stop_requested, agent.recorder = False, kept
+    agent.fit()
+    assert agent.step == 6
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [0.5, 1.0, 1.0, 1.0]), ("linear", [0.5, 1.0, 1.0, 0.6]), ("cosine", [0.5, 1.0, 1.0, 0.6])],
+)
+def test_learning_rate(schedule: str, expected: list[float]) -> None:
+    agent = make(steps=6, lr=1.0, final_lr=0.2, warmup_steps=2, schedule=schedule)
+    assert [agent.learning_rate(step) for step in (0, 1, 2, 4)] == pytest.approx(expected)
+
+
+def test_learning_rate_starts_anew() -> None:
+    agent = make(steps=100, lr=1.0, warmup_steps=2, schedule="linear", restart_every=4)
+    rates = [agent.learning_rate(step) for step in range(2, 12)]
+    assert rates == pytest.approx([1.0, 0.75, 0.5, 0.25, 1.0, 0.75, 0.5, 0.25, 1.0, 0.75])
+
+
+def test_gradients_are_clipped() -> None:
+    agent = make(clip_norm=1e-3, clip_value=None)
+    agent.train_step()
+    norm = math.sqrt(sum(float(p.grad.square().sum()) for p in agent.circuit.parameters() if p.grad is not None))
+    assert norm == pytest.approx(1e-3, rel=1e-2)
+    agent = make(clip_norm=None, clip_value=1e-4)
+    agent.train_step()
+    assert max(float(p.grad.abs().max()) for p in agent.circuit.parameters() if p.grad is not None) <= 1.0001e-4
+
+
+def test_rmsprop_as_in_tensorflow() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    optimiser = TensorFlowRMSprop([weight], 0.1, smoothing=0.9, momentum=0.5, epsilon=1e-3)
+    value, square, update = [1.0, -2.0], [1.0, 1.0], [0.0, 0.0]
+    for step in range(5):
+        gradient = [2 * value[0], math.sin(value[1]) + step]
+        weight.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimiser.step()
+        for i in range(2):
+            square[i] = 0.9 * square[i] + 0.1 * gradient[i] ** 2
+            update[i] = 0.5 * update[i] + 0.1 * gradient[i] / math.sqrt(square[i] + 1e-3)
+            value[i] -= update[i]
+        assert weight.tolist() == pytest.approx(value, rel=1e-12)
+
+
+def test_circuit_that_does_not_fit() -> None:
+    env = CopyEnv(CopyOptions(width=3))
+    with pytest.raises(ValueError, match="input_size: the circuit has 6, the env 5"):
+        BackpropAgent(env, tapehead.NTM(6, 3))
+    with pytest.raises(ValueError, match="output_size: the circuit has 4, the env 3"):
+        BackpropAgent(env, tapehead.NTM(5, 4))
+    with pytest.raises(ValueError, match="batch_first: got True"):
+        BackpropAgent(env, tapehead.NTM(5, 3, batch_first=True))
+
+
+def test_foreign_checkpoints() -> None:
+    agent = make()
+    state = agent.state_dict()
+    with pytest.raises(ValueError, match=r"weight 'controller\.inputs\.0\.weight' has shape \[32, 9\]; this"):
+        make(circuit="dnc").load_state_dict(state)
+    with pytest.raises(ValueError, match="entry 'optimiser' is missing"):
+        agent.load_state_dict({name: value for name, value in state.items() if name != "optimiser"})
+    with pytest.raises(ValueError, match="entry 'population' is unknown"):
+        agent.load_state_dict({**state, "population": 1})
+    circuit = {name: value for name, value in state["circuit"].items() if name != "output.bias"}
+    with pytest.raises(ValueError, match=r"weight 'output\.bias' is missing"):
+        agent.load_state_dict({**state, "circuit": circuit})

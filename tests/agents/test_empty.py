@@ -1,0 +1,35 @@
+"""The empty agent checks an env."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tapehead
+from tapehead.agents import EmptyAgent, EmptyOptions
+from tapehead.core.env import Batch
+from tapehead.envs import CopyEnv, CopyOptions
+
+
+class WrongMask(CopyEnv):
+    """An env with a mistake."""
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+        return super().sample(batch_size, generator)._replace(mask=torch.ones(3, batch_size))
+
+
+def test_drives_an_env_without_learning() -> None:
+    agent = EmptyAgent(
+        CopyEnv(CopyOptions(width=3, max_length=4, test_lengths=[6])), tapehead.NTM(5, 3), EmptyOptions(steps=3)
+    )
+    before = {name: value.clone() for name, value in agent.circuit.state_dict().items()}
+    assert set(agent.fit()) == {"loss", "bits_wrong"}
+    assert agent.step == 3
+    assert all(torch.equal(value, before[name]) for name, value in agent.circuit.state_dict().items())
+    assert any(name.startswith("held_out/length 6/") for name in agent.test())
+
+
+def test_names_what_is_wrong_with_an_env() -> None:
+    agent = EmptyAgent(WrongMask(CopyOptions(width=3, min_length=4, max_length=4)), tapehead.NTM(5, 3))
+    with pytest.raises(ValueError, match=r"mask: the env handed out shape \[3, 16\]; expected \[10, 16\]"):
+        agent.fit()

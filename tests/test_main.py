@@ -1,0 +1,233 @@
+"""End to end: the command line as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import tapehead
+from tapehead.main import main
+from tapehead.utils import checkpoint, options
+from tapehead.utils.run import new_directory, read_metrics
+
+SMALL = [
+    "env.width=3",
+    "env.max_length=3",
+    "env.test_lengths=[4]",
+    "circuit.controller.hidden_size=8",
+    "circuit.memory_size=8",
+    "circuit.word_size=4",
+    "agent.batch_size=4",
+    "agent.evaluation_sequences=4",
+    "agent.log_every=2",
+    "agent.evaluate_every=5",
+    "agent.checkpoint_every=5",
+    "agent.target_error=null",
+    "agent.target_error_beyond=null",
+    "device=cpu",
+]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_directory(root: Path) -> Path:
+    (directory,) = (root / "runs").iterdir()
+    return directory
+
+
+def states(directory: Path) -> dict[str, object]:
+    state: dict[str, object] = checkpoint.load(directory / "checkpoints" / "latest.pt")["agent"]
+    return state
+
+
+def equal_states(left: dict[str, object], right: dict[str, object]) -> bool:
+    """Bit-for-bit equality, through the bytes that a checkpoint writes."""
+
+    def flat(value: object) -> object:
+        if isinstance(value, torch.Tensor):
+            return value.tolist()
+        if isinstance(value, dict):
+            return {key: flat(part) for key, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [flat(part) for part in value]
+        return value
+
+    return flat(left) == flat(right)
+
+
+def test_train_leaves_a_run_behind(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "ntm-copy", *SMALL, "agent.steps=10", "plots=files"]) == 0
+    directory = run_directory(folder)
+    saved = yaml.safe_load((directory / "options.yaml").read_text())
+    assert saved["env"]["width"] == 3
+    assert saved["circuit"]["memory_init"] == "constant"
+    rows = list(read_metrics(directory / "metrics.jsonl"))
+    assert [row["step"] for row in rows if "train/loss" in row] == [2, 4, 6, 8, 10]
+    assert [row["step"] for row in rows if "held_out/length 4/bits_wrong" in row] == [5, 10]
+    assert {path.name for path in (directory / "checkpoints").iterdir()} == {"latest.pt", "best.pt"}
+    assert any(path.suffix == ".png" for path in (directory / "plots").iterdir())
+    log = (directory / "log").read_text()
+    assert "BackpropAgent" in log
+    assert "NTM: " in log
+    assert "bits wrong held out" in log
+    assert f"done at step 10; look closer with: tapehead test runs/{directory.name}" in log
+    assert "done at step 10" in capsys.readouterr().err
+
+
+def test_test_writes_pictures_and_an_animation(folder: Path) -> None:
+    assert main(["train", "dnc-repeat-copy", *SMALL[3:-1], "agent.steps=5", "plots=off", "env.max_length=2"]) == 2
+    assert not (folder / "runs").exists()
+    small = [assignment for assignment in SMALL if "test_lengths" not in assignment]
+    assert main(["train", "dnc-repeat-copy", *small, "agent.steps=5", "plots=off"]) == 0
+    directory = run_directory(folder)
+    assert main(["test", "latest", "plots=files"]) == 0
+    pictures = {path.suffix for path in (directory / "test" / "plots").iterdir()}
+    assert pictures == {".png", ".gif"}
+    (row,) = read_metrics(directory / "test" / "metrics.jsonl")
+    assert row["step"] == 5
+    assert any(name.endswith("bits_wrong") for name in row)
+
+
+def test_killed_and_resumed_equals_unbroken(folder: Path) -> None:
+    """kill -9 at some moment, then --resume: weights, optimiser and rows are those of the unbroken run."""
+    command = [sys.executable, "-m", "tapehead.main", "train", "ntm-copy", *SMALL, "agent.steps=200", "plots=off"]
+    command += ["threads=1"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    writer = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("runs/*/checkpoints/latest.pt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    killed = run_directory(folder)
+    assert states(killed)["step"] < 200  # type: ignore[operator]
+    assert main(["train", "--resume", str(killed)]) == 0
+
+    (folder / "unbroken").mkdir()
+    os.chdir(folder / "unbroken")
+    assert main([*command[3:]]) == 0
+    unbroken = run_directory(folder / "unbroken")
+    assert equal_states(states(killed), states(unbroken))
+
+    def rows(directory: Path) -> list[dict[str, object]]:
+        kept = list(read_metrics(directory / "metrics.jsonl"))
+        for row in kept:
+            row.pop("train/sequences_per_second", None)
+        return kept
+
+    assert rows(killed) == rows(unbroken)
+
+
+def test_interrupt_saves_and_says_how_to_go_on(folder: Path) -> None:
+    command = [sys.executable, "-m", "tapehead.main", "train", *SMALL, "agent.steps=1000000", "plots=off"]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("runs/*/checkpoints/latest.pt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0
+    directory = run_directory(folder)
+    step = states(directory)["step"]
+    assert f"stopped at step {step}; go on with: tapehead train --resume runs/{directory.name}" in error
+    assert main(["train", "--resume", "latest", f"agent.steps={step + 2}"]) == 0  # type: ignore[operator]
+    assert states(directory)["step"] == step + 2  # type: ignore[operator]
+
+
+def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    for name in [*options.preset_names(), "backprop", "empty", "ntm", "dnc", "lstm", "gru", "feedforward"]:
+        assert f"  {name}" in text
+    assert main(["show", "dnc-repeat-copy", "agent.lr=3e-4"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["agent"]["lr"] == 3e-4
+    assert shown["circuit"]["link_sharpening"] is False
+
+
+def test_empty_agent_from_the_command_line(folder: Path) -> None:
+    assert main(["train", "ntm-copy", "agent.type=empty", "agent.steps=2", "plots=off", "device=cpu"]) == 0
+    assert "batch 2: " in (run_directory(folder) / "log").read_text()
+
+
+def test_bad_input_leaves_nothing_behind(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in [
+        (["train", "nonsense"], "preset: got 'nonsense'"),
+        (["train", "agent.lr=quick"], "agent.lr: got 'quick'"),
+        (["train", "--resume", "nowhere"], "run: got 'nowhere'; allowed is the path of a run's folder"),
+        (["test", "latest"], "run: got 'latest'"),
+        (["show", "env.width=0"], "env.width: got 0"),
+        (["train", "ntm-copy", "twice"], "'twice': expected key=value"),
+    ]:
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert f"tapehead: {message}" in error
+        assert "Traceback" not in error
+    assert list(folder.iterdir()) == []
+
+
+def test_damaged_checkpoint_and_other_circuit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SMALL, "agent.steps=5", "plots=off"]) == 0
+    directory = run_directory(folder)
+    assert main(["train", "--resume", "latest", "circuit.word_size=5", "agent.steps=9"]) == 2
+    assert "has shape" in capsys.readouterr().err
+    path = directory / "checkpoints" / "latest.pt"
+    path.write_bytes(path.read_bytes()[:-7])
+    assert main(["train", "--resume", "latest"]) == 2
+    assert "is cut off" in capsys.readouterr().err
+    path.unlink()
+    assert main(["train", "--resume", "latest"]) == 2
+    assert "holds none of latest.pt" in capsys.readouterr().err
+
+
+def test_full_disk_does_not_stop_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, state: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    assert main(["train", *SMALL, "agent.steps=10", "plots=off"]) == 0
+    error = capsys.readouterr().err
+    assert error.count("checkpoint latest cannot be written") == 1
+    assert "done at step 10" in error
+
+
+def test_circuit_from_a_checkpoint(folder: Path) -> None:
+    assert main(["train", *SMALL, "agent.steps=5", "plots=off"]) == 0
+    path = run_directory(folder) / "checkpoints" / "best.pt"
+    circuit = tapehead.load_circuit(path)
+    assert isinstance(circuit, tapehead.NTM)
+    outputs, _ = circuit(torch.zeros(6, 2, 5))
+    assert outputs.shape == (6, 2, 3)
+    torch.save({"x": 1}, folder / "other.pt")
+    with pytest.raises(checkpoint.CheckpointError, match="not a checkpoint of Tapehead"):
+        tapehead.load_circuit(folder / "other.pt")
+    checkpoint.save(folder / "empty.pt", {"step": 1})
+    with pytest.raises(checkpoint.CheckpointError, match="holds no circuit"):
+        tapehead.load_circuit(folder / "empty.pt")
+
+
+def test_names_of_runs_never_collide(folder: Path) -> None:
+    names = {new_directory().name for _ in range(3)}
+    assert len(names) == 3
+
+
+def test_metrics_are_strict_json(folder: Path) -> None:
+    assert main(["train", *SMALL, "agent.steps=4", "plots=off"]) == 0
+    for line in (run_directory(folder) / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))

@@ -1,0 +1,165 @@
+"""Options: presets are valid, and everything wrong is refused in one line that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tapehead.utils import factory, options
+from tapehead.utils.options import OptionsError
+
+
+def parse(*assignments: str, preset: str = "ntm-copy") -> factory.RunOptions:
+    values = options.load_file(preset)
+    options.override(values, assignments)
+    return factory.parse(values)
+
+
+@pytest.mark.parametrize("preset", options.preset_names())
+def test_presets_are_valid_and_survive_a_round_trip(preset: str) -> None:
+    chosen = parse(preset=preset)
+    dumped = yaml.safe_dump(chosen.model_dump(mode="json"))
+    assert factory.parse(options.parse_yaml(dumped, "dump")) == chosen
+
+
+@pytest.mark.parametrize("preset", options.preset_names())
+def test_presets_build(preset: str) -> None:
+    env, circuit, agent = factory.build(parse("device=cpu", preset=preset))
+    assert (circuit.input_size, circuit.output_size) == (env.input_size, env.output_size)
+    assert type(agent).__name__ in factory.describe(factory.Parts(env, circuit, agent))
+
+
+WRONG = [
+    ("agent.lrr=1", "agent.lrr: unknown option; did you mean 'lr'?"),
+    ("agent.lr=fast", "agent.lr: got 'fast'; allowed: a valid number"),
+    ("agent.lr=0", "agent.lr: got 0; allowed: greater than 0"),
+    ("agent.lr=-1e-3", "agent.lr: got -0.001; allowed: greater than 0"),
+    ("agent.lr=.nan", "agent.lr: got nan; allowed: a finite number"),
+    ("agent.lr=.inf", "agent.lr: got inf; allowed: a finite number"),
+    ("agent.batch_size=0", "agent.batch_size: got 0; allowed: greater than or equal to 1"),
+    ("agent.batch_size=1.5", "agent.batch_size: got 1.5; allowed: a valid integer"),
+    ("agent.batch_size=true", "agent.batch_size: got True; allowed: a valid integer"),
+    ("agent.batch_size='16'", "agent.batch_size: got '16'; allowed: a valid integer"),
+    ("agent.batch_size=", "agent.batch_size: got None; allowed: a valid integer"),
+    ("agent.optimiser=sgd", "agent.optimiser: got 'sgd'; allowed: 'adam', 'rmsprop' or 'tensorflow-rmsprop'"),
+    ("agent.schedule=step", "agent.schedule: got 'step'; allowed: 'constant', 'cosine' or 'linear'"),
+    ("agent.betas=[0.9]", "agent.betas"),
+    ("agent.betas=[0.9,1.0]", "agent.betas: got [0.9, 1.0]; allowed are two numbers from 0 to below 1"),
+    ("agent.momentum=1", "agent.momentum: got 1; allowed: less than 1"),
+    ("agent.target_error_beyond=1", "agent.target_error_beyond: needs target_error"),
+    ("agent.warmup_steps=99999999", "agent.warmup_steps: got 99999999; allowed is less than steps"),
+    ("agent.type=backprob", "agent.type: got 'backprob'; allowed: backprop, "),
+    ("agent=backprop", "agent: got 'backprop'; expected a block with a type"),
+    ("agent=", "agent: missing; expected a block with a type"),
+    ("circuit.type=rnn", "circuit.type: got 'rnn'; allowed: ntm, dnc"),
+    ("circuit.type=", "circuit.type: got None; allowed: ntm, dnc"),
+    ("circuit.memory_size=0", "circuit.memory_size: got 0; allowed: greater than or equal to 1"),
+    ("circuit.memory_size=[1]", "circuit.memory_size: got [1]; allowed: a valid integer"),
+    ("circuit.shift_range=-1", "circuit.shift_range: got -1; allowed: greater than or equal to 0"),
+    (
+        "circuit.memory_init=zero",
+        "circuit.memory_init: got 'zero'; allowed: 'constant', 'learned' or 'truncated_normal'",
+    ),
+    ("circuit.weight_init=last", "circuit.weight_init: got 'last'; allowed: 'first', 'uniform' or 'learned'"),
+    ("circuit.link_sharpening=true", "circuit.link_sharpening: unknown option"),
+    ("circuit.clip=0", "circuit.clip: got 0; allowed: greater than 0"),
+    ("circuit.controller=lstm", "circuit.controller: got 'lstm'"),
+    ("circuit.controller.type=rnn", "circuit.controller.type: got 'rnn'; allowed: 'lstm', 'gru', 'feedforward'"),
+    ("circuit.controller.hidden_size=0", "circuit.controller.hidden_size: got 0; allowed: greater than or equal to 1"),
+    ("circuit.controller.hiden_size=10", "circuit.controller.hiden_size: unknown option"),
+    ("env.type=coppy", "env.type: got 'coppy'; allowed: copy, "),
+    ("env.width=0", "env.width: got 0; allowed: greater than or equal to 1"),
+    ("env.min_length=30", "env.min_length: got 30; allowed is at most max_length, which is 20"),
+    ("env.test_lengths=[0]", "env.test_lengths.0: got 0; allowed: greater than or equal to 1"),
+    ("env.curriculum.type=random", "env.curriculum.type: got 'random'; allowed: 'fixed', 'growing', 'lessons'"),
+    ("env.loss=mean", "env.loss: got 'mean'; allowed: 'sequence' or 'bit'"),
+    ("seed=-1", "seed: got -1; allowed: greater than or equal to 0"),
+    ("seed=one", "seed: got 'one'; allowed: a valid integer"),
+    ("device=tpu9", "device: got 'tpu9'; not available here"),
+    ("backend=fast", "backend: got 'fast'; allowed: 'auto', "),
+    ("plots=png", "plots: got 'png'; allowed: 'auto', 'visdom', 'files' or 'off'"),
+    ("visdom_port=70000", "visdom_port: got 70000; allowed: less than or equal to 65535"),
+    ("threads=0", "threads: got 0; allowed: greater than or equal to 1"),
+    ("sede=1", "sede: unknown option; did you mean 'seed'?"),
+]
+
+
+@pytest.mark.parametrize(("assignment", "message"), WRONG, ids=[assignment for assignment, _ in WRONG])
+def test_wrong_value(assignment: str, message: str) -> None:
+    with pytest.raises(OptionsError) as caught:
+        parse(assignment)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("assignment", ["lr", "=3", "agent..lr=1", ".=1", "agent.lr"])
+def test_not_an_assignment(assignment: str) -> None:
+    with pytest.raises(OptionsError, match="expected key=value"):
+        parse(assignment)
+
+
+def test_path_through_a_value() -> None:
+    with pytest.raises(OptionsError, match=r"seed\.x: seed is 3, not a block"):
+        parse("seed=3", "seed.x=1")
+
+
+def test_every_problem_is_listed() -> None:
+    with pytest.raises(OptionsError) as caught:
+        parse("agent.lr=0", "env.width=x", "sed=1", "circuit.memory_size=-4")
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
+        "env.width",
+        "circuit.memory_size",
+        "agent.lr",
+        "sed",
+    ]
+
+
+FILES = [
+    ("env: [1, 2", "line 1"),
+    ("- 1\n- 2\n", "got list; expected a mapping"),
+    ("", "got NoneType; expected a mapping"),
+    ("seed: 1\nseed: 2\n", "the key 'seed' is given twice"),
+    ("seed: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), FILES)
+def test_wrong_file(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(OptionsError, match="mine.yaml") as caught:
+        options.load_file(str(path))
+    assert message in str(caught.value)
+
+
+def test_unknown_preset_and_missing_file() -> None:
+    with pytest.raises(OptionsError, match="preset: got 'ntm-cpy'; allowed: dnc-"):
+        options.load_file("ntm-cpy")
+    with pytest.raises(OptionsError, match=r"nowhere/x\.yaml: cannot be read: No such file"):
+        options.load_file("nowhere/x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3e-4", 3e-4), ("1E5", 1e5), ("-2e+3", -2e3), (".5e1", 5.0), ("3", 3), ("e5", "e5"), ("~", None)],
+)
+def test_numbers_as_people_write_them(text: str, value: Any) -> None:
+    assert options.parse_yaml(text, "test") == value
+
+
+def test_another_type_drops_the_old_types_options() -> None:
+    values = options.load_file("ntm-copy")
+    dropped = options.override(values, ["circuit.memory_size=32", "circuit.type=dnc"])
+    assert values["circuit"]["memory_size"] == 32
+    assert "circuit.word_size" in dropped
+    assert values["circuit"]["controller"]["type"] == "lstm"
+    assert factory.parse(values).circuit.type == "dnc"  # type: ignore[attr-defined]
+
+
+def test_swapping_a_controller_keeps_its_size() -> None:
+    chosen = parse("circuit.controller.type=gru")
+    assert chosen.circuit.controller.type == "gru"  # type: ignore[attr-defined]
+    assert chosen.circuit.controller.hidden_size == 100  # type: ignore[attr-defined]
