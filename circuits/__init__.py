@@ -1,7 +1,16 @@
 """Circuits: one controller and one accessor make one recurrent module."""
 
 from .dnc import DNC, DNCOptions
+from .feedforward import FeedForwardCircuit, FeedForwardCircuitOptions
 from .memory_augmented import MemoryAugmentedCircuit
 from .ntm import NTM, NTMOptions
 
-__all__ = ["DNC", "DNCOptions", "MemoryAugmentedCircuit", "NTM", "NTMOptions"]
+__all__ = [
+    "DNC",
+    "DNCOptions",
+    "FeedForwardCircuit",
+    "FeedForwardCircuitOptions",
+    "MemoryAugmentedCircuit",
+    "NTM",
+    "NTMOptions",
+]

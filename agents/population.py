@@ -1,0 +1,112 @@
+"""The answers of a whole population, in one batched computation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from ..core.circuit import Circuit
+from ..core.stacked import Layout, Stack, dense
+
+MEBIBYTE = 2**20
+
+
+class _Steps(nn.Module):
+    """Runs a circuit step by step from its initial state, in plain operations that vmap can map."""
+
+    def __init__(self, circuit: Circuit) -> None:
+        super().__init__()
+        self.circuit = circuit
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs, _ = Circuit.run(self.circuit, inputs, self.circuit.initial_state(inputs.shape[1]))
+        return outputs
+
+
+class Population:
+    """Evaluates P genomes on the same B sequences with stacked parameters: no loop over members, no gradients.
+
+    Circuits that have a ``run_population`` (see :class:`~tapehead.circuits.feedforward.FeedForwardCircuit`) answer for
+    all members themselves; every other circuit's step is mapped over the members with ``torch.func.vmap``.
+    """
+
+    def __init__(self, circuit: Circuit, *, memory_budget: float = 512.0) -> None:
+        """
+        Args:
+            circuit: what each member is; its own parameters are left alone.
+            memory_budget: MiB that the evaluation may take; members beyond it wait for the next chunk.
+
+        Raises:
+            ValueError: the circuit has no parameters, or parameters of different types or on different devices.
+        """
+        if len({(parameter.dtype, parameter.device) for parameter in circuit.parameters()}) > 1:
+            raise ValueError("parameters: the circuit's have different types or devices; a genome has one")
+        self.circuit = circuit
+        self.layout = Layout.of(circuit)
+        self.memory_budget = memory_budget
+        self._steps = _Steps(circuit)
+
+    def outputs(self, stacks: Mapping[str, Stack], inputs: Tensor) -> Tensor:
+        """Logits of all members at once.
+
+        Args:
+            stacks: P members' parameters by name.
+            inputs: ``[T, B, I]``, the same for every member.
+
+        Returns:
+            ``[T, P, B, O]``
+        """
+        run_population = getattr(self.circuit, "run_population", None)
+        with torch.no_grad():
+            if run_population is not None:
+                answered: Tensor = run_population(stacks, inputs)
+                return answered
+            parameters = {f"circuit.{name}": dense(stack) for name, stack in stacks.items()}
+            mapped = vmap(lambda member: functional_call(self._steps, member, (inputs,)), out_dims=1)
+            outputs: Tensor = mapped(parameters)
+            return outputs
+
+    def evaluate(self, stacks: Mapping[str, Stack], inputs: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
+        """Answer and score all members, a chunk that fits the memory budget at a time.
+
+        Args:
+            stacks: P members' parameters by name.
+            inputs: ``[T, B, I]``, the same for every member.
+            score: maps logits ``[T, members, B, O]`` to ``[members, …]``.
+
+        Returns:
+            ``[P, …]``
+        """
+        members = len(next(iter(stacks.values())))
+        chunk = self.chunk_size(inputs)
+        scores = []
+        for start in range(0, members, chunk):
+            part = slice(start, min(start + chunk, members))
+            scores.append(score(self.outputs({name: stack[part] for name, stack in stacks.items()}, inputs)))
+        return torch.cat(scores)
+
+    def chunk_size(self, inputs: Tensor) -> int:
+        """Members that fit the memory budget; even, so that mirrored pairs stay together, and at least 2.
+
+        A member is taken to need its parameters, its outputs, and its state eight times over: the last, the next and
+        what lies between.
+        """
+        length, batch, _ = inputs.shape
+        carried = _elements(self.circuit.initial_state(batch))
+        widest = max(max(shape[0] for shape in self.layout.shapes.values() if shape), self.circuit.output_size)
+        elements = self.layout.size + 2 * length * batch * self.circuit.output_size + 8 * carried
+        if hasattr(self.circuit, "run_population"):
+            elements += 3 * length * batch * widest
+        else:
+            elements += 3 * batch * widest
+        size = int(self.memory_budget * MEBIBYTE / (elements * inputs.element_size()))
+        return max(2, size // 2 * 2)
+
+
+def _elements(state: Any) -> int:
+    """Elements of all tensors of a state."""
+    return state.numel() if isinstance(state, Tensor) else sum(_elements(part) for part in state)

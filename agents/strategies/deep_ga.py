@@ -1,0 +1,170 @@
+"""Deep GA (Such et al. 2017, arXiv 1712.06567): truncation selection, Gaussian mutation, chains of seeds as genomes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ...core.stacked import Layout
+from .base import Initial, Strategy, StrategyOptions, resample
+
+_SEEDS = 2**32
+"""Seeds lie below this: torch's generator on the CPU looks at no more bits."""
+
+
+class DeepGAOptions(StrategyOptions):
+    """Options of :class:`DeepGA`; the defaults are those of the paper's Atari runs."""
+
+    type: Literal["deep-ga"] = "deep-ga"
+    population: int = Field(1000, ge=2)
+    """P, members of a generation; from the second on, the elite is one of them."""
+    truncation: int = Field(20, ge=1)
+    """Fittest members that may be parents."""
+    sigma: float = Field(0.002, gt=0)
+    """Standard deviation of the noise that mutation adds to each weight."""
+    initial: Initial = "resampled"
+    """First genomes: drawn anew from the distribution of the circuit's weights, or mutated copies of these weights."""
+    elite_candidates: int = Field(10, ge=0)
+    """Fittest members that are evaluated again to find the elite, which lives on unchanged; 0: no second look."""
+    elite_sequences: int = Field(30, ge=1)
+    """Sequences of that second evaluation."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DeepGAOptions:
+        for name in ("truncation", "elite_candidates"):
+            if getattr(self, name) > self.population:
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)}; allowed is at most population ({self.population})"
+                )
+        return self
+
+
+class DeepGA(Strategy):
+    """A genetic algorithm without crossover whose genomes are chains of seeds.
+
+    A chain ``[s0, s1, ..., sn]`` stands for the genome ``first(s0) + sigma * noise(s1) + ... + sigma * noise(sn)``,
+    added up in this order, each ``noise(s)`` standard normal and drawn from that seed alone. A checkpoint holds chains,
+    and :meth:`rebuild` gives back every genome bit for bit (on the same kind of device, by the same version of torch).
+    """
+
+    Options = DeepGAOptions
+    remembered = ("parents", "elite")
+
+    def __init__(self, options: DeepGAOptions, initial: Tensor, *, seed: int = 0, layout: Layout | None = None) -> None:
+        """See :class:`Strategy`."""
+        super().__init__(options, initial, population=options.population, seed=seed, layout=layout)
+        self.options = options
+        self.recheck_sequences = options.elite_sequences
+        self.parents: list[list[int]] = []
+        """Chains of those that may have children, the fittest first."""
+        self.elite: list[int] = []
+        """Chain of the elite; empty before the first generation."""
+        self.chains: list[list[int]] = []
+        """Chains of the population that was drawn last."""
+        self._noise = torch.Generator(initial.device)
+        self._parents = self.initial.new_empty(0, len(initial))
+        self._elite = self.initial.clone()
+        self._candidates: Tensor | None = None
+        self._candidate_chains: list[list[int]] = []
+        self._spread = 0.0
+        self._mean = self.initial.clone()
+
+    def first(self, seed: int) -> Tensor:
+        """The first genome of a chain, ``[D]``."""
+        if self.options.initial == "copied":
+            return self._mutated(self.initial, seed)
+        return resample(self.initial, self.layout, self._noise.manual_seed(seed), 1)[0]
+
+    def _mutated(self, genome: Tensor, seed: int) -> Tensor:
+        noise = torch.randn(
+            len(genome), generator=self._noise.manual_seed(seed), device=genome.device, dtype=genome.dtype
+        )
+        # Multiplied, then added: a fused operation could round differently here and there.
+        return noise.mul_(self.options.sigma).add_(genome)
+
+    def rebuild(self, chain: list[int]) -> Tensor:
+        """The genome ``[D]`` that a chain of seeds stands for."""
+        genome = self.first(chain[0])
+        for seed in chain[1:]:
+            genome = self._mutated(genome, seed)
+        return genome
+
+    def draw(self) -> Tensor:
+        """The elite, then children of parents drawn evenly; in the first generation, fresh genomes; ``[P, D]``."""
+        kept = 1 if self.elite else 0
+        count = self.population - kept
+        seeds = torch.randint(_SEEDS, (count,), generator=self.generator, device=self.initial.device).tolist()
+        if not self.elite:
+            self.chains = [[seed] for seed in seeds]
+            return torch.stack([self.first(seed) for seed in seeds])
+        chosen = torch.randint(len(self.parents), (count,), generator=self.generator, device=self.initial.device)
+        genomes = self.initial.new_empty(self.population, len(self.initial))
+        genomes[0] = self._elite
+        for row, (parent, seed) in enumerate(zip(chosen.tolist(), seeds, strict=True), start=1):
+            genomes[row] = self._mutated(self._parents[parent], seed)
+        self.chains = [self.elite] + [
+            [*self.parents[parent], seed] for parent, seed in zip(chosen.tolist(), seeds, strict=True)
+        ]
+        return genomes
+
+    def update(self, fitness: Tensor, drawn: Any) -> None:
+        """The fittest become the parents; the very fittest is the elite until :meth:`confirm` says otherwise."""
+        order = torch.argsort(fitness, descending=True, stable=True)
+        ranking = order.tolist()
+        top = ranking[: self.options.truncation]
+        self.parents = [self.chains[index] for index in top]
+        self._parents = drawn[order[: len(top)]]
+        self.elite, self._elite = self.parents[0], self._parents[0].clone()
+        count = self.options.elite_candidates
+        self._candidates = drawn[order[:count]] if count else None
+        self._candidate_chains = [self.chains[index] for index in ranking[:count]]
+        variance, self._mean = torch.var_mean(drawn, dim=0, correction=0)
+        self._spread = float(variance.mean().sqrt())
+
+    def candidates(self) -> Tensor | None:
+        """The fittest members of the last generation, ``[C, D]``."""
+        return self._candidates
+
+    def confirm(self, fitness: Tensor) -> None:
+        """The candidate with the highest fitness, ``[C]``, is the elite; of equal ones, the one fitter before.
+
+        Raises:
+            RuntimeError: there are no candidates.
+            ValueError: the wrong shape.
+        """
+        if self._candidates is None:
+            raise RuntimeError("confirm: there are no candidates")
+        if fitness.shape != (len(self._candidates),):
+            raise ValueError(f"fitness: got shape {list(fitness.shape)}; expected [{len(self._candidates)}]")
+        fitness = self._finite(fitness.to(self.initial.device, torch.float32))
+        index = int(torch.argsort(fitness, descending=True, stable=True)[0])
+        self.elite, self._elite = self._candidate_chains[index], self._candidates[index].clone()
+        self._candidates = None
+
+    @property
+    def best(self) -> Tensor:
+        """The elite."""
+        return self._elite
+
+    def center_and_spread(self) -> tuple[Tensor, float]:
+        """Of the last generation."""
+        return self._mean, self._spread
+
+    def metrics(self) -> dict[str, float]:
+        """See :meth:`Strategy.metrics`; also how many mutations lie between the elite and its first genome."""
+        return {**super().metrics(), "elite_mutations": float(max(len(self.elite) - 1, 0))}
+
+    def load_state_dict(self, state: Any) -> None:
+        """See :meth:`Strategy.load_state_dict`; parents and elite are rebuilt from their chains."""
+        super().load_state_dict(state)
+        self.parents = [list(chain) for chain in self.parents]
+        self.elite = list(self.elite)
+        self._candidates = None
+        if self.elite:
+            self._parents = torch.stack([self.rebuild(chain) for chain in self.parents])
+            self._elite = self.rebuild(self.elite)
+        else:
+            self._elite = self.initial.clone()

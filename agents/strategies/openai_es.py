@@ -1,0 +1,144 @@
+"""OpenAI-ES (Salimans et al. 2017, arXiv 1703.03864), with low-rank perturbations as an option."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ...core.stacked import Layout, Mirrored, Stack
+from .base import Strategy, StrategyOptions
+from .shaping import centred_ranks
+
+
+class OpenAIESOptions(StrategyOptions):
+    """Options of :class:`OpenAIES`."""
+
+    type: Literal["openai-es"] = "openai-es"
+    population: int = Field(200, ge=2)
+    """P, members of a generation; even, for they come in mirrored pairs."""
+    sigma: float = Field(0.02, gt=0)
+    """Standard deviation of the perturbation of each weight."""
+    sigma_decay: float = Field(1.0, gt=0, le=1)
+    """What sigma is multiplied by after each generation."""
+    lr: float = Field(0.01, gt=0)
+    """Learning rate of Adam."""
+    lr_decay: float = Field(1.0, gt=0, le=1)
+    """What the learning rate is multiplied by after each generation."""
+    betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
+    """Averaging of Adam's gradient and squared gradient."""
+    weight_decay: float = Field(0.005, ge=0)
+    """L2 penalty, added to the gradient."""
+    rank: int | None = Field(None, ge=1)
+    """Rank of the perturbation of each weight matrix; null perturbs every weight on its own."""
+
+    @model_validator(mode="after")
+    def _check(self) -> OpenAIESOptions:
+        if self.population % 2:
+            raise ValueError(f"population: got {self.population}; allowed is an even number, for sampling is mirrored")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: got {list(self.betas)}; allowed are two numbers from 0 to below 1")
+        return self
+
+
+class OpenAIES(Strategy):
+    """Gradient ascent on the mean fitness of a cloud of mirrored perturbations: centred ranks, Adam, weight decay.
+
+    With ``rank`` r the perturbation of an ``[O, I]`` weight matrix is ``A @ B.T / sqrt(r)`` with standard normal A
+    ``[O, r]`` and B ``[I, r]`` (Sarkar et al. 2025, "Evolution strategies at the hyperscale", arXiv 2511.16652): the
+    same variance per element and an unbiased estimate, at a fraction of the draws and products. Parameters that are
+    no matrices, and matrices with no more than r rows or columns, are perturbed element by element.
+    """
+
+    Options = OpenAIESOptions
+    remembered = ("center", "optimiser_state", "sigma", "lr")
+
+    def __init__(
+        self, options: OpenAIESOptions, initial: Tensor, *, seed: int = 0, layout: Layout | None = None
+    ) -> None:
+        """See :class:`Strategy`."""
+        super().__init__(options, initial, population=options.population, seed=seed, layout=layout)
+        self.options = options
+        self._center = self.initial.clone()
+        self.sigma = options.sigma
+        self.lr = options.lr
+        # Adam descends -gradient + decay * center, as the authors' code does.
+        self._adam = torch.optim.Adam(
+            [self._center], options.lr, options.betas, weight_decay=options.weight_decay, maximize=True
+        )
+
+    @property
+    def center(self) -> Tensor:
+        """Mean of the search distribution, ``[D]``."""
+        return self._center
+
+    @center.setter
+    def center(self, value: Tensor) -> None:
+        self._center.copy_(value)
+
+    @property
+    def optimiser_state(self) -> dict[str, Any]:
+        """State of Adam."""
+        return self._adam.state_dict()
+
+    @optimiser_state.setter
+    def optimiser_state(self, value: dict[str, Any]) -> None:
+        self._adam.load_state_dict(value)
+
+    def draw(self) -> dict[str, Stack]:
+        """Mirrored stacks around the centre; see :class:`Mirrored`."""
+        pairs, rank = self.population // 2, self.options.rank
+        if rank is None:
+            return dict(self.layout.mirrored(self.center, self._normal(pairs, self.layout.size).mul_(self.sigma)))
+        stacks: dict[str, Stack] = {}
+        for name, center in self.layout.split(self.center).items():
+            if center.dim() == 2 and min(center.shape) > rank:
+                left = self._normal(pairs, center.shape[0], rank).mul_(self.sigma / rank**0.5)
+                stacks[name] = Mirrored(center, left=left, right=self._normal(pairs, center.shape[1], rank))
+            else:
+                stacks[name] = Mirrored(center, self._normal(pairs, *center.shape).mul_(self.sigma))
+        return stacks
+
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.initial.device, dtype=self.initial.dtype)
+
+    def gradient(self, fitness: Tensor, drawn: dict[str, Mirrored]) -> Tensor:
+        """Estimate of the gradient of the mean fitness, ``[D]``, times sigma: Σ_p rank_p ε_p / P.
+
+        It is scaled by sigma as in the authors' code, on which the usual weight decay rests; Adam does not mind.
+        """
+        ranks = centred_ranks(fitness).to(self.initial.dtype)
+        weights = (ranks[0::2] - ranks[1::2]) / (self.population * self.sigma)
+        parts = []
+        for stack in drawn.values():
+            if stack.noise is not None:
+                parts.append(torch.tensordot(weights, stack.noise, dims=1).flatten())
+            else:
+                assert stack.left is not None and stack.right is not None
+                weighted = (stack.left * weights[:, None, None]).permute(1, 0, 2).flatten(1)
+                parts.append((weighted @ stack.right.permute(0, 2, 1).flatten(0, 1)).flatten())
+        return torch.cat(parts)
+
+    def update(self, fitness: Tensor, drawn: Any) -> None:
+        """One step of Adam along :meth:`gradient`."""
+        self._center.grad = self.gradient(fitness, drawn)
+        self._adam.param_groups[0]["lr"] = self.lr
+        self._adam.step()
+        self._center.grad = None
+        self.lr *= self.options.lr_decay
+        self.sigma *= self.options.sigma_decay
+
+    @property
+    def best(self) -> Tensor:
+        """The centre."""
+        return self.center
+
+    def center_and_spread(self) -> tuple[Tensor, float]:
+        """The centre and sigma."""
+        return self.center, self.sigma
+
+    def metrics(self) -> dict[str, float]:
+        """See :meth:`Strategy.metrics`."""
+        return {**super().metrics(), "sigma": self.sigma, "learning_rate": self.lr}

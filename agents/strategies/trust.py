@@ -1,0 +1,192 @@
+"""Trust: the selection of GENREG, an individual's standing that fades unless it is earned again."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ...core.stacked import Layout
+from .base import Initial, Strategy, StrategyOptions, resample
+
+
+class TrustOptions(StrategyOptions):
+    """Options of :class:`Trust`; the defaults are GENREG's where it gives them."""
+
+    type: Literal["trust"] = "trust"
+    population: int = Field(200, ge=2)
+    """P, members of a generation."""
+    survivors: float = Field(0.2, gt=0, le=1)
+    """Share of the population with the highest trust that lives on."""
+    decay: float = Field(0.2, ge=0, lt=1)
+    """Share of its trust that a member loses before its fitness is added."""
+    decay_per: Literal["generation", "sample"] = "generation"
+    """Whether trust decays once per generation, or before the fitness of every single sequence."""
+    inheritance: float = Field(0.03, ge=0)
+    """Share of its parents' trust that a child starts with."""
+    crossover: bool = False
+    """Each weight of a child comes from one of two parents; its trust is a share of the sum of theirs."""
+    child_mutation: float = Field(0.07, ge=0, le=1)
+    """Share of a child's weights that mutation touches."""
+    base_mutation: float = Field(0.08, ge=0, le=1)
+    """Share of a survivor's weights that mutation touches."""
+    mutation_scale: float = Field(0.1, gt=0)
+    """Standard deviation of the noise that mutation adds to a weight."""
+    mutation_decay: float = Field(1.0, gt=0, le=1)
+    """What mutation_scale is multiplied by after each generation."""
+    elite: int = Field(0, ge=0)
+    """Members with the highest trust that live on without mutation."""
+    initial: Initial = "resampled"
+    """First genomes: drawn anew from the distribution of the circuit's weights, or mutated copies of these weights."""
+
+    @property
+    def survivor_count(self) -> int:
+        """Members that live on: the share, rounded, and at least one."""
+        return max(1, round(self.survivors * self.population))
+
+    @model_validator(mode="after")
+    def _check(self) -> TrustOptions:
+        if self.crossover and self.survivor_count < 2:
+            raise ValueError(
+                f"survivors: got {self.survivors}, {self.survivor_count} of {self.population}; "
+                "crossover needs two parents"
+            )
+        if self.elite > self.survivor_count:
+            raise ValueError(
+                f"elite: got {self.elite}; allowed is at most the number of survivors ({self.survivor_count})"
+            )
+        return self
+
+
+class Trust(Strategy):
+    """Trust fades and is earned; the most trusted live on, and beget children in proportion to their trust.
+
+    Each generation: ``trust = trust * (1 - decay) + fitness``. The share of the population with the highest trust
+    survives; of equal trust, the one that comes first in the population (survivors come before children, the more
+    trusted first). Parents are drawn among survivors with probability ``w / sum(w)`` where
+    ``w = trust - min(0, lowest trust among survivors)``: in proportion to trust where no survivor's is negative, and
+    counted from the lowest otherwise. Where all ``w`` are 0 every survivor is as likely as any other. A child is a
+    mutated copy of its parent (or of a uniform mix of two) and inherits a share of the trust.
+    """
+
+    Options = TrustOptions
+    remembered = ("genomes", "trust", "champion", "mutation_scale")
+
+    def __init__(self, options: TrustOptions, initial: Tensor, *, seed: int = 0, layout: Layout | None = None) -> None:
+        """See :class:`Strategy`."""
+        super().__init__(options, initial, population=options.population, seed=seed, layout=layout)
+        self.options = options
+        self.mutation_scale = options.mutation_scale
+        self.trust = torch.zeros(options.population, device=initial.device)
+        """``[P]``"""
+        self.champion = self.initial.clone()
+        """The genome that had the highest trust in the last generation, as it was evaluated, ``[D]``."""
+        if options.initial == "resampled":
+            self.genomes = resample(self.initial, self.layout, self.generator, options.population)
+        else:
+            self.genomes = self.initial.repeat(options.population, 1)
+            self._mutate(self.genomes[1:], options.child_mutation)
+        # Two buffers in turn: fresh memory of this size would cost as much as the mutation.
+        self._next = torch.empty_like(self.genomes)
+
+    @property
+    def per_sample(self) -> bool:  # type: ignore[override]
+        """Decay per sample needs the fitness of each sequence."""
+        return self.options.decay_per == "sample"
+
+    def draw(self) -> Tensor:
+        """The genomes, ``[P, D]``."""
+        return self.genomes
+
+    def _earn(self, fitness: Tensor) -> Tensor:
+        kept = 1 - self.options.decay
+        if not self.per_sample:
+            return self.trust * kept + fitness
+        samples = fitness.shape[1]
+        ages = torch.arange(samples - 1, -1, -1, device=fitness.device, dtype=fitness.dtype)
+        return self.trust * kept**samples + fitness @ kept**ages
+
+    def update(self, fitness: Tensor, drawn: Any) -> None:
+        """Trust, survivors, children, mutation."""
+        options = self.options
+        trust, order = torch.sort(self._earn(fitness), descending=True, stable=True)
+        count, children = options.survivor_count, options.population - options.survivor_count
+        self.champion = self.genomes[order[0]].clone()
+        torch.index_select(self.genomes, 0, order[:count], out=self._next[:count])
+        chosen = self.parents(trust[:count], children)
+        inherited = trust[chosen[0]] * options.inheritance
+        torch.index_select(self.genomes, 0, order[chosen[0]], out=self._next[count:])
+        if options.crossover:
+            other = self.genomes[order[chosen[1]]]
+            self._next[count:].copy_(torch.where(self._coins(other.shape), other, self._next[count:]))
+            inherited = (trust[chosen[0]] + trust[chosen[1]]) * options.inheritance
+        self._mutate(self._next[options.elite : count], options.base_mutation)
+        self._mutate(self._next[count:], options.child_mutation)
+        self.trust = torch.cat([trust[:count], inherited])
+        self.genomes, self._next = self._next, self.genomes
+        self.mutation_scale *= options.mutation_decay
+
+    def parents(self, trust: Tensor, children: int) -> Tensor:
+        """Indices of the parents of each child, ``[2, children]`` (``[1, children]`` without crossover).
+
+        Args:
+            trust: of the survivors, ``[S]``, the highest first.
+            children: how many to draw for; two parents of one child are different survivors.
+        """
+        if children == 0:
+            return torch.empty(2, 0, dtype=torch.long, device=trust.device)
+        weights = (trust - trust[-1].clamp(max=0)).double()
+        if not weights.sum() > 0:
+            weights = torch.ones_like(weights)
+        if not self.options.crossover:
+            return torch.multinomial(weights, children, replacement=True, generator=self.generator).unsqueeze(0)
+        # A second parent must be found even where one survivor holds all the trust.
+        weights = weights / weights.sum() + 1e-12
+        return torch.multinomial(weights.expand(children, -1), 2, generator=self.generator).T
+
+    def _coins(self, shape: torch.Size) -> Tensor:
+        """Fair coins, ``[rows, D]`` of bool: the bits of random bytes, for speed."""
+        columns = math.ceil(shape[1] / 8)
+        drawn = torch.randint(256, (shape[0], columns), generator=self.generator, device=self.initial.device)
+        bits = 1 << torch.arange(8, device=self.initial.device, dtype=torch.uint8)
+        return (drawn.to(torch.uint8).unsqueeze(-1) & bits).ne(0).flatten(1)[:, : shape[1]]
+
+    def _mutate(self, genomes: Tensor, rate: float) -> None:
+        """Add noise to a share of the weights of each genome ``[rows, D]``, in place.
+
+        Positions are drawn with replacement, as many as touch the share of different ones that is asked for on
+        average, ``-D log(1 - rate)``; what is drawn twice gets both. This costs draws for the share alone.
+        """
+        rows, size = genomes.shape
+        if rate == 0 or rows == 0:
+            return
+        if rate > 0.5:
+            noise = torch.randn(rows, size, generator=self.generator, device=genomes.device, dtype=genomes.dtype)
+            if rate < 1:
+                noise *= torch.rand(rows, size, generator=self.generator, device=genomes.device) < rate
+            genomes.add_(noise, alpha=self.mutation_scale)
+            return
+        touched = max(1, round(-size * math.log1p(-rate)))
+        index = torch.randint(size, (rows, touched), generator=self.generator, device=genomes.device)
+        noise = torch.randn(rows, touched, generator=self.generator, device=genomes.device, dtype=genomes.dtype)
+        genomes.scatter_add_(1, index, noise.mul_(self.mutation_scale))
+
+    @property
+    def best(self) -> Tensor:
+        """The genome with the highest trust in the last generation."""
+        return self.champion
+
+    def center_and_spread(self) -> tuple[Tensor, float]:
+        """Of the genomes."""
+        variance, center = torch.var_mean(self.genomes, dim=0, correction=0)
+        return center, float(variance.mean().sqrt())
+
+    def metrics(self) -> dict[str, float]:
+        """See :meth:`Strategy.metrics`; also the trust of the population, least to most."""
+        shares = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], device=self.trust.device)
+        names = ("trust_least", "trust_lower_quartile", "trust_median", "trust_upper_quartile", "trust_most")
+        quantiles = torch.quantile(self.trust, shares).tolist()
+        return {**super().metrics(), **dict(zip(names, quantiles, strict=True)), "mutation_scale": self.mutation_scale}

@@ -1,0 +1,50 @@
+"""Strategy options that cannot be, or cannot work together, are refused with the name of the option."""
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from tapehead.agents.strategies import STRATEGIES, AnyStrategyOptions
+
+ADAPTER = TypeAdapter(AnyStrategyOptions)
+
+WRONG = [
+    ({"type": "deep-ga", "population": 10}, "truncation: got 20; allowed is at most population (10)"),
+    ({"type": "deep-ga", "population": 9, "truncation": 3}, "elite_candidates: got 10; allowed is at most"),
+    ({"type": "deep-ga", "sigma": 0}, "sigma"),
+    ({"type": "deep-ga", "truncation": 0}, "truncation"),
+    ({"type": "openai-es", "population": 201}, "population: got 201; allowed is an even number"),
+    ({"type": "openai-es", "betas": [0.9, 1.0]}, "betas: got [0.9, 1.0]"),
+    ({"type": "openai-es", "betas": [0.9]}, "betas"),
+    ({"type": "openai-es", "rank": 0}, "rank"),
+    ({"type": "openai-es", "sigma": -0.1}, "sigma"),
+    ({"type": "openai-es", "lr": "fast"}, "lr"),
+    ({"type": "pgpe", "population": 51}, "population: got 51; allowed is an even number"),
+    ({"type": "pgpe", "lr": 0.5}, "lr: got 0.5; allowed is at most max_speed (0.15)"),
+    ({"type": "pgpe", "momentum": 1.0}, "momentum"),
+    ({"type": "trust", "population": 4, "crossover": True}, "survivors: got 0.2, 1 of 4; crossover needs two parents"),
+    ({"type": "trust", "elite": 41}, "elite: got 41; allowed is at most the number of survivors (40)"),
+    ({"type": "trust", "survivors": 0.0}, "survivors"),
+    ({"type": "trust", "decay": 1.0}, "decay"),
+    ({"type": "trust", "decay_per": "image"}, "decay_per"),
+    ({"type": "trust", "child_mutation": 1.5}, "child_mutation"),
+    ({"type": "trust", "population": 1}, "population"),
+    ({"type": "trust", "initial": "random"}, "initial"),
+    ({"type": "snes", "population": 1}, "population"),
+    ({"type": "snes", "sigma": float("inf")}, "sigma"),
+    ({"type": "cma-es", "population": 3}, "population"),
+    ({"type": "sep-cma-es", "truncation": 3}, "truncation"),
+    ({"type": "genetic"}, "'genetic'"),
+    ({}, "type"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), WRONG)
+def test_wrong_options_are_refused(values, message):
+    with pytest.raises(ValidationError) as caught:
+        ADAPTER.validate_python(values)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_defaults_are_valid_and_named_by_type(name):
+    assert type(ADAPTER.validate_python({"type": name})) is STRATEGIES[name].Options

@@ -1,0 +1,108 @@
+import pytest
+import torch
+
+from tapehead import DNC, NTM
+from tapehead.agents.population import Population
+from tapehead.agents.strategies import OpenAIES, OpenAIESOptions
+from tapehead.circuits.feedforward import FeedForwardCircuit
+
+CIRCUITS = {
+    "feedforward": lambda: FeedForwardCircuit(5, 3, hidden_sizes=[6, 4]),
+    "ntm lstm": lambda: NTM(5, 3, hidden_size=6, num_layers=2, memory_size=4, word_size=3, num_reads=2),
+    "ntm gru": lambda: NTM(5, 3, controller="gru", hidden_size=6, memory_size=4, word_size=3, num_writes=2),
+    "ntm feedforward": lambda: NTM(
+        5, 3, controller="feedforward", hidden_size=6, memory_size=4, word_size=3, memory_init="learned",
+        weight_init="learned", masked_content=True,
+    ),
+    "dnc": lambda: DNC(
+        5, 3, hidden_size=6, memory_size=4, word_size=3, num_reads=2, num_writes=2, masked_content=True,
+        memory_wipe=True, link_sharpening=True,
+    ),
+}  # fmt: skip
+STEPS, BATCH, MEMBERS = 4, 3, 6
+
+
+def build(name):
+    torch.manual_seed(1)
+    return CIRCUITS[name]().double()
+
+
+def one_by_one(circuit, layout, genomes, inputs):
+    """``[T, P, B, O]``, and the circuit as it was."""
+    kept = layout.read(circuit)
+    answers = []
+    for genome in genomes:
+        layout.write(genome, circuit)
+        answers.append(circuit(inputs)[0].detach())
+    layout.write(kept, circuit)
+    return torch.stack(answers, dim=1)
+
+
+@pytest.mark.parametrize("rank", ["dense", None, 1])
+@pytest.mark.parametrize("name", list(CIRCUITS))
+def test_batched_answers_equal_a_loop_over_members(name, rank):
+    circuit = build(name)
+    population = Population(circuit)
+    genome = population.layout.read(circuit)
+    if rank == "dense":
+        genomes = genome + 0.3 * torch.randn(MEMBERS, len(genome), dtype=torch.float64)
+        stacks = population.layout.split(genomes)
+    else:
+        options = OpenAIESOptions(population=MEMBERS, sigma=0.3, rank=rank)
+        strategy = OpenAIES(options, genome, layout=population.layout)
+        genomes, stacks = strategy.ask(), strategy.ask_stacks()
+    inputs = torch.randn(STEPS, BATCH, 5, dtype=torch.float64)
+    outputs = population.outputs(stacks, inputs)
+    assert outputs.shape == (STEPS, MEMBERS, BATCH, 3)
+    assert not outputs.requires_grad
+    torch.testing.assert_close(outputs, one_by_one(circuit, population.layout, genomes, inputs))
+    assert torch.equal(population.layout.read(circuit), genome), "the circuit's own weights are left alone"
+
+
+@pytest.mark.parametrize("name", list(CIRCUITS))
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_chunks_change_nothing(name, mirrored):
+    circuit = build(name)
+    whole, chunked = Population(circuit), Population(circuit, memory_budget=1e-6)
+    genome = whole.layout.read(circuit)
+    strategy = OpenAIES(OpenAIESOptions(population=MEMBERS, sigma=0.3, rank=1), genome, layout=whole.layout)
+    stacks = strategy.ask_stacks() if mirrored else whole.layout.split(strategy.ask())
+    inputs = torch.randn(STEPS, BATCH, 5, dtype=torch.float64)
+    assert chunked.chunk_size(inputs) == 2 < MEMBERS < whole.chunk_size(inputs)
+    chunks = []
+
+    def score(outputs):
+        chunks.append(outputs.shape[1])
+        return outputs.sum((0, 3))
+
+    found = chunked.evaluate(stacks, inputs, score)
+    assert chunks == [2, 2, 2]
+    assert found.shape == (MEMBERS, BATCH)
+    torch.testing.assert_close(found, whole.evaluate(stacks, inputs, score))
+
+
+def test_an_odd_population_in_chunks():
+    circuit = build("feedforward")
+    population = Population(circuit, memory_budget=1e-6)
+    genomes = torch.randn(5, population.layout.size, dtype=torch.float64)
+    inputs = torch.randn(STEPS, BATCH, 5, dtype=torch.float64)
+    found = population.evaluate(population.layout.split(genomes), inputs, lambda outputs: outputs.sum((0, 2, 3)))
+    expected = one_by_one(circuit, population.layout, genomes, inputs).sum((0, 2, 3))
+    torch.testing.assert_close(found, expected)
+
+
+def test_chunk_grows_with_the_budget_and_shrinks_with_the_memory():
+    def size(budget, slots, batch=4):
+        circuit = NTM(5, 3, hidden_size=8, memory_size=slots, word_size=6)
+        return Population(circuit, memory_budget=budget).chunk_size(torch.zeros(10, batch, 5))
+
+    assert size(2, 128) > size(1, 128) > 2
+    assert size(2, 128) > size(2, 1024)
+    assert size(2, 128, batch=4) > size(2, 128, batch=64)
+
+
+def test_parameters_of_different_types_are_refused():
+    circuit = FeedForwardCircuit(5, 3)
+    circuit.layers[0].double()
+    with pytest.raises(ValueError, match="parameters: the circuit's have different types"):
+        Population(circuit)

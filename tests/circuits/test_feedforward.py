@@ -1,0 +1,61 @@
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tapehead.circuits.feedforward import FeedForwardCircuit, FeedForwardCircuitOptions
+from tapehead.core.stacked import Layout
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "sigmoid", "gelu"])
+@pytest.mark.parametrize("hidden_sizes", [[], [7], [6, 5]])
+def test_answers_each_step_on_its_own(activation, hidden_sizes):
+    circuit = FeedForwardCircuit(4, 3, hidden_sizes=hidden_sizes, activation=activation).double()
+    inputs = torch.randn(5, 2, 4, dtype=torch.float64)
+    outputs, state = circuit(inputs)
+    assert outputs.shape == (5, 2, 3)
+    assert state == ()
+    function = torch.nn.functional.gelu if activation == "gelu" else getattr(torch, activation)
+    for step, x in enumerate(inputs):
+        answer, state = circuit.step(x, state)
+        torch.testing.assert_close(answer, outputs[step])
+        for layer in circuit.layers[:-1]:
+            x = function(x @ layer.weight.T + layer.bias)
+        torch.testing.assert_close(answer, x @ circuit.layers[-1].weight.T + circuit.layers[-1].bias)
+
+
+def test_sizes_of_the_genreg_network():
+    circuit = FeedForwardCircuit(784, 10, hidden_sizes=[64])
+    assert Layout.of(circuit).size == 50_890
+
+
+def test_batch_first_and_trace():
+    circuit = FeedForwardCircuit(4, 3, batch_first=True)
+    outputs, _, trace = circuit(torch.randn(2, 5, 4), trace=True)
+    assert outputs.shape == (2, 5, 3)
+    assert all(part is None for part in trace)
+
+
+def test_learns_by_backprop_as_well():
+    circuit = FeedForwardCircuit(4, 3)
+    circuit(torch.randn(5, 2, 4))[0].sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in circuit.parameters())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hidden_sizes": [0]}, "hidden_sizes: got 0"),
+        ({"hidden_sizes": [4, True]}, "hidden_sizes: got True"),
+        ({"activation": "step"}, "activation: got 'step'; allowed: tanh, relu, sigmoid, gelu"),
+        ({"backend": "triton"}, "backend: got 'triton'; allowed: auto, eager"),
+    ],
+)
+def test_wrong_arguments_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        FeedForwardCircuit(4, 3, **values)
+
+
+@pytest.mark.parametrize("values", [{"hidden_sizes": [0]}, {"hidden_sizes": 64}, {"activation": "step"}, {"size": 1}])
+def test_wrong_options_are_refused(values):
+    with pytest.raises(ValidationError):
+        FeedForwardCircuitOptions(**values)

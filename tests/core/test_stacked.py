@@ -1,0 +1,80 @@
+import pytest
+import torch
+from torch import nn
+
+from tapehead.core.stacked import Layout, Mirrored, dense, linear
+
+SHAPES = {"weight": (4, 6), "bias": (4,), "scale": (), "cube": (2, 3, 2)}
+
+
+def mirrored(pairs, rank, rows=4, columns=6):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    if rank is None:
+        weight = Mirrored(normal(rows, columns), normal(pairs, rows, columns))
+    else:
+        weight = Mirrored(normal(rows, columns), left=normal(pairs, rows, rank), right=normal(pairs, columns, rank))
+    return weight, Mirrored(normal(rows), normal(pairs, rows))
+
+
+@pytest.mark.parametrize("rank", [None, 1, 3])
+def test_members_are_the_centre_plus_and_minus_the_noise_in_turn(rank):
+    weight, bias = mirrored(3, rank)
+    for stack in (weight, bias):
+        members = dense(stack)
+        assert len(stack) == len(members) == 6
+        for pair, noise in enumerate(stack.whole_noise()):
+            torch.testing.assert_close(members[2 * pair], stack.center + noise)
+            torch.testing.assert_close(members[2 * pair + 1], stack.center - noise)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_slice_of_members(rank):
+    weight, _ = mirrored(4, rank)
+    assert torch.equal(dense(weight[slice(2, 6)]), dense(weight)[2:6])
+
+
+@pytest.mark.parametrize("rank", ["dense", None, 1, 3])
+@pytest.mark.parametrize("shared", [True, False])
+def test_linear_against_a_loop_over_members(rank, shared):
+    weight, bias = mirrored(3, None if rank == "dense" else rank)
+    if rank == "dense":
+        weight, bias = dense(weight), dense(bias)
+    x = torch.randn(5, 6, dtype=torch.float64) if shared else torch.randn(6, 5, 6, dtype=torch.float64)
+    kept = x.clone()
+    found = linear(x, weight, bias)
+    for member in range(6):
+        expected = nn.functional.linear(x if shared else x[member], dense(weight)[member], dense(bias)[member])
+        torch.testing.assert_close(found[member], expected)
+    assert torch.equal(x, kept)
+
+
+def test_layout_splits_and_joins():
+    layout = Layout(SHAPES)
+    assert layout.size == 24 + 4 + 1 + 12
+    genomes = torch.randn(5, layout.size)
+    parts = layout.split(genomes)
+    assert {name: tuple(part.shape) for name, part in parts.items()} == {n: (5, *s) for n, s in SHAPES.items()}
+    assert torch.equal(layout.join(parts), genomes)
+    assert torch.equal(layout.split(genomes[2])["cube"], parts["cube"][2])
+    parts["bias"].zero_()
+    assert not genomes[:, 24:28].any(), "parts are views of the genomes"
+
+
+def test_layout_reads_and_writes_a_module():
+    source, target = nn.GRUCell(3, 4), nn.GRUCell(3, 4)
+    layout = Layout.of(source)
+    genome = layout.read(source)
+    layout.write(genome, target)
+    for one, other in zip(source.parameters(), target.parameters(), strict=True):
+        assert torch.equal(one, other)
+    genome.zero_()
+    assert source.weight_hh.any(), "the genome is a copy"
+
+
+def test_a_module_without_parameters_is_refused():
+    with pytest.raises(ValueError, match="parameters: the circuit has none"):
+        Layout.of(nn.Tanh())
