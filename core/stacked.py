@@ -140,7 +140,7 @@ class Layout:
         """``[…, D]`` -> named views ``[…, *S]``."""
         parts = genomes.split(self.sizes, dim=-1)
         return {
-            name: part.view(*part.shape[:-1], *shape)
+            name: part.view(part.shape[:-1] + shape)
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
