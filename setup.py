@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import platform
+import runpy
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
@@ -21,6 +24,45 @@ class BuildPackage(build_py):
         return [found for found in modules if package != "tapehead" or found[1] in ROOT_MODULES]
 
 
+class BuildNative(build_ext):
+    """Builds the native backend where it can; without a C++ compiler the install goes on and says so."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build one variant, or warn."""
+        try:
+            super().build_extension(ext)
+        except Exception as error:  # no compiler, or one that lacks what the source needs: the others may still work
+            self.warn(f"{ext.name} is not built ({error}); the other backends serve")
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        """None: these are plain C libraries, not Python modules."""
+        return []
+
+
+def native_extensions() -> list[Extension]:
+    """The native backend, once per instruction set; the processor decides when the library is loaded."""
+    folder = Path("core", "kernels", "native")
+    identity = runpy.run_path(str(ROOT / folder / "identity.py"))["build_identity"]()
+    avx2 = ["-mavx2", "-mfma"]
+    variants: dict[str, list[str]] = {"_baseline": []}
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        avx512 = ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mprefer-vector-width=512"]
+        variants |= {"_avx2": avx2, "_avx512": [*avx2, *avx512]}
+    general = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-pthread"]
+    return [
+        Extension(
+            f"tapehead.core.kernels.native.{name}",
+            sources=[str(folder / "source" / "library.cpp")],
+            depends=[str(path) for path in sorted((folder / "source").glob("*.h"))],
+            define_macros=[("BUILD_IDENTITY", f'"{identity}"')],
+            extra_compile_args=[*general, "-w", *flags],
+            extra_link_args=["-pthread"],
+            optional=True,
+        )
+        for name, flags in variants.items()
+    ]
+
+
 setup(
     packages=[
         "tapehead",
@@ -28,5 +70,6 @@ setup(
     ],
     package_dir={"tapehead": "."},
     package_data={"tapehead": ["py.typed", "options/*.yaml"]},
-    cmdclass={"build_py": BuildPackage},
+    ext_modules=native_extensions(),
+    cmdclass={"build_py": BuildPackage, "build_ext": BuildNative},
 )

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Literal, get_args
 from torch import Tensor
 
 from ..circuit import CircuitState, check_choice
-from . import compiled, eager
+from . import compiled, eager, native
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView
 
-Backend = Literal["auto", "eager", "compiled"]
+Backend = Literal["auto", "native", "eager", "compiled"]
 
-_MODULES: dict[str, ModuleType] = {"eager": eager, "compiled": compiled}
-_AUTO_ORDER = ("eager",)
+_MODULES: dict[str, ModuleType] = {"native": native, "eager": eager, "compiled": compiled}
+_AUTO_ORDER = ("native", "eager")
 
 logger = logging.getLogger(__name__)
 

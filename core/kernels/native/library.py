@@ -1,0 +1,109 @@
+"""Finds the compiled library that this processor can run, and mirrors the structures of its C interface."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.machinery
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .identity import SOURCE, build_identity
+
+FOLDER = Path(__file__).parent
+VARIANTS = ("_baseline", "_avx2", "_avx512")
+"""The same source for more and more instruction sets; the index is what ``processor_level`` counts."""
+
+CONTROLLERS = {"lstm": 0, "gru": 1, "feedforward": 2}
+MOST_LEAVES = 6
+
+
+class Problem(ctypes.Structure):
+    """Sizes and options; mirrors ``Problem`` in source/sequence.h."""
+
+    _fields_ = [
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                *("steps", "batch", "inputs", "hidden", "slots", "word", "reads", "writes", "interface", "controller"),
+                *("threads", "training", "keep_every", "block"),
+                *("shift_range", "squash", "masked_content", "memory_wipe", "link_sharpening", "usage_gradient"),
+            )
+        ),
+        ("clip", ctypes.c_double),
+    ]
+
+
+class Tensors(ctypes.Structure):
+    """Addresses of all tensors of a call; mirrors ``Tensors`` in source/sequence.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("inputs", "weight", "bias", "interface_weight", "interface_bias")),
+        *((name, ctypes.c_void_p) for name in ("features", "cell", "last_cell")),
+        ("state", ctypes.c_void_p * MOST_LEAVES),
+        ("last_state", ctypes.c_void_p * MOST_LEAVES),
+        *((name, ctypes.c_void_p) for name in ("records", "tape", "d_features", "d_last_cell")),
+        ("d_last_state", ctypes.c_void_p * MOST_LEAVES),
+        *((name, ctypes.c_void_p) for name in ("d_gates", "d_interface", "d_first", "d_cell")),
+        ("d_state", ctypes.c_void_p * MOST_LEAVES),
+    ]
+
+
+def _open(variant: str) -> ctypes.CDLL | None:
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = FOLDER / (variant + suffix)
+        if path.exists():
+            return ctypes.CDLL(str(path))
+    return None
+
+
+@functools.cache
+def load(level: int | None = None) -> ctypes.CDLL | str:
+    """The library for this processor, or why there is none.
+
+    Args:
+        level: use the variant of this index rather than the best that the processor runs.
+    """
+    again = "install tapehead again with a C++ compiler present (`pip install -e .` in a checkout)"
+    try:
+        baseline = _open(VARIANTS[0])
+        if baseline is None:
+            return f"the native library is not built; {again}"
+        best = level if level is not None else baseline.processor_level()
+        # A variant that the compiler could not build is passed over.
+        library = next(found for name in reversed(VARIANTS[: best + 1]) if (found := _open(name)) is not None)
+    except OSError as error:
+        return f"the native library does not load ({error}); {again}"
+    library.build_identity.restype = ctypes.c_char_p
+    if SOURCE.is_dir() and library.build_identity().decode() != build_identity():
+        return f"the native library was built from other sources; {again}"
+    return library
+
+
+def sizes(library: ctypes.CDLL, accessor: str, problem: Problem, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Elements of the records and of the tape, and of one vector."""
+    out = (ctypes.c_int64 * 3)()
+    getattr(library, f"{accessor}_{_type_name(dtype)}_sizes")(ctypes.byref(problem), out)
+    return out[0], out[1], out[2]
+
+
+def call(library: ctypes.CDLL, accessor: str, direction: str, problem: Problem, dtype: torch.dtype, x: Tensors) -> None:
+    """Run ``forward`` or ``backward``.
+
+    Raises:
+        MemoryError: no room for the scratch memory.
+    """
+    function = getattr(library, f"{accessor}_{_type_name(dtype)}_{direction}")
+    if function(ctypes.byref(problem), ctypes.byref(x)):
+        raise MemoryError(f"native backend: no memory for the scratch space of the {direction} pass")
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a contiguous tensor lies, or null."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    return "float32" if dtype == torch.float32 else "float64"

@@ -1,0 +1,48 @@
+// The plain C interface: sizes of the work space, forward and backward, for each accessor and type.
+#include "static.h"
+
+namespace native {
+
+template <class F> int status(F&& body) {
+    try {
+        body();
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
+}  // namespace native
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#define INTERFACE(NAME, TYPE, ACCESSOR)                                                                              \
+    /* Values in all records and on the tape, and the vectors' lanes. */                                             \
+    EXPORT void NAME##_sizes(const native::Problem* p, int64_t* sizes) {                                             \
+        using Accessor = native::ACCESSOR<TYPE>;                                                                     \
+        const int64_t steps = p->training ? p->steps + 1 : 2;                                                        \
+        sizes[0] = steps * p->batch * native::record_size<TYPE, Accessor>(*p);                                       \
+        sizes[1] = Accessor::tape_size(*p);                                                                          \
+        sizes[2] = native::LANES<TYPE>;                                                                              \
+    }                                                                                                                \
+    EXPORT int NAME##_forward(const native::Problem* p, const native::Tensors<TYPE>* x) {                            \
+        return native::status([&] { native::forward<TYPE, native::ACCESSOR<TYPE>>(*p, *x); });                       \
+    }                                                                                                                \
+    EXPORT int NAME##_backward(const native::Problem* p, const native::Tensors<TYPE>* x) {                           \
+        return native::status([&] { native::backward<TYPE, native::ACCESSOR<TYPE>>(*p, *x); });                      \
+    }
+
+INTERFACE(static_float32, float, StaticAccessor)
+INTERFACE(static_float64, double, StaticAccessor)
+
+// What the library was built from, and whether this processor runs the instruction sets named in the file names.
+EXPORT const char* build_identity() { return BUILD_IDENTITY; }
+EXPORT int processor_level() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq"))
+        return 2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+    return 0;
+}

@@ -1,0 +1,372 @@
+// Content addressing, writing and reading of one row of the batch, forward and backward (core/addressing.py).
+// The memory is kept transposed, [word][slots], with the slots rounded up to whole vectors; slots beyond the last hold
+// zeros and have weight zero.
+#pragma once
+#include "simd.h"
+
+namespace native {
+
+constexpr double NORM_EPSILON = 1e-6;
+
+#if defined(__AVX512F__)
+constexpr int CHUNK = 4;  // vectors of slots that are worked on together, as many as the registers hold
+#else
+constexpr int CHUNK = 2;
+#endif
+
+// The extent of the slots, and a mask for the last vector.
+template <class T> struct Slots {
+    int count, padded;
+    typename Traits<T>::Integers inside;
+    explicit Slots(int count)
+        : count(count), padded(round_up<T>(count)),
+          inside(lane_numbers<T>() < splat<T>(T(LANES<T> - (padded - count)))) {}
+    Vec<T> masked(int n, Vec<T> x, T outside = 0) const {
+        return n + LANES<T> <= count ? x : inside ? x : splat(outside);
+    }
+};
+
+// Calls body(std::integral_constant<int, heads in the group>, first head) for groups of at most 4 heads.
+template <class F> inline void head_groups(int heads, F&& body) {
+    for (int first = 0; first < heads; first += 4) {
+        switch (std::min(4, heads - first)) {
+            case 1: body(std::integral_constant<int, 1>{}, first); break;
+            case 2: body(std::integral_constant<int, 2>{}, first); break;
+            case 3: body(std::integral_constant<int, 3>{}, first); break;
+            default: body(std::integral_constant<int, 4>{}, first);
+        }
+    }
+}
+// Calls body(std::integral_constant<int, vectors in the chunk>, first slot).
+template <class T, int MOST, class F> inline void chunks(int padded, F&& body) {
+    int n = 0;
+    for (; n + MOST * LANES<T> <= padded; n += MOST * LANES<T>) body(std::integral_constant<int, MOST>{}, n);
+    for (; n < padded; n += LANES<T>) body(std::integral_constant<int, 1>{}, n);
+}
+
+template <class T> inline T norm(const T* x, int size) {
+    Vec<T> sum{};
+    sweep<T>(size, [&](int i, auto io) { const Vec<T> v = io.load(x + i); sum += v * v; });
+    return std::sqrt(lane_sum<T>(sum) + T(NORM_EPSILON));
+}
+
+// out[head][slot] = key · memory word; norms[slot] = sqrt(|word|² + epsilon) unless null.
+template <class T>
+void dot_products(const Slots<T>& slots, int word, const T* memory, int heads, const T* keys, T* out, T* norms) {
+    const int N = slots.padded;
+    head_groups(heads, [&](auto group, int first) {
+        constexpr int K = group;
+        const T* key = keys + first * word;
+        T* norm_out = first == 0 ? norms : nullptr;
+        chunks<T, CHUNK>(N, [&](auto chunk, int n) {
+            constexpr int C = chunk;
+            Vec<T> dot[K][C] = {}, square[C] = {};
+            for (int j = 0; j < word; j++) {
+                for (int c = 0; c < C; c++) {
+                    const Vec<T> x = load(memory + (size_t)j * N + n + c * LANES<T>);
+                    square[c] += x * x;
+                    for (int h = 0; h < K; h++) dot[h][c] += key[h * word + j] * x;
+                }
+            }
+            for (int c = 0; c < C; c++) {
+                const int at = n + c * LANES<T>;
+                for (int h = 0; h < K; h++) store(out + (size_t)(first + h) * N + at, dot[h][c]);
+                if (norm_out) store(norm_out + at, square_root(square[c] + T(NORM_EPSILON)));
+            }
+        });
+    });
+}
+
+// cosine: in, dot products; out, cosines. weights = softmax(strength * cosine).
+template <class T>
+void content_weights(const Slots<T>& slots, const T* norms, T key_norm, T strength, T* cosine, T* weights) {
+    const int N = slots.padded;
+    Vec<T> most = splat(-std::numeric_limits<T>::infinity());
+    for (int n = 0; n < N; n += LANES<T>) {
+        const Vec<T> x = load(cosine + n) / (key_norm * load(norms + n) + T(NORM_EPSILON));
+        store(cosine + n, x);
+        most = at_least(most, slots.masked(n, strength * x, -std::numeric_limits<T>::infinity()));
+    }
+    const T top = lane_max<T>(most);
+    Vec<T> sum{};
+    for (int n = 0; n < N; n += LANES<T>) {
+        const Vec<T> x = slots.masked(n, exponential(strength * load(cosine + n) - top));
+        store(weights + n, x);
+        sum += x;
+    }
+    const T scale = 1 / lane_sum<T>(sum);
+    for (int n = 0; n < N; n += LANES<T>) store(weights + n, scale * load(weights + n));
+}
+
+// Backward of one head's content_weights. d_weights: in, its gradient; out, the gradient of the dot products.
+// Adds to d_norms; returns the gradients of strength and of the key's norm.
+template <class T>
+void content_weights_backward(const Slots<T>& slots, const T* norms, T key_norm, T strength, const T* cosine,
+                              const T* weights, T* d_weights, T* d_norms, T& d_strength, T& d_key_norm) {
+    const int N = slots.padded;
+    Vec<T> sum{}, for_strength{}, for_key{};
+    for (int n = 0; n < N; n += LANES<T>) sum += load(weights + n) * load(d_weights + n);
+    const T mean = lane_sum<T>(sum);
+    for (int n = 0; n < N; n += LANES<T>) {
+        const Vec<T> d_logit = load(weights + n) * (load(d_weights + n) - mean);
+        const Vec<T> x = load(cosine + n), size = load(norms + n);
+        const Vec<T> d_dot = strength * d_logit / (key_norm * size + T(NORM_EPSILON));
+        const Vec<T> d_denominator = -d_dot * x;
+        for_strength += d_logit * x;
+        for_key += d_denominator * size;
+        store(d_weights + n, d_dot);
+        store(d_norms + n, load(d_norms + n) + d_denominator * key_norm);
+    }
+    d_strength = lane_sum<T>(for_strength);
+    d_key_norm = lane_sum<T>(for_key);
+}
+
+// Backward of dot_products: d_memory += …, d_keys[head][word] = …. sums is scratch of 4 * word vectors.
+template <class T>
+void dot_products_backward(const Slots<T>& slots, int word, const T* memory, const T* norms, const T* d_norms,
+                           int heads, const T* keys, const T* d_dots, T* d_memory, T* d_keys, T* sums) {
+    const int N = slots.padded;
+    head_groups(heads, [&](auto group, int first) {
+        constexpr int K = group;
+        const T* key = keys + first * word;
+        chunks<T, (K > 2 ? CHUNK / 2 : CHUNK)>(N, [&](auto chunk, int n) {
+            constexpr int C = chunk;
+            Vec<T> d_dot[K][C], d_square[C];
+            for (int c = 0; c < C; c++) {
+                const int at = n + c * LANES<T>;
+                for (int h = 0; h < K; h++) d_dot[h][c] = load(d_dots + (size_t)(first + h) * N + at);
+                d_square[c] = first == 0 ? load(d_norms + at) / load(norms + at) : Vec<T>{};
+            }
+            for (int j = 0; j < word; j++) {
+                Vec<T> sum[K] = {};
+                for (int c = 0; c < C; c++) {
+                    const size_t at = (size_t)j * N + n + c * LANES<T>;
+                    const Vec<T> x = load(memory + at);
+                    Vec<T> d = load(d_memory + at) + d_square[c] * x;
+                    for (int h = 0; h < K; h++) {
+                        sum[h] += d_dot[h][c] * x;
+                        d += d_dot[h][c] * key[h * word + j];
+                    }
+                    store(d_memory + at, d);
+                }
+                for (int h = 0; h < K; h++) {
+                    T* total = sums + (j * K + h) * LANES<T>;
+                    store(total, n == 0 ? sum[h] : load(total) + sum[h]);
+                }
+            }
+        });
+        for (int h = 0; h < K; h++)
+            for (int j = 0; j < word; j++)
+                d_keys[(first + h) * word + j] = lane_sum<T>(load(sums + (j * K + h) * LANES<T>));
+    });
+}
+
+// after = before ∘ kept ∘ Π_h (1 - w_h e_h) + Σ_h w_h a_h; kept may be null; after may be before.
+template <class T>
+void write(const Slots<T>& slots, int word, const T* before, T* after, const T* kept, int heads, const T* weights,
+           const T* erase, const T* add) {
+    const int N = slots.padded;
+    for (int j = 0; j < word; j++) {
+        const T *from = before + (size_t)j * N;
+        T* to = after + (size_t)j * N;
+        if (heads == 1 && !kept) {
+            const T e = erase[j], a = add[j];
+            for (int n = 0; n < N; n += LANES<T>) {
+                const Vec<T> w = load(weights + n), m = load(from + n);
+                store(to + n, m * (1 - e * w) + a * w);
+            }
+            continue;
+        }
+        for (int n = 0; n < N; n += LANES<T>) {
+            Vec<T> m = load(from + n);
+            if (kept) m *= load(kept + n);
+            for (int h = 0; h < heads; h++) m *= 1 - erase[h * word + j] * load(weights + (size_t)h * N + n);
+            for (int h = 0; h < heads; h++) m += add[h * word + j] * load(weights + (size_t)h * N + n);
+            store(to + n, m);
+        }
+    }
+}
+
+// Backward of write. d_memory: in, gradient after; out, gradient before. d_weights += …; d_erase, d_add = …;
+// d_kept += … if kept. sums is scratch of 2 * word vectors.
+template <class T>
+void write_backward(const Slots<T>& slots, int word, const T* before, const T* kept, int heads, const T* weights,
+                    const T* erase, const T* add, T* d_memory, T* d_weights, T* d_erase, T* d_add, T* d_kept, T* sums) {
+    const int N = slots.padded;
+    if (heads == 1 && !kept) {
+        chunks<T, CHUNK>(N, [&](auto chunk, int n) {
+            constexpr int C = chunk;
+            Vec<T> w[C], d_w[C];
+            for (int c = 0; c < C; c++) {
+                w[c] = load(weights + n + c * LANES<T>);
+                d_w[c] = load(d_weights + n + c * LANES<T>);
+            }
+            for (int j = 0; j < word; j++) {
+                const T e = erase[j], a = add[j];
+                Vec<T> for_erase{}, for_add{};
+                for (int c = 0; c < C; c++) {
+                    const size_t at = (size_t)j * N + n + c * LANES<T>;
+                    const Vec<T> m = load(before + at), d = load(d_memory + at), d_by_weight = d * w[c];
+                    for_add += d_by_weight;
+                    for_erase += d_by_weight * m;
+                    d_w[c] += d * (a - m * e);
+                    store(d_memory + at, d - e * d_by_weight);
+                }
+                T* total = sums + j * 2 * LANES<T>;
+                store(total, n == 0 ? for_erase : load(total) + for_erase);
+                store(total + LANES<T>, n == 0 ? for_add : load(total + LANES<T>) + for_add);
+            }
+            for (int c = 0; c < C; c++) store(d_weights + n + c * LANES<T>, d_w[c]);
+        });
+        for (int j = 0; j < word; j++) {
+            d_erase[j] = -lane_sum<T>(load(sums + j * 2 * LANES<T>));
+            d_add[j] = lane_sum<T>(load(sums + (j * 2 + 1) * LANES<T>));
+        }
+        return;
+    }
+    for (int j = 0; j < word; j++) {
+        for (int h = 0; h < heads; h++) {
+            const T e = erase[h * word + j], a = add[h * word + j];
+            const T* w = weights + (size_t)h * N;
+            Vec<T> for_erase{}, for_add{};
+            for (int n = 0; n < N; n += LANES<T>) {
+                const size_t at = (size_t)j * N + n;
+                Vec<T> m = load(before + at);  // times what the other heads leave
+                if (kept) m *= load(kept + n);
+                for (int k = 0; k < heads; k++)
+                    if (k != h) m *= 1 - erase[k * word + j] * load(weights + (size_t)k * N + n);
+                const Vec<T> d = load(d_memory + at), d_by_weight = d * load(w + n);
+                for_add += d_by_weight;
+                for_erase += d_by_weight * m;
+                store(d_weights + (size_t)h * N + n, load(d_weights + (size_t)h * N + n) + d * (a - m * e));
+            }
+            d_erase[h * word + j] = -lane_sum<T>(for_erase);
+            d_add[h * word + j] = lane_sum<T>(for_add);
+        }
+        for (int n = 0; n < N; n += LANES<T>) {
+            const size_t at = (size_t)j * N + n;
+            Vec<T> d = load(d_memory + at);
+            for (int h = 0; h < heads; h++) d *= 1 - erase[h * word + j] * load(weights + (size_t)h * N + n);
+            if (kept) {
+                store(d_kept + n, load(d_kept + n) + d * load(before + at));
+                d *= load(kept + n);
+            }
+            store(d_memory + at, d);
+        }
+    }
+}
+
+// reads[head][word] = Σ_slots weights * memory.
+template <class T>
+void read(const Slots<T>& slots, int word, const T* memory, int heads, const T* weights, T* reads) {
+    const int N = slots.padded;
+    head_groups(heads, [&](auto group, int first) {
+        constexpr int K = group;
+        const T* w = weights + (size_t)first * N;
+        for (int j = 0; j < word; j++) {
+            Vec<T> sum[K] = {};
+            for (int n = 0; n < N; n += LANES<T>) {
+                const Vec<T> m = load(memory + (size_t)j * N + n);
+                for (int h = 0; h < K; h++) sum[h] += m * load(w + (size_t)h * N + n);
+            }
+            for (int h = 0; h < K; h++) reads[(first + h) * word + j] = lane_sum<T>(sum[h]);
+        }
+    });
+}
+
+// Backward of read: d_memory += …, d_weights += ….
+template <class T>
+void read_backward(const Slots<T>& slots, int word, const T* memory, int heads, const T* weights, const T* d_reads,
+                   T* d_memory, T* d_weights) {
+    const int N = slots.padded;
+    head_groups(heads, [&](auto group, int first) {
+        constexpr int K = group;
+        const T* d_read = d_reads + first * word;
+        chunks<T, (K > 2 ? CHUNK / 2 : CHUNK)>(N, [&](auto chunk, int n) {
+            constexpr int C = chunk;
+            Vec<T> w[K][C], d_w[K][C];
+            for (int h = 0; h < K; h++)
+                for (int c = 0; c < C; c++) {
+                    w[h][c] = load(weights + (size_t)(first + h) * N + n + c * LANES<T>);
+                    d_w[h][c] = load(d_weights + (size_t)(first + h) * N + n + c * LANES<T>);
+                }
+            for (int j = 0; j < word; j++)
+                for (int c = 0; c < C; c++) {
+                    const size_t at = (size_t)j * N + n + c * LANES<T>;
+                    const Vec<T> m = load(memory + at);
+                    Vec<T> d = load(d_memory + at);
+                    for (int h = 0; h < K; h++) {
+                        const T x = d_read[h * word + j];
+                        d += x * w[h][c];
+                        d_w[h][c] += x * m;
+                    }
+                    store(d_memory + at, d);
+                }
+            for (int h = 0; h < K; h++)
+                for (int c = 0; c < C; c++)
+                    store(d_weights + (size_t)(first + h) * N + n + c * LANES<T>, d_w[h][c]);
+        });
+    });
+}
+
+// Softmax of each of `heads` groups of `size` neighbours, in place, and its backward (d in: of the shares, out: of x).
+template <class T> void small_softmax(int heads, int size, T* x) {
+    for (int h = 0; h < heads; h++, x += size) {
+        T top = x[0], sum = 0;
+        for (int i = 1; i < size; i++) top = x[i] > top ? x[i] : top;
+        sweep<T>(size, [&](int i, auto io) { io.store(x + i, exponential(io.load(x + i) - top)); });
+        for (int i = 0; i < size; i++) sum += x[i];
+        for (int i = 0; i < size; i++) x[i] /= sum;
+    }
+}
+template <class T> void small_softmax_backward(int size, const T* share, T* d) {
+    T mean = 0;
+    for (int i = 0; i < size; i++) mean += share[i] * d[i];
+    for (int i = 0; i < size; i++) d[i] = share[i] * (d[i] - mean);
+}
+
+template <class T> void apply_logistic(T* x, int n) {
+    sweep<T>(n, [&](int i, auto io) { io.store(x + i, logistic(io.load(x + i))); });
+}
+template <class T> void apply_hyperbolic(T* x, int n) {
+    sweep<T>(n, [&](int i, auto io) { io.store(x + i, hyperbolic(io.load(x + i))); });
+}
+template <class T> void apply_softplus(T* x, int n, T plus) {
+    sweep<T>(n, [&](int i, auto io) { io.store(x + i, plus + softplus(io.load(x + i))); });
+}
+// Backward of the three, in place on the gradient, from the function's value y.
+template <class T> void logistic_backward(const T* y, T* d, int n) {
+    sweep<T>(n, [&](int i, auto io) { const Vec<T> v = io.load(y + i); io.store(d + i, io.load(d + i) * v * (1 - v)); });
+}
+template <class T> void hyperbolic_backward(const T* y, T* d, int n) {
+    sweep<T>(n, [&](int i, auto io) { const Vec<T> v = io.load(y + i); io.store(d + i, io.load(d + i) * (1 - v * v)); });
+}
+template <class T> void softplus_backward(const T* y, T* d, int n, T plus) {
+    sweep<T>(n, [&](int i, auto io) { io.store(d + i, io.load(d + i) * softplus_slope(io.load(y + i) - plus)); });
+}
+
+// [slots][word] <-> [word][padded slots]
+template <class T> void to_columns(const Slots<T>& slots, int word, const T* rows, T* columns) {
+    for (int j = 0; j < word; j++) {
+        T* out = columns + (size_t)j * slots.padded;
+        for (int n = 0; n < slots.count; n++) out[n] = rows[(size_t)n * word + j];
+        for (int n = slots.count; n < slots.padded; n++) out[n] = 0;
+    }
+}
+template <class T> void to_rows(const Slots<T>& slots, int word, const T* columns, T* rows) {
+    for (int n = 0; n < slots.count; n++)
+        for (int j = 0; j < word; j++) rows[(size_t)n * word + j] = columns[(size_t)j * slots.padded + n];
+}
+// `heads` rows of `count` values <-> of `padded` values
+template <class T> void pad(const Slots<T>& slots, int heads, const T* from, T* to) {
+    for (int h = 0; h < heads; h++) {
+        std::memcpy(to + (size_t)h * slots.padded, from + (size_t)h * slots.count, slots.count * sizeof(T));
+        for (int n = slots.count; n < slots.padded; n++) to[(size_t)h * slots.padded + n] = 0;
+    }
+}
+template <class T> void unpad(const Slots<T>& slots, int heads, const T* from, T* to) {
+    for (int h = 0; h < heads; h++)
+        std::memcpy(to + (size_t)h * slots.count, from + (size_t)h * slots.padded, slots.count * sizeof(T));
+}
+
+}  // namespace native

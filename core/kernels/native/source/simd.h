@@ -1,0 +1,202 @@
+// Vectors of the widest kind that this file is compiled for, and the functions of them that the equations need.
+// The same source is compiled once per instruction set; the choice is made when the library is loaded.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace native {
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64;
+constexpr int TILE_ROWS = 8, TILE_VECTORS = 3;
+#elif defined(__AVX2__)
+constexpr int VECTOR_BYTES = 32;
+constexpr int TILE_ROWS = 4, TILE_VECTORS = 3;
+#else
+constexpr int VECTOR_BYTES = 16;
+constexpr int TILE_ROWS = 4, TILE_VECTORS = 2;
+#endif
+
+template <class T> struct Traits;
+template <> struct Traits<float> {
+    typedef float Vector __attribute__((vector_size(VECTOR_BYTES), may_alias));
+    typedef float Unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+    typedef int32_t Integers __attribute__((vector_size(VECTOR_BYTES), may_alias));
+};
+template <> struct Traits<double> {
+    typedef double Vector __attribute__((vector_size(VECTOR_BYTES), may_alias));
+    typedef double Unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
+    typedef int64_t Integers __attribute__((vector_size(VECTOR_BYTES), may_alias));
+};
+template <class T> using Vec = typename Traits<T>::Vector;
+template <class T> constexpr int LANES = VECTOR_BYTES / sizeof(T);
+
+template <class T> inline Vec<T> load(const T* p) { return *(const typename Traits<T>::Unaligned*)p; }
+template <class T> inline void store(T* p, Vec<T> v) { *(typename Traits<T>::Unaligned*)p = v; }
+template <class T> inline Vec<T> splat(T x) { return Vec<T>{} + x; }
+// NaN in the first argument stays.
+template <class V> inline V at_least(V x, V low) { return x < low ? low : x; }
+template <class V> inline V at_most(V x, V high) { return x > high ? high : x; }
+
+template <class T> inline int round_up(int n) { return (n + LANES<T> - 1) / LANES<T> * LANES<T>; }
+
+template <class T> inline Vec<T> lane_numbers() {
+    Vec<T> v;
+    for (int i = 0; i < LANES<T>; i++) v[i] = T(i);
+    return v;
+}
+
+// ---- a sweep over n values that need not fill the last vector ----
+template <class T> struct Whole {
+    Vec<T> load(const T* p) const { return native::load(p); }
+    void store(T* p, Vec<T> v) const { native::store(p, v); }
+};
+template <class T> struct Part {
+    int count;
+    Vec<T> load(const T* p) const {
+        Vec<T> v{};
+        std::memcpy(&v, p, count * sizeof(T));
+        return v;
+    }
+    void store(T* p, Vec<T> v) const { std::memcpy(p, &v, count * sizeof(T)); }
+};
+#if defined(__AVX512F__)
+template <> inline Vec<float> Part<float>::load(const float* p) const {
+    return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+}
+template <> inline void Part<float>::store(float* p, Vec<float> v) const {
+    _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
+}
+#endif
+template <class T, class F> inline void sweep(int n, F&& body) {
+    int i = 0;
+    for (; i + LANES<T> <= n; i += LANES<T>) body(i, Whole<T>{});
+    if (i < n) body(i, Part<T>{n - i});
+}
+
+// ---- reductions over the lanes ----
+template <class T> inline T lane_sum(Vec<T> v) {
+    T sum = 0;
+    for (int i = 0; i < LANES<T>; i++) sum += v[i];
+    return sum;
+}
+template <class T> inline T lane_max(Vec<T> v) {
+    T best = v[0];
+    for (int i = 1; i < LANES<T>; i++) best = v[i] > best ? v[i] : best;
+    return best;
+}
+#if defined(__AVX512F__)
+template <> inline float lane_sum<float>(Vec<float> v) { return _mm512_reduce_add_ps((__m512)v); }
+template <> inline float lane_max<float>(Vec<float> v) { return _mm512_reduce_max_ps((__m512)v); }
+#elif defined(__AVX2__)
+template <> inline float lane_sum<float>(Vec<float> v) {
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+template <> inline float lane_max<float>(Vec<float> v) {
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+#endif
+
+// ---- elementary functions; float after Cephes (1 to 2 ulp, branch free, NaN stays NaN), double lane by lane ----
+template <class F> inline Vec<double> each_lane(Vec<double> x, F&& function) {
+    for (int i = 0; i < LANES<double>; i++) x[i] = function(x[i]);
+    return x;
+}
+inline Vec<double> square_root(Vec<double> x) { return each_lane(x, [](double v) { return std::sqrt(v); }); }
+inline Vec<double> exponential(Vec<double> x) { return each_lane(x, [](double v) { return std::exp(v); }); }
+inline Vec<double> logarithm(Vec<double> x) { return each_lane(x, [](double v) { return std::log(v); }); }
+inline Vec<double> hyperbolic(Vec<double> x) { return each_lane(x, [](double v) { return std::tanh(v); }); }
+inline Vec<double> softplus(Vec<double> x) {
+    return each_lane(x, [](double v) { return v > 20 ? v : std::log1p(std::exp(v)); });
+}
+// Derivative of softplus, from its value.
+inline Vec<double> softplus_slope(Vec<double> s) { return each_lane(s, [](double v) { return -std::expm1(-v); }); }
+
+using Floats = Vec<float>;
+using Bits = Traits<float>::Integers;
+
+inline Floats square_root(Floats x) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+    return (Floats)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE2__)
+    return (Floats)_mm_sqrt_ps((__m128)x);
+#else
+    for (int i = 0; i < LANES<float>; i++) x[i] = std::sqrt(x[i]);
+    return x;
+#endif
+}
+inline Floats exponential(Floats x) {
+    const Floats lowest = splat(-87.3f);
+    const Floats given = x;
+    x = at_most(at_least(x, lowest), splat(88.3f));
+    const Floats scaled = x * 1.44269504088896341f;
+    const Bits whole = __builtin_convertvector(scaled + (scaled < 0.f ? splat(-0.5f) : splat(0.5f)), Bits);
+    const Floats n = __builtin_convertvector(whole, Floats);
+    const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    Floats p = splat(1.9875691500E-4f);
+    p = p * r + 1.3981999507E-3f;
+    p = p * r + 8.3334519073E-3f;
+    p = p * r + 4.1665795894E-2f;
+    p = p * r + 1.6666665459E-1f;
+    p = p * r + 5.0000001201E-1f;
+    p = p * (r * r) + r + 1.f;
+    p = p * (Floats)((whole + 127) << 23);
+    return given < lowest ? Floats{} : p;
+}
+// x > 0 and not subnormal.
+inline Floats logarithm(Floats x) {
+    Bits bits = (Bits)x;
+    const Bits exponent = (bits >> 23) - 126;
+    bits = (bits & 0x007fffff) | 0x3f000000;
+    Floats m = (Floats)bits;  // in [0.5, 1)
+    const Bits small = m < splat(0.707106781186547524f);
+    const Floats e = __builtin_convertvector(exponent + small, Floats);
+    m = (small ? m + m : m) - 1.f;
+    const Floats z = m * m;
+    Floats p = splat(7.0376836292E-2f);
+    p = p * m - 1.1514610310E-1f;
+    p = p * m + 1.1676998740E-1f;
+    p = p * m - 1.2420140846E-1f;
+    p = p * m + 1.4249322787E-1f;
+    p = p * m - 1.6668057665E-1f;
+    p = p * m + 2.0000714765E-1f;
+    p = p * m - 2.4999993993E-1f;
+    p = p * m + 3.3333331174E-1f;
+    p = p * m * z + e * -2.12194440e-4f - 0.5f * z;
+    const Floats result = m + p + e * 0.693359375f;
+    return x == x ? result : x;
+}
+inline Floats hyperbolic(Floats x) {
+    const Floats z = x * x;
+    Floats p = splat(-5.70498872745E-3f);
+    p = p * z + 2.06390887954E-2f;
+    p = p * z - 5.37397155531E-2f;
+    p = p * z + 1.33314422036E-1f;
+    p = p * z - 3.33332819422E-1f;
+    const Floats large = 2.f / (1.f + exponential(-2.f * x)) - 1.f;
+    return z < 0.390625f ? p * z * x + x : large;
+}
+inline Floats softplus(Floats x) {
+    const Floats e = exponential(x), u = 1.f + e;
+    const Floats log1p = u == 1.f ? e : logarithm(u) * (e / (u - 1.f));
+    return x > 20.f ? x : log1p;
+}
+inline Floats softplus_slope(Floats s) {
+    return s < 0.01f ? s * (1.f - s * (0.5f - s * (1.f / 6))) : 1.f - exponential(-s);
+}
+
+template <class V> inline V logistic(V x) { return 1 / (1 + exponential(-x)); }
+
+}  // namespace native

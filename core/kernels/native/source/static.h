@@ -1,0 +1,214 @@
+// The static accessor (NTM heads), one step of one row of the batch: core/accessors/static.py by hand.
+#pragma once
+#include "memory.h"
+#include "sequence.h"
+
+namespace native {
+
+template <class T> class StaticAccessor {
+    static constexpr double SHARPEN_EPSILON = 1e-16;
+    enum Leaf { MEMORY, READ_WEIGHTS, WRITE_WEIGHTS };
+
+    const Tensors<T>& x;
+    int64_t step_stride;  // from a record to that of the next step
+    Slots<T> slots;
+    int N, word, reads, writes, heads, shift_range, shifts;
+    int64_t memory_size, weights_size;
+    Tape<T> tape;
+    // Parts of the interface vector.
+    int keys, strengths, gate, shift, sharpness, erase, add;
+    // Parts of a record: what this step made.
+    int64_t weights, content, cosine, norms;
+
+    // A weighting with the slots of the other end appended on both sides.
+    T* ring(T* scratch) const { return scratch + round_up<T>(shift_range); }
+    int64_t ring_size() const { return 2 * round_up<T>(shift_range) + N + LANES<T>; }
+    void close_ring(T* w) const {
+        const int n = slots.count;
+        for (int i = 0; i < shift_range; i++) {
+            w[n + i] = w[i % n];
+            w[-1 - i] = w[n - 1 - i % n];
+        }
+    }
+    // Interpolated weighting on a ring (NTM eq. 7).
+    void interpolate(T g, const T* now, const T* last, T* out) const {
+        for (int n = 0; n < N; n += LANES<T>) {
+            const Vec<T> previous = load(last + n);
+            store(out + n, previous + g * (load(now + n) - previous));
+        }
+        close_ring(out);
+    }
+    // Shifted weighting at slots n … (NTM eq. 8).
+    Vec<T> shifted(const T* s, const T* on_ring, int n) const {
+        Vec<T> sum{};
+        for (int i = 0; i < shifts; i++) sum += s[i] * load(on_ring + n + shift_range - i);
+        return sum;
+    }
+
+    // The memories inside the segment that ends with step t.
+    void write_again(int64_t t, int64_t b, const T* a, const T* now, T* again) const {
+        for (int64_t s = t - t % tape.every; s < t; s++) {
+            const int64_t back = (s - t) * step_stride;
+            write<T>(slots, word, tape.before(s, b, again), again + (s % tape.every) * memory_size, nullptr, writes,
+                     now + back + weights + (int64_t)reads * N, a + back + erase, a + back + add);
+        }
+    }
+
+  public:
+    StaticAccessor(const Problem& p, const Tensors<T>& x, int64_t step_stride)
+        : x(x), step_stride(step_stride), slots((int)p.slots), N(slots.padded), word((int)p.word), reads((int)p.reads), writes((int)p.writes),
+          heads(reads + writes), shift_range((int)p.shift_range), shifts(2 * shift_range + 1),
+          memory_size((int64_t)word * N), weights_size((int64_t)heads * N),
+          tape{x.tape, memory_size, p.batch, p.keep_every, p.steps, p.training != 0} {
+        keys = 0;
+        strengths = keys + heads * word;
+        gate = strengths + heads;
+        shift = gate + heads;
+        sharpness = shift + heads * shifts;
+        erase = sharpness + heads;
+        add = erase + writes * word;
+        weights = 0;
+        content = weights + weights_size;
+        cosine = content + weights_size;
+        norms = cosine + weights_size;
+    }
+    static int64_t record_size(const Problem& p) {
+        return (3 * (p.reads + p.writes) + 1) * round_up<T>((int)p.slots);
+    }
+    static int64_t tape_size(const Problem& p) {
+        return Tape<T>::length(p) * p.batch * p.word * round_up<T>((int)p.slots);
+    }
+
+    int64_t forward_scratch() const { return ring_size(); }
+    void begin(int64_t b, T* first) const {
+        to_columns(slots, word, x.state[MEMORY] + b * slots.count * word, tape.first(b));
+        pad(slots, reads, x.state[READ_WEIGHTS] + b * reads * slots.count, first + weights);
+        pad(slots, writes, x.state[WRITE_WEIGHTS] + b * writes * slots.count, first + weights + reads * N);
+    }
+    void forward(int64_t t, int64_t b, T* a, const T* last, T* now, T* words_read, T* scratch) const {
+        const T* before = tape.before(t, b);
+        T *after = tape.after(t, b), *on_ring = ring(scratch);
+        apply_hyperbolic(a + keys, heads * word);
+        apply_softplus(a + strengths, heads, T(0));
+        apply_logistic(a + gate, heads);
+        small_softmax(heads, shifts, a + shift);
+        apply_softplus(a + sharpness, heads, T(1));
+        apply_logistic(a + erase, writes * word);
+        apply_hyperbolic(a + add, writes * word);
+
+        dot_products(slots, word, before, heads, a + keys, now + cosine, now + norms);
+        for (int h = 0; h < heads; h++) {
+            T *c = now + content + (int64_t)h * N, *w = now + weights + (int64_t)h * N;
+            content_weights(slots, now + norms, norm(a + keys + h * word, word), a[strengths + h],
+                            now + cosine + (int64_t)h * N, c);
+            interpolate(a[gate + h], c, last + weights + (int64_t)h * N, on_ring);
+            // Sharpen in log space (NTM eq. 9).
+            constexpr T nothing = -std::numeric_limits<T>::infinity();
+            Vec<T> most = splat(nothing), sum{};
+            for (int n = 0; n < N; n += LANES<T>) {
+                Vec<T> z = logarithm(shifted(a + shift + h * shifts, on_ring, n) + T(SHARPEN_EPSILON));
+                z = slots.masked(n, a[sharpness + h] * z, nothing);
+                store(w + n, z);
+                most = at_least(most, z);
+            }
+            const T top = lane_max<T>(most);
+            for (int n = 0; n < N; n += LANES<T>) {
+                const Vec<T> z = exponential(load(w + n) - top);
+                store(w + n, z);
+                sum += z;
+            }
+            const T scale = 1 / lane_sum<T>(sum);
+            for (int n = 0; n < N; n += LANES<T>) store(w + n, scale * load(w + n));
+        }
+        const T *read_weights = now + weights, *write_weights = read_weights + reads * N;
+        write<T>(slots, word, before, after, nullptr, writes, write_weights, a + erase, a + add);
+        read(slots, word, after, reads, read_weights, words_read);
+    }
+    void finish(int64_t b, const T* now) const {
+        to_rows(slots, word, tape.last(b), x.last_state[MEMORY] + b * slots.count * word);
+        unpad(slots, reads, now + weights, x.last_state[READ_WEIGHTS] + b * reads * slots.count);
+        unpad(slots, writes, now + weights + reads * N, x.last_state[WRITE_WEIGHTS] + b * writes * slots.count);
+    }
+
+    // Per row of the batch: gradients of the memory and the weightings, and the memories of one segment.
+    int64_t row_scratch() const { return memory_size + weights_size + tape.again_size(); }
+    int64_t backward_scratch() const { return 2 * ring_size() + N + weights_size + round_up<T>(heads) + 4 * word * LANES<T>; }
+    void begin_backward(int64_t b, T* row) const {
+        const int64_t n = slots.count;
+        T *d_memory = row, *d_weights = row + memory_size;
+        if (const T* d = x.d_last_state[MEMORY]) to_columns(slots, word, d + b * n * word, d_memory);
+        if (const T* d = x.d_last_state[READ_WEIGHTS]) pad(slots, reads, d + b * reads * n, d_weights);
+        if (const T* d = x.d_last_state[WRITE_WEIGHTS]) pad(slots, writes, d + b * writes * n, d_weights + reads * N);
+    }
+    void finish_backward(int64_t b, const T* row) const {
+        const int64_t n = slots.count;
+        const T *d_memory = row, *d_weights = row + memory_size;
+        if (T* d = x.d_state[MEMORY]) to_rows(slots, word, d_memory, d + b * n * word);
+        if (T* d = x.d_state[READ_WEIGHTS]) unpad(slots, reads, d_weights, d + b * reads * n);
+        if (T* d = x.d_state[WRITE_WEIGHTS]) unpad(slots, writes, d_weights + reads * N, d + b * writes * n);
+    }
+    void backward(int64_t t, int64_t b, const T* a, const T* last, const T* now, const T* d_words_read, T* d,
+                  T* scratch, T* row) const {
+        T *d_memory = row, *d_weights = row + memory_size, *again = d_weights + weights_size;
+        T *on_ring = ring(scratch), *d_ring = ring(scratch + ring_size()), *d_norms = scratch + 2 * ring_size();
+        T *d_dots = d_norms + N, *key_scales = d_dots + weights_size, *sums = key_scales + round_up<T>(heads);
+        if (t == tape.steps - 1 || t % tape.every == tape.every - 1) write_again(t, b, a, now, again);
+        const T *before = tape.before(t, b, again), *after = tape.after(t, b, again);
+        const T *read_weights = now + weights, *write_weights = read_weights + (int64_t)reads * N;
+
+        read_backward(slots, word, after, reads, read_weights, d_words_read, d_memory, d_weights);
+        write_backward<T>(slots, word, before, nullptr, writes, write_weights, a + erase, a + add, d_memory,
+                          d_weights + (int64_t)reads * N, d + erase, d + add, nullptr, sums);
+        std::memset(d_norms, 0, N * sizeof(T));
+        for (int h = 0; h < heads; h++) {
+            const T *w = now + weights + (int64_t)h * N, *c = now + content + (int64_t)h * N;
+            const T *previous = last + weights + (int64_t)h * N, *s = a + shift + h * shifts;
+            const T g = a[gate + h], power = a[sharpness + h];
+            T *d_w = d_weights + (int64_t)h * N, *d_c = d_dots + (int64_t)h * N, *d_s = d + shift + h * shifts;
+            interpolate(g, c, previous, on_ring);
+            Vec<T> sum{}, for_power{}, for_gate{};
+            for (int n = 0; n < N; n += LANES<T>) sum += load(d_w + n) * load(w + n);
+            const T mean = lane_sum<T>(sum);
+            for (int n = 0; n < N; n += LANES<T>) {
+                const Vec<T> v = shifted(s, on_ring, n) + T(SHARPEN_EPSILON);
+                const Vec<T> d_z = slots.masked(n, (load(d_w + n) - mean) * load(w + n));
+                for_power += slots.masked(n, d_z * logarithm(v));
+                store(d_ring + n, slots.masked(n, power * d_z / v));
+            }
+            d[sharpness + h] = lane_sum<T>(for_power);
+            for (int i = 0; i < shifts; i++) {
+                Vec<T> total{};
+                for (int n = 0; n < N; n += LANES<T>) total += load(d_ring + n) * load(on_ring + n + shift_range - i);
+                d_s[i] = lane_sum<T>(total);
+            }
+            small_softmax_backward(shifts, s, d_s);
+            close_ring(d_ring);
+            for (int n = 0; n < N; n += LANES<T>) {
+                Vec<T> d_gated{};
+                for (int i = 0; i < shifts; i++) d_gated += s[i] * load(d_ring + n - shift_range + i);
+                d_gated = slots.masked(n, d_gated);
+                for_gate += d_gated * (load(c + n) - load(previous + n));
+                store(d_c + n, g * d_gated);
+                store(d_w + n, (1 - g) * d_gated);
+            }
+            d[gate + h] = lane_sum<T>(for_gate);
+            const T key_norm = norm(a + keys + h * word, word);
+            T d_key_norm;
+            content_weights_backward(slots, now + norms, key_norm, a[strengths + h], now + cosine + (int64_t)h * N, c,
+                                     d_c, d_norms, d[strengths + h], d_key_norm);
+            key_scales[h] = d_key_norm / key_norm;
+        }
+        dot_products_backward(slots, word, before, now + norms, d_norms, heads, a + keys, d_dots, d_memory, d + keys,
+                              sums);
+        for (int h = 0; h < heads; h++)
+            for (int j = h * word; j < (h + 1) * word; j++) d[keys + j] += key_scales[h] * a[keys + j];
+        hyperbolic_backward(a + keys, d + keys, heads * word);
+        softplus_backward(a + strengths, d + strengths, heads, T(0));
+        logistic_backward(a + gate, d + gate, heads);
+        softplus_backward(a + sharpness, d + sharpness, heads, T(1));
+        logistic_backward(a + erase, d + erase, writes * word);
+        hyperbolic_backward(a + add, d + add, writes * word);
+    }
+};
+
+}  // namespace native

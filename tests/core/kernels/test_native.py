@@ -1,0 +1,450 @@
+"""The native backend against the eager one, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tapehead
+from tapehead.core.circuit import Circuit, detach, map_state
+from tapehead.core.kernels import native
+from tapehead.core.kernels.native import library
+
+pytestmark = pytest.mark.skipif(isinstance(library.load(), str), reason=str(library.load()))
+
+STEPS, BATCH, INPUTS, OUTPUTS = 5, 3, 4, 2
+
+# Slots, word size, read heads, write heads, hidden size: odd ones, one of each, more than one vector, whole vectors.
+SHAPES = [(7, 5, 1, 1, 6), (1, 1, 1, 1, 1), (37, 6, 5, 1, 17), (16, 4, 2, 3, 16), (64, 3, 4, 2, 33)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def leaves(state: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_state(lambda leaf: (found.append(leaf), leaf)[1], state)
+    return found
+
+
+def ntm(shape: tuple[int, ...] = SHAPES[0], **options: Any) -> Circuit:
+    slots, word, reads, writes, hidden = shape
+    sizes = {"memory_size": slots, "word_size": word, "num_reads": reads, "num_writes": writes, "hidden_size": hidden}
+    defaults = {"memory_init": "truncated_normal", "weight_init": "learned"}
+    return tapehead.NTM(INPUTS, OUTPUTS, **(sizes | defaults | options))
+
+
+BUILDERS: dict[str, Callable[..., Circuit]] = {"ntm": ntm}
+each_circuit = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS.keys())
+
+
+def prepare(circuit: Circuit, dtype: torch.dtype = torch.float64) -> Circuit:
+    """In another type; in float64 with larger weights, so that the gates are far from one half.
+
+    Not so in float32: with them, eager's own rounding reaches 2e-4.
+    """
+    circuit = circuit.to(dtype)
+    scale = 2.0 if dtype == torch.float64 else 1.0
+    with torch.no_grad():
+        for parameter in circuit.parameters():
+            parameter.mul_(scale)
+    return circuit
+
+
+def results(
+    circuit: Circuit, backend: str, inputs: Tensor, state: Any, *, seed: int = 1
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Outputs with every leaf of the last state, and the gradients of a random sum of them in everything."""
+    circuit.backend = backend
+    inputs = inputs.clone().requires_grad_()
+    state = map_state(lambda leaf: leaf.clone().requires_grad_(), state)
+    outputs, last = circuit(inputs, state)
+    assert circuit.chosen_backend == backend
+    made = [outputs, *leaves(last)]
+    generator = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part) for part in made]
+    total = sum((part * weight).sum() for part, weight in zip(made, weights, strict=True))
+    given = [inputs, *leaves(state), *circuit.parameters()]
+    gradients = torch.autograd.grad(total, given, allow_unused=True)
+    return [part.detach() for part in made], list(gradients)
+
+
+def assert_close(
+    actual: list[Tensor | None], expected: list[Tensor | None], tolerance: float, *, floor: float = 1e-12
+) -> None:
+    """Largest difference of each tensor, relative to its own largest value."""
+    for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        if a is None or e is None:
+            assert a is None and (e is None or not e.any()), f"tensor {index}: only one is None"
+            continue
+        assert a.shape == e.shape
+        assert torch.isfinite(a).all()
+        error = (a.double() - e.double()).abs().max() / (e.double().abs().max() + floor)
+        assert error < tolerance, f"tensor {index} of shape {list(a.shape)}: relative error {error:.1e}"
+
+
+def random_state(circuit: Circuit, batch: int, seed: int = 0) -> Any:
+    """The first state, moved a little in every leaf, so that none of it is zero."""
+    generator = torch.Generator().manual_seed(seed)
+    return map_state(
+        lambda leaf: leaf.detach() + 0.1 * torch.rand(leaf.shape, generator=generator, dtype=leaf.dtype),
+        circuit.initial_state(batch),
+    )
+
+
+def assert_agrees(circuit: Circuit, steps: int = STEPS, batch: int = BATCH) -> None:
+    """In the circuit's type against eager in float64."""
+    dtype = next(circuit.parameters()).dtype
+    inputs = torch.randn(steps, batch, INPUTS, dtype=dtype)
+    state = random_state(circuit, batch)
+    made, gradients = results(circuit, "native", inputs, state)
+    circuit = circuit.double()
+    expected, expected_gradients = results(
+        circuit, "eager", inputs.double(), map_state(lambda leaf: leaf.double(), state)
+    )
+    tolerance, floor = (1e-9, 1e-12) if dtype == torch.float64 else (1e-4, 1e-4)
+    assert_close(made, expected, tolerance, floor=floor)
+    assert_close(gradients, expected_gradients, tolerance, floor=floor)
+
+
+@each_circuit
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_agrees_with_eager(
+    build: Callable[..., Circuit], shape: tuple[int, ...], controller: str, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    assert_agrees(prepare(build(shape, controller=controller), dtype))
+
+
+@pytest.mark.parametrize("shift_range", [0, 1, 2, 9])
+@pytest.mark.parametrize("slots", [1, 3, 16, 33])
+def test_shift_ranges(slots: int, shift_range: int) -> None:
+    torch.manual_seed(0)
+    assert_agrees(prepare(ntm((slots, 3, 1, 1, 5), shift_range=shift_range)))
+
+
+@each_circuit
+@pytest.mark.parametrize("level", range(len(library.VARIANTS)), ids=library.VARIANTS)
+def test_every_instruction_set(build: Callable[..., Circuit], level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    baseline = library.load(0)
+    assert not isinstance(baseline, str)
+    if baseline.processor_level() < level:
+        pytest.skip("this processor lacks it")
+    variant = library.load(level)
+    monkeypatch.setattr(library, "load", lambda: variant)
+    torch.manual_seed(0)
+    for dtype in (torch.float64, torch.float32):
+        assert_agrees(prepare(build(SHAPES[2]), dtype), batch=13)
+
+
+@each_circuit
+@pytest.mark.parametrize("clip", [None, 0.05, 20.0])
+@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward"])
+def test_clip_and_its_gradient(build: Callable[..., Circuit], controller: str, clip: float | None) -> None:
+    torch.manual_seed(0)
+    assert_agrees(prepare(build(controller=controller, clip=clip)))
+
+
+@each_circuit
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 13])
+def test_any_length(build: Callable[..., Circuit], steps: int) -> None:
+    torch.manual_seed(0)
+    assert_agrees(prepare(build()), steps=steps)
+
+
+@each_circuit
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("size", [-100.0, 100.0])
+def test_extreme_strengths_and_gates(build: Callable[..., Circuit], size: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    circuit = prepare(build((33, 5, 2, 1, 6)), dtype)
+    with torch.no_grad():
+        for name, part in zip(
+            circuit.accessor.interface.sizes,
+            circuit.accessor.interface.linear.bias.split(list(circuit.accessor.interface.sizes.values())),
+            strict=True,
+        ):
+            if name in ("strengths", "sharpness", "gate", "read_strengths", "write_strengths"):
+                part.fill_(size)
+    inputs = torch.randn(STEPS, BATCH, INPUTS, dtype=dtype)
+    state = random_state(circuit, BATCH)
+    made, gradients = results(circuit, "native", inputs, state)
+    assert all(torch.isfinite(part).all() for part in [*made, *gradients] if part is not None)
+    if dtype == torch.float64:
+        expected, expected_gradients = results(circuit, "eager", inputs, state)
+        assert_close(made, expected, 1e-9)
+        assert_close(gradients, expected_gradients, 1e-7, floor=1e-9)
+
+
+@each_circuit
+def test_gradients_agree_with_finite_differences(build: Callable[..., Circuit]) -> None:
+    torch.manual_seed(0)
+    circuit = prepare(build((3, 2, 2, 1, 3)))
+    circuit.backend = "native"
+    state = random_state(circuit, 2)
+    shapes = map_state(lambda leaf: leaf, state)
+
+    def run(inputs: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        parts = iter(given)
+        outputs, last = circuit(inputs, map_state(lambda _: next(parts), shapes))
+        return outputs, *leaves(last)
+
+    inputs = torch.randn(3, 2, INPUTS, dtype=torch.float64, requires_grad=True)
+    if build is not ntm:
+        # The reference stops the gradient from the usage into the last write weights: no finite differences for them.
+        pytest.skip("checked with usage_gradient")
+    assert torch.autograd.gradcheck(run, (inputs, *(leaf.requires_grad_() for leaf in leaves(state))))
+
+
+@each_circuit
+def test_chunks_agree_with_the_whole(build: Callable[..., Circuit]) -> None:
+    torch.manual_seed(0)
+    circuit = prepare(build())
+    circuit.backend = "native"
+    inputs = torch.randn(9, BATCH, INPUTS, dtype=torch.float64)
+    weights = torch.randn(9, BATCH, OUTPUTS, dtype=torch.float64)
+    whole, last = circuit(inputs)
+    expected = torch.autograd.grad((whole * weights).sum(), list(circuit.parameters()))
+    state, parts = None, []
+    for chunk in inputs.split([4, 1, 4]):
+        outputs, state = circuit(chunk, state)
+        parts.append(outputs)
+    assert_close([torch.cat(parts), *leaves(state)], [whole, *leaves(last)], 1e-12)
+    gradients = torch.autograd.grad((torch.cat(parts) * weights).sum(), list(circuit.parameters()))
+    assert_close(list(gradients), list(expected), 1e-10)
+
+
+@each_circuit
+def test_detached_state_cuts_the_gradient(build: Callable[..., Circuit]) -> None:
+    torch.manual_seed(0)
+    circuit = prepare(build())
+    inputs = torch.randn(6, BATCH, INPUTS, dtype=torch.float64)
+    gradients = []
+    for backend in ("native", "eager"):
+        circuit.backend = backend
+        first = inputs[:3].clone().requires_grad_()
+        _, state = circuit(first)
+        outputs, _ = circuit(inputs[3:], detach(state))
+        gradients.append(torch.autograd.grad(outputs.sum(), [first, *circuit.parameters()], allow_unused=True))
+        assert gradients[-1][0] is None
+    assert_close(list(gradients[0]), list(gradients[1]), 1e-9)
+
+
+@each_circuit
+@pytest.mark.parametrize("which", range(8))
+def test_partial_gradients(build: Callable[..., Circuit], which: int) -> None:
+    """From one result alone, output or leaf of the last state."""
+    torch.manual_seed(0)
+    circuit = prepare(build())
+    inputs = torch.randn(STEPS, BATCH, INPUTS, dtype=torch.float64)
+    state = random_state(circuit, BATCH)
+    gradients = []
+    for backend in ("native", "eager"):
+        circuit.backend = backend
+        outputs, last = circuit(inputs, state)
+        made = [outputs, *leaves(last)]
+        chosen = made[which % len(made)]
+        weight = torch.linspace(-1, 1, chosen.numel(), dtype=torch.float64).view_as(chosen)
+        gradients.append(torch.autograd.grad((chosen * weight).sum(), list(circuit.parameters()), allow_unused=True))
+    native_gradients, eager_gradients = ([torch.zeros(()) if g is None else g for g in part] for part in gradients)
+    for a, e in zip(native_gradients, eager_gradients, strict=True):
+        torch.testing.assert_close(a.expand_as(e) if e.dim() else a.sum(), e.to(a.dtype), rtol=1e-9, atol=1e-12)
+
+
+@each_circuit
+def test_gradient_of_some_arguments_only(build: Callable[..., Circuit]) -> None:
+    torch.manual_seed(0)
+    circuit = prepare(build())
+    frozen, free = circuit.accessor.interface.linear.weight, circuit.controller.inputs[0].weight
+    frozen.requires_grad_(False)
+    gradients = []
+    for backend in ("native", "eager"):
+        circuit.backend = backend
+        outputs, _ = circuit(torch.ones(STEPS, BATCH, INPUTS, dtype=torch.float64))
+        gradients.append(torch.autograd.grad(outputs.square().sum(), free)[0])
+    assert_close([gradients[0]], [gradients[1]], 1e-9)
+
+
+@each_circuit
+def test_inputs_need_not_be_contiguous(build: Callable[..., Circuit]) -> None:
+    torch.manual_seed(0)
+    circuit = prepare(build(batch_first=True))
+    inputs = torch.randn(INPUTS, STEPS, BATCH, dtype=torch.float64).permute(2, 1, 0)[:, ::2]
+    state = map_state(lambda leaf: torch.stack([leaf, leaf], -1)[..., 0], random_state(circuit, BATCH))
+    made, gradients = results(circuit, "native", inputs, state)
+    expected, expected_gradients = results(circuit, "eager", inputs, state)
+    assert_close(made, expected, 1e-9)
+    assert_close(gradients, expected_gradients, 1e-9)
+
+
+@each_circuit
+def test_without_gradients(build: Callable[..., Circuit]) -> None:
+    torch.manual_seed(0)
+    circuit = prepare(build())
+    circuit.backend = "native"
+    inputs = torch.randn(8, BATCH, INPUTS, dtype=torch.float64)
+    outputs, last = circuit(inputs)
+    with torch.no_grad():
+        again, again_last = circuit(inputs)
+    assert not again.requires_grad
+    assert torch.equal(outputs, again)
+    assert all(torch.equal(a, b) for a, b in zip(leaves(last), leaves(again_last), strict=True))
+
+
+@each_circuit
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_repeats_bit_for_bit_and_threads_agree(build: Callable[..., Circuit], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    circuit = prepare(build(SHAPES[2]), dtype)
+    inputs, state = torch.randn(STEPS, 21, INPUTS, dtype=dtype), random_state(circuit, 21)
+    made, gradients = results(circuit, "native", inputs, state)
+    again, again_gradients = results(circuit, "native", inputs, state)
+    pairs = zip([*made, *gradients], [*again, *again_gradients], strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs if a is not None)
+    torch.set_num_threads(2)
+    shared, shared_gradients = results(circuit, "native", inputs, state)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    assert_close(shared, made, tolerance)
+    assert_close(shared_gradients, gradients, tolerance)
+
+
+@each_circuit
+def test_rows_of_a_batch_are_independent(build: Callable[..., Circuit]) -> None:
+    torch.manual_seed(0)
+    circuit = prepare(build())
+    circuit.backend = "native"
+    inputs, state = torch.randn(STEPS, 19, INPUTS, dtype=torch.float64), random_state(circuit, 19)
+    features, last = native.run(circuit, inputs, state)
+    order = torch.randperm(19)[:6]
+    some, some_last = native.run(circuit, inputs[:, order], map_state(lambda leaf: leaf[order], state))
+    assert torch.equal(some, features[:, order])
+    assert all(torch.equal(a, b[order]) for a, b in zip(leaves(some_last), leaves(last), strict=True))
+
+
+@each_circuit
+def test_backward_twice_through_a_kept_graph(build: Callable[..., Circuit]) -> None:
+    torch.manual_seed(0)
+    circuit = prepare(build())
+    circuit.backend = "native"
+    outputs, _ = circuit(torch.randn(STEPS, BATCH, INPUTS, dtype=torch.float64))
+    first = torch.autograd.grad(outputs.sum(), list(circuit.parameters()), retain_graph=True)
+    second = torch.autograd.grad(outputs.sum(), list(circuit.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@each_circuit
+def test_derivatives_of_derivatives_are_refused(build: Callable[..., Circuit]) -> None:
+    circuit = build(backend="native")
+    outputs, _ = circuit(torch.ones(STEPS, BATCH, INPUTS))
+    (gradient,) = torch.autograd.grad(outputs.sum(), circuit.accessor.interface.linear.weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@each_circuit
+def test_nan_is_not_swallowed(build: Callable[..., Circuit]) -> None:
+    circuit = build(backend="native")
+    inputs = torch.zeros(STEPS, 2, INPUTS)
+    inputs[1, 0, 0] = float("nan")
+    outputs, _ = circuit(inputs)
+    assert torch.isnan(outputs[1:, 0]).all()
+    assert torch.isfinite(outputs[:, 1]).all()
+
+
+@each_circuit
+def test_another_number_of_slots_than_at_construction(build: Callable[..., Circuit]) -> None:
+    torch.manual_seed(0)
+    circuit = prepare(build(**({"memory_init": "constant", "weight_init": "first"} if build is ntm else {})))
+    inputs = torch.randn(STEPS, BATCH, INPUTS, dtype=torch.float64)
+    state = circuit.initial_state(BATCH, memory_size=23)
+    made, gradients = results(circuit, "native", inputs, state)
+    expected, expected_gradients = results(circuit, "eager", inputs, state)
+    assert_close(made, expected, 1e-9)
+    assert_close(gradients, expected_gradients, 1e-9)
+
+
+def refusals() -> dict[str, tuple[Callable[[], Circuit], str]]:
+    def hooked() -> Circuit:
+        circuit = ntm()
+        circuit.controller.register_forward_hook(lambda *_: None)
+        return circuit
+
+    def mixed() -> Circuit:
+        circuit = ntm()
+        circuit.controller.double()
+        return circuit
+
+    return {
+        "layers": (lambda: ntm(num_layers=2), "one layer"),
+        "hooks": (hooked, "hooks"),
+        "types": (mixed, "float32 or float64 throughout"),
+        "half": (lambda: ntm().bfloat16(), "float32 or float64"),
+    }
+
+
+@pytest.mark.parametrize(("build", "message"), refusals().values(), ids=refusals().keys())
+def test_refusals_name_the_reason(build: Callable[[], Circuit], message: str) -> None:
+    circuit = build()
+    inputs = torch.zeros(STEPS, BATCH, INPUTS, dtype=circuit.output.weight.dtype)
+    state = circuit.initial_state(BATCH)
+    reason = native.unavailable(circuit, inputs, state)
+    assert reason is not None and message in reason
+    circuit.backend = "native"
+    with pytest.raises(RuntimeError, match=r"backend: 'native' cannot run this circuit: .*" + message):
+        circuit(inputs)
+
+
+def test_wrong_shapes_are_left_to_eager() -> None:
+    circuit = ntm()
+    state = circuit.initial_state(BATCH)
+    wrong = state._replace(reads=torch.zeros(BATCH, 1, 9))
+    assert "reads has shape" in str(native.unavailable(circuit, torch.zeros(STEPS, BATCH, INPUTS), wrong))
+
+
+@each_circuit
+def test_auto_takes_it_and_steps_aside(build: Callable[..., Circuit]) -> None:
+    circuit = build()
+    inputs = torch.randn(STEPS, BATCH, INPUTS)
+    circuit(inputs)
+    assert circuit.chosen_backend == "native"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert "autocast" in str(native.unavailable(circuit, inputs, circuit.initial_state(BATCH)))
+    parameters = dict(circuit.named_parameters())
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(circuit, parameters, (inputs,))[0].square().sum()
+
+    transformed = torch.func.grad(loss)(parameters)
+    assert circuit.chosen_backend == "eager"
+    plain = torch.autograd.grad(loss(parameters), list(parameters.values()))
+    assert circuit.chosen_backend == "native"
+    for name, gradient in zip(parameters, plain, strict=True):
+        torch.testing.assert_close(gradient, transformed[name], rtol=1e-3, atol=1e-4)
+
+
+def test_built_from_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    library.load.cache_clear()
+    monkeypatch.setattr(library, "build_identity", lambda: "other")
+    assert "other sources" in str(library.load())
+    library.load.cache_clear()
+
+
+def test_without_a_library_auto_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    library.load.cache_clear()
+    monkeypatch.setattr(library, "VARIANTS", ("_missing",))
+    circuit = ntm()
+    circuit(torch.zeros(STEPS, BATCH, INPUTS))
+    assert circuit.chosen_backend == "eager"
+    assert "not built" in str(library.load())
+    library.load.cache_clear()
