@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
 PYTHON = ENVIRONMENT / "bin" / "python"
 STAMP = ENVIRONMENT / "bootstrap"
-"""Says what the environment was made from, or that it is UNFINISHED; absent from one that somebody else made."""
+"""Holds the fingerprint of a finished environment, UNFINISHED before; absent from one that somebody else made."""
 UNFINISHED = "unfinished"
 OLDEST_PYTHON = (3, 10)
 CHECKS = {
@@ -48,13 +48,13 @@ def run(*command: "str | Path", **changes: str) -> None:
 
 
 def fingerprint() -> str:
-    """Hash of all that an environment is made from; its place too, because environments cannot be moved."""
+    """Place of the environment, which cannot be moved, and a hash of all that it is made from."""
     names = ("bootstrap.py", "constraints.txt", "pyproject.toml", "setup.py")
     sources = (path for path in ROOT.glob("core/**/*") if path.suffix in (".cpp", ".h", ".hpp"))
-    digest = hashlib.sha256(str(ROOT).encode())
+    digest = hashlib.sha256()
     for path in sorted([*(ROOT / name for name in names), *sources]):
         digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return f"{ROOT}\n{digest.hexdigest()}\n"
 
 
 def create() -> None:
@@ -80,7 +80,7 @@ def create() -> None:
 
 def install() -> None:
     """Install Tapehead, editable, with all that it needs to train, to show its plots and to be tested."""
-    # The constraints hold where packages are built, too: by PIP_CONSTRAINT before pip 25.3, by PIP_BUILD_CONSTRAINT since.
+    # The constraints hold where packages are built, too: by PIP_CONSTRAINT before pip 25.3, then PIP_BUILD_CONSTRAINT.
     # Both split their value at spaces; an address has none. PIP_USE_PEP517 makes old pips build apart from .venv.
     constraints = (ROOT / "constraints.txt").as_uri()
     run(
@@ -107,13 +107,13 @@ def set_up() -> None:
     """
     wanted = fingerprint()
     found = STAMP.read_text() if STAMP.is_file() else None
-    usable = found != UNFINISHED and works()
+    usable = works() and (found is None or found.startswith(f"{ROOT}\n"))
     if usable and found == wanted:
         return
     if ENVIRONMENT.exists() and not usable:
         if found is None:
             raise SetupError(f"{ENVIRONMENT} was not made by bootstrap.py and has no working pip: move it away.")
-        print(f"{ENVIRONMENT} was left unfinished or no longer works: starting over", flush=True)
+        print(f"{ENVIRONMENT} is unfinished, was moved or no longer works: starting over", flush=True)
         shutil.rmtree(ENVIRONMENT)
     if not ENVIRONMENT.exists():
         create()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,3 +12,14 @@ import torch
 def _one_thread() -> None:
     """The tensors of tests are small: a second thread would only wait."""
     torch.set_num_threads(1)
+
+
+class _RootIsNoTests:
+    """Keeps pytest from importing the root, a package, a second time under the name of its folder."""
+
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        return pytest.Dir.from_parent(parent, path=path) if path == Path(__file__).parents[1] else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_RootIsNoTests())

@@ -1,0 +1,94 @@
+"""What an installed tapehead holds, and the ways to start it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import tapehead
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("agents", "circuits", "core", "envs", "utils")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as a wheel would hold it, without the native backend, and its metadata."""
+    checkout = tmp_path_factory.mktemp("a b") / "checkout"
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.so", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, checkout, ignore=ignored)
+    out = checkout / "out"
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", out, "dist_info", "--output-dir", out]
+    subprocess.run(command, cwd=checkout, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    return out
+
+
+@pytest.fixture(scope="module")
+def metadata(built: Path) -> Message:
+    (file,) = built.glob("*.dist-info/METADATA")
+    return Parser().parsestr(file.read_text())
+
+
+def relative(folder: Path, pattern: str) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.glob(pattern)}
+
+
+def test_all_modules_are_in_it_and_no_script_test_or_benchmark(built: Path) -> None:
+    rooms = set().union(*(relative(ROOT, f"{room}/**/*.py") for room in ROOMS))
+    assert relative(built / "tapehead", "**/*.py") == rooms | {"__init__.py", "main.py"}
+
+
+def test_presets_and_type_marker_are_in_it(built: Path) -> None:
+    assert relative(built / "tapehead", "options/*") == relative(ROOT, "options/*.yaml")
+    assert (built / "tapehead" / "py.typed").is_file()
+
+
+def test_nothing_else_lands_in_site_packages(built: Path) -> None:
+    assert {path.name for path in built.iterdir() if path.suffix != ".dist-info"} == {"tapehead"}
+    assert {path.name for path in (built / "tapehead").iterdir()} == {
+        *ROOMS,
+        "options",
+        "__init__.py",
+        "main.py",
+        "py.typed",
+    }
+
+
+def test_version_and_licence(metadata: Message) -> None:
+    assert metadata["Version"] == tapehead.__version__
+    assert metadata["License-Expression"] == "MIT"
+
+
+def test_visdom_is_an_extra(metadata: Message) -> None:
+    required = [line for line in metadata.get_all("Requires-Dist", []) if "extra" not in line]
+    assert required
+    assert not any("visdom" in line for line in required)
+    assert "visdom" in metadata.get_all("Provides-Extra", [])
+
+
+def test_changelog_knows_this_version() -> None:
+    assert f"## [{tapehead.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_imports_without_visdom_and_gymnasium(tmp_path: Path) -> None:
+    script = "import sys; sys.modules['visdom'] = sys.modules['gymnasium'] = None; import tapehead.main"
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [[sys.executable, str(ROOT / "main.py")], [sys.executable, "-m", "tapehead.main"], ["tapehead"]],
+    ids=["main.py", "module", "console script"],
+)
+def test_starts_from_any_folder(command: list[str], tmp_path: Path) -> None:
+    if command == ["tapehead"]:
+        command = [str(Path(sys.executable).parent / "tapehead")]
+    out = subprocess.run([*command, "--version"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert out.strip() == tapehead.__version__
