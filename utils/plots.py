@@ -88,14 +88,14 @@ class Episode(NamedTuple):
     """Shares of backward (H), content (1) and forward (H), ``[T, R, 1 + 2H]``"""
 
 
-def episode_from(batch: Batch, outputs: Tensor, trace: Trace | None, *, name: str = "") -> Episode:
+def episode_from(name: str, batch: Batch, outputs: Tensor, trace: Trace | None) -> Episode:
     """The first sequence of a batch, cut off after its last counted step, on the CPU.
 
     Args:
+        name: what the sequence is.
         batch: time first, as an env hands it out.
         outputs: logits, ``[T, B, O]``.
         trace: what the heads did, time first; None where there are no heads.
-        name: what the sequence is.
     """
 
     def first(tensor: Tensor) -> Array:

@@ -66,7 +66,7 @@ def titles(episode: Episode) -> list[str]:
 
 def test_an_episode_is_the_first_sequence_of_a_batch_in_plain_numbers() -> None:
     batch, outputs, trace = answered(small_dnc())
-    episode = pickle.loads(pickle.dumps(episode_from(batch, outputs, trace, name="length 3")))
+    episode = pickle.loads(pickle.dumps(episode_from("length 3", batch, outputs, trace)))
     assert trace is not None and trace.read_weights is not None and trace.usage is not None
     assert episode.name == "length 3"
     np.testing.assert_array_equal(episode.inputs, batch.inputs[:, 0].numpy())
@@ -79,7 +79,7 @@ def test_an_episode_is_the_first_sequence_of_a_batch_in_plain_numbers() -> None:
 def test_an_episode_has_no_padding_and_takes_low_precision() -> None:
     batch, outputs, _ = answered(None)
     batch.mask[-2:, 0] = 0
-    episode = episode_from(batch, outputs.bfloat16(), None)
+    episode = episode_from("", batch, outputs.bfloat16(), None)
     assert len(episode.inputs) == len(episode.outputs) == len(episode.mask) == 5
     assert episode.outputs.dtype == np.float32 and episode.memory is None
 
@@ -93,17 +93,17 @@ def test_wrong_bits_are_counted_where_the_mask_says() -> None:
 
 
 def test_the_picture_has_a_panel_for_each_part_there_is() -> None:
-    plain = titles(episode_from(*answered(None)))
+    plain = titles(episode_from("", *answered(None)))
     assert {"input", "target"} < set(plain) and "write weights" not in plain and "memory at the end" not in plain
-    ntm = titles(episode_from(*answered(NTM(5, 4, hidden_size=6, memory_size=9, word_size=3))))
+    ntm = titles(episode_from("", *answered(NTM(5, 4, hidden_size=6, memory_size=9, word_size=3))))
     assert {"write weights", "read weights", "words written", "words read", "memory at the end"} < set(ntm)
     assert "usage" not in ntm
-    dnc = titles(episode_from(*answered(small_dnc())))
+    dnc = titles(episode_from("", *answered(small_dnc())))
     assert {"usage", "gates", "read modes: backward, content, forward", "read weights, head 2 of 2"} < set(dnc)
 
 
 def test_panels_share_the_time_axis() -> None:
-    figure = episode_figure(episode_from(*answered(small_dnc())))
+    figure = episode_figure(episode_from("", *answered(small_dnc())))
     limits = {axes.get_title(loc="left"): axes.get_xlim() for axes in figure.axes}
     assert {limits[title] for title in ("input", "target", "write weights", "usage", "gates")} == {(-0.5, 6.5)}
     places = {axes.get_title(loc="left"): axes.get_position() for axes in figure.axes}
@@ -119,7 +119,7 @@ def test_panels_share_the_time_axis() -> None:
     ],
 )
 def test_any_size_is_drawn(repeats: int, options: dict[str, int], tmp_path: Path) -> None:
-    short = episode_from(*answered(small_dnc(**options), steps=2))
+    short = episode_from("", *answered(small_dnc(**options), steps=2))
     episode = changed(short, lambda array: np.concatenate([array] * repeats))
     episode_figure(episode).savefig(tmp_path / "episode.png")
     width, height = Image.open(tmp_path / "episode.png").size
@@ -127,7 +127,7 @@ def test_any_size_is_drawn(repeats: int, options: dict[str, int], tmp_path: Path
 
 
 def test_values_that_are_not_finite_do_not_stop_the_drawing(tmp_path: Path) -> None:
-    episode = episode_from(*answered(small_dnc()))
+    episode = episode_from("", *answered(small_dnc()))
     broken = changed(episode, lambda array: np.full_like(array, np.nan))
     broken = broken._replace(memory=changed(episode, lambda array: array + np.inf).memory, mask=episode.mask)
     episode_figure(broken).savefig(tmp_path / "broken.png")
@@ -208,12 +208,12 @@ def test_the_gif_has_a_frame_for_each_step(tmp_path: Path) -> None:
         "ntm": NTM(5, 4, hidden_size=6, memory_size=128, word_size=20),
         "none": None,
     }.items():
-        memory_gif(tmp_path / f"{name}.gif", episode_from(*answered(circuit)))
+        memory_gif(tmp_path / f"{name}.gif", episode_from("", *answered(circuit)))
         with Image.open(tmp_path / f"{name}.gif") as film:
             assert film.n_frames == 7  # type: ignore[attr-defined]
 
 
 def test_a_long_gif_skips_steps(tmp_path: Path) -> None:
-    memory_gif(tmp_path / "long.gif", episode_from(*answered(None, steps=500)))
+    memory_gif(tmp_path / "long.gif", episode_from("", *answered(None, steps=500)))
     with Image.open(tmp_path / "long.gif") as film:
         assert 100 < film.n_frames <= 250  # type: ignore[attr-defined]

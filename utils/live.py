@@ -1,0 +1,234 @@
+"""Watching a run while it trains: pictures in files and in visdom, drawn by another process.
+
+Training only puts things into a mailbox. A thread of this process hands them to a child process through a pipe; the
+child draws the files and talks to visdom. Whatever happens to the child or to the server, training goes on at its own
+speed: numbers pile up in the mailbox until they can be sent, pictures are dropped when too many wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import pickle
+import subprocess
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from . import light_process, live_process
+from .options import OptionsError
+from .plots import Episode
+
+logger = logging.getLogger(__name__)
+
+MAX_PICTURES = 8
+"""Pictures that wait at most; more are dropped."""
+MAX_ROWS = 200_000
+"""Rows of numbers that wait at most; then every second one is dropped."""
+SEND_SECONDS = 0.25
+"""Numbers are collected for this long before they are sent."""
+START_SECONDS = 30.0
+"""How long a run that insists on visdom waits for it at the start."""
+
+
+class Plotter:
+    """Takes what a run has to show and returns at once; see the module for how it gets drawn."""
+
+    def __init__(
+        self,
+        directory: Path,
+        title: str,
+        mode: Literal["auto", "visdom", "files", "off"] = "auto",
+        *,
+        hostname: str = "localhost",
+        port: int = 8097,
+        data: Path | None = None,
+    ) -> None:
+        """
+        Args:
+            directory: of the run; pictures go to ``plots/`` in it.
+            title: name of the visdom environment.
+            mode: ``off`` does nothing; ``files`` writes PNG files; ``visdom`` also shows everything in visdom and
+                insists on it; ``auto`` uses visdom where it can and says so where it can't.
+            hostname: where the visdom server is; one is started if there is none and this is the local machine.
+            port: of the visdom server.
+            data: where a visdom server that is started here keeps its environments; None takes ``~/.visdom``.
+
+        Raises:
+            OptionsError: ``visdom`` is asked for and is not installed, or there is no server and none can be started.
+        """
+        self._changed = threading.Condition()
+        self._rows: list[tuple[int, dict[str, float]]] = []
+        self._texts: dict[str, str] = {}
+        self._pictures: list[tuple[str, int, Episode]] = []
+        self._dropped = 0
+        self._closing = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ready = threading.Event()
+        self._refusal = ""
+        if mode == "off":
+            return
+        if mode == "visdom" and importlib.util.find_spec("visdom") is None:
+            raise OptionsError(
+                "plots: got 'visdom', which is not installed; `pip install \"tapehead[visdom]\"` gets it, "
+                "plots=files and plots=off work without it"
+            )
+        settings = {
+            "directory": str(directory.absolute()),
+            "title": title,
+            "mode": mode,
+            "hostname": hostname,
+            "port": port,
+            "data": None if data is None else str(data),
+            "parent": os.getpid(),
+        }
+        self._process = subprocess.Popen(
+            light_process.command(live_process.main, json.dumps(settings)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C in the terminal stops the training, which then wants its last pictures drawn.
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._sender = threading.Thread(target=self._send, args=(self._process.stdin,), daemon=True, name="plots")
+        self._listener = threading.Thread(
+            target=self._listen, args=(self._process, self._process.stdout), daemon=True, name="plots-log"
+        )
+        self._sender.start()
+        self._listener.start()
+        if mode == "visdom":
+            in_time = self._ready.wait(START_SECONDS)
+            if not in_time or self._refusal:
+                self.close(timeout=0)
+                reason = self._refusal or f"it did not start within {START_SECONDS:g} seconds"
+                raise OptionsError(f"plots: got 'visdom', but {reason}; plots=files and plots=off work without it")
+
+    def __enter__(self) -> Plotter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether anything that is handed in still has a chance to be drawn."""
+        return self._process is not None and self._process.returncode is None and not self._closing
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers at a training step, for the curves."""
+        if not self.alive:
+            return
+        with self._changed:
+            self._rows.append((step, dict(values)))
+            if len(self._rows) > MAX_ROWS:
+                del self._rows[1::2]
+            self._changed.notify()
+
+    def text(self, name: str, text: str) -> None:
+        """A text, such as the run's options, for a visdom window; a later one of the same name replaces it."""
+        if not self.alive:
+            return
+        with self._changed:
+            self._texts[name] = text
+            self._changed.notify()
+
+    def episode(self, step: int, name: str, episode: Episode) -> None:
+        """One answered sequence, for ``plots/<name>.png``, a copy in ``plots/history/`` and visdom."""
+        self._picture("episode", step, episode._replace(name=name))
+
+    def animation(self, name: str, episode: Episode) -> None:
+        """One answered sequence, for the animation ``plots/<name>.gif``."""
+        self._picture("animation", 0, episode._replace(name=name))
+
+    def _picture(self, kind: str, step: int, episode: Episode) -> None:
+        if not self.alive:
+            return
+        with self._changed:
+            if len(self._pictures) >= MAX_PICTURES:
+                self._dropped += 1
+                if self._dropped == 1:
+                    logger.warning("plots: pictures come faster than they can be drawn; some are left out")
+                return
+            self._pictures.append((kind, step, episode))
+            self._changed.notify()
+
+    def close(self, timeout: float = 60.0) -> None:
+        """Have everything drawn that waits, and end the child process; after ``timeout`` seconds without that."""
+        process = self._process
+        if process is None or self._closing:
+            return
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            if timeout > 0:
+                logger.warning("plots: the last pictures took longer than %g seconds and were given up", timeout)
+            process.kill()
+            process.wait()
+        for thread in (self._sender, self._listener):
+            thread.join(5)
+        if self._dropped:
+            logger.info("plots: %d pictures were left out", self._dropped)
+
+    def _take(self) -> tuple[list[tuple[str, Any]], bool]:
+        """Wait until there is something to send; return it, and whether it is the last."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._rows or self._texts or self._pictures or self._closing)
+            messages: list[tuple[str, Any]] = [("text", item) for item in self._texts.items()]
+            if self._rows:
+                messages.append(("metrics", self._rows))
+            # One picture at a time: as long as it is stuck in the pipe, the others still count as waiting.
+            if self._pictures:
+                kind, step, episode = self._pictures.pop(0)
+                messages.append((kind, (step, episode._asdict())))
+            self._rows, self._texts = [], {}
+            return messages, self._closing and not self._pictures
+
+    def _send(self, pipe: IO[bytes]) -> None:
+        """Hand what is in the mailbox to the child, in a thread of its own: the pipe may be full for long."""
+        # The child is gone if the pipe is broken; the listener says so.
+        with contextlib.suppress(OSError):
+            last = False
+            while not last:
+                messages, last = self._take()
+                for message in messages:
+                    pickle.dump(message, pipe, pickle.HIGHEST_PROTOCOL)
+                if last:
+                    pickle.dump(("close", None), pipe, pickle.HIGHEST_PROTOCOL)
+                pipe.flush()
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing, SEND_SECONDS)
+        with contextlib.suppress(OSError):
+            pipe.close()
+
+    def _listen(self, process: subprocess.Popen[bytes], pipe: IO[bytes]) -> None:
+        """Log what the child has to say, in a thread of its own."""
+        last_words = ""
+        for line in pipe:
+            kind, _, text = line.decode(errors="replace").rstrip().partition(": ")
+            if kind in ("info", "warning"):
+                logger.log(logging.INFO if kind == "info" else logging.WARNING, "plots: %s", text)
+            elif kind == "ready":
+                self._ready.set()
+            elif kind == "refused":
+                self._refusal = text
+                self._ready.set()
+            elif line.strip():
+                last_words = line.decode(errors="replace").strip()
+        status = process.wait()
+        self._ready.set()
+        if not self._closing:
+            said = f" ({last_words})" if last_words else ""
+            self._refusal = f"the drawing process ended with status {status}{said}"
+            logger.warning("plots: %s; the run goes on without new pictures", self._refusal)
+        elif status > 0:
+            logger.warning("plots: the drawing process ended with status %d (%s)", status, last_words)
+        pipe.close()

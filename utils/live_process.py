@@ -1,0 +1,506 @@
+"""The child process of :class:`~tapehead.utils.live.Plotter`: draws files and talks to visdom.
+
+It reads messages from its standard input and writes lines for the log to its standard output. It must not import torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import importlib.util
+import json
+import os
+import pickle
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from . import light_process, visdom_files, visdom_server
+from .plots import (
+    LINES,
+    Array,
+    Curve,
+    Episode,
+    curve_panels,
+    curve_title,
+    curves_figure,
+    episode_figure,
+    memory_gif,
+    thinned,
+)
+
+POLL_SECONDS = 0.5
+CURVES_SECONDS = 3.0
+"""Curves are redrawn at most this often, and never for more than a tenth of the time."""
+RETRY_SECONDS = 15.0
+"""A visdom server that was lost is looked for this often."""
+SAVE_SECONDS = 60.0
+"""The visdom environment is saved to disk this often, and at the end."""
+ORPHAN_SECONDS = 20.0
+"""How long the process may take to finish when the run has died."""
+KEPT_PICTURES = 40
+"""Of one name; beyond that, every second one is deleted."""
+MAX_POINTS = 1000
+"""Of a curve in the visdom page."""
+MISSING_FILES = f"curves are kept, but the page stays empty until `{visdom_files.COMMAND}` has run"
+MAX_ROWS = 50_000
+"""Of numbers kept in memory for the curves; beyond that, neighbouring rows are thinned out."""
+
+
+class Settings(NamedTuple):
+    """What the run says at the start; see :class:`~tapehead.utils.live.Plotter`."""
+
+    directory: str
+    title: str
+    mode: str
+    hostname: str
+    port: int
+    data: str | None
+    parent: int
+
+
+def say(kind: str, text: str = "") -> None:
+    """Send a line to the run: ``info`` and ``warning`` go to its log."""
+    # A run that is gone does not listen; the last pictures are drawn all the same.
+    with contextlib.suppress(OSError):
+        print(f"{kind}: {' '.join(text.split())}", flush=True)
+
+
+def file_name(name: str) -> str:
+    """A name made fit for a file: ``length 40`` becomes ``length-40``."""
+    return re.sub(r"[^\w.=+-]+", "-", name).strip("-.") or "episode"
+
+
+class Schedule:
+    """Says when something is due: at least ``seconds`` apart, and busy for at most a tenth of the time."""
+
+    def __init__(self, seconds: float) -> None:
+        """Due at once."""
+        self.seconds = seconds
+        self.due_at = 0.0
+
+    def due(self) -> bool:
+        """Whether it is time."""
+        return time.monotonic() >= self.due_at
+
+    @contextlib.contextmanager
+    def busy(self) -> Any:
+        """Do it, and see how long it takes."""
+        start = time.monotonic()
+        yield
+        end = time.monotonic()
+        self.due_at = end + max(self.seconds, 9 * (end - start))
+
+
+class History:
+    """Rows of numbers of the whole run, thinned out where there are too many."""
+
+    def __init__(self) -> None:
+        """Empty."""
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def add(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+        """Add rows; of training steps without held-out numbers, every second one goes when there are too many."""
+        self.rows += rows
+        while len(self.rows) > MAX_ROWS:
+            before = len(self.rows)
+            self.rows = [
+                row
+                for index, row in enumerate(self.rows)
+                if index % 2 == 0 or any(not name.startswith("train/") for name in row[1])
+            ]
+            if len(self.rows) == before:
+                self.rows = self.rows[::2]
+
+
+class Files:
+    """Pictures as files below ``plots/``."""
+
+    def __init__(self, directory: Path) -> None:
+        """
+        Args:
+            directory: of the run.
+        """
+        self.plots = directory / "plots"
+        self.failed = False
+
+    @contextlib.contextmanager
+    def replacing(self, path: Path) -> Any:
+        """A temporary path to write to, which then takes the place of ``path``: nobody ever sees half a picture."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.part")
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def forgiving(self) -> Any:
+        """A full or vanished disk costs a warning."""
+        try:
+            yield
+        except OSError as error:
+            if not self.failed:
+                say("warning", f"pictures cannot be written: {error}")
+            self.failed = True
+
+    def curves(self, history: History) -> None:
+        """Write ``curves.png``."""
+        with self.forgiving(), self.replacing(self.plots / "curves.png") as path:
+            curves_figure(history.rows).savefig(path, format="png")
+
+    def episode(self, step: int, episode: Episode) -> None:
+        """Write ``<name>.png``, and a copy that bears the step to ``history/``."""
+        name = file_name(episode.name)
+        with self.forgiving():
+            with self.replacing(self.plots / f"{name}.png") as path:
+                titled = episode._replace(name=f"{episode.name}, step {step}")
+                episode_figure(titled).savefig(path, format="png")
+            kept = self.plots / "history" / f"{name}-{step:07d}.png"
+            with self.replacing(kept) as path:
+                path.write_bytes((self.plots / f"{name}.png").read_bytes())
+            steps = re.compile(re.escape(name) + r"-\d+\.png")
+            copies = sorted(copy for copy in kept.parent.iterdir() if steps.fullmatch(copy.name))
+            for copy in copies[1:-1:2] if len(copies) > KEPT_PICTURES else ():
+                copy.unlink()
+
+    def animation(self, episode: Episode) -> None:
+        """Write ``<name>.gif``."""
+        with self.forgiving(), self.replacing(self.plots / f"{file_name(episode.name)}.gif") as path:
+            memory_gif(path, episode)
+
+
+def cells(image: Array) -> Array:
+    """An image with few enough digits to travel as text."""
+    return np.round(image.astype(np.float64), 4)  # type: ignore[return-value]
+
+
+class Window(NamedTuple):
+    """A heatmap of the visdom page."""
+
+    name: str
+    image: Array
+    kind: str
+    rows: str
+    columns: str = "step"
+
+
+def episode_windows(episode: Episode) -> list[Window]:
+    """The heatmaps of an episode: what the picture in the files shows, one window a part; heads one below the other."""
+
+    def heads(part: Array | None) -> Array | None:
+        return None if part is None else part.reshape(len(part), -1).T
+
+    parts = [
+        ("input", episode.inputs.T, "bits", "channel"),
+        ("target", episode.targets.T, "bits", "channel"),
+        ("output", episode.outputs.T, "bits", "channel"),
+        ("words written", heads(episode.add), "words", "head × word"),
+        ("words read", heads(episode.reads), "words", "head × word"),
+        ("write weights", heads(episode.write_weights), "weights", "head × slot"),
+        ("read weights", heads(episode.read_weights), "weights", "head × slot"),
+        ("usage", heads(episode.usage), "weights", "slot"),
+        ("write gates", heads(episode.write_gates), "bits", "head"),
+        ("allocation gates", heads(episode.allocation_gates), "bits", "head"),
+        ("free gates", heads(episode.free_gates), "bits", "head"),
+        ("read modes", heads(episode.read_modes), "bits", "head × (backward, content, forward)"),
+    ]
+    windows = [Window(name, image, kind, rows) for name, image, kind, rows in parts if image is not None]
+    if episode.memory is not None:
+        windows.append(Window("memory", episode.memory[-1], "words", "slot", "element"))
+    return windows
+
+
+class Visdom:
+    """The run's environment on a visdom server, which may come and go.
+
+    Everything that the page shows is kept here, so that a server that was lost and comes back gets all of it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """
+        Args:
+            settings: where the server is.
+        """
+        self.settings = settings
+        self.server = visdom_server.Server(settings.hostname, settings.port, settings.data)
+        self.client: Any = None
+        self.panels: dict[str, list[Curve]] = {}
+        self.texts: dict[str, str] = {}
+        self.episodes: dict[str, tuple[int, Episode]] = {}
+        self.retry = Schedule(RETRY_SECONDS)
+        self.save_due = time.monotonic() + SAVE_SECONDS
+        self.lost = False
+        self.fetching: subprocess.Popen[bytes] | None = None
+
+    def connect(self) -> str:
+        """Find the server or start it; return why that failed, or an empty text."""
+        with self.retry.busy():
+            problem = self.server.ensure()
+            if problem:
+                return problem
+            try:
+                self.client = visdom_server.client(self.settings.hostname, self.settings.port, self.settings.title)
+                self.everything()
+            except visdom_server.ERRORS as error:
+                self.client = None
+                return f"the visdom server at {self.server.url} failed: {error}"
+        return ""
+
+    def attempt(self, what: Any) -> None:
+        """Do something on the server; if that fails, the server is lost, and looked for again from time to time."""
+        if self.client is None:
+            if not self.retry.due() or self.connect():
+                return
+            if self.lost:
+                self.lost = False
+                say("info", f"visdom answers again at {self.server.url}")
+        try:
+            known = self.client.win_exists("title")
+            if known is None:
+                raise ConnectionError("it does not answer")
+            if not known:
+                self.everything()
+            what()
+        except visdom_server.ERRORS as error:
+            self.client = None
+            self.retry.due_at = time.monotonic() + RETRY_SECONDS
+            if not self.lost:
+                where = f"the visdom server at {self.server.url}"
+                say("warning", f"{where} was lost ({error}); pictures go to files, and there again when it answers")
+            self.lost = True
+
+    def everything(self) -> None:
+        """Show all that is known."""
+        self.client.text(f"<h3>{html.escape(self.settings.title)}</h3>", win="title", opts={"title": "run"})
+        self.show_curves()
+        for name, text in self.texts.items():
+            self.show_text(name, text)
+        for step, episode in self.episodes.values():
+            self.show_episode(step, episode)
+
+    def show_text(self, name: str, text: str) -> None:
+        """A window with a text."""
+        page = f"<pre>{html.escape(text)}</pre>"
+        self.client.text(page, win=f"text {name}", opts={"title": name, "width": 380, "height": 420})
+
+    def show_episode(self, step: int, episode: Episode) -> None:
+        """A window for each part of an episode."""
+        for window in episode_windows(episode):
+            largest = float(np.abs(window.image).max(initial=0.0, where=np.isfinite(window.image)))
+            limits = (-largest, largest) if window.kind == "words" else (0.0, 1.0 if window.kind == "bits" else largest)
+            if window.image.min(initial=0.0, where=np.isfinite(window.image)) < 0:
+                limits = (-largest, largest)
+            opts = {
+                "title": f"{episode.name}: {window.name} (step {step})",
+                "colormap": {"bits": "Greys", "weights": "Hot", "words": "RdBu"}[window.kind],
+                "xlabel": window.columns,
+                "ylabel": window.rows,
+                "xmin": limits[0],
+                "xmax": max(limits[1], 1e-6),
+                "layoutopts": {"plotly": {"margin": {"l": 45, "r": 20, "t": 30, "b": 35}}},
+                "width": 420,
+                "height": 300,
+            }
+            opts["layoutopts"]["plotly"] |= {  # type: ignore[index]
+                "yaxis": {"autorange": "reversed", "title": window.rows},
+                "xaxis": {"title": window.columns},
+            }
+            self.client.heatmap(cells(window.image), win=f"{episode.name} {window.name}", opts=opts)
+
+    def text(self, name: str, text: str) -> None:
+        """Take a text and show it."""
+        self.texts[name] = text
+        self.attempt(lambda: self.show_text(name, text))
+
+    def episode(self, step: int, episode: Episode) -> None:
+        """Take an episode and show it in place of the last of its name."""
+        self.episodes[episode.name] = (step, episode)
+        self.attempt(lambda: self.show_episode(step, episode))
+
+    def curves(self, history: History) -> None:
+        """Show all curves."""
+        self.panels = curve_panels(history.rows)
+        self.attempt(self.show_curves)
+        if time.monotonic() >= self.save_due:
+            self.save()
+
+    def show_curves(self) -> None:
+        """A window for each panel."""
+        for panel, curves in self.panels.items():
+            self.show_panel(panel, curves)
+
+    def show_panel(self, panel: str, curves: list[Curve]) -> None:
+        """A window with the curves of one panel."""
+        curves = [thinned(curve, MAX_POINTS) for curve in curves if len(curve.steps)]
+        if not curves:
+            return
+        longest = max(len(curve.steps) for curve in curves)
+        steps, values = np.full((2, longest, len(curves)), np.nan)
+        for index, curve in enumerate(curves):
+            steps[: len(curve.steps), index], values[: len(curve.steps), index] = curve.steps, curve.values
+        title = curve_title(panel)
+        opts: dict[str, Any] = {
+            "title": title,
+            "xlabel": "training step",
+            "ylabel": title,
+            "legend": [curve.label for curve in curves],
+            "linecolor": np.array(
+                [[int(LINES[i % len(LINES)][at : at + 2], 16) for at in (1, 3, 5)] for i in range(len(curves))]
+            ),
+            "markers": longest < 12,
+            "width": 460,
+            "height": 320,
+        }
+        positive = values[values > 0]
+        spread = np.nanmin(values) >= 0 and len(positive) > 0 and positive.max() > 10 * positive.min()
+        if spread:
+            opts["ytype"] = "log"
+            if np.nanmin(values) == 0:
+                # A logarithmic axis has no zero, and a solved task should not drop out of the picture.
+                floor = 10.0 ** (np.floor(np.log10(positive.min())) - 1)
+                values[values == 0] = floor
+                opts["ylabel"] = f"{title} (0 is drawn at {floor:g})"
+        self.client.line(values, steps, win=f"curve {panel}", opts=opts)
+
+    def save(self) -> None:
+        """Have the server save the environment to disk."""
+        self.save_due = time.monotonic() + SAVE_SECONDS
+        self.attempt(lambda: self.client.save([self.settings.title]))
+
+    def fetch_files(self) -> None:
+        """Start fetching the page's files if they are missing; curves are kept meanwhile."""
+        if self.server.process is not None and visdom_files.missing_files():
+            say("info", "the visdom page lacks its scripts, which are being fetched; what it shows is kept meanwhile")
+            self.fetching = subprocess.Popen(
+                light_process.command(visdom_files.main),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+
+    def check_files(self) -> None:
+        """Say how the fetching ended, if it has."""
+        if self.fetching is None or self.fetching.poll() is None:
+            return
+        if self.fetching.returncode == 0:
+            say("info", f"the visdom page is ready: {self.server.environment_url(self.settings.title)}")
+        else:
+            say("warning", f"the visdom page's scripts could not be fetched: {MISSING_FILES}")
+        self.fetching = None
+
+    def close(self) -> None:
+        """Save, and stop the server if it was started here."""
+        if self.fetching is not None and self.fetching.poll() is None:
+            self.fetching.kill()
+            self.fetching.wait()
+            say("warning", f"the visdom page's scripts were not fetched in time: {MISSING_FILES}")
+        self.check_files()
+        if self.client is not None:
+            self.save()
+        if self.server.process is not None:
+            say("info", f"the visdom server ends with this run; `{visdom_server.COMMAND}` shows its curves again")
+        self.server.stop()
+
+
+def start_visdom(settings: Settings) -> Visdom | None:
+    """Connect to visdom, or say why not; None where it can never be had."""
+    if importlib.util.find_spec("visdom") is None:
+        say("info", 'pictures go to files alone; `pip install "tapehead[visdom]"` gets live plots')
+        return None
+    visdom = Visdom(settings)
+    problem = visdom.connect()
+    if problem and settings.mode == "visdom":
+        say("refused", problem)
+    elif problem:
+        say("info", f"{problem}; pictures go to files alone until one answers there")
+    else:
+        say("ready")
+        say("info", f"watch the run at {visdom.server.environment_url(settings.title)}")
+        visdom.fetch_files()
+    return visdom
+
+
+def read_messages(pipe: IO[bytes], messages: queue.Queue[tuple[str, Any]]) -> None:
+    """Move messages from the run's pipe to a short queue, until the run closes it or dies."""
+    try:
+        while True:
+            message = pickle.load(pipe)
+            messages.put(message)
+            if message[0] == "close":
+                return
+    except (EOFError, OSError, pickle.UnpicklingError):
+        timer = threading.Timer(ORPHAN_SECONDS, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
+        messages.put(("close", None))
+
+
+def run(settings: Settings, pipe: IO[bytes]) -> None:
+    """Draw until the run is over."""
+    messages: queue.Queue[tuple[str, Any]] = queue.Queue(4)
+    threading.Thread(target=read_messages, args=(pipe, messages), daemon=True).start()
+    files = Files(Path(settings.directory))
+    history = History()
+    visdom: Visdom | None = None
+    if settings.mode != "files":
+        visdom = start_visdom(settings)
+    curves = Schedule(CURVES_SECONDS)
+
+    def draw_curves() -> None:
+        with curves.busy():
+            files.curves(history)
+            if visdom is not None:
+                visdom.curves(history)
+
+    open_ = True
+    changed = False
+    while open_:
+        try:
+            kind, content = messages.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            kind, content = "nothing", None
+            # A process that the run forked may hold the pipe open after the run's death.
+            open_ = os.getppid() == settings.parent
+        if kind == "metrics":
+            history.add(content)
+            changed = True
+        elif kind == "text" and visdom is not None:
+            visdom.text(*content)
+        elif kind in ("episode", "animation"):
+            step, fields = content
+            episode = Episode(**fields)
+            if kind == "animation":
+                files.animation(episode)
+            else:
+                files.episode(step, episode)
+                if visdom is not None:
+                    visdom.episode(step, episode)
+        elif kind == "close":
+            open_ = False
+        if visdom is not None:
+            visdom.check_files()
+        if changed and curves.due() and open_:
+            draw_curves()
+            changed = False
+    if changed:
+        draw_curves()
+    if visdom is not None:
+        visdom.close()
+
+
+def main(settings: str) -> None:
+    """Entry of the child process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(5)
+    run(Settings(**json.loads(settings)), sys.stdin.buffer)
