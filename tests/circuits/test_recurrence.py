@@ -1,0 +1,296 @@
+"""What a recurrent module owes its user: states carried, cut, batched and traced, whatever the circuit."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tapehead import DNC, NTM, detach, map_state
+from tapehead.circuits import MemoryAugmentedCircuit
+
+IMPROVED = {"masked_content": True, "memory_wipe": True, "link_sharpening": True, "squash": "tanh"}
+CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {
+    "ntm": (NTM, {"num_reads": 2, "num_writes": 2}),
+    "ntm gru learned": (NTM, {"controller": "gru", "memory_init": "learned", "weight_init": "learned"}),
+    "ntm feedforward": (NTM, {"controller": "feedforward", "memory_init": "truncated_normal"}),
+    "dnc": (DNC, {"num_reads": 2, "num_writes": 2}),
+    "dnc improved 2-layer": (DNC, {"num_reads": 2, "num_layers": 2, **IMPROVED}),
+}
+STEPS, BATCH, INPUTS, OUTPUTS = 6, 3, 4, 2
+each_circuit = pytest.mark.parametrize("name", CIRCUITS)
+
+
+def make(name: str, backend: str = "eager", **more: Any) -> MemoryAugmentedCircuit:
+    """A small circuit in float64, the same at each call."""
+    torch.manual_seed(1)
+    cls, options = CIRCUITS[name]
+    circuit = cls(
+        INPUTS, OUTPUTS, backend=backend, **{"hidden_size": 6, "memory_size": 5, "word_size": 3, **options, **more}
+    ).double()
+    with torch.no_grad():
+        for parameter in circuit.parameters():
+            parameter.mul_(2)
+    return circuit
+
+
+def sequence(steps: int = STEPS, batch: int = BATCH) -> Tensor:
+    return torch.randn(steps, batch, INPUTS, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+
+def leaves(state: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_state(lambda leaf: (found.append(leaf), leaf)[1], state)
+    return found
+
+
+def assert_same_state(actual: Any, expected: Any) -> None:
+    assert type(actual) is type(expected)
+    for one, other in zip(leaves(actual), leaves(expected), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@each_circuit
+def test_shapes_and_zero_reads(name, backend):
+    circuit = make(name, backend)
+    outputs, state = circuit(sequence())
+    assert outputs.shape == (STEPS, BATCH, OUTPUTS) and outputs.dtype == torch.float64
+    start = circuit.initial_state(BATCH)
+    reads, width = circuit.accessor.num_reads, circuit.accessor.word_size
+    assert start.reads.shape == (BATCH, reads, width) and start.reads.abs().max() == 0
+    assert [leaf.shape for leaf in leaves(start)] == [leaf.shape for leaf in leaves(state)]
+    assert all(leaf.shape[0] == BATCH for leaf in leaves(start))
+
+
+@each_circuit
+def test_step_by_step_and_chunked_equal_the_whole(name, backend):
+    circuit, inputs = make(name, backend), sequence().requires_grad_()
+    whole, last = circuit(inputs)
+    (gradient,) = torch.autograd.grad(whole.square().sum(), inputs)
+
+    state, outputs = circuit.initial_state(BATCH), []
+    for x in inputs:
+        y, state = circuit.step(x, state)
+        outputs.append(y)
+    torch.testing.assert_close(torch.stack(outputs), whole)
+    assert_same_state(state, last)
+
+    for cuts in ((2, 4), (1, 5), (3,)):
+        state, outputs = None, []
+        for chunk in inputs.tensor_split(cuts):
+            chunk_outputs, state = circuit(chunk, state)
+            outputs.append(chunk_outputs)
+        torch.testing.assert_close(torch.cat(outputs), whole)
+        assert_same_state(state, last)
+        (chunked,) = torch.autograd.grad(torch.cat(outputs).square().sum(), inputs)
+        torch.testing.assert_close(chunked, gradient)
+
+
+@each_circuit
+def test_detaching_cuts_the_gradient_exactly_there(name, backend):
+    circuit, inputs = make(name, backend), sequence().requires_grad_()
+    _, state = circuit(inputs[:3])
+    assert any(leaf.requires_grad for leaf in leaves(state))
+    outputs, _ = circuit(inputs[3:], detach(state))
+    (gradient,) = torch.autograd.grad(outputs.square().sum(), inputs)
+    assert gradient[:3].abs().max() == 0
+    # The same as from a state that never had a past.
+    constant = map_state(lambda leaf: leaf.detach().clone(), state)
+    later = inputs.detach()[3:].requires_grad_()
+    (expected,) = torch.autograd.grad(circuit(later, constant)[0].square().sum(), later)
+    torch.testing.assert_close(gradient[3:], expected)
+    # Without the cut there is a gradient through the state.
+    outputs, _ = circuit(inputs[3:], state)
+    (uncut,) = torch.autograd.grad(outputs.square().sum(), inputs)
+    assert uncut[:3].abs().max() > 0
+    torch.testing.assert_close(uncut[3:], expected)
+
+
+@each_circuit
+def test_rows_are_independent_and_batch_size_may_change(name, backend):
+    circuit, inputs = make(name, backend), sequence()
+    outputs, last = circuit(inputs)
+    order = torch.tensor([2, 0, 1])
+    permuted, state = circuit(inputs[:, order])
+    torch.testing.assert_close(permuted, outputs[:, order])
+    assert_same_state(state, map_state(lambda leaf: leaf[order], last))
+    for rows in (slice(0, 1), slice(1, 3)):
+        torch.testing.assert_close(circuit(inputs[:, rows])[0], outputs[:, rows])
+    torch.testing.assert_close(circuit(torch.cat([inputs, 9 * inputs], 1))[0][:, :BATCH], outputs)
+    # Zeros after the end of a sequence change nothing before it.
+    padded = torch.cat([inputs, torch.zeros(4, BATCH, INPUTS, dtype=torch.float64)])
+    torch.testing.assert_close(circuit(padded)[0][:STEPS], outputs)
+
+
+@each_circuit
+def test_gradient_of_one_row_stays_in_its_row(name, backend):
+    circuit, inputs = make(name, backend), sequence().requires_grad_()
+    (gradient,) = torch.autograd.grad(circuit(inputs)[0][:, 1].square().sum(), inputs)
+    assert gradient[:, [0, 2]].abs().max() == 0 and gradient[:, 1].abs().max() > 0
+
+
+@each_circuit
+def test_batch_first(name, backend):
+    inputs = sequence()
+    outputs, state, trace = make(name, backend)(inputs, trace=True)
+    swapped = make(name, backend, batch_first=True)
+    swapped_outputs, swapped_state, swapped_trace = swapped(inputs.transpose(0, 1), trace=True)
+    torch.testing.assert_close(swapped_outputs.transpose(0, 1), outputs)
+    torch.testing.assert_close(swapped(inputs.transpose(0, 1))[0], swapped_outputs)
+    assert_same_state(swapped_state, state)
+    for part, expected in zip(swapped_trace, trace, strict=True):
+        assert (part is None) == (expected is None)
+        if part is not None:
+            torch.testing.assert_close(part.transpose(0, 1), expected)
+
+
+@each_circuit
+def test_trace_shapes_and_same_results_as_without(name, backend):
+    circuit, inputs = make(name, backend), sequence()
+    outputs, state = circuit(inputs)
+    traced, traced_state, trace = circuit(inputs, trace=True)
+    torch.testing.assert_close(traced, outputs)
+    assert_same_state(traced_state, state)
+    reads, writes = circuit.accessor.num_reads, circuit.accessor.num_writes
+    slots, width = circuit.accessor.memory_size, circuit.accessor.word_size
+    shapes = {
+        "read_weights": (reads, slots),
+        "write_weights": (writes, slots),
+        "memory": (slots, width),
+        "reads": (reads, width),
+        "add": (writes, width),
+        "erase": (writes, width),
+    }
+    if isinstance(circuit, DNC):
+        shapes |= {
+            "usage": (slots,),
+            "free_gates": (reads,),
+            "allocation_gates": (writes,),
+            "write_gates": (writes,),
+            "read_modes": (reads, 1 + 2 * writes),
+        }
+    assert {key: tuple(part.shape[2:]) for key, part in trace._asdict().items() if part is not None} == shapes
+    assert all(part is None or part.shape[:2] == (STEPS, BATCH) for part in trace)
+    torch.testing.assert_close(trace.memory[-1], state.accessor.memory)
+    torch.testing.assert_close(trace.read_weights[-1], state.accessor.read_weights)
+    torch.testing.assert_close(trace.read_weights @ trace.memory, trace.reads)
+
+
+@each_circuit
+def test_reads_go_back_into_the_controller(name):
+    """A popular package feeds the controller zeros where the words read last should be."""
+    circuit, inputs = make(name), sequence()
+    seen: list[Tensor] = []
+    circuit.controller.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    _, _, trace = circuit(inputs, trace=True)
+    assert trace.reads[:-1].abs().amax(dim=(1, 2, 3)).min() > 0
+    assert torch.equal(seen[0], torch.cat([inputs[0], torch.zeros_like(trace.reads[0]).flatten(1)], -1))
+    for step in range(1, STEPS):
+        assert torch.equal(seen[step], torch.cat([inputs[step], trace.reads[step - 1].flatten(1)], -1))
+
+
+@each_circuit
+def test_outputs_see_the_hidden_vector_and_the_new_reads(name):
+    circuit, inputs = make(name, clip=None), sequence()
+    hidden: list[Tensor] = []
+    circuit.controller.register_forward_hook(lambda _module, _arguments, result: hidden.append(result[0]))
+    outputs, _, trace = circuit(inputs, trace=True)
+    features = torch.cat([torch.stack(hidden), trace.reads.flatten(2)], -1)
+    torch.testing.assert_close(outputs, nn.functional.linear(features, circuit.output.weight, circuit.output.bias))
+
+
+@each_circuit
+def test_clip_bounds_states_and_outputs(name, backend):
+    circuit = make(name, backend)
+    with torch.no_grad():
+        for parameter in circuit.parameters():
+            parameter.mul_(300)
+    outputs, state = circuit(50 * sequence(40))
+    assert outputs.abs().max() == 20
+    for leaf in leaves(state.controller):
+        assert leaf.abs().max() <= 20
+    assert make(name, backend, clip=None)(sequence())[0].isfinite().all()
+    circuit.clip = None
+    assert circuit.step(sequence()[0], state)[0].abs().max() > 20
+
+
+@pytest.mark.parametrize("name", ["ntm", "dnc", "dnc improved 2-layer"])
+@pytest.mark.parametrize("slots", [1, 4, 11])
+def test_memory_size_may_change_after_training(name, slots, backend):
+    circuit, inputs = make(name, backend), sequence()
+    outputs, state = circuit(inputs, circuit.initial_state(BATCH, memory_size=slots))
+    assert state.accessor.memory.shape[1] == slots
+    assert state.accessor.read_weights.shape[-1] == slots
+    built = make(name, backend, memory_size=slots)
+    built.load_state_dict(circuit.state_dict())
+    torch.testing.assert_close(outputs, built(inputs)[0])
+
+
+@pytest.mark.parametrize("name", ["ntm gru learned", "ntm feedforward"])
+def test_memory_that_was_made_for_its_slots_refuses_another_number(name):
+    with pytest.raises(ValueError, match="memory_size: got 11"):
+        make(name).initial_state(BATCH, memory_size=11)
+
+
+@each_circuit
+def test_no_state_is_kept_or_changed_between_calls(name, backend):
+    circuit, inputs = make(name, backend), sequence()
+    buffers = {key: value.clone() for key, value in circuit.state_dict().items()}
+    first, state = circuit(inputs)
+    kept = map_state(torch.clone, state)
+    circuit(inputs, state)
+    assert_same_state(state, kept)
+    assert torch.equal(circuit(inputs)[0], first)
+    assert all(torch.equal(value, buffers[key]) for key, value in circuit.state_dict().items())
+
+
+@each_circuit
+def test_every_parameter_gets_a_gradient(name, backend):
+    circuit = make(name, backend)
+    circuit(sequence())[0].square().sum().backward()
+    for key, parameter in circuit.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, key
+
+
+@each_circuit
+def test_the_default_random_state_is_used_at_construction_alone(name, backend):
+    circuits = [make(name, backend) for _ in range(2)]
+    for one, other in zip(*(circuit.state_dict().values() for circuit in circuits), strict=True):
+        assert torch.equal(one, other)
+    before = torch.get_rng_state()
+    circuits[0](sequence(), trace=True)
+    circuits[0](sequence())[0].sum().backward()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype"), [*itertools.product([0.0, 1e-6, 1e3, 1e6], [torch.float32, torch.float64])]
+)
+@each_circuit
+def test_extreme_inputs_give_finite_outputs_states_and_gradients(name, scale, dtype, backend):
+    circuit = make(name, backend).to(dtype)
+    inputs = (sequence(12) * scale).to(dtype).requires_grad_()
+    outputs, state = circuit(inputs)
+    (outputs * torch.linspace(-1, 1, OUTPUTS)).sum().backward()
+    assert outputs.isfinite().all() and inputs.grad.isfinite().all()
+    assert all(leaf.isfinite().all() for leaf in leaves(state))
+    for parameter in circuit.parameters():
+        assert parameter.grad.isfinite().all()
+
+
+@each_circuit
+def test_wrong_calls_are_named(name):
+    circuit = make(name)
+    with pytest.raises(ValueError, match=r"inputs: got shape \[6, 3, 5\]; expected \[T, B, 4\]"):
+        circuit(torch.zeros(STEPS, BATCH, INPUTS + 1))
+    with pytest.raises(ValueError, match="state: got a batch of 2; the inputs have a batch of 3"):
+        circuit(sequence(), circuit.initial_state(2))
+    for wrong in (0, -1, 2.0, None):
+        with pytest.raises(ValueError, match="batch_size: got"):
+            circuit.initial_state(wrong)
+    for wrong in (0, -1, 2.0, True):
+        with pytest.raises(ValueError, match="memory_size: got"):
+            circuit.initial_state(2, memory_size=wrong)

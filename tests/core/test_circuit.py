@@ -1,0 +1,107 @@
+"""The contract of a circuit: states as trees, and what forward checks before anything runs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tapehead.core.circuit import Circuit, Trace, check_choice, check_clip, check_sizes, detach, map_state
+
+
+class Inner(NamedTuple):
+    total: Tensor
+
+
+class Outer(NamedTuple):
+    inner: Inner
+    last: Tensor
+
+
+class Sum(Circuit):
+    """The smallest circuit: outputs the running sum of a Linear of its inputs."""
+
+    def __init__(self, input_size: int, output_size: int, *, batch_first: bool = False) -> None:
+        super().__init__(input_size, output_size, batch_first=batch_first)
+        self.linear = nn.Linear(input_size, output_size)
+
+    def initial_state(self, batch_size: int) -> Outer:
+        zeros = self.linear.weight.new_zeros(batch_size, self.output_size)
+        return Outer(Inner(zeros), zeros)
+
+    def step(self, x: Tensor, state: Outer) -> tuple[Tensor, Outer]:
+        y = self.linear(x)
+        return state.inner.total + y, Outer(Inner(state.inner.total + y), y)
+
+
+def test_map_state_keeps_the_tree():
+    state = Outer(Inner(torch.ones(2)), torch.zeros(2))
+    doubled = map_state(lambda leaf: 2 * leaf, state)
+    assert type(doubled) is Outer and type(doubled.inner) is Inner
+    assert doubled.inner.total.tolist() == [2, 2]
+    summed = map_state(torch.add, state, doubled)
+    assert summed.inner.total.tolist() == [3, 3] and summed.last.tolist() == [0, 0]
+
+
+def test_map_state_names_what_does_not_belong():
+    with pytest.raises(TypeError, match="state: got a list inside it; allowed are tensors and NamedTuples"):
+        map_state(torch.clone, Outer([torch.ones(2)], torch.ones(2)))
+    with pytest.raises(TypeError, match="got a float"):
+        map_state(torch.clone, Outer(Inner(0.0), torch.ones(2)))
+
+
+def test_detach_cuts_every_leaf():
+    state = Outer(Inner(torch.ones(2, requires_grad=True) * 2), torch.ones(2, requires_grad=True))
+    cut = detach(state)
+    assert not cut.inner.total.requires_grad and not cut.last.requires_grad
+    assert state.last.requires_grad and torch.equal(cut.inner.total, state.inner.total)
+
+
+def test_a_circuit_needs_no_more_than_a_state_and_a_step():
+    circuit, inputs = Sum(3, 2), torch.randn(4, 5, 3)
+    outputs, state = circuit(inputs)
+    torch.testing.assert_close(outputs, circuit.linear(inputs).cumsum(0))
+    torch.testing.assert_close(state.inner.total, outputs[-1])
+    traced, _, trace = circuit(inputs, trace=True)
+    assert torch.equal(traced, outputs) and trace == Trace()
+    swapped = Sum(3, 2, batch_first=True)
+    swapped.load_state_dict(circuit.state_dict())
+    torch.testing.assert_close(swapped(inputs.transpose(0, 1))[0], outputs.transpose(0, 1))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("shape", [(4, 3), (3,), (4, 5, 2), (0, 5, 3), (4, 0, 3), (4, 5, 3, 1)])
+def test_wrong_inputs_are_named(shape, batch_first):
+    expected = r"expected \[B, T, 3\]" if batch_first else r"expected \[T, B, 3\]"
+    with pytest.raises(ValueError, match=rf"inputs: got shape .*{expected}"):
+        Sum(3, 2, batch_first=batch_first)(torch.zeros(shape))
+
+
+def test_a_state_of_another_batch_is_refused():
+    circuit = Sum(3, 2)
+    with pytest.raises(ValueError, match="state: got a batch of 4; the inputs have a batch of 5"):
+        circuit(torch.zeros(2, 5, 3), circuit.initial_state(4))
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.0, "3", None, True])
+def test_check_sizes(size):
+    check_sizes(one=1, many=1000)
+    check_sizes(at_least=0, none=0)
+    with pytest.raises(ValueError, match="slots: got .*; allowed is a whole number of at least 1"):
+        check_sizes(fine=2, slots=size)
+
+
+@pytest.mark.parametrize("clip", [0, -1.0, float("nan"), "20", True])
+def test_check_clip(clip):
+    for allowed in (None, 1, 0.5, float("inf")):
+        check_clip(allowed)
+    with pytest.raises(ValueError, match="clip: got .*; allowed is a positive number or None"):
+        check_clip(clip)
+
+
+def test_check_choice():
+    check_choice("colour", "red", ("red", "blue"))
+    with pytest.raises(ValueError, match="colour: got 'green'; allowed: red, blue"):
+        check_choice("colour", "green", ("red", "blue"))

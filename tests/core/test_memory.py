@@ -1,0 +1,80 @@
+"""What memory and weightings hold before the first step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tapehead.core.memory import CONSTANT, InitialMemory, InitialWeights
+
+MEMORY = ["constant", "learned", "truncated_normal"]
+WEIGHTS = ["first", "uniform", "learned"]
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_constant_memory():
+    memory = InitialMemory("constant", 5, 3)
+    assert torch.equal(memory(2, 5), torch.full((2, 5, 3), CONSTANT))
+    assert memory(2, 11).shape == (2, 11, 3), "the number of slots may change after training"
+    assert parameters(memory) == 0 and not memory.state_dict()
+
+
+@pytest.mark.parametrize(("init", "learned"), [("learned", 15), ("truncated_normal", 0)])
+def test_drawn_memory(init, learned):
+    torch.manual_seed(0)
+    memory = InitialMemory(init, 5, 3)
+    contents = memory(2, 5)
+    assert torch.equal(contents[0], contents[1]) and torch.equal(contents, memory(2, 5))
+    assert contents.unique().numel() == 15
+    assert parameters(memory) == learned
+    assert list(memory.state_dict()) == ["contents"], "saved with the circuit"
+    with pytest.raises(ValueError, match="memory_size: got 6"):
+        memory(2, 6)
+
+
+def test_truncated_normal_is_cut_at_two_standard_deviations():
+    torch.manual_seed(0)
+    contents = InitialMemory("truncated_normal", 200, 50)(1, 200)
+    assert contents.abs().max() <= 1.0
+    # A normal of 0.5, cut at two standard deviations, has a standard deviation of 0.44.
+    assert contents.std().item() == pytest.approx(0.5 * 0.8796, rel=0.03)
+
+
+@pytest.mark.parametrize("init", WEIGHTS)
+def test_weights(init):
+    weights = InitialWeights(init, 3, 5)
+    start = weights(2, 5)
+    assert start.shape == (2, 3, 5)
+    torch.testing.assert_close(start.sum(-1), torch.ones(2, 3))
+    if init == "first":
+        assert (start[..., 0] == 1).all()
+    if init == "uniform":
+        torch.testing.assert_close(start, torch.full_like(start, 0.2))
+    assert parameters(weights) == (15 if init == "learned" else 0)
+    if init == "learned":
+        start[0, 1, 2].backward()
+        assert weights.logits.grad[1].abs().min() > 0
+        with pytest.raises(ValueError, match="memory_size: got 4"):
+            weights(2, 4)
+    else:
+        assert weights(2, 9).shape == (2, 3, 9)
+
+
+@pytest.mark.parametrize("init", MEMORY)
+def test_memory_follows_the_type_of_the_module(init):
+    assert InitialMemory(init, 5, 3).double()(2, 5).dtype == torch.float64
+
+
+@pytest.mark.parametrize("init", WEIGHTS)
+def test_weights_follow_the_type_of_the_module(init):
+    assert InitialWeights(init, 3, 5).double()(2, 5).dtype == torch.float64
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="memory_init: got 'zeros'; allowed: constant, learned, truncated_normal"):
+        InitialMemory("zeros", 5, 3)
+    with pytest.raises(ValueError, match="weight_init: got 'last'; allowed: first, uniform, learned"):
+        InitialWeights("last", 3, 5)
