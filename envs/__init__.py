@@ -3,10 +3,12 @@
 from .associative_recall import AssociativeRecallEnv, AssociativeRecallOptions
 from .copy import CopyEnv, CopyOptions
 from .dynamic_ngrams import DynamicNGramsEnv, DynamicNGramsOptions
+from .gym import GymOptions, GymWorld
 from .images import DataError, ImagesEnv, ImagesOptions
 from .letters import LettersEnv, LettersOptions
 from .priority_sort import PrioritySortEnv, PrioritySortOptions
 from .repeat_copy import RepeatCopyEnv, RepeatCopyOptions
+from .tmaze import TMazeOptions, TMazeWorld
 
 __all__ = [
     "AssociativeRecallEnv",
@@ -16,6 +18,8 @@ __all__ = [
     "DataError",
     "DynamicNGramsEnv",
     "DynamicNGramsOptions",
+    "GymOptions",
+    "GymWorld",
     "ImagesEnv",
     "ImagesOptions",
     "LettersEnv",
@@ -24,4 +28,6 @@ __all__ = [
     "PrioritySortOptions",
     "RepeatCopyEnv",
     "RepeatCopyOptions",
+    "TMazeOptions",
+    "TMazeWorld",
 ]

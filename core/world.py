@@ -1,0 +1,143 @@
+"""World: a place that answers actions with observations and rewards, many episodes side by side."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .options import Options
+
+
+class WorldOptions(Options):
+    """Base of every world's options."""
+
+
+class Step(NamedTuple):
+    """What gymnasium's vector environments return from ``step``, as tensors; B episodes."""
+
+    observations: Tensor
+    """``[B, I]``; zeros where the episode is over."""
+    rewards: Tensor
+    """``[B]``; zero where the episode was over before."""
+    terminated: Tensor
+    """bool ``[B]``: the episode has come to its end; stays so until the next reset."""
+    truncated: Tensor
+    """bool ``[B]``: the episode was cut off by a limit of time; stays so until the next reset."""
+    info: dict[str, Tensor]
+    """By name ``[B]``: what :meth:`World.metrics` quotes besides the reward, for the episode so far."""
+
+
+class Episodes(NamedTuple):
+    """Episodes played to the end by M members of a population (or one circuit, M = 1), E by each."""
+
+    returns: Tensor
+    """Sum of rewards, ``[M, E]``."""
+    lengths: Tensor
+    """Steps taken, ``[M, E]``."""
+    info: dict[str, Tensor]
+    """By name ``[M, E]``, from the last step of each episode."""
+
+
+class World(ABC):
+    """Episodes with rewards, after gymnasium's vector API, in batched tensors.
+
+    Differences to gymnasium: randomness comes from a generator; several copies of the same episodes can run side by
+    side, one for each member of a population; and an episode that is over stays so until the next reset, with zero
+    rewards. Nothing of an episode outlives the next reset, so there is no state to be saved.
+    """
+
+    Options: ClassVar[type[WorldOptions]]
+    error_metric: ClassVar[str]
+    """The metric that says how well the task is solved; 0 is perfect."""
+
+    options: WorldOptions
+    device: torch.device
+    input_size: int
+    """I, channels of an observation."""
+    output_size: int
+    """O, channels that :meth:`decide` turns into an action."""
+
+    @abstractmethod
+    def reset(self, episodes: int, generator: torch.Generator, *, copies: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
+        """Begin episodes.
+
+        Args:
+            episodes: E, how many different ones.
+            generator: the only source of randomness.
+            copies: M, how often each is run; they are alike in everything but the actions.
+
+        Returns:
+            First observations ``[M·E, I]``, copy by copy, and ``info`` as in :class:`Step`.
+
+        Raises:
+            ValueError: a number below 1.
+        """
+
+    @abstractmethod
+    def step(self, actions: Tensor) -> Step:
+        """Carry out one action in each episode; those of episodes that are over are ignored.
+
+        Args:
+            actions: ``[M·E]`` or ``[M·E, A]``, what :meth:`decide` returns.
+
+        Raises:
+            RuntimeError: there was no reset before.
+        """
+
+    def decide(self, outputs: Tensor) -> Tensor:
+        """Actions from a circuit's outputs ``[B, O]``; here the number of the largest, ``[B]``."""
+        return outputs.argmax(-1)
+
+    def held_out(self) -> dict[str, World]:
+        """Fixed variants to be tested on, by name; the first is what is trained on."""
+        return {"trained": self}
+
+    def metrics(self, episodes: Episodes) -> dict[str, float]:
+        """Numbers that people quote, as means over episodes: reward, steps and what the world counts itself."""
+        values = {"reward": episodes.returns, "steps": episodes.lengths, **episodes.info}
+        return {name: float(value.double().mean()) for name, value in values.items()}
+
+    def play(
+        self,
+        answer: Callable[[Tensor], Tensor],
+        episodes: int,
+        generator: torch.Generator,
+        *,
+        copies: int = 1,
+    ) -> Episodes:
+        """Play episodes to the end.
+
+        Args:
+            answer: maps observations ``[M·E, I]`` to outputs ``[M·E, O]``; called once for each step, so it can carry
+                the state of a circuit along.
+            episodes: E, how many different ones.
+            generator: the only source of randomness.
+            copies: M, how often each is played.
+        """
+        observations, info = self.reset(episodes, generator, copies=copies)
+        returns = observations.new_zeros(copies * episodes)
+        lengths = torch.zeros_like(returns, dtype=torch.long)
+        running = torch.ones_like(returns, dtype=torch.bool)
+        while running.any():
+            observations, rewards, terminated, truncated, info = self.step(self.decide(answer(observations)))
+            returns += rewards
+            lengths += running
+            running = ~(terminated | truncated)
+        shape = (copies, episodes)
+        return Episodes(
+            returns.view(shape), lengths.view(shape), {name: value.view(shape) for name, value in info.items()}
+        )
+
+    def close(self) -> None:
+        """Let go of what the world holds besides memory, such as processes; the next reset gets it back."""
+
+
+def check_episodes(episodes: int, copies: int) -> None:
+    """Raise ValueError naming the first of the two that is below 1."""
+    for name, value in (("episodes", episodes), ("copies", copies)):
+        if value < 1:
+            raise ValueError(f"{name}: got {value}; allowed is a whole number of at least 1")

@@ -1,0 +1,194 @@
+"""T-maze: remember which end holds the reward, and notice when it moves (after Greve, Jacobsen & Risi 2016).
+
+A discrete maze with the senses of Soltoggio et al. 2008. An episode is a series of trials through the same maze;
+nothing at a junction tells left from right, so only memory of earlier trials can.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ..core.world import Step, World, WorldOptions, check_episodes
+
+LEFT, STRAIGHT, RIGHT = range(3)
+"""Actions."""
+HOME, JUNCTION, END, REWARD = range(4)
+"""Channels of an observation."""
+
+
+class TMazeOptions(WorldOptions):
+    """Options of :class:`TMazeWorld`."""
+
+    type: Literal["t-maze"] = "t-maze"
+    maze: Literal["single", "double"] = "single"
+    """One junction and 2 ends, or one after another and 4 ends."""
+    corridor: int = Field(1, ge=0)
+    """Steps of corridor before each junction and each end."""
+    trials: int = Field(20, ge=1)
+    """Trials of an episode."""
+    min_stay: int = Field(5, ge=1)
+    """Fewest trials after which the reward moves."""
+    max_stay: int = Field(10, ge=1)
+    """Most trials after which the reward moves."""
+    high_reward: float = 1.0
+    """At the end that holds the reward."""
+    low_reward: float = 0.1
+    """At every other end."""
+    crash_reward: float = -0.4
+    """For walking into a wall, which ends the trial."""
+    test_trials: list[Annotated[int, Field(ge=1)]] = Field([40, 100])
+    """Numbers of trials to be tested on besides those of training."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TMazeOptions:
+        if self.min_stay > self.max_stay:
+            raise ValueError(f"min_stay: got {self.min_stay}; allowed is at most max_stay, which is {self.max_stay}")
+        if not self.crash_reward <= self.low_reward < self.high_reward:
+            raise ValueError(
+                f"low_reward: got {self.low_reward}; allowed is from crash_reward, which is {self.crash_reward}, "
+                f"to less than high_reward, which is {self.high_reward}"
+            )
+        return self
+
+
+class _State(NamedTuple):
+    """Where B episodes are; each ``[B]`` but the first."""
+
+    goals: Tensor
+    """Number of the end that holds the reward in each trial, ``[B, trials]``."""
+    trial: Tensor
+    place: Tensor
+    """Steps from home."""
+    path: Tensor
+    """Turns of this trial as binary digits, right is 1."""
+    found: Tensor
+    """Whether the reward was found since it moved last."""
+    missed: Tensor
+    """How often another end was reached since it moved last."""
+    avoidable: Tensor
+    hits: Tensor
+
+
+class TMazeWorld(World):
+    """Home, a corridor, a junction (in the double maze a corridor and a junction more), a corridor, an end; and again.
+
+    Observations ``[B, 4]``: at home, at a junction, at an end, the reward found at this end; all zero in a corridor.
+    Actions: left, straight, right. A turn in a corridor or at home, or none at a junction, is a crash. At an end any
+    action leads back home to the next trial, and so does a crash. Episodes end after the last trial's end was seen.
+
+    Metrics: rewarded trials, and misses that could have been avoided. These are every crash and, since the reward moved
+    last, every miss after it was found or after all other ends were tried (one in a single maze, three in a double).
+    """
+
+    Options = TMazeOptions
+    error_metric: ClassVar[str] = "avoidable_misses"
+    options: TMazeOptions
+
+    def __init__(self, options: TMazeOptions, device: torch.device | str = "cpu") -> None:
+        """
+        Args:
+            options: of this world.
+            device: where episodes are kept.
+        """
+        self.options = options
+        self.device = torch.device(device)
+        self.input_size, self.output_size = 4, 3
+        self.num_ends = 2 if options.maze == "single" else 4
+        self.segment = options.corridor + 1
+        self.end = self.segment * (2 if options.maze == "single" else 3)
+        self._state: _State | None = None
+
+    def reset(self, episodes: int, generator: torch.Generator, *, copies: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
+        """Draw where the reward is in each trial; see :meth:`World.reset`."""
+        check_episodes(episodes, copies)
+        goals = self._draw_goals(episodes, generator).to(self.device).repeat(copies, 1)
+        zeros = torch.zeros_like(goals[:, 0])
+        self._state = _State(goals, zeros, zeros, zeros, zeros.bool(), zeros, zeros, zeros)
+        return self._observations(self._state), self._info(self._state)
+
+    def step(self, actions: Tensor) -> Step:
+        """Move on, turn or crash; see :meth:`World.step`.
+
+        Args:
+            actions: 0 left, 1 straight, 2 right, ``[B]``.
+
+        Raises:
+            RuntimeError: there was no reset before.
+            ValueError: actions of another shape, or other numbers.
+        """
+        if self._state is None:
+            raise RuntimeError("step: there was no reset before")
+        goals, trial, place, path, found, missed, avoidable, hits = self._state
+        if actions.shape != trial.shape or actions.is_floating_point() or ((actions < 0) | (actions > 2)).any():
+            raise ValueError(
+                f"actions: got {actions.dtype} of shape {list(actions.shape)}; "
+                f"allowed are the whole numbers 0 to 2 in shape {list(trial.shape)}"
+            )
+        over, last = trial >= self.options.trials, self.options.trials - 1
+        leaving = place == self.end
+        turned = actions != STRAIGHT
+        at_junction = self._at_junction(place)
+        crashed = ~over & ~leaving & (turned != at_junction)
+        path = torch.where(turned & at_junction, 2 * path + (actions == RIGHT), path)
+        place = torch.where(leaving | crashed, 0, place + 1)
+        arrived = ~over & (place == self.end)
+
+        goal = goals.gather(1, trial.clamp(max=last).unsqueeze(-1)).squeeze(-1)
+        hit = arrived & (path == goal)
+        miss = arrived & ~hit
+        avoidable = avoidable + (crashed | (miss & (found | (missed >= self.num_ends - 1))))
+        missed, found, hits = missed + miss, found | hit, hits + hit
+        rewards = hit * self.options.high_reward + miss * self.options.low_reward + crashed * self.options.crash_reward
+
+        next_trial = ~over & (leaving | crashed)
+        trial = trial + next_trial
+        moved = next_trial & (goals.gather(1, trial.clamp(max=last).unsqueeze(-1)).squeeze(-1) != goal)
+        found, missed = found & ~moved, missed.masked_fill(moved, 0)
+        path = path.masked_fill(next_trial, 0)
+        self._state = _State(goals, trial, place, path, found, missed, avoidable, hits)
+        terminated = trial >= self.options.trials
+        return Step(
+            self._observations(self._state),
+            rewards.to(torch.get_default_dtype()),
+            terminated,
+            torch.zeros_like(terminated),
+            self._info(self._state),
+        )
+
+    def held_out(self) -> dict[str, World]:
+        """The training range first, then longer lives: ``trials 40``."""
+        counts = [self.options.trials, *self.options.test_trials]
+        return {
+            f"trials {count}": TMazeWorld(self.options.model_copy(update={"trials": count}), self.device)
+            for count in counts
+        }
+
+    def _draw_goals(self, episodes: int, generator: torch.Generator) -> Tensor:
+        """Which end holds the reward in each trial, ``[episodes, trials]``; it never moves to where it is."""
+        options, trials, device = self.options, self.options.trials, generator.device
+        stays = torch.randint(
+            options.min_stay, options.max_stay + 1, (episodes, trials), generator=generator, device=device
+        )
+        moves = torch.randint(1, self.num_ends, (episodes, trials), generator=generator, device=device)
+        moves[:, 0] = torch.randint(self.num_ends, (episodes,), generator=generator, device=device)
+        places = moves.cumsum(1) % self.num_ends
+        trial = torch.arange(trials, device=device).expand(episodes, trials).contiguous()
+        return places.gather(1, torch.searchsorted(stays.cumsum(1), trial, right=True))
+
+    def _at_junction(self, place: Tensor) -> Tensor:
+        return (place % self.segment == 0) & (place > 0) & (place < self.end)
+
+    def _observations(self, state: _State) -> Tensor:
+        over = state.trial >= self.options.trials
+        at_end = state.place == self.end
+        goal = state.goals.gather(1, state.trial.clamp(max=self.options.trials - 1).unsqueeze(-1)).squeeze(-1)
+        amount = torch.where(state.path == goal, self.options.high_reward, self.options.low_reward)
+        senses = (state.place == 0, self._at_junction(state.place), at_end, at_end * amount)
+        return torch.stack([sense.to(torch.get_default_dtype()) for sense in senses], dim=-1) * ~over.unsqueeze(-1)
+
+    def _info(self, state: _State) -> dict[str, Tensor]:
+        return {"avoidable_misses": state.avoidable, "rewarded_trials": state.hits}
