@@ -2,5 +2,6 @@
 
 from .backprop import BackpropAgent, BackpropOptions
 from .empty import EmptyAgent, EmptyOptions
+from .evolution import EvolutionAgent, EvolutionOptions
 
-__all__ = ["BackpropAgent", "BackpropOptions", "EmptyAgent", "EmptyOptions"]
+__all__ = ["BackpropAgent", "BackpropOptions", "EmptyAgent", "EmptyOptions", "EvolutionAgent", "EvolutionOptions"]

@@ -1,0 +1,327 @@
+"""The evolution agent: generations, stopping, what is not finite, handing over, and going on bit for bit."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+import tapehead
+from tapehead.agents import BackpropAgent, BackpropOptions
+from tapehead.agents.backprop import TrainingError
+from tapehead.agents.evaluation import held_out_errors
+from tapehead.agents.evolution import EvolutionAgent, EvolutionOptions
+from tapehead.agents.strategies import STRATEGIES
+from tapehead.circuits import FeedForwardCircuit
+from tapehead.core.agent import Recorder
+from tapehead.core.env import Env
+from tapehead.envs import CopyEnv, CopyOptions
+
+SMALL: dict[str, Any] = {
+    "batch_size": 4,
+    "log_every": 2,
+    "evaluate_every": 3,
+    "checkpoint_every": 4,
+    "evaluation_sequences": 5,
+}
+TIMED = "train/sequences_per_second"
+
+
+class Keep(Recorder):
+    """Keeps everything that it is told."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.rows: list[tuple[int, dict[str, float]]] = []
+        self.states: list[tuple[str, dict[str, Any]]] = []
+        self.steps: list[tuple[int, int]] = []
+        self.episodes: list[tuple[int, str]] = []
+
+    def message(self, text):
+        self.messages.append(text)
+
+    def metrics(self, step, values):
+        self.rows.append((step, {name: value for name, value in values.items() if name != TIMED}))
+
+    def progress(self, step, total, values):
+        self.steps.append((step, total))
+
+    def checkpoint(self, name, state):
+        self.states.append((name, state))
+
+    def episode(self, step, name, batch, outputs, trace):
+        self.episodes.append((step, name))
+
+
+def copy_env(**values) -> CopyEnv:
+    return CopyEnv(CopyOptions(**{"width": 2, "max_length": 2, "test_lengths": [3], **values}))
+
+
+def make(strategy="openai-es", *, seed=0, recorder=None, env=None, kind="ntm", weights=1, **values) -> EvolutionAgent:
+    env = env or copy_env()
+    torch.manual_seed(weights)
+    sizes: dict[str, Any] = {"hidden_size": 4, "memory_size": 4, "word_size": 3}
+    circuit = {
+        "ntm": lambda: tapehead.NTM(env.input_size, env.output_size, controller="feedforward", **sizes),
+        "dnc": lambda: tapehead.DNC(env.input_size, env.output_size, controller="gru", num_reads=1, **sizes),
+        "feedforward": lambda: FeedForwardCircuit(env.input_size, env.output_size, hidden_sizes=[4]),
+    }[kind]()
+    block = {"type": strategy, "population": 8} if isinstance(strategy, str) else strategy
+    if block["type"] == "deep-ga":
+        block = {"truncation": 3, "elite_candidates": 2, "elite_sequences": 3, **block}
+    options = EvolutionOptions(**{**SMALL, "strategy": block, **values})
+    return EvolutionAgent(env, circuit, options, seed=seed, recorder=recorder)
+
+
+def same(left: Any, right: Any) -> bool:
+    """Bit-for-bit equality of nested states."""
+    if isinstance(left, Tensor):
+        return isinstance(right, Tensor) and torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(same(*pair) for pair in zip(left, right, strict=True))
+    return bool(left == right) or (isinstance(left, float) and math.isnan(left) and math.isnan(right))
+
+
+def through_a_file(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+
+
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_resumed_equals_unbroken(name):
+    settings = {"generations": 6, "fitness": {"type": "reward", "prediction": "sampled"}}
+    whole = Keep()
+    unbroken = make(name, recorder=whole, **settings)
+    unbroken.fit()
+    for stop in (1, 4):
+        first, kept = make(name, **settings), Keep()
+        while first.step < stop:
+            first.train_step()
+            if first.step % SMALL["evaluate_every"] == 0:
+                first._evaluate_and_judge()
+        resumed = make(name, seed=7, weights=9, recorder=kept, **settings)
+        resumed.seed = 0
+        resumed.load_state_dict(through_a_file(first.state_dict()))
+        resumed.fit()
+        assert same(resumed.state_dict(), unbroken.state_dict())
+        assert same(kept.rows, [row for row in whole.rows if row[0] > stop])
+
+
+@pytest.mark.parametrize("kind", ["ntm", "dnc", "feedforward"])
+def test_fitness_is_what_each_member_gets_on_its_own(kind):
+    agent = make("snes", kind=kind)
+    genomes = agent.strategy.ask()
+    batch = agent.env.sample(4, torch.Generator().manual_seed(0))
+    scores = agent.scores(agent.strategy.ask_stacks(), batch).sum(1)
+    for genome, score in zip(genomes, scores, strict=True):
+        agent.population.layout.write(genome, agent.circuit)
+        loss = agent.env.loss(agent.circuit(batch.inputs)[0], batch)
+        torch.testing.assert_close(-loss.detach(), score)
+
+
+def test_all_members_see_the_same_data_and_another_in_the_next_generation():
+    agent = make("snes")
+    seen = []
+    sample = agent.env.sample
+    agent.env.sample = lambda size, generator: seen.append(sample(size, generator)) or seen[-1]
+    agent.train_step()
+    agent.train_step()
+    assert len(seen) == 2 and seen[0].inputs.shape[1] == 4
+    assert not (seen[0].inputs.shape == seen[1].inputs.shape and torch.equal(seen[0].inputs, seen[1].inputs))
+
+
+def test_circuit_carries_the_best_genome_after_each_generation():
+    agent = make("trust")
+    for _ in range(3):
+        agent.train_step()
+        assert torch.equal(agent.population.layout.read(agent.circuit), agent.strategy.best)
+
+
+def test_everything_is_reported():
+    kept = Keep()
+    agent = make("trust", recorder=kept, generations=6)
+    last = agent.fit()
+    assert kept.steps == [(step, 6) for step in range(1, 7)]
+    train = [values for _, values in kept.rows if "train/fitness_best" in values]
+    assert [step for step, values in kept.rows if "train/fitness_best" in values] == [2, 4, 6]
+    names = {"fitness_best", "fitness_median", "fitness_worst", "diversity", "genome_norm", "bad_fitness"}
+    assert {f"train/{name}" for name in names | {"trust_median", "best_bits_wrong"}} <= set(train[0])
+    assert train[0]["train/fitness_worst"] <= train[0]["train/fitness_median"] <= train[0]["train/fitness_best"]
+    assert {f"held_out/{name}/bits_wrong" for name in agent.env.held_out()} <= set(last)
+    assert [step for step, values in kept.rows if values == last] == [6]
+    assert [name for name, _ in kept.states if name == "latest"] == ["latest"] * 2
+    assert kept.states[0][0] == "best"
+    assert {step for step, _ in kept.episodes} == {3, 6}
+
+
+@pytest.mark.parametrize("block", [{"type": "loss"}, {"type": "reward", "prediction": "expected"}])
+def test_learns_to_copy_one_word(block):
+    env = copy_env(width=1, max_length=1, test_lengths=[])
+    agent = make(
+        {"type": "openai-es", "population": 32, "sigma": 0.2, "lr": 0.1, "weight_decay": 0.0},
+        env=env, fitness=block, batch_size=16, generations=150, evaluate_every=25, target_error=0.0,
+    )  # fmt: skip
+    assert held_out_errors(env, agent.fit())[0] == 0
+    assert agent.step < 150
+
+
+def test_stops_at_the_target_and_goes_on_with_a_lower_one():
+    agent = make(generations=50, target_error=10.0)
+    agent.fit()
+    assert agent.step == 3 and agent.target_reached
+    again = make(generations=5, target_error=10.0)
+    again.load_state_dict(agent.state_dict())
+    again.fit()
+    assert again.step == 3
+    further = make(generations=5, target_error=0.0)
+    further.load_state_dict(agent.state_dict())
+    further.fit()
+    assert further.step == 5
+
+
+def test_a_target_is_confirmed_on_other_sequences():
+    agent = make(generations=3, target_error=10.0, confirmation_sequences=9)
+    asked = []
+    evaluate = agent.evaluate
+    agent.evaluate = lambda *args, **kwargs: asked.append((args, kwargs)) or evaluate(*args, **kwargs)
+    agent.fit()
+    assert asked == [((), {}), ((9,), {"confirmation": True})]
+
+
+def test_stops_when_asked_and_saves():
+    kept = Keep()
+    agent = make(recorder=kept, generations=50)
+    kept.progress = lambda step, total, values: setattr(agent, "stop_requested", step == 5)
+    agent.fit()
+    assert agent.step == 5
+    assert kept.states[-1][0] == "latest" and kept.states[-1][1]["step"] == 5
+
+
+def test_curriculum_moves_on():
+    agent = make(generations=6)
+    told = []
+    agent.env.advance = lambda error: told.append(error) or len(told) == 1
+    kept = agent.recorder = Keep()
+    agent.fit()
+    assert len(told) == 2 and all(error >= 0 for error in told)
+    assert sum("curriculum moves on" in text for text in kept.messages) == 1
+
+
+def test_test_mode_changes_nothing():
+    kept = Keep()
+    agent = make(recorder=kept)
+    before = through_a_file(agent.state_dict())
+    values = agent.test()
+    assert same(before, agent.state_dict())
+    assert kept.rows == [(0, values)] and kept.episodes
+
+
+class Poisoned(CopyEnv):
+    """Every member whose first output bit is positive somewhere has no loss."""
+
+    share = 1.0
+
+    def losses(self, outputs, batch):
+        bad = outputs[..., 0] > (-math.inf if self.share == 1 else 0)
+        return super().losses(outputs, batch).masked_fill(bad & (batch.mask > 0), math.nan)
+
+
+def poisoned(share) -> Env:
+    env = Poisoned(CopyOptions(width=2, max_length=2, test_lengths=[]))
+    env.share = share
+    return env
+
+
+def test_members_without_a_finite_fitness_are_counted_and_reported_once():
+    kept = Keep()
+    agent = make({"type": "snes", "population": 30, "sigma": 3.0}, env=poisoned(0.5), recorder=kept, generations=4)
+    agent.fit()
+    said = [text for text in kept.messages if "was not finite" in text]
+    assert len(said) == 1 and "they count as the worst" in said[0]
+    assert kept.rows[-2][1]["train/bad_fitness"] == agent.strategy.bad_fitness > 0
+
+
+def test_a_population_that_is_lost_stops_with_an_error_and_is_saved():
+    kept = Keep()
+    agent = make("snes", env=poisoned(1.0), recorder=kept, max_bad_generations=5, evaluate_every=100, log_every=100)
+    with pytest.raises(TrainingError, match="no member had a finite fitness 5 generations in a row"):
+        agent.fit()
+    assert kept.states[-1][0] == "latest"
+    assert agent.step == 5
+
+
+def test_evolved_circuit_goes_on_by_backprop_and_seeds_a_population_again():
+    evolution = make("openai-es", generations=3)
+    evolution.fit()
+    circuit = evolution.circuit
+    backprop = BackpropAgent(evolution.env, circuit, BackpropOptions(batch_size=4, steps=3, evaluation_sequences=4))
+    before = evolution.population.layout.read(circuit)
+    backprop.fit()
+    trained = evolution.population.layout.read(circuit)
+    assert not torch.equal(before, trained)
+    for strategy in ("openai-es", "snes", "pgpe", "cma-es", "sep-cma-es"):
+        block = EvolutionOptions(strategy={"type": strategy}, **SMALL)
+        agent = EvolutionAgent(evolution.env, circuit, block)
+        torch.testing.assert_close(agent.strategy.best, trained)
+    block = EvolutionOptions(strategy={"type": "trust", "initial": "copied"}, **SMALL)
+    assert torch.equal(EvolutionAgent(evolution.env, circuit, block).strategy.ask()[0], trained)
+
+
+def test_deep_ga_looks_twice_at_its_candidates():
+    agent = make("deep-ga")
+    sizes = []
+    sample = agent.env.sample
+    agent.env.sample = lambda size, generator: sizes.append(size) or sample(size, generator)
+    agent.train_step()
+    assert sizes == [4, 3]
+
+
+def test_decay_per_sample_gets_the_fitness_of_each_sequence():
+    agent = make({"type": "trust", "population": 8, "decay_per": "sample"}, fitness={"type": "reward"})
+    agent.train_step()
+    assert agent.strategy.generation == 1
+
+
+def test_state_of_another_circuit_or_agent_is_refused():
+    state = make("snes").state_dict()
+    with pytest.raises(ValueError, match="checkpoint: weight"):
+        make("snes", kind="dnc").load_state_dict(state)
+    with pytest.raises(ValueError, match="checkpoint: entry 'center' is missing"):
+        make("pgpe").load_state_dict({**make("pgpe").state_dict(), "strategy": make("cma-es").state_dict()["strategy"]})
+    backprop = BackpropAgent(copy_env(), make().circuit)
+    with pytest.raises(ValueError, match="saved by another agent"):
+        make().load_state_dict(backprop.state_dict())
+
+
+def test_a_circuit_of_other_sizes_is_refused():
+    with pytest.raises(ValueError, match="input_size: the circuit has 9, the env 4"):
+        EvolutionAgent(copy_env(), FeedForwardCircuit(9, 2))
+
+
+@pytest.mark.parametrize(
+    ("values", "path", "message"),
+    [
+        ({"generations": 0}, ("generations",), "greater than or equal to 1"),
+        ({"memory_budget": 0.0}, ("memory_budget",), "greater than 0"),
+        ({"target_error_beyond": 0.1}, (), "target_error_beyond: needs target_error"),
+        ({"strategy": {"type": "deep-ga", "population": 5}}, ("strategy", "deep-ga"), "truncation: got 20"),
+        ({"strategy": {"type": "openai-es", "population": 5}}, ("strategy", "openai-es"), "population: got 5"),
+        ({"strategy": {"type": "walk"}}, ("strategy",), "'walk'"),
+        ({"fitness": {"type": "walk"}}, ("fitness",), "'walk'"),
+        ({"steps": 5}, ("steps",), "not permitted"),
+    ],
+)
+def test_wrong_options_are_refused(values, path, message):
+    with pytest.raises(ValidationError) as caught:
+        EvolutionOptions(**values)
+    errors = caught.value.errors()
+    assert errors[0]["loc"] == path
+    assert message in errors[0]["msg"]
