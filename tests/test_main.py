@@ -88,13 +88,11 @@ def test_train_leaves_a_run_behind(folder: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_test_writes_pictures_and_an_animation(folder: Path) -> None:
-    assert main(["train", "dnc-repeat-copy", *SMALL[3:-1], "agent.steps=5", "plots=off", "env.max_length=2"]) == 2
-    assert not (folder / "runs").exists()
     small = [assignment for assignment in SMALL if "test_lengths" not in assignment]
     assert main(["train", "dnc-repeat-copy", *small, "agent.steps=5", "plots=off"]) == 0
     directory = run_directory(folder)
     assert main(["test", "latest", "plots=files"]) == 0
-    pictures = {path.suffix for path in (directory / "test" / "plots").iterdir()}
+    pictures = {path.suffix for path in (directory / "test" / "plots").iterdir() if path.is_file()}
     assert pictures == {".png", ".gif"}
     (row,) = read_metrics(directory / "test" / "metrics.jsonl")
     assert row["step"] == 5

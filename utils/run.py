@@ -152,7 +152,7 @@ class Run(Recorder):
     def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
         """Move the progress bar."""
         if self._bar is None:
-            self._bar = tqdm(total=total, initial=step - 1, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=step - 1, unit="step", dynamic_ncols=True, disable=None)
         self._shown |= values
         now = time.monotonic()
         if now >= self._postfix_due:

@@ -49,7 +49,7 @@ WRONG = [
     ("agent.betas=[0.9]", "agent.betas"),
     ("agent.betas=[0.9,1.0]", "agent.betas: got [0.9, 1.0]; allowed are two numbers from 0 to below 1"),
     ("agent.momentum=1", "agent.momentum: got 1; allowed: less than 1"),
-    ("agent.target_error_beyond=1", "agent.target_error_beyond: needs target_error"),
+    ("agent.target_error=null", "agent.target_error_beyond: needs target_error"),
     ("agent.warmup_steps=99999999", "agent.warmup_steps: got 99999999; allowed is less than steps"),
     ("agent.type=backprob", "agent.type: got 'backprob'; allowed: backprop, "),
     ("agent=backprop", "agent: got 'backprop'; expected a block with a type"),
@@ -144,9 +144,21 @@ def test_unknown_preset_and_missing_file() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3e-4", 3e-4), ("1E5", 1e5), ("-2e+3", -2e3), (".5e1", 5.0), ("3", 3), ("e5", "e5"), ("~", None)],
+    [
+        ("3e-4", 3e-4),
+        ("1E5", 1e5),
+        ("-2e+3", -2e3),
+        (".5e1", 5.0),
+        ("3", 3),
+        ("e5", "e5"),
+        ("~", None),
+        ("off", "off"),
+        ("no", "no"),
+        ("true", True),
+        ("False", False),
+    ],
 )
-def test_numbers_as_people_write_them(text: str, value: Any) -> None:
+def test_values_as_people_write_them(text: str, value: Any) -> None:
     assert options.parse_yaml(text, "test") == value
 
 
