@@ -98,7 +98,7 @@ def test_draws_cover_the_range_evenly(env_class: type[SequenceEnv], options: dic
 
 @pytest.mark.parametrize(("env_class", "options"), SMALL)
 def test_metrics_against_a_loop(env_class: type[SequenceEnv], options: dict) -> None:
-    env = make(env_class, **options, lengths="sequence")
+    env = make(env_class, **options, lengths="sequence", loss="bit")
     batch = env.sample(5, generator())
     outputs = torch.randn(batch.targets.shape, generator=generator())
     loss, counted, wrong = 0.0, 0, 0
