@@ -133,7 +133,9 @@ class Env(ABC):
             batch: the batch that was answered.
         """
         return {
-            name: float(total / count) for name, (total, count) in self.tallies(outputs, batch).items() if count > 0
+            name: float((total / count).detach())
+            for name, (total, count) in self.tallies(outputs, batch).items()
+            if count > 0
         }
 
     def batches(self, batch_size: int) -> Iterator[Batch] | None:

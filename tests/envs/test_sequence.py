@@ -230,3 +230,10 @@ def test_batch_size_below_one_is_refused(env_class: type[SequenceEnv]) -> None:
 def test_wrong_options_are_refused(env_class: type[SequenceEnv], options: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         env_class.Options(**options)
+
+
+def test_metrics_take_outputs_that_carry_a_gradient(recwarn: pytest.WarningsRecorder) -> None:
+    env = make(CopyEnv)
+    batch = env.sample(2, generator())
+    assert env.metrics(torch.zeros_like(batch.targets, requires_grad=True), batch)["bits_wrong"] > 0
+    assert not recwarn.list
