@@ -16,8 +16,8 @@ import yaml
 import tapehead
 from tapehead.agents.backprop import TrainingError
 from tapehead.core.agent import Agent
+from tapehead.envs.images import DataError
 from tapehead.utils import factory, options
-from tapehead.utils.checkpoint import CheckpointError
 from tapehead.utils.log import LOGGER, log_to
 from tapehead.utils.options import OptionsError
 from tapehead.utils.run import Run, find_directory, load_agent_state, new_directory, read_options
@@ -159,9 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return list_entries()
             print(yaml.safe_dump(read_arguments(parsed.arguments).model_dump(mode="json"), sort_keys=False), end="")
             return 0
-    except (OptionsError, CheckpointError, ValueError, RuntimeError, OSError) as error:
-        if isinstance(error, RuntimeError) and not isinstance(error, TrainingError):
-            raise
+    except (ValueError, OSError, ImportError, DataError, TrainingError) as error:
         print("\n".join(f"tapehead: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1 if isinstance(error, TrainingError) else 2
     except KeyboardInterrupt:

@@ -40,6 +40,9 @@ class BackpropOptions(Options):
     """Steps over which the learning rate rises from zero."""
     betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
     """Averaging of Adam's gradient and squared gradient."""
+    amsgrad: bool = False
+    """Adam never divides by less than the largest squared average so far (Reddi et al. 2018): a rare large gradient
+    after convergence then makes no large step."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """Of RMSprop; 0.9 in the NTM paper."""
     smoothing: float = Field(0.95, ge=0, lt=1)
@@ -137,7 +140,12 @@ class BackpropAgent(Agent):
         parameters = self.circuit.parameters()
         if options.optimiser == "adam":
             return torch.optim.Adam(
-                parameters, options.lr, options.betas, options.epsilon, weight_decay=options.weight_decay
+                parameters,
+                options.lr,
+                options.betas,
+                options.epsilon,
+                weight_decay=options.weight_decay,
+                amsgrad=options.amsgrad,
             )
         if options.optimiser == "rmsprop":
             return torch.optim.RMSprop(

@@ -21,7 +21,15 @@ from ..core.controllers import CONTROLLERS
 from ..core.env import Env
 from ..core.kernels.dispatch import Backend
 from ..core.options import Options
-from ..envs import AssociativeRecallEnv, CopyEnv, DynamicNGramsEnv, PrioritySortEnv, RepeatCopyEnv
+from ..envs import (
+    AssociativeRecallEnv,
+    CopyEnv,
+    DynamicNGramsEnv,
+    ImagesEnv,
+    LettersEnv,
+    PrioritySortEnv,
+    RepeatCopyEnv,
+)
 from . import checkpoint
 from .options import OptionsError, explain
 
@@ -31,6 +39,8 @@ ENVS: dict[str, Any] = {
     "associative-recall": AssociativeRecallEnv,
     "dynamic-ngrams": DynamicNGramsEnv,
     "priority-sort": PrioritySortEnv,
+    "images": ImagesEnv,
+    "letters": LettersEnv,
 }
 CIRCUITS: dict[str, Any] = {"ntm": NTM, "dnc": DNC}
 AGENTS: dict[str, Any] = {"backprop": BackpropAgent, "empty": EmptyAgent}

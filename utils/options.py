@@ -156,7 +156,7 @@ def explain(error: ValidationError, prefix: str, given: Any, known: Mapping[str,
             lines.append(f"{where}: got {_short(value)}; expected a block with a type")
         elif kind == "value_error":
             message = str(context["error"])
-            lines.append(f"{where}.{message}" if re.match(r"^[a-z_]+: ", message) else f"{where}: {message}")
+            lines.append(f"{where}.{message}" if re.match(r"^[a-z_0-9.]+: ", message) else f"{where}: {message}")
         else:
             message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
             lines.append(f"{where}: got {_short(value)}; allowed: {message}")

@@ -75,6 +75,7 @@ WRONG = [
     ("env.min_length=30", "env.min_length: got 30; allowed is at most max_length, which is 20"),
     ("env.test_lengths=[0]", "env.test_lengths.0: got 0; allowed: greater than or equal to 1"),
     ("env.curriculum.type=random", "env.curriculum.type: got 'random'; allowed: 'fixed', 'growing', 'lessons'"),
+    ("env.curriculum={type: growing, start: 50}", "env.curriculum.start: got 50; allowed is at most 20"),
     ("env.loss=mean", "env.loss: got 'mean'; allowed: 'sequence' or 'bit'"),
     ("seed=-1", "seed: got -1; allowed: greater than or equal to 0"),
     ("seed=one", "seed: got 'one'; allowed: a valid integer"),
