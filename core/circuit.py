@@ -21,7 +21,7 @@ def map_state(function: Callable[..., Tensor], *states: State) -> State:
         return function(*states)  # type: ignore[return-value]
     if not isinstance(first, tuple):
         raise TypeError(f"state: got a {type(first).__name__} inside it; allowed are tensors and NamedTuples of them")
-    leaves = [map_state(function, *parts) for parts in zip(*states, strict=True)]  # type: ignore[call-overload]
+    leaves = [map_state(function, *parts) for parts in zip(*states, strict=True)]
     return type(first)(*leaves)
 
 
@@ -136,7 +136,7 @@ class Circuit(nn.Module, ABC):
             Logits ``[T, B, O]`` (or ``[B, T, O]``) and the last state; with ``trace`` the trace as a third.
 
         Raises:
-            ValueError: inputs or state have the wrong shape.
+            ValueError: inputs or state have the wrong shape, or inputs a type that the circuit would have to cut.
         """
         time_first = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
         if inputs.dim() != 3 or inputs.shape[-1] != self.input_size or 0 in inputs.shape:
@@ -144,6 +144,9 @@ class Circuit(nn.Module, ABC):
                 f"inputs: got shape {list(inputs.shape)}; expected {time_first.format(self.input_size)} "
                 "with at least one step and one sequence"
             )
+        own = next(self.parameters(), inputs).dtype
+        if torch.promote_types(inputs.dtype, own) != own:
+            raise ValueError(f"inputs: got {inputs.dtype}; the circuit has {own} (convert either with .to)")
         if self.batch_first:
             inputs = inputs.transpose(0, 1)
         if state is None:

@@ -35,7 +35,7 @@ class GRUController(Controller):
 
     def initial_state(self, batch_size: int) -> GRUState:
         """Zeros."""
-        return GRUState(self.recurrents[0].weight.new_zeros(batch_size, self.num_layers, self.hidden_size))
+        return GRUState(next(self.parameters()).new_zeros(batch_size, self.num_layers, self.hidden_size))
 
     def forward(self, x: Tensor, state: GRUState) -> tuple[Tensor, GRUState]:
         """One step; see :meth:`Controller.forward`."""

@@ -38,7 +38,7 @@ class LSTMController(Controller):
     def initial_state(self, batch_size: int) -> LSTMState:
         """Zeros."""
         shape = (batch_size, self.num_layers, self.hidden_size)
-        weight = self.recurrents[0].weight
+        weight = next(self.parameters())
         return LSTMState(weight.new_zeros(shape), weight.new_zeros(shape))
 
     def forward(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:

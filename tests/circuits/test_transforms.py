@@ -201,6 +201,14 @@ def test_a_state_survives_a_file(name):
 
 
 @each_circuit
+def test_whole_numbers_and_bits_are_taken_as_they_are(name):
+    circuit, bits = make(name), sequence() > 0
+    expected, _ = circuit(bits.double())
+    for dtype in (torch.bool, torch.int64, torch.float32):
+        torch.testing.assert_close(circuit(bits.to(dtype))[0], expected)
+
+
+@each_circuit
 def test_moves_between_types(name):
     circuit = make(name).float()
     outputs, state = circuit(sequence().float())

@@ -79,6 +79,13 @@ def test_wrong_inputs_are_named(shape, batch_first):
         Sum(3, 2, batch_first=batch_first)(torch.zeros(shape))
 
 
+def test_inputs_of_a_wider_type_are_refused():
+    circuit = Sum(3, 2)
+    with pytest.raises(ValueError, match=r"inputs: got torch.float64; the circuit has torch.float32"):
+        circuit(torch.zeros(2, 5, 3, dtype=torch.float64))
+    assert circuit.double()(torch.zeros(2, 5, 3, dtype=torch.float64))[0].dtype == torch.float64
+
+
 def test_a_state_of_another_batch_is_refused():
     circuit = Sum(3, 2)
     with pytest.raises(ValueError, match="state: got a batch of 4; the inputs have a batch of 5"):
