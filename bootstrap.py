@@ -79,12 +79,12 @@ def create() -> None:
 
 
 def install() -> None:
-    """Install Tapehead, editable, with all that it needs to train, to show its plots and to be tested."""
+    """Install Tapehead, editable, with all that it can use and what its tests need."""
     # The constraints hold where packages are built, too: by PIP_CONSTRAINT before pip 25.3, then PIP_BUILD_CONSTRAINT.
     # Both split their value at spaces; an address has none. PIP_USE_PEP517 makes old pips build apart from .venv.
     constraints = (ROOT / "constraints.txt").as_uri()
     run(
-        *(PYTHON, "-m", "pip", "install", "--editable", ".[dev,visdom]"),
+        *(PYTHON, "-m", "pip", "install", "--editable", ".[dev,gym,visdom]"),
         PIP_CONSTRAINT=" ".join(filter(None, [os.environ.get("PIP_CONSTRAINT"), constraints])),
         PIP_BUILD_CONSTRAINT=" ".join(filter(None, [os.environ.get("PIP_BUILD_CONSTRAINT"), constraints])),
         PIP_USE_PEP517="1",
