@@ -180,7 +180,7 @@ def allocation_weights(usage: Tensor, write_gates: Tensor) -> Tensor:
         # The product of all smaller usages, as a sum of logarithms: its gradient needs no division by a product. The
         # shift leaves the slot itself out; adding and subtracting it would cost the gradient of empty slots its digits.
         smaller = torch.exp(torch.cumsum(functional.pad(torch.log(ascending[..., :-1]), (1, 0)), dim=-1))
-        allocation = torch.gather((1 - ascending) * smaller, -1, torch.argsort(order, dim=-1))
+        allocation = torch.zeros_like(used).scatter(-1, order, (1 - ascending) * smaller)
         allocations.append(allocation)
         used = used + (1 - used) * write_gates[:, head : head + 1] * allocation
     return torch.stack(allocations, dim=1)
