@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from ...accessors.static import StaticAccessor, StaticState
+from ...accessors.dynamic import DynamicAccessor
+from ...accessors.static import StaticAccessor
 from ...circuit import CircuitState
 from ...controllers.feedforward import FeedForwardController, FeedForwardState
 from ...controllers.gru import GRUController, GRUState
@@ -50,10 +51,11 @@ def _unavailable_parts(circuit: CircuitView) -> str | None:
         return f"it has no {type(controller).__name__}"
     if controller.num_layers != 1:
         return f"it runs controllers of one layer; this one has {controller.num_layers}"
-    if type(accessor) is not StaticAccessor:
+    if type(accessor) not in (StaticAccessor, DynamicAccessor):
         return f"it has no {type(accessor).__name__}"
-    if accessor.masked_content:
-        return "it has no masked_content"
+    for option in ("masked_content", "link_sharpening"):
+        if getattr(accessor, option, False):
+            return f"it has no {option}"
     linears = [layer for layer in _linears(controller, accessor) if type(layer) is not nn.Linear]
     if linears:
         return f"it needs plain Linear layers, not {type(linears[0]).__name__}"
@@ -78,11 +80,17 @@ def _unavailable_tensors(circuit: CircuitView, inputs: Tensor, state: CircuitSta
     expected: list[tuple[str, Tensor, tuple[int, ...]]] = [
         ("inputs", inputs, (steps, batch, controller.input_size - reads * word)),
         ("reads", state.reads, (batch, reads, word)),
-        ("memory", state.accessor.memory, (batch, slots, word)),
-        ("read_weights", state.accessor.read_weights, (batch, reads, slots)),
-        ("write_weights", state.accessor.write_weights, (batch, writes, slots)),
         *((name, leaf, (batch, 1, hidden)) for name, leaf in state.controller._asdict().items()),
     ]
+    leaf_shapes = {
+        "memory": (batch, slots, word),
+        "usage": (batch, slots),
+        "link": (batch, writes, slots, slots),
+        "precedence": (batch, writes, slots),
+        "read_weights": (batch, reads, slots),
+        "write_weights": (batch, writes, slots),
+    }
+    expected += [(name, leaf, leaf_shapes[name]) for name, leaf in state.accessor._asdict().items()]
     gates = {LSTMController: 4, GRUController: 3, FeedForwardController: 1}[type(controller)] * hidden
     rows = (gates, sum(accessor.interface.sizes.values()), gates)
     columns = (controller.input_size, hidden, hidden)
@@ -112,15 +120,21 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
     if hidden is None:
         hidden = inputs.new_zeros(inputs.shape[1], hidden_size)
     interface = accessor.interface.linear
+    options = {
+        "controller": library.CONTROLLERS[kind],
+        "reads": accessor.num_reads,
+        "writes": accessor.num_writes,
+        "clip": float("inf") if controller.clip is None else controller.clip,
+    }
+    if isinstance(accessor, StaticAccessor):
+        options["shift_range"] = accessor.shift_range
+    else:
+        options["squash"] = accessor.squash == "tanh"
+        options["memory_wipe"] = accessor.memory_wipe
+        options["usage_gradient"] = accessor.usage_gradient
     features, cell, leaves = run_sequence(
-        accessor="static",
-        options={
-            "controller": library.CONTROLLERS[kind],
-            "reads": accessor.num_reads,
-            "writes": accessor.num_writes,
-            "clip": float("inf") if controller.clip is None else controller.clip,
-            "shift_range": accessor.shift_range,
-        },
+        accessor="static" if isinstance(accessor, StaticAccessor) else "dynamic",
+        options=options,
         inputs=inputs,
         weight=weight,
         bias=bias,
@@ -136,7 +150,7 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
         controller_state = LSTMState(last_hidden, cell.unsqueeze(1))
     elif kind == "gru":
         controller_state = GRUState(last_hidden)
-    return features, CircuitState(controller_state, StaticState(*leaves), last_reads.view_as(state.reads))
+    return features, CircuitState(controller_state, type(state.accessor)(*leaves), last_reads.view_as(state.reads))
 
 
 def _controller_weights(controller: Any, input_size: int) -> tuple[str, Tensor, Tensor]:

@@ -1,4 +1,5 @@
 // The plain C interface: sizes of the work space, forward and backward, for each accessor and type.
+#include "dynamic.h"
 #include "static.h"
 
 namespace native {
@@ -19,8 +20,8 @@ template <class F> int status(F&& body) {
     /* Values in all records and on the tape, and the vectors' lanes. */                                             \
     EXPORT void NAME##_sizes(const native::Problem* p, int64_t* sizes) {                                             \
         using Accessor = native::ACCESSOR<TYPE>;                                                                     \
-        const int64_t steps = p->training ? p->steps + 1 : 2;                                                        \
-        sizes[0] = steps * p->batch * native::record_size<TYPE, Accessor>(*p);                                       \
+        const native::Records<TYPE> records(*p, nullptr, Accessor::record_size(*p));                                 \
+        sizes[0] = records.ring * p->batch * records.size;                                                           \
         sizes[1] = Accessor::tape_size(*p);                                                                          \
         sizes[2] = native::LANES<TYPE>;                                                                              \
     }                                                                                                                \
@@ -33,6 +34,8 @@ template <class F> int status(F&& body) {
 
 INTERFACE(static_float32, float, StaticAccessor)
 INTERFACE(static_float64, double, StaticAccessor)
+INTERFACE(dynamic_float32, float, DynamicAccessor)
+INTERFACE(dynamic_float64, double, DynamicAccessor)
 
 // What the library was built from, and whether this processor runs the instruction sets named in the file names.
 EXPORT const char* build_identity() { return BUILD_IDENTITY; }

@@ -63,7 +63,9 @@ template <class T> struct Tape {
     // Forward: where step t reads and writes.
     const T* before(int64_t t, int64_t b) const { return kept(training ? (t + every - 1) / every : 0, b); }
     T* after(int64_t t, int64_t b) const { return kept(training ? t / every + 1 : 0, b); }
-    // Backward: the same, where `again` holds the every - 1 tensors inside the segment of this row.
+    // What was stored last before step t.
+    const T* base_of(int64_t t, int64_t b) const { return kept(training ? t / every : 0, b); }
+    // Backward: the same as before and after, where `again` holds the every - 1 tensors inside the segment of this row.
     int64_t again_size() const { return (every - 1) * size; }
     const T* before(int64_t t, int64_t b, T* again) const {
         return t % every == 0 ? kept(t / every, b) : again + (t % every - 1) * size;
@@ -98,122 +100,114 @@ template <class F> void for_blocks(const Problem& p, F&& body) {
     if (failed) throw std::bad_alloc();
 }
 
-// What is the same at every step; Accessor::record_size adds its own part to a record.
-template <class T> struct Layout {
-    int hidden, features, gates, skipped, seen, gate_part, cell_part, interface_part, accessor_part;
-    explicit Layout(const Problem& p) {
-        hidden = (int)p.hidden;
-        features = hidden + int(p.reads * p.word);
-        gates = gate_blocks((int)p.controller) * hidden;
-        skipped = p.controller == FEEDFORWARD ? hidden : 0;  // a feed-forward controller sees only the reads
-        seen = features - skipped;
-        gate_part = 0;
-        cell_part = gate_part + round_up<T>(gates);
-        interface_part = cell_part + round_up<T>(hidden);
-        accessor_part = interface_part + round_up<T>((int)p.interface);
-    }
+// What every step leaves: gates, cell state, activated interface vector and the accessor's own part, for each row of
+// the batch. Record s holds what step s - 1 made, record 0 the first state.
+template <class T> struct Records {
+    T* base;
+    int64_t batch, ring;  // without training only the last `ring` records are kept
+    int hidden, features, gates, skipped, seen;
+    int64_t cell_part, interface_part, accessor_part, size;
+
+    static int64_t length(const Problem& p) { return p.training ? p.steps + 1 : std::min(p.keep_every, p.steps) + 1; }
+    Records(const Problem& p, T* base, int64_t accessor_size)
+        : base(base), batch(p.batch), ring(length(p)), hidden((int)p.hidden),
+          features(hidden + int(p.reads * p.word)), gates(gate_blocks((int)p.controller) * hidden),
+          skipped(p.controller == FEEDFORWARD ? hidden : 0),  // a feed-forward controller sees only the reads
+          seen(features - skipped), cell_part(round_up<T>(gates)), interface_part(cell_part + round_up<T>(hidden)),
+          accessor_part(interface_part + round_up<T>((int)p.interface)), size(accessor_part + accessor_size) {}
+    T* row(int64_t s, int64_t b) const { return base + (s % ring * batch + b) * size; }
+    T* cell(int64_t s, int64_t b) const { return row(s, b) + cell_part; }
+    T* interface(int64_t s, int64_t b) const { return row(s, b) + interface_part; }
+    T* accessor(int64_t s, int64_t b) const { return row(s, b) + accessor_part; }
 };
 
-template <class T, class Accessor> int64_t record_size(const Problem& p) {
-    return Layout<T>(p).accessor_part + Accessor::record_size(p);
-}
-
 template <class T, class Accessor> void forward(const Problem& p, const Tensors<T>& x) {
-    const Layout<T> at(p);
-    const int64_t stride = record_size<T, Accessor>(p), columns = at.seen + p.inputs;
-    const Accessor accessor(p, x, p.batch * stride);
-    const Packed<T> from_features(at.seen, at.gates, x.weight, 1, columns);
-    const Packed<T> from_inputs((int)p.inputs, at.gates, x.weight + at.seen, 1, columns);
-    const Packed<T> to_interface(at.hidden, (int)p.interface, x.interface_weight, 1, at.hidden);
+    const Records<T> records(p, x.records, Accessor::record_size(p));
+    const Accessor accessor(p, x, records);
+    const int hidden = records.hidden, features = records.features;
+    const int64_t columns = records.seen + p.inputs;
+    const Packed<T> from_features(records.seen, records.gates, x.weight, 1, columns);
+    const Packed<T> from_inputs((int)p.inputs, records.gates, x.weight + records.seen, 1, columns);
+    const Packed<T> to_interface(hidden, (int)p.interface, x.interface_weight, 1, hidden);
     for_blocks(p, [&](int64_t b0, int64_t rows) {
         std::vector<T> scratch(accessor.forward_scratch());
-        // Record s holds what step s - 1 made, record 0 the first state.
-        auto record = [&](int64_t s) { return x.records + ((p.training ? s : s & 1) * p.batch + b0) * stride; };
-        for (int64_t i = 0; i < rows; i++) {
-            T* first = record(0) + i * stride;
-            if (x.cell) std::memcpy(first + at.cell_part, x.cell + (b0 + i) * at.hidden, at.hidden * sizeof(T));
-            accessor.begin(b0 + i, first + at.accessor_part);
+        const int64_t end = b0 + rows;
+        for (int64_t b = b0; b < end; b++) {
+            if (x.cell) std::memcpy(records.cell(0, b), x.cell + b * hidden, hidden * sizeof(T));
+            accessor.begin(b);
         }
         for (int64_t t = 0; t < p.steps; t++) {
-            T *last = record(t), *now = record(t + 1);
-            const T* features = x.features + (t * p.batch + b0) * at.features;
-            T* next = x.features + ((t + 1) * p.batch + b0) * at.features;
+            const T* last = x.features + t * p.batch * features;
+            T* next = x.features + (t + 1) * p.batch * features;
+            T* gates = records.row(t + 1, b0);
             for (int64_t i = 0; i < rows; i++)
-                std::memcpy(now + i * stride + at.gate_part, x.bias, at.gates * sizeof(T));
-            product<T>((int)rows, from_inputs, x.inputs + (t * p.batch + b0) * p.inputs, p.inputs,
-                       now + at.gate_part, stride, true);
-            product<T>((int)rows, from_features, features + at.skipped, at.features, now + at.gate_part, stride, true);
-            for (int64_t i = 0; i < rows; i++) {
-                T* r = now + i * stride;
-                controller_forward<T>((int)p.controller, at.hidden, T(p.clip), r + at.gate_part,
-                                      features + i * at.features, last + i * stride + at.cell_part,
-                                      next + i * at.features, r + at.cell_part);
-                std::memcpy(r + at.interface_part, x.interface_bias, p.interface * sizeof(T));
+                std::memcpy(gates + i * records.size, x.bias, records.gates * sizeof(T));
+            product<T>((int)rows, from_inputs, x.inputs + (t * p.batch + b0) * p.inputs, p.inputs, gates, records.size,
+                       true);
+            product<T>((int)rows, from_features, last + b0 * features + records.skipped, features, gates, records.size,
+                       true);
+            for (int64_t b = b0; b < end; b++) {
+                controller_forward<T>((int)p.controller, hidden, T(p.clip), records.row(t + 1, b), last + b * features,
+                                      records.cell(t, b), next + b * features, records.cell(t + 1, b));
+                std::memcpy(records.interface(t + 1, b), x.interface_bias, p.interface * sizeof(T));
             }
-            product<T>((int)rows, to_interface, next, at.features, now + at.interface_part, stride, true);
-            for (int64_t i = 0; i < rows; i++)
-                accessor.forward(t, b0 + i, now + i * stride + at.interface_part,
-                                 last + i * stride + at.accessor_part, now + i * stride + at.accessor_part,
-                                 next + i * at.features + at.hidden, scratch.data());
+            product<T>((int)rows, to_interface, next + b0 * features, features, records.interface(t + 1, b0),
+                       records.size, true);
+            for (int64_t b = b0; b < end; b++) accessor.forward(t, b, next + b * features + hidden, scratch.data());
         }
-        for (int64_t i = 0; i < rows; i++) {
-            const T* r = record(p.steps) + i * stride;
-            if (x.cell) std::memcpy(x.last_cell + (b0 + i) * at.hidden, r + at.cell_part, at.hidden * sizeof(T));
-            accessor.finish(b0 + i, r + at.accessor_part);
+        for (int64_t b = b0; b < end; b++) {
+            if (x.cell) std::memcpy(x.last_cell + b * hidden, records.cell(p.steps, b), hidden * sizeof(T));
+            accessor.finish(b);
         }
     });
 }
 
 template <class T, class Accessor> void backward(const Problem& p, const Tensors<T>& x) {
-    const Layout<T> at(p);
-    const int64_t stride = record_size<T, Accessor>(p), columns = at.seen + p.inputs;
-    const Accessor accessor(p, x, p.batch * stride);
-    const int64_t gate_stride = round_up<T>(at.gates), interface_stride = round_up<T>((int)p.interface);
-    const int64_t carry_stride = at.features + LANES<T>, hidden_stride = round_up<T>(at.hidden);
-    const Packed<T> to_features(at.gates, at.seen, x.weight, columns, 1);
-    const Packed<T> to_hidden((int)p.interface, at.hidden, x.interface_weight, at.hidden, 1);
+    const Records<T> records(p, x.records, Accessor::record_size(p));
+    const Accessor accessor(p, x, records);
+    const int hidden = records.hidden, features = records.features;
+    const int64_t columns = records.seen + p.inputs;
+    const int64_t gate_stride = round_up<T>(records.gates), interface_stride = round_up<T>((int)p.interface);
+    const int64_t carry_stride = features + LANES<T>, hidden_stride = round_up<T>(hidden);
+    const Packed<T> to_features(records.gates, records.seen, x.weight, columns, 1);
+    const Packed<T> to_hidden((int)p.interface, hidden, x.interface_weight, hidden, 1);
     for_blocks(p, [&](int64_t b0, int64_t rows) {
-        std::vector<T> scratch(accessor.backward_scratch() + rows * accessor.row_scratch());
-        T* row_scratch = scratch.data() + accessor.backward_scratch();
-        std::vector<T> carries(rows * carry_stride), for_hidden(rows * hidden_stride), d_cells(rows * at.hidden);
+        const int64_t row_size = accessor.row_scratch();
+        std::vector<T> scratch(accessor.backward_scratch()), row_scratch(rows * row_size);
+        std::vector<T> carries(rows * carry_stride), for_hidden(rows * hidden_stride), d_cells(rows * hidden);
         for (int64_t i = 0; i < rows; i++) {
-            if (x.d_last_cell)
-                std::memcpy(&d_cells[i * at.hidden], x.d_last_cell + (b0 + i) * at.hidden, at.hidden * sizeof(T));
-            accessor.begin_backward(b0 + i, row_scratch + i * accessor.row_scratch());
+            if (x.d_last_cell) std::memcpy(&d_cells[i * hidden], x.d_last_cell + (b0 + i) * hidden, hidden * sizeof(T));
+            accessor.begin_backward(b0 + i, &row_scratch[i * row_size]);
         }
         for (int64_t t = p.steps - 1; t >= 0; t--) {
-            const T* last = x.records + (t * p.batch + b0) * stride;
-            const T* now = last + p.batch * stride;
-            const T* features = x.features + (t * p.batch + b0) * at.features;
             T* d_interface = x.d_interface + (t * p.batch + b0) * interface_stride;
             T* d_gates = x.d_gates + (t * p.batch + b0) * gate_stride;
             for (int64_t i = 0; i < rows; i++) {
                 T* carry = &carries[i * carry_stride];  // gradient of this step's features
                 if (x.d_features) {
-                    const T* d = x.d_features + (t * p.batch + b0 + i) * at.features;
-                    for (int j = 0; j < at.features; j++) carry[j] += d[j];
+                    const T* d = x.d_features + (t * p.batch + b0 + i) * features;
+                    for (int j = 0; j < features; j++) carry[j] += d[j];
                 }
-                accessor.backward(t, b0 + i, now + i * stride + at.interface_part,
-                                  last + i * stride + at.accessor_part, now + i * stride + at.accessor_part,
-                                  carry + at.hidden, d_interface + i * interface_stride, scratch.data(),
-                                  row_scratch + i * accessor.row_scratch());
+                accessor.backward(t, b0 + i, carry + hidden, d_interface + i * interface_stride, scratch.data(),
+                                  &row_scratch[i * row_size]);
             }
             product<T>((int)rows, to_hidden, d_interface, interface_stride, for_hidden.data(), hidden_stride, false);
             for (int64_t i = 0; i < rows; i++) {
+                const int64_t b = b0 + i;
                 T *carry = &carries[i * carry_stride], *d_hidden = &for_hidden[i * hidden_stride];
-                for (int j = 0; j < at.hidden; j++) d_hidden[j] += carry[j];
+                for (int j = 0; j < hidden; j++) d_hidden[j] += carry[j];
                 std::memset(carry, 0, carry_stride * sizeof(T));
-                controller_backward<T>((int)p.controller, at.hidden, T(p.clip), now + i * stride + at.gate_part,
-                                       features + i * at.features, last + i * stride + at.cell_part,
-                                       now + i * stride + at.cell_part, d_hidden, &d_cells[i * at.hidden],
+                controller_backward<T>((int)p.controller, hidden, T(p.clip), records.row(t + 1, b),
+                                       x.features + (t * p.batch + b) * features, records.cell(t, b),
+                                       records.cell(t + 1, b), d_hidden, &d_cells[i * hidden],
                                        d_gates + i * gate_stride, carry);
             }
-            product<T>((int)rows, to_features, d_gates, gate_stride, &carries[at.skipped], carry_stride, true);
+            product<T>((int)rows, to_features, d_gates, gate_stride, &carries[records.skipped], carry_stride, true);
         }
         for (int64_t i = 0; i < rows; i++) {
-            std::memcpy(x.d_first + (b0 + i) * at.features, &carries[i * carry_stride], at.features * sizeof(T));
-            if (x.d_cell) std::memcpy(x.d_cell + (b0 + i) * at.hidden, &d_cells[i * at.hidden], at.hidden * sizeof(T));
-            accessor.finish_backward(b0 + i, row_scratch + i * accessor.row_scratch());
+            std::memcpy(x.d_first + (b0 + i) * features, &carries[i * carry_stride], features * sizeof(T));
+            if (x.d_cell) std::memcpy(x.d_cell + (b0 + i) * hidden, &d_cells[i * hidden], hidden * sizeof(T));
+            accessor.finish_backward(b0 + i, &row_scratch[i * row_size]);
         }
     });
 }

@@ -10,7 +10,7 @@ template <class T> class StaticAccessor {
     enum Leaf { MEMORY, READ_WEIGHTS, WRITE_WEIGHTS };
 
     const Tensors<T>& x;
-    int64_t step_stride;  // from a record to that of the next step
+    const Records<T>& records;
     Slots<T> slots;
     int N, word, reads, writes, heads, shift_range, shifts;
     int64_t memory_size, weights_size;
@@ -46,17 +46,17 @@ template <class T> class StaticAccessor {
     }
 
     // The memories inside the segment that ends with step t.
-    void write_again(int64_t t, int64_t b, const T* a, const T* now, T* again) const {
+    void write_again(int64_t t, int64_t b, T* again) const {
         for (int64_t s = t - t % tape.every; s < t; s++) {
-            const int64_t back = (s - t) * step_stride;
-            write<T>(slots, word, tape.before(s, b, again), again + (s % tape.every) * memory_size, nullptr, writes,
-                     now + back + weights + (int64_t)reads * N, a + back + erase, a + back + add);
+            const T *a = records.interface(s + 1, b), *now = records.accessor(s + 1, b);
+            write<T>(slots, word, tape.before(s, b, again), again + s % tape.every * memory_size, nullptr, writes,
+                     now + weights + (int64_t)reads * N, a + erase, a + add);
         }
     }
 
   public:
-    StaticAccessor(const Problem& p, const Tensors<T>& x, int64_t step_stride)
-        : x(x), step_stride(step_stride), slots((int)p.slots), N(slots.padded), word((int)p.word), reads((int)p.reads), writes((int)p.writes),
+    StaticAccessor(const Problem& p, const Tensors<T>& x, const Records<T>& records)
+        : x(x), records(records), slots((int)p.slots), N(slots.padded), word((int)p.word), reads((int)p.reads), writes((int)p.writes),
           heads(reads + writes), shift_range((int)p.shift_range), shifts(2 * shift_range + 1),
           memory_size((int64_t)word * N), weights_size((int64_t)heads * N),
           tape{x.tape, memory_size, p.batch, p.keep_every, p.steps, p.training != 0} {
@@ -80,12 +80,15 @@ template <class T> class StaticAccessor {
     }
 
     int64_t forward_scratch() const { return ring_size(); }
-    void begin(int64_t b, T* first) const {
+    void begin(int64_t b) const {
+        T* first = records.accessor(0, b);
         to_columns(slots, word, x.state[MEMORY] + b * slots.count * word, tape.first(b));
         pad(slots, reads, x.state[READ_WEIGHTS] + b * reads * slots.count, first + weights);
         pad(slots, writes, x.state[WRITE_WEIGHTS] + b * writes * slots.count, first + weights + reads * N);
     }
-    void forward(int64_t t, int64_t b, T* a, const T* last, T* now, T* words_read, T* scratch) const {
+    void forward(int64_t t, int64_t b, T* words_read, T* scratch) const {
+        T *a = records.interface(t + 1, b), *now = records.accessor(t + 1, b);
+        const T* last = records.accessor(t, b);
         const T* before = tape.before(t, b);
         T *after = tape.after(t, b), *on_ring = ring(scratch);
         apply_hyperbolic(a + keys, heads * word);
@@ -124,7 +127,8 @@ template <class T> class StaticAccessor {
         write<T>(slots, word, before, after, nullptr, writes, write_weights, a + erase, a + add);
         read(slots, word, after, reads, read_weights, words_read);
     }
-    void finish(int64_t b, const T* now) const {
+    void finish(int64_t b) const {
+        const T* now = records.accessor(tape.steps, b);
         to_rows(slots, word, tape.last(b), x.last_state[MEMORY] + b * slots.count * word);
         unpad(slots, reads, now + weights, x.last_state[READ_WEIGHTS] + b * reads * slots.count);
         unpad(slots, writes, now + weights + reads * N, x.last_state[WRITE_WEIGHTS] + b * writes * slots.count);
@@ -147,12 +151,12 @@ template <class T> class StaticAccessor {
         if (T* d = x.d_state[READ_WEIGHTS]) unpad(slots, reads, d_weights, d + b * reads * n);
         if (T* d = x.d_state[WRITE_WEIGHTS]) unpad(slots, writes, d_weights + reads * N, d + b * writes * n);
     }
-    void backward(int64_t t, int64_t b, const T* a, const T* last, const T* now, const T* d_words_read, T* d,
-                  T* scratch, T* row) const {
+    void backward(int64_t t, int64_t b, const T* d_words_read, T* d, T* scratch, T* row) const {
+        const T *a = records.interface(t + 1, b), *now = records.accessor(t + 1, b), *last = records.accessor(t, b);
         T *d_memory = row, *d_weights = row + memory_size, *again = d_weights + weights_size;
         T *on_ring = ring(scratch), *d_ring = ring(scratch + ring_size()), *d_norms = scratch + 2 * ring_size();
         T *d_dots = d_norms + N, *key_scales = d_dots + weights_size, *sums = key_scales + round_up<T>(heads);
-        if (t == tape.steps - 1 || t % tape.every == tape.every - 1) write_again(t, b, a, now, again);
+        if (t == tape.steps - 1 || t % tape.every == tape.every - 1) write_again(t, b, again);
         const T *before = tape.before(t, b, again), *after = tape.after(t, b, again);
         const T *read_weights = now + weights, *write_weights = read_weights + (int64_t)reads * N;
 

@@ -1,0 +1,148 @@
+// The DNC's temporal links of one row and one write head (core/addressing.py: link, directional_weights).
+// An update acts on each element alone, L[i,j] = (1 - w[i] - w[j]) L[i,j] + w[i] p[j]. So the matrix is stored only every
+// few steps, and the updates since then are applied again in registers wherever it is needed: that costs less than
+// writing it to memory and reading it back.
+#pragma once
+#include "memory.h"
+
+namespace native {
+
+#if defined(__AVX512F__)
+constexpr int LINK_ROWS = 4;  // rows of the matrix that are worked on together
+#else
+constexpr int LINK_ROWS = 2;
+#endif
+
+// Write weights of a step and the precedence before it.
+template <class T> struct LinkUpdate {
+    const T *weights, *precedence;
+};
+
+// ROWS vectors of the matrix from row i and column j on, after some updates; the diagonal is not yet zero.
+template <class T, int ROWS>
+inline void load_links(const T* stored, int N, int i, int j, const LinkUpdate<T>* updates, int count, Vec<T>* x) {
+    for (int r = 0; r < ROWS; r++) x[r] = load(stored + (size_t)(i + r) * N + j);
+    for (int u = 0; u < count; u++) {
+        const Vec<T> w = load(updates[u].weights + j), p = load(updates[u].precedence + j);
+        for (int r = 0; r < ROWS; r++) {
+            const T row = updates[u].weights[i + r];
+            x[r] = ((1 - row) - w) * x[r] + row * p;
+        }
+    }
+}
+template <class T, int ROWS> inline void zero_diagonal(int i, int j, Vec<T>* x) {
+    if (i + ROWS <= j || i >= j + LANES<T>) return;
+    for (int r = 0; r < ROWS; r++)
+        if (i + r >= j && i + r < j + LANES<T>) x[r][i + r - j] = 0;
+}
+// Calls body(std::integral_constant<int, rows>, first row).
+template <class F> inline void row_groups(int count, F&& body) {
+    int i = 0;
+    for (; i + LINK_ROWS <= count; i += LINK_ROWS) body(std::integral_constant<int, LINK_ROWS>{}, i);
+    for (; i < count; i++) body(std::integral_constant<int, 1>{}, i);
+}
+
+// The matrix after all updates: forward[h,i] = Σ_j L[i,j] read[h,j], backward[h,j] = Σ_i L[i,j] read[h,i]; stored in
+// `out` unless null, which may be `stored`.
+template <class T>
+void follow_links(const Slots<T>& slots, const T* stored, T* out, const LinkUpdate<T>* updates, int count, int reads,
+                  const T* read_weights, T* forward, T* backward) {
+    const int N = slots.padded;
+    std::memset(backward, 0, sizeof(T) * reads * N);
+    head_groups(reads, [&](auto group, int first) {
+        constexpr int K = group;
+        const T* reading = read_weights + (size_t)first * N;
+        T *ahead = forward + (size_t)first * N, *behind = backward + (size_t)first * N;
+        T* store_to = first + K == reads ? out : nullptr;  // in the last group, since out may be stored
+        row_groups(slots.count, [&](auto rows, int i) {
+            constexpr int ROWS = rows;
+            Vec<T> sums[ROWS][K] = {};
+            for (int j = 0; j < N; j += LANES<T>) {
+                Vec<T> x[ROWS];
+                load_links<T, ROWS>(stored, N, i, j, updates, count, x);
+                zero_diagonal<T, ROWS>(i, j, x);
+                if (store_to)
+                    for (int r = 0; r < ROWS; r++) store(store_to + (size_t)(i + r) * N + j, x[r]);
+                for (int h = 0; h < K; h++) {
+                    const Vec<T> w = load(reading + (size_t)h * N + j);
+                    Vec<T> sum = load(behind + (size_t)h * N + j);
+                    for (int r = 0; r < ROWS; r++) {
+                        sums[r][h] += x[r] * w;
+                        sum += reading[(size_t)h * N + i + r] * x[r];
+                    }
+                    store(behind + (size_t)h * N + j, sum);
+                }
+            }
+            for (int r = 0; r < ROWS; r++)
+                for (int h = 0; h < K; h++) ahead[(size_t)h * N + i + r] = lane_sum<T>(sums[r][h]);
+        });
+        for (int h = 0; h < K; h++)
+            for (int n = slots.count; n < N; n++) ahead[(size_t)h * N + n] = 0;
+    });
+}
+
+// Backward of follow_links and of the last update. d_links: in, gradient of the matrix after it; out, before it.
+// Adds to d_weights [N], d_precedence [N] and d_read_weights [reads, N].
+template <class T>
+void follow_links_backward(const Slots<T>& slots, const T* stored, const LinkUpdate<T>* updates, int count, int reads,
+                           const T* read_weights, const T* d_forward, const T* d_backward, T* d_links, T* d_weights,
+                           T* d_precedence, T* d_read_weights) {
+    const int N = slots.padded;
+    const LinkUpdate<T>& update = updates[count - 1];
+    head_groups(reads, [&](auto group, int first) {
+        constexpr int K = group;
+        const size_t offset = (size_t)first * N;
+        const T *reading = read_weights + offset, *d_ahead = d_forward + offset, *d_behind = d_backward + offset;
+        T* d_reading = d_read_weights + offset;
+        const bool last_group = first + K == reads;
+        row_groups(slots.count, [&](auto rows, int i) {
+            constexpr int ROWS = rows;
+            Vec<T> for_reading[ROWS][K] = {}, for_weights[ROWS] = {};
+            for (int j = 0; j < N; j += LANES<T>) {
+                Vec<T> before[ROWS], after[ROWS], d[ROWS], factor[ROWS];
+                load_links<T, ROWS>(stored, N, i, j, updates, count - 1, before);
+                zero_diagonal<T, ROWS>(i, j, before);
+                const Vec<T> w = load(update.weights + j), p = load(update.precedence + j);
+                for (int r = 0; r < ROWS; r++) {
+                    const T row = update.weights[i + r];
+                    factor[r] = (1 - row) - w;
+                    after[r] = factor[r] * before[r] + row * p;
+                    d[r] = load(d_links + (size_t)(i + r) * N + j);
+                }
+                zero_diagonal<T, ROWS>(i, j, after);
+                for (int h = 0; h < K; h++) {
+                    const size_t at = (size_t)h * N;
+                    const Vec<T> reads_here = load(reading + at + j), d_b = load(d_behind + at + j);
+                    Vec<T> sum = load(d_reading + at + j);
+                    for (int r = 0; r < ROWS; r++) {
+                        d[r] += d_ahead[at + i + r] * reads_here + reading[at + i + r] * d_b;
+                        sum += d_ahead[at + i + r] * after[r];
+                        for_reading[r][h] += d_b * after[r];
+                    }
+                    store(d_reading + at + j, sum);
+                }
+                zero_diagonal<T, ROWS>(i, j, d);
+                if (!last_group) {
+                    for (int r = 0; r < ROWS; r++) store(d_links + (size_t)(i + r) * N + j, d[r]);
+                    continue;
+                }
+                Vec<T> d_w = load(d_weights + j), d_p = load(d_precedence + j);
+                for (int r = 0; r < ROWS; r++) {
+                    const Vec<T> product = d[r] * before[r];
+                    d_w -= product;
+                    for_weights[r] += d[r] * p - product;
+                    d_p += update.weights[i + r] * d[r];
+                    store(d_links + (size_t)(i + r) * N + j, d[r] * factor[r]);
+                }
+                store(d_weights + j, d_w);
+                store(d_precedence + j, d_p);
+            }
+            for (int r = 0; r < ROWS; r++) {
+                if (last_group) d_weights[i + r] += lane_sum<T>(for_weights[r]);
+                for (int h = 0; h < K; h++) d_reading[(size_t)h * N + i + r] += lane_sum<T>(for_reading[r][h]);
+            }
+        });
+    });
+}
+
+}  // namespace native
