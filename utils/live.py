@@ -84,6 +84,7 @@ class Plotter:
             "hostname": hostname,
             "port": port,
             "data": None if data is None else str(data),
+            "retry": live_process.RETRY_SECONDS,
             "parent": os.getpid(),
         }
         self._process = subprocess.Popen(
@@ -213,13 +214,13 @@ class Plotter:
         """Log what the child has to say, in a thread of its own."""
         last_words = ""
         for line in pipe:
-            kind, _, text = line.decode(errors="replace").rstrip().partition(": ")
+            kind, _, text = line.decode(errors="replace").strip().partition(":")
             if kind in ("info", "warning"):
-                logger.log(logging.INFO if kind == "info" else logging.WARNING, "plots: %s", text)
+                logger.log(logging.INFO if kind == "info" else logging.WARNING, "plots: %s", text.strip())
             elif kind == "ready":
                 self._ready.set()
             elif kind == "refused":
-                self._refusal = text
+                self._refusal = text.strip()
                 self._ready.set()
             elif line.strip():
                 last_words = line.decode(errors="replace").strip()

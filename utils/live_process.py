@@ -18,17 +18,22 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+from matplotlib.colors import Colormap, to_hex, to_rgb
+from numpy.typing import NDArray
 
 from . import light_process, visdom_files, visdom_server
 from .plots import (
     LINES,
+    RAW_POINTS,
     Array,
     Curve,
     Episode,
+    colour_limits,
     curve_panels,
     curve_title,
     curves_figure,
@@ -39,7 +44,7 @@ from .plots import (
 
 POLL_SECONDS = 0.5
 CURVES_SECONDS = 3.0
-"""Curves are redrawn at most this often, and never for more than a tenth of the time."""
+"""Curves are redrawn at most this often, and for at most a fifth of the time."""
 RETRY_SECONDS = 15.0
 """A visdom server that was lost is looked for this often."""
 SAVE_SECONDS = 60.0
@@ -50,6 +55,7 @@ KEPT_PICTURES = 40
 """Of one name; beyond that, every second one is deleted."""
 MAX_POINTS = 1000
 """Of a curve in the visdom page."""
+WINDOW: dict[str, Any] = {"width": 400, "height": 300}
 MISSING_FILES = f"curves are kept, but the page stays empty until `{visdom_files.COMMAND}` has run"
 MAX_ROWS = 50_000
 """Of numbers kept in memory for the curves; beyond that, neighbouring rows are thinned out."""
@@ -64,6 +70,7 @@ class Settings(NamedTuple):
     hostname: str
     port: int
     data: str | None
+    retry: float
     parent: int
 
 
@@ -80,24 +87,30 @@ def file_name(name: str) -> str:
 
 
 class Schedule:
-    """Says when something is due: at least ``seconds`` apart, and busy for at most a tenth of the time."""
+    """Says when something is due: at least ``seconds`` apart, and busy for at most a fifth of the time."""
 
     def __init__(self, seconds: float) -> None:
-        """Due at once."""
+        """Due after ``seconds``."""
         self.seconds = seconds
-        self.due_at = 0.0
+        self.put_off()
+
+    def put_off(self) -> None:
+        """Due ``seconds`` from now."""
+        self.due_at = time.monotonic() + self.seconds
 
     def due(self) -> bool:
         """Whether it is time."""
         return time.monotonic() >= self.due_at
 
     @contextlib.contextmanager
-    def busy(self) -> Any:
+    def busy(self) -> Iterator[None]:
         """Do it, and see how long it takes."""
         start = time.monotonic()
-        yield
-        end = time.monotonic()
-        self.due_at = end + max(self.seconds, 9 * (end - start))
+        try:
+            yield
+        finally:
+            end = time.monotonic()
+            self.due_at = end + max(self.seconds, 4 * (end - start))
 
 
 class History:
@@ -133,7 +146,7 @@ class Files:
         self.failed = False
 
     @contextlib.contextmanager
-    def replacing(self, path: Path) -> Any:
+    def replacing(self, path: Path) -> Iterator[Path]:
         """A temporary path to write to, which then takes the place of ``path``: nobody ever sees half a picture."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.part")
@@ -144,7 +157,7 @@ class Files:
             temporary.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def forgiving(self) -> Any:
+    def forgiving(self) -> Iterator[None]:
         """A full or vanished disk costs a warning."""
         try:
             yield
@@ -179,9 +192,16 @@ class Files:
             memory_gif(path, episode)
 
 
-def cells(image: Array) -> Array:
-    """An image with few enough digits to travel as text."""
-    return np.round(image.astype(np.float64), 4)  # type: ignore[return-value]
+def colour_scale(colours: Colormap) -> list[tuple[float, str]]:
+    """A colour map for plotly: the same colours as in the files."""
+    return [(place, to_hex(colours(place))) for place in np.linspace(0, 1, 17).tolist()]
+
+
+def jsonable(values: NDArray[np.floating[Any]]) -> Any:
+    """Nested lists of numbers, with null for what JSON has no number for."""
+    plain = values.astype(object)
+    plain[~np.isfinite(values)] = None
+    return plain.tolist()
 
 
 class Window(NamedTuple):
@@ -189,9 +209,22 @@ class Window(NamedTuple):
 
     name: str
     image: Array
+    """``[rows, columns]``"""
     kind: str
     rows: str
     columns: str = "step"
+
+    def trace(self) -> dict[str, Any]:
+        """What plotly draws."""
+        colours, low, high = colour_limits(self.image, self.kind)
+        return {
+            "type": "heatmap",
+            "z": jsonable(np.round(self.image.astype(np.float64), 4)),
+            "zmin": low,
+            "zmax": high,
+            "colorscale": colour_scale(colours),
+            "colorbar": {"thickness": 10},
+        }
 
 
 def episode_windows(episode: Episode) -> list[Window]:
@@ -220,6 +253,23 @@ def episode_windows(episode: Episode) -> list[Window]:
     return windows
 
 
+def curve_traces(curve: Curve, colour: str, floor: float) -> list[dict[str, Any]]:
+    """What plotly draws: the curve or, if it is long, its points faintly and the means of stretches of it on top."""
+
+    def trace(shown: Curve, **style: Any) -> dict[str, Any]:
+        values = np.maximum(shown.values, floor) if floor else shown.values
+        points = {"x": jsonable(shown.steps), "y": jsonable(values), "name": curve.label, "type": "scatter"}
+        return {**points, "mode": "lines+markers" if len(shown.steps) < 12 else "lines", **style}
+
+    bold = {"color": colour, "width": 2}
+    if len(curve.steps) <= RAW_POINTS:
+        return [trace(curve, line=bold)]
+    red, green, blue = (int(part * 255) for part in to_rgb(colour))
+    thin = {"color": f"rgba({red}, {green}, {blue}, 0.25)", "width": 1}
+    points = trace(thinned(curve, MAX_POINTS), line=thin, showlegend=False, hoverinfo="skip")
+    return [points, trace(thinned(curve, RAW_POINTS // 2), line=bold)]
+
+
 class Visdom:
     """The run's environment on a visdom server, which may come and go.
 
@@ -237,7 +287,7 @@ class Visdom:
         self.panels: dict[str, list[Curve]] = {}
         self.texts: dict[str, str] = {}
         self.episodes: dict[str, tuple[int, Episode]] = {}
-        self.retry = Schedule(RETRY_SECONDS)
+        self.retry = Schedule(settings.retry)
         self.save_due = time.monotonic() + SAVE_SECONDS
         self.lost = False
         self.fetching: subprocess.Popen[bytes] | None = None
@@ -256,7 +306,7 @@ class Visdom:
                 return f"the visdom server at {self.server.url} failed: {error}"
         return ""
 
-    def attempt(self, what: Any) -> None:
+    def attempt(self, what: Callable[[], Any]) -> None:
         """Do something on the server; if that fails, the server is lost, and looked for again from time to time."""
         if self.client is None:
             if not self.retry.due() or self.connect():
@@ -273,7 +323,7 @@ class Visdom:
             what()
         except visdom_server.ERRORS as error:
             self.client = None
-            self.retry.due_at = time.monotonic() + RETRY_SECONDS
+            self.retry.put_off()
             if not self.lost:
                 where = f"the visdom server at {self.server.url}"
                 say("warning", f"{where} was lost ({error}); pictures go to files, and there again when it answers")
@@ -281,41 +331,53 @@ class Visdom:
 
     def everything(self) -> None:
         """Show all that is known."""
-        self.client.text(f"<h3>{html.escape(self.settings.title)}</h3>", win="title", opts={"title": "run"})
-        self.show_curves()
+        run = f"<h4>{html.escape(self.settings.title)}</h4><p>kept in {html.escape(self.settings.directory)}</p>"
+        self.client.text(run, win="title", opts={"title": "run", **WINDOW})
         for name, text in self.texts.items():
             self.show_text(name, text)
+        self.show_curves()
         for step, episode in self.episodes.values():
             self.show_episode(step, episode)
+
+    def plot(self, window: str, title: str, traces: list[dict[str, Any]], axes: dict[str, Any]) -> None:
+        """Put plotly traces into a window, in place of what it showed."""
+        legend = {"x": 1, "xanchor": "right", "y": 1, "bgcolor": "rgba(255, 255, 255, 0.5)"}
+        layout = {"margin": {"l": 55, "r": 15, "t": 25, "b": 40}, "legend": legend, **axes}
+        opts = {"title": title, **WINDOW}
+        self.client._send({"data": traces, "win": window, "eid": self.settings.title, "layout": layout, "opts": opts})
 
     def show_text(self, name: str, text: str) -> None:
         """A window with a text."""
         page = f"<pre>{html.escape(text)}</pre>"
-        self.client.text(page, win=f"text {name}", opts={"title": name, "width": 380, "height": 420})
+        self.client.text(page, win=f"text {name}", opts={"title": name, **WINDOW})
 
     def show_episode(self, step: int, episode: Episode) -> None:
         """A window for each part of an episode."""
         for window in episode_windows(episode):
-            largest = float(np.abs(window.image).max(initial=0.0, where=np.isfinite(window.image)))
-            limits = (-largest, largest) if window.kind == "words" else (0.0, 1.0 if window.kind == "bits" else largest)
-            if window.image.min(initial=0.0, where=np.isfinite(window.image)) < 0:
-                limits = (-largest, largest)
-            opts = {
-                "title": f"{episode.name}: {window.name} (step {step})",
-                "colormap": {"bits": "Greys", "weights": "Hot", "words": "RdBu"}[window.kind],
-                "xlabel": window.columns,
-                "ylabel": window.rows,
-                "xmin": limits[0],
-                "xmax": max(limits[1], 1e-6),
-                "layoutopts": {"plotly": {"margin": {"l": 45, "r": 20, "t": 30, "b": 35}}},
-                "width": 420,
-                "height": 300,
-            }
-            opts["layoutopts"]["plotly"] |= {  # type: ignore[index]
-                "yaxis": {"autorange": "reversed", "title": window.rows},
-                "xaxis": {"title": window.columns},
-            }
-            self.client.heatmap(cells(window.image), win=f"{episode.name} {window.name}", opts=opts)
+            axes = {"xaxis": {"title": window.columns}, "yaxis": {"title": window.rows, "autorange": "reversed"}}
+            title = f"{episode.name}: {window.name}, step {step}"
+            self.plot(f"{episode.name} {window.name}", title, [window.trace()], axes)
+
+    def show_curves(self) -> None:
+        """A window for each panel of curves."""
+        for panel, curves in self.panels.items():
+            values = np.concatenate([curve.values for curve in curves])
+            positive = values[values > 0]
+            title = curve_title(panel)
+            vertical: dict[str, Any] = {"title": title, "rangemode": "tozero"}
+            floor = 0.0
+            if values.size and values.min() >= 0 and positive.size and positive.max() > 10 * positive.min():
+                vertical = {"title": title, "type": "log"}
+                if values.min() == 0:
+                    # A logarithmic axis has no zero, and a solved task should not drop out of the picture.
+                    floor = 10.0 ** (np.floor(np.log10(positive.min())) - 1)
+                    vertical["title"] = f"0 is drawn at {floor:g}"
+            traces = [
+                trace
+                for index, curve in enumerate(curves)
+                for trace in curve_traces(curve, LINES[index % len(LINES)], floor)
+            ]
+            self.plot(f"curve {panel}", title, traces, {"xaxis": {"title": "training step"}, "yaxis": vertical})
 
     def text(self, name: str, text: str) -> None:
         """Take a text and show it."""
@@ -334,44 +396,6 @@ class Visdom:
         if time.monotonic() >= self.save_due:
             self.save()
 
-    def show_curves(self) -> None:
-        """A window for each panel."""
-        for panel, curves in self.panels.items():
-            self.show_panel(panel, curves)
-
-    def show_panel(self, panel: str, curves: list[Curve]) -> None:
-        """A window with the curves of one panel."""
-        curves = [thinned(curve, MAX_POINTS) for curve in curves if len(curve.steps)]
-        if not curves:
-            return
-        longest = max(len(curve.steps) for curve in curves)
-        steps, values = np.full((2, longest, len(curves)), np.nan)
-        for index, curve in enumerate(curves):
-            steps[: len(curve.steps), index], values[: len(curve.steps), index] = curve.steps, curve.values
-        title = curve_title(panel)
-        opts: dict[str, Any] = {
-            "title": title,
-            "xlabel": "training step",
-            "ylabel": title,
-            "legend": [curve.label for curve in curves],
-            "linecolor": np.array(
-                [[int(LINES[i % len(LINES)][at : at + 2], 16) for at in (1, 3, 5)] for i in range(len(curves))]
-            ),
-            "markers": longest < 12,
-            "width": 460,
-            "height": 320,
-        }
-        positive = values[values > 0]
-        spread = np.nanmin(values) >= 0 and len(positive) > 0 and positive.max() > 10 * positive.min()
-        if spread:
-            opts["ytype"] = "log"
-            if np.nanmin(values) == 0:
-                # A logarithmic axis has no zero, and a solved task should not drop out of the picture.
-                floor = 10.0 ** (np.floor(np.log10(positive.min())) - 1)
-                values[values == 0] = floor
-                opts["ylabel"] = f"{title} (0 is drawn at {floor:g})"
-        self.client.line(values, steps, win=f"curve {panel}", opts=opts)
-
     def save(self) -> None:
         """Have the server save the environment to disk."""
         self.save_due = time.monotonic() + SAVE_SECONDS
@@ -382,10 +406,10 @@ class Visdom:
         if self.server.process is not None and visdom_files.missing_files():
             say("info", "the visdom page lacks its scripts, which are being fetched; what it shows is kept meanwhile")
             self.fetching = subprocess.Popen(
-                light_process.command(visdom_files.main),
+                light_process.command(visdom_files.fetch),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
             )
 
     def check_files(self) -> None:
@@ -395,7 +419,10 @@ class Visdom:
         if self.fetching.returncode == 0:
             say("info", f"the visdom page is ready: {self.server.environment_url(self.settings.title)}")
         else:
-            say("warning", f"the visdom page's scripts could not be fetched: {MISSING_FILES}")
+            said = (self.fetching.communicate()[1].decode(errors="replace").strip() or "no reason given").splitlines()[
+                -1
+            ]
+            say("warning", f"the visdom page's scripts could not be fetched: {MISSING_FILES} ({said})")
         self.fetching = None
 
     def close(self) -> None:
@@ -456,11 +483,25 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
         visdom = start_visdom(settings)
     curves = Schedule(CURVES_SECONDS)
 
-    def draw_curves() -> None:
-        with curves.busy():
-            files.curves(history)
-            if visdom is not None:
-                visdom.curves(history)
+    def draw(kind: str, step: int, episode: Episode) -> None:
+        if kind == "animation":
+            files.animation(episode)
+            return
+        files.episode(step, episode)
+        if visdom is not None:
+            visdom.episode(step, episode)
+
+    failed = set()
+
+    @contextlib.contextmanager
+    def surviving(what: str) -> Iterator[None]:
+        # One picture that cannot be drawn must not cost all the others.
+        try:
+            yield
+        except Exception as error:
+            if what not in failed:
+                say("warning", f"{what} could not be drawn: {type(error).__name__}: {error}")
+            failed.add(what)
 
     open_ = True
     changed = False
@@ -478,22 +519,18 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
             visdom.text(*content)
         elif kind in ("episode", "animation"):
             step, fields = content
-            episode = Episode(**fields)
-            if kind == "animation":
-                files.animation(episode)
-            else:
-                files.episode(step, episode)
-                if visdom is not None:
-                    visdom.episode(step, episode)
+            with surviving(f"the picture of {fields['name']}"):
+                draw(kind, step, Episode(**fields))
         elif kind == "close":
             open_ = False
         if visdom is not None:
             visdom.check_files()
-        if changed and curves.due() and open_:
-            draw_curves()
+        if changed and (curves.due() or not open_):
             changed = False
-    if changed:
-        draw_curves()
+            with surviving("the curves"), curves.busy():
+                files.curves(history)
+                if visdom is not None:
+                    visdom.curves(history)
     if visdom is not None:
         visdom.close()
 

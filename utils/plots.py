@@ -184,7 +184,7 @@ def _largest(*parts: Array | None) -> float:
     return float(max(finite, default=0.0))
 
 
-def _colours(image: Array, kind: str, largest: float | None = None) -> tuple[Colormap, float, float]:
+def colour_limits(image: Array, kind: str, largest: float | None = None) -> tuple[Colormap, float, float]:
     """Colour map and limits: ``bits`` 0 to 1, ``weights`` 0 to their largest, ``words`` symmetric about 0."""
     largest = _largest(image) if largest is None else largest
     if kind == "weights":
@@ -196,7 +196,7 @@ def _colours(image: Array, kind: str, largest: float | None = None) -> tuple[Col
 
 def _heatmap(axes: Axes, image: Array, kind: str, title: str = "", largest: float | None = None) -> AxesImage:
     """Draw ``[rows, columns]`` as cells, the first row on top."""
-    colours, low, high = _colours(image, kind, largest)
+    colours, low, high = colour_limits(image, kind, largest)
     rows, columns = image.shape
     drawn = axes.imshow(
         _pooled(image),

@@ -140,6 +140,24 @@ class Server:
             process.wait()
 
 
+def _static_files() -> Any:
+    """Tornado's handler of static files, but for a page that asks for ``../user/style.css``.
+
+    visdom 0.2.4 does, and since 6.6 tornado answers such a page with 403; the address is visdom's own and served by it.
+    """
+    handler = importlib.import_module("tornado.web").StaticFileHandler
+
+    class StaticFiles(handler):  # type: ignore[misc, valid-type]
+        @classmethod
+        def make_static_url(cls, settings: dict[str, Any], path: str, include_version: bool = True) -> str:
+            if path.startswith("../"):
+                return f"{settings['static_url_prefix']}{path}"
+            url: str = super().make_static_url(settings, path, include_version)
+            return url
+
+    return StaticFiles
+
+
 def serve(port: int, data: str | None = None, owner: IO[bytes] | None = None) -> None:
     """Run a visdom server that listens on this machine only; it does not try to download the page's files.
 
@@ -153,6 +171,7 @@ def serve(port: int, data: str | None = None, owner: IO[bytes] | None = None) ->
     kept = import_visdom("visdom.server.defaults").DEFAULT_ENV_PATH if data is None else data
     Path(kept).mkdir(parents=True, exist_ok=True)
     app = application(port=port, env_path=str(kept))
+    app.settings["static_handler_class"] = _static_files()
     app.listen(port, address="127.0.0.1", max_buffer_size=1024**3)
     if owner is not None:
 

@@ -1,0 +1,152 @@
+"""What a person sees: the visdom page of a short run, in headless Chromium."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tapehead import DNC, NTM
+from tapehead.core.circuit import Circuit
+from tapehead.core.env import Batch
+from tapehead.utils import visdom_files
+from tapehead.utils.live import Plotter
+from tapehead.utils.plots import Episode, episode_from
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+VISDOM = importlib.util.find_spec("visdom")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
+    pytest.mark.skipif(VISDOM is None, reason="visdom is not installed"),
+]
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1300,4000",
+    "--virtual-time-budget=10000",
+)
+ATTEMPTS = 5
+
+
+class Page:
+    """The windows of a visdom page, as the browser has built them."""
+
+    def __init__(self, dom: str) -> None:
+        self.windows: dict[str, str] = {}
+        for window in dom.split('class="window"')[1:]:
+            title = re.search(r'<div class="pull-right">(.*?)</div>', window)
+            if title is not None:
+                self.windows[title.group(1)] = window
+
+    def lines(self, title: str) -> list[str]:
+        """The paths of the curves in a window; those of the legend draw with small letters."""
+        return re.findall(r'<path class="js-line"[^>]* d="(M[^"]*[LHV][^"]*)"', self.windows[title])
+
+    def heatmap(self, title: str) -> Image.Image:
+        """The picture in a window."""
+        found = re.search(r'<image [^>]*href="data:image/png;base64,([^"]+)"', self.windows[title])
+        assert found is not None, f"{title}: no heatmap"
+        return Image.open(io.BytesIO(base64.b64decode(found.group(1))))
+
+
+def open_page(url: str, screenshot: Path | None = None) -> str:
+    """Load a page as a person's browser would, and return what it has become."""
+    assert CHROMIUM is not None
+    with tempfile.TemporaryDirectory() as profile:
+        what = "--dump-dom" if screenshot is None else f"--screenshot={screenshot}"
+        command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", what, url]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def answered(circuit: Circuit, name: str) -> Episode:
+    bits = (torch.rand(12, 1, 5, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    with torch.no_grad():
+        outputs, _, trace = circuit(bits, trace=True)
+    return episode_from(name, Batch(bits, bits[..., :4], torch.ones(12, 1)), outputs, trace)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_the_page_shows_the_curves_and_the_memory_of_a_run(tmp_path: Path) -> None:
+    visdom_files.fetch("npm" if shutil.which("npm") else "any")
+    port = free_port()
+    torch.manual_seed(0)
+    circuits = {
+        "ntm": NTM(5, 4, hidden_size=8, memory_size=16, word_size=6),
+        "dnc": DNC(5, 4, hidden_size=8, memory_size=16, word_size=6, num_reads=2),
+    }
+    with Plotter(tmp_path, "short_run", "visdom", port=port, data=tmp_path / "data") as plotter:
+        plotter.text("options", "env: copy & paste")
+        for step in range(60):
+            held_out = {"held_out/length 12/loss": 0.8 / (step + 1)} if step % 10 == 9 else {}
+            train = {
+                "loss": 1 / (step + 1),
+                "bits_wrong": 59.0 - step,
+                "learning_rate": 1e-4,
+                "gradient_norm": 1.0 + step % 7,
+            }
+            plotter.metrics(step, {f"train/{name}": value for name, value in train.items()} | held_out)
+        for name, circuit in circuits.items():
+            plotter.episode(60, name, answered(circuit, name))
+
+        everything = {"loss (nats)", "bits wrong per sequence", "dnc: memory, step 60"}
+        for _ in range(ATTEMPTS):
+            page = Page(open_page(f"http://localhost:{port}/env/short_run"))
+            if everything <= page.windows.keys() and len(page.lines("loss (nats)")) == 2:
+                break
+            time.sleep(3)
+
+        assert "env: copy &amp; paste" in page.windows["options"]
+        assert len(page.lines("loss (nats)")) == 2
+        for title in ("bits wrong per sequence", "learning rate", "gradient norm"):
+            assert len(page.lines(title)) == 1
+        # Each point of the curve is there, and errors fall: down is up in a picture's coordinates.
+        heights = [float(y) for y in re.findall(r",(-?[\d.]+)", page.lines("bits wrong per sequence")[0])]
+        assert len(heights) > 2
+        assert heights == sorted(heights)
+
+        parts = {
+            "ntm": (
+                "input",
+                "target",
+                "output",
+                "words written",
+                "words read",
+                "write weights",
+                "read weights",
+                "memory",
+            ),
+            "dnc": ("write weights", "read weights", "usage", "allocation gates", "free gates", "read modes", "memory"),
+        }
+        for name in circuits:
+            for part in parts[name]:
+                picture = page.heatmap(f"{name}: {part}, step 60")
+                assert len(picture.convert("RGB").getcolors(10**6) or ()) > 1, f"{name}: {part} has one colour only"
+        inputs = np.asarray(page.heatmap("ntm: input, step 60").convert("L"))
+        assert {inputs.min(), inputs.max()} == {0, 255}

@@ -1,0 +1,394 @@
+"""Watching a run: the pictures come out, and nothing that goes wrong with them touches the run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tapehead.utils import light_process, live, live_process
+from tapehead.utils.live import Plotter
+from tapehead.utils.live_process import Files, History
+from tapehead.utils.options import OptionsError
+from tapehead.utils.plots import Episode
+from tapehead.utils.visdom_server import Server, client
+
+needs_visdom = pytest.mark.skipif(importlib.util.find_spec("visdom") is None, reason="visdom is not installed")
+needs_signals = pytest.mark.skipif(os.name != "posix", reason="stops and kills processes by signals")
+
+
+def episode(steps: int = 6) -> Episode:
+    bits = (np.arange(steps * 3).reshape(steps, 3) % 2).astype(np.float32)
+    weights = np.eye(8, dtype=np.float32)[:steps, None]
+    memory = np.linspace(-1, 1, steps * 8 * 4, dtype=np.float32).reshape(steps, 8, 4)
+    return Episode("", bits, bits, bits * 0.9, np.ones(steps, np.float32), weights, weights, memory)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 40.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@contextlib.contextmanager
+def plotting(directory: Path, mode: Any = "files", **options: Any) -> Iterator[Plotter]:
+    plotter = Plotter(directory, "a_run", mode, **options)
+    try:
+        yield plotter
+    finally:
+        plotter.close()
+
+
+def child(plotter: Plotter) -> subprocess.Popen[bytes]:
+    assert plotter._process is not None
+    return plotter._process
+
+
+def test_off_starts_no_process_and_takes_everything(tmp_path: Path) -> None:
+    with plotting(tmp_path, "off") as plotter:
+        plotter.metrics(1, {"train/loss": 1.0})
+        plotter.text("options", "none")
+        plotter.episode(1, "length 3", episode())
+        assert plotter._process is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_are_drawn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with plotting(tmp_path) as plotter:
+        for step in range(100):
+            plotter.metrics(step, {"train/loss": 1 / (step + 1), "held_out/length 40/bits_wrong": 0.0})
+        plotter.episode(500, "length 3", episode())
+        plotter.animation("length 3", episode())
+        plotter.text("options", "seed: 1")
+    assert child(plotter).returncode == 0
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
+    pictures = {"curves.png", "length-3.png", "length-3.gif", "history/length-3-0000500.png"}
+    assert found == {f"plots/{name}" for name in pictures}
+    for name in found:
+        Image.open(tmp_path / name).load()
+    assert not warnings(caplog)
+
+
+def test_the_child_does_without_torch() -> None:
+    command = light_process.command(live_process.main, "{}")
+    listed = subprocess.run([command[0], "-X", "importtime", *command[1:]], capture_output=True, text=True, check=False)
+    modules = {line.rpartition("|")[2].strip() for line in listed.stderr.splitlines()}
+    assert "tapehead.utils.plots" in modules
+    assert "torch" not in modules
+
+
+def test_visdom_that_is_not_installed_is_refused_with_the_way_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(OptionsError, match=r"plots: got 'visdom'.*pip install \"tapehead\[visdom\]\".*plots=files"):
+        Plotter(tmp_path, "a_run", "visdom")
+
+
+@needs_signals
+def test_a_stuck_child_never_holds_up_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    large = episode()._replace(memory=np.zeros((6, 8, 50_000), np.float32))
+    with plotting(tmp_path) as plotter:
+        child(plotter).send_signal(signal.SIGSTOP)
+        slowest = 0.0
+        for step in range(3000):
+            start = time.thread_time()
+            plotter.metrics(step, {"train/loss": 1.0})
+            if step % 100 == 0:
+                plotter.episode(step, "large", large)
+            slowest = max(slowest, time.thread_time() - start)
+        assert slowest < 0.1
+        assert len(plotter._pictures) == live.MAX_PICTURES
+        child(plotter).kill()
+    assert len([text for text in warnings(caplog) if "left out" in text]) == 1
+
+
+@needs_signals
+def test_a_killed_child_costs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with plotting(tmp_path) as plotter:
+        plotter.metrics(1, {"train/loss": 1.0})
+        child(plotter).kill()
+        wait_for(lambda: not plotter.alive)
+        wait_for(lambda: warnings(caplog))
+        for step in range(100):
+            plotter.metrics(step, {"train/loss": 1.0})
+            plotter.episode(step, "length 3", episode())
+        assert not plotter._rows
+        assert not plotter._pictures
+    (warning,) = warnings(caplog)
+    assert "ended with status -9" in warning
+    assert "the run goes on" in warning
+
+
+@needs_signals
+def test_a_child_that_does_not_end_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plotter = Plotter(tmp_path, "a_run", "files")
+    child(plotter).send_signal(signal.SIGSTOP)
+    plotter.metrics(1, {"train/loss": 1.0})
+    start = time.monotonic()
+    plotter.close(timeout=0.2)
+    plotter.close()
+    assert time.monotonic() - start < 10
+    assert "given up" in warnings(caplog)[0]
+
+
+@needs_signals
+def test_ctrl_c_does_not_reach_the_child(tmp_path: Path) -> None:
+    with plotting(tmp_path) as plotter:
+        assert os.getsid(child(plotter).pid) != os.getsid(0)
+        plotter.metrics(1, {"train/loss": 1.0})
+        wait_for((tmp_path / "plots" / "curves.png").exists)
+        child(plotter).send_signal(signal.SIGINT)
+        plotter.episode(1, "after", episode())
+    assert (tmp_path / "plots" / "after.png").exists()
+
+
+@needs_signals
+def test_the_child_ends_with_a_killed_run_and_draws_what_it_has(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, signal, time\n"
+        "from tapehead.utils.live import Plotter\n"
+        f"plotter = Plotter(pathlib.Path({str(tmp_path)!r}), 'a_run', 'files')\n"
+        "plotter.metrics(1, {'train/loss': 1.0})\n"
+        "time.sleep(1)\n"
+        "print(plotter._process.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    wait_for((tmp_path / "plots" / "curves.png").exists)
+
+    def gone() -> bool:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(int(killed.stdout), os.WNOHANG)
+        try:
+            state = Path(f"/proc/{int(killed.stdout)}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        return state == "Z"
+
+    wait_for(gone)
+
+
+def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "plots").write_text("in the way")
+    with plotting(tmp_path) as plotter:
+        for step in range(3):
+            plotter.episode(step, "length 3", episode())
+        plotter.metrics(1, {"train/loss": 1.0})
+    (warning,) = warnings(caplog)
+    assert "pictures cannot be written" in warning
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with plotting(tmp_path) as plotter:
+        plotter.episode(1, "bad", episode()._replace(memory=np.zeros((1, 1), np.float32)))
+        plotter.episode(1, "good", episode())
+    assert (tmp_path / "plots" / "good.png").exists()
+    (warning,) = warnings(caplog)
+    assert "the picture of bad could not be drawn" in warning
+
+
+def test_only_some_earlier_pictures_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_process, "KEPT_PICTURES", 4)
+    monkeypatch.setattr(live_process, "episode_figure", lambda episode: Image.new("L", (1, 1)))
+    monkeypatch.setattr(Image.Image, "savefig", Image.Image.save, raising=False)
+    files = Files(tmp_path)
+    for step in range(0, 1000, 100):
+        files.episode(step, episode()._replace(name="length 3"))
+        files.episode(step, episode()._replace(name="length 30"))
+    kept = sorted(path.name for path in (tmp_path / "plots" / "history").glob("length-3-*"))
+    assert 3 <= len(kept) <= 4
+    assert kept[0] == "length-3-0000000.png"
+    assert kept[-1] == "length-3-0000900.png"
+
+
+def test_a_long_history_is_thinned_out_but_for_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_process, "MAX_ROWS", 100)
+    history = History()
+    for step in range(1000):
+        values = {"train/loss": 1.0} | ({"held_out/length 3/loss": 1.0} if step % 50 == 0 else {})
+        history.add([(step, values)])
+    assert len(history.rows) <= 100
+    assert [step for step, values in history.rows if len(values) == 2] == list(range(0, 1000, 50))
+    history.add([(step, {"fitness/best": 1.0}) for step in range(500)])
+    assert len(history.rows) <= 100
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def windows(port: int, environment: str = "a_run") -> dict[str, Any]:
+    """What the server shows, by the windows' names."""
+    request = json.dumps({"win": None, "eid": environment}).encode()
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/win_data", request, timeout=5) as answer:
+            found: dict[str, Any] = json.loads(answer.read())
+            return found
+    except (OSError, ValueError):
+        return {}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server("127.0.0.1", free_port(), str(tmp_path / "data"))
+    assert not server.ensure()
+    yield server
+    server.stop()
+
+
+@needs_visdom
+def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> None:
+    run = tmp_path / "run"
+    with plotting(run, "visdom", port=server.port) as plotter:
+        plotter.text("options", "loss: <bit>")
+        plotter.metrics(1, {"train/loss": 0.5, "train/bits_wrong": 0.0})
+        plotter.metrics(2, {"train/loss": 0.25, "train/bits_wrong": 40.0, "held_out/length 3/loss": 0.3})
+        plotter.episode(2, "length 3", episode())
+    shown = windows(server.port)
+    parts = ("input", "target", "output", "write weights", "read weights", "memory")
+    assert set(shown) == {
+        "title",
+        "text options",
+        "curve loss",
+        "curve bits_wrong",
+        *(f"length 3 {part}" for part in parts),
+    }
+    train, held_out = shown["curve loss"]["content"]["data"]
+    assert (train["x"], train["y"], held_out["y"]) == ([1, 2], [0.5, 0.25], [0.3])
+    assert "&lt;bit&gt;" in shown["text options"]["content"]
+    (heatmap,) = shown["length 3 memory"]["content"]["data"]
+    assert heatmap["type"] == "heatmap"
+    np.testing.assert_allclose(heatmap["z"], episode().memory[-1], atol=1e-3)  # type: ignore[index]
+    assert json.loads((tmp_path / "data" / "a_run.json").read_text())["jsons"].keys() == shown.keys()
+    assert (run / "plots" / "curves.png").exists()
+    assert server.answers()
+
+
+@needs_visdom
+def test_a_server_is_started_here_alone_and_ends_with_the_run(tmp_path: Path) -> None:
+    port = free_port()
+    with plotting(tmp_path, "visdom", port=port, data=tmp_path / "data") as plotter:
+        assert Server("localhost", port).answers()
+        with socket.socket() as elsewhere, pytest.raises(OSError, match="refused"):
+            # Another address of this machine: the server must listen on none but 127.0.0.1.
+            elsewhere.connect(("127.0.0.2", port))
+        plotter.metrics(1, {"train/loss": 1.0})
+    assert Server("localhost", port).answers() is None
+    assert "curve loss" in json.loads((tmp_path / "data" / "a_run.json").read_text())["jsons"]
+
+
+@needs_visdom
+@needs_signals
+def test_a_started_server_ends_with_a_killed_child(tmp_path: Path) -> None:
+    port = free_port()
+    with plotting(tmp_path, "visdom", port=port, data=tmp_path / "data") as plotter:
+        child(plotter).kill()
+        wait_for(lambda: Server("localhost", port).answers() is None)
+
+
+@needs_visdom
+@pytest.mark.parametrize("again", ["another", "our own"])
+def test_a_server_that_dies_gets_everything_again_when_it_is_back(
+    again: str, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(live_process, "RETRY_SECONDS", 3.0 if again == "another" else 0.1)
+    with plotting(tmp_path, "visdom", port=server.port, data=tmp_path / "new") as plotter:
+        plotter.metrics(1, {"train/loss": 1.0})
+        plotter.text("options", "seed: 1")
+        plotter.episode(1, "length 3", episode())
+        before = wait_for(lambda: (shown := windows(server.port)) and "length 3 memory" in shown and shown)
+        server.stop()
+        if again == "another":
+            server.data = str(tmp_path / "new")
+            assert not server.ensure()
+        for step in range(1000):
+            plotter.metrics(step, {"train/loss": 0.5})
+            if before.keys() <= windows(server.port).keys():
+                break
+            time.sleep(0.1)
+        assert before.keys() <= windows(server.port).keys()
+    assert len(warnings(caplog)) <= 1
+
+
+class Silent:
+    """A server that accepts and never answers."""
+
+    def __init__(self, *, after: int = 0) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.socket.getsockname()[1]
+        self.calls: list[socket.socket] = []
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self.calls.append(self.socket.accept()[0])
+
+
+@pytest.fixture
+def silent() -> Iterator[Silent]:
+    silent = Silent()
+    yield silent
+    silent.socket.close()
+    for call in silent.calls:
+        call.close()
+
+
+@needs_visdom
+def test_a_server_that_never_answers_leaves_the_files(
+    tmp_path: Path, silent: Silent, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with plotting(tmp_path, "auto", port=silent.port) as plotter:
+        start = time.thread_time()
+        for step in range(1000):
+            plotter.metrics(step, {"train/loss": 1.0})
+        plotter.episode(1, "length 3", episode())
+        assert time.thread_time() - start < 0.5
+    assert silent.calls
+    assert (tmp_path / "plots" / "length-3.png").exists()
+    assert "does not answer as a visdom server does; pictures go to files alone" in caplog.text
+
+
+@needs_visdom
+def test_a_run_that_insists_on_visdom_is_refused_without_a_server(tmp_path: Path, silent: Silent) -> None:
+    with pytest.raises(OptionsError, match=r"plots: got 'visdom', but .* does not answer.*plots=files"):
+        Plotter(tmp_path, "a_run", "visdom", port=silent.port)
+    with pytest.raises(OptionsError, match="there is no visdom server at http://127.0.0.3"):
+        Plotter(tmp_path, "a_run", "visdom", hostname="127.0.0.3", port=free_port())
+
+
+@needs_visdom
+def test_the_client_raises_when_the_server_is_gone(server: Server) -> None:
+    connected = client("127.0.0.1", server.port, "a_run")
+    assert connected.win_exists("title") is False
+    server.stop()
+    with pytest.raises(ConnectionError):
+        connected.text("anyone there?")
