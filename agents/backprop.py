@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from ..core.agent import Agent, Recorder
 from ..core.circuit import Circuit, detach
 from ..core.env import Batch, Env
 from ..core.options import Options
-from .evaluation import check_fit, check_keys, check_state, evaluate_all, held_out_errors, show_episodes
+from .evaluation import check_fit, check_keys, check_state, evaluate, evaluate_all, held_out_errors, show_episodes
 from .optimisers import TensorFlowRMSprop
 
 
@@ -36,13 +37,13 @@ class BackpropOptions(Options):
     final_lr: float = Field(0.0, ge=0)
     restart_every: int | None = Field(None, ge=1)
     """Steps after which the schedule starts anew; null falls once, over all ``steps``."""
+    restart_from_best: bool = False
+    """Whether each new start of the schedule goes back to the best weights so far, with the optimiser as it was then:
+    a run that came apart after it had converged is then set right."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises from zero."""
     betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
     """Averaging of Adam's gradient and squared gradient."""
-    amsgrad: bool = False
-    """Adam never divides by less than the largest squared average so far (Reddi et al. 2018): a rare large gradient
-    after convergence then makes no large step."""
     momentum: float = Field(0.0, ge=0, lt=1)
     """Of RMSprop; 0.9 in the NTM paper."""
     smoothing: float = Field(0.95, ge=0, lt=1)
@@ -85,6 +86,8 @@ class BackpropOptions(Options):
             raise ValueError("target_error_beyond: needs target_error, the error on the training range, as well")
         if self.final_lr > self.lr:
             raise ValueError(f"final_lr: got {self.final_lr}; allowed is at most lr ({self.lr})")
+        if self.restart_from_best and self.restart_every is None:
+            raise ValueError("restart_from_best: needs restart_every, the steps after which the schedule starts anew")
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps: got {self.warmup_steps}; allowed is less than steps ({self.steps})")
         return self
@@ -134,6 +137,8 @@ class BackpropAgent(Agent):
         self.last_held_out: dict[str, float] = {}
         self.level_errors: list[float] = []
         self.target_reached = False
+        self.best: dict[str, Any] = {}
+        """Weights and optimiser at the lowest error, where ``restart_from_best`` needs them."""
 
     def _build_optimiser(self) -> Optimizer:
         options = self.options
@@ -145,7 +150,6 @@ class BackpropAgent(Agent):
                 options.betas,
                 options.epsilon,
                 weight_decay=options.weight_decay,
-                amsgrad=options.amsgrad,
             )
         if options.optimiser == "rmsprop":
             return torch.optim.RMSprop(
@@ -177,6 +181,11 @@ class BackpropAgent(Agent):
             fallen = 0.5 * (1 - math.cos(math.pi * fallen))
         return options.lr + (options.final_lr - options.lr) * fallen
 
+    def _restarts(self, step: int) -> bool:
+        """Whether the schedule starts anew at a step."""
+        since = step - self.options.warmup_steps
+        return self.options.restart_every is not None and since > 0 and since % self.options.restart_every == 0
+
     def _backward(self, batch: Batch) -> tuple[float, Tensor]:
         """Accumulate the gradients of a batch; the loss and the outputs ``[T, B, O]``, detached."""
         length = batch.inputs.shape[0]
@@ -201,6 +210,9 @@ class BackpropAgent(Agent):
             TrainingError: too many steps in a row had a loss or gradient that was not finite.
         """
         options = self.options
+        if options.restart_from_best and self.best and self._restarts(self.step):
+            self.circuit.load_state_dict(self.best["circuit"])
+            self.optimiser.load_state_dict(copy.deepcopy(self.best["optimiser"]))
         self.circuit.train()
         batch = self.env.sample(options.batch_size, self.generator)
         self.optimiser.zero_grad(set_to_none=True)
@@ -238,20 +250,15 @@ class BackpropAgent(Agent):
                 "try a smaller agent.lr or agent.clip_norm; the last good weights are saved"
             )
 
-    def evaluate(self, sequences: int | None = None, *, confirmation: bool = False) -> dict[str, float]:
-        """Held-out metrics, ``held_out/<set>/<metric>``; the same sequences at every call.
-
-        Args:
-            sequences: of each set; None takes ``evaluation_sequences``.
-            confirmation: take the other sequences, on which a target is confirmed.
-        """
+    def evaluate(self) -> dict[str, float]:
+        """Held-out metrics, ``held_out/<set>/<metric>``; the same sequences at every call."""
         self.circuit.eval()
         return evaluate_all(
             self.env,
             self.circuit,
-            sequences=sequences or self.options.evaluation_sequences,
+            sequences=self.options.evaluation_sequences,
             batch_size=self.options.evaluation_batch_size,
-            seed=self.held_out_seed + confirmation,
+            seed=self.held_out_seed,
         )
 
     @property
@@ -263,9 +270,7 @@ class BackpropAgent(Agent):
         """Evaluate, report, move the curriculum on, save the best checkpoint, see whether the target is reached."""
         options = self.options
         values = self.last_held_out = self.evaluate()
-        if self.meets_target(values) and options.confirmation_sequences:
-            values = self.last_held_out = self.evaluate(options.confirmation_sequences, confirmation=True)
-        self.target_reached = self.meets_target(values)
+        self.target_reached = self.meets_target(values) and self._confirmed()
         self.recorder.metrics(self.step, values)
         show_episodes(self.env, self.circuit, self.recorder, self.step, self.held_out_seed)
         if self.level_errors and self.env.advance(sum(self.level_errors) / len(self.level_errors)):
@@ -275,16 +280,42 @@ class BackpropAgent(Agent):
         score = errors[0] if options.best_by == "trained" else sum(errors) / len(errors)
         if score < self.best_error or self.target_reached:
             self.best_error = score
+            if options.restart_from_best:
+                self.best = copy.deepcopy(
+                    {"circuit": self.circuit.state_dict(), "optimiser": self.optimiser.state_dict()}
+                )
             self.recorder.checkpoint("best", self.state_dict())
+
+    def _confirmed(self) -> bool:
+        """Whether the target holds on many other sequences as well; the hardest set, the last, is looked at first."""
+        options = self.options
+        if options.confirmation_sequences is None:
+            return True
+        for name, variant in reversed(self.env.held_out().items()):
+            values = evaluate(
+                variant,
+                self.circuit,
+                sequences=options.confirmation_sequences,
+                batch_size=options.evaluation_batch_size,
+                seed=self.held_out_seed + 1,
+            )
+            if values[self.env.error_metric] > self._limit(name):
+                return False
+        return True
+
+    def _limit(self, name: str) -> float:
+        """The target error of a held-out set."""
+        options = self.options
+        limit = options.target_error if name == next(iter(self.env.held_out())) else options.target_error_beyond
+        return math.inf if limit is None else limit
 
     def meets_target(self, values: Mapping[str, float]) -> bool:
         """Whether held-out metrics are at or under the target errors."""
-        options = self.options
-        if options.target_error is None:
+        if self.options.target_error is None:
             return False
-        trained, *beyond = held_out_errors(self.env, values)
-        limit = math.inf if options.target_error_beyond is None else options.target_error_beyond
-        return trained <= options.target_error and all(error <= limit for error in beyond)
+        names = self.env.held_out()
+        errors = held_out_errors(self.env, values)
+        return all(error <= self._limit(name) for name, error in zip(names, errors, strict=True))
 
     def fit(self) -> dict[str, float]:
         """Train until the target is reached, the steps are used up or a stop is requested.
@@ -339,6 +370,7 @@ class BackpropAgent(Agent):
             "last_held_out": dict(self.last_held_out),
             "level_errors": list(self.level_errors),
             "target_reached": self.target_reached,
+            "best": self.best,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -355,5 +387,6 @@ class BackpropAgent(Agent):
         self.best_error = state["best_error"]
         self.last_held_out = dict(state["last_held_out"])
         self.level_errors = list(state["level_errors"])
+        self.best = dict(state["best"])
         # With another target than before, going on is what was asked for.
         self.target_reached = state["target_reached"] and self.meets_target(self.last_held_out)

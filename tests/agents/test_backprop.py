@@ -238,21 +238,73 @@ def test_stops_at_the_target() -> None:
 
 def test_target_must_hold_on_more_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     """A target met by luck on a few sequences does not stop the run; met again on many, it does."""
-    agent = make(steps=12, target_error=1.0, confirmation_sequences=40)
-    counts = []
-    errors = iter([0.0, 5.0, 2.0, 0.5, 0.5])
+    agent = make(steps=12, target_error=1.0, target_error_beyond=2.0, confirmation_sequences=40)
+    asked = []
+    quick = iter([0.0, 5.0, 0.5])
+    many = iter([2.5, 1.5, 0.9])
 
-    def evaluated(env: Any, circuit: Any, *, sequences: int, batch_size: int, seed: int) -> dict[str, float]:
-        counts.append((sequences, seed))
-        error = next(errors)
+    def on_few(env: Any, circuit: Any, **settings: Any) -> dict[str, float]:
+        error = next(quick)
         return {f"held_out/{name}/bits_wrong": error for name in ("length 1-3", "length 5")}
 
-    monkeypatch.setattr("tapehead.agents.backprop.evaluate_all", evaluated)
+    def on_many(env: Any, circuit: Any, *, sequences: int, batch_size: int, seed: int) -> dict[str, float]:
+        asked.append((env.options.max_length, sequences))
+        return {"bits_wrong": next(many)}
+
+    monkeypatch.setattr("tapehead.agents.backprop.evaluate_all", on_few)
+    monkeypatch.setattr("tapehead.agents.backprop.evaluate", on_many)
     agent.fit()
     assert agent.step == 9
-    assert [count for count, _ in counts] == [5, 40, 5, 5, 40]
-    assert len({seed for _, seed in counts}) == 2
+    assert asked == [(5, 40), (5, 40), (3, 40)]
     assert agent.last_held_out["held_out/length 5/bits_wrong"] == 0.5
+
+
+def test_confirmation_takes_other_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make(steps=3, target_error=100.0, confirmation_sequences=6)
+    seeds = []
+    original = agent.env.sample
+
+    def sample(batch_size: int, generator: torch.Generator) -> Batch:
+        seeds.append(generator.initial_seed())
+        return original(batch_size, generator)
+
+    monkeypatch.setattr(CopyEnv, "sample", lambda self, *arguments: sample(*arguments))
+    agent.fit()
+    assert len(set(seeds)) == 3
+
+
+def test_restarts_from_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"steps": 9, "schedule": "linear", "restart_every": 4, "restart_from_best": True, "evaluate_every": 2}
+    agent = make(**settings)
+    errors = iter([0.1, 5.0, 5.0, 5.0, 5.0])
+    monkeypatch.setattr(
+        "tapehead.agents.backprop.evaluate_all",
+        lambda *_, **__: dict.fromkeys(
+            ("held_out/length 1-3/bits_wrong", "held_out/length 5/bits_wrong"), next(errors)
+        ),
+    )
+    states = {}
+
+    class Watch(Keep):
+        def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
+            states[step] = {name: value.clone() for name, value in agent.circuit.state_dict().items()}
+
+    loaded = []
+    load = agent.circuit.load_state_dict
+
+    def watch_load(state: Mapping[str, Tensor]) -> None:
+        loaded.append((agent.step, {name: value.clone() for name, value in state.items()}))
+        load(state)
+
+    monkeypatch.setattr(agent.circuit, "load_state_dict", watch_load)
+    agent.recorder = Watch()
+    agent.fit()
+    assert [step for step, _ in loaded] == [4, 8]
+    assert all(same(state, states[2]) for _, state in loaded)
+    assert not same(states[4], states[2])
+    fresh = make(**settings)
+    fresh.load_state_dict(agent.state_dict())
+    assert same(fresh.best, agent.best)
 
 
 def test_stops_when_asked_and_goes_on() -> None:
