@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import Field, SerializeAsAny, ValidationError
 
-from ..agents import BackpropAgent, EmptyAgent
-from ..circuits import DNC, NTM
+from ..agents import BackpropAgent, EmptyAgent, EvolutionAgent
+from ..circuits import DNC, NTM, FeedForwardCircuit
 from ..core.agent import Agent, Recorder
 from ..core.circuit import Circuit
 from ..core.controllers import CONTROLLERS
@@ -42,8 +42,8 @@ ENVS: dict[str, Any] = {
     "images": ImagesEnv,
     "letters": LettersEnv,
 }
-CIRCUITS: dict[str, Any] = {"ntm": NTM, "dnc": DNC}
-AGENTS: dict[str, Any] = {"backprop": BackpropAgent, "empty": EmptyAgent}
+CIRCUITS: dict[str, Any] = {"ntm": NTM, "dnc": DNC, "feedforward": FeedForwardCircuit}
+AGENTS: dict[str, Any] = {"backprop": BackpropAgent, "evolution": EvolutionAgent, "empty": EmptyAgent}
 TABLES: dict[str, dict[str, Any]] = {"env": ENVS, "circuit": CIRCUITS, "agent": AGENTS}
 """The blocks of an options file, and the classes that each can name as its type."""
 
