@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import tapehead
-from tapehead.agents.backprop import TrainingError
+from tapehead.agents.learning import TrainingError
 from tapehead.core.agent import Agent
 from tapehead.envs.images import DataError
 from tapehead.utils import factory, options

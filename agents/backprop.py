@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -13,20 +12,17 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..core.agent import Agent, Recorder
+from ..core.agent import Recorder
 from ..core.circuit import Circuit, detach
 from ..core.env import Batch, Env
-from ..core.options import Options
-from .evaluation import check_fit, check_keys, check_state, evaluate, evaluate_all, held_out_errors, show_episodes
+from .learning import LearningAgent, LearningOptions, TrainingError
 from .optimisers import TensorFlowRMSprop
 
 
-class BackpropOptions(Options):
+class BackpropOptions(LearningOptions):
     """Options of :class:`BackpropAgent`."""
 
     type: Literal["backprop"] = "backprop"
-    batch_size: int = Field(16, ge=1)
-    """Sequences per step."""
     steps: int = Field(20_000, ge=1)
     """Updates at most."""
     optimiser: Literal["adam", "rmsprop", "tensorflow-rmsprop"] = "adam"
@@ -58,23 +54,6 @@ class BackpropOptions(Options):
     """Each gradient element is kept in [-clip_value, clip_value]; 10 in the NTM paper."""
     truncate: int | None = Field(None, ge=1)
     """Steps of time after which the state is cut off from the gradient; null goes through whole sequences."""
-    log_every: int = Field(50, ge=1)
-    """Steps between rows of training metrics."""
-    evaluate_every: int = Field(500, ge=1)
-    """Steps between evaluations on the held-out sets."""
-    evaluation_sequences: int = Field(128, ge=1)
-    """Sequences of each held-out set."""
-    evaluation_batch_size: int = Field(64, ge=1)
-    checkpoint_every: int = Field(500, ge=1)
-    """Steps between checkpoints."""
-    target_error: float | None = Field(None, ge=0)
-    """Stop once the held-out error on the training range is at or under this."""
-    target_error_beyond: float | None = Field(None, ge=0)
-    """Stop only once the error on every held-out set beyond the training range is at or under this, too."""
-    confirmation_sequences: int | None = Field(None, ge=1)
-    """Sequences of each held-out set on which the target errors must hold once more before the run stops."""
-    best_by: Literal["trained", "all"] = "trained"
-    """Whether ``best`` is the checkpoint with the lowest error on the training range, or on average over all sets."""
     max_bad_steps: int = Field(100, ge=1)
     """Steps in a row with a loss or gradient that is not finite, after which the run stops with an error."""
 
@@ -82,8 +61,6 @@ class BackpropOptions(Options):
     def _check(self) -> BackpropOptions:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: got {list(self.betas)}; allowed are two numbers from 0 to below 1")
-        if self.target_error_beyond is not None and self.target_error is None:
-            raise ValueError("target_error_beyond: needs target_error, the error on the training range, as well")
         if self.final_lr > self.lr:
             raise ValueError(f"final_lr: got {self.final_lr}; allowed is at most lr ({self.lr})")
         if self.restart_from_best and self.restart_every is None:
@@ -93,14 +70,11 @@ class BackpropOptions(Options):
         return self
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on; the last good state has been saved."""
-
-
-class BackpropAgent(Agent):
+class BackpropAgent(LearningAgent):
     """Samples a batch, runs the circuit, descends the gradient; evaluates, saves and stops as its options say."""
 
     Options = BackpropOptions
+    options: BackpropOptions
 
     def __init__(
         self,
@@ -122,23 +96,22 @@ class BackpropAgent(Agent):
         Raises:
             ValueError: the circuit's sizes are not the env's, or the circuit is batch-first.
         """
-        check_fit(env, circuit)
-        self.env = env
-        self.circuit = circuit
-        self.options = options or BackpropOptions()
-        self.seed = seed
-        self.recorder = recorder or Recorder()
+        super().__init__(env, circuit, options or BackpropOptions(), seed=seed, recorder=recorder)
         self.optimiser = self._build_optimiser()
-        self.generator = torch.Generator(env.device).manual_seed(seed)
-        self.step = 0
         self.bad_steps = 0
         self.bad_steps_in_a_row = 0
-        self.best_error = math.inf
-        self.last_held_out: dict[str, float] = {}
-        self.level_errors: list[float] = []
-        self.target_reached = False
         self.best: dict[str, Any] = {}
         """Weights and optimiser at the lowest error, where ``restart_from_best`` needs them."""
+
+    @property
+    def last_step(self) -> int:
+        """Updates at most."""
+        return self.options.steps
+
+    @property
+    def answers_per_step(self) -> int:
+        """Sequences of a batch."""
+        return self.options.batch_size
 
     def _build_optimiser(self) -> Optimizer:
         options = self.options
@@ -231,7 +204,7 @@ class BackpropAgent(Agent):
             group["lr"] = rate
         self.optimiser.step()
         if self.step % options.log_every == 0:
-            values |= self.env.metrics(outputs, batch) | {"loss": loss}
+            values |= self.env.metrics(outputs, batch) | {"loss": loss, "bad_steps": float(self.bad_steps)}
             self.level_errors.append(values[self.env.error_metric])
         return values
 
@@ -250,143 +223,24 @@ class BackpropAgent(Agent):
                 "try a smaller agent.lr or agent.clip_norm; the last good weights are saved"
             )
 
-    def evaluate(self) -> dict[str, float]:
-        """Held-out metrics, ``held_out/<set>/<metric>``; the same sequences at every call."""
-        self.circuit.eval()
-        return evaluate_all(
-            self.env,
-            self.circuit,
-            sequences=self.options.evaluation_sequences,
-            batch_size=self.options.evaluation_batch_size,
-            seed=self.held_out_seed,
-        )
-
-    @property
-    def held_out_seed(self) -> int:
-        """Seed of the held-out sequences: never that of the training sequences."""
-        return self.seed + 1_000_003
-
-    def _evaluate_and_judge(self) -> None:
-        """Evaluate, report, move the curriculum on, save the best checkpoint, see whether the target is reached."""
-        options = self.options
-        values = self.last_held_out = self.evaluate()
-        self.target_reached = self.meets_target(values) and self._confirmed()
-        self.recorder.metrics(self.step, values)
-        show_episodes(self.env, self.circuit, self.recorder, self.step, self.held_out_seed)
-        if self.level_errors and self.env.advance(sum(self.level_errors) / len(self.level_errors)):
-            self.recorder.message(f"step {self.step}: the curriculum moves on")
-        self.level_errors.clear()
-        errors = held_out_errors(self.env, values)
-        score = errors[0] if options.best_by == "trained" else sum(errors) / len(errors)
-        if score < self.best_error or self.target_reached:
-            self.best_error = score
-            if options.restart_from_best:
-                self.best = copy.deepcopy(
-                    {"circuit": self.circuit.state_dict(), "optimiser": self.optimiser.state_dict()}
-                )
-            self.recorder.checkpoint("best", self.state_dict())
-
-    def _confirmed(self) -> bool:
-        """Whether the target holds on many other sequences as well; the hardest set, the last, is looked at first."""
-        options = self.options
-        if options.confirmation_sequences is None:
-            return True
-        for name, variant in reversed(self.env.held_out().items()):
-            values = evaluate(
-                variant,
-                self.circuit,
-                sequences=options.confirmation_sequences,
-                batch_size=options.evaluation_batch_size,
-                seed=self.held_out_seed + 1,
-            )
-            if values[self.env.error_metric] > self._limit(name):
-                return False
-        return True
-
-    def _limit(self, name: str) -> float:
-        """The target error of a held-out set."""
-        options = self.options
-        limit = options.target_error if name == next(iter(self.env.held_out())) else options.target_error_beyond
-        return math.inf if limit is None else limit
-
-    def meets_target(self, values: Mapping[str, float]) -> bool:
-        """Whether held-out metrics are at or under the target errors."""
-        if self.options.target_error is None:
-            return False
-        names = self.env.held_out()
-        errors = held_out_errors(self.env, values)
-        return all(error <= self._limit(name) for name, error in zip(names, errors, strict=True))
-
-    def fit(self) -> dict[str, float]:
-        """Train until the target is reached, the steps are used up or a stop is requested.
-
-        Returns:
-            The last held-out metrics.
-
-        Raises:
-            TrainingError: see :meth:`train_step`.
-        """
-        options = self.options
-        started, sequences = time.monotonic(), 0
-        while self.step < options.steps and not self.target_reached and not self.stop_requested:
-            values = self.train_step()
-            sequences += options.batch_size
-            self.recorder.progress(self.step, options.steps, values)
-            if self.step % options.log_every == 0:
-                now = time.monotonic()
-                values |= {"sequences_per_second": sequences / (now - started), "bad_steps": self.bad_steps}
-                self.recorder.metrics(self.step, {f"train/{name}": value for name, value in values.items()})
-                started, sequences = now, 0
-            if self.step % options.evaluate_every == 0 or self.step == options.steps:
-                self._evaluate_and_judge()
-                started, sequences = time.monotonic(), 0
-            if self.step % options.checkpoint_every == 0:
-                self.recorder.checkpoint("latest", self.state_dict())
-        self.recorder.checkpoint("latest", self.state_dict())
-        if self.target_reached:
-            self.recorder.message(
-                f"step {self.step}: target reached after {self.step * options.batch_size:,} sequences"
-            )
-        return self.last_held_out
-
-    def test(self) -> dict[str, float]:
-        """Held-out metrics and pictures, without learning."""
-        values = self.evaluate()
-        self.recorder.metrics(self.step, values)
-        show_episodes(self.env, self.circuit, self.recorder, self.step, self.held_out_seed)
-        return values
+    def keep_best(self) -> None:
+        """Remember weights and optimiser, if a restart may want them."""
+        if self.options.restart_from_best:
+            self.best = copy.deepcopy({"circuit": self.circuit.state_dict(), "optimiser": self.optimiser.state_dict()})
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimiser, curriculum, counters and the random state of the training sequences."""
-        return {
-            "circuit": self.circuit.state_dict(),
+        """What every learning agent remembers, with the optimiser and the best weights to restart from."""
+        return super().state_dict() | {
             "optimiser": self.optimiser.state_dict(),
-            "env": self.env.state_dict(),
-            "generator": self.generator.get_state(),
-            "step": self.step,
             "bad_steps": self.bad_steps,
             "bad_steps_in_a_row": self.bad_steps_in_a_row,
-            "best_error": self.best_error,
-            "last_held_out": dict(self.last_held_out),
-            "level_errors": list(self.level_errors),
-            "target_reached": self.target_reached,
             "best": self.best,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
-        check_keys(state, self.state_dict())
-        check_state("weight", state["circuit"], self.circuit.state_dict())
-        self.circuit.load_state_dict(state["circuit"])
+        super().load_state_dict(state)
         self.optimiser.load_state_dict(state["optimiser"])
-        self.env.load_state_dict(state["env"])
-        self.generator.set_state(state["generator"].cpu())
-        self.step = state["step"]
         self.bad_steps = state["bad_steps"]
         self.bad_steps_in_a_row = state["bad_steps_in_a_row"]
-        self.best_error = state["best_error"]
-        self.last_held_out = dict(state["last_held_out"])
-        self.level_errors = list(state["level_errors"])
         self.best = dict(state["best"])
-        # With another target than before, going on is what was asked for.
-        self.target_reached = state["target_reached"] and self.meets_target(self.last_held_out)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tapehead.agents.evaluation import evaluate_all
+from tapehead.agents.learning import LearningAgent
 from tapehead.core.agent import Recorder
 from tapehead.utils import factory, options
 
@@ -62,6 +63,8 @@ def learn(preset: str, assignments: list[str], final: list[str], seed: int, sequ
     chosen = factory.parse(values)
     recorder = _Memory()
     env, circuit, agent = factory.build(chosen, recorder)
+    if not isinstance(agent, LearningAgent):
+        raise TypeError(f"agent.type: got {type(agent).__name__}; allowed are those that learn")
     start = time.monotonic()
     agent.fit()
     seconds = time.monotonic() - start
@@ -70,12 +73,11 @@ def learn(preset: str, assignments: list[str], final: list[str], seed: int, sequ
     tested = factory.build_env(factory.parse(values).env, env.device)
     metrics = evaluate_all(tested, circuit, sequences=sequences, batch_size=64, seed=seed + 77_777_777)
     first = next(iter(env.held_out()))
-    batch_size = getattr(agent, "options").batch_size
     return Outcome(
         seed,
         agent.step,
         seconds,
-        [(step * batch_size, row[f"held_out/{first}/{env.error_metric}"]) for step, row in recorder.rows],
+        [(step * agent.answers_per_step, row[f"held_out/{first}/{env.error_metric}"]) for step, row in recorder.rows],
         {name: metrics[f"held_out/{name}/{env.error_metric}"] for name in tested.held_out()},
         int(getattr(agent, "bad_steps", 0)),
     )

@@ -150,10 +150,13 @@ class CMAES(Strategy):
 
     def _learn_covariance(self, decay: float, weights: Tensor, steps: Tensor) -> None:
         """Equation 47: decay, the evolution path (rank one), and the weighted steps (rank µ)."""
+        # Steps that made things worse count with a fixed length, so that the covariance stays positive definite.
+        lengths = self._whiten(steps).square().sum(1)
+        scaled = torch.where(weights < 0, weights * len(self.mean) / lengths, weights)
         self.covariance = (
             decay * self.covariance
             + self.rates.c_1 * torch.outer(self.path_c, self.path_c)
-            + self.rates.c_mu * (steps.T * weights) @ steps
+            + self.rates.c_mu * (steps.T * scaled) @ steps
         )
         lag = max(1, math.floor(1 / (10 * len(self.mean) * (self.rates.c_1 + self.rates.c_mu))))
         if self.generation + 1 - self.decomposed_at >= lag:
@@ -176,10 +179,10 @@ class CMAES(Strategy):
     def update(self, fitness: Tensor, drawn: Any) -> None:
         """Equations 41 to 47 of the tutorial."""
         r, size = self.rates, len(self.mean)
-        order = torch.argsort(fitness, descending=True, stable=True)
-        steps = self._steps[order]
-        weights = r.weights.to(steps)
-        step = weights[: r.mu] @ steps[: r.mu]
+        steps = self._steps
+        weights = torch.empty(self.population, dtype=steps.dtype, device=steps.device)
+        weights[torch.argsort(fitness, descending=True, stable=True)] = r.weights.to(steps)
+        step = weights.clamp(min=0) @ steps
         self.mean = self.mean + self.sigma * step
         self.path_sigma = (1 - r.c_sigma) * self.path_sigma + math.sqrt(
             r.c_sigma * (2 - r.c_sigma) * r.mu_eff
@@ -188,11 +191,8 @@ class CMAES(Strategy):
         settled = math.sqrt(1 - (1 - r.c_sigma) ** (2 * (self.generation + 1)))
         on_path = float(norm / settled < (1.4 + 2 / (size + 1)) * r.expected_norm)
         self.path_c = (1 - r.c_c) * self.path_c + on_path * math.sqrt(r.c_c * (2 - r.c_c) * r.mu_eff) * step
-        # Steps that made things worse count with a fixed length, so that the covariance stays positive definite.
-        lengths = self._whiten(steps).square().sum(1)
-        scaled = torch.where(weights < 0, weights * size / lengths, weights)
-        decay = 1 + r.c_1 * (1 - on_path) * r.c_c * (2 - r.c_c) - r.c_1 - r.c_mu * float(weights.sum())
-        self._learn_covariance(decay, scaled, steps)
+        decay = 1 + r.c_1 * (1 - on_path) * r.c_c * (2 - r.c_c) - r.c_1 - r.c_mu * float(r.weights.sum())
+        self._learn_covariance(decay, weights, steps)
         self.sigma *= math.exp(min(1.0, r.c_sigma / r.d_sigma * (norm / r.expected_norm - 1)))
 
     @property

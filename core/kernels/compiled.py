@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..circuit import CircuitState
+from ..circuit import CircuitState, map_state
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView
@@ -34,6 +34,9 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
         )
         # The class's function, not the bound method: a deep copy of the circuit must run its own weights.
         circuit.compiled_transition = torch.compile(type(circuit).transition, fullgraph=True, dynamic=False)
+    if torch.is_grad_enabled():
+        # As from the second step on, so that the step is not compiled twice.
+        state = map_state(lambda leaf: leaf if leaf.requires_grad else leaf.detach().requires_grad_(), state)
     start = time.monotonic()
     features = []
     for step, x in enumerate(inputs.unbind(0)):

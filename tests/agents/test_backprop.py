@@ -13,7 +13,7 @@ from torch import Tensor
 
 import tapehead
 from tapehead.agents import BackpropAgent, BackpropOptions
-from tapehead.agents.backprop import TrainingError
+from tapehead.agents.learning import TrainingError
 from tapehead.agents.optimisers import TensorFlowRMSprop
 from tapehead.core.agent import Recorder
 from tapehead.core.env import Batch
@@ -79,7 +79,7 @@ def test_resumed_equals_unbroken(tmp_path: Path, circuit: str, optimiser: str) -
         while first.step < stop:
             values = first.train_step()
             if first.step % first.options.evaluate_every == 0:
-                first._evaluate_and_judge()
+                first.judge()
         assert math.isfinite(values["loss"])
         path = tmp_path / "latest.pt"
         checkpoint.save(path, first.state_dict())
@@ -251,8 +251,8 @@ def test_target_must_hold_on_more_sequences(monkeypatch: pytest.MonkeyPatch) -> 
         asked.append((env.options.max_length, sequences))
         return {"bits_wrong": next(many)}
 
-    monkeypatch.setattr("tapehead.agents.backprop.evaluate_all", on_few)
-    monkeypatch.setattr("tapehead.agents.backprop.evaluate", on_many)
+    monkeypatch.setattr("tapehead.agents.learning.evaluate_all", on_few)
+    monkeypatch.setattr("tapehead.agents.learning.evaluate", on_many)
     agent.fit()
     assert agent.step == 9
     assert asked == [(5, 40), (5, 40), (3, 40)]
@@ -278,7 +278,7 @@ def test_restarts_from_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None
     agent = make(**settings)
     errors = iter([0.1, 5.0, 5.0, 5.0, 5.0])
     monkeypatch.setattr(
-        "tapehead.agents.backprop.evaluate_all",
+        "tapehead.agents.learning.evaluate_all",
         lambda *_, **__: dict.fromkeys(
             ("held_out/length 1-3/bits_wrong", "held_out/length 5/bits_wrong"), next(errors)
         ),

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import tapehead
 from tapehead.agents import BackpropAgent, BackpropOptions
-from tapehead.agents.backprop import TrainingError
 from tapehead.agents.evaluation import held_out_errors
 from tapehead.agents.evolution import EvolutionAgent, EvolutionOptions
+from tapehead.agents.learning import TrainingError
 from tapehead.agents.strategies import STRATEGIES
 from tapehead.circuits import FeedForwardCircuit
 from tapehead.core.agent import Recorder
@@ -106,7 +106,7 @@ def test_resumed_equals_unbroken(name):
         while first.step < stop:
             first.train_step()
             if first.step % SMALL["evaluate_every"] == 0:
-                first._evaluate_and_judge()
+                first.judge()
         resumed = make(name, seed=7, weights=9, recorder=kept, **settings)
         resumed.seed = 0
         resumed.load_state_dict(through_a_file(first.state_dict()))
@@ -185,15 +185,6 @@ def test_stops_at_the_target_and_goes_on_with_a_lower_one():
     further.load_state_dict(agent.state_dict())
     further.fit()
     assert further.step == 5
-
-
-def test_a_target_is_confirmed_on_other_sequences():
-    agent = make(generations=3, target_error=10.0, confirmation_sequences=9)
-    asked = []
-    evaluate = agent.evaluate
-    agent.evaluate = lambda *args, **kwargs: asked.append((args, kwargs)) or evaluate(*args, **kwargs)
-    agent.fit()
-    assert asked == [((), {}), ((9,), {"confirmation": True})]
 
 
 def test_stops_when_asked_and_saves():

@@ -1,0 +1,237 @@
+"""What all agents that learn share: evaluation on held-out sets, targets, checkpoints, stopping and going on."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from ..core.agent import Agent, Recorder
+from ..core.circuit import Circuit
+from ..core.env import Env
+from ..core.options import Options
+from .evaluation import check_fit, check_keys, check_state, evaluate, evaluate_all, held_out_errors, show_episodes
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the last good state has been saved."""
+
+
+class LearningOptions(Options):
+    """Options of every agent that learns."""
+
+    batch_size: int = Field(16, ge=1)
+    """Sequences per step; in a population every member answers them all."""
+    log_every: int = Field(50, ge=1)
+    """Steps between rows of training metrics."""
+    evaluate_every: int = Field(500, ge=1)
+    """Steps between evaluations on the held-out sets."""
+    evaluation_sequences: int = Field(128, ge=1)
+    """Sequences of each held-out set."""
+    evaluation_batch_size: int = Field(64, ge=1)
+    checkpoint_every: int = Field(500, ge=1)
+    """Steps between checkpoints."""
+    target_error: float | None = Field(None, ge=0)
+    """Stop once the held-out error on the training range is at or under this."""
+    target_error_beyond: float | None = Field(None, ge=0)
+    """Stop only once the error on every held-out set beyond the training range is at or under this, too."""
+    confirmation_sequences: int | None = Field(None, ge=1)
+    """Other sequences of each held-out set on which the target errors must hold as well before the run stops."""
+    best_by: Literal["trained", "all"] = "trained"
+    """Whether ``best`` is the checkpoint with the lowest error on the training range, or on average over all sets."""
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> LearningOptions:
+        if self.target_error_beyond is not None and self.target_error is None:
+            raise ValueError("target_error_beyond: needs target_error, the error on the training range, as well")
+        return self
+
+
+class LearningAgent(Agent):
+    """Steps until the target is reached; subclasses say what a step is and what must be remembered for it."""
+
+    unit: ClassVar[str] = "step"
+    """What one call of :meth:`train_step` is called in messages."""
+
+    options: LearningOptions
+
+    def __init__(
+        self, env: Env, circuit: Circuit, options: LearningOptions, *, seed: int, recorder: Recorder | None
+    ) -> None:
+        """
+        Args:
+            env: the task, on the circuit's device.
+            circuit: what learns; time-major.
+            options: of the agent.
+            seed: of the training sequences; held-out sequences have their own.
+            recorder: where metrics, pictures and checkpoints go; None keeps nothing.
+
+        Raises:
+            ValueError: the circuit's sizes are not the env's, or the circuit is batch-first.
+        """
+        check_fit(env, circuit)
+        self.env = env
+        self.circuit = circuit
+        self.options = options
+        self.seed = seed
+        self.recorder = recorder or Recorder()
+        self.generator = torch.Generator(env.device).manual_seed(seed)
+        self.step = 0
+        self.best_error = math.inf
+        self.last_held_out: dict[str, float] = {}
+        self.level_errors: list[float] = []
+        self.target_reached = False
+
+    @property
+    @abstractmethod
+    def last_step(self) -> int:
+        """Steps at most."""
+
+    @property
+    @abstractmethod
+    def answers_per_step(self) -> int:
+        """Sequences that are answered in a step."""
+
+    @abstractmethod
+    def train_step(self) -> dict[str, float]:
+        """Learn once; what to watch, with more of it every ``log_every`` steps.
+
+        Raises:
+            TrainingError: it cannot go on.
+        """
+
+    def keep_best(self) -> None:
+        """Called when the circuit has the lowest error so far."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out metrics, ``held_out/<set>/<metric>``; the same sequences at every call."""
+        self.circuit.eval()
+        return evaluate_all(
+            self.env,
+            self.circuit,
+            sequences=self.options.evaluation_sequences,
+            batch_size=self.options.evaluation_batch_size,
+            seed=self.held_out_seed,
+        )
+
+    @property
+    def held_out_seed(self) -> int:
+        """Seed of the held-out sequences: never that of the training sequences."""
+        return self.seed + 1_000_003
+
+    def judge(self) -> None:
+        """Evaluate, report, move the curriculum on, save the best checkpoint, see whether the target is reached."""
+        values = self.last_held_out = self.evaluate()
+        self.target_reached = self.meets_target(values) and self._confirmed()
+        self.recorder.metrics(self.step, values)
+        show_episodes(self.env, self.circuit, self.recorder, self.step, self.held_out_seed)
+        if self.level_errors and self.env.advance(sum(self.level_errors) / len(self.level_errors)):
+            self.recorder.message(f"{self.unit} {self.step}: the curriculum moves on")
+        self.level_errors.clear()
+        errors = held_out_errors(self.env, values)
+        score = errors[0] if self.options.best_by == "trained" else sum(errors) / len(errors)
+        if score < self.best_error or self.target_reached:
+            self.best_error = score
+            self.keep_best()
+            self.recorder.checkpoint("best", self.state_dict())
+
+    def _limit(self, name: str) -> float:
+        """The target error of a held-out set."""
+        options = self.options
+        limit = options.target_error if name == next(iter(self.env.held_out())) else options.target_error_beyond
+        return math.inf if limit is None else limit
+
+    def meets_target(self, values: Mapping[str, float]) -> bool:
+        """Whether held-out metrics are at or under the target errors."""
+        if self.options.target_error is None:
+            return False
+        errors = zip(self.env.held_out(), held_out_errors(self.env, values), strict=True)
+        return all(error <= self._limit(name) for name, error in errors)
+
+    def _confirmed(self) -> bool:
+        """Whether the target holds on many other sequences as well; the hardest set, the last, is looked at first."""
+        options = self.options
+        if options.confirmation_sequences is None:
+            return True
+        for name, variant in reversed(self.env.held_out().items()):
+            values = evaluate(
+                variant,
+                self.circuit,
+                sequences=options.confirmation_sequences,
+                batch_size=options.evaluation_batch_size,
+                seed=self.held_out_seed + 1,
+            )
+            if values[self.env.error_metric] > self._limit(name):
+                return False
+        return True
+
+    def fit(self) -> dict[str, float]:
+        """Learn until the target is reached, the steps are used up or a stop is requested.
+
+        Returns:
+            The last held-out metrics.
+
+        Raises:
+            TrainingError: see :meth:`train_step`.
+        """
+        options = self.options
+        started, steps = time.monotonic(), 0
+        while self.step < self.last_step and not self.target_reached and not self.stop_requested:
+            values = self.train_step()
+            steps += 1
+            self.recorder.progress(self.step, self.last_step, values)
+            if self.step % options.log_every == 0:
+                now = time.monotonic()
+                values |= {"sequences_per_second": steps * self.answers_per_step / (now - started)}
+                self.recorder.metrics(self.step, {f"train/{name}": value for name, value in values.items()})
+                started, steps = now, 0
+            if self.step % options.evaluate_every == 0 or self.step == self.last_step:
+                self.judge()
+                started, steps = time.monotonic(), 0
+            if self.step % options.checkpoint_every == 0:
+                self.recorder.checkpoint("latest", self.state_dict())
+        self.recorder.checkpoint("latest", self.state_dict())
+        if self.target_reached:
+            self.recorder.message(
+                f"{self.unit} {self.step}: target reached after {self.step * self.answers_per_step:,} sequences"
+            )
+        return self.last_held_out
+
+    def test(self) -> dict[str, float]:
+        """Held-out metrics and pictures, without learning."""
+        values = self.evaluate()
+        self.recorder.metrics(self.step, values)
+        show_episodes(self.env, self.circuit, self.recorder, self.step, self.held_out_seed)
+        return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, curriculum, counters and the random state of the training sequences."""
+        return {
+            "circuit": self.circuit.state_dict(),
+            "env": self.env.state_dict(),
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "best_error": self.best_error,
+            "last_held_out": dict(self.last_held_out),
+            "level_errors": list(self.level_errors),
+            "target_reached": self.target_reached,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
+        check_keys(state, self.state_dict())
+        check_state("weight", state["circuit"], self.circuit.state_dict())
+        self.circuit.load_state_dict(state["circuit"])
+        self.env.load_state_dict(state["env"])
+        self.generator.set_state(state["generator"].cpu())
+        self.step = state["step"]
+        self.best_error = state["best_error"]
+        self.last_held_out = dict(state["last_held_out"])
+        self.level_errors = list(state["level_errors"])
+        # With another target than before, going on is what was asked for.
+        self.target_reached = state["target_reached"] and self.meets_target(self.last_held_out)
