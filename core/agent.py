@@ -18,6 +18,9 @@ class Recorder:
     ``tapehead.utils.run.Run`` writes it to a run directory and to visdom.
     """
 
+    wants_episodes: bool = False
+    """Whether :meth:`episode` does anything; tracing a circuit for nothing takes time."""
+
     def message(self, text: str) -> None:
         """One line for a person to read."""
 

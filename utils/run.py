@@ -83,6 +83,7 @@ class Run(Recorder):
         self.directory = directory
         self.options = options
         self.gif = gif
+        self.wants_episodes = options.plots != "off"
         (directory / "checkpoints").mkdir(exist_ok=True)
         (directory / "plots").mkdir(exist_ok=True)
         self.plotter = Plotter(directory, title or directory.name, options.plots, port=options.visdom_port)
@@ -163,8 +164,6 @@ class Run(Recorder):
 
     def episode(self, step: int, name: str, batch: Batch, outputs: Tensor, trace: Trace | None) -> None:
         """Draw one answered sequence."""
-        if self.options.plots == "off":
-            return
         episode = episode_from(name, batch, outputs, trace)
         self.plotter.episode(step, name, episode)
         if self.gif and episode.memory is not None:

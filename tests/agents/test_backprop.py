@@ -26,6 +26,8 @@ SMALL = {"batch_size": 4, "log_every": 2, "evaluate_every": 3, "checkpoint_every
 class Keep(Recorder):
     """Keeps everything that it is told."""
 
+    wants_episodes = True
+
     def __init__(self) -> None:
         self.messages: list[str] = []
         self.rows: list[tuple[int, dict[str, float]]] = []

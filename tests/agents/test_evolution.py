@@ -35,6 +35,8 @@ TIMED = "train/sequences_per_second"
 class Keep(Recorder):
     """Keeps everything that it is told."""
 
+    wants_episodes = True
+
     def __init__(self) -> None:
         self.messages: list[str] = []
         self.rows: list[tuple[int, dict[str, float]]] = []
