@@ -1,8 +1,9 @@
 """Watching a run while it trains: pictures in files and in visdom, drawn by another process.
 
 Training only puts things into a mailbox. A thread of this process hands them to a child process through a pipe; the
-child draws the files and talks to visdom. Whatever happens to the child or to the server, training goes on at its own
-speed: numbers pile up in the mailbox until they can be sent, pictures are dropped when too many wait.
+child draws the files and talks to visdom, on a tenth of one core. Whatever happens to the child or to the server,
+training goes on at its own speed: numbers pile up in the mailbox until they can be sent, pictures are dropped when too
+many wait.
 """
 
 from __future__ import annotations
@@ -140,7 +141,10 @@ class Plotter:
             self._changed.notify()
 
     def episode(self, step: int, name: str, episode: Episode) -> None:
-        """One answered sequence, for ``plots/<name>.png``, a copy in ``plots/history/`` and visdom."""
+        """One answered sequence, for ``plots/<name>.png``, a copy in ``plots/history/`` and visdom.
+
+        One that still waits for its turn gives way to a newer one of the same name; the last is always drawn.
+        """
         self._picture("episode", step, episode._replace(name=name))
 
     def animation(self, name: str, episode: Episode) -> None:

@@ -44,7 +44,7 @@ from .plots import (
 
 POLL_SECONDS = 0.5
 CURVES_SECONDS = 3.0
-"""Curves are redrawn at most this often, and for at most a fifth of the time."""
+"""Curves are redrawn at most this often."""
 RETRY_SECONDS = 15.0
 """A visdom server that was lost is looked for this often."""
 SAVE_SECONDS = 60.0
@@ -87,10 +87,13 @@ def file_name(name: str) -> str:
 
 
 class Schedule:
-    """Says when something is due: at least ``seconds`` apart, and busy for at most a fifth of the time."""
+    """Says when something is due: a given time after the last time, or later if it is held back."""
 
     def __init__(self, seconds: float) -> None:
-        """Due after ``seconds``."""
+        """
+        Args:
+            seconds: from one time to the next, and to the first.
+        """
         self.seconds = seconds
         self.put_off()
 
@@ -102,15 +105,26 @@ class Schedule:
         """Whether it is time."""
         return time.monotonic() >= self.due_at
 
+
+class Budget:
+    """Lets this process work on a tenth of one core, so that training has the rest."""
+
+    def __init__(self) -> None:
+        """Nothing is spent yet."""
+        self.free_at = 0.0
+
+    def left(self) -> bool:
+        """Whether there is something to spend."""
+        return time.monotonic() >= self.free_at
+
     @contextlib.contextmanager
-    def busy(self) -> Iterator[None]:
-        """Do it, and see how long it takes."""
-        start = time.monotonic()
+    def spend(self) -> Iterator[None]:
+        """Do some work; wait nine times as long as it kept the core busy before the next."""
+        start = time.process_time()
         try:
             yield
         finally:
-            end = time.monotonic()
-            self.due_at = end + max(self.seconds, 4 * (end - start))
+            self.free_at = time.monotonic() + 9 * (time.process_time() - start)
 
 
 class History:
@@ -294,17 +308,16 @@ class Visdom:
 
     def connect(self) -> str:
         """Find the server or start it; return why that failed, or an empty text."""
-        with self.retry.busy():
-            problem = self.server.ensure()
-            if problem:
-                return problem
+        problem = self.server.ensure()
+        if not problem:
             try:
                 self.client = visdom_server.client(self.settings.hostname, self.settings.port, self.settings.title)
                 self.everything()
             except visdom_server.ERRORS as error:
                 self.client = None
-                return f"the visdom server at {self.server.url} failed: {error}"
-        return ""
+                problem = f"the visdom server at {self.server.url} failed: {error}"
+        self.retry.put_off()
+        return problem
 
     def attempt(self, what: Callable[[], Any]) -> None:
         """Do something on the server; if that fails, the server is lost, and looked for again from time to time."""
@@ -482,26 +495,38 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
     if settings.mode != "files":
         visdom = start_visdom(settings)
     curves = Schedule(CURVES_SECONDS)
-
-    def draw(kind: str, step: int, episode: Episode) -> None:
-        if kind == "animation":
-            files.animation(episode)
-            return
-        files.episode(step, episode)
-        if visdom is not None:
-            visdom.episode(step, episode)
-
+    budget = Budget()
+    pictures: dict[tuple[str, str], tuple[int, Episode]] = {}
     failed = set()
 
     @contextlib.contextmanager
-    def surviving(what: str) -> Iterator[None]:
+    def drawing(what: str) -> Iterator[None]:
         # One picture that cannot be drawn must not cost all the others.
-        try:
-            yield
-        except Exception as error:
-            if what not in failed:
-                say("warning", f"{what} could not be drawn: {type(error).__name__}: {error}")
-            failed.add(what)
+        with budget.spend():
+            try:
+                yield
+            except Exception as error:
+                if what not in failed:
+                    say("warning", f"{what} could not be drawn: {type(error).__name__}: {error}")
+                failed.add(what)
+
+    def draw_curves() -> None:
+        curves.put_off()
+        with drawing("the curves"):
+            files.curves(history)
+            if visdom is not None:
+                visdom.curves(history)
+
+    def draw_picture() -> None:
+        kind, name = next(iter(pictures))
+        step, episode = pictures.pop((kind, name))
+        with drawing(f"the picture of {name}"):
+            if kind == "animation":
+                files.animation(episode)
+                return
+            files.episode(step, episode)
+            if visdom is not None:
+                visdom.episode(step, episode)
 
     open_ = True
     changed = False
@@ -519,18 +544,22 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
             visdom.text(*content)
         elif kind in ("episode", "animation"):
             step, fields = content
-            with surviving(f"the picture of {fields['name']}"):
-                draw(kind, step, Episode(**fields))
+            episode = Episode(**fields)
+            # One that waits for its turn gives way to a newer one of the same name.
+            pictures[kind, episode.name] = (step, episode)
         elif kind == "close":
             open_ = False
         if visdom is not None:
             visdom.check_files()
-        if changed and (curves.due() or not open_):
+        if changed and curves.due() and budget.left():
             changed = False
-            with surviving("the curves"), curves.busy():
-                files.curves(history)
-                if visdom is not None:
-                    visdom.curves(history)
+            draw_curves()
+        if pictures and budget.left():
+            draw_picture()
+    if changed:
+        draw_curves()
+    while pictures:
+        draw_picture()
     if visdom is not None:
         visdom.close()
 
@@ -539,5 +568,5 @@ def main(settings: str) -> None:
     """Entry of the child process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError, AttributeError):
-        os.nice(5)
+        os.nice(10)
     run(Settings(**json.loads(settings)), sys.stdin.buffer)

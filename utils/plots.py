@@ -539,7 +539,7 @@ def _scale_values(axes: Axes, curves: Sequence[Curve]) -> None:
     positive = values[values > 0]
     if not len(positive) or values.min() < 0 or positive.max() < 10 * positive.min():
         if len(values) and values.min() >= 0:
-            axes.set_ylim(bottom=0, top=None if len(positive) else 1)
+            axes.set_ylim(0, 1.08 * values.max() or 1)
         return
     if values.min() > 0:
         axes.set_yscale("log")
@@ -587,7 +587,7 @@ def curves_figure(rows: Iterable[tuple[int, Mapping[str, float]]]) -> Figure:
         if axes.get_yscale() == "linear":
             axes.ticklabel_format(axis="y", scilimits=(-3, 4))
         _thin(axes)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(which="both", labelsize=7, colors=MUTED)
         axes.yaxis.get_offset_text().set(fontsize=7, color=MUTED)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=7, frameon=False, labelcolor=INK, loc="best", handlelength=1.2)

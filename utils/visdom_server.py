@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import warnings
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
@@ -62,9 +63,12 @@ def client(hostname: str, port: int, environment: str) -> Any:
             text: str = answer.text
             return text
 
-    return Client(
-        server=f"http://{hostname}", port=port, env=environment, use_incoming_socket=False, raise_exceptions=True
-    )
+    with warnings.catch_warnings():
+        # visdom's own use of logging is out of date.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return Client(
+            server=f"http://{hostname}", port=port, env=environment, use_incoming_socket=False, raise_exceptions=True
+        )
 
 
 class Server:

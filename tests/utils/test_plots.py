@@ -122,8 +122,8 @@ def test_any_size_is_drawn(repeats: int, options: dict[str, int], tmp_path: Path
     short = episode_from("", *answered(small_dnc(**options), steps=2))
     episode = changed(short, lambda array: np.concatenate([array] * repeats))
     episode_figure(episode).savefig(tmp_path / "episode.png")
-    width, height = Image.open(tmp_path / "episode.png").size
-    assert max(width, height) < 4000
+    with Image.open(tmp_path / "episode.png") as picture:
+        assert max(picture.size) < 4000
 
 
 def test_values_that_are_not_finite_do_not_stop_the_drawing(tmp_path: Path) -> None:
