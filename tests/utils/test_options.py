@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from tapehead.envs import images
 from tapehead.utils import factory, options
 from tapehead.utils.options import OptionsError
 
@@ -26,7 +28,9 @@ def test_presets_are_valid_and_survive_a_round_trip(preset: str) -> None:
 
 
 @pytest.mark.parametrize("preset", options.preset_names())
-def test_presets_build(preset: str) -> None:
+def test_presets_build(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = torch.zeros(6000, 28, 28, dtype=torch.uint8), torch.arange(6000) % 10
+    monkeypatch.setattr(images, "load", lambda name: (pictures, pictures))
     env, circuit, agent = factory.build(parse("device=cpu", preset=preset))
     assert (circuit.input_size, circuit.output_size) == (env.input_size, env.output_size)
     assert type(agent).__name__ in factory.describe(factory.Parts(env, circuit, agent))
