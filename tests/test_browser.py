@@ -142,7 +142,16 @@ def test_the_page_shows_the_curves_and_the_memory_of_a_run(tmp_path: Path) -> No
                 "read weights",
                 "memory",
             ),
-            "dnc": ("write weights", "read weights", "usage", "allocation gates", "free gates", "read modes", "memory"),
+            "dnc": (
+                "write weights",
+                "read weights",
+                "usage",
+                "allocation",
+                "allocation gates",
+                "free gates",
+                "read modes",
+                "memory",
+            ),
         }
         for name in circuits:
             for part in parts[name]:

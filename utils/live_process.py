@@ -255,6 +255,7 @@ def episode_windows(episode: Episode) -> list[Window]:
         ("words read", heads(episode.reads), "words", "head × word"),
         ("write weights", heads(episode.write_weights), "weights", "head × slot"),
         ("read weights", heads(episode.read_weights), "weights", "head × slot"),
+        ("allocation", heads(episode.allocation_weights), "weights", "head × slot"),
         ("usage", heads(episode.usage), "weights", "slot"),
         ("write gates", heads(episode.write_gates), "bits", "head"),
         ("allocation gates", heads(episode.allocation_gates), "bits", "head"),

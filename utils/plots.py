@@ -78,6 +78,8 @@ class Episode(NamedTuple):
     """``[T, H, W]``"""
     usage: Array | None = None
     """``[T, N]``"""
+    allocation_weights: Array | None = None
+    """``[T, H, N]``"""
     free_gates: Array | None = None
     """``[T, R]``"""
     allocation_gates: Array | None = None
@@ -105,11 +107,10 @@ def episode_from(name: str, batch: Batch, outputs: Tensor, trace: Trace | None) 
     mask = first(batch.mask)
     counted = np.flatnonzero(mask)
     steps = int(counted[-1]) + 1 if len(counted) else len(mask)
-    seen = (
-        {}
-        if trace is None
-        else {part: first(value)[:steps] for part, value in trace._asdict().items() if value is not None}
-    )
+    parts = {} if trace is None else trace._asdict()
+    seen = {
+        part: first(value)[:steps] for part, value in parts.items() if value is not None and part in Episode._fields
+    }
     return Episode(
         name,
         first(batch.inputs)[:steps],
@@ -406,7 +407,11 @@ def episode_figure(episode: Episode) -> Figure:
         episode.outputs,
     )
     addressing = (
-        [*_weights("write weights", episode.write_weights, slots), *_usage(episode.usage, slots)],
+        [
+            *_weights("write weights", episode.write_weights, slots),
+            *_weights("allocation", episode.allocation_weights, slots),
+            *_usage(episode.usage, slots),
+        ],
         _weights("read weights", episode.read_weights, slots),
     )
     blocks = [

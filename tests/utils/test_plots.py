@@ -99,7 +99,13 @@ def test_the_picture_has_a_panel_for_each_part_there_is() -> None:
     assert {"write weights", "read weights", "words written", "words read", "memory at the end"} < set(ntm)
     assert "usage" not in ntm
     dnc = titles(episode_from("", *answered(small_dnc())))
-    assert {"usage", "gates", "read modes: backward, content, forward", "read weights, head 2 of 2"} < set(dnc)
+    assert {
+        "usage",
+        "allocation",
+        "gates",
+        "read modes: backward, content, forward",
+        "read weights, head 2 of 2",
+    } < set(dnc)
 
 
 def test_panels_share_the_time_axis() -> None:
