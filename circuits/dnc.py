@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from ..core.accessors import DynamicAccessor
+from ..core.addressing import allocation_weights
+from ..core.circuit import CircuitState, Trace
 from ..core.controllers import AnyControllerOptions, Controller, LSTMOptions
 from .memory_augmented import MemoryAugmentedCircuit, MemoryAugmentedOptions, build_controller
 
@@ -95,3 +98,12 @@ class DNC(MemoryAugmentedCircuit):
             usage_gradient=usage_gradient,
         )
         super().__init__(input_size, output_size, built, accessor, clip=clip, batch_first=batch_first, backend=backend)
+
+    def run_traced(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Trace]:
+        """Like :meth:`run`, step by step, and records what the heads did and where they would have allocated."""
+        outputs, state, trace = super().run_traced(inputs, state)
+        assert trace.usage is not None and trace.allocation_gates is not None and trace.write_gates is not None
+        # A pure function of what is recorded, so all steps at once.
+        gates = trace.allocation_gates * trace.write_gates
+        allocation = allocation_weights(trace.usage.flatten(0, 1), gates.flatten(0, 1))
+        return outputs, state, trace._replace(allocation_weights=allocation.unflatten(0, trace.usage.shape[:2]))

@@ -61,6 +61,8 @@ class Trace(NamedTuple):
     """``[T, B, H, W]``"""
     usage: Tensor | None = None
     """``[T, B, N]`` (DNC)"""
+    allocation_weights: Tensor | None = None
+    """Where each write head would allocate, ``[T, B, H, N]`` (DNC)"""
     free_gates: Tensor | None = None
     """``[T, B, R]`` (DNC)"""
     allocation_gates: Tensor | None = None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tapehead import DNC, NTM, detach, map_state
 from tapehead.circuits import MemoryAugmentedCircuit
+from tapehead.core import addressing
 
 IMPROVED = {"masked_content": True, "memory_wipe": True, "link_sharpening": True, "squash": "tanh"}
 CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {
@@ -169,6 +170,7 @@ def test_trace_shapes_and_same_results_as_without(name, backend):
             "usage": (slots,),
             "free_gates": (reads,),
             "allocation_gates": (writes,),
+            "allocation_weights": (writes, slots),
             "write_gates": (writes,),
             "read_modes": (reads, 1 + 2 * writes),
         }
@@ -294,3 +296,17 @@ def test_wrong_calls_are_named(name):
     for wrong in (0, -1, 2.0, True):
         with pytest.raises(ValueError, match="memory_size: got"):
             circuit.initial_state(2, memory_size=wrong)
+
+
+def test_trace_has_the_allocation_of_every_step() -> None:
+    torch.manual_seed(0)
+    circuit = DNC(3, 2, hidden_size=8, memory_size=5, word_size=4, num_writes=2, num_reads=2)
+    _, _, trace = circuit(torch.rand(6, 3, 3), trace=True)
+    assert trace.allocation_weights.shape == (6, 3, 2, 5)
+    for step in range(6):
+        expected = addressing.allocation_weights(
+            trace.usage[step], trace.allocation_gates[step] * trace.write_gates[step]
+        )
+        torch.testing.assert_close(trace.allocation_weights[step], expected)
+    gated = trace.write_gates * trace.allocation_gates
+    assert (gated.unsqueeze(-1) * trace.allocation_weights <= trace.write_weights + 1e-6).all()
