@@ -25,6 +25,9 @@ class FeedForwardCircuitOptions(Options):
     """Size of each hidden layer; none makes a linear map."""
     activation: Activation = "tanh"
     """Follows each hidden layer."""
+    input_mean: float = 0.0
+    """Subtracted from every input, which is then divided by ``input_std``."""
+    input_std: float = Field(1.0, gt=0)
 
 
 class FeedForwardCircuitState(NamedTuple):
@@ -43,6 +46,8 @@ class FeedForwardCircuit(Circuit):
         *,
         hidden_sizes: list[int] | tuple[int, ...] = (64,),
         activation: Activation = "tanh",
+        input_mean: float = 0.0,
+        input_std: float = 1.0,
         batch_first: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -52,6 +57,8 @@ class FeedForwardCircuit(Circuit):
             output_size: O, channels of each output step.
             hidden_sizes: size of each hidden layer; none makes a linear map.
             activation: ``tanh``, ``relu``, ``sigmoid`` or ``gelu``, after each hidden layer.
+            input_mean: subtracted from every input, which is then divided by ``input_std``.
+            input_std: above 0.
             batch_first: sequences are ``[B, T, …]`` rather than ``[T, B, …]``.
             backend: ``auto`` or ``eager``: there is no recurrence to speed up.
 
@@ -61,11 +68,20 @@ class FeedForwardCircuit(Circuit):
         super().__init__(input_size, output_size, batch_first=batch_first)
         check_choice("activation", activation, get_args(Activation))
         check_choice("backend", backend, ("auto", "eager"))
+        if not input_std > 0:
+            raise ValueError(f"input_std: got {input_std}; allowed is a number above 0")
         for size in hidden_sizes:
             check_sizes(hidden_sizes=size)
         sizes = [input_size, *hidden_sizes, output_size]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
         self.activation = activation
+        self.input_mean = input_mean
+        self.input_std = input_std
+
+    def _standardise(self, inputs: Tensor) -> Tensor:
+        if self.input_mean == 0 and self.input_std == 1:
+            return inputs
+        return (inputs - self.input_mean) / self.input_std
 
     def _activate(self, x: Tensor) -> Tensor:
         if self.activation == "gelu":
@@ -83,7 +99,7 @@ class FeedForwardCircuit(Circuit):
 
     def run(self, inputs: Tensor, state: FeedForwardCircuitState) -> tuple[Tensor, FeedForwardCircuitState]:
         """All steps at once, ``[…, I]`` -> ``[…, O]``."""
-        x = inputs
+        x = self._standardise(inputs)
         for layer in self.layers[:-1]:
             x = self._activate(layer(x))
         return self.layers[-1](x), state
@@ -98,7 +114,7 @@ class FeedForwardCircuit(Circuit):
         Returns:
             ``[T, P, B, O]``
         """
-        x = inputs.flatten(0, 1)
+        x = self._standardise(inputs).flatten(0, 1)
         last = len(self.layers) - 1
         for index in range(last + 1):
             x = linear(x, parameters[f"layers.{index}.weight"], parameters[f"layers.{index}.bias"])

@@ -28,6 +28,18 @@ def test_sizes_of_the_genreg_network():
     assert Layout.of(circuit).size == 50_890
 
 
+def test_inputs_are_standardised_for_one_and_for_many():
+    torch.manual_seed(0)
+    plain = FeedForwardCircuit(4, 3)
+    circuit = FeedForwardCircuit(4, 3, input_mean=0.5, input_std=0.25)
+    circuit.load_state_dict(plain.state_dict())
+    inputs = torch.rand(5, 2, 4)
+    expected = plain((inputs - 0.5) * 4)[0]
+    torch.testing.assert_close(circuit(inputs)[0], expected)
+    stacks = {name: parameter.detach().unsqueeze(0) for name, parameter in circuit.named_parameters()}
+    torch.testing.assert_close(circuit.run_population(stacks, inputs)[:, 0], expected)
+
+
 def test_batch_first_and_trace():
     circuit = FeedForwardCircuit(4, 3, batch_first=True)
     outputs, _, trace = circuit(torch.randn(2, 5, 4), trace=True)
@@ -47,6 +59,7 @@ def test_learns_by_backprop_as_well():
         ({"hidden_sizes": [0]}, "hidden_sizes: got 0"),
         ({"hidden_sizes": [4, True]}, "hidden_sizes: got True"),
         ({"activation": "step"}, "activation: got 'step'; allowed: tanh, relu, sigmoid, gelu"),
+        ({"input_std": 0.0}, "input_std: got 0.0; allowed is a number above 0"),
         ({"backend": "triton"}, "backend: got 'triton'; allowed: auto, eager"),
     ],
 )
