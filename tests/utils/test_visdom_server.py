@@ -22,7 +22,8 @@ from tapehead.utils.visdom_server import Server
 
 needs_visdom = pytest.mark.skipif(importlib.util.find_spec("visdom") is None, reason="visdom is not installed")
 
-FAKE_NPM = """#!{python}
+FAKE_NPM = """#!/bin/sh
+"exec" "{python}" "$0" "$@"  # for the shell; to Python a string. A path with spaces cannot stand in the first line.
 import pathlib, shutil, sys
 if "--fail" in {mode!r}:
     sys.exit("npm error: no network")
