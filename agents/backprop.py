@@ -177,7 +177,7 @@ class BackpropAgent(LearningAgent):
         return total, torch.cat(outputs)
 
     def train_step(self) -> dict[str, float]:
-        """One update; loss, learning rate and gradient norm, with the env's metrics every ``log_every`` steps.
+        """One update; objective, learning rate and gradient norm, with the env's metrics every ``log_every`` steps.
 
         Raises:
             TrainingError: too many steps in a row had a loss or gradient that was not finite.
@@ -195,7 +195,7 @@ class BackpropAgent(LearningAgent):
         norm = float(nn.utils.clip_grad_norm_(self.circuit.parameters(), options.clip_norm or math.inf))
         rate = self.learning_rate(self.step)
         self.step += 1
-        values = {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
+        values = {"objective": loss, "gradient_norm": norm, "learning_rate": rate}
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._skip(loss, norm)
             return values
@@ -204,7 +204,7 @@ class BackpropAgent(LearningAgent):
             group["lr"] = rate
         self.optimiser.step()
         if self.step % options.log_every == 0:
-            values |= self.env.metrics(outputs, batch) | {"loss": loss, "bad_steps": float(self.bad_steps)}
+            values |= self.env.metrics(outputs, batch) | {"bad_steps": float(self.bad_steps)}
             self.level_errors.append(values[self.env.error_metric])
         return values
 

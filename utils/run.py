@@ -179,7 +179,7 @@ class Run(Recorder):
             self._warn_once(f"checkpoint {name}", error)
 
 
-HIDDEN_VALUES = ("gradient_norm", "learning_rate")
+HIDDEN_VALUES = ("objective", "gradient_norm", "learning_rate", "bad_steps")
 """Numbers that the progress bar leaves to the curves."""
 
 

@@ -82,7 +82,7 @@ def test_resumed_equals_unbroken(tmp_path: Path, circuit: str, optimiser: str) -
             values = first.train_step()
             if first.step % first.options.evaluate_every == 0:
                 first.judge()
-        assert math.isfinite(values["loss"])
+        assert math.isfinite(values["objective"])
         path = tmp_path / "latest.pt"
         checkpoint.save(path, first.state_dict())
         rest = Keep()
@@ -128,7 +128,7 @@ def test_reports_what_it_promises() -> None:
     last = agent.fit()
     assert [step for step, values in kept.rows if "train/loss" in values] == [2, 4, 6]
     assert [step for step, values in kept.rows if "held_out/length 5/bits_wrong" in values] == [3, 6]
-    expected = {"loss", "bits_wrong", "gradient_norm", "learning_rate", "bad_steps"}
+    expected = {"loss", "objective", "bits_wrong", "gradient_norm", "learning_rate", "bad_steps"}
     assert {name.removeprefix("train/") for name in kept.rows[0][1]} == expected
     assert kept.episodes == [(3, "length 1-3"), (3, "length 5"), (6, "length 1-3"), (6, "length 5")]
     assert [name for name, _ in kept.states].count("latest") == 2
@@ -205,7 +205,7 @@ def test_bad_steps_are_skipped_counted_and_reported(monkeypatch: pytest.MonkeyPa
         before = {name: value.clone() for name, value in agent.circuit.state_dict().items()}
         values = agent.train_step()
         moved = not same(before, agent.circuit.state_dict())
-        assert moved == math.isfinite(values["loss"])
+        assert moved == math.isfinite(values["objective"])
     assert agent.bad_steps == 3
     assert sum("not finite, step skipped" in message for message in kept.messages) == 3
 
