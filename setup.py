@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 import runpy
 from pathlib import Path
@@ -27,10 +28,17 @@ class BuildPackage(build_py):
 class BuildNative(build_ext):
     """Builds the native backend where it can; without a C++ compiler the install goes on and says so."""
 
+    def finalize_options(self) -> None:
+        """Build the variants side by side."""
+        super().finalize_options()
+        self.parallel = self.parallel or True
+
     def build_extension(self, ext: Extension) -> None:
         """Build one variant, or warn."""
+        builder = copy.copy(self)
+        builder.build_temp = str(Path(self.build_temp, ext.name))  # all variants have the same source
         try:
-            super().build_extension(ext)
+            super(BuildNative, builder).build_extension(ext)
         except Exception as error:  # no compiler, or one that lacks what the source needs: the others may still work
             self.warn(f"{ext.name} is not built ({error}); the other backends serve")
 

@@ -46,8 +46,10 @@ class Tensors(ctypes.Structure):
         ("last_state", ctypes.c_void_p * MOST_LEAVES),
         *((name, ctypes.c_void_p) for name in ("records", "tape", "d_features", "d_last_cell")),
         ("d_last_state", ctypes.c_void_p * MOST_LEAVES),
-        *((name, ctypes.c_void_p) for name in ("d_gates", "d_interface", "d_first", "d_cell")),
+        *((name, ctypes.c_void_p) for name in ("d_first", "d_cell")),
         ("d_state", ctypes.c_void_p * MOST_LEAVES),
+        *((name, ctypes.c_void_p) for name in ("d_inputs", "d_weight", "d_bias")),
+        *((name, ctypes.c_void_p) for name in ("d_interface_weight", "d_interface_bias")),
     ]
 
 
@@ -82,11 +84,11 @@ def load(level: int | None = None) -> ctypes.CDLL | str:
     return library
 
 
-def sizes(library: ctypes.CDLL, accessor: str, problem: Problem, dtype: torch.dtype) -> tuple[int, int, int]:
-    """Elements of the records and of the tape, and of one vector."""
-    out = (ctypes.c_int64 * 3)()
+def sizes(library: ctypes.CDLL, accessor: str, problem: Problem, dtype: torch.dtype) -> tuple[int, int]:
+    """Elements of the records and of the tape."""
+    out = (ctypes.c_int64 * 2)()
     getattr(library, f"{accessor}_{_type_name(dtype)}_sizes")(ctypes.byref(problem), out)
-    return out[0], out[1], out[2]
+    return out[0], out[1]
 
 
 def call(library: ctypes.CDLL, accessor: str, direction: str, problem: Problem, dtype: torch.dtype, x: Tensors) -> None:

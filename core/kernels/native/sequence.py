@@ -15,7 +15,7 @@ from .library import Problem, Tensors, address
 BLOCK = 16
 """Rows of the batch that go through the sequence together; enough for the products, few enough for the cache."""
 
-KEEP_EVERY = 4
+KEEP_EVERY = 6
 """Steps between two stored memories."""
 
 
@@ -67,7 +67,7 @@ def run_sequence(
     if problem.training:
         results = _Sequence.apply(accessor, problem, *arguments)  # type: ignore[no-untyped-call]
     else:
-        _, features, _, _, last_cell, leaves = _forward(accessor, problem, *arguments)
+        _, features, _, last_cell, leaves = _forward(accessor, problem, *arguments)
         results = (features[1:], last_cell, *leaves)
     return results[0], results[1], tuple(results[2:])
 
@@ -85,10 +85,11 @@ def _forward(accessor: str, problem: Problem, *arguments: Tensor | None) -> tupl
     inputs, weight, bias, interface_weight, interface_bias, first, cell, *state = given
     loaded = _library()
     dtype = inputs.dtype
-    record_size, tape_size, _ = library.sizes(loaded, accessor, problem, dtype)
+    record_size, tape_size = library.sizes(loaded, accessor, problem, dtype)
     features = inputs.new_empty(problem.steps + 1, *first.shape)
     features[0] = first
-    records, tape = inputs.new_empty(record_size), inputs.new_empty(tape_size)
+    # One block, not two: what malloc gave and got back in one piece it keeps for the next call.
+    workspace = inputs.new_empty(record_size + tape_size)
     last_cell = None if cell is None else torch.empty_like(cell)
     last_state = [torch.empty_like(leaf) for leaf in state]
     x = Tensors(
@@ -100,83 +101,60 @@ def _forward(accessor: str, problem: Problem, *arguments: Tensor | None) -> tupl
         features=address(features),
         cell=address(cell),
         last_cell=address(last_cell),
-        records=address(records),
-        tape=address(tape),
+        records=address(workspace),
+        tape=workspace.data_ptr() + record_size * workspace.element_size(),
     )
     for i, (leaf, last) in enumerate(zip(state, last_state, strict=True)):
         x.state[i], x.last_state[i] = address(leaf), address(last)
     library.call(loaded, accessor, "forward", problem, dtype, x)
-    return given, features, records, tape, last_cell, last_state
+    return given, features, workspace, last_cell, last_state
 
 
 class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, accessor: str, problem: Problem, *arguments: Tensor | None) -> tuple[Tensor | None, ...]:
-        given, features, records, tape, last_cell, last_state = _forward(accessor, problem, *arguments)
-        ctx.accessor, ctx.problem, ctx.has_cell = accessor, problem, last_cell is not None
+        given, features, workspace, last_cell, last_state = _forward(accessor, problem, *arguments)
+        ctx.accessor, ctx.problem = accessor, problem
         ctx.leaf_shapes = [leaf.shape for leaf in last_state]
         ctx.set_materialize_grads(False)
         inputs, weight, _, interface_weight, *_ = given
-        ctx.save_for_backward(inputs, weight, interface_weight, features, records, tape)
+        ctx.save_for_backward(inputs, weight, interface_weight, features, workspace)
         return (features[1:], last_cell, *last_state)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         problem: Problem = ctx.problem
-        inputs, weight, interface_weight, features, records, tape = ctx.saved_tensors
-        (for_inputs, for_weight, for_bias, for_interface_weight, for_interface_bias, *_) = ctx.needs_input_grad[2:]
+        inputs, weight, interface_weight, features, workspace = ctx.saved_tensors
         d_features, d_last_cell, *d_last_state = (None if d is None else d.contiguous() for d in gradients)
-        loaded = _library()
-        _, _, lanes = library.sizes(loaded, ctx.accessor, problem, inputs.dtype)
-        steps, batch, hidden = problem.steps, problem.batch, problem.hidden
-        gates = weight.shape[0]
-        seen = weight.shape[1] - problem.inputs
-        d_gates = inputs.new_empty(steps * batch, -(-gates // lanes) * lanes)
-        d_interface = inputs.new_empty(steps * batch, -(-problem.interface // lanes) * lanes)
-        d_first = inputs.new_empty(features.shape[1:])
-        d_cell = inputs.new_empty(batch, hidden) if ctx.has_cell else None
-        d_state = [
-            inputs.new_empty(shape) if needed else None
-            for shape, needed in zip(ctx.leaf_shapes, ctx.needs_input_grad[9:], strict=True)
+        wanted = ctx.needs_input_grad[2:]
+        shapes = [
+            *(inputs.shape, weight.shape, weight.shape[:1], interface_weight.shape, interface_weight.shape[:1]),
+            features.shape[1:],
+            (problem.batch, problem.hidden),
+            *ctx.leaf_shapes,
         ]
+        made = [inputs.new_empty(shape) if want else None for shape, want in zip(shapes, wanted, strict=True)]
+        d_inputs, d_weight, d_bias, d_interface_weight, d_interface_bias, d_first, d_cell, *d_state = made
+        record_size, _ = library.sizes(_library(), ctx.accessor, problem, inputs.dtype)
         x = Tensors(
             inputs=address(inputs),
             weight=address(weight),
             interface_weight=address(interface_weight),
             features=address(features),
-            records=address(records),
-            tape=address(tape),
+            records=address(workspace),
+            tape=workspace.data_ptr() + record_size * workspace.element_size(),
             d_features=address(d_features),
             d_last_cell=address(d_last_cell),
-            d_gates=address(d_gates),
-            d_interface=address(d_interface),
             d_first=address(d_first),
             d_cell=address(d_cell),
+            d_inputs=address(d_inputs),
+            d_weight=address(d_weight),
+            d_bias=address(d_bias),
+            d_interface_weight=address(d_interface_weight),
+            d_interface_bias=address(d_interface_bias),
         )
         for i, (last, first) in enumerate(zip(d_last_state, d_state, strict=True)):
             x.d_last_state[i], x.d_state[i] = address(last), address(first)
-        library.call(loaded, ctx.accessor, "backward", problem, inputs.dtype, x)
-
-        # The gradients of the weights are sums over all steps: one large product each.
-        d_gates, d_interface = d_gates[:, :gates], d_interface[:, : problem.interface]
-        d_weight = d_inputs = d_interface_weight = None
-        if for_weight:
-            last_features = features[:-1].flatten(0, 1)[:, features.shape[2] - seen :]
-            d_weight = torch.cat([d_gates.t() @ last_features, d_gates.t() @ inputs.flatten(0, 1)], dim=1)
-        if for_inputs:
-            d_inputs = (d_gates @ weight[:, seen:]).view_as(inputs)
-        if for_interface_weight:
-            d_interface_weight = d_interface.t() @ features[1:].flatten(0, 1)[:, :hidden]
-        return (
-            None,
-            None,
-            d_inputs,
-            d_weight,
-            d_gates.sum(0) if for_bias else None,
-            d_interface_weight,
-            d_interface.sum(0) if for_interface_bias else None,
-            d_first,
-            d_cell,
-            *d_state,
-        )
+        library.call(_library(), ctx.accessor, "backward", problem, inputs.dtype, x)
+        return (None, None, *made)

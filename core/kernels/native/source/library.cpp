@@ -17,13 +17,12 @@ template <class F> int status(F&& body) {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #define INTERFACE(NAME, TYPE, ACCESSOR)                                                                              \
-    /* Values in all records and on the tape, and the vectors' lanes. */                                             \
+    /* Values in all records and on the tape. */                                                                     \
     EXPORT void NAME##_sizes(const native::Problem* p, int64_t* sizes) {                                             \
         using Accessor = native::ACCESSOR<TYPE>;                                                                     \
         const native::Records<TYPE> records(*p, nullptr, Accessor::record_size(*p));                                 \
         sizes[0] = records.ring * p->batch * records.size;                                                           \
         sizes[1] = Accessor::tape_size(*p);                                                                          \
-        sizes[2] = native::LANES<TYPE>;                                                                              \
     }                                                                                                                \
     EXPORT int NAME##_forward(const native::Problem* p, const native::Tensors<TYPE>* x) {                            \
         return native::status([&] { native::forward<TYPE, native::ACCESSOR<TYPE>>(*p, *x); });                       \

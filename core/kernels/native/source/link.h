@@ -7,10 +7,11 @@
 
 namespace native {
 
+// Rows of the matrix that are worked on together, as many as the registers hold.
 #if defined(__AVX512F__)
-constexpr int LINK_ROWS = 4;  // rows of the matrix that are worked on together
+constexpr int LINK_ROWS = 4, LINK_ROWS_BACKWARD = 2;
 #else
-constexpr int LINK_ROWS = 2;
+constexpr int LINK_ROWS = 2, LINK_ROWS_BACKWARD = 1;
 #endif
 
 // Write weights of a step and the precedence before it.
@@ -21,7 +22,11 @@ template <class T> struct LinkUpdate {
 // ROWS vectors of the matrix from row i and column j on, after some updates; the diagonal is not yet zero.
 template <class T, int ROWS>
 inline void load_links(const T* stored, int N, int i, int j, const LinkUpdate<T>* updates, int count, Vec<T>* x) {
-    for (int r = 0; r < ROWS; r++) x[r] = load(stored + (size_t)(i + r) * N + j);
+    for (int r = 0; r < ROWS; r++) {
+        const T* here = stored + (size_t)(i + r) * N + j;
+        x[r] = load(here);
+        __builtin_prefetch(here + (size_t)ROWS * N);
+    }
     for (int u = 0; u < count; u++) {
         const Vec<T> w = load(updates[u].weights + j), p = load(updates[u].precedence + j);
         for (int r = 0; r < ROWS; r++) {
@@ -32,13 +37,14 @@ inline void load_links(const T* stored, int N, int i, int j, const LinkUpdate<T>
 }
 template <class T, int ROWS> inline void zero_diagonal(int i, int j, Vec<T>* x) {
     if (i + ROWS <= j || i >= j + LANES<T>) return;
-    for (int r = 0; r < ROWS; r++)
-        if (i + r >= j && i + r < j + LANES<T>) x[r][i + r - j] = 0;
+    // By comparison: an index that is no constant would force the vectors into memory.
+    const Vec<T> lanes = lane_numbers<T>();
+    for (int r = 0; r < ROWS; r++) x[r] = lanes == T(i + r - j) ? Vec<T>{} : x[r];
 }
 // Calls body(std::integral_constant<int, rows>, first row).
-template <class F> inline void row_groups(int count, F&& body) {
+template <int MOST, class F> inline void row_groups(int count, F&& body) {
     int i = 0;
-    for (; i + LINK_ROWS <= count; i += LINK_ROWS) body(std::integral_constant<int, LINK_ROWS>{}, i);
+    for (; i + MOST <= count; i += MOST) body(std::integral_constant<int, MOST>{}, i);
     for (; i < count; i++) body(std::integral_constant<int, 1>{}, i);
 }
 
@@ -54,7 +60,7 @@ void follow_links(const Slots<T>& slots, const T* stored, T* out, const LinkUpda
         const T* reading = read_weights + (size_t)first * N;
         T *ahead = forward + (size_t)first * N, *behind = backward + (size_t)first * N;
         T* store_to = first + K == reads ? out : nullptr;  // in the last group, since out may be stored
-        row_groups(slots.count, [&](auto rows, int i) {
+        row_groups<LINK_ROWS>(slots.count, [&](auto rows, int i) {
             constexpr int ROWS = rows;
             Vec<T> sums[ROWS][K] = {};
             for (int j = 0; j < N; j += LANES<T>) {
@@ -95,7 +101,7 @@ void follow_links_backward(const Slots<T>& slots, const T* stored, const LinkUpd
         const T *reading = read_weights + offset, *d_ahead = d_forward + offset, *d_behind = d_backward + offset;
         T* d_reading = d_read_weights + offset;
         const bool last_group = first + K == reads;
-        row_groups(slots.count, [&](auto rows, int i) {
+        row_groups<LINK_ROWS_BACKWARD>(slots.count, [&](auto rows, int i) {
             constexpr int ROWS = rows;
             Vec<T> for_reading[ROWS][K] = {}, for_weights[ROWS] = {};
             for (int j = 0; j < N; j += LANES<T>) {
@@ -107,7 +113,9 @@ void follow_links_backward(const Slots<T>& slots, const T* stored, const LinkUpd
                     const T row = update.weights[i + r];
                     factor[r] = (1 - row) - w;
                     after[r] = factor[r] * before[r] + row * p;
-                    d[r] = load(d_links + (size_t)(i + r) * N + j);
+                    const T* here = d_links + (size_t)(i + r) * N + j;
+                    d[r] = load(here);
+                    __builtin_prefetch(here + (size_t)ROWS * N, 1);
                 }
                 zero_diagonal<T, ROWS>(i, j, after);
                 for (int h = 0; h < K; h++) {

@@ -1,7 +1,11 @@
 // A whole sequence, forward and backward, for a controller and any accessor. The rows of the batch are shared among
 // threads and worked on in blocks that go through all time steps, so that their memory stays in cache.
 #pragma once
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #include <atomic>
+#include <memory>
 #include <new>
 #include <thread>
 #include <type_traits>
@@ -43,11 +47,14 @@ template <class T> struct Tensors {
     const T* d_features;  // [T, B, F]
     const T* d_last_cell;
     const T* d_last_state[MOST_LEAVES];
-    T* d_gates;      // [T, B, G rounded up to vectors]
-    T* d_interface;  // [T, B, interface rounded up to vectors]
-    T* d_first;      // [B, F]
+    T* d_first;  // [B, F]
     T* d_cell;
     T* d_state[MOST_LEAVES];
+    T* d_inputs;  // this and the rest: null if not wanted
+    T* d_weight;
+    T* d_bias;
+    T* d_interface_weight;
+    T* d_interface_bias;
 };
 
 // Large tensors of the state, stored before every keep_every-th step: index 0 is the first, the last index the last.
@@ -75,14 +82,13 @@ template <class T> struct Tape {
     }
 };
 
-// Calls body(first row, rows) for blocks of the batch on several threads; rethrows lack of memory.
-template <class F> void for_blocks(const Problem& p, F&& body) {
-    const int64_t threads = std::max<int64_t>(1, std::min(p.threads, p.batch));
+// Calls body(begin, end) for one range per thread; rethrows lack of memory.
+template <class F> void for_ranges(int64_t threads, int64_t count, F&& body) {
+    threads = std::max<int64_t>(1, std::min(threads, count));
     std::atomic<bool> failed{false};
     auto work = [&](int64_t thread) {
-        const int64_t begin = p.batch * thread / threads, end = p.batch * (thread + 1) / threads;
         try {
-            for (int64_t b = begin; b < end; b += p.block) body(b, std::min(p.block, end - b));
+            body(count * thread / threads, count * (thread + 1) / threads);
         } catch (...) {
             failed = true;
         }
@@ -98,6 +104,21 @@ template <class F> void for_blocks(const Problem& p, F&& body) {
     work(0);
     for (auto& other : others) other.join();
     if (failed) throw std::bad_alloc();
+}
+// Calls body(first row, rows) for blocks of the batch on several threads.
+template <class F> void for_blocks(const Problem& p, F&& body) {
+    for_ranges(p.threads, p.batch, [&](int64_t begin, int64_t end) {
+        for (int64_t b = begin; b < end; b += p.block) body(b, std::min(p.block, end - b));
+    });
+}
+
+// Large fresh memory costs less to enter in large pages.
+inline void prefer_large_pages(void* start, int64_t bytes) {
+#if defined(__linux__)
+    constexpr uintptr_t page = 1 << 21;
+    const uintptr_t first = ((uintptr_t)start + page - 1) / page * page, last = ((uintptr_t)start + bytes) / page * page;
+    if (last > first) madvise((void*)first, last - first, MADV_HUGEPAGE);
+#endif
 }
 
 // What every step leaves: gates, cell state, activated interface vector and the accessor's own part, for each row of
@@ -126,6 +147,8 @@ template <class T, class Accessor> void forward(const Problem& p, const Tensors<
     const Accessor accessor(p, x, records);
     const int hidden = records.hidden, features = records.features;
     const int64_t columns = records.seen + p.inputs;
+    prefer_large_pages(x.records, records.ring * p.batch * records.size * sizeof(T));
+    prefer_large_pages(x.tape, Accessor::tape_size(p) * sizeof(T));
     const Packed<T> from_features(records.seen, records.gates, x.weight, 1, columns);
     const Packed<T> from_inputs((int)p.inputs, records.gates, x.weight + records.seen, 1, columns);
     const Packed<T> to_interface(hidden, (int)p.interface, x.interface_weight, 1, hidden);
@@ -169,19 +192,25 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
     const int64_t columns = records.seen + p.inputs;
     const int64_t gate_stride = round_up<T>(records.gates), interface_stride = round_up<T>((int)p.interface);
     const int64_t carry_stride = features + LANES<T>, hidden_stride = round_up<T>(hidden);
+    // Gradients of the products: of the gates and of the interface vector, [T, B, …].
+    std::unique_ptr<T[]> d_all_gates(new T[p.steps * p.batch * gate_stride]);
+    std::unique_ptr<T[]> d_all_interfaces(new T[p.steps * p.batch * interface_stride]);
     const Packed<T> to_features(records.gates, records.seen, x.weight, columns, 1);
     const Packed<T> to_hidden((int)p.interface, hidden, x.interface_weight, hidden, 1);
     for_blocks(p, [&](int64_t b0, int64_t rows) {
         const int64_t row_size = accessor.row_scratch();
-        std::vector<T> scratch(accessor.backward_scratch()), row_scratch(rows * row_size);
+        std::vector<T> scratch(accessor.backward_scratch());
+        std::unique_ptr<T[]> row_scratch(new T[rows * row_size]);
+        prefer_large_pages(row_scratch.get(), rows * row_size * sizeof(T));
+        std::memset(row_scratch.get(), 0, rows * row_size * sizeof(T));
         std::vector<T> carries(rows * carry_stride), for_hidden(rows * hidden_stride), d_cells(rows * hidden);
         for (int64_t i = 0; i < rows; i++) {
             if (x.d_last_cell) std::memcpy(&d_cells[i * hidden], x.d_last_cell + (b0 + i) * hidden, hidden * sizeof(T));
             accessor.begin_backward(b0 + i, &row_scratch[i * row_size]);
         }
         for (int64_t t = p.steps - 1; t >= 0; t--) {
-            T* d_interface = x.d_interface + (t * p.batch + b0) * interface_stride;
-            T* d_gates = x.d_gates + (t * p.batch + b0) * gate_stride;
+            T* d_interface = &d_all_interfaces[(t * p.batch + b0) * interface_stride];
+            T* d_gates = &d_all_gates[(t * p.batch + b0) * gate_stride];
             for (int64_t i = 0; i < rows; i++) {
                 T* carry = &carries[i * carry_stride];  // gradient of this step's features
                 if (x.d_features) {
@@ -205,11 +234,45 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
             product<T>((int)rows, to_features, d_gates, gate_stride, &carries[records.skipped], carry_stride, true);
         }
         for (int64_t i = 0; i < rows; i++) {
-            std::memcpy(x.d_first + (b0 + i) * features, &carries[i * carry_stride], features * sizeof(T));
+            if (x.d_first)
+                std::memcpy(x.d_first + (b0 + i) * features, &carries[i * carry_stride], features * sizeof(T));
             if (x.d_cell) std::memcpy(x.d_cell + (b0 + i) * hidden, &d_cells[i * hidden], hidden * sizeof(T));
             accessor.finish_backward(b0 + i, &row_scratch[i * row_size]);
         }
     });
+
+    // The gradients of the weights are sums over all steps, in a fixed order whatever the threads.
+    const int64_t count = p.steps * p.batch;
+    const T *d_gates = d_all_gates.get(), *d_interfaces = d_all_interfaces.get();
+    for_ranges(p.threads, records.gates, [&](int64_t begin, int64_t end) {
+        const int first = (int)begin, last = (int)end;
+        if (x.d_bias) sum_of_rows(count, d_gates, gate_stride, first, last, x.d_bias);
+        if (!x.d_weight) return;
+        sum_of_products<T>(count, d_gates, gate_stride, first, last, x.features + records.skipped, features,
+                           records.seen, x.d_weight, columns);
+        sum_of_products<T>(count, d_gates, gate_stride, first, last, x.inputs, p.inputs, (int)p.inputs,
+                           x.d_weight + records.seen, columns);
+    });
+    for_ranges(p.threads, p.interface, [&](int64_t begin, int64_t end) {
+        const int first = (int)begin, last = (int)end;
+        if (x.d_interface_bias) sum_of_rows(count, d_interfaces, interface_stride, first, last, x.d_interface_bias);
+        if (x.d_interface_weight)
+            sum_of_products<T>(count, d_interfaces, interface_stride, first, last, x.features + p.batch * features,
+                               features, hidden, x.d_interface_weight, hidden);
+    });
+    if (x.d_inputs) {
+        const Packed<T> to_inputs(records.gates, (int)p.inputs, x.weight + records.seen, columns, 1);
+        for_ranges(p.threads, count, [&](int64_t begin, int64_t end) {
+            const int64_t width = round_up<T>((int)p.inputs);
+            std::vector<T> rows(8 * width);
+            for (int64_t i = begin; i < end; i += 8) {
+                const int64_t some = std::min<int64_t>(8, end - i);
+                product<T>((int)some, to_inputs, d_gates + i * gate_stride, gate_stride, rows.data(), width, false);
+                for (int64_t j = 0; j < some; j++)
+                    std::memcpy(x.d_inputs + (i + j) * p.inputs, &rows[j * width], p.inputs * sizeof(T));
+            }
+        });
+    }
 }
 
 }  // namespace native

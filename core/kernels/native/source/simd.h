@@ -10,6 +10,9 @@
 #include <immintrin.h>
 #endif
 
+// The compiler would call them, and pass every constant through memory.
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
 namespace native {
 
 #if defined(__AVX512F__)
@@ -137,7 +140,7 @@ inline Floats square_root(Floats x) {
     return x;
 #endif
 }
-inline Floats exponential(Floats x) {
+ALWAYS_INLINE Floats exponential(Floats x) {
     const Floats lowest = splat(-87.3f);
     const Floats given = x;
     x = at_most(at_least(x, lowest), splat(88.3f));
@@ -156,7 +159,7 @@ inline Floats exponential(Floats x) {
     return given < lowest ? Floats{} : p;
 }
 // x > 0 and not subnormal.
-inline Floats logarithm(Floats x) {
+ALWAYS_INLINE Floats logarithm(Floats x) {
     Bits bits = (Bits)x;
     const Bits exponent = (bits >> 23) - 126;
     bits = (bits & 0x007fffff) | 0x3f000000;
@@ -178,7 +181,7 @@ inline Floats logarithm(Floats x) {
     const Floats result = m + p + e * 0.693359375f;
     return x == x ? result : x;
 }
-inline Floats hyperbolic(Floats x) {
+ALWAYS_INLINE Floats hyperbolic(Floats x) {
     const Floats z = x * x;
     Floats p = splat(-5.70498872745E-3f);
     p = p * z + 2.06390887954E-2f;
@@ -188,15 +191,15 @@ inline Floats hyperbolic(Floats x) {
     const Floats large = 2.f / (1.f + exponential(-2.f * x)) - 1.f;
     return z < 0.390625f ? p * z * x + x : large;
 }
-inline Floats softplus(Floats x) {
+ALWAYS_INLINE Floats softplus(Floats x) {
     const Floats e = exponential(x), u = 1.f + e;
     const Floats log1p = u == 1.f ? e : logarithm(u) * (e / (u - 1.f));
     return x > 20.f ? x : log1p;
 }
-inline Floats softplus_slope(Floats s) {
+ALWAYS_INLINE Floats softplus_slope(Floats s) {
     return s < 0.01f ? s * (1.f - s * (0.5f - s * (1.f / 6))) : 1.f - exponential(-s);
 }
 
-template <class V> inline V logistic(V x) { return 1 / (1 + exponential(-x)); }
+template <class V> ALWAYS_INLINE V logistic(V x) { return 1 / (1 + exponential(-x)); }
 
 }  // namespace native

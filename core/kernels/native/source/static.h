@@ -38,11 +38,16 @@ template <class T> class StaticAccessor {
         }
         close_ring(out);
     }
+    // Σ_i s[i] * w[i * step], where w are vectors of slots.
+    Vec<T> weighted(const T* s, const T* w, int step) const {
+        if (shifts == 3) return s[0] * load(w) + s[1] * load(w + step) + s[2] * load(w + 2 * step);
+        Vec<T> sum{};
+        for (int i = 0; i < shifts; i++) sum += s[i] * load(w + i * step);
+        return sum;
+    }
     // Shifted weighting at slots n … (NTM eq. 8).
     Vec<T> shifted(const T* s, const T* on_ring, int n) const {
-        Vec<T> sum{};
-        for (int i = 0; i < shifts; i++) sum += s[i] * load(on_ring + n + shift_range - i);
-        return sum;
+        return weighted(s, on_ring + n + shift_range, -1);
     }
 
     // The memories inside the segment that ends with step t.
@@ -188,9 +193,7 @@ template <class T> class StaticAccessor {
             small_softmax_backward(shifts, s, d_s);
             close_ring(d_ring);
             for (int n = 0; n < N; n += LANES<T>) {
-                Vec<T> d_gated{};
-                for (int i = 0; i < shifts; i++) d_gated += s[i] * load(d_ring + n - shift_range + i);
-                d_gated = slots.masked(n, d_gated);
+                const Vec<T> d_gated = slots.masked(n, weighted(s, d_ring + n - shift_range, 1));
                 for_gate += d_gated * (load(c + n) - load(previous + n));
                 store(d_c + n, g * d_gated);
                 store(d_w + n, (1 - g) * d_gated);
