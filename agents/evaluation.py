@@ -49,7 +49,7 @@ def evaluate_all(env: Env, circuit: Circuit, *, sequences: int, batch_size: int,
 
 @torch.no_grad()
 def show_episodes(env: Env, circuit: Circuit, recorder: Recorder, step: int, seed: int) -> None:
-    """Hand one answered sequence of the first and of the last held-out set to a recorder that draws them, with its trace."""
+    """Hand a recorder that draws one answered sequence, with its trace, of the first and of the last held-out set."""
     if not recorder.wants_episodes:
         return
     held_out = env.held_out()

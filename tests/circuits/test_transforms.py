@@ -80,6 +80,7 @@ def test_step_compiles_whole_and_once(name):
     assert counter.frame_count == 1
 
 
+@pytest.mark.filterwarnings("default")  # the compiler trips over its own
 @pytest.mark.slow
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("name", ["ntm", "dnc"])
