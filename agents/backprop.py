@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from ..core.agent import Recorder
 from ..core.circuit import Circuit, detach
 from ..core.env import Batch, Env
+from .evaluation import held_out_errors
 from .learning import LearningAgent, LearningOptions, TrainingError
 from .optimisers import TensorFlowRMSprop
 
@@ -33,9 +34,9 @@ class BackpropOptions(LearningOptions):
     final_lr: float = Field(0.0, ge=0)
     restart_every: int | None = Field(None, ge=1)
     """Steps after which the schedule starts anew; null falls once, over all ``steps``."""
-    restart_from_best: bool = False
-    """Whether each new start of the schedule goes back to the best weights so far, with the optimiser as it was then:
-    a run that came apart after it had converged is then set right."""
+    recover: bool = False
+    """Whether a new start of the schedule goes back to the best weights so far, with the optimiser as it was then, if
+    the last evaluation found the training range above ``target_error``: a run that had converged and came apart."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises from zero."""
     betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
@@ -63,8 +64,8 @@ class BackpropOptions(LearningOptions):
             raise ValueError(f"betas: got {list(self.betas)}; allowed are two numbers from 0 to below 1")
         if self.final_lr > self.lr:
             raise ValueError(f"final_lr: got {self.final_lr}; allowed is at most lr ({self.lr})")
-        if self.restart_from_best and self.restart_every is None:
-            raise ValueError("restart_from_best: needs restart_every, the steps after which the schedule starts anew")
+        if self.recover and (self.restart_every is None or self.target_error is None):
+            raise ValueError("recover: needs restart_every and target_error, which say when and whether to go back")
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps: got {self.warmup_steps}; allowed is less than steps ({self.steps})")
         return self
@@ -101,7 +102,7 @@ class BackpropAgent(LearningAgent):
         self.bad_steps = 0
         self.bad_steps_in_a_row = 0
         self.best: dict[str, Any] = {}
-        """Weights and optimiser at the lowest error, where ``restart_from_best`` needs them."""
+        """Weights and optimiser at the lowest error, where ``recover`` needs them."""
 
     @property
     def last_step(self) -> int:
@@ -159,6 +160,11 @@ class BackpropAgent(LearningAgent):
         since = step - self.options.warmup_steps
         return self.options.restart_every is not None and since > 0 and since % self.options.restart_every == 0
 
+    def _came_apart(self) -> bool:
+        """Whether the last evaluation found an error on the training range that the target does not allow."""
+        limit = self.options.target_error
+        return limit is not None and held_out_errors(self.env, self.last_held_out)[0] > limit
+
     def _backward(self, batch: Batch) -> tuple[float, Tensor]:
         """Accumulate the gradients of a batch; the loss and the outputs ``[T, B, O]``, detached."""
         length = batch.inputs.shape[0]
@@ -183,7 +189,8 @@ class BackpropAgent(LearningAgent):
             TrainingError: too many steps in a row had a loss or gradient that was not finite.
         """
         options = self.options
-        if options.restart_from_best and self.best and self._restarts(self.step):
+        if self.best and self._restarts(self.step) and self._came_apart():
+            self.recorder.message(f"step {self.step}: came apart, goes back to the best weights so far")
             self.circuit.load_state_dict(self.best["circuit"])
             self.optimiser.load_state_dict(copy.deepcopy(self.best["optimiser"]))
         self.circuit.train()
@@ -224,8 +231,8 @@ class BackpropAgent(LearningAgent):
             )
 
     def keep_best(self) -> None:
-        """Remember weights and optimiser, if a restart may want them."""
-        if self.options.restart_from_best:
+        """Remember weights and optimiser, if the run may have to go back to them."""
+        if self.options.recover:
             self.best = copy.deepcopy({"circuit": self.circuit.state_dict(), "optimiser": self.optimiser.state_dict()})
 
     def state_dict(self) -> dict[str, Any]:

@@ -275,10 +275,11 @@ def test_confirmation_takes_other_sequences(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(set(seeds)) == 3
 
 
-def test_restarts_from_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"steps": 9, "schedule": "linear", "restart_every": 4, "restart_from_best": True, "evaluate_every": 2}
+def test_recovers_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"steps": 13, "schedule": "linear", "restart_every": 4, "recover": True, "target_error": 0.5}
+    settings |= {"target_error_beyond": 0.0, "evaluate_every": 2}
     agent = make(**settings)
-    errors = iter([0.1, 5.0, 5.0, 5.0, 5.0])
+    errors = iter([0.1, 5.0, 5.0, 0.4, 0.4, 5.0, 5.0])
     monkeypatch.setattr(
         "tapehead.agents.learning.evaluate_all",
         lambda *_, **__: dict.fromkeys(
@@ -301,8 +302,9 @@ def test_restarts_from_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(agent.circuit, "load_state_dict", watch_load)
     agent.recorder = Watch()
     agent.fit()
-    assert [step for step, _ in loaded] == [4, 8]
+    assert [step for step, _ in loaded] == [4, 12]
     assert all(same(state, states[2]) for _, state in loaded)
+    assert sum("goes back to the best weights" in message for message in agent.recorder.messages) == 2
     assert not same(states[4], states[2])
     fresh = make(**settings)
     fresh.load_state_dict(agent.state_dict())
