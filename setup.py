@@ -56,7 +56,7 @@ def native_extensions() -> list[Extension]:
     if platform.machine().lower() in ("x86_64", "amd64"):
         avx512 = ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mprefer-vector-width=512"]
         variants |= {"_avx2": avx2, "_avx512": [*avx2, *avx512]}
-    general = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-pthread"]
+    general = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-pthread"]
     return [
         Extension(
             f"tapehead.core.kernels.native.{name}",
