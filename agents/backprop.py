@@ -66,8 +66,6 @@ class BackpropOptions(LearningOptions):
             raise ValueError(f"final_lr: got {self.final_lr}; allowed is at most lr ({self.lr})")
         if self.recover and (self.restart_every is None or self.target_error is None):
             raise ValueError("recover: needs restart_every and target_error, which say when and whether to go back")
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps: got {self.warmup_steps}; allowed is less than steps ({self.steps})")
         return self
 
 
@@ -147,7 +145,7 @@ class BackpropAgent(LearningAgent):
         options = self.options
         if step < options.warmup_steps:
             return options.lr * (step + 1) / options.warmup_steps
-        length = options.restart_every or options.steps - options.warmup_steps
+        length = options.restart_every or max(options.steps - options.warmup_steps, 1)
         fallen = (step - options.warmup_steps) % length / length
         if options.schedule == "constant":
             return options.lr

@@ -31,6 +31,7 @@ SMALL = [
     "agent.log_every=2",
     "agent.evaluate_every=5",
     "agent.checkpoint_every=5",
+    "agent.recover=false",
     "agent.target_error=null",
     "agent.target_error_beyond=null",
     "device=cpu",
