@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from ..core.agent import Recorder
 from ..core.circuit import Circuit, detach
 from ..core.env import Batch, Env
-from .evaluation import held_out_errors
 from .learning import LearningAgent, LearningOptions, TrainingError
 from .optimisers import TensorFlowRMSprop
 
@@ -34,9 +33,9 @@ class BackpropOptions(LearningOptions):
     final_lr: float = Field(0.0, ge=0)
     restart_every: int | None = Field(None, ge=1)
     """Steps after which the schedule starts anew; null falls once, over all ``steps``."""
-    recover: bool = False
-    """Whether a new start of the schedule goes back to the best weights so far, with the optimiser as it was then, if
-    the last evaluation found the training range above ``target_error``: a run that had converged and came apart."""
+    retry_every: int | None = Field(None, ge=1)
+    """Steps after which a run that has not reached its target begins again with the weights that it started from, a
+    fresh optimiser and new sequences; null never does."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises from zero."""
     betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
@@ -64,8 +63,8 @@ class BackpropOptions(LearningOptions):
             raise ValueError(f"betas: got {list(self.betas)}; allowed are two numbers from 0 to below 1")
         if self.final_lr > self.lr:
             raise ValueError(f"final_lr: got {self.final_lr}; allowed is at most lr ({self.lr})")
-        if self.recover and (self.restart_every is None or self.target_error is None):
-            raise ValueError("recover: needs restart_every and target_error, which say when and whether to go back")
+        if self.retry_every is not None and self.target_error is None:
+            raise ValueError("retry_every: needs target_error, without which no run has reached its target")
         return self
 
 
@@ -99,8 +98,7 @@ class BackpropAgent(LearningAgent):
         self.optimiser = self._build_optimiser()
         self.bad_steps = 0
         self.bad_steps_in_a_row = 0
-        self.best: dict[str, Any] = {}
-        """Weights and optimiser at the lowest error, where ``recover`` needs them."""
+        self.first_weights = copy.deepcopy(circuit.state_dict()) if self.options.retry_every else {}
 
     @property
     def last_step(self) -> int:
@@ -143,25 +141,23 @@ class BackpropAgent(LearningAgent):
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
         options = self.options
+        length = options.retry_every or options.steps
+        step %= length
         if step < options.warmup_steps:
             return options.lr * (step + 1) / options.warmup_steps
-        length = options.restart_every or max(options.steps - options.warmup_steps, 1)
-        fallen = (step - options.warmup_steps) % length / length
+        falls = options.restart_every or max(length - options.warmup_steps, 1)
+        fallen = (step - options.warmup_steps) % falls / falls
         if options.schedule == "constant":
             return options.lr
         if options.schedule == "cosine":
             fallen = 0.5 * (1 - math.cos(math.pi * fallen))
         return options.lr + (options.final_lr - options.lr) * fallen
 
-    def _restarts(self, step: int) -> bool:
-        """Whether the schedule starts anew at a step."""
-        since = step - self.options.warmup_steps
-        return self.options.restart_every is not None and since > 0 and since % self.options.restart_every == 0
-
-    def _came_apart(self) -> bool:
-        """Whether the last evaluation found an error on the training range that the target does not allow."""
-        limit = self.options.target_error
-        return limit is not None and held_out_errors(self.env, self.last_held_out)[0] > limit
+    def _begin_again(self) -> None:
+        """Take the weights that the run started from and a fresh optimiser; the sequences go on."""
+        self.recorder.message(f"step {self.step}: target not reached, begins again with the first weights")
+        self.circuit.load_state_dict(self.first_weights)
+        self.optimiser = self._build_optimiser()
 
     def _backward(self, batch: Batch) -> tuple[float, Tensor]:
         """Accumulate the gradients of a batch; the loss and the outputs ``[T, B, O]``, detached."""
@@ -187,10 +183,8 @@ class BackpropAgent(LearningAgent):
             TrainingError: too many steps in a row had a loss or gradient that was not finite.
         """
         options = self.options
-        if self.best and self._restarts(self.step) and self._came_apart():
-            self.recorder.message(f"step {self.step}: came apart, goes back to the best weights so far")
-            self.circuit.load_state_dict(self.best["circuit"])
-            self.optimiser.load_state_dict(copy.deepcopy(self.best["optimiser"]))
+        if options.retry_every and self.step and self.step % options.retry_every == 0:
+            self._begin_again()
         self.circuit.train()
         batch = self.env.sample(options.batch_size, self.generator)
         self.optimiser.zero_grad(set_to_none=True)
@@ -228,18 +222,13 @@ class BackpropAgent(LearningAgent):
                 "try a smaller agent.lr or agent.clip_norm; the last good weights are saved"
             )
 
-    def keep_best(self) -> None:
-        """Remember weights and optimiser, if the run may have to go back to them."""
-        if self.options.recover:
-            self.best = copy.deepcopy({"circuit": self.circuit.state_dict(), "optimiser": self.optimiser.state_dict()})
-
     def state_dict(self) -> dict[str, Any]:
-        """What every learning agent remembers, with the optimiser and the best weights to restart from."""
+        """What every learning agent remembers, with the optimiser and the weights to begin again with."""
         return super().state_dict() | {
             "optimiser": self.optimiser.state_dict(),
             "bad_steps": self.bad_steps,
             "bad_steps_in_a_row": self.bad_steps_in_a_row,
-            "best": self.best,
+            "first_weights": self.first_weights,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -248,4 +237,4 @@ class BackpropAgent(LearningAgent):
         self.optimiser.load_state_dict(state["optimiser"])
         self.bad_steps = state["bad_steps"]
         self.bad_steps_in_a_row = state["bad_steps_in_a_row"]
-        self.best = dict(state["best"])
+        self.first_weights = dict(state["first_weights"])

@@ -105,9 +105,6 @@ class LearningAgent(Agent):
             TrainingError: it cannot go on.
         """
 
-    def keep_best(self) -> None:
-        """Called when the circuit has the lowest error so far."""
-
     def evaluate(self) -> dict[str, float]:
         """Held-out metrics, ``held_out/<set>/<metric>``; the same sequences at every call."""
         self.circuit.eval()
@@ -137,7 +134,6 @@ class LearningAgent(Agent):
         score = errors[0] if self.options.best_by == "trained" else sum(errors) / len(errors)
         if score < self.best_error or self.target_reached:
             self.best_error = score
-            self.keep_best()
             self.recorder.checkpoint("best", self.state_dict())
 
     def _limit(self, name: str) -> float:

@@ -275,40 +275,39 @@ def test_confirmation_takes_other_sequences(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(set(seeds)) == 3
 
 
-def test_recovers_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"steps": 13, "schedule": "linear", "restart_every": 4, "recover": True, "target_error": 0.5}
-    settings |= {"target_error_beyond": 0.0, "evaluate_every": 2}
-    agent = make(**settings)
-    errors = iter([0.1, 5.0, 5.0, 0.4, 0.4, 5.0, 5.0])
-    monkeypatch.setattr(
-        "tapehead.agents.learning.evaluate_all",
-        lambda *_, **__: dict.fromkeys(
-            ("held_out/length 1-3/bits_wrong", "held_out/length 5/bits_wrong"), next(errors)
-        ),
-    )
+def test_begins_again_when_the_target_is_out_of_reach() -> None:
+    settings = {"steps": 10, "retry_every": 4, "target_error": 0.0, "warmup_steps": 2, "evaluate_every": 3}
     states = {}
 
     class Watch(Keep):
         def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
             states[step] = {name: value.clone() for name, value in agent.circuit.state_dict().items()}
 
-    loaded = []
-    load = agent.circuit.load_state_dict
-
-    def watch_load(state: Mapping[str, Tensor]) -> None:
-        loaded.append((agent.step, {name: value.clone() for name, value in state.items()}))
-        load(state)
-
-    monkeypatch.setattr(agent.circuit, "load_state_dict", watch_load)
-    agent.recorder = Watch()
+    agent = make(**settings)
+    agent.recorder = watch = Watch()
+    first = {name: value.clone() for name, value in agent.circuit.state_dict().items()}
     agent.fit()
-    assert [step for step, _ in loaded] == [4, 12]
-    assert all(same(state, states[2]) for _, state in loaded)
-    assert sum("goes back to the best weights" in message for message in agent.recorder.messages) == 2
-    assert not same(states[4], states[2])
-    fresh = make(**settings)
-    fresh.load_state_dict(agent.state_dict())
-    assert same(fresh.best, agent.best)
+    assert [message for message in watch.messages if "begins again" in message] == [
+        f"step {step}: target not reached, begins again with the first weights" for step in (4, 8)
+    ]
+
+    # The fifth step is the first one of a fresh agent that goes on with the data.
+    again = make(**settings)
+    assert same(again.circuit.state_dict(), first)
+    for _ in range(4):
+        again.env.sample(4, again.generator)
+    again.train_step()
+    assert same(again.circuit.state_dict(), states[5])
+    assert agent.learning_rate(4) == agent.learning_rate(0) < agent.learning_rate(1)
+
+    # Stopped in the second try and taken up.
+    stopped, resumed = make(**settings), make(**settings)
+    while stopped.step < 6:
+        stopped.train_step()
+    resumed.load_state_dict(stopped.state_dict())
+    while resumed.step < 10:
+        resumed.train_step()
+    assert same(resumed.circuit.state_dict(), states[10])
 
 
 def test_stops_when_asked_and_goes_on() -> None:
