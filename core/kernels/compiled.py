@@ -22,6 +22,8 @@ def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> st
     """Why torch.compile cannot run here, or None."""
     if inputs.device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
         return "torch.compile needs a C++ compiler on the CPU, and none was found on the PATH"
+    if inputs.device.type == "cpu" and " " in torch.__file__:
+        return f"torch.compile passes paths with spaces wrongly to the C++ compiler, and torch is in {torch.__file__}"
     return None
 
 

@@ -81,6 +81,7 @@ def test_step_compiles_whole_and_once(name):
 
 
 @pytest.mark.filterwarnings("default")  # the compiler trips over its own
+@pytest.mark.skipif(" " in torch.__file__, reason="torch.compile passes paths with spaces wrongly to the C++ compiler")
 @pytest.mark.slow
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("name", ["ntm", "dnc"])
