@@ -1,7 +1,7 @@
 """Watching a run while it trains: pictures in files and in visdom, drawn by another process.
 
 Training only puts things into a mailbox. A thread of this process hands them to a child process through a pipe; the
-child draws the files and talks to visdom, on a tenth of one core. Whatever happens to the child or to the server,
+child draws the files and talks to visdom, on a fifth of one core. Whatever happens to the child or to the server,
 training goes on at its own speed: numbers pile up in the mailbox until they can be sent, pictures are dropped when too
 many wait.
 """
