@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import importlib.util
 import io
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -159,3 +162,56 @@ def test_the_page_shows_the_curves_and_the_memory_of_a_run(tmp_path: Path) -> No
                 assert len(picture.convert("RGB").getcolors(10**6) or ()) > 1, f"{name}: {part} has one colour only"
         inputs = np.asarray(page.heatmap("ntm: input, step 60").convert("L"))
         assert {inputs.min(), inputs.max()} == {0, 255}
+
+
+SMALL_RUN = [
+    "env.width=3",
+    "env.max_length=3",
+    "env.test_lengths=[4]",
+    "circuit.controller.hidden_size=8",
+    "circuit.memory_size=8",
+    "circuit.word_size=4",
+    "agent.log_every=200",  # few points, each curve one line
+    "agent.evaluate_every=2000",
+    "agent.retry_every=null",
+    "agent.target_error=null",
+    "agent.target_error_beyond=null",
+    "agent.steps=1000000",
+    "device=cpu",
+    "threads=1",
+    "plots=visdom",
+]
+
+
+def test_the_command_line_shows_a_run_while_it_trains(tmp_path: Path) -> None:
+    """`main.py train` starts a server; the page shows curves and memory; Ctrl-C ends the run in good order."""
+    visdom_files.fetch("npm" if shutil.which("npm") else "any")
+    port = free_port()
+    command = [sys.executable, "-m", "tapehead.main", "train", "ntm-copy", *SMALL_RUN, f"visdom_port={port}"]
+    environment = {**os.environ, "HOME": str(tmp_path)}  # visdom keeps its environments there
+    run = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("runs/*/plots/curves.png")) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        (directory,) = (tmp_path / "runs").iterdir()
+        parts = {
+            f"length 4: {part}" for part in ("input", "target", "output", "write weights", "read weights", "memory")
+        }
+        curves = ("loss (nats)", "bits wrong per sequence")
+        while time.monotonic() < deadline + 240:
+            page = Page(open_page(f"http://localhost:{port}/env/{directory.name}"))
+            shown = {title.split(", step")[0]: title for title in page.windows}
+            if {*curves, *parts} <= shown.keys() and all(len(page.lines(title)) == 3 for title in curves):
+                break
+        for title in curves:
+            assert len(page.lines(title)) == 3  # training and both held-out sets
+        assert "memory_size: 8" in page.windows["options"]
+        assert "StaticAccessor: memory 8 x 4" in page.windows["circuit"]
+        for part in parts:
+            assert len(page.heatmap(shown[part]).convert("RGB").getcolors(10**6) or ()) > 1
+    finally:
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=90)
+    assert run.returncode == 0
+    assert f"go on with: tapehead train --resume runs/{directory.name}" in said
