@@ -72,6 +72,7 @@ class BackpropAgent(LearningAgent):
     """Samples a batch, runs the circuit, descends the gradient; evaluates, saves and stops as its options say."""
 
     Options = BackpropOptions
+    env: Env
     options: BackpropOptions
 
     def __init__(

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..core.agent import Recorder
-from ..core.circuit import Circuit
+from ..core.circuit import Circuit, Trace
 from ..core.env import Batch, Env
+from ..core.task import Task
+from ..core.world import World, carrying, join_episodes
 
 
 @torch.no_grad()
-def evaluate(env: Env, circuit: Circuit, *, sequences: int, batch_size: int, seed: int) -> dict[str, float]:
-    """Metrics of a circuit over all of a finite set, or over sequences that depend on the seed alone.
+def evaluate(task: Task, circuit: Circuit, *, sequences: int, batch_size: int, seed: int) -> dict[str, float]:
+    """Metrics of a circuit over all of a finite set, or over sequences or episodes that depend on the seed alone.
 
     Args:
-        env: hands out the sequences.
-        circuit: answers them; inputs and outputs are time-major.
+        task: an env, which hands out sequences, or a world, in which episodes are played.
+        circuit: answers; inputs and outputs are time-major.
         sequences: how many are made up where the set has no end.
         batch_size: how many at a time.
-        seed: of the sequences, so that every evaluation sees the same ones.
+        seed: of the sequences or episodes, so that every evaluation sees the same ones.
     """
+    generator = torch.Generator(task.device).manual_seed(seed)
+    counts = [min(batch_size, sequences - start) for start in range(0, sequences, batch_size)]
+    if isinstance(task, World):
+        return task.metrics(join_episodes([task.play(carrying(circuit), count, generator) for count in counts], 1))
+    env = _env(task)
     totals: dict[str, tuple[float, float]] = {}
-    for batch in env.batches(batch_size) or _made_up(env, sequences, batch_size, seed):
+    made_up = (env.sample(count, generator) for count in counts)
+    for batch in env.batches(batch_size) or made_up:
         outputs, _ = circuit(batch.inputs)
         for name, (total, count) in env.tallies(outputs, batch).items():
             old_total, old_count = totals.get(name, (0.0, 0.0))
@@ -32,37 +41,62 @@ def evaluate(env: Env, circuit: Circuit, *, sequences: int, batch_size: int, see
     return {name: total / count for name, (total, count) in totals.items() if count > 0}
 
 
-def _made_up(env: Env, sequences: int, batch_size: int, seed: int) -> Iterator[Batch]:
-    generator = torch.Generator(env.device).manual_seed(seed)
-    for start in range(0, sequences, batch_size):
-        yield env.sample(min(batch_size, sequences - start), generator)
+def _env(task: Task) -> Env:
+    assert isinstance(task, Env)
+    return task
 
 
-def evaluate_all(env: Env, circuit: Circuit, *, sequences: int, batch_size: int, seed: int) -> dict[str, float]:
-    """Metrics on every held-out set of an env, named ``held_out/<set>/<metric>``."""
+def evaluate_all(task: Task, circuit: Circuit, *, sequences: int, batch_size: int, seed: int) -> dict[str, float]:
+    """Metrics on every held-out set of a task, named ``held_out/<set>/<metric>``."""
     values = {}
-    for name, variant in env.held_out().items():
+    for name, variant in task.held_out().items():
         for metric, value in evaluate(variant, circuit, sequences=sequences, batch_size=batch_size, seed=seed).items():
             values[f"held_out/{name}/{metric}"] = value
     return values
 
 
 @torch.no_grad()
-def show_episodes(env: Env, circuit: Circuit, recorder: Recorder, step: int, seed: int) -> None:
-    """Hand a recorder that draws one answered sequence, with its trace, of the first and of the last held-out set."""
+def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, seed: int) -> None:
+    """Hand a recorder that draws one answered sequence or episode of the first and of the last held-out set.
+
+    Each comes with its trace. An episode has the observations as its inputs and the rewards as its targets, none of
+    which counts as an answer that could be wrong.
+    """
     if not recorder.wants_episodes:
         return
-    held_out = env.held_out()
-    for name in dict.fromkeys([next(iter(held_out)), next(reversed(held_out))]):
+    held_out = task.held_out()
+    for name in dict.fromkeys([next(iter(held_out)), list(held_out)[-1]]):
         variant = held_out[name]
-        batch = variant.sample(1, torch.Generator(variant.device).manual_seed(seed))
+        generator = torch.Generator(variant.device).manual_seed(seed)
+        if isinstance(variant, World):
+            recorder.episode(step, name, *_traced_episode(variant, circuit, generator))
+            continue
+        batch = _env(variant).sample(1, generator)
         outputs, _, trace = circuit(batch.inputs, trace=True)
         recorder.episode(step, name, batch, outputs, trace)
 
 
-def held_out_errors(env: Env, values: Mapping[str, float]) -> list[float]:
+def _traced_episode(world: World, circuit: Circuit, generator: torch.Generator) -> tuple[Batch, Tensor, Trace]:
+    """One episode: observations, rewards and an empty mask; outputs ``[T, 1, O]``; what the heads did."""
+    inputs, rewards, outputs, traces = [], [], [], []
+    observations, _ = world.reset(1, generator)
+    state, over = None, False
+    while not over:
+        inputs.append(observations.unsqueeze(0))
+        answered, state, trace = circuit(inputs[-1], state, trace=True)
+        step = world.step(world.decide(answered[0]))
+        observations, over = step.observations, bool((step.terminated | step.truncated).all())
+        rewards.append(step.rewards.view(1, 1, 1))
+        outputs.append(answered)
+        traces.append(trace)
+    parts = (None if steps[0] is None else torch.cat(steps) for steps in zip(*traces, strict=True))
+    targets = torch.cat(rewards)
+    return Batch(torch.cat(inputs), targets, torch.zeros_like(targets[..., 0])), torch.cat(outputs), Trace(*parts)
+
+
+def held_out_errors(task: Task, values: Mapping[str, float]) -> list[float]:
     """The error of each held-out set, in their order; the first is that of the training range."""
-    return [values[f"held_out/{name}/{env.error_metric}"] for name in env.held_out()]
+    return [values[f"held_out/{name}/{task.error_metric}"] for name in task.held_out()]
 
 
 def check_state(kind: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -99,8 +133,8 @@ def check_keys(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
             raise ValueError(f"checkpoint: entry {name!r} is unknown; it was saved by another agent")
 
 
-def check_fit(env: Env, circuit: Circuit) -> None:
-    """Raise ValueError if a circuit cannot answer an env's sequences."""
+def check_fit(env: Task, circuit: Circuit) -> None:
+    """Raise ValueError if a circuit cannot answer a task."""
     for name in ("input_size", "output_size"):
         if getattr(circuit, name) != getattr(env, name):
             raise ValueError(f"{name}: the circuit has {getattr(circuit, name)}, the env {getattr(env, name)}")

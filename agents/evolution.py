@@ -12,10 +12,13 @@ from torch import Tensor
 
 from ..core.agent import Recorder
 from ..core.circuit import Circuit
-from ..core.env import Batch, Env
-from .fitness import AnyFitness, LossFitness, fitness
+from ..core.env import Env
+from ..core.task import Task
+from ..core.world import World
+from .fitness import AnyFitness
 from .learning import LearningAgent, LearningOptions, TrainingError
 from .population import Population
+from .scoring import scoring_of
 from .strategies import STRATEGIES, AnyStrategyOptions, OpenAIESOptions, Strategy
 
 
@@ -25,8 +28,8 @@ class EvolutionOptions(LearningOptions):
     type: Literal["evolution"] = "evolution"
     strategy: AnyStrategyOptions = OpenAIESOptions()
     """How the next population comes from the last."""
-    fitness: AnyFitness = LossFitness()
-    """What makes a member fit."""
+    fitness: AnyFitness | None = None
+    """What makes a member fit; null takes the env's loss, negative, or in a world the mean return of the episodes."""
     generations: int = Field(1000, ge=1)
     """Generations at most."""
     memory_budget: float = Field(512.0, gt=0)
@@ -44,18 +47,21 @@ class EvolutionOptions(LearningOptions):
 class EvolutionAgent(LearningAgent):
     """Samples a batch, lets the whole population answer it at once, tells the strategy how fit each member is.
 
+    In a world the population plays the same episodes instead, all at once, each member with a state of its own.
+
     The population starts from the weights that the circuit has when the agent is made, so a circuit trained by
     backprop can seed it; after every generation the circuit carries the strategy's best genome, so it can go on by
     backprop, and is saved, tested and drawn like any other.
     """
 
     Options = EvolutionOptions
+    tasks = (Env, World)
     options: EvolutionOptions
     unit = "generation"
 
     def __init__(
         self,
-        env: Env,
+        env: Task,
         circuit: Circuit,
         options: EvolutionOptions | None = None,
         *,
@@ -64,18 +70,19 @@ class EvolutionAgent(LearningAgent):
     ) -> None:
         """
         Args:
-            env: the task, on the circuit's device.
+            env: an env or a world, on the circuit's device.
             circuit: what each member is, and where the best genome is put; time-major.
             options: default options when None.
             seed: of the training sequences and of the strategy; held-out sequences have their own.
             recorder: where metrics, pictures and checkpoints go; None keeps nothing.
 
         Raises:
-            ValueError: the circuit's sizes are not the env's, the circuit is batch-first or has nothing to evolve, or
-                the strategy cannot take so many weights.
+            ValueError: the circuit's sizes are not the env's, the circuit is batch-first or has nothing to evolve, the
+                strategy cannot take so many weights, or a fitness is given for a world.
         """
         super().__init__(env, circuit, options or EvolutionOptions(), seed=seed, recorder=recorder)
         self.population = Population(circuit, memory_budget=self.options.memory_budget)
+        self.scoring = scoring_of(env, self.population, self.options.fitness)
         layout = self.population.layout
         entry = STRATEGIES[self.options.strategy.type]
         self.strategy: Strategy = entry(self.options.strategy, layout.read(circuit), seed=seed + 1, layout=layout)
@@ -88,16 +95,8 @@ class EvolutionAgent(LearningAgent):
 
     @property
     def answers_per_step(self) -> int:
-        """Sequences that all members together answer in a generation."""
+        """Sequences or episodes that all members together answer in a generation."""
         return self.strategy.population * self.options.batch_size
-
-    def scores(self, stacks: Mapping[str, Any], batch: Batch) -> Tensor:
-        """What each sequence of a batch adds to the fitness of each member, ``[P, B]``."""
-        return self.population.evaluate(
-            stacks,
-            batch.inputs,
-            lambda outputs: fitness(self.options.fitness, self.env, outputs, batch, self.generator),
-        )
 
     @torch.no_grad()
     def train_step(self) -> dict[str, float]:
@@ -108,22 +107,21 @@ class EvolutionAgent(LearningAgent):
         """
         options, strategy = self.options, self.strategy
         self.circuit.eval()
-        batch = self.env.sample(options.batch_size, self.generator)
-        scores = self.scores(strategy.ask_stacks(), batch)
+        drawn = self.scoring.draw(options.batch_size, self.generator)
+        scores = self.scoring.scores(strategy.ask_stacks(), drawn)
         told = scores.sum(1)
         bad_before = strategy.bad_fitness
         strategy.tell(scores if strategy.per_sample else told)
         candidates = strategy.candidates()
         if candidates is not None:
-            second = self.env.sample(strategy.recheck_sequences, self.generator)
-            strategy.confirm(self.scores(self.population.layout.split(candidates), second).sum(1))
+            again = self.scoring.draw(strategy.recheck_sequences, self.generator)
+            strategy.confirm(self.scoring.scores(self.population.layout.split(candidates), again).sum(1))
         self.population.layout.write(strategy.best, self.circuit)
         self.step += 1
         self._count_bad(strategy.bad_fitness - bad_before, bool(told.isfinite().any()))
         values = _summary(told)
         if self.step % options.log_every == 0:
-            outputs, _ = self.circuit(batch.inputs)
-            answered = self.env.metrics(outputs, batch)
+            answered = self.scoring.metrics(self.circuit, drawn)
             self.level_errors.append(answered[self.env.error_metric])
             values |= {f"best_{name}": value for name, value in answered.items()}
             values |= {**strategy.metrics(), "bad_fitness": float(strategy.bad_fitness)}

@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 
 from ..core.agent import Agent, Recorder
 from ..core.circuit import Circuit
-from ..core.env import Env
 from ..core.options import Options
+from ..core.task import Task
 from .evaluation import check_fit, check_keys, check_state, evaluate, evaluate_all, held_out_errors, show_episodes
 
 
@@ -26,13 +26,13 @@ class LearningOptions(Options):
     """Options of every agent that learns."""
 
     batch_size: int = Field(16, ge=1)
-    """Sequences per step; in a population every member answers them all."""
+    """Sequences (in a world, episodes) per step; in a population every member answers them all."""
     log_every: int = Field(50, ge=1)
     """Steps between rows of training metrics."""
     evaluate_every: int = Field(500, ge=1)
     """Steps between evaluations on the held-out sets."""
     evaluation_sequences: int = Field(128, ge=1)
-    """Sequences of each held-out set."""
+    """Sequences or episodes of each held-out set."""
     evaluation_batch_size: int = Field(64, ge=1)
     checkpoint_every: int = Field(500, ge=1)
     """Steps between checkpoints."""
@@ -58,14 +58,15 @@ class LearningAgent(Agent):
     unit: ClassVar[str] = "step"
     """What one call of :meth:`train_step` is called in messages."""
 
+    env: Task
     options: LearningOptions
 
     def __init__(
-        self, env: Env, circuit: Circuit, options: LearningOptions, *, seed: int, recorder: Recorder | None
+        self, env: Task, circuit: Circuit, options: LearningOptions, *, seed: int, recorder: Recorder | None
     ) -> None:
         """
         Args:
-            env: the task, on the circuit's device.
+            env: the env or world to be good at, on the circuit's device.
             circuit: what learns; time-major.
             options: of the agent.
             seed: of the training sequences; held-out sequences have their own.
@@ -154,7 +155,7 @@ class LearningAgent(Agent):
         options = self.options
         if options.confirmation_sequences is None:
             return True
-        for name, variant in reversed(self.env.held_out().items()):
+        for name, variant in reversed([*self.env.held_out().items()]):
             values = evaluate(
                 variant,
                 self.circuit,

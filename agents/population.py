@@ -11,6 +11,7 @@ from torch.func import functional_call, vmap
 
 from ..core.circuit import Circuit
 from ..core.stacked import Layout, Stack, dense
+from ..core.world import Episodes, World, join_episodes
 
 MEBIBYTE = 2**20
 
@@ -25,6 +26,17 @@ class _Steps(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         outputs, _ = Circuit.run(self.circuit, inputs, self.circuit.initial_state(inputs.shape[1]))
         return outputs
+
+
+class _Step(nn.Module):
+    """One step of a circuit, from its initial state where there is none yet."""
+
+    def __init__(self, circuit: Circuit) -> None:
+        super().__init__()
+        self.circuit = circuit
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        return self.circuit.step(x, self.circuit.initial_state(x.shape[0]) if state is None else state)
 
 
 class Population:
@@ -49,6 +61,7 @@ class Population:
         self.layout = Layout.of(circuit)
         self.memory_budget = memory_budget
         self._steps = _Steps(circuit)
+        self._step = _Step(circuit)
 
     def outputs(self, stacks: Mapping[str, Stack], inputs: Tensor) -> Tensor:
         """Logits of all members at once.
@@ -88,6 +101,52 @@ class Population:
             part = slice(start, min(start + chunk, members))
             scores.append(score(self.outputs({name: stack[part] for name, stack in stacks.items()}, inputs)))
         return torch.cat(scores)
+
+    def answers(self, stacks: Mapping[str, Stack], episodes: int) -> Callable[[Tensor], Tensor]:
+        """What :meth:`World.play` needs of all members: answers, step by step, with their states carried along.
+
+        Args:
+            stacks: P members' parameters by name.
+            episodes: E, episodes that each member plays.
+
+        Returns:
+            A function that maps observations ``[P·E, I]``, member by member, to outputs ``[P·E, O]``.
+        """
+        parameters = {f"circuit.{name}": dense(stack) for name, stack in stacks.items()}
+        members = len(next(iter(parameters.values())))
+        state: tuple[Any, ...] = ()
+
+        def step(member: Mapping[str, Tensor], *arguments: Any) -> Any:
+            return functional_call(self._step, dict(member), arguments)
+
+        @torch.no_grad()
+        def answer(observations: Tensor) -> Tensor:
+            nonlocal state
+            outputs, after = vmap(step)(parameters, observations.unflatten(0, (members, episodes)), *state)
+            state = (after,)
+            answered: Tensor = outputs.flatten(0, 1)
+            return answered
+
+        return answer
+
+    def play(self, stacks: Mapping[str, Stack], world: World, episodes: int, seed: int) -> Episodes:
+        """Episodes of all members at once, a chunk that fits the memory budget at a time.
+
+        Args:
+            stacks: P members' parameters by name.
+            world: where they act.
+            episodes: E, the same ones for every member.
+            seed: of the episodes.
+        """
+        members = len(next(iter(stacks.values())))
+        chunk = self.chunk_size(torch.empty(1, episodes, world.input_size))
+        played = []
+        for start in range(0, members, chunk):
+            part = slice(start, min(start + chunk, members))
+            answer = self.answers({name: stack[part] for name, stack in stacks.items()}, episodes)
+            generator = torch.Generator(world.device).manual_seed(seed)
+            played.append(world.play(answer, episodes, generator, copies=part.stop - part.start))
+        return join_episodes(played, 0)
 
     def chunk_size(self, inputs: Tensor) -> int:
         """Members that fit the memory budget; even, so that mirrored pairs stay together, and at least 2.

@@ -208,7 +208,8 @@ def members() -> dict[str, Callable[[], object]]:
     options = EvolutionOptions.model_validate({"strategy": {"type": "openai-es", "population": 256}})
     agent = EvolutionAgent(env, eager, options)
     genomes, stacks = agent.strategy.ask(), agent.strategy.ask_stacks()
-    batch = env.sample(16, torch.Generator().manual_seed(0))
+    asked = agent.scoring.draw(16, torch.Generator().manual_seed(0))
+    batch = asked.batch
 
     @torch.no_grad()
     def loop(circuit: tapehead.NTM) -> None:
@@ -217,7 +218,7 @@ def members() -> dict[str, Callable[[], object]]:
             env.loss(circuit(batch.inputs)[0], batch)
 
     return {
-        "all at once": lambda: agent.scores(stacks, batch),
+        "all at once": lambda: agent.scoring.scores(stacks, asked),
         "a loop, eager": lambda: loop(eager),
         "a loop, chosen backend": lambda: loop(chosen),
     }

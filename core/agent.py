@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from .circuit import Trace
-from .env import Batch
+from .env import Batch, Env
+from .task import Task
 
 
 class Recorder:
@@ -38,8 +39,10 @@ class Recorder:
 
 
 class Agent(ABC):
-    """Trains and tests one circuit on one env, and can stop and go on at any step."""
+    """Trains and tests one circuit on one task, and can stop and go on at any step."""
 
+    tasks: ClassVar[tuple[type[Task], ...]] = (Env,)
+    """Kinds of tasks that this agent can take: envs with batches, worlds with rewards, or both."""
     recorder: Recorder
     step: int = 0
     """Updates or generations done so far."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from .options import Options
+from .task import Task
 
 
 class Batch(NamedTuple):
@@ -31,7 +32,7 @@ class EnvOptions(Options):
     """What the training loss is the mean of: the summed loss of each sequence, or the loss of each counted bit."""
 
 
-class Env(ABC):
+class Env(Task):
     """A task: samples batches, computes the loss and the numbers that people quote.
 
     Subclasses set ``input_size`` and ``output_size`` and implement :meth:`sample`; the defaults here are those of
@@ -40,12 +41,7 @@ class Env(ABC):
 
     Options: ClassVar[type[EnvOptions]]
     error_metric: ClassVar[str] = "bits_wrong"
-    """The metric that says how well the task is solved; 0 is perfect."""
-
     options: EnvOptions
-    device: torch.device
-    input_size: int
-    output_size: int
 
     @abstractmethod
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
@@ -57,10 +53,7 @@ class Env(ABC):
         """
 
     def held_out(self) -> dict[str, Env]:
-        """Fixed variants of this task to be tested on, by name; the first is the training range itself.
-
-        They have the same input and output sizes; lengths beyond the training range are among them.
-        """
+        """See :meth:`Task.held_out`."""
         return {"trained": self}
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -145,20 +138,3 @@ class Env(ABC):
             batch_size: the most sequences of a batch; the last may have fewer.
         """
         return None
-
-    def advance(self, error: float) -> bool:
-        """Tell the curriculum the recent error on sequences of the current level; True if the level rose."""
-        return False
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the curriculum remembers, for a checkpoint."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the curriculum where :meth:`state_dict` left it.
-
-        Raises:
-            ValueError: the state belongs to another env.
-        """
-        if state:
-            raise ValueError(f"env state: got {', '.join(state)}; this env keeps none")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .circuit import Circuit
 from .options import Options
+from .task import Task
 
 
 class WorldOptions(Options):
@@ -42,24 +44,17 @@ class Episodes(NamedTuple):
     """By name ``[M, E]``, from the last step of each episode."""
 
 
-class World(ABC):
+class World(Task):
     """Episodes with rewards, after gymnasium's vector API, in batched tensors.
 
     Differences to gymnasium: randomness comes from a generator; several copies of the same episodes can run side by
     side, one for each member of a population; and an episode that is over stays so until the next reset, with zero
-    rewards. Nothing of an episode outlives the next reset, so there is no state to be saved.
+    rewards. Nothing of an episode outlives the next reset, so there is no state to be saved. ``input_size`` counts the
+    channels of an observation, ``output_size`` those that :meth:`decide` turns into an action.
     """
 
     Options: ClassVar[type[WorldOptions]]
-    error_metric: ClassVar[str]
-    """The metric that says how well the task is solved; 0 is perfect."""
-
     options: WorldOptions
-    device: torch.device
-    input_size: int
-    """I, channels of an observation."""
-    output_size: int
-    """O, channels that :meth:`decide` turns into an action."""
 
     @abstractmethod
     def reset(self, episodes: int, generator: torch.Generator, *, copies: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
@@ -93,7 +88,7 @@ class World(ABC):
         return outputs.argmax(-1)
 
     def held_out(self) -> dict[str, World]:
-        """Fixed variants to be tested on, by name; the first is what is trained on."""
+        """See :meth:`Task.held_out`."""
         return {"trained": self}
 
     def metrics(self, episodes: Episodes) -> dict[str, float]:
@@ -134,6 +129,32 @@ class World(ABC):
 
     def close(self) -> None:
         """Let go of what the world holds besides memory, such as processes; the next reset gets it back."""
+
+
+def join_episodes(parts: Sequence[Episodes], dim: int) -> Episodes:
+    """Episodes that were played apart as one: those of other members (dim 0), or others of the same ones (dim 1)."""
+    return Episodes(
+        torch.cat([part.returns for part in parts], dim),
+        torch.cat([part.lengths for part in parts], dim),
+        {name: torch.cat([part.info[name] for part in parts], dim) for name in parts[0].info},
+    )
+
+
+def carrying(circuit: Circuit) -> Callable[[Tensor], Tensor]:
+    """What :meth:`World.play` needs of one circuit: answers, step by step, with its state carried along.
+
+    Returns:
+        A function that maps observations ``[E, I]`` to outputs ``[E, O]``; one for each :meth:`World.play`.
+    """
+    state = None
+
+    def answer(observations: Tensor) -> Tensor:
+        nonlocal state
+        outputs, state = circuit(observations.unsqueeze(0), state)
+        answered: Tensor = outputs[0]
+        return answered
+
+    return answer
 
 
 def check_episodes(episodes: int, copies: int) -> None:

@@ -163,6 +163,34 @@ def test_empty_agent_from_the_command_line(folder: Path) -> None:
     assert "batch 2: " in (run_directory(folder) / "log").read_text()
 
 
+WORLD = [
+    *("train", "ntm-copy", "env.type=t-maze", "env.trials=2", "env.test_trials=[3]", "agent.type=evolution"),
+    *("agent.strategy.type=openai-es", "agent.strategy.population=6", "agent.batch_size=2", "agent.generations=4"),
+    *("agent.evaluate_every=2", "agent.evaluation_sequences=2", "circuit.controller.hidden_size=8", "device=cpu"),
+]
+
+
+def test_evolution_in_a_world_from_the_command_line(folder: Path) -> None:
+    assert main([*WORLD, "plots=off", "agent.generations=2"]) == 0
+    assert main(["train", "--resume", "latest", "agent.generations=4"]) == 0
+    directory = run_directory(folder)
+    assert main(["test", "latest", "plots=files"]) == 0
+    rows = list(read_metrics(directory / "metrics.jsonl"))
+    assert [row["step"] for row in rows if "held_out/trials 3/avoidable_misses" in row] == [2, 4]
+    names = {path.name for path in (directory / "test" / "plots").iterdir() if path.is_file()}
+    assert {"trials-2.png", "trials-2.gif", "trials-3.png"} <= names
+
+
+def test_gymnasium_that_is_missing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    assert main(["train", "gym-cartpole"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said == 'tapehead: env type gym: gymnasium is not installed; pip install "tapehead[gym]"'
+    assert list(folder.iterdir()) == []
+
+
 def test_bad_input_leaves_nothing_behind(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in [
         (["train", "nonsense"], "preset: got 'nonsense'"),

@@ -18,17 +18,20 @@ from ..circuits import DNC, NTM, FeedForwardCircuit
 from ..core.agent import Agent, Recorder
 from ..core.circuit import Circuit
 from ..core.controllers import CONTROLLERS
-from ..core.env import Env
 from ..core.kernels.dispatch import Backend
 from ..core.options import Options
+from ..core.task import Task
+from ..core.world import World
 from ..envs import (
     AssociativeRecallEnv,
     CopyEnv,
     DynamicNGramsEnv,
+    GymWorld,
     ImagesEnv,
     LettersEnv,
     PrioritySortEnv,
     RepeatCopyEnv,
+    TMazeWorld,
 )
 from . import checkpoint
 from .options import OptionsError, explain
@@ -41,6 +44,8 @@ ENVS: dict[str, Any] = {
     "priority-sort": PrioritySortEnv,
     "images": ImagesEnv,
     "letters": LettersEnv,
+    "t-maze": TMazeWorld,
+    "gym": GymWorld,
 }
 CIRCUITS: dict[str, Any] = {"ntm": NTM, "dnc": DNC, "feedforward": FeedForwardCircuit}
 AGENTS: dict[str, Any] = {"backprop": BackpropAgent, "evolution": EvolutionAgent, "empty": EmptyAgent}
@@ -70,7 +75,7 @@ class RunOptions(Options):
 class Parts(NamedTuple):
     """What a run is made of."""
 
-    env: Env
+    env: Task
     circuit: Circuit
     agent: Agent
 
@@ -95,6 +100,8 @@ def parse(values: Mapping[str, Any]) -> RunOptions:
                 blocks[name] = options.model_validate(given)
             except ValidationError as error:
                 problems += explain(error, name, given, options.model_fields)
+    if "env" in blocks and "agent" in blocks:
+        problems += _check_task(blocks["env"].type, blocks["agent"].type)
     rest = {key: value for key, value in values.items() if key not in TABLES}
     placeholders = {name: Options() for name in TABLES}
     try:
@@ -108,6 +115,15 @@ def parse(values: Mapping[str, Any]) -> RunOptions:
     if problems:
         raise OptionsError("\n".join(problems))
     return RunOptions.model_validate({**rest, **blocks})
+
+
+def _check_task(env: str, agent: str) -> list[str]:
+    """The problem, if an agent cannot take an env."""
+    if issubclass(ENVS[env], AGENTS[agent].tasks):
+        return []
+    able = [name for name, entry in AGENTS.items() if issubclass(ENVS[env], entry.tasks)]
+    has = "is a world with rewards" if issubclass(ENVS[env], World) else "hands out batches"
+    return [f"agent.type: got {agent!r}; env.type {env!r} {has}, allowed: {', '.join(able)}"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -126,9 +142,9 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def build_env(options: Options, device: torch.device) -> Env:
-    """The env that a block of options names, on a device."""
-    env: Env = ENVS[options.type](options, device)  # type: ignore[attr-defined]
+def build_env(options: Options, device: torch.device) -> Task:
+    """The env or world that a block of options names, on a device."""
+    env: Task = ENVS[options.type](options, device)  # type: ignore[attr-defined]
     return env
 
 

@@ -89,6 +89,11 @@ class Episode(NamedTuple):
     read_modes: Array | None = None
     """Shares of backward (H), content (1) and forward (H), ``[T, R, 1 + 2H]``"""
 
+    @property
+    def titles(self) -> tuple[str, str, str]:
+        """Of inputs, targets and outputs; where no step counts it was played in a world, with rewards as targets."""
+        return ("input", "target", "output") if self.mask.any() else ("observation", "reward", "output")
+
 
 def episode_from(name: str, batch: Batch, outputs: Tensor, trace: Trace | None) -> Episode:
     """The first sequence of a batch, cut off after its last counted step, on the CPU.
@@ -402,10 +407,9 @@ def episode_figure(episode: Episode) -> Figure:
     """
     slots = _used_slots(episode)
     wrong = int(wrong_bits(episode).sum())
-    output = _bits(
-        "output, " + (f"{wrong} {'bit' if wrong == 1 else 'bits'} wrong" if wrong else "all bits right"),
-        episode.outputs,
-    )
+    verdict = f", {wrong} {'bit' if wrong == 1 else 'bits'} wrong" if wrong else ", all bits right"
+    inputs, targets, outputs = episode.titles
+    output = _bits(outputs + (verdict if episode.mask.any() else ""), episode.outputs)
     addressing = (
         [
             *_weights("write weights", episode.write_weights, slots),
@@ -416,7 +420,7 @@ def episode_figure(episode: Episode) -> Figure:
     )
     blocks = [
         (
-            [_bits("input", episode.inputs), _bits("target", episode.targets), output],
+            [_bits(inputs, episode.inputs), _bits(targets, episode.targets), output],
             [*_words("words written", episode.add), *_words("words read", episode.reads)],
         ),
         addressing,
@@ -460,7 +464,7 @@ def episode_figure(episode: Episode) -> Figure:
                 panel.draw(figure, axes)
                 axes.tick_params(labelbottom=False)
                 lowest[column] = axes
-                if panel is output:
+                if panel is output and episode.mask.any():
                     _mark_wrong(figure, axes, episode)
         if block is addressing and memory is not None:
             axes = place(memory_left, top - block_height, memory_width, block_height - INCHES.title)
@@ -627,7 +631,8 @@ class _Film(NamedTuple):
 def _output_colours(episode: Episode) -> Array:
     """Outputs as colours with wrong bits in red and what does not count dimmed, ``[O, T, 4]``."""
     colours = np.asarray(BITS(episode.outputs.T), dtype=np.float32)
-    colours[:, episode.mask <= 0] = colours[:, episode.mask <= 0] * 0.35 + 0.55
+    if episode.mask.any():
+        colours[:, episode.mask <= 0] = colours[:, episode.mask <= 0] * 0.35 + 0.55
     colours[wrong_bits(episode).T] = to_rgba(WRONG)
     return colours
 
@@ -635,10 +640,11 @@ def _output_colours(episode: Episode) -> Array:
 def _film_figure(episode: Episode) -> tuple[Figure, list[_Film], list[Axes]]:
     """The animation's figure, its moving images, and the panels along which the time cursor runs."""
     slots = _used_slots(episode)
+    inputs, targets, outputs = episode.titles
     left: list[tuple[str, Array, str, float]] = [
-        ("input", episode.inputs.T, "bits", _height(episode.inputs.shape[1], 0.08, 0.25, 0.8)),
-        ("target", episode.targets.T, "bits", _height(episode.targets.shape[1], 0.08, 0.25, 0.8)),
-        ("output", _output_colours(episode), "colours", _height(episode.outputs.shape[1], 0.08, 0.25, 0.8)),
+        (inputs, episode.inputs.T, "bits", _height(episode.inputs.shape[1], 0.08, 0.25, 0.8)),
+        (targets, episode.targets.T, "bits", _height(episode.targets.shape[1], 0.08, 0.25, 0.8)),
+        (outputs, _output_colours(episode), "colours", _height(episode.outputs.shape[1], 0.08, 0.25, 0.8)),
     ]
     heads = (("write weights", episode.write_weights, WRITE), ("read weights", episode.read_weights, READ))
     left += [

@@ -121,8 +121,9 @@ def test_resumed_equals_unbroken(name):
 def test_fitness_is_what_each_member_gets_on_its_own(kind):
     agent = make("snes", kind=kind)
     genomes = agent.strategy.ask()
-    batch = agent.env.sample(4, torch.Generator().manual_seed(0))
-    scores = agent.scores(agent.strategy.ask_stacks(), batch).sum(1)
+    asked = agent.scoring.draw(4, torch.Generator().manual_seed(0))
+    batch = asked.batch
+    scores = agent.scoring.scores(agent.strategy.ask_stacks(), asked).sum(1)
     for genome, score in zip(genomes, scores, strict=True):
         agent.population.layout.write(genome, agent.circuit)
         loss = agent.env.loss(agent.circuit(batch.inputs)[0], batch)

@@ -31,7 +31,10 @@ def test_presets_are_valid_and_survive_a_round_trip(preset: str) -> None:
 def test_presets_build(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = torch.zeros(6000, 28, 28, dtype=torch.uint8), torch.arange(6000) % 10
     monkeypatch.setattr(images, "load", lambda name: (pictures, pictures))
-    env, circuit, agent = factory.build(parse("device=cpu", preset=preset))
+    chosen = parse("device=cpu", preset=preset)
+    if chosen.env.type == "gym":  # type: ignore[attr-defined]
+        pytest.importorskip("gymnasium")
+    env, circuit, agent = factory.build(chosen)
     assert (circuit.input_size, circuit.output_size) == (env.input_size, env.output_size)
     assert type(agent).__name__ in factory.describe(factory.Parts(env, circuit, agent))
 
@@ -139,6 +142,13 @@ def test_wrong_file(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(OptionsError, match="mine.yaml") as caught:
         options.load_file(str(path))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("agent", ["backprop", "empty"])
+def test_agents_that_take_no_rewards_are_refused_in_a_world(agent: str) -> None:
+    values = {"env": {"type": "t-maze"}, "circuit": {"type": "ntm"}, "agent": {"type": agent}}
+    with pytest.raises(OptionsError, match=f"^agent.type: got '{agent}'; env.type 't-maze' is a world with rewards"):
+        factory.parse(values)
 
 
 def test_unknown_preset_and_missing_file() -> None:

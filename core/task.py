@@ -1,0 +1,49 @@
+"""Task: what an env that hands out batches and a world that hands out rewards have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from .options import Options
+
+
+class Task(ABC):
+    """Something to be good at: sizes, held-out variants, how well it is solved, and a curriculum where there is one."""
+
+    error_metric: ClassVar[str]
+    """The metric that says how well the task is solved; 0 is perfect."""
+
+    options: Options
+    device: torch.device
+    input_size: int
+    """I, channels of an input."""
+    output_size: int
+    """O, channels of an output."""
+
+    @abstractmethod
+    def held_out(self) -> Mapping[str, Task]:
+        """Fixed variants of this task to be tested on, by name; the first is the training range itself.
+
+        They have the same input and output sizes; lengths beyond the training range are among them.
+        """
+
+    def advance(self, error: float) -> bool:
+        """Tell the curriculum the recent error on the current level; True if the level rose."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the curriculum remembers, for a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the curriculum where :meth:`state_dict` left it.
+
+        Raises:
+            ValueError: the state belongs to another task.
+        """
+        if state:
+            raise ValueError(f"env state: got {', '.join(state)}; this env keeps none")
