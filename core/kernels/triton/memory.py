@@ -1,0 +1,199 @@
+"""Write and read in one launch, and their backward.
+
+Computes :func:`~tapehead.core.addressing.write` and, from the new memory, :func:`~tapehead.core.addressing.read`.
+B batch, N slots, W word size, R read heads, H write heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .launch import launch, parts, power_of_two, rows_per_tile, warps
+
+COLUMNS = 32
+"""Word elements that a program of the forward pass takes: a row of its tile is one line of the cache in float32."""
+
+
+@triton.jit
+def _written(tile, weights, erase, add, batch, n, w, N: tl.constexpr, W: tl.constexpr, H: tl.constexpr):
+    """A tile of the memory after all heads wrote."""
+    added = tl.zeros_like(tile)
+    for head in tl.static_range(H):
+        row = batch * H + head
+        weight = tl.load(weights + row * N + n, mask=n < N, other=0.0)[:, None]
+        tile *= 1.0 - weight * tl.load(erase + row * W + w, mask=w < W, other=0.0)[None, :]
+        added += weight * tl.load(add + row * W + w, mask=w < W, other=0.0)[None, :]
+    return tile + added
+
+
+@triton.jit
+def access_forward(
+    memory,
+    weights,
+    erase,
+    add,
+    read_weights,
+    new_memory,
+    reads,
+    N: tl.constexpr,
+    W: tl.constexpr,
+    H: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """One program per sequence and block of word elements, over all slots, so that reads come out whole."""
+    batch = tl.program_id(0).to(tl.int64)
+    w = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
+    r = tl.arange(0, BLOCK_R)
+    read = tl.zeros([BLOCK_R, BLOCK_W], memory.dtype.element_ty)
+    for start in range(0, N, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        inside = (n < N)[:, None] & (w < W)[None, :]
+        offsets = batch * N * W + n[:, None] * W + w[None, :]
+        tile = tl.load(memory + offsets, mask=inside, other=0.0)
+        tile = _written(tile, weights, erase, add, batch, n, w, N, W, H)
+        tl.store(new_memory + offsets, tile, mask=inside)
+        for head in tl.static_range(R):
+            weight = tl.load(read_weights + (batch * R + head) * N + n, mask=n < N, other=0.0)
+            read += tl.where(r[:, None] == head, tl.sum(weight[:, None] * tile, 0)[None, :], 0.0)
+    if R > 0:
+        inside = (r < R)[:, None] & (w < W)[None, :]
+        tl.store(reads + (batch * R + r[:, None]) * W + w[None, :], read, mask=inside)
+
+
+@triton.jit
+def access_backward(
+    memory,
+    weights,
+    erase,
+    add,
+    read_weights,
+    d_new_memory,
+    d_reads,
+    d_memory,
+    d_weights,
+    d_erase,
+    d_add,
+    d_read_weights,
+    N: tl.constexpr,
+    W: tl.constexpr,
+    H: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """One program per sequence and block of slots; the gradients of words come in parts, one per block."""
+    batch = tl.program_id(0).to(tl.int64)
+    part = batch * tl.num_programs(1) + tl.program_id(1)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    w = tl.arange(0, BLOCK_W)
+    in_word, in_memory = w < W, n < N
+    inside = in_memory[:, None] & in_word[None, :]
+    offsets = batch * N * W + n[:, None] * W + w[None, :]
+    tile = tl.load(memory + offsets, mask=inside, other=0.0)
+    d_tile = tl.load(d_new_memory + offsets, mask=inside, other=0.0)
+    if R > 0:
+        written = _written(tile, weights, erase, add, batch, n, w, N, W, H)
+        for head in tl.static_range(R):
+            row = batch * R + head
+            d_read = tl.load(d_reads + row * W + w, mask=in_word, other=0.0)[None, :]
+            weight = tl.load(read_weights + row * N + n, mask=in_memory, other=0.0)[:, None]
+            d_tile += weight * d_read
+            tl.store(d_read_weights + row * N + n, tl.sum(written * d_read, 1), mask=in_memory)
+
+    kept = tl.full([BLOCK_N, BLOCK_W], 1.0, tile.dtype)
+    for head in tl.static_range(H):
+        row = batch * H + head
+        weight = tl.load(weights + row * N + n, mask=in_memory, other=0.0)[:, None]
+        erased = tl.load(erase + row * W + w, mask=in_word, other=0.0)[None, :]
+        added = tl.load(add + row * W + w, mask=in_word, other=0.0)[None, :]
+        # What the erasure of this head multiplied: not a quotient, since it may have erased everything.
+        others = tile * d_tile
+        for other in tl.static_range(H):
+            if other != head:
+                row_of_other = batch * H + other
+                other_weight = tl.load(weights + row_of_other * N + n, mask=in_memory, other=0.0)[:, None]
+                others *= 1.0 - other_weight * tl.load(erase + row_of_other * W + w, mask=in_word, other=0.0)[None, :]
+        kept *= 1.0 - weight * erased
+        tl.store(d_weights + row * N + n, tl.sum(d_tile * added - others * erased, 1), mask=in_memory)
+        out = (part * H + head) * W + w
+        tl.store(d_erase + out, -tl.sum(others * weight, 0), mask=in_word)
+        tl.store(d_add + out, tl.sum(d_tile * weight, 0), mask=in_word)
+    tl.store(d_memory + offsets, d_tile * kept, mask=inside)
+
+
+class _Access(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor, read_weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        given = [part.contiguous() for part in (memory, weights, erase, add)]
+        given.append(given[0].new_empty(0) if read_weights is None else read_weights.contiguous())
+        batch, slots, word = memory.shape
+        heads = 0 if read_weights is None else read_weights.shape[1]
+        ctx.sizes = {"N": slots, "W": word, "H": weights.shape[1], "R": heads}
+        columns = min(power_of_two(word), COLUMNS)
+        block = rows_per_tile(slots, columns)
+        new_memory = torch.empty_like(given[0])
+        reads = new_memory.new_empty(batch, heads, word)
+        launch(
+            access_forward,
+            (batch, parts(word, columns)),
+            *given,
+            new_memory,
+            reads,
+            **ctx.sizes,
+            BLOCK_N=block,
+            BLOCK_W=columns,
+            BLOCK_R=power_of_two(max(heads, 1)),
+            num_warps=warps(block * columns),
+        )
+        ctx.save_for_backward(*given)
+        return new_memory, reads
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_new_memory: Tensor, d_reads: Tensor) -> tuple[Tensor | None, ...]:
+        memory, weights, erase, _, read_weights = ctx.saved_tensors
+        batch, slots, word = memory.shape
+        block = rows_per_tile(slots, word)
+        blocks = parts(slots, block)
+        d_memory, d_weights = torch.empty_like(memory), torch.empty_like(weights)
+        d_erase = erase.new_empty(batch, blocks, *erase.shape[1:])
+        d_add, d_read_weights = torch.empty_like(d_erase), torch.empty_like(read_weights)
+        launch(
+            access_backward,
+            (batch, blocks),
+            *ctx.saved_tensors,
+            d_new_memory.contiguous(),
+            d_reads.contiguous(),
+            *(d_memory, d_weights, d_erase, d_add, d_read_weights),
+            **ctx.sizes,
+            BLOCK_N=block,
+            BLOCK_W=power_of_two(word),
+            num_warps=warps(block * power_of_two(word)),
+        )
+        return d_memory, d_weights, d_erase.sum(1), d_add.sum(1), d_read_weights if ctx.sizes["R"] else None
+
+
+def write(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor) -> Tensor:
+    """See :func:`tapehead.core.addressing.write`."""
+    return _Access.apply(memory, weights, erase, add, None)[0]
+
+
+def write_and_read(
+    memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor, read_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """New memory ``[B, N, W]`` and the words read from it ``[B, R, W]``.
+
+    See :func:`tapehead.core.addressing.write` and :func:`tapehead.core.addressing.read`.
+    """
+    return _Access.apply(memory, weights, erase, add, read_weights)
