@@ -10,22 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ..core.circuit import Circuit
-from ..core.stacked import Layout, Stack, dense
+from ..core.stacked import Layout, Stack, dense, map_members
 from ..core.world import Episodes, World, join_episodes
 
 MEBIBYTE = 2**20
-
-
-class _Steps(nn.Module):
-    """Runs a circuit step by step from its initial state, in plain operations that vmap can map."""
-
-    def __init__(self, circuit: Circuit) -> None:
-        super().__init__()
-        self.circuit = circuit
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        outputs, _ = Circuit.run(self.circuit, inputs, self.circuit.initial_state(inputs.shape[1]))
-        return outputs
 
 
 class _Step(nn.Module):
@@ -43,7 +31,8 @@ class Population:
     """Evaluates P genomes on the same B sequences with stacked parameters: no loop over members, no gradients.
 
     Circuits that have a ``run_population`` (see :class:`~tapehead.circuits.feedforward.FeedForwardCircuit`) answer for
-    all members themselves; every other circuit's step is mapped over the members with ``torch.func.vmap``.
+    all members themselves; every other circuit's step is mapped over the members with ``torch.func.vmap``
+    (:func:`~tapehead.core.stacked.map_members`).
     """
 
     def __init__(self, circuit: Circuit, *, memory_budget: float = 512.0) -> None:
@@ -60,7 +49,6 @@ class Population:
         self.circuit = circuit
         self.layout = Layout.of(circuit)
         self.memory_budget = memory_budget
-        self._steps = _Steps(circuit)
         self._step = _Step(circuit)
 
     def outputs(self, stacks: Mapping[str, Stack], inputs: Tensor) -> Tensor:
@@ -78,10 +66,7 @@ class Population:
             if run_population is not None:
                 answered: Tensor = run_population(stacks, inputs)
                 return answered
-            parameters = {f"circuit.{name}": dense(stack) for name, stack in stacks.items()}
-            mapped = vmap(lambda member: functional_call(self._steps, member, (inputs,)), out_dims=1)
-            outputs: Tensor = mapped(parameters)
-            return outputs
+            return map_members(self.circuit, stacks, inputs)
 
     def evaluate(self, stacks: Mapping[str, Stack], inputs: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
         """Answer and score all members, a chunk that fits the memory budget at a time.

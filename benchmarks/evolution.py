@@ -6,7 +6,7 @@
 First: one generation (data, evaluation, selection, mutation) of 200 networks 784-64-10 on 200 images, for every
 strategy and, in the same run, for EvoTorch and evosax where they are installed and for plain batched PyTorch: dense
 random masks, whole perturbations, every member's product on its own. Second: the fitness of 256 small NTMs on copy,
-against a loop over members, once through the eager backend and once through the one that the circuit would choose.
+against a loop over members; each once through the eager backend and once through the one that the circuit would choose.
 Contestants take turns, round by round; medians are printed.
 """
 
@@ -206,7 +206,7 @@ def members() -> dict[str, Callable[[], object]]:
         for backend in ("eager", "auto")
     )
     options = EvolutionOptions.model_validate({"strategy": {"type": "openai-es", "population": 256}})
-    agent = EvolutionAgent(env, eager, options)
+    agent, eager_agent = EvolutionAgent(env, chosen, options), EvolutionAgent(env, eager, options)
     genomes, stacks = agent.strategy.ask(), agent.strategy.ask_stacks()
     asked = agent.scoring.draw(16, torch.Generator().manual_seed(0))
     batch = asked.batch
@@ -219,6 +219,7 @@ def members() -> dict[str, Callable[[], object]]:
 
     return {
         "all at once": lambda: agent.scoring.scores(stacks, asked),
+        "all at once, eager": lambda: eager_agent.scoring.scores(stacks, asked),
         "a loop, eager": lambda: loop(eager),
         "a loop, chosen backend": lambda: loop(chosen),
     }

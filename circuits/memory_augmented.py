@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ..core.circuit import Circuit, CircuitState, Trace, check_choice, check_cli
 from ..core.controllers import CONTROLLERS, AnyControllerOptions, Controller, LSTMOptions
 from ..core.kernels import dispatch
 from ..core.options import Options
+from ..core.stacked import Stack
 
 
 class MemoryAugmentedOptions(Options):
@@ -148,6 +150,18 @@ class MemoryAugmentedCircuit(Circuit):
         """A whole sequence through the chosen backend; see :meth:`Circuit.run`."""
         features, state = dispatch.run(self, inputs, state)
         return self.answer(features), state
+
+    def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
+        """The answers of many members to the same inputs, from their initial states, through the chosen backend.
+
+        Args:
+            parameters: a stack of P members for each named parameter.
+            inputs: ``[T, B, I]``
+
+        Returns:
+            ``[T, P, B, O]``
+        """
+        return dispatch.run_population(self, parameters, inputs)
 
     def run_traced(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Trace]:
         """Like :meth:`run`, step by step, and records what the heads did."""

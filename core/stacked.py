@@ -7,11 +7,15 @@ the members' common centre apart from what makes them differ, so that products w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from .circuit import Circuit, map_state
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,50 @@ def _plus_minus(center: Tensor, change: Tensor) -> Tensor:
     torch.add(center, change, out=result[:, 0])
     torch.sub(center, change, out=result[:, 1])
     return result.flatten(0, 1)
+
+
+class _Call(nn.Module):
+    """A function of a circuit as a module's forward, which ``functional_call`` can give other parameters."""
+
+    def __init__(self, circuit: Any, function: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.circuit = circuit
+        self.function = function
+
+    def forward(self) -> Any:
+        return self.function(self.circuit)
+
+
+def _map(circuit: Any, function: Callable[[Any], Any], stacks: Mapping[str, Stack], at: int) -> Any:
+    """``function(circuit)`` with each member's parameters; members are dimension ``at`` of the result."""
+    call = _Call(circuit, function)
+    parameters = {f"circuit.{name}": dense(stack) for name, stack in stacks.items()}
+    return vmap(lambda member: functional_call(call, member, ()), out_dims=at)(parameters)
+
+
+def map_members(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor) -> Tensor:
+    """The answers of all members, step by step in plain operations that ``torch.func.vmap`` maps over the members.
+
+    Args:
+        circuit: what each member is; its own parameters are left alone.
+        stacks: of P members for each named parameter.
+        inputs: ``[T, B, I]``, the same for every member.
+
+    Returns:
+        ``[T, P, B, O]``
+    """
+
+    def run(circuit: Circuit) -> Tensor:
+        return Circuit.run(circuit, inputs, circuit.initial_state(inputs.shape[1]))[0]
+
+    outputs: Tensor = _map(circuit, run, stacks, at=1)
+    return outputs
+
+
+def map_initial_state(circuit: Any, stacks: Mapping[str, Stack]) -> Any:
+    """The state of each member before the first step of one sequence: ``[P, …]`` in every leaf."""
+    state = _map(circuit, lambda circuit: circuit.initial_state(1), stacks, at=0)
+    return map_state(lambda leaf: leaf.squeeze(1), state)
 
 
 class Layout:

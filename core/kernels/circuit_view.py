@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..accessors.base import Accessor
 from ..circuit import CircuitState
@@ -21,12 +21,20 @@ class CircuitView(Protocol):
     """Where the compiled backend keeps its compiled step."""
 
     @property
+    def input_size(self) -> int:
+        """I, channels of each input step."""
+
+    @property
     def controller(self) -> Controller:
         """Maps input and last reads to the hidden vector."""
 
     @property
     def accessor(self) -> Accessor:
         """Memory and heads."""
+
+    @property
+    def output(self) -> nn.Linear:
+        """Maps features to logits."""
 
     @property
     def clip(self) -> float | None:

@@ -8,12 +8,15 @@ state. Features are the hidden vector and the words read, ``F = hidden_size + R 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from ..circuit import CircuitState, check_choice
+from ..stacked import Stack, dense, map_members
 from . import compiled, eager, native
 
 if TYPE_CHECKING:
@@ -52,8 +55,43 @@ def choose(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str:
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
     """Features ``[T, B, F]`` of a sequence and the last state, from the chosen backend."""
     name = choose(circuit, inputs, state)
+    _note(circuit, name)
+    features, state = _MODULES[name].run(circuit, inputs, state)
+    return features, state
+
+
+def run_population(circuit: CircuitView, stacks: Mapping[str, Stack], inputs: Tensor) -> Tensor:
+    """The answers of P members, each with its own parameters, to the same inputs from their initial states.
+
+    The native backend where the circuit asks for it or leaves the choice and it can; else eager, mapped over the
+    members. Not differentiable.
+
+    Args:
+        circuit: what each member is; its own parameters are left alone.
+        stacks: of P members for each named parameter.
+        inputs: ``[T, B, I]``.
+
+    Returns:
+        ``[T, P, B, O]``
+
+    Raises:
+        RuntimeError: the circuit asks for the native backend, which cannot run this population; says why.
+    """
+    with torch.no_grad():
+        parameters = {name: dense(stack) for name, stack in stacks.items()}
+        if circuit.backend in ("auto", "native"):
+            reason = native.population_unavailable(circuit, parameters, inputs)
+            if reason is None:
+                _note(circuit, "native")
+                return native.run_population(circuit, parameters, inputs)
+            if circuit.backend == "native":
+                raise RuntimeError(f"backend: 'native' cannot run a population of this circuit: {reason}")
+        _note(circuit, "eager")
+        return map_members(circuit, parameters, inputs)
+
+
+def _note(circuit: CircuitView, name: str) -> None:
+    """Log a change of the backend once."""
     if circuit.chosen_backend != name:
         logger.info("backend: %s", name)
         circuit.chosen_backend = name
-    features, state = _MODULES[name].run(circuit, inputs, state)
-    return features, state

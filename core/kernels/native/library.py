@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.machinery
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -16,7 +17,6 @@ FOLDER = Path(__file__).parent
 VARIANTS = ("_baseline", "_avx2", "_avx512")
 """The same source for more and more instruction sets; the index is what ``processor_level`` counts."""
 
-CONTROLLERS = {"lstm": 0, "gru": 1, "feedforward": 2}
 MOST_LEAVES = 6
 
 
@@ -27,8 +27,8 @@ class Problem(ctypes.Structure):
         *(
             (name, ctypes.c_int64)
             for name in (
-                *("steps", "batch", "inputs", "hidden", "slots", "word", "reads", "writes", "interface", "controller"),
-                *("threads", "training", "keep_every", "block"),
+                *("steps", "batch", "inputs", "hidden", "layers", "slots", "word", "reads", "writes", "interface"),
+                *("outputs", "controller", "threads", "members", "training", "keep_every", "block"),
                 *("shift_range", "squash", "masked_content", "memory_wipe", "link_sharpening", "usage_gradient"),
             )
         ),
@@ -40,17 +40,31 @@ class Tensors(ctypes.Structure):
     """Addresses of all tensors of a call; mirrors ``Tensors`` in source/sequence.h."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("inputs", "weight", "bias", "interface_weight", "interface_bias")),
-        *((name, ctypes.c_void_p) for name in ("features", "cell", "last_cell")),
+        *((name, ctypes.c_void_p) for name in ("inputs", "weight", "bias", "upper_weight", "upper_bias")),
+        *((name, ctypes.c_void_p) for name in ("interface_weight", "interface_bias", "output_weight", "output_bias")),
+        *((name, ctypes.c_void_p) for name in ("features", "outputs", "lower_hidden", "cell")),
         ("state", ctypes.c_void_p * MOST_LEAVES),
+        *((name, ctypes.c_void_p) for name in ("last_lower_hidden", "last_cell")),
         ("last_state", ctypes.c_void_p * MOST_LEAVES),
-        *((name, ctypes.c_void_p) for name in ("records", "tape", "d_features", "d_last_cell")),
+        *((name, ctypes.c_void_p) for name in ("records", "tape")),
+        *((name, ctypes.c_void_p) for name in ("d_features", "d_last_lower_hidden", "d_last_cell")),
         ("d_last_state", ctypes.c_void_p * MOST_LEAVES),
-        *((name, ctypes.c_void_p) for name in ("d_first", "d_cell")),
+        *((name, ctypes.c_void_p) for name in ("d_first", "d_lower_hidden", "d_cell")),
         ("d_state", ctypes.c_void_p * MOST_LEAVES),
-        *((name, ctypes.c_void_p) for name in ("d_inputs", "d_weight", "d_bias")),
+        *((name, ctypes.c_void_p) for name in ("d_inputs", "d_weight", "d_bias", "d_upper_weight", "d_upper_bias")),
         *((name, ctypes.c_void_p) for name in ("d_interface_weight", "d_interface_bias")),
     ]
+
+    def give(self, **tensors: Tensor | None) -> None:
+        """Set the addresses of tensors, which the caller keeps alive."""
+        for name, tensor in tensors.items():
+            setattr(self, name, address(tensor))
+
+    def give_leaves(self, name: str, leaves: Iterable[Tensor | None]) -> None:
+        """Set the addresses of a state's leaves."""
+        field = getattr(self, name)
+        for index, leaf in enumerate(leaves):
+            field[index] = address(leaf)
 
 
 def _open(variant: str) -> ctypes.CDLL | None:

@@ -13,6 +13,7 @@ import tapehead
 from tapehead.core.circuit import Circuit, detach, map_state
 from tapehead.core.kernels import native
 from tapehead.core.kernels.native import library
+from tapehead.core.stacked import Layout
 
 pytestmark = pytest.mark.skipif(isinstance(library.load(), str), reason=str(library.load()))
 
@@ -134,6 +135,16 @@ def test_agrees_with_eager(
 ) -> None:
     torch.manual_seed(0)
     assert_agrees(prepare(build(shape, controller=controller), dtype))
+
+
+@each_circuit
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward"])
+def test_layers(build: Callable[..., Circuit], controller: str, layers: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    for shape in SHAPES[:3]:
+        assert_agrees(prepare(build(shape, controller=controller, num_layers=layers, clip=0.5), dtype))
 
 
 @pytest.mark.parametrize("shift_range", [0, 1, 2, 9])
@@ -427,7 +438,6 @@ def refusals() -> dict[str, tuple[Callable[[], Circuit], str]]:
     return {
         "masked": (lambda: dnc(masked_content=True), "masked_content"),
         "link": (lambda: dnc(link_sharpening=True), "link_sharpening"),
-        "layers": (lambda: ntm(num_layers=2), "one layer"),
         "hooks": (hooked, "hooks"),
         "types": (mixed, "float32 or float64 throughout"),
         "half": (lambda: ntm().bfloat16(), "float32 or float64"),
@@ -489,3 +499,85 @@ def test_without_a_library_auto_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert circuit.chosen_backend == "eager"
     assert "not built" in str(library.load())
     library.load.cache_clear()
+
+
+def population_of(circuit: Circuit, members: int, seed: int = 2) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def spread(parameter: Tensor) -> Tensor:
+        noise = torch.randn((members, *parameter.shape), generator=generator, dtype=torch.float64)
+        return parameter.detach() + 0.3 * noise.to(parameter)
+
+    return {name: spread(parameter) for name, parameter in circuit.named_parameters()}
+
+
+def one_by_one(circuit: Circuit, population: dict[str, Tensor], inputs: Tensor) -> Tensor:
+    """The answers of a loop over members, ``[T, P, B, O]``."""
+    answers = []
+    for member in range(len(next(iter(population.values())))):
+        parameters = {name: stack[member] for name, stack in population.items()}
+        with torch.no_grad():
+            answers.append(torch.func.functional_call(circuit, parameters, (inputs,))[0])
+    return torch.stack(answers, dim=1)
+
+
+@each_circuit
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward"])
+def test_population_agrees_with_a_loop_over_members(
+    build: Callable[..., Circuit], controller: str, layers: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    memory = {"memory_init": "learned"} if build is ntm else {}
+    circuit = build(SHAPES[2], controller=controller, num_layers=layers, clip=0.7, **memory).to(dtype)
+    population = population_of(circuit, 4)
+    inputs = torch.randn(STEPS, 19, INPUTS, dtype=dtype)
+    answers = circuit.run_population(population, inputs)
+    assert circuit.chosen_backend == "native"
+    # In float64: single precision alone drifts further from it over the steps than the two loops differ.
+    circuit.backend = "eager"
+    exact = {name: stack.double() for name, stack in population.items()}
+    expected = one_by_one(circuit.double(), exact, inputs.double())
+    torch.testing.assert_close(answers.double(), expected, rtol=0, atol=1e-10 if dtype == torch.float64 else 2e-4)
+
+
+@each_circuit
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_members_do_not_depend_on_each_other(build: Callable[..., Circuit], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    circuit = build(SHAPES[2]).to(dtype)
+    population = population_of(circuit, 5)
+    inputs = torch.randn(STEPS, 3, INPUTS, dtype=dtype)
+    whole = circuit.run_population(population, inputs)
+    for part in (slice(0, 1), slice(1, 3), slice(4, 5)):
+        some = circuit.run_population({name: stack[part] for name, stack in population.items()}, inputs)
+        assert torch.equal(some, whole[:, part])
+    torch.set_num_threads(2)
+    assert torch.equal(circuit.run_population(population, inputs), whole)
+
+
+@each_circuit
+def test_population_of_strided_genomes(build: Callable[..., Circuit]) -> None:
+    torch.manual_seed(0)
+    circuit = build()
+    layout = Layout.of(circuit)
+    genomes = torch.randn(layout.size, 3).T * 0.3
+    inputs = torch.randn(STEPS, INPUTS, BATCH).transpose(1, 2)
+    answers = circuit.run_population(layout.split(genomes), inputs)
+    whole = circuit.run_population(layout.split(genomes.contiguous()), inputs.contiguous())
+    assert torch.equal(answers, whole)
+
+
+@each_circuit
+def test_population_asks_for_a_backend(build: Callable[..., Circuit]) -> None:
+    torch.manual_seed(0)
+    circuit = build().double()
+    population, inputs = population_of(circuit, 2), torch.randn(STEPS, BATCH, INPUTS)
+    circuit.backend = "native"
+    with pytest.raises(RuntimeError, match="'native' cannot run a population of this circuit: .*float32 or float64"):
+        circuit.run_population(population, inputs)
+    circuit.backend = "eager"
+    mapped = circuit.run_population(population, inputs.double())
+    assert circuit.chosen_backend == "eager"
+    torch.testing.assert_close(mapped, one_by_one(circuit, population, inputs.double()))

@@ -14,7 +14,7 @@ template <class T> class DynamicAccessor {
     Slots<T> slots;
     int N, word, reads, writes, ways;
     bool squash, wipe, usage_gradient;
-    int64_t memory_size, link_size;
+    int64_t memory_size, link_size, rows_per_state;
     Tape<T> tape, link_tape;
     // Parts of the interface vector.
     int read_keys, read_strengths, write_keys, write_strengths, erase, add, free_gates, allocation_gates, write_gates;
@@ -79,6 +79,7 @@ template <class T> class DynamicAccessor {
         : x(x), records(records), slots((int)p.slots), N(slots.padded), word((int)p.word), reads((int)p.reads),
           writes((int)p.writes), ways(1 + 2 * writes), squash(p.squash), wipe(p.memory_wipe),
           usage_gradient(p.usage_gradient), memory_size((int64_t)word * N), link_size((int64_t)slots.count * N),
+          rows_per_state(p.outputs ? p.rows_per_member() : 1),
           tape{x.tape, memory_size, p.batch, p.keep_every, p.steps, p.training != 0},
           link_tape{x.tape + Tape<T>::length(p) * p.batch * memory_size, writes * link_size, p.batch, p.keep_every,
                     p.steps, p.training != 0} {
@@ -110,20 +111,22 @@ template <class T> class DynamicAccessor {
         const int64_t N = round_up<T>((int)p.slots);
         return (2 + 5 * p.writes + 3 * p.reads + 2 * p.reads * p.writes) * N + p.writes * order_size(N);
     }
+    static int64_t history(const Problem& p) { return p.keep_every; }  // the links are updated that rarely
     static int64_t tape_size(const Problem& p) {
         return Tape<T>::length(p) * p.batch * (p.word * round_up<T>((int)p.slots) + matrix_size(p));
     }
 
     int64_t forward_scratch() const { return (1 + writes) * N; }
     void begin(int64_t b) const {
+        const int64_t given = b / rows_per_state;
         const int64_t n = slots.count;
         T *first = records.accessor(0, b), *memory = tape.first(b), *links = link_tape.first(b);
-        to_columns(slots, word, x.state[MEMORY] + b * n * word, memory);
-        pad(slots, 1, x.state[USAGE] + b * n, first + usage);
-        pad(slots, writes * slots.count, x.state[LINK] + b * writes * n * n, links);
-        pad(slots, writes, x.state[PRECEDENCE] + b * writes * n, first + precedence);
-        pad(slots, reads, x.state[READ_WEIGHTS] + b * reads * n, first + read_weights);
-        pad(slots, writes, x.state[WRITE_WEIGHTS] + b * writes * n, first + write_weights);
+        to_columns(slots, word, x.state[MEMORY] + given * n * word, memory);
+        pad(slots, 1, x.state[USAGE] + given * n, first + usage);
+        pad(slots, writes * slots.count, x.state[LINK] + given * writes * n * n, links);
+        pad(slots, writes, x.state[PRECEDENCE] + given * writes * n, first + precedence);
+        pad(slots, reads, x.state[READ_WEIGHTS] + given * reads * n, first + read_weights);
+        pad(slots, writes, x.state[WRITE_WEIGHTS] + given * writes * n, first + write_weights);
         dot_products<T>(slots, word, memory, 1, memory, first + behind, first + norms);  // for the norms alone
     }
     void forward(int64_t t, int64_t b, T* words_read, T* scratch) const {

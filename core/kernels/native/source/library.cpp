@@ -20,8 +20,7 @@ template <class F> int status(F&& body) {
     /* Values in all records and on the tape. */                                                                     \
     EXPORT void NAME##_sizes(const native::Problem* p, int64_t* sizes) {                                             \
         using Accessor = native::ACCESSOR<TYPE>;                                                                     \
-        const native::Records<TYPE> records(*p, nullptr, Accessor::record_size(*p));                                 \
-        sizes[0] = records.ring * p->batch * records.size;                                                           \
+        sizes[0] = native::records_size<TYPE, Accessor>(*p);                                                         \
         sizes[1] = Accessor::tape_size(*p);                                                                          \
     }                                                                                                                \
     EXPORT int NAME##_forward(const native::Problem* p, const native::Tensors<TYPE>* x) {                            \

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #endif
 #include <atomic>
+#include <initializer_list>
 #include <memory>
 #include <new>
 #include <thread>
@@ -20,39 +21,53 @@ constexpr int MOST_LEAVES = 6;
 
 // Sizes and options; mirrored in library.py.
 struct Problem {
-    int64_t steps, batch, inputs, hidden, slots, word, reads, writes, interface, controller, threads;
+    int64_t steps, batch, inputs, hidden, layers, slots, word, reads, writes, interface, outputs, controller, threads;
+    int64_t members;     // of a population (outputs > 0), each with its own weights and batch / members rows
     int64_t training;    // keep what the backward pass needs
     int64_t keep_every;  // steps between two stored memories; those between are computed again
     int64_t block;       // rows of the batch that go through the sequence together
     int64_t shift_range, squash, masked_content, memory_wipe, link_sharpening, usage_gradient;
     double clip;
+
+    int64_t rows_per_member() const { return batch / members; }
 };
 
 // All tensors are contiguous; mirrored in library.py. T steps, B batch, I inputs, F features (hidden, then reads),
-// G gates. A state's leaves are in the order of its NamedTuple.
+// G gates, L layers, P members, O outputs. A state's leaves are in the order of its NamedTuple.
 template <class T> struct Tensors {
-    const T* inputs;            // [T, B, I]
-    const T* weight;            // [G, features that the controller sees + I]
-    const T* bias;              // [G]
-    const T* interface_weight;  // [interface, hidden]
-    const T* interface_bias;    // [interface]
-    T* features;                // [T + 1, B, F], the first given
-    const T* cell;              // [B, hidden], LSTM
+    const T* inputs;            // [T, B / P, I]
+    const T* weight;            // [P, G, features that the first layer sees + I]
+    const T* bias;              // [P, G]
+    const T* upper_weight;      // [P, L - 1, G, own last hidden vector (not feed-forward) + that of the layer below]
+    const T* upper_bias;        // [P, L - 1, G]
+    const T* interface_weight;  // [P, interface, hidden]
+    const T* interface_bias;    // [P, interface]
+    const T* output_weight;     // [P, O, F]
+    const T* output_bias;       // [P, O]
+    T* features;                // [T + 1, B, F], the first given; with outputs only two in turn
+    T* outputs;                 // [T, B, O], of a population; null: the features are the result
+    const T* lower_hidden;      // [B, L - 1, hidden], of all layers but the last
+    const T* cell;              // [B, L, hidden], LSTM
+    const T* state[MOST_LEAVES];  // [B, …]; of a population [P, …]
+    T* last_lower_hidden;
     T* last_cell;
-    const T* state[MOST_LEAVES];
-    T* last_state[MOST_LEAVES];
+    T* last_state[MOST_LEAVES];  // null if not wanted
     T* records;  // what every step leaves for the backward pass
     T* tape;     // memories (and links) before every keep_every-th step, and the last
     // Backward: gradients of the results (null: zero) and of the arguments.
     const T* d_features;  // [T, B, F]
+    const T* d_last_lower_hidden;
     const T* d_last_cell;
     const T* d_last_state[MOST_LEAVES];
-    T* d_first;  // [B, F]
+    T* d_first;  // [B, F]; this and the rest: null if not wanted
+    T* d_lower_hidden;
     T* d_cell;
     T* d_state[MOST_LEAVES];
-    T* d_inputs;  // this and the rest: null if not wanted
+    T* d_inputs;
     T* d_weight;
     T* d_bias;
+    T* d_upper_weight;
+    T* d_upper_bias;
     T* d_interface_weight;
     T* d_interface_bias;
 };
@@ -105,6 +120,7 @@ template <class F> void for_ranges(int64_t threads, int64_t count, F&& body) {
     for (auto& other : others) other.join();
     if (failed) throw std::bad_alloc();
 }
+
 // Calls body(first row, rows) for blocks of the batch on several threads.
 template <class F> void for_blocks(const Problem& p, F&& body) {
     for_ranges(p.threads, p.batch, [&](int64_t begin, int64_t end) {
@@ -121,98 +137,270 @@ inline void prefer_large_pages(void* start, int64_t bytes) {
 #endif
 }
 
-// What every step leaves: gates, cell state, activated interface vector and the accessor's own part, for each row of
-// the batch. Record s holds what step s - 1 made, record 0 the first state.
+// What every step leaves: gates, cell state and hidden vector of each layer, activated interface vector and the
+// accessor's own part, for each row of the batch. Record s holds what step s - 1 made, record 0 the first state.
+// The last layer's hidden vector is among the features.
 template <class T> struct Records {
     T* base;
-    int64_t batch, ring;  // without training only the last `ring` records are kept
-    int hidden, features, gates, skipped, seen;
-    int64_t cell_part, interface_part, accessor_part, size;
+    int64_t batch, ring, first_row = 0;
+    int hidden, layers, features, gates, skipped, seen;
+    bool feed_forward;
+    int64_t gates_size, hidden_size, lower_size, cell_part, lower_part, interface_part, accessor_part, size;
 
-    static int64_t length(const Problem& p) { return p.training ? p.steps + 1 : std::min(p.keep_every, p.steps) + 1; }
-    Records(const Problem& p, T* base, int64_t accessor_size)
-        : base(base), batch(p.batch), ring(length(p)), hidden((int)p.hidden),
+    // ring: how many records are kept; row b lies at b - first_row.
+    Records(const Problem& p, T* base, int64_t accessor_size, int64_t ring, int64_t batch)
+        : base(base), batch(batch), ring(ring), hidden((int)p.hidden), layers((int)p.layers),
           features(hidden + int(p.reads * p.word)), gates(gate_blocks((int)p.controller) * hidden),
           skipped(p.controller == FEEDFORWARD ? hidden : 0),  // a feed-forward controller sees only the reads
-          seen(features - skipped), cell_part(round_up<T>(gates)), interface_part(cell_part + round_up<T>(hidden)),
+          seen(features - skipped), feed_forward(p.controller == FEEDFORWARD), gates_size(round_up<T>(gates)),
+          hidden_size(round_up<T>(hidden)), lower_size(round_up<T>(features)), cell_part(layers * gates_size),
+          lower_part(cell_part + layers * hidden_size), interface_part(lower_part + (layers - 1) * lower_size),
           accessor_part(interface_part + round_up<T>((int)p.interface)), size(accessor_part + accessor_size) {}
-    T* row(int64_t s, int64_t b) const { return base + (s % ring * batch + b) * size; }
-    T* cell(int64_t s, int64_t b) const { return row(s, b) + cell_part; }
+    T* row(int64_t s, int64_t b) const { return base + (s % ring * batch + b - first_row) * size; }
+    T* gate(int64_t s, int64_t b, int layer) const { return row(s, b) + layer * gates_size; }
+    T* cell(int64_t s, int64_t b, int layer) const { return row(s, b) + cell_part + layer * hidden_size; }
+    // Hidden vector of a layer below the last; the first layer's is followed by the words read, as in the features.
+    T* lower(int64_t s, int64_t b, int layer) const { return row(s, b) + lower_part + layer * lower_size; }
     T* interface(int64_t s, int64_t b) const { return row(s, b) + interface_part; }
     T* accessor(int64_t s, int64_t b) const { return row(s, b) + accessor_part; }
+    // With several recurrent layers, the first one sees its own hidden vector and the words read; else the features.
+    bool seen_apart() const { return layers > 1 && !feed_forward; }
 };
 
-template <class T, class Accessor> void forward(const Problem& p, const Tensors<T>& x) {
-    const Records<T> records(p, x.records, Accessor::record_size(p));
+// Rows of a matrix: where the first one lies, and how far they are apart.
+template <class T> struct Rows {
+    T* first;
+    int64_t stride;
+};
+
+// The features of every step, [steps, B, F], and the hidden vectors of all layers.
+template <class T> struct Hidden {
+    const Records<T>& records;
+    T* features;
+    int64_t batch, ring;
+
+    T* feature(int64_t s, int64_t b) const { return features + (s % ring * batch + b) * records.features; }
+    Rows<T> layer(int64_t s, int64_t b, int layer) const {
+        if (layer == records.layers - 1) return {feature(s, b), records.features};
+        return {records.lower(s, b, layer), records.size};
+    }
+    // What the first layer sees of step s.
+    Rows<T> seen(int64_t s, int64_t b) const {
+        if (records.seen_apart()) return {records.lower(s, b, 0), records.size};
+        return {feature(s, b) + records.skipped, records.features};
+    }
+};
+
+// The weights of one member, packed for the forward products.
+template <class T> struct ForwardWeights {
+    struct Upper {
+        Packed<T> from_own, from_below;
+        const T* bias;
+    };
+    Packed<T> from_seen, from_inputs, to_interface, to_outputs;
+    std::vector<Upper> uppers;
+    const T *bias, *interface_bias, *output_bias;
+
+    ForwardWeights(const Problem& p, const Tensors<T>& x, const Records<T>& r, int64_t member)
+        : from_seen(r.seen, r.gates, x.weight + member * r.gates * (r.seen + p.inputs), 1, r.seen + p.inputs),
+          from_inputs((int)p.inputs, r.gates, x.weight + member * r.gates * (r.seen + p.inputs) + r.seen, 1,
+                      r.seen + p.inputs),
+          to_interface(r.hidden, (int)p.interface, x.interface_weight + member * p.interface * r.hidden, 1, r.hidden),
+          to_outputs(r.features, x.outputs ? (int)p.outputs : 0, x.output_weight + member * p.outputs * r.features, 1,
+                     r.features),
+          bias(x.bias + member * r.gates), interface_bias(x.interface_bias + member * p.interface),
+          output_bias(x.output_bias + member * p.outputs) {
+        const int own = r.feed_forward ? 0 : r.hidden, columns = own + r.hidden;
+        for (int64_t i = member * (r.layers - 1); i < (member + 1) * (r.layers - 1); i++) {
+            const T* weight = x.upper_weight + i * r.gates * columns;
+            uppers.push_back({Packed<T>(own, r.gates, weight, 1, columns),
+                              Packed<T>(r.hidden, r.gates, weight + own, 1, columns), x.upper_bias + i * r.gates});
+        }
+    }
+};
+
+// Rows b0 … of one member through all time steps.
+template <class T, class Accessor>
+void forward_block(const Problem& p, const Tensors<T>& x, const Records<T>& records, const ForwardWeights<T>& weights,
+                   int64_t b0, int64_t rows) {
     const Accessor accessor(p, x, records);
-    const int hidden = records.hidden, features = records.features;
-    const int64_t columns = records.seen + p.inputs;
-    prefer_large_pages(x.records, records.ring * p.batch * records.size * sizeof(T));
-    prefer_large_pages(x.tape, Accessor::tape_size(p) * sizeof(T));
-    const Packed<T> from_features(records.seen, records.gates, x.weight, 1, columns);
-    const Packed<T> from_inputs((int)p.inputs, records.gates, x.weight + records.seen, 1, columns);
-    const Packed<T> to_interface(hidden, (int)p.interface, x.interface_weight, 1, hidden);
-    for_blocks(p, [&](int64_t b0, int64_t rows) {
-        std::vector<T> scratch(accessor.forward_scratch());
-        const int64_t end = b0 + rows;
-        for (int64_t b = b0; b < end; b++) {
-            if (x.cell) std::memcpy(records.cell(0, b), x.cell + b * hidden, hidden * sizeof(T));
-            accessor.begin(b);
-        }
-        for (int64_t t = 0; t < p.steps; t++) {
-            const T* last = x.features + t * p.batch * features;
-            T* next = x.features + (t + 1) * p.batch * features;
-            T* gates = records.row(t + 1, b0);
+    const Hidden<T> hiddens{records, x.features, p.batch, x.outputs ? 2 : p.steps + 1};
+    const int hidden = records.hidden, features = records.features, layers = records.layers;
+    const int64_t end = b0 + rows, words = features - hidden, input_rows = p.rows_per_member();
+    const int64_t outputs_size = round_up<T>((int)p.outputs);
+    std::vector<T> scratch(accessor.forward_scratch()), outputs(x.outputs ? rows * outputs_size : 0);
+    auto keep_words = [&](int64_t s, int64_t b) {
+        if (records.seen_apart())
+            std::memcpy(records.lower(s, b, 0) + hidden, hiddens.feature(s, b) + hidden, words * sizeof(T));
+    };
+    for (int64_t b = b0; b < end; b++) {
+        for (int layer = 0; x.cell && layer < layers; layer++)
+            std::memcpy(records.cell(0, b, layer), x.cell + (b * layers + layer) * hidden, hidden * sizeof(T));
+        for (int layer = 0; x.lower_hidden && layer < layers - 1; layer++)
+            std::memcpy(records.lower(0, b, layer), x.lower_hidden + (b * (layers - 1) + layer) * hidden,
+                        hidden * sizeof(T));
+        keep_words(0, b);
+        accessor.begin(b);
+    }
+    for (int64_t t = 0; t < p.steps; t++) {
+        for (int layer = 0; layer < layers; layer++) {
+            T* gates = records.gate(t + 1, b0, layer);
+            const T* bias = layer ? weights.uppers[layer - 1].bias : weights.bias;
             for (int64_t i = 0; i < rows; i++)
-                std::memcpy(gates + i * records.size, x.bias, records.gates * sizeof(T));
-            product<T>((int)rows, from_inputs, x.inputs + (t * p.batch + b0) * p.inputs, p.inputs, gates, records.size,
-                       true);
-            product<T>((int)rows, from_features, last + b0 * features + records.skipped, features, gates, records.size,
-                       true);
-            for (int64_t b = b0; b < end; b++) {
-                controller_forward<T>((int)p.controller, hidden, T(p.clip), records.row(t + 1, b), last + b * features,
-                                      records.cell(t, b), next + b * features, records.cell(t + 1, b));
-                std::memcpy(records.interface(t + 1, b), x.interface_bias, p.interface * sizeof(T));
+                std::memcpy(gates + i * records.size, bias, records.gates * sizeof(T));
+            auto add_product = [&](const Packed<T>& weight, Rows<const T> from) {
+                product<T>((int)rows, weight, from.first, from.stride, gates, records.size, true);
+            };
+            auto rows_of = [](Rows<T> r) { return Rows<const T>{r.first, r.stride}; };
+            if (layer == 0) {
+                add_product(weights.from_inputs, {x.inputs + (t * input_rows + b0 % input_rows) * p.inputs, p.inputs});
+                add_product(weights.from_seen, rows_of(hiddens.seen(t, b0)));
+            } else {
+                const auto& upper = weights.uppers[layer - 1];
+                add_product(upper.from_below, rows_of(hiddens.layer(t + 1, b0, layer - 1)));
+                if (!records.feed_forward) add_product(upper.from_own, rows_of(hiddens.layer(t, b0, layer)));
             }
-            product<T>((int)rows, to_interface, next + b0 * features, features, records.interface(t + 1, b0),
-                       records.size, true);
-            for (int64_t b = b0; b < end; b++) accessor.forward(t, b, next + b * features + hidden, scratch.data());
+            for (int64_t b = b0; b < end; b++)
+                controller_forward<T>((int)p.controller, hidden, T(p.clip), records.gate(t + 1, b, layer),
+                                      hiddens.layer(t, b, layer).first, records.cell(t, b, layer),
+                                      hiddens.layer(t + 1, b, layer).first, records.cell(t + 1, b, layer));
         }
+        for (int64_t b = b0; b < end; b++)
+            std::memcpy(records.interface(t + 1, b), weights.interface_bias, p.interface * sizeof(T));
+        product<T>((int)rows, weights.to_interface, hiddens.feature(t + 1, b0), features, records.interface(t + 1, b0),
+                   records.size, true);
         for (int64_t b = b0; b < end; b++) {
-            if (x.cell) std::memcpy(x.last_cell + b * hidden, records.cell(p.steps, b), hidden * sizeof(T));
-            accessor.finish(b);
+            accessor.forward(t, b, hiddens.feature(t + 1, b) + hidden, scratch.data());
+            keep_words(t + 1, b);
+        }
+        if (!x.outputs) continue;
+        for (int64_t i = 0; i < rows; i++)
+            std::memcpy(&outputs[i * outputs_size], weights.output_bias, p.outputs * sizeof(T));
+        product<T>((int)rows, weights.to_outputs, hiddens.feature(t + 1, b0), features, outputs.data(), outputs_size,
+                   true);
+        for (int64_t i = 0; i < rows; i++)
+            std::memcpy(x.outputs + (t * p.batch + b0 + i) * p.outputs, &outputs[i * outputs_size],
+                        p.outputs * sizeof(T));
+    }
+    if (!x.last_state[0]) return;
+    for (int64_t b = b0; b < end; b++) {
+        for (int layer = 0; x.last_cell && layer < layers; layer++)
+            std::memcpy(x.last_cell + (b * layers + layer) * hidden, records.cell(p.steps, b, layer),
+                        hidden * sizeof(T));
+        for (int layer = 0; x.last_lower_hidden && layer < layers - 1; layer++)
+            std::memcpy(x.last_lower_hidden + (b * (layers - 1) + layer) * hidden, records.lower(p.steps, b, layer),
+                        hidden * sizeof(T));
+        accessor.finish(b);
+    }
+}
+
+// The records of a call: all of them for training; else each block has its own, of as many steps as the accessor needs.
+template <class T, class Accessor> Records<T> all_records(const Problem& p, T* base) {
+    return {p, base, Accessor::record_size(p), p.steps + 1, p.batch};
+}
+template <class T, class Accessor> int64_t records_size(const Problem& p) {
+    const Records<T> records = all_records<T, Accessor>(p, nullptr);
+    return p.training ? records.ring * p.batch * records.size : 0;
+}
+
+template <class T, class Accessor> void forward(const Problem& p, const Tensors<T>& x) {
+    const Records<T> all = all_records<T, Accessor>(p, x.records);
+    prefer_large_pages(x.records, records_size<T, Accessor>(p) * sizeof(T));
+    prefer_large_pages(x.tape, Accessor::tape_size(p) * sizeof(T));
+    auto run = [&](const ForwardWeights<T>& weights, int64_t begin, int64_t end) {
+        const int64_t ring = std::min(Accessor::history(p), p.steps) + 1;
+        Records<T> own(p, nullptr, Accessor::record_size(p), ring, std::min(p.block, end - begin));
+        std::unique_ptr<T[]> space(p.training ? nullptr : new T[ring * own.batch * own.size]);
+        own.base = space.get();
+        for (int64_t b = begin; b < end; b += p.block) {
+            own.first_row = b;
+            forward_block<T, Accessor>(p, x, p.training ? all : own, weights, b, std::min(p.block, end - b));
+        }
+    };
+    if (p.members == 1) {
+        const ForwardWeights<T> weights(p, x, all, 0);
+        for_ranges(p.threads, p.batch, [&](int64_t begin, int64_t end) { run(weights, begin, end); });
+        return;
+    }
+    const int64_t rows = p.rows_per_member();
+    for_ranges(p.threads, p.members, [&](int64_t first, int64_t last) {
+        for (int64_t member = first; member < last; member++)
+            run(ForwardWeights<T>(p, x, all, member), member * rows, (member + 1) * rows);
+    });
+}
+
+// Gradients of the weights are sums over all steps, in a fixed order whatever the threads. Of one layer's weight, whose
+// columns meet the rows of `parts` in turn.
+template <class T> struct Columns {
+    Rows<const T> rows;
+    int count;
+};
+template <class T>
+void sum_gradients(const Problem& p, const T* d, int64_t stride, int outputs, std::initializer_list<Columns<T>> parts,
+                   T* d_weight, T* d_bias) {
+    const int64_t count = p.steps * p.batch;
+    int64_t columns = 0;
+    for (const auto& part : parts) columns += part.count;
+    for_ranges(p.threads, outputs, [&](int64_t begin, int64_t end) {
+        if (d_bias) sum_of_rows(count, d, stride, (int)begin, (int)end, d_bias);
+        if (!d_weight) return;
+        T* out = d_weight;
+        for (const auto& part : parts) {
+            if (part.count)
+                sum_of_products<T>(count, d, stride, (int)begin, (int)end, part.rows.first, part.rows.stride, part.count,
+                                   out, columns);
+            out += part.count;
         }
     });
 }
 
 template <class T, class Accessor> void backward(const Problem& p, const Tensors<T>& x) {
-    const Records<T> records(p, x.records, Accessor::record_size(p));
+    const Records<T> records = all_records<T, Accessor>(p, x.records);
     const Accessor accessor(p, x, records);
-    const int hidden = records.hidden, features = records.features;
-    const int64_t columns = records.seen + p.inputs;
-    const int64_t gate_stride = round_up<T>(records.gates), interface_stride = round_up<T>((int)p.interface);
-    const int64_t carry_stride = features + LANES<T>, hidden_stride = round_up<T>(hidden);
-    // Gradients of the products: of the gates and of the interface vector, [T, B, …].
-    std::unique_ptr<T[]> d_all_gates(new T[p.steps * p.batch * gate_stride]);
-    std::unique_ptr<T[]> d_all_interfaces(new T[p.steps * p.batch * interface_stride]);
-    const Packed<T> to_features(records.gates, records.seen, x.weight, columns, 1);
+    const Hidden<T> hiddens{records, x.features, p.batch, p.steps + 1};
+    const int hidden = records.hidden, features = records.features, layers = records.layers, top = layers - 1;
+    const int own = records.feed_forward ? 0 : hidden;
+    const int64_t columns = records.seen + p.inputs, upper_columns = own + hidden, count = p.steps * p.batch;
+    const int64_t gate_stride = records.gates_size, interface_stride = round_up<T>((int)p.interface);
+    const int64_t hidden_stride = records.hidden_size;
+    const int64_t carry_stride = features + LANES<T>;  // room for whole vectors from any place
+    // Gradients of the products: of the gates and of the interface vector, [L, T, B, …] and [T, B, …].
+    std::unique_ptr<T[]> d_all_gates(new T[layers * count * gate_stride]);
+    std::unique_ptr<T[]> d_all_interfaces(new T[count * interface_stride]);
+    auto d_gates_of = [&](int layer, int64_t t, int64_t b) {
+        return &d_all_gates[((layer * p.steps + t) * p.batch + b) * gate_stride];
+    };
+    const Packed<T> to_seen(records.gates, records.seen, x.weight, columns, 1);
     const Packed<T> to_hidden((int)p.interface, hidden, x.interface_weight, hidden, 1);
+    std::vector<Packed<T>> to_own, to_below;
+    for (int layer = 1; layer < layers; layer++) {
+        const T* weight = x.upper_weight + (layer - 1) * records.gates * upper_columns;
+        to_own.emplace_back(records.gates, own, weight, upper_columns, 1);
+        to_below.emplace_back(records.gates, hidden, weight + own, upper_columns, 1);
+    }
     for_blocks(p, [&](int64_t b0, int64_t rows) {
         const int64_t row_size = accessor.row_scratch();
         std::vector<T> scratch(accessor.backward_scratch());
         std::unique_ptr<T[]> row_scratch(new T[rows * row_size]);
         prefer_large_pages(row_scratch.get(), rows * row_size * sizeof(T));
         std::memset(row_scratch.get(), 0, rows * row_size * sizeof(T));
-        std::vector<T> carries(rows * carry_stride), for_hidden(rows * hidden_stride), d_cells(rows * hidden);
+        // Gradients that step t + 1 left for the hidden vectors of step t (the last layer's with the words read).
+        std::vector<T> carries(layers * rows * carry_stride), d_hiddens(rows * hidden_stride);
+        std::vector<T> d_cells(layers * rows * hidden);
+        auto carry_of = [&](int layer, int64_t i) { return &carries[(layer * rows + i) * carry_stride]; };
+        auto d_cell_of = [&](int layer, int64_t i) { return &d_cells[(layer * rows + i) * hidden]; };
         for (int64_t i = 0; i < rows; i++) {
-            if (x.d_last_cell) std::memcpy(&d_cells[i * hidden], x.d_last_cell + (b0 + i) * hidden, hidden * sizeof(T));
-            accessor.begin_backward(b0 + i, &row_scratch[i * row_size]);
+            const int64_t b = b0 + i;
+            for (int layer = 0; x.d_last_cell && layer < layers; layer++)
+                std::memcpy(d_cell_of(layer, i), x.d_last_cell + (b * layers + layer) * hidden, hidden * sizeof(T));
+            for (int layer = 0; x.d_last_lower_hidden && layer < top; layer++)
+                std::memcpy(carry_of(layer, i), x.d_last_lower_hidden + (b * top + layer) * hidden, hidden * sizeof(T));
+            accessor.begin_backward(b, &row_scratch[i * row_size]);
         }
         for (int64_t t = p.steps - 1; t >= 0; t--) {
             T* d_interface = &d_all_interfaces[(t * p.batch + b0) * interface_stride];
-            T* d_gates = &d_all_gates[(t * p.batch + b0) * gate_stride];
             for (int64_t i = 0; i < rows; i++) {
-                T* carry = &carries[i * carry_stride];  // gradient of this step's features
+                T* carry = carry_of(top, i);
                 if (x.d_features) {
                     const T* d = x.d_features + (t * p.batch + b0 + i) * features;
                     for (int j = 0; j < features; j++) carry[j] += d[j];
@@ -220,48 +408,62 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
                 accessor.backward(t, b0 + i, carry + hidden, d_interface + i * interface_stride, scratch.data(),
                                   &row_scratch[i * row_size]);
             }
-            product<T>((int)rows, to_hidden, d_interface, interface_stride, for_hidden.data(), hidden_stride, false);
-            for (int64_t i = 0; i < rows; i++) {
-                const int64_t b = b0 + i;
-                T *carry = &carries[i * carry_stride], *d_hidden = &for_hidden[i * hidden_stride];
-                for (int j = 0; j < hidden; j++) d_hidden[j] += carry[j];
-                std::memset(carry, 0, carry_stride * sizeof(T));
-                controller_backward<T>((int)p.controller, hidden, T(p.clip), records.row(t + 1, b),
-                                       x.features + (t * p.batch + b) * features, records.cell(t, b),
-                                       records.cell(t + 1, b), d_hidden, &d_cells[i * hidden],
-                                       d_gates + i * gate_stride, carry);
+            product<T>((int)rows, to_hidden, d_interface, interface_stride, d_hiddens.data(), hidden_stride, false);
+            for (int layer = top; layer >= 0; layer--) {
+                T* d_gates = d_gates_of(layer, t, b0);
+                for (int64_t i = 0; i < rows; i++) {
+                    const int64_t b = b0 + i;
+                    T *carry = carry_of(layer, i), *d_hidden = &d_hiddens[i * hidden_stride];
+                    for (int j = 0; j < hidden; j++) d_hidden[j] += carry[j];
+                    std::memset(carry, 0, carry_stride * sizeof(T));
+                    controller_backward<T>((int)p.controller, hidden, T(p.clip), records.gate(t + 1, b, layer),
+                                           hiddens.layer(t, b, layer).first, records.cell(t, b, layer),
+                                           records.cell(t + 1, b, layer), d_hidden, d_cell_of(layer, i),
+                                           d_gates + i * gate_stride, carry);
+                }
+                if (layer > 0) {
+                    if (own)
+                        product<T>((int)rows, to_own[layer - 1], d_gates, gate_stride, carry_of(layer, 0), carry_stride,
+                                   true);
+                    product<T>((int)rows, to_below[layer - 1], d_gates, gate_stride, d_hiddens.data(), hidden_stride,
+                               false);
+                    continue;
+                }
+                T* to = records.seen_apart() ? carry_of(0, 0) : carry_of(top, 0) + records.skipped;
+                product<T>((int)rows, to_seen, d_gates, gate_stride, to, carry_stride, true);
+                if (records.seen_apart())
+                    for (int64_t i = 0; i < rows; i++)
+                        std::memcpy(carry_of(top, i) + hidden, carry_of(0, i) + hidden,
+                                    (features - hidden) * sizeof(T));
             }
-            product<T>((int)rows, to_features, d_gates, gate_stride, &carries[records.skipped], carry_stride, true);
         }
         for (int64_t i = 0; i < rows; i++) {
-            if (x.d_first)
-                std::memcpy(x.d_first + (b0 + i) * features, &carries[i * carry_stride], features * sizeof(T));
-            if (x.d_cell) std::memcpy(x.d_cell + (b0 + i) * hidden, &d_cells[i * hidden], hidden * sizeof(T));
-            accessor.finish_backward(b0 + i, &row_scratch[i * row_size]);
+            const int64_t b = b0 + i;
+            if (x.d_first) std::memcpy(x.d_first + b * features, carry_of(top, i), features * sizeof(T));
+            for (int layer = 0; x.d_cell && layer < layers; layer++)
+                std::memcpy(x.d_cell + (b * layers + layer) * hidden, d_cell_of(layer, i), hidden * sizeof(T));
+            for (int layer = 0; x.d_lower_hidden && layer < top; layer++)
+                std::memcpy(x.d_lower_hidden + (b * top + layer) * hidden, carry_of(layer, i), hidden * sizeof(T));
+            accessor.finish_backward(b, &row_scratch[i * row_size]);
         }
     });
 
-    // The gradients of the weights are sums over all steps, in a fixed order whatever the threads.
-    const int64_t count = p.steps * p.batch;
-    const T *d_gates = d_all_gates.get(), *d_interfaces = d_all_interfaces.get();
-    for_ranges(p.threads, records.gates, [&](int64_t begin, int64_t end) {
-        const int first = (int)begin, last = (int)end;
-        if (x.d_bias) sum_of_rows(count, d_gates, gate_stride, first, last, x.d_bias);
-        if (!x.d_weight) return;
-        sum_of_products<T>(count, d_gates, gate_stride, first, last, x.features + records.skipped, features,
-                           records.seen, x.d_weight, columns);
-        sum_of_products<T>(count, d_gates, gate_stride, first, last, x.inputs, p.inputs, (int)p.inputs,
-                           x.d_weight + records.seen, columns);
-    });
-    for_ranges(p.threads, p.interface, [&](int64_t begin, int64_t end) {
-        const int first = (int)begin, last = (int)end;
-        if (x.d_interface_bias) sum_of_rows(count, d_interfaces, interface_stride, first, last, x.d_interface_bias);
-        if (x.d_interface_weight)
-            sum_of_products<T>(count, d_interfaces, interface_stride, first, last, x.features + p.batch * features,
-                               features, hidden, x.d_interface_weight, hidden);
-    });
+    auto rows_of = [](Rows<T> r) { return Rows<const T>{r.first, r.stride}; };
+    for (int layer = 1; layer < layers; layer++) {
+        const int64_t at = (layer - 1) * records.gates;
+        sum_gradients<T>(p, d_gates_of(layer, 0, 0), gate_stride, records.gates,
+                         {{rows_of(hiddens.layer(0, 0, layer)), own}, {rows_of(hiddens.layer(1, 0, layer - 1)), hidden}},
+                         x.d_upper_weight ? x.d_upper_weight + at * upper_columns : nullptr,
+                         x.d_upper_bias ? x.d_upper_bias + at : nullptr);
+    }
+    sum_gradients<T>(p, d_gates_of(0, 0, 0), gate_stride, records.gates,
+                     {{rows_of(hiddens.seen(0, 0)), records.seen}, {{x.inputs, p.inputs}, (int)p.inputs}}, x.d_weight,
+                     x.d_bias);
+    sum_gradients<T>(p, d_all_interfaces.get(), interface_stride, (int)p.interface,
+                     {{rows_of(hiddens.layer(1, 0, top)), hidden}}, x.d_interface_weight, x.d_interface_bias);
     if (x.d_inputs) {
         const Packed<T> to_inputs(records.gates, (int)p.inputs, x.weight + records.seen, columns, 1);
+        const T* d_gates = d_gates_of(0, 0, 0);
         for_ranges(p.threads, count, [&](int64_t begin, int64_t end) {
             const int64_t width = round_up<T>((int)p.inputs);
             std::vector<T> rows(8 * width);

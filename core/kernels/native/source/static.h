@@ -13,7 +13,7 @@ template <class T> class StaticAccessor {
     const Records<T>& records;
     Slots<T> slots;
     int N, word, reads, writes, heads, shift_range, shifts;
-    int64_t memory_size, weights_size;
+    int64_t memory_size, weights_size, rows_per_state;
     Tape<T> tape;
     // Parts of the interface vector.
     int keys, strengths, gate, shift, sharpness, erase, add;
@@ -64,6 +64,7 @@ template <class T> class StaticAccessor {
         : x(x), records(records), slots((int)p.slots), N(slots.padded), word((int)p.word), reads((int)p.reads), writes((int)p.writes),
           heads(reads + writes), shift_range((int)p.shift_range), shifts(2 * shift_range + 1),
           memory_size((int64_t)word * N), weights_size((int64_t)heads * N),
+          rows_per_state(p.outputs ? p.rows_per_member() : 1),
           tape{x.tape, memory_size, p.batch, p.keep_every, p.steps, p.training != 0} {
         keys = 0;
         strengths = keys + heads * word;
@@ -80,16 +81,19 @@ template <class T> class StaticAccessor {
     static int64_t record_size(const Problem& p) {
         return (3 * (p.reads + p.writes) + 1) * round_up<T>((int)p.slots);
     }
+    // Steps that a step looks back on, besides the last one on the tape.
+    static int64_t history(const Problem&) { return 1; }
     static int64_t tape_size(const Problem& p) {
         return Tape<T>::length(p) * p.batch * p.word * round_up<T>((int)p.slots);
     }
 
     int64_t forward_scratch() const { return ring_size(); }
     void begin(int64_t b) const {
+        const int64_t given = b / rows_per_state;
         T* first = records.accessor(0, b);
-        to_columns(slots, word, x.state[MEMORY] + b * slots.count * word, tape.first(b));
-        pad(slots, reads, x.state[READ_WEIGHTS] + b * reads * slots.count, first + weights);
-        pad(slots, writes, x.state[WRITE_WEIGHTS] + b * writes * slots.count, first + weights + reads * N);
+        to_columns(slots, word, x.state[MEMORY] + given * slots.count * word, tape.first(b));
+        pad(slots, reads, x.state[READ_WEIGHTS] + given * reads * slots.count, first + weights);
+        pad(slots, writes, x.state[WRITE_WEIGHTS] + given * writes * slots.count, first + weights + reads * N);
     }
     void forward(int64_t t, int64_t b, T* words_read, T* scratch) const {
         T *a = records.interface(t + 1, b), *now = records.accessor(t + 1, b);
