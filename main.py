@@ -20,7 +20,7 @@ from tapehead.envs.images import DataError
 from tapehead.utils import factory, options
 from tapehead.utils.log import LOGGER, log_to
 from tapehead.utils.options import OptionsError
-from tapehead.utils.run import Run, find_directory, load_agent_state, new_directory, read_options
+from tapehead.utils.run import Run, find_checkpoint, find_directory, load_agent_state, new_directory, read_options
 
 DEFAULT_PRESET = "ntm-copy"
 
@@ -81,11 +81,18 @@ def stop_on_signal(agent: Agent) -> Iterator[None]:
 def train(arguments: argparse.Namespace) -> int:
     """Train a preset, or go on with a run."""
     resumed = find_directory(arguments.resume) if arguments.resume else None
-    chosen = read_arguments(arguments.arguments, read_options(resumed) if resumed else None)
+    saved = read_options(resumed) if resumed else None
+    first = saved.get("start") if saved else None
+    chosen = read_arguments(arguments.arguments, saved)
+    if resumed and chosen.start != first:
+        raise OptionsError(f"start: got {chosen.start!r}; a run that goes on has weights of its own, leave it out")
+    if chosen.start and not resumed:
+        # Recorded as the file that it is: the latest run will be another one soon.
+        chosen = chosen.model_copy(update={"start": str(find_checkpoint(chosen.start))})
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     # Built and loaded before the first folder is made: bad input leaves nothing behind.
-    parts = factory.build(chosen)
+    parts = factory.build(chosen, resumed=resumed is not None)
     if resumed:
         parts.agent.load_state_dict(load_agent_state(resumed))
     directory = resumed or new_directory()
@@ -98,6 +105,8 @@ def train(arguments: argparse.Namespace) -> int:
     with log_to(directory / "log"), run:
         parts.agent.recorder = run
         LOGGER.info("run %s%s", directory, " goes on" if resumed else "")
+        if chosen.start and not resumed:
+            LOGGER.info("starts with the weights of %s", chosen.start)
         description = factory.describe(parts)
         LOGGER.info("%s", description)
         run.write_options()
@@ -120,7 +129,7 @@ def test(arguments: argparse.Namespace) -> int:
     chosen = read_arguments(arguments.arguments, read_options(directory))
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    parts = factory.build(chosen)
+    parts = factory.build(chosen, resumed=True)
     names = (arguments.checkpoint,) if arguments.checkpoint else ("best", "latest")
     parts.agent.load_state_dict(load_agent_state(directory, names))
     tested = directory / "test"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,6 +180,59 @@ def test_evolution_in_a_world_from_the_command_line(folder: Path) -> None:
     assert [row["step"] for row in rows if "held_out/trials 3/avoidable_misses" in row] == [2, 4]
     names = {path.name for path in (directory / "test" / "plots").iterdir() if path.is_file()}
     assert {"trials-2.png", "trials-2.gif", "trials-3.png"} <= names
+
+
+EVOLVE = [*SMALL[:6], "agent.type=evolution", "agent.strategy.type=openai-es", "agent.strategy.population=6"]
+EVOLVE += ["agent.generations=2", "agent.batch_size=4", "agent.evaluation_sequences=4", "device=cpu", "plots=off"]
+
+
+def test_weights_are_handed_over_between_backprop_and_evolution(folder: Path) -> None:
+    """backprop -> evolution -> backprop, from options alone; each begins with what the last one found, and resumes."""
+    assert main(["train", "ntm-copy", *SMALL, "agent.steps=5", "plots=off", "seed=3"]) == 0
+    trained = run_directory(folder).rename(folder / "runs" / "trained")
+    assert main(["train", "ntm-copy", *EVOLVE, "start=latest"]) == 0
+    evolved = next(path for path in (folder / "runs").iterdir() if path != trained)
+    saved = yaml.safe_load((evolved / "options.yaml").read_text())
+    assert saved["start"] == "runs/trained/checkpoints/best.pt"
+    before: dict[str, torch.Tensor] = checkpoint.load(trained / "checkpoints" / "best.pt")["agent"]["circuit"]
+    strategy: dict[str, torch.Tensor] = states(evolved)["strategy"]  # type: ignore[assignment]
+    assert torch.equal(strategy["initial"], torch.cat([weight.flatten() for weight in before.values()]))
+
+    # A resumed run has weights of its own: it needs the first ones no more.
+    shutil.rmtree(trained)
+    assert main(["train", "--resume", str(evolved), "agent.generations=4"]) == 0
+    assert main(["test", str(evolved)]) == 0
+    shutil.copy(evolved / "checkpoints" / "latest.pt", folder / "found.pt")
+    shutil.rmtree(evolved)
+    still = ["agent.steps=1", "agent.lr=1e-30", "agent.final_lr=0"]
+    assert main(["train", "ntm-copy", *SMALL, *still, "plots=off", "start=found.pt"]) == 0
+    found: dict[str, torch.Tensor] = checkpoint.load(folder / "found.pt")["agent"]["circuit"]
+    after: dict[str, torch.Tensor] = states(run_directory(folder))["circuit"]  # type: ignore[assignment]
+    assert all(torch.equal(found[name], after[name]) for name in found)
+
+
+def test_weights_that_cannot_be_handed_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "ntm-copy", *SMALL, "agent.steps=5", "plots=off"]) == 0
+    (run,) = (folder / "runs").iterdir()
+    for arguments, messages in [
+        (
+            ["start=latest", "circuit.word_size=5", "env.width=4"],
+            [
+                f"tapehead: start: runs/{run.name}/checkpoints/best.pt does not fit; checkpoint: weight",
+                "tapehead: env.width: 3 there, 4 here",
+                "tapehead: circuit.word_size: 4 there, 5 here",
+            ],
+        ),
+        (["start=nowhere"], ["tapehead: start: got 'nowhere'; allowed is the path of a run's folder"]),
+        (["start=options.yaml"], ["tapehead: start: got 'options.yaml'"]),
+        ([*EVOLVE, "agent.strategy.type=trust", "start=latest"], ["tapehead: agent.strategy.initial: got 'resampled'"]),
+    ]:
+        assert main(["train", "ntm-copy", *SMALL[:6], "plots=off", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert all(message in error for message in messages), error
+    assert main(["train", "--resume", "latest", "start=latest"]) == 2
+    assert "start: got 'latest'; a run that goes on has weights of its own" in capsys.readouterr().err
+    assert len(list((folder / "runs").iterdir())) == 1
 
 
 def test_gymnasium_that_is_missing(

@@ -67,6 +67,9 @@ class RunOptions(Options):
     plots: Literal["auto", "visdom", "files", "off"] = "auto"
     """Where pictures go: files writes PNGs, visdom shows them live as well, auto does so where it is installed."""
     visdom_port: int = Field(8097, ge=1, le=65535)
+    start: str | None = Field(None, min_length=1)
+    """Whose weights the circuit starts with: a run's folder, its name or ``latest`` (its best checkpoint), or a
+    checkpoint file; null starts with fresh ones."""
     env: SerializeAsAny[Options]
     circuit: SerializeAsAny[Options]
     agent: SerializeAsAny[Options]
@@ -102,6 +105,8 @@ def parse(values: Mapping[str, Any]) -> RunOptions:
                 problems += explain(error, name, given, options.model_fields)
     if "env" in blocks and "agent" in blocks:
         problems += _check_task(blocks["env"].type, blocks["agent"].type)
+    if values.get("start") is not None and "agent" in blocks:
+        problems += _check_start(blocks["agent"])
     rest = {key: value for key, value in values.items() if key not in TABLES}
     placeholders = {name: Options() for name in TABLES}
     try:
@@ -124,6 +129,13 @@ def _check_task(env: str, agent: str) -> list[str]:
     able = [name for name, entry in AGENTS.items() if issubclass(ENVS[env], entry.tasks)]
     has = "is a world with rewards" if issubclass(ENVS[env], World) else "hands out batches"
     return [f"agent.type: got {agent!r}; env.type {env!r} {has}, allowed: {', '.join(able)}"]
+
+
+def _check_start(agent: Any) -> list[str]:
+    """The problem, if a population would not take up the weights that the circuit starts with."""
+    if getattr(getattr(agent, "strategy", None), "initial", None) != "resampled":
+        return []
+    return ["agent.strategy.initial: got 'resampled', which keeps nothing of the weights of start; allowed: copied"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -169,17 +181,57 @@ def build_circuit(
     return circuit.to(device)
 
 
-def build(options: RunOptions, recorder: Recorder | None = None) -> Parts:
-    """Env, Circuit and Agent of a run, wired."""
+def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: bool = False) -> Parts:
+    """Env, Circuit and Agent of a run, wired.
+
+    Args:
+        options: of the run; its ``start``, if any, is the path of a checkpoint file.
+        recorder: where metrics, pictures and checkpoints go; None keeps nothing.
+        resumed: the agent's state is to be loaded, which has weights of its own: ``start`` is left alone.
+
+    Raises:
+        ValueError: the parts do not fit each other, or the weights of ``start`` do not fit the circuit.
+    """
     device = resolve_device(options.device)
     env = build_env(options.env, device)
     circuit = build_circuit(
         options.circuit, env.input_size, env.output_size, backend=options.backend, device=device, seed=options.seed
     )
+    if options.start is not None and not resumed:
+        take_over(options, circuit)
     agent: Agent = AGENTS[options.agent.type](  # type: ignore[attr-defined]
         env, circuit, options.agent, seed=options.seed, recorder=recorder
     )
     return Parts(env, circuit, agent)
+
+
+def take_over(options: RunOptions, circuit: Circuit) -> None:
+    """Give a circuit the weights of the checkpoint file that ``start`` names, whichever agent has found them.
+
+    Raises:
+        OptionsError: the weights do not fit; names the first that does not, and the options that differ.
+        checkpoint.CheckpointError: the file is missing, damaged, foreign or holds no circuit.
+    """
+    content = checkpoint.load(Path(str(options.start)), "cpu")
+    try:
+        weights, theirs = content["agent"]["circuit"], content["options"]
+    except (KeyError, TypeError) as error:
+        raise checkpoint.CheckpointError(f"start: {options.start} holds no circuit") from error
+    try:
+        check_state("weight", weights, circuit.state_dict())
+    except ValueError as error:
+        ours = options.model_dump(mode="json")
+        differences = [line for block in ("env", "circuit") for line in _differences(block, theirs[block], ours[block])]
+        raise OptionsError("\n".join([f"start: {options.start} does not fit; {error}", *differences])) from error
+    circuit.load_state_dict(weights)
+
+
+def _differences(path: str, theirs: Any, ours: Any) -> list[str]:
+    """One line for each option of a block that is not the same there and here."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        keys = dict.fromkeys([*theirs, *ours])
+        return [line for key in keys for line in _differences(f"{path}.{key}", theirs.get(key), ours.get(key))]
+    return [] if theirs == ours else [f"{path}: {theirs!r} there, {ours!r} here"]
 
 
 def load_circuit(path: str | Path, *, backend: str = "auto", device: torch.device | str = "cpu") -> Circuit:

@@ -69,6 +69,28 @@ def find_directory(name: str, root: Path = RUNS) -> Path:
     )
 
 
+def find_checkpoint(name: str, root: Path = RUNS) -> Path:
+    """The checkpoint file of that path, or the best (if there is none, the latest) of a run.
+
+    Args:
+        name: a file, or a run as in :func:`find_directory`.
+        root: where runs are kept.
+
+    Raises:
+        OptionsError: no such file and no such run, or the run has no checkpoint.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    try:
+        directory = find_directory(name, root)
+    except OptionsError as error:
+        raise OptionsError(str(error).replace("run: ", "start: ", 1) + ", or a checkpoint file") from error
+    for path in (directory / "checkpoints" / "best.pt", directory / "checkpoints" / "latest.pt"):
+        if path.is_file():
+            return path
+    raise OptionsError(f"start: got {name!r}; {directory} has no checkpoint")
+
+
 class Run(Recorder):
     """Writes what an agent reports into a folder, to visdom and beside a progress bar; a failing disk stops nothing."""
 
