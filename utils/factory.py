@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, SerializeAsAny, ValidationError
 
 from ..agents import BackpropAgent, EmptyAgent, EvolutionAgent
+from ..agents.evaluation import check_state
 from ..circuits import DNC, NTM, FeedForwardCircuit
 from ..core.agent import Agent, Recorder
 from ..core.circuit import Circuit
