@@ -3,6 +3,7 @@
 from .dnc import DNC, DNCOptions
 from .feedforward import FeedForwardCircuit, FeedForwardCircuitOptions
 from .memory_augmented import MemoryAugmentedCircuit
+from .neat import NeatCircuit, NeatCircuitOptions
 from .ntm import NTM, NTMOptions
 
 __all__ = [
@@ -13,4 +14,6 @@ __all__ = [
     "MemoryAugmentedCircuit",
     "NTM",
     "NTMOptions",
+    "NeatCircuit",
+    "NeatCircuitOptions",
 ]

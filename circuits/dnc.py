@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.accessors import DynamicAccessor
 from ..core.addressing import allocation_weights
 from ..core.circuit import CircuitState, Trace
-from ..core.controllers import AnyControllerOptions, Controller, LSTMOptions
+from ..core.controllers import AnyControllerOptions, Controller, ControllerOptions, LSTMOptions
 from .memory_augmented import MemoryAugmentedCircuit, MemoryAugmentedOptions, build_controller
 
 
@@ -44,7 +44,7 @@ class DNC(MemoryAugmentedCircuit):
         input_size: int,
         output_size: int,
         *,
-        controller: str | Controller = "lstm",
+        controller: str | ControllerOptions | Controller = "lstm",
         hidden_size: int = 256,
         num_layers: int = 1,
         memory_size: int = 256,
@@ -64,8 +64,9 @@ class DNC(MemoryAugmentedCircuit):
         Args:
             input_size: I, channels of each input step.
             output_size: O, channels of each output step.
-            controller: ``lstm``, ``gru``, ``feedforward``, or a controller that takes
-                ``input_size + num_reads * word_size`` channels (then ``hidden_size`` and ``num_layers`` are its own).
+            controller: ``lstm``, ``gru``, ``feedforward``, ``neat``, a controller's options, or a controller that
+                takes ``input_size + num_reads * word_size`` channels (with the latter two, ``hidden_size`` and
+                ``num_layers`` are its own).
             hidden_size: size of the controller's layers.
             num_layers: number of the controller's layers.
             memory_size: N, number of slots.

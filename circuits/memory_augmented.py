@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core.accessors import Accessor
 from ..core.circuit import Circuit, CircuitState, Trace, check_choice, check_clip, check_sizes
-from ..core.controllers import CONTROLLERS, AnyControllerOptions, Controller, LSTMOptions
+from ..core.controllers import CONTROLLERS, AnyControllerOptions, Controller, ControllerOptions, LSTMOptions
 from ..core.kernels import dispatch
 from ..core.options import Options
 from ..core.stacked import Stack
@@ -34,7 +34,7 @@ class MemoryAugmentedOptions(Options):
 
 
 def build_controller(
-    controller: str | Controller,
+    controller: str | ControllerOptions | Controller,
     input_size: int,
     num_reads: int,
     word_size: int,
@@ -42,7 +42,7 @@ def build_controller(
     num_layers: int,
     clip: float | None,
 ) -> Controller:
-    """A controller by its name, or the given one after checking that it fits the input and all words read.
+    """A controller by its name or its options, or the given one if it fits the input and all words read.
 
     Raises:
         ValueError: a size below 1, an unknown name, or a controller with another input size than
@@ -57,6 +57,9 @@ def build_controller(
                 "the circuit's input_size + num_reads * word_size"
             )
         return controller
+    if isinstance(controller, ControllerOptions):
+        values = {name: getattr(controller, name) for name in type(controller).model_fields if name != "type"}
+        return CONTROLLERS[controller.type](input_size, clip=clip, **values)
     check_choice("controller", controller, tuple(CONTROLLERS))
     return CONTROLLERS[controller](input_size, hidden_size, num_layers, clip=clip)
 

@@ -9,6 +9,7 @@ from .letters import LettersEnv, LettersOptions
 from .priority_sort import PrioritySortEnv, PrioritySortOptions
 from .repeat_copy import RepeatCopyEnv, RepeatCopyOptions
 from .tmaze import TMazeOptions, TMazeWorld
+from .xor import XorEnv, XorOptions
 
 __all__ = [
     "AssociativeRecallEnv",
@@ -30,4 +31,6 @@ __all__ = [
     "RepeatCopyOptions",
     "TMazeOptions",
     "TMazeWorld",
+    "XorEnv",
+    "XorOptions",
 ]

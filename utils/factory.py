@@ -15,7 +15,7 @@ from pydantic import Field, SerializeAsAny, ValidationError
 
 from ..agents import BackpropAgent, EmptyAgent, EvolutionAgent
 from ..agents.evaluation import check_state
-from ..circuits import DNC, NTM, FeedForwardCircuit
+from ..circuits import DNC, NTM, FeedForwardCircuit, NeatCircuit
 from ..core.agent import Agent, Recorder
 from ..core.circuit import Circuit
 from ..core.controllers import CONTROLLERS
@@ -33,6 +33,7 @@ from ..envs import (
     PrioritySortEnv,
     RepeatCopyEnv,
     TMazeWorld,
+    XorEnv,
 )
 from . import checkpoint
 from .options import OptionsError, explain
@@ -45,10 +46,11 @@ ENVS: dict[str, Any] = {
     "priority-sort": PrioritySortEnv,
     "images": ImagesEnv,
     "letters": LettersEnv,
+    "xor": XorEnv,
     "t-maze": TMazeWorld,
     "gym": GymWorld,
 }
-CIRCUITS: dict[str, Any] = {"ntm": NTM, "dnc": DNC, "feedforward": FeedForwardCircuit}
+CIRCUITS: dict[str, Any] = {"ntm": NTM, "dnc": DNC, "feedforward": FeedForwardCircuit, "neat": NeatCircuit}
 AGENTS: dict[str, Any] = {"backprop": BackpropAgent, "evolution": EvolutionAgent, "empty": EmptyAgent}
 TABLES: dict[str, dict[str, Any]] = {"env": ENVS, "circuit": CIRCUITS, "agent": AGENTS}
 """The blocks of an options file, and the classes that each can name as its type."""
@@ -166,13 +168,6 @@ def build_circuit(
 ) -> Circuit:
     """The circuit that a block of options names, with weights that depend on the seed alone."""
     arguments = {name: getattr(options, name) for name in type(options).model_fields if name != "type"}
-    controller = arguments.pop("controller", None)
-    if controller is not None:
-        arguments |= {
-            "controller": controller.type,
-            "hidden_size": controller.hidden_size,
-            "num_layers": controller.num_layers,
-        }
     # Drawn on the CPU, so that the same seed gives the same weights on every device; the caller's state is untouched.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -9,6 +9,7 @@ from pydantic import Field
 from .base import Strategy, StrategyOptions
 from .cma_es import CMAES, CMAESOptions
 from .deep_ga import DeepGA, DeepGAOptions
+from .neat import Neat, NeatOptions
 from .openai_es import OpenAIES, OpenAIESOptions
 from .pgpe import PGPE, PGPEOptions
 from .sep_cma_es import SepCMAES, SepCMAESOptions
@@ -23,11 +24,19 @@ STRATEGIES: dict[str, Any] = {
     "pgpe": PGPE,
     "cma-es": CMAES,
     "sep-cma-es": SepCMAES,
+    "neat": Neat,
 }
 """Strategies by the name that options give them."""
 
 AnyStrategyOptions = Annotated[
-    TrustOptions | DeepGAOptions | OpenAIESOptions | SNESOptions | PGPEOptions | CMAESOptions | SepCMAESOptions,
+    TrustOptions
+    | DeepGAOptions
+    | OpenAIESOptions
+    | SNESOptions
+    | PGPEOptions
+    | CMAESOptions
+    | SepCMAESOptions
+    | NeatOptions,
     Field(discriminator="type"),
 ]
 """The ``strategy:`` block of the evolution agent."""
@@ -41,6 +50,8 @@ __all__ = [
     "CMAESOptions",
     "DeepGA",
     "DeepGAOptions",
+    "Neat",
+    "NeatOptions",
     "OpenAIES",
     "OpenAIESOptions",
     "PGPEOptions",

@@ -11,15 +11,19 @@ from .base import Controller, ControllerOptions
 from .feedforward import FeedForwardController, FeedForwardOptions
 from .gru import GRUController, GRUOptions
 from .lstm import LSTMController, LSTMOptions
+from .neat import NeatController, NeatControllerOptions
 
 CONTROLLERS: dict[str, type[Controller]] = {
     "lstm": LSTMController,
     "gru": GRUController,
     "feedforward": FeedForwardController,
+    "neat": NeatController,
 }
 """Every controller by the name that options and constructors use."""
 
-AnyControllerOptions = Annotated[LSTMOptions | GRUOptions | FeedForwardOptions, Field(discriminator="type")]
+AnyControllerOptions = Annotated[
+    LSTMOptions | GRUOptions | FeedForwardOptions | NeatControllerOptions, Field(discriminator="type")
+]
 """The ``controller:`` block of a circuit."""
 
 __all__ = [
@@ -33,4 +37,6 @@ __all__ = [
     "GRUOptions",
     "LSTMController",
     "LSTMOptions",
+    "NeatController",
+    "NeatControllerOptions",
 ]

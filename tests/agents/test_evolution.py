@@ -68,12 +68,13 @@ def make(strategy="openai-es", *, seed=0, recorder=None, env=None, kind="ntm", w
     env = env or copy_env()
     torch.manual_seed(weights)
     sizes: dict[str, Any] = {"hidden_size": 4, "memory_size": 4, "word_size": 3}
+    block = {"type": strategy, "population": 8} if isinstance(strategy, str) else strategy
+    controller = "neat" if block["type"] == "neat" else "feedforward"
     circuit = {
-        "ntm": lambda: tapehead.NTM(env.input_size, env.output_size, controller="feedforward", **sizes),
+        "ntm": lambda: tapehead.NTM(env.input_size, env.output_size, controller=controller, **sizes),
         "dnc": lambda: tapehead.DNC(env.input_size, env.output_size, controller="gru", num_reads=1, **sizes),
         "feedforward": lambda: FeedForwardCircuit(env.input_size, env.output_size, hidden_sizes=[4]),
     }[kind]()
-    block = {"type": strategy, "population": 8} if isinstance(strategy, str) else strategy
     if block["type"] == "deep-ga":
         block = {"truncation": 3, "elite_candidates": 2, "elite_sequences": 3, **block}
     options = EvolutionOptions(**{**SMALL, "strategy": block, **values})

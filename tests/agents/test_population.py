@@ -4,10 +4,12 @@ import torch
 from tapehead import DNC, NTM
 from tapehead.agents.population import Population
 from tapehead.agents.strategies import OpenAIES, OpenAIESOptions
-from tapehead.circuits.feedforward import FeedForwardCircuit
+from tapehead.circuits import FeedForwardCircuit, NeatCircuit
 
 CIRCUITS = {
     "feedforward": lambda: FeedForwardCircuit(5, 3, hidden_sizes=[6, 4]),
+    "neat": lambda: grown(NeatCircuit(5, 3, max_nodes=4, activation="sigmoid")),
+    "ntm neat": lambda: grown(NTM(5, 3, controller="neat", hidden_size=6, memory_size=4, word_size=3)),
     "ntm lstm": lambda: NTM(5, 3, hidden_size=6, num_layers=2, memory_size=4, word_size=3, num_reads=2),
     "ntm gru": lambda: NTM(5, 3, controller="gru", hidden_size=6, memory_size=4, word_size=3, num_writes=2),
     "ntm feedforward": lambda: NTM(
@@ -20,6 +22,15 @@ CIRCUITS = {
     ),
 }  # fmt: skip
 STEPS, BATCH, MEMBERS = 4, 3, 6
+
+
+def grown(circuit):
+    """With connections of every kind, recurrent ones among them."""
+    with torch.no_grad():
+        for name, parameter in circuit.named_parameters():
+            if name.endswith(("hidden_weight", "output_weight")):
+                parameter.copy_(torch.randn_like(parameter) * (torch.rand_like(parameter) < 0.3))
+    return circuit
 
 
 def build(name):

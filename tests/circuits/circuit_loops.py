@@ -61,6 +61,8 @@ class Loops:
         size = self.parameters["output.weight"].shape[1] - reads * self.word_size
         self.hidden = [np.zeros(size) for _ in range(self.num_layers)]
         self.cell = [np.zeros(size) for _ in range(self.num_layers)]
+        if self.controller == "neat":
+            self.values = np.zeros(len(self.parameters["controller.graph.hidden_weight"]) + size)
         self.reads = np.zeros((reads, self.word_size))
         if self.kind == "dnc":
             self.memory = np.zeros((slots, self.word_size))
@@ -80,6 +82,8 @@ class Loops:
 
     def control(self, x: Array) -> Array:
         """The controller: its hidden vector for an input joined with the words read last."""
+        if self.controller == "neat":
+            return self.control_by_graph(x)
         for layer in range(self.num_layers):
             size = len(self.hidden[layer])
             inputs = self.linear(f"controller.inputs.{layer}", x)
@@ -102,6 +106,18 @@ class Loops:
             self.hidden[layer], self.cell[layer] = clip(new_hidden, self.clip), new_cell
             x = self.hidden[layer]
         return x
+
+    def control_by_graph(self, x: Array) -> Array:
+        """Node after node: what lies before in their order has this step's value, what does not has the last one's."""
+        hidden, output = (self.parameters[f"controller.graph.{name}_weight"] for name in ("hidden", "output"))
+        nodes, now = len(hidden), np.zeros(len(hidden) + len(output))
+        for target, row in enumerate([*hidden, *output]):
+            carried = [
+                now[source] if source < min(target, nodes) else self.values[source] for source in range(len(now))
+            ]
+            now[target] = math.tanh(math.fsum(row * np.array([1.0, *x, *carried])))
+        self.values = clip(now, self.clip)
+        return self.values[nodes:]
 
     def step(self, x: Array) -> Array:
         hidden = self.control(np.concatenate([x, self.reads.reshape(-1)]))

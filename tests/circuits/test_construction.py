@@ -108,7 +108,7 @@ def test_sizes_are_given_by_keyword(cls):
 
 @pytest.mark.parametrize("name", CONTROLLERS)
 def test_a_controller_may_be_given_ready_made(name):
-    controller = CONTROLLERS[name](4 + 2 * 3, 6, 2)
+    controller = CONTROLLERS[name](4 + 2 * 3, 6, 1 if name == "neat" else 2)
     circuit = NTM(4, 3, controller=controller, memory_size=5, word_size=3, num_reads=2)
     assert circuit.controller is controller
     outputs, _ = circuit(torch.zeros(2, 1, 4))

@@ -15,9 +15,16 @@ from tapehead.core.controllers import (
     GRUOptions,
     LSTMController,
     LSTMOptions,
+    NeatController,
+    NeatControllerOptions,
 )
 
 each_controller = pytest.mark.parametrize("name", CONTROLLERS)
+
+
+def layers(name: str) -> int:
+    """Two where a controller can have them."""
+    return 1 if name == "neat" else 2
 
 
 def copy_weights(controller: LSTMController | GRUController, reference: nn.RNNBase) -> None:
@@ -68,16 +75,20 @@ def test_gated_controllers_start_as_torch_nn(cls, reference):
 
 @each_controller
 def test_initial_state_is_zero_and_takes_the_type_of_the_weights(name):
-    controller = CONTROLLERS[name](4, 6, 2).double()
+    controller = CONTROLLERS[name](4, 6, layers(name)).double()
     state = controller.initial_state(3)
     for part in state:
-        assert part.shape == (3, 2, 6) and part.dtype == torch.float64 and part.abs().max() == 0
+        assert (
+            part.shape == ((3, 16 + 6) if name == "neat" else (3, 2, 6))
+            and part.dtype == torch.float64
+            and part.abs().max() == 0
+        )
     assert len({part.data_ptr() for part in state}) == len(state), "writing to one part must not change another"
 
 
 @each_controller
 def test_clip_bounds_every_part_of_the_state(name):
-    controller = CONTROLLERS[name](4, 6, 2, clip=0.05)
+    controller = CONTROLLERS[name](4, 6, layers(name), clip=0.05)
     hidden, state = controller(100 * torch.randn(3, 4), controller.initial_state(3))
     parts = [part.abs().max() for part in (hidden, *state)]
     # An LSTM's hidden vector stays below its clipped cell; everything else reaches the bound.
@@ -131,6 +142,21 @@ def test_wrong_arguments_are_named(name, wrong, names):
         CONTROLLERS[name](**{"input_size": 4, "hidden_size": 6, **wrong})
 
 
-@pytest.mark.parametrize("options", [LSTMOptions(), GRUOptions(), FeedForwardOptions()])
+@pytest.mark.parametrize("options", [LSTMOptions(), GRUOptions(), FeedForwardOptions(), NeatControllerOptions()])
 def test_table_holds_every_controller_by_the_name_in_its_options(options):
     assert CONTROLLERS[options.type].Options is type(options)
+
+
+def test_neat_is_its_network_and_has_no_layers():
+    controller = NeatController(4, 6, max_nodes=3, activation="relu")
+    x = torch.randn(3, 4)
+    hidden, state = controller(x, controller.initial_state(3))
+    outputs, expected = controller.graph(x, controller.initial_state(3))
+    torch.testing.assert_close(hidden, outputs.relu())
+    torch.testing.assert_close(state.values, expected.values)
+    with pytest.raises(ValueError, match="num_layers: got 2; allowed is 1"):
+        NeatController(4, 6, 2)
+    with pytest.raises(ValueError, match="activation: got 'step'"):
+        NeatController(4, 6, activation="step")
+    with pytest.raises(ValueError, match="max_nodes: got 0"):
+        NeatController(4, 6, max_nodes=0)

@@ -12,10 +12,16 @@ SIZE = 14
 LAYOUT = Layout({"weight": (3, 4), "bias": (2,)})
 SMALL = {"deep-ga": {"truncation": 3, "elite_candidates": 2}, "trust": {"crossover": True}}
 NAMES = list(STRATEGIES)
+# Two hidden nodes and an output, three inputs and the bias; then what is no connection.
+NETWORK = Layout({"hidden_weight": (2, 7), "output_weight": (1, 7), "bias": (2,)})
+LAYOUTS = {"neat": NETWORK}
 
 
-def build(name, *, seed=3, size=SIZE, layout=LAYOUT, genome=None, **values):
+def build(name, *, seed=3, layout=LAYOUT, size=None, genome=None, **values):
     entry = STRATEGIES[name]
+    if layout is LAYOUT:
+        layout = LAYOUTS.get(name, LAYOUT)
+    size = size or (layout.size if layout else SIZE)
     values = {"population": 12, **SMALL.get(name, {}), **values}
     if genome is None:
         genome = torch.linspace(-1, 1, size)
@@ -46,11 +52,14 @@ def through_a_file(state):
     return torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
 
 
+GROWING = {"add_node": 0.5, "add_connection": 0.5, "toggle_connection": 0.2, "recurrent": 0.5, "elite_size": 1}
 VARIANTS = [
     *((name, {}) for name in NAMES),
     ("openai-es", {"rank": 1}),
     ("trust", {"decay_per": "sample", "initial": "copied", "elite": 1, "base_mutation": 0.9}),
     ("deep-ga", {"initial": "copied", "elite_candidates": 0}),
+    ("neat", GROWING),
+    ("neat", {**GROWING, "initial": "copied", "target_species": 3}),
 ]
 
 
@@ -59,7 +68,7 @@ class TestEvery:
     def test_population_has_the_shape_and_stays_until_told(self, name, values):
         strategy = build(name, **values)
         first = strategy.ask().clone()
-        assert first.shape == (12, SIZE)
+        assert first.shape == (12, strategy.layout.size)
         assert torch.isfinite(first).all()
         assert torch.equal(strategy.ask(), first)
 
@@ -69,11 +78,13 @@ class TestEvery:
     def test_stacks_are_the_same_population(self, name, values):
         strategy = build(name, **values)
         genomes, stacks = strategy.ask(), strategy.ask_stacks()
-        assert {key: (12, *shape) for key, shape in LAYOUT.shapes.items()} == {
+        layout = strategy.layout
+        assert {key: (12, *shape) for key, shape in layout.shapes.items()} == {
             key: tuple(dense(stack).shape) for key, stack in stacks.items()
         }
-        torch.testing.assert_close(LAYOUT.join(stacks), genomes, rtol=0, atol=0)
-        torch.testing.assert_close(dense(stacks["weight"])[5].flatten(), genomes[5, :12], rtol=0, atol=0)
+        torch.testing.assert_close(layout.join(stacks), genomes, rtol=0, atol=0)
+        first = next(iter(layout.shapes))
+        torch.testing.assert_close(dense(stacks[first])[5].flatten(), genomes[5, : layout.sizes[0]], rtol=0, atol=0)
 
     def test_same_seed_same_generations_other_seed_others(self, name, values):
         first, second, other = (build(name, seed=seed, **values) for seed in (3, 3, 4))
@@ -94,7 +105,7 @@ class TestEvery:
         unbroken = build(name, **values)
         advance(unbroken, 4)
         state = through_a_file(unbroken.state_dict())
-        resumed = build(name, seed=99, genome=torch.zeros(SIZE), **values)
+        resumed = build(name, seed=99, genome=unbroken.initial / 2, **values)
         resumed.load_state_dict(state)
         for _ in range(4):
             assert torch.equal(resumed.ask(), unbroken.ask())
@@ -174,8 +185,9 @@ class TestEvery:
 @pytest.mark.parametrize("name", NAMES)
 def test_state_of_another_genome_or_strategy_is_refused(name):
     strategy = build(name)
+    smaller = Layout({"hidden_weight": (1, 6), "output_weight": (1, 6)} if name == "neat" else {"weight": (6,)})
     with pytest.raises(ValueError, match="checkpoint: strategy 'initial' has shape"):
-        strategy.load_state_dict(build(name, size=6, layout=None).state_dict())
+        strategy.load_state_dict(build(name, layout=smaller).state_dict())
     other = "snes" if name != "snes" else "cma-es"
     with pytest.raises(ValueError, match="checkpoint: entry"):
         strategy.load_state_dict(build(other).state_dict())
@@ -199,7 +211,7 @@ SPHERE = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", list(SPHERE))
 def test_finds_the_optimum_of_the_sphere(name):
     values, generations, tolerance = SPHERE[name]
     strategy = build(name, **values)

@@ -33,6 +33,11 @@ WRONG = [
     ({"type": "snes", "sigma": float("inf")}, "sigma"),
     ({"type": "cma-es", "population": 3}, "population"),
     ({"type": "sep-cma-es", "truncation": 3}, "truncation"),
+    ({"type": "neat", "population": 1}, "population"),
+    ({"type": "neat", "survivors": 0.0}, "survivors"),
+    ({"type": "neat", "recurrent": True}, "recurrent"),
+    ({"type": "neat", "compatibility_threshold": 0}, "compatibility_threshold"),
+    ({"type": "neat", "add_node": 1.5}, "add_node"),
     ({"type": "genetic"}, "'genetic'"),
     ({}, "type"),
 ]

@@ -1,0 +1,5 @@
+"""NEAT: genomes as padded tensors, their mutations, their species, and the strategy made of these."""
+
+from .strategy import Neat, NeatOptions
+
+__all__ = ["Neat", "NeatOptions"]
