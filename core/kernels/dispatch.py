@@ -17,15 +17,20 @@ from torch import Tensor
 
 from ..circuit import CircuitState, check_choice
 from ..stacked import Stack, dense, map_members
-from . import compiled, eager, native
+from . import compiled, eager, native, triton
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView
 
-Backend = Literal["auto", "native", "eager", "compiled"]
+Backend = Literal["auto", "native", "triton", "eager", "compiled"]
 
-_MODULES: dict[str, ModuleType] = {"native": native, "eager": eager, "compiled": compiled}
-_AUTO_ORDER = ("native", "eager")
+_MODULES: dict[str, ModuleType] = {
+    "native": native,
+    "triton": triton,
+    "eager": eager,
+    "compiled": compiled,
+}
+_AUTO_ORDER = ("native", "triton", "eager")
 
 logger = logging.getLogger(__name__)
 

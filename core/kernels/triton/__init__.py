@@ -1,1 +1,132 @@
-"""Triton kernels for GPUs. Triton is an optional dependency: nothing here imports it before it is needed."""
+"""The Triton backend, for GPUs: fused kernels per step, replayed as one CUDA graph.
+
+Triton is an optional dependency, which comes with torch where torch is built for CUDA: nothing here imports it before
+it is needed. Without a GPU, kernels run in Triton's interpreter (TRITON_INTERPRET=1), slowly and only when asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from ...accessors.dynamic import DynamicAccessor
+from ...accessors.static import StaticAccessor
+from ...circuit import CircuitState
+
+if TYPE_CHECKING:
+    from ..circuit_view import CircuitView
+
+LARGEST = {"word_size": 1024, "num_reads": 16, "num_writes": 16, "shift_range": 32}
+"""What the kernels hold in registers or unroll."""
+
+OLDEST_CAPABILITY = (7, 0)
+"""NVIDIA GPUs that Triton compiles for: Volta and newer."""
+
+
+def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
+    """Why the Triton backend cannot run these inputs, or None."""
+    if torch.compiler.is_compiling():
+        return "torch.compile is tracing it"
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return "it has no rule for torch.func transforms and forward-mode derivatives"
+    return (
+        _unavailable_device(inputs.device, asked_for=circuit.backend == "triton")
+        or _unavailable_parts(circuit)
+        or _unavailable_tensors(circuit, inputs, state)
+        or _unavailable_triton(inputs.device)
+    )
+
+
+def _unavailable_device(device: torch.device, *, asked_for: bool) -> str | None:
+    if device.type not in ("cpu", "cuda"):
+        return f"it runs on GPUs that torch calls cuda; inputs are on {device}"
+    if torch.is_autocast_enabled(device.type):
+        return "it has no autocast"
+    if device.type == "cpu":
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            return (
+                "it runs on GPUs, and inputs are on the CPU (TRITON_INTERPRET=1 interprets its kernels there, slowly)"
+            )
+        return None if asked_for else "interpreted kernels are slow: they run only when asked for"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
+        return f"Triton needs compute capability 7.0; {torch.cuda.get_device_name(device)} is older"
+    return None
+
+
+def _unavailable_parts(circuit: CircuitView) -> str | None:
+    accessor: Any = circuit.accessor
+    if type(accessor) not in (StaticAccessor, DynamicAccessor):
+        return f"it has no {type(accessor).__name__}"
+    for name, largest in LARGEST.items():
+        size = getattr(accessor, name, 0)
+        if size > largest:
+            return f"its kernels take {name} up to {largest}; this circuit has {size}"
+    if accessor._forward_hooks or accessor._forward_pre_hooks or accessor._backward_hooks:
+        return f"it would skip the hooks of {type(accessor).__name__}"
+    return None
+
+
+def _unavailable_tensors(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
+    """Checks every type, place and shape that kernels rely on: they read memory as they are told."""
+    accessor: Any = circuit.accessor
+    batch, reads, writes, word = inputs.shape[1], accessor.num_reads, accessor.num_writes, accessor.word_size
+    slots = state.accessor.memory.shape[1] if state.accessor.memory.dim() == 3 else 0
+    shapes = {
+        "memory": (batch, slots, word),
+        "usage": (batch, slots),
+        "link": (batch, writes, slots, slots),
+        "precedence": (batch, writes, slots),
+        "read_weights": (batch, reads, slots),
+        "write_weights": (batch, writes, slots),
+    }
+    named = {**state.accessor._asdict(), "inputs": inputs, "reads": state.reads}
+    if not isinstance(state.controller, Tensor) and hasattr(state.controller, "_asdict"):
+        named |= state.controller._asdict()
+    for module in (circuit.controller, accessor):
+        named |= dict(module.named_parameters())
+    for name, tensor in named.items():
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+            return f"{name} is no plain dense tensor"
+        if tensor.device != inputs.device:
+            return f"inputs are on {inputs.device}, {name} is on {tensor.device}"
+        if tensor.dtype != inputs.dtype or tensor.dtype not in (torch.float32, torch.float64):
+            return f"it runs float32 or float64 throughout; inputs are {inputs.dtype}, {name} is {tensor.dtype}"
+        if name in shapes and (tensor.shape != shapes[name] or 0 in tensor.shape):
+            return f"{name} has shape {list(tensor.shape)}; expected {list(shapes[name])}"
+    return None
+
+
+@functools.lru_cache
+def _unavailable_triton(device: torch.device) -> str | None:
+    """Why Triton does not work here: it may be missing, or lack the C compiler that it builds its launcher with."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (on Linux, pip install triton)"
+    try:
+        from .content import content_weights
+        from .launch import interpreted
+
+        if device.type == "cpu" and not interpreted():
+            return "TRITON_INTERPRET was set after Triton was imported"
+        if device.type != "cpu" and interpreted():
+            return "TRITON_INTERPRET is set: it would interpret its kernels on the CPU"
+        ones = torch.ones(1, 1, 1, device=device)
+        content_weights(ones, ones, ones[0])
+    except Exception as error:
+        return f"Triton does not work on {device}: {type(error).__name__}: {error}"
+    return None
+
+
+def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
+    """Features ``[T, B, F]`` and the last state."""
+    from . import graphs, steps
+
+    if not inputs.is_cuda:
+        return steps.run(circuit, inputs, state)
+    with torch.cuda.device(inputs.device):
+        return graphs.run(steps.run, circuit, inputs, state)

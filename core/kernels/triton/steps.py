@@ -1,0 +1,77 @@
+"""A sequence step by step, with one kernel for each part of a step; the controller runs through torch.
+
+The steps are those of the accessors' ``forward``, with the kernels of this package in place of core.addressing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ... import addressing
+from ...accessors.dynamic import DynamicAccessor, DynamicState
+from ...accessors.static import StaticAccessor, StaticState
+from ...circuit import CircuitState
+from .allocation import usage_and_allocation
+from .content import content_weights
+from .links import follow_links
+from .location import location_weights
+from .memory import write, write_and_read
+
+if TYPE_CHECKING:
+    from ..circuit_view import CircuitView
+
+
+def static_step(accessor: StaticAccessor, hidden: Tensor, state: StaticState) -> tuple[Tensor, StaticState]:
+    """Words read ``[B, R, W]`` and the next state; see :class:`~tapehead.core.accessors.static.StaticAccessor`."""
+    heads = accessor.interface(hidden)
+    weights = location_weights(
+        content_weights(state.memory, heads.keys, heads.strengths, heads.mask),
+        torch.cat([state.read_weights, state.write_weights], dim=1),
+        heads.gate,
+        heads.shift,
+        heads.sharpness,
+    )
+    read_weights, write_weights = weights[:, : accessor.num_reads], weights[:, accessor.num_reads :]
+    memory, reads = write_and_read(state.memory, write_weights, heads.erase, heads.add, read_weights)
+    return reads, StaticState(memory, read_weights, write_weights)
+
+
+def dynamic_step(accessor: DynamicAccessor, hidden: Tensor, state: DynamicState) -> tuple[Tensor, DynamicState]:
+    """Words read ``[B, R, W]`` and the next state; see :class:`~tapehead.core.accessors.dynamic.DynamicAccessor`."""
+    heads = accessor.interface(hidden)
+    written = state.write_weights if accessor.usage_gradient else state.write_weights.detach()
+    gates = heads.allocation_gates * heads.write_gates
+    usage, allocation = usage_and_allocation(state.usage, written, heads.free_gates, state.read_weights, gates)
+    content = content_weights(state.memory, heads.write_keys, heads.write_strengths, heads.write_mask)
+    chosen = content + heads.allocation_gates.unsqueeze(-1) * (allocation - content)
+    write_weights = heads.write_gates.unsqueeze(-1) * chosen
+
+    memory = state.memory
+    if accessor.memory_wipe:
+        memory = memory * addressing.retention(heads.free_gates, state.read_weights).unsqueeze(-1)
+    memory = write(memory, write_weights, heads.erase, heads.add)
+    link, precedence, backward, forward = follow_links(state.link, state.precedence, write_weights, state.read_weights)
+    if heads.link_powers is not None:
+        directions = addressing.sharpen_links(torch.cat([backward, forward], dim=2), heads.link_powers)
+        backward, forward = directions.split(accessor.num_writes, dim=2)
+    content = content_weights(memory, heads.read_keys, heads.read_strengths, heads.read_mask)
+    ways = torch.cat([backward, content.unsqueeze(2), forward], dim=2)
+    read_weights = (heads.read_modes.unsqueeze(2) @ ways).squeeze(2)
+    state = DynamicState(memory, usage, link, precedence, read_weights, write_weights)
+    return addressing.read(memory, read_weights), state
+
+
+def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
+    """Features ``[T, B, F]`` and the last state."""
+    accessor: Any = circuit.accessor
+    step: Any = static_step if isinstance(accessor, StaticAccessor) else dynamic_step
+    controller_state, accessor_state, reads = state
+    features = []
+    for x in inputs.unbind(0):
+        hidden, controller_state = circuit.controller(torch.cat([x, reads.flatten(1)], dim=-1), controller_state)
+        reads, accessor_state = step(accessor, hidden, accessor_state)
+        features.append(torch.cat([hidden, reads.flatten(1)], dim=-1))
+    return torch.stack(features), CircuitState(controller_state, accessor_state, reads)

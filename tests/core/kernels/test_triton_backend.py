@@ -1,0 +1,292 @@
+"""The Triton backend against the eager one, and what it says where it cannot run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tapehead
+from tapehead.core.circuit import Circuit, map_state
+from tapehead.core.kernels import triton
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+STEPS, BATCH, INPUTS, OUTPUTS = 3, 2, 3, 2
+TINY = {"memory_size": 5, "word_size": 3, "num_reads": 2, "hidden_size": 4}
+
+
+def ntm(**options: Any) -> Circuit:
+    defaults = {"memory_init": "truncated_normal", "weight_init": "learned"}
+    return tapehead.NTM(INPUTS, OUTPUTS, **(TINY | defaults | options))
+
+
+def dnc(**options: Any) -> Circuit:
+    return tapehead.DNC(INPUTS, OUTPUTS, **(TINY | options))
+
+
+CIRCUITS: dict[str, Callable[[], Circuit]] = {
+    "ntm": ntm,
+    "ntm-gru": lambda: ntm(controller="gru", num_layers=2, num_writes=2, shift_range=2, masked_content=True),
+    "ntm-one-slot": lambda: ntm(memory_size=1, word_size=1, num_reads=1, controller="feedforward"),
+    "dnc": dnc,
+    "dnc-two-writes": lambda: dnc(num_writes=2, memory_wipe=True, link_sharpening=True, squash="tanh"),
+    "dnc-options": lambda: dnc(controller="feedforward", masked_content=True, usage_gradient=True, memory_size=1),
+}
+
+
+def leaves(state: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_state(lambda leaf: (found.append(leaf), leaf)[1], state)
+    return found
+
+
+def random_state(circuit: Circuit, seed: int = 0) -> Any:
+    """The first state, moved a little in every leaf, so that none of it is zero and weightings stay near a sum of 1."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def moved(leaf: Tensor) -> Tensor:
+        noise = torch.rand(leaf.shape, generator=generator, dtype=leaf.dtype)
+        return leaf.detach() + 0.5 * noise.to(leaf.device) / (leaf.shape[-1] + 1)
+
+    return map_state(moved, circuit.initial_state(BATCH))
+
+
+def results(circuit: Circuit, backend: str, inputs: Tensor, state: Any) -> list[Tensor]:
+    """Outputs, every leaf of the last state, and the gradients of a random sum of them in everything."""
+    circuit.backend = backend
+    inputs = inputs.detach().clone().requires_grad_()
+    state = map_state(lambda leaf: leaf.detach().clone().requires_grad_(), state)
+    outputs, last = circuit(inputs, state)
+    assert circuit.chosen_backend == backend
+    made = [outputs, *leaves(last)]
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part) for part in made]
+    total = sum((part * weight).sum() for part, weight in zip(made, weights, strict=True))
+    given = [inputs, *leaves(state), *circuit.parameters()]
+    gradients = torch.autograd.grad(total, given, allow_unused=True, materialize_grads=True)
+    return [part.detach() for part in (*made, *gradients)]
+
+
+@needs_triton
+@pytest.mark.parametrize("build", CIRCUITS.values(), ids=CIRCUITS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_agrees_with_eager(build: Callable[[], Circuit], dtype: torch.dtype, triton_device: torch.device) -> None:
+    torch.manual_seed(0)
+    circuit = build().to(triton_device, dtype)
+    inputs = torch.randn(STEPS, BATCH, INPUTS, device=triton_device, dtype=dtype)
+    state = random_state(circuit)
+    made = results(circuit, "triton", inputs, state)
+    double = map_state(lambda leaf: leaf.double(), state)
+    expected = results(circuit.double(), "eager", inputs.double(), double)
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-3
+    for result, wanted in zip(made, expected, strict=True):
+        assert result.dtype == dtype and result.shape == wanted.shape
+        error = (result.double() - wanted).abs().max() / (wanted.abs().max() + 1e-2)
+        assert error < tolerance, f"{list(wanted.shape)}: relative error {error:.1e}"
+
+
+@needs_triton
+@pytest.mark.parametrize("build", [ntm, dnc])
+def test_without_gradients_and_step_by_step(build: Callable[..., Circuit], triton_device: torch.device) -> None:
+    torch.manual_seed(0)
+    circuit = build(backend="triton").to(triton_device)
+    inputs = torch.randn(4, BATCH, INPUTS, device=triton_device)
+    with torch.no_grad():
+        outputs, last = circuit(inputs)
+        first, state = circuit(inputs[:1])
+        second, state = circuit(inputs[1:], state)
+    torch.testing.assert_close(torch.cat([first, second]), outputs)
+    for leaf, whole in zip(leaves(state), leaves(last), strict=True):
+        torch.testing.assert_close(leaf, whole)
+
+
+@needs_triton
+def test_rows_of_a_batch_are_independent(triton_device: torch.device) -> None:
+    torch.manual_seed(0)
+    circuit = dnc(backend="triton").to(triton_device)
+    inputs = torch.randn(2, 3, INPUTS, device=triton_device)
+    whole, _ = circuit(inputs)
+    alone, _ = circuit(inputs[:, 1:2])
+    torch.testing.assert_close(alone, whole[:, 1:2])
+
+
+def reason(circuit: Circuit, inputs: Tensor | None = None) -> str | None:
+    if inputs is None:
+        inputs = torch.zeros(STEPS, BATCH, INPUTS, dtype=circuit.output.weight.dtype)
+    return triton.unavailable(circuit, inputs, circuit.initial_state(BATCH))
+
+
+def test_on_the_cpu_it_runs_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "only when asked for" in str(reason(ntm()))
+    monkeypatch.delenv("TRITON_INTERPRET")
+    circuit = ntm(backend="triton")
+    with pytest.raises(RuntimeError, match="backend: 'triton' cannot run this circuit: it runs on GPUs"):
+        circuit(torch.zeros(STEPS, BATCH, INPUTS))
+
+
+def test_missing_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    triton._unavailable_triton.cache_clear()
+    assert "not installed" in str(reason(ntm(backend="triton")))
+    triton._unavailable_triton.cache_clear()
+
+
+def refusals() -> dict[str, tuple[Callable[[], Circuit], str]]:
+    def hooked() -> Circuit:
+        circuit = ntm(backend="triton")
+        circuit.accessor.register_forward_hook(lambda *_: None)
+        return circuit
+
+    def mixed() -> Circuit:
+        circuit = ntm(backend="triton")
+        circuit.controller.double()
+        return circuit
+
+    return {
+        "hooks": (hooked, "hooks"),
+        "types": (mixed, "float32 or float64 throughout"),
+        "half": (lambda: ntm(backend="triton").bfloat16(), "float32 or float64"),
+        "shifts": (lambda: ntm(backend="triton", shift_range=33), "shift_range up to 32; this circuit has 33"),
+        "word": (lambda: dnc(backend="triton", word_size=1025), "word_size up to 1024"),
+    }
+
+
+@pytest.mark.parametrize(("build", "message"), refusals().values(), ids=refusals())
+def test_refusals_name_the_reason(build: Callable[[], Circuit], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert message in str(reason(build()))
+
+
+def test_wrong_shapes_and_autocast_are_left_to_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    circuit = dnc(backend="triton")
+    state = circuit.initial_state(BATCH)
+    wrong = state._replace(accessor=state.accessor._replace(usage=torch.zeros(BATCH, 6)))
+    assert "usage has shape" in str(triton.unavailable(circuit, torch.zeros(STEPS, BATCH, INPUTS), wrong))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert "autocast" in str(reason(circuit))
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stands in for CUDA's graphs: a replay computes again, into the tensors of the recording. Lists what happened."""
+    pytest.importorskip("triton")
+    from tapehead.core.kernels.triton import graphs, steps
+
+    events: list[str] = []
+
+    def capture(function: Callable[[], list[Any]], pool: Any) -> tuple[list[Any], Callable[[], None], Any]:
+        events.append(f"capture {function.__name__}")
+        training = torch.is_grad_enabled()
+        made = function()
+        places = [None if t is None else t.detach() for t in made]
+
+        def replay() -> None:
+            events.append(f"replay {function.__name__}")
+            with torch.enable_grad() if training else torch.no_grad():
+                again = function()
+            for place, value in zip(places, again, strict=True):
+                if place is not None:
+                    place.copy_(value.detach())
+
+        return made, replay, None
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(graphs, "side_stream", contextlib.nullcontext)
+    # The logic is the same for any kernels, and eager ones are faster than interpreted ones.
+    from tapehead.core.kernels import eager
+
+    monkeypatch.setattr(steps, "run", eager.run)
+    monkeypatch.setattr(triton, "run", lambda *arguments: graphs.run(eager.run, *arguments))
+    monkeypatch.setattr(triton, "unavailable", lambda *arguments: None)
+    return events
+
+
+@pytest.mark.parametrize("build", [ntm, dnc])
+def test_replayed_graphs_give_the_same(build: Callable[..., Circuit], recorded: list[str]) -> None:
+    torch.manual_seed(0)
+    circuit = build().double()
+    for seed in range(5):
+        with torch.no_grad():
+            for parameter in circuit.parameters():
+                parameter.mul_(1.1)
+        inputs = torch.randn(STEPS, BATCH, INPUTS, dtype=torch.float64)
+        state = random_state(circuit, seed)
+        made, expected = results(circuit, "triton", inputs, state), results(circuit, "eager", inputs, state)
+        for result, wanted in zip(made, expected, strict=True):
+            torch.testing.assert_close(result, wanted, rtol=1e-12, atol=1e-12)
+    assert recorded.count("capture forward") == recorded.count("capture backward") == 1
+    assert recorded.count("replay forward") == recorded.count("replay backward") == 3
+
+
+def test_two_sequences_in_one_loss_do_not_share_a_graph(recorded: list[str]) -> None:
+    torch.manual_seed(0)
+    circuit = ntm(backend="triton").double()
+    weight = circuit.accessor.interface.linear.weight
+
+    def gradient(sequences: list[Tensor]) -> Tensor:
+        total = sum(circuit(inputs)[0].square().sum() for inputs in sequences)
+        return torch.autograd.grad(total, weight)[0]
+
+    first, second = torch.randn(2, STEPS, BATCH, INPUTS, dtype=torch.float64)
+    expected = gradient([first]) + gradient([second])
+    gradient([first])
+    recorded.clear()
+    torch.testing.assert_close(gradient([first, second]), expected, rtol=1e-12, atol=1e-12)
+    assert recorded == ["replay forward", "replay backward"]
+    torch.testing.assert_close(gradient([second]) + gradient([first]), expected, rtol=1e-12, atol=1e-12)
+    assert recorded[2:] == ["replay forward", "replay backward"] * 2
+
+
+def test_a_pass_without_backward_frees_its_graph(recorded: list[str]) -> None:
+    circuit = ntm(backend="triton")
+    inputs = torch.ones(STEPS, BATCH, INPUTS)
+    for _ in range(3):
+        circuit(inputs)
+    kept = circuit(inputs)
+    recorded.clear()
+    circuit(inputs)
+    assert recorded == []
+    del kept
+    circuit(inputs)
+    assert recorded == ["replay forward"]
+
+
+def test_graphs_are_kept_for_few_shapes(recorded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from tapehead.core.kernels.triton import graphs
+
+    monkeypatch.setattr(graphs, "KEPT", 2)
+    circuit = ntm(backend="triton")
+    with torch.no_grad():
+        for steps in (1, 2, 3):
+            for _ in range(3):
+                circuit(torch.ones(steps, BATCH, INPUTS))
+        assert recorded.count("capture forward") == 3
+        circuit(torch.ones(1, BATCH, INPUTS))
+    assert len(graphs._recordings[circuit].kept) == 2
+    assert recorded.count("capture forward") == 3
+
+
+def test_what_cannot_be_recorded_runs_without(
+    recorded: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tapehead.core.kernels.triton import graphs
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphs, "capture", fail)
+    circuit = ntm(backend="triton")
+    for _ in range(5):
+        circuit(torch.ones(STEPS, BATCH, INPUTS))
+    assert [record.getMessage() for record in caplog.records if "without them" in record.getMessage()] == [
+        "CUDA graphs: this circuit runs without them: operation not permitted when stream is capturing"
+    ]
