@@ -66,9 +66,6 @@ def _unavailable_parts(circuit: CircuitView) -> str | None:
         return f"it has no {type(controller).__name__}"
     if type(accessor) not in (StaticAccessor, DynamicAccessor):
         return f"it has no {type(accessor).__name__}"
-    for option in ("masked_content", "link_sharpening"):
-        if getattr(accessor, option, False):
-            return f"it has no {option}"
     linears = [layer for layer in _linears(controller, accessor) if type(layer) is not nn.Linear]
     if linears:
         return f"it needs plain Linear layers, not {type(linears[0]).__name__}"

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import tapehead
@@ -154,11 +156,20 @@ def test_shift_ranges(slots: int, shift_range: int) -> None:
     assert_agrees(prepare(ntm((slots, 3, 1, 1, 5), shift_range=shift_range)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_masked_content(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    assert_agrees(prepare(ntm(shape, masked_content=True), dtype))
+
+
 DNC_OPTIONS: list[dict[str, Any]] = [
     {"usage_gradient": True},
     {"memory_wipe": True},
     {"squash": "tanh"},
-    {"usage_gradient": True, "memory_wipe": True, "squash": "tanh"},
+    {"masked_content": True},
+    {"link_sharpening": True},
+    {"usage_gradient": True, "memory_wipe": True, "squash": "tanh", "masked_content": True, "link_sharpening": True},
 ]
 
 
@@ -218,16 +229,20 @@ def test_any_length(build: Callable[..., Circuit], steps: int) -> None:
 @each_circuit
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("size", [-100.0, 100.0])
-def test_extreme_strengths_and_gates(build: Callable[..., Circuit], size: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("improved", [False, True])
+def test_extreme_strengths_and_gates(
+    build: Callable[..., Circuit], improved: bool, size: float, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
-    circuit = prepare(build((33, 5, 2, 1, 6)), dtype)
+    options = {"masked_content": True} | ({"link_sharpening": True} if build is dnc else {}) if improved else {}
+    circuit = prepare(build((33, 5, 2, 1, 6), **options), dtype)
     with torch.no_grad():
         for name, part in zip(
             circuit.accessor.interface.sizes,
             circuit.accessor.interface.linear.bias.split(list(circuit.accessor.interface.sizes.values())),
             strict=True,
         ):
-            if name in ("strengths", "sharpness", "gate", "read_strengths", "write_strengths"):
+            if name.endswith(("strengths", "sharpness", "gate", "mask", "powers")):
                 part.fill_(size)
     inputs = torch.randn(STEPS, BATCH, INPUTS, dtype=dtype)
     state = random_state(circuit, BATCH)
@@ -239,11 +254,46 @@ def test_extreme_strengths_and_gates(build: Callable[..., Circuit], size: float,
         assert_close(gradients, expected_gradients, 1e-7, floor=1e-9)
 
 
+@st.composite
+def any_circuit(draw: st.DrawFn) -> Circuit:
+    """Any shape, controller and option."""
+    kind = draw(st.sampled_from(["ntm", "dnc"]))
+    flags = ["masked_content"] + (["memory_wipe", "link_sharpening", "usage_gradient"] if kind == "dnc" else [])
+    options: dict[str, Any] = {name: draw(st.booleans()) for name in flags}
+    if kind == "dnc":
+        options["squash"] = draw(st.sampled_from(["none", "tanh"]))
+    else:
+        options["shift_range"] = draw(st.integers(0, 3))
+    options["controller"] = draw(st.sampled_from(["lstm", "gru", "feedforward"]))
+    options["num_layers"] = draw(st.integers(1, 3))
+    options["clip"] = draw(st.sampled_from([None, 0.3, 20.0]))
+    shape = tuple(draw(st.integers(1, most)) for most in (40, 9, 5, 3, 20))
+    return prepare(BUILDERS[kind](shape, **options))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(circuit=any_circuit(), steps=st.integers(1, 9), batch=st.integers(1, 18))
+def test_any_circuit_agrees_with_eager(circuit: Circuit, steps: int, batch: int) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(steps, INPUTS, batch, dtype=torch.float64).transpose(1, 2)
+    state = random_state(circuit, batch)
+    made, gradients = results(circuit, "native", inputs, state)
+    expected, expected_gradients = results(circuit, "eager", inputs, state)
+    assert_close(made, expected, 1e-9)
+    assert_close(gradients, expected_gradients, 1e-6, floor=1e-9)
+    with torch.no_grad():
+        circuit.backend = "native"
+        alone = circuit(inputs, state)[0]
+    torch.testing.assert_close(alone, made[0], rtol=0, atol=0)
+
+
 @each_circuit
-def test_gradients_agree_with_finite_differences(build: Callable[..., Circuit]) -> None:
+@pytest.mark.parametrize("improved", [False, True])
+def test_gradients_agree_with_finite_differences(build: Callable[..., Circuit], improved: bool) -> None:
     torch.manual_seed(0)
     # The DNC's reference stops the gradient of the last write weights by default: finite differences would see it.
-    circuit = prepare(build((3, 2, 2, 1, 3), **({} if build is ntm else {"usage_gradient": True})))
+    options = {"usage_gradient": True, "link_sharpening": improved} if build is dnc else {}
+    circuit = prepare(build((3, 2, 2, 1, 3), masked_content=improved, num_layers=2 if improved else 1, **options))
     circuit.backend = "native"
     state = random_state(circuit, 2)
     shapes = map_state(lambda leaf: leaf, state)
@@ -436,8 +486,6 @@ def refusals() -> dict[str, tuple[Callable[[], Circuit], str]]:
         return circuit
 
     return {
-        "masked": (lambda: dnc(masked_content=True), "masked_content"),
-        "link": (lambda: dnc(link_sharpening=True), "link_sharpening"),
         "hooks": (hooked, "hooks"),
         "types": (mixed, "float32 or float64 throughout"),
         "half": (lambda: ntm().bfloat16(), "float32 or float64"),

@@ -1,6 +1,7 @@
 // The dynamic accessor (DNC heads), one step of one row of the batch: core/accessors/dynamic.py by hand.
 #pragma once
 #include "allocation.h"
+#include "content.h"
 #include "link.h"
 #include "sequence.h"
 
@@ -13,15 +14,18 @@ template <class T> class DynamicAccessor {
     const Records<T>& records;
     Slots<T> slots;
     int N, word, reads, writes, ways;
-    bool squash, wipe, usage_gradient;
+    bool squash, wipe, sharpening, usage_gradient;
     int64_t memory_size, link_size, rows_per_state;
     Tape<T> tape, link_tape;
     // Parts of the interface vector.
     int read_keys, read_strengths, write_keys, write_strengths, erase, add, free_gates, allocation_gates, write_gates;
-    int read_modes;
+    int read_modes, link_powers;
+    Lookup<T> read_lookup, write_lookup;
     // Parts of a record: what this step made. Directions are [writes][reads][slots].
     int64_t norms, usage, precedence, write_weights, read_weights, allocation, order, write_content, write_cosine;
     int64_t read_content, read_cosine, behind, ahead;
+    int64_t write_norms;                // with masks; else those of the memory after the last step serve
+    int64_t behind_shares, ahead_shares;  // sharpened directions, or the directions themselves
 
     static int64_t order_size(int64_t N) { return round_up<T>(int(N * sizeof(int32_t) / sizeof(T))); }
     static int64_t matrix_size(const Problem& p) { return p.writes * p.slots * round_up<T>((int)p.slots); }
@@ -77,8 +81,8 @@ template <class T> class DynamicAccessor {
   public:
     DynamicAccessor(const Problem& p, const Tensors<T>& x, const Records<T>& records)
         : x(x), records(records), slots((int)p.slots), N(slots.padded), word((int)p.word), reads((int)p.reads),
-          writes((int)p.writes), ways(1 + 2 * writes), squash(p.squash), wipe(p.memory_wipe),
-          usage_gradient(p.usage_gradient), memory_size((int64_t)word * N), link_size((int64_t)slots.count * N),
+          writes((int)p.writes), ways(1 + 2 * writes), squash(p.squash), wipe(p.memory_wipe), sharpening(p.link_sharpening),
+          usage_gradient(p.usage_gradient), read_lookup{slots}, write_lookup{slots}, memory_size((int64_t)word * N), link_size((int64_t)slots.count * N),
           rows_per_state(p.outputs ? p.rows_per_member() : 1),
           tape{x.tape, memory_size, p.batch, p.keep_every, p.steps, p.training != 0},
           link_tape{x.tape + Tape<T>::length(p) * p.batch * memory_size, writes * link_size, p.batch, p.keep_every,
@@ -93,8 +97,14 @@ template <class T> class DynamicAccessor {
         allocation_gates = free_gates + reads;
         write_gates = allocation_gates + writes;
         read_modes = write_gates + writes;
+        int next = read_modes + reads * ways;
+        read_lookup = {slots, word, reads, read_keys, read_strengths, p.masked_content ? next : -1};
+        if (p.masked_content) next += reads * word;
+        write_lookup = {slots, word, writes, write_keys, write_strengths, p.masked_content ? next : -1};
+        if (p.masked_content) next += writes * word;
+        link_powers = next;
         norms = 0;
-        usage = norms + N;
+        usage = norms + read_lookup.norms_size();
         precedence = usage + N;
         write_weights = precedence + writes * N;
         read_weights = write_weights + writes * N;
@@ -105,11 +115,20 @@ template <class T> class DynamicAccessor {
         read_cosine = read_content + reads * N;
         behind = read_cosine + reads * N;
         ahead = behind + writes * reads * N;
-        order = ahead + writes * reads * N;
+        write_norms = ahead + writes * reads * N;
+        behind_shares = behind, ahead_shares = ahead;
+        order = write_norms + (write_lookup.masked() ? write_lookup.norms_size() : 0);
+        if (sharpening) {
+            behind_shares = order;
+            ahead_shares = behind_shares + writes * reads * N;
+            order = ahead_shares + writes * reads * N;
+        }
     }
     static int64_t record_size(const Problem& p) {
         const int64_t N = round_up<T>((int)p.slots);
-        return (2 + 5 * p.writes + 3 * p.reads + 2 * p.reads * p.writes) * N + p.writes * order_size(N);
+        const int64_t norms = p.masked_content ? p.reads + p.writes : 1;
+        const int64_t directions = 2 * p.reads * p.writes * (p.link_sharpening ? 2 : 1);
+        return (1 + norms + 5 * p.writes + 3 * p.reads + directions) * N + p.writes * order_size(N);
     }
     static int64_t history(const Problem& p) { return p.keep_every; }  // the links are updated that rarely
     static int64_t tape_size(const Problem& p) {
@@ -127,7 +146,8 @@ template <class T> class DynamicAccessor {
         pad(slots, writes, x.state[PRECEDENCE] + given * writes * n, first + precedence);
         pad(slots, reads, x.state[READ_WEIGHTS] + given * reads * n, first + read_weights);
         pad(slots, writes, x.state[WRITE_WEIGHTS] + given * writes * n, first + write_weights);
-        dot_products<T>(slots, word, memory, 1, memory, first + behind, first + norms);  // for the norms alone
+        // For the norms alone.
+        if (!read_lookup.masked()) dot_products<T>(slots, word, memory, 1, memory, first + behind, first + norms);
     }
     void forward(int64_t t, int64_t b, T* words_read, T* scratch) const {
         T *a = records.interface(t + 1, b), *now = records.accessor(t + 1, b);
@@ -143,20 +163,21 @@ template <class T> class DynamicAccessor {
         apply_logistic(a + erase, writes * word);
         apply_logistic(a + free_gates, reads + 2 * writes);
         small_softmax(reads, ways, a + read_modes);
+        if (read_lookup.masked()) apply_mask(a + read_lookup.masks, (reads + writes) * word);
+        if (sharpening) apply_softplus(a + link_powers, reads * 2 * writes, T(1));
 
         for (int n = 0; n < N; n += LANES<T>) {
             const Vec<T> u = load(last + usage + n), unwritten = unwritten_at(last, n);
             store(now + usage + n, (u + (1 - u) * (1 - unwritten)) * kept_at(a, last, n));
         }
-        dot_products<T>(slots, word, before, writes, a + write_keys, now + write_cosine, nullptr);
+        T* made = write_lookup.masked() ? now + write_norms : nullptr;
+        write_lookup.forward(a, before, made ? made : last + norms, made, now + write_cosine, now + write_content);
         for (int h = 0; h < writes; h++) {
             const int64_t head = (int64_t)h * N;
             const T *share = now + allocation + head, *content = now + write_content + head;
             T *w = now + write_weights + head, *p = now + precedence + head;
             used_by(a, now, h, used + head);
             allocate(slots, used + head, (int32_t*)(now + order + h * order_size(N)), now + allocation + head);
-            content_weights(slots, last + norms, norm(a + write_keys + h * word, word), a[write_strengths + h],
-                            now + write_cosine + head, now + write_content + head);
             const T gate = a[write_gates + h], allocating = a[allocation_gates + h];
             Vec<T> sum{};
             for (int n = 0; n < N; n += LANES<T>) {
@@ -178,18 +199,24 @@ template <class T> class DynamicAccessor {
                          store_links ? link_tape.after(t, b) + h * link_size : nullptr, updates.data(), count, reads,
                          last + read_weights, now + ahead + (int64_t)h * reads * N, now + behind + (int64_t)h * reads * N);
         }
-        dot_products(slots, word, after, reads, a + read_keys, now + read_cosine, now + norms);
+        read_lookup.forward(a, after, now + norms, now + norms, now + read_cosine, now + read_content);
         for (int r = 0; r < reads; r++) {
             const int64_t head = (int64_t)r * N;
-            const T* share = a + read_modes + r * ways;
-            T* content = now + read_content + head;
-            content_weights(slots, now + norms, norm(a + read_keys + r * word, word), a[read_strengths + r],
-                            now + read_cosine + head, content);
+            const T *share = a + read_modes + r * ways, *content = now + read_content + head;
+            if (sharpening) {
+                for (int h = 0; h < writes; h++) {
+                    const int64_t way = (int64_t)(h * reads + r) * N;
+                    const T* powers = a + link_powers + r * 2 * writes + h;
+                    sharpen_links(slots, now + behind + way, powers[0], now + behind_shares + way);
+                    sharpen_links(slots, now + ahead + way, powers[writes], now + ahead_shares + way);
+                }
+            }
             for (int n = 0; n < N; n += LANES<T>) {
                 Vec<T> w = share[writes] * load(content + n);
                 for (int h = 0; h < writes; h++) {
                     const int64_t way = (int64_t)(h * reads + r) * N + n;
-                    w += share[h] * load(now + behind + way) + share[writes + 1 + h] * load(now + ahead + way);
+                    w += share[h] * load(now + behind_shares + way) +
+                         share[writes + 1 + h] * load(now + ahead_shares + way);
                 }
                 store(now + read_weights + head + n, w);
             }
@@ -226,8 +253,8 @@ template <class T> class DynamicAccessor {
         return memory_size + writes * link_size + (1 + 2 * writes + reads) * N + tape.again_size();
     }
     int64_t backward_scratch() const {
-        return (4 + 4 * writes + 2 * reads + 2 * writes * reads) * N + round_up<T>(std::max(reads, writes)) +
-               4 * word * LANES<T>;
+        return (4 + 4 * writes + 2 * reads + 2 * writes * reads) * N +
+               std::max({read_lookup.backward_scratch(), write_lookup.backward_scratch(), 2 * word * (int64_t)LANES<T>});
     }
     void begin_backward(int64_t b, T* row) const {
         const int64_t n = slots.count;
@@ -255,17 +282,16 @@ template <class T> class DynamicAccessor {
     void backward(int64_t t, int64_t b, const T* d_words_read, T* d, T* scratch, T* row) const {
         const T *a = records.interface(t + 1, b), *now = records.accessor(t + 1, b), *last = records.accessor(t, b);
         const Carry carried = carry(row);
-        T *kept_space = scratch, *d_kept = kept_space + N, *d_norms = d_kept + N, *d_used = d_norms + N;
+        T *kept_space = scratch, *d_kept = kept_space + N, *sharp = d_kept + N, *d_used = sharp + N;
         T *used = d_used + N, *d_allocation = used + writes * N, *d_content = d_allocation + writes * N;
         T *d_precedence = d_content + std::max(reads, writes) * N, *d_read = d_precedence + writes * N;
         T *d_behind = d_read + reads * N, *d_ahead = d_behind + writes * reads * N;
-        T *key_scales = d_ahead + writes * reads * N, *sums = key_scales + round_up<T>(std::max(reads, writes));
+        T* more_scratch = d_ahead + writes * reads * N;
         if (t == tape.steps - 1 || t % tape.every == tape.every - 1) write_again(t, b, carried.again, kept_space);
         const T *before = tape.before(t, b, carried.again), *after = tape.after(t, b, carried.again);
 
         // Reading, and the ways to read.
         read_backward(slots, word, after, reads, now + read_weights, d_words_read, carried.memory, carried.read_weights);
-        std::memset(d_norms, 0, N * sizeof(T));
         for (int r = 0; r < reads; r++) {
             const int64_t head = (int64_t)r * N;
             const T *share = a + read_modes + r * ways, *d_w = carried.read_weights + head;
@@ -273,13 +299,17 @@ template <class T> class DynamicAccessor {
             d_share[writes] = mix_backward(share[writes], d_w, now + read_content + head, d_content + head);
             for (int h = 0; h < writes; h++) {
                 const int64_t way = (int64_t)(h * reads + r) * N;
-                d_share[h] = mix_backward(share[h], d_w, now + behind + way, d_behind + way);
-                d_share[writes + 1 + h] = mix_backward(share[writes + 1 + h], d_w, now + ahead + way, d_ahead + way);
+                d_share[h] = mix_backward(share[h], d_w, now + behind_shares + way, d_behind + way);
+                d_share[writes + 1 + h] = mix_backward(share[writes + 1 + h], d_w, now + ahead_shares + way, d_ahead + way);
+                if (!sharpening) continue;
+                const int power = link_powers + r * 2 * writes + h;
+                d[power] = sharpen_links_backward(slots, now + behind + way, a[power], d_behind + way, sharp);
+                d[power + writes] = sharpen_links_backward(slots, now + ahead + way, a[power + writes], d_ahead + way, sharp);
             }
             small_softmax_backward(ways, share, d_share);
         }
-        content_backward(reads, read_keys, read_strengths, a, now + norms, now + read_cosine, now + read_content, after,
-                         d_content, d_norms, carried.memory, d, key_scales, sums);
+        read_lookup.backward(a, after, now + norms, now + read_cosine, now + read_content, d_content, carried.memory, d,
+                             more_scratch);
 
         // Links and precedence.
         std::memset(d_precedence, 0, writes * N * sizeof(T));
@@ -310,7 +340,7 @@ template <class T> class DynamicAccessor {
         const T* kept = kept_for_wipe(a, last, kept_space);
         std::memset(d_kept, 0, N * sizeof(T));
         write_backward(slots, word, before, kept, writes, now + write_weights, a + erase, a + add, carried.memory,
-                       carried.write_weights, d + erase, d + add, d_kept, sums);
+                       carried.write_weights, d + erase, d + add, d_kept, more_scratch);
         for (int h = 0; h < writes; h++) {
             const int64_t head = (int64_t)h * N;
             const T gate = a[write_gates + h], allocating = a[allocation_gates + h];
@@ -327,9 +357,8 @@ template <class T> class DynamicAccessor {
             d[write_gates + h] = lane_sum<T>(for_gate);
             d[allocation_gates + h] = gate * lane_sum<T>(for_allocating);
         }
-        std::memset(d_norms, 0, N * sizeof(T));
-        content_backward(writes, write_keys, write_strengths, a, last + norms, now + write_cosine, now + write_content,
-                         before, d_content, d_norms, carried.memory, d, key_scales, sums);
+        write_lookup.backward(a, before, write_lookup.masked() ? now + write_norms : last + norms, now + write_cosine,
+                              now + write_content, d_content, carried.memory, d, more_scratch);
         allocation_backward(a, now, used, d_allocation, d_used, d);
         usage_backward(a, last, d_used, d_kept, d_read, carried, d);
 
@@ -342,6 +371,7 @@ template <class T> class DynamicAccessor {
         softplus_backward(a + write_strengths, d + write_strengths, writes, T(1));
         logistic_backward(a + erase, d + erase, writes * word);
         logistic_backward(a + free_gates, d + free_gates, reads + 2 * writes);
+        if (sharpening) softplus_backward(a + link_powers, d + link_powers, reads * 2 * writes, T(1));
     }
 
   private:
@@ -354,23 +384,6 @@ template <class T> class DynamicAccessor {
             store(d_way + n, share * v);
         }
         return lane_sum<T>(sum);
-    }
-    // Content lookup of several heads; d_content is lost.
-    void content_backward(int heads, int keys, int strengths, const T* a, const T* norms_of_memory, const T* cosine,
-                          const T* content, const T* memory, T* d_content, T* d_norms, T* d_memory, T* d,
-                          T* key_scales, T* sums) const {
-        for (int h = 0; h < heads; h++) {
-            const int64_t head = (int64_t)h * N;
-            const T key_norm = norm(a + keys + h * word, word);
-            T d_key_norm;
-            content_weights_backward(slots, norms_of_memory, key_norm, a[strengths + h], cosine + head, content + head,
-                                     d_content + head, d_norms, d[strengths + h], d_key_norm);
-            key_scales[h] = d_key_norm / key_norm;
-        }
-        dot_products_backward(slots, word, memory, norms_of_memory, d_norms, heads, a + keys, d_content, d_memory,
-                              d + keys, sums);
-        for (int h = 0; h < heads; h++)
-            for (int j = h * word; j < (h + 1) * word; j++) d[keys + j] += key_scales[h] * a[keys + j];
     }
     // From the gradients of all allocations to that of the usage (in d_used); adds to those of the gates.
     void allocation_backward(const T* a, const T* now, T* used, T* d_allocation, T* d_used, T* d) const {

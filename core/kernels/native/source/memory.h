@@ -1,12 +1,10 @@
-// Content addressing, writing and reading of one row of the batch, forward and backward (core/addressing.py).
+// The memory of one row of the batch: writing and reading, forward and backward (core/addressing.py).
 // The memory is kept transposed, [word][slots], with the slots rounded up to whole vectors; slots beyond the last hold
 // zeros and have weight zero.
 #pragma once
 #include "simd.h"
 
 namespace native {
-
-constexpr double NORM_EPSILON = 1e-6;
 
 #if defined(__AVX512F__)
 constexpr int CHUNK = 4;  // vectors of slots that are worked on together, as many as the registers hold
@@ -42,123 +40,6 @@ template <class T, int MOST, class F> inline void chunks(int padded, F&& body) {
     int n = 0;
     for (; n + MOST * LANES<T> <= padded; n += MOST * LANES<T>) body(std::integral_constant<int, MOST>{}, n);
     for (; n < padded; n += LANES<T>) body(std::integral_constant<int, 1>{}, n);
-}
-
-template <class T> inline T norm(const T* x, int size) {
-    Vec<T> sum{};
-    sweep<T>(size, [&](int i, auto io) { const Vec<T> v = io.load(x + i); sum += v * v; });
-    return std::sqrt(lane_sum<T>(sum) + T(NORM_EPSILON));
-}
-
-// out[head][slot] = key · memory word; norms[slot] = sqrt(|word|² + epsilon) unless null.
-template <class T>
-void dot_products(const Slots<T>& slots, int word, const T* memory, int heads, const T* keys, T* out, T* norms) {
-    const int N = slots.padded;
-    head_groups(heads, [&](auto group, int first) {
-        constexpr int K = group;
-        const T* key = keys + first * word;
-        T* norm_out = first == 0 ? norms : nullptr;
-        chunks<T, CHUNK>(N, [&](auto chunk, int n) {
-            constexpr int C = chunk;
-            Vec<T> dot[K][C] = {}, square[C] = {};
-            for (int j = 0; j < word; j++) {
-                for (int c = 0; c < C; c++) {
-                    const Vec<T> x = load(memory + (size_t)j * N + n + c * LANES<T>);
-                    square[c] += x * x;
-                    for (int h = 0; h < K; h++) dot[h][c] += key[h * word + j] * x;
-                }
-            }
-            for (int c = 0; c < C; c++) {
-                const int at = n + c * LANES<T>;
-                for (int h = 0; h < K; h++) store(out + (size_t)(first + h) * N + at, dot[h][c]);
-                if (norm_out) store(norm_out + at, square_root(square[c] + T(NORM_EPSILON)));
-            }
-        });
-    });
-}
-
-// cosine: in, dot products; out, cosines. weights = softmax(strength * cosine).
-template <class T>
-void content_weights(const Slots<T>& slots, const T* norms, T key_norm, T strength, T* cosine, T* weights) {
-    const int N = slots.padded;
-    Vec<T> most = splat(-std::numeric_limits<T>::infinity());
-    for (int n = 0; n < N; n += LANES<T>) {
-        const Vec<T> x = load(cosine + n) / (key_norm * load(norms + n) + T(NORM_EPSILON));
-        store(cosine + n, x);
-        most = at_least(most, slots.masked(n, strength * x, -std::numeric_limits<T>::infinity()));
-    }
-    const T top = lane_max<T>(most);
-    Vec<T> sum{};
-    for (int n = 0; n < N; n += LANES<T>) {
-        const Vec<T> x = slots.masked(n, exponential(strength * load(cosine + n) - top));
-        store(weights + n, x);
-        sum += x;
-    }
-    const T scale = 1 / lane_sum<T>(sum);
-    for (int n = 0; n < N; n += LANES<T>) store(weights + n, scale * load(weights + n));
-}
-
-// Backward of one head's content_weights. d_weights: in, its gradient; out, the gradient of the dot products.
-// Adds to d_norms; returns the gradients of strength and of the key's norm.
-template <class T>
-void content_weights_backward(const Slots<T>& slots, const T* norms, T key_norm, T strength, const T* cosine,
-                              const T* weights, T* d_weights, T* d_norms, T& d_strength, T& d_key_norm) {
-    const int N = slots.padded;
-    Vec<T> sum{}, for_strength{}, for_key{};
-    for (int n = 0; n < N; n += LANES<T>) sum += load(weights + n) * load(d_weights + n);
-    const T mean = lane_sum<T>(sum);
-    for (int n = 0; n < N; n += LANES<T>) {
-        const Vec<T> d_logit = load(weights + n) * (load(d_weights + n) - mean);
-        const Vec<T> x = load(cosine + n), size = load(norms + n);
-        const Vec<T> d_dot = strength * d_logit / (key_norm * size + T(NORM_EPSILON));
-        const Vec<T> d_denominator = -d_dot * x;
-        for_strength += d_logit * x;
-        for_key += d_denominator * size;
-        store(d_weights + n, d_dot);
-        store(d_norms + n, load(d_norms + n) + d_denominator * key_norm);
-    }
-    d_strength = lane_sum<T>(for_strength);
-    d_key_norm = lane_sum<T>(for_key);
-}
-
-// Backward of dot_products: d_memory += …, d_keys[head][word] = …. sums is scratch of 4 * word vectors.
-template <class T>
-void dot_products_backward(const Slots<T>& slots, int word, const T* memory, const T* norms, const T* d_norms,
-                           int heads, const T* keys, const T* d_dots, T* d_memory, T* d_keys, T* sums) {
-    const int N = slots.padded;
-    head_groups(heads, [&](auto group, int first) {
-        constexpr int K = group;
-        const T* key = keys + first * word;
-        chunks<T, (K > 2 ? CHUNK / 2 : CHUNK)>(N, [&](auto chunk, int n) {
-            constexpr int C = chunk;
-            Vec<T> d_dot[K][C], d_square[C];
-            for (int c = 0; c < C; c++) {
-                const int at = n + c * LANES<T>;
-                for (int h = 0; h < K; h++) d_dot[h][c] = load(d_dots + (size_t)(first + h) * N + at);
-                d_square[c] = first == 0 ? load(d_norms + at) / load(norms + at) : Vec<T>{};
-            }
-            for (int j = 0; j < word; j++) {
-                Vec<T> sum[K] = {};
-                for (int c = 0; c < C; c++) {
-                    const size_t at = (size_t)j * N + n + c * LANES<T>;
-                    const Vec<T> x = load(memory + at);
-                    Vec<T> d = load(d_memory + at) + d_square[c] * x;
-                    for (int h = 0; h < K; h++) {
-                        sum[h] += d_dot[h][c] * x;
-                        d += d_dot[h][c] * key[h * word + j];
-                    }
-                    store(d_memory + at, d);
-                }
-                for (int h = 0; h < K; h++) {
-                    T* total = sums + (j * K + h) * LANES<T>;
-                    store(total, n == 0 ? sum[h] : load(total) + sum[h]);
-                }
-            }
-        });
-        for (int h = 0; h < K; h++)
-            for (int j = 0; j < word; j++)
-                d_keys[(first + h) * word + j] = lane_sum<T>(load(sums + (j * K + h) * LANES<T>));
-    });
 }
 
 // after = before ∘ kept ∘ Π_h (1 - w_h e_h) + Σ_h w_h a_h; kept may be null; after may be before.

@@ -1,12 +1,11 @@
 // The static accessor (NTM heads), one step of one row of the batch: core/accessors/static.py by hand.
 #pragma once
-#include "memory.h"
+#include "content.h"
 #include "sequence.h"
 
 namespace native {
 
 template <class T> class StaticAccessor {
-    static constexpr double SHARPEN_EPSILON = 1e-16;
     enum Leaf { MEMORY, READ_WEIGHTS, WRITE_WEIGHTS };
 
     const Tensors<T>& x;
@@ -17,6 +16,7 @@ template <class T> class StaticAccessor {
     Tape<T> tape;
     // Parts of the interface vector.
     int keys, strengths, gate, shift, sharpness, erase, add;
+    Lookup<T> lookup;
     // Parts of a record: what this step made.
     int64_t weights, content, cosine, norms;
 
@@ -63,7 +63,7 @@ template <class T> class StaticAccessor {
     StaticAccessor(const Problem& p, const Tensors<T>& x, const Records<T>& records)
         : x(x), records(records), slots((int)p.slots), N(slots.padded), word((int)p.word), reads((int)p.reads), writes((int)p.writes),
           heads(reads + writes), shift_range((int)p.shift_range), shifts(2 * shift_range + 1),
-          memory_size((int64_t)word * N), weights_size((int64_t)heads * N),
+          lookup{slots}, memory_size((int64_t)word * N), weights_size((int64_t)heads * N),
           rows_per_state(p.outputs ? p.rows_per_member() : 1),
           tape{x.tape, memory_size, p.batch, p.keep_every, p.steps, p.training != 0} {
         keys = 0;
@@ -73,13 +73,15 @@ template <class T> class StaticAccessor {
         sharpness = shift + heads * shifts;
         erase = sharpness + heads;
         add = erase + writes * word;
+        lookup = {slots, word, heads, keys, strengths, p.masked_content ? add + writes * word : -1};
         weights = 0;
         content = weights + weights_size;
         cosine = content + weights_size;
         norms = cosine + weights_size;
     }
     static int64_t record_size(const Problem& p) {
-        return (3 * (p.reads + p.writes) + 1) * round_up<T>((int)p.slots);
+        const int64_t heads = p.reads + p.writes;
+        return (3 * heads + (p.masked_content ? heads : 1)) * round_up<T>((int)p.slots);
     }
     // Steps that a step looks back on, besides the last one on the tape.
     static int64_t history(const Problem&) { return 1; }
@@ -107,13 +109,12 @@ template <class T> class StaticAccessor {
         apply_softplus(a + sharpness, heads, T(1));
         apply_logistic(a + erase, writes * word);
         apply_hyperbolic(a + add, writes * word);
+        if (lookup.masked()) apply_mask(a + lookup.masks, heads * word);
 
-        dot_products(slots, word, before, heads, a + keys, now + cosine, now + norms);
+        lookup.forward(a, before, now + norms, now + norms, now + cosine, now + content);
         for (int h = 0; h < heads; h++) {
-            T *c = now + content + (int64_t)h * N, *w = now + weights + (int64_t)h * N;
-            content_weights(slots, now + norms, norm(a + keys + h * word, word), a[strengths + h],
-                            now + cosine + (int64_t)h * N, c);
-            interpolate(a[gate + h], c, last + weights + (int64_t)h * N, on_ring);
+            T* w = now + weights + (int64_t)h * N;
+            interpolate(a[gate + h], now + content + (int64_t)h * N, last + weights + (int64_t)h * N, on_ring);
             // Sharpen in log space (NTM eq. 9).
             constexpr T nothing = -std::numeric_limits<T>::infinity();
             Vec<T> most = splat(nothing), sum{};
@@ -145,7 +146,9 @@ template <class T> class StaticAccessor {
 
     // Per row of the batch: gradients of the memory and the weightings, and the memories of one segment.
     int64_t row_scratch() const { return memory_size + weights_size + tape.again_size(); }
-    int64_t backward_scratch() const { return 2 * ring_size() + N + weights_size + round_up<T>(heads) + 4 * word * LANES<T>; }
+    int64_t backward_scratch() const {
+        return 2 * ring_size() + weights_size + std::max<int64_t>(lookup.backward_scratch(), 2 * word * LANES<T>);
+    }
     void begin_backward(int64_t b, T* row) const {
         const int64_t n = slots.count;
         T *d_memory = row, *d_weights = row + memory_size;
@@ -163,21 +166,20 @@ template <class T> class StaticAccessor {
     void backward(int64_t t, int64_t b, const T* d_words_read, T* d, T* scratch, T* row) const {
         const T *a = records.interface(t + 1, b), *now = records.accessor(t + 1, b), *last = records.accessor(t, b);
         T *d_memory = row, *d_weights = row + memory_size, *again = d_weights + weights_size;
-        T *on_ring = ring(scratch), *d_ring = ring(scratch + ring_size()), *d_norms = scratch + 2 * ring_size();
-        T *d_dots = d_norms + N, *key_scales = d_dots + weights_size, *sums = key_scales + round_up<T>(heads);
+        T *on_ring = ring(scratch), *d_ring = ring(scratch + ring_size()), *d_content = scratch + 2 * ring_size();
+        T* more_scratch = d_content + weights_size;
         if (t == tape.steps - 1 || t % tape.every == tape.every - 1) write_again(t, b, again);
         const T *before = tape.before(t, b, again), *after = tape.after(t, b, again);
         const T *read_weights = now + weights, *write_weights = read_weights + (int64_t)reads * N;
 
         read_backward(slots, word, after, reads, read_weights, d_words_read, d_memory, d_weights);
         write_backward<T>(slots, word, before, nullptr, writes, write_weights, a + erase, a + add, d_memory,
-                          d_weights + (int64_t)reads * N, d + erase, d + add, nullptr, sums);
-        std::memset(d_norms, 0, N * sizeof(T));
+                          d_weights + (int64_t)reads * N, d + erase, d + add, nullptr, more_scratch);
         for (int h = 0; h < heads; h++) {
             const T *w = now + weights + (int64_t)h * N, *c = now + content + (int64_t)h * N;
             const T *previous = last + weights + (int64_t)h * N, *s = a + shift + h * shifts;
             const T g = a[gate + h], power = a[sharpness + h];
-            T *d_w = d_weights + (int64_t)h * N, *d_c = d_dots + (int64_t)h * N, *d_s = d + shift + h * shifts;
+            T *d_w = d_weights + (int64_t)h * N, *d_c = d_content + (int64_t)h * N, *d_s = d + shift + h * shifts;
             interpolate(g, c, previous, on_ring);
             Vec<T> sum{}, for_power{}, for_gate{};
             for (int n = 0; n < N; n += LANES<T>) sum += load(d_w + n) * load(w + n);
@@ -203,16 +205,8 @@ template <class T> class StaticAccessor {
                 store(d_w + n, (1 - g) * d_gated);
             }
             d[gate + h] = lane_sum<T>(for_gate);
-            const T key_norm = norm(a + keys + h * word, word);
-            T d_key_norm;
-            content_weights_backward(slots, now + norms, key_norm, a[strengths + h], now + cosine + (int64_t)h * N, c,
-                                     d_c, d_norms, d[strengths + h], d_key_norm);
-            key_scales[h] = d_key_norm / key_norm;
         }
-        dot_products_backward(slots, word, before, now + norms, d_norms, heads, a + keys, d_dots, d_memory, d + keys,
-                              sums);
-        for (int h = 0; h < heads; h++)
-            for (int j = h * word; j < (h + 1) * word; j++) d[keys + j] += key_scales[h] * a[keys + j];
+        lookup.backward(a, before, now + norms, now + cosine, now + content, d_content, d_memory, d, more_scratch);
         hyperbolic_backward(a + keys, d + keys, heads * word);
         softplus_backward(a + strengths, d + strengths, heads, T(0));
         logistic_backward(a + gate, d + gate, heads);

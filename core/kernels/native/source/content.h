@@ -1,0 +1,259 @@
+// Content addressing of one row of the batch, forward and backward (core/addressing.py: cosine_similarity, content_weights).
+#pragma once
+#include "memory.h"
+
+namespace native {
+
+constexpr double NORM_EPSILON = 1e-6;
+constexpr double MASK_MIN = 0.1;
+constexpr double SHARPEN_EPSILON = 1e-16;
+
+template <class T> inline T norm(const T* x, int size) {
+    Vec<T> sum{};
+    sweep<T>(size, [&](int i, auto io) { const Vec<T> v = io.load(x + i); sum += v * v; });
+    return std::sqrt(lane_sum<T>(sum) + T(NORM_EPSILON));
+}
+
+// out[head][slot] = key · memory word; norms[slot] = sqrt(|word|² + epsilon) unless null.
+template <class T>
+void dot_products(const Slots<T>& slots, int word, const T* memory, int heads, const T* keys, T* out, T* norms) {
+    const int N = slots.padded;
+    head_groups(heads, [&](auto group, int first) {
+        constexpr int K = group;
+        const T* key = keys + first * word;
+        T* norm_out = first == 0 ? norms : nullptr;
+        chunks<T, CHUNK>(N, [&](auto chunk, int n) {
+            constexpr int C = chunk;
+            Vec<T> dot[K][C] = {}, square[C] = {};
+            for (int j = 0; j < word; j++) {
+                for (int c = 0; c < C; c++) {
+                    const Vec<T> x = load(memory + (size_t)j * N + n + c * LANES<T>);
+                    square[c] += x * x;
+                    for (int h = 0; h < K; h++) dot[h][c] += key[h * word + j] * x;
+                }
+            }
+            for (int c = 0; c < C; c++) {
+                const int at = n + c * LANES<T>;
+                for (int h = 0; h < K; h++) store(out + (size_t)(first + h) * N + at, dot[h][c]);
+                if (norm_out) store(norm_out + at, square_root(square[c] + T(NORM_EPSILON)));
+            }
+        });
+    });
+}
+
+// cosine: in, dot products; out, cosines. weights = softmax(strength * cosine).
+template <class T>
+void content_weights(const Slots<T>& slots, const T* norms, T key_norm, T strength, T* cosine, T* weights) {
+    const int N = slots.padded;
+    Vec<T> most = splat(-std::numeric_limits<T>::infinity());
+    for (int n = 0; n < N; n += LANES<T>) {
+        const Vec<T> x = load(cosine + n) / (key_norm * load(norms + n) + T(NORM_EPSILON));
+        store(cosine + n, x);
+        most = at_least(most, slots.masked(n, strength * x, -std::numeric_limits<T>::infinity()));
+    }
+    const T top = lane_max<T>(most);
+    Vec<T> sum{};
+    for (int n = 0; n < N; n += LANES<T>) {
+        const Vec<T> x = slots.masked(n, exponential(strength * load(cosine + n) - top));
+        store(weights + n, x);
+        sum += x;
+    }
+    const T scale = 1 / lane_sum<T>(sum);
+    for (int n = 0; n < N; n += LANES<T>) store(weights + n, scale * load(weights + n));
+}
+
+// Backward of one head's content_weights. d_weights: in, its gradient; out, the gradient of the dot products.
+// Adds to d_norms; returns the gradients of strength and of the key's norm.
+template <class T>
+void content_weights_backward(const Slots<T>& slots, const T* norms, T key_norm, T strength, const T* cosine,
+                              const T* weights, T* d_weights, T* d_norms, T& d_strength, T& d_key_norm) {
+    const int N = slots.padded;
+    Vec<T> sum{}, for_strength{}, for_key{};
+    for (int n = 0; n < N; n += LANES<T>) sum += load(weights + n) * load(d_weights + n);
+    const T mean = lane_sum<T>(sum);
+    for (int n = 0; n < N; n += LANES<T>) {
+        const Vec<T> d_logit = load(weights + n) * (load(d_weights + n) - mean);
+        const Vec<T> x = load(cosine + n), size = load(norms + n);
+        const Vec<T> d_dot = strength * d_logit / (key_norm * size + T(NORM_EPSILON));
+        const Vec<T> d_denominator = -d_dot * x;
+        for_strength += d_logit * x;
+        for_key += d_denominator * size;
+        store(d_weights + n, d_dot);
+        store(d_norms + n, load(d_norms + n) + d_denominator * key_norm);
+    }
+    d_strength = lane_sum<T>(for_strength);
+    d_key_norm = lane_sum<T>(for_key);
+}
+
+// Backward of dot_products: d_memory += …, d_keys[head][word] = …. sums is scratch of 4 * word vectors.
+template <class T>
+void dot_products_backward(const Slots<T>& slots, int word, const T* memory, const T* norms, const T* d_norms,
+                           int heads, const T* keys, const T* d_dots, T* d_memory, T* d_keys, T* sums) {
+    const int N = slots.padded;
+    head_groups(heads, [&](auto group, int first) {
+        constexpr int K = group;
+        const T* key = keys + first * word;
+        chunks<T, (K > 2 ? CHUNK / 2 : CHUNK)>(N, [&](auto chunk, int n) {
+            constexpr int C = chunk;
+            Vec<T> d_dot[K][C], d_square[C];
+            for (int c = 0; c < C; c++) {
+                const int at = n + c * LANES<T>;
+                for (int h = 0; h < K; h++) d_dot[h][c] = load(d_dots + (size_t)(first + h) * N + at);
+                d_square[c] = first == 0 ? load(d_norms + at) / load(norms + at) : Vec<T>{};
+            }
+            for (int j = 0; j < word; j++) {
+                Vec<T> sum[K] = {};
+                for (int c = 0; c < C; c++) {
+                    const size_t at = (size_t)j * N + n + c * LANES<T>;
+                    const Vec<T> x = load(memory + at);
+                    Vec<T> d = load(d_memory + at) + d_square[c] * x;
+                    for (int h = 0; h < K; h++) {
+                        sum[h] += d_dot[h][c] * x;
+                        d += d_dot[h][c] * key[h * word + j];
+                    }
+                    store(d_memory + at, d);
+                }
+                for (int h = 0; h < K; h++) {
+                    T* total = sums + (j * K + h) * LANES<T>;
+                    store(total, n == 0 ? sum[h] : load(total) + sum[h]);
+                }
+            }
+        });
+        for (int h = 0; h < K; h++)
+            for (int j = 0; j < word; j++)
+                d_keys[(first + h) * word + j] = lane_sum<T>(load(sums + (j * K + h) * LANES<T>));
+    });
+}
+
+
+// ---- the same with a mask of each head, by which key and words are multiplied first (improved DNC) ----
+template <class T> inline T masked_norm(const T* x, const T* mask, int size) {
+    Vec<T> sum{};
+    sweep<T>(size, [&](int i, auto io) { const Vec<T> v = io.load(x + i) * io.load(mask + i); sum += v * v; });
+    return std::sqrt(lane_sum<T>(sum) + T(NORM_EPSILON));
+}
+// norms [head][slot]
+template <class T>
+void masked_dot_products(const Slots<T>& slots, int word, const T* memory, int heads, const T* keys, const T* masks,
+                         T* out, T* norms) {
+    const int N = slots.padded;
+    for (int h = 0; h < heads; h++) {
+        const T *key = keys + h * word, *mask = masks + h * word;
+        chunks<T, CHUNK>(N, [&](auto chunk, int n) {
+            constexpr int C = chunk;
+            Vec<T> dot[C] = {}, square[C] = {};
+            for (int j = 0; j < word; j++) {
+                const T share = mask[j] * mask[j], weight = key[j] * share;
+                for (int c = 0; c < C; c++) {
+                    const Vec<T> x = load(memory + (size_t)j * N + n + c * LANES<T>);
+                    dot[c] += weight * x;
+                    square[c] += share * (x * x);
+                }
+            }
+            for (int c = 0; c < C; c++) {
+                const size_t at = (size_t)h * N + n + c * LANES<T>;
+                store(out + at, dot[c]);
+                store(norms + at, square_root(square[c] + T(NORM_EPSILON)));
+            }
+        });
+    }
+}
+// d_memory += …, d_keys = …, d_masks = …, without what comes through the keys' norms. d_norms is lost.
+template <class T>
+void masked_dot_products_backward(const Slots<T>& slots, int word, const T* memory, const T* norms, T* d_norms,
+                                  int heads, const T* keys, const T* masks, const T* d_dots, T* d_memory, T* d_keys,
+                                  T* d_masks) {
+    const int N = slots.padded;
+    for (int h = 0; h < heads; h++) {
+        const int64_t head = (int64_t)h * N;
+        for (int n = 0; n < N; n += LANES<T>)  // twice the gradient of the square
+            store(d_norms + head + n, load(d_norms + head + n) / load(norms + head + n));
+        for (int j = 0; j < word; j++) {
+            const T key = keys[h * word + j], mask = masks[h * word + j], share = mask * mask;
+            Vec<T> for_dot{}, for_square{};
+            for (int n = 0; n < N; n += LANES<T>) {
+                const size_t at = (size_t)j * N + n;
+                const Vec<T> x = load(memory + at), d_dot = load(d_dots + head + n), d = load(d_norms + head + n) * x;
+                for_dot += d_dot * x;
+                for_square += d * x;
+                store(d_memory + at, load(d_memory + at) + share * (key * d_dot + d));
+            }
+            const T d_weight = lane_sum<T>(for_dot);
+            d_keys[h * word + j] = d_weight * share;
+            d_masks[h * word + j] = mask * (2 * key * d_weight + lane_sum<T>(for_square));
+        }
+    }
+}
+template <class T> void apply_mask(T* x, int n) {
+    sweep<T>(n, [&](int i, auto io) {
+        io.store(x + i, T(MASK_MIN) + T(1 - MASK_MIN) * logistic(io.load(x + i)));
+    });
+}
+template <class T> void mask_backward(const T* y, T* d, int n) {
+    sweep<T>(n, [&](int i, auto io) {
+        const Vec<T> v = io.load(y + i);
+        io.store(d + i, io.load(d + i) * (v - T(MASK_MIN)) * (1 - v) * T(1 / (1 - MASK_MIN)));
+    });
+}
+
+// Lookups of some heads into the same memory; all their parameters are in the interface vector, at these places.
+template <class T> struct Lookup {
+    Slots<T> slots;
+    int word, heads, keys, strengths;
+    int masks;  // -1: none
+
+    bool masked() const { return masks >= 0; }
+    // Masked heads have norms of the memory of their own, [head][slot]; else they share them.
+    int64_t norms_size() const { return masked() ? (int64_t)heads * slots.padded : slots.padded; }
+    const T* norms_of(const T* norms, int h) const { return norms + (masked() ? (int64_t)h * slots.padded : 0); }
+    T key_norm(const T* a, int h) const {
+        const T* key = a + keys + h * word;
+        return masked() ? masked_norm(key, a + masks + h * word, word) : norm(key, word);
+    }
+    // a: activated interface vector. made: where norms go; null: they are there already.
+    void forward(const T* a, const T* memory, const T* norms, T* made, T* cosine, T* content) const {
+        if (masked())
+            masked_dot_products(slots, word, memory, heads, a + keys, a + masks, cosine, made);
+        else
+            dot_products(slots, word, memory, heads, a + keys, cosine, made);
+        for (int h = 0; h < heads; h++) {
+            const int64_t head = (int64_t)h * slots.padded;
+            content_weights(slots, norms_of(norms, h), key_norm(a, h), a[strengths + h], cosine + head, content + head);
+        }
+    }
+    // Scratch: norms, a scale per head, and 4 * word vectors.
+    int64_t backward_scratch() const { return norms_size() + round_up<T>(heads) + 4 * word * LANES<T>; }
+    // d_content is lost; adds to d_memory, sets what d has of these heads: keys, strengths and masks.
+    void backward(const T* a, const T* memory, const T* norms, const T* cosine, const T* content, T* d_content,
+                  T* d_memory, T* d, T* scratch) const {
+        T *d_norms = scratch, *key_scales = d_norms + norms_size(), *sums = key_scales + round_up<T>(heads);
+        std::memset(d_norms, 0, norms_size() * sizeof(T));
+        for (int h = 0; h < heads; h++) {
+            const int64_t head = (int64_t)h * slots.padded;
+            const T size = key_norm(a, h);
+            T d_size;
+            content_weights_backward(slots, norms_of(norms, h), size, a[strengths + h], cosine + head, content + head,
+                                     d_content + head, d_norms + (norms_of(norms, h) - norms), d[strengths + h], d_size);
+            key_scales[h] = d_size / size;
+        }
+        if (!masked()) {
+            dot_products_backward(slots, word, memory, norms, d_norms, heads, a + keys, d_content, d_memory, d + keys,
+                                  sums);
+            for (int h = 0; h < heads; h++)
+                for (int j = h * word; j < (h + 1) * word; j++) d[keys + j] += key_scales[h] * a[keys + j];
+            return;
+        }
+        masked_dot_products_backward(slots, word, memory, norms, d_norms, heads, a + keys, a + masks, d_content,
+                                     d_memory, d + keys, d + masks);
+        for (int h = 0; h < heads; h++) {
+            for (int j = h * word; j < (h + 1) * word; j++) {
+                const T key = a[keys + j], mask = a[masks + j];
+                d[keys + j] += key_scales[h] * key * mask * mask;
+                d[masks + j] += key_scales[h] * key * key * mask;
+            }
+        }
+        mask_backward(a + masks, d + masks, heads * word);
+    }
+};
+
+}  // namespace native
