@@ -5,6 +5,8 @@ from .feedforward import FeedForwardCircuit, FeedForwardCircuitOptions
 from .memory_augmented import MemoryAugmentedCircuit
 from .neat import NeatCircuit, NeatCircuitOptions
 from .ntm import NTM, NTMOptions
+from .sam import SAM, SAMOptions
+from .sdnc import SDNC, SDNCOptions
 
 __all__ = [
     "DNC",
@@ -14,6 +16,10 @@ __all__ = [
     "MemoryAugmentedCircuit",
     "NTM",
     "NTMOptions",
+    "SAM",
+    "SAMOptions",
+    "SDNC",
+    "SDNCOptions",
     "NeatCircuit",
     "NeatCircuitOptions",
 ]

@@ -172,7 +172,7 @@ class MemoryAugmentedCircuit(Circuit):
         for x in inputs.unbind(0):
             feature, state, heads = self.transition(x, state)
             features.append(feature)
-            seen = {**heads._asdict(), **state.accessor._asdict(), "reads": state.reads}
+            seen = {**heads._asdict(), **self.accessor.observed(state.accessor), "reads": state.reads}
             steps.append(Trace(*(seen.get(name) for name in Trace._fields)))
         recorded = Trace(*(None if parts[0] is None else torch.stack(parts) for parts in zip(*steps, strict=True)))
         return self.answer(torch.stack(features)), state, recorded

@@ -105,7 +105,8 @@ class Interface(nn.Module):
         return dict(zip(self.sizes, vector.split(list(self.sizes.values()), dim=-1), strict=True))
 
 
-def _lookup_mask(raw: Tensor | None, heads: int) -> Tensor | None:
+def lookup_mask(raw: Tensor | None, heads: int) -> Tensor | None:
+    """Element weights ``[B, heads, W]`` in (0.1, 1) from their part of the interface vector, or None without one."""
     if raw is None:
         return None
     return MASK_MIN + (1 - MASK_MIN) * torch.sigmoid(raw.unflatten(-1, (heads, -1)))
@@ -168,7 +169,7 @@ class StaticInterface(Interface):
             sharpness=oneplus(parts["sharpness"]),
             erase=torch.sigmoid(parts["erase"].unflatten(-1, (self.num_writes, -1))),
             add=torch.tanh(parts["add"].unflatten(-1, (self.num_writes, -1))),
-            mask=_lookup_mask(parts.get("mask"), self.num_heads),
+            mask=lookup_mask(parts.get("mask"), self.num_heads),
         )
 
 
@@ -230,7 +231,7 @@ class DynamicInterface(Interface):
             allocation_gates=torch.sigmoid(parts["allocation_gates"]),
             write_gates=torch.sigmoid(parts["write_gates"]),
             read_modes=torch.softmax(parts["read_modes"].unflatten(-1, (self.num_reads, -1)), dim=-1),
-            read_mask=_lookup_mask(parts.get("read_mask"), self.num_reads),
-            write_mask=_lookup_mask(parts.get("write_mask"), self.num_writes),
+            read_mask=lookup_mask(parts.get("read_mask"), self.num_reads),
+            write_mask=lookup_mask(parts.get("write_mask"), self.num_writes),
             link_powers=None if powers is None else oneplus(powers.unflatten(-1, (self.num_reads, -1))),
         )

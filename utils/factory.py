@@ -15,7 +15,7 @@ from pydantic import Field, SerializeAsAny, ValidationError
 
 from ..agents import BackpropAgent, EmptyAgent, EvolutionAgent
 from ..agents.evaluation import check_state
-from ..circuits import DNC, NTM, FeedForwardCircuit, NeatCircuit
+from ..circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, NeatCircuit
 from ..core.agent import Agent, Recorder
 from ..core.circuit import Circuit
 from ..core.controllers import CONTROLLERS
@@ -50,7 +50,14 @@ ENVS: dict[str, Any] = {
     "t-maze": TMazeWorld,
     "gym": GymWorld,
 }
-CIRCUITS: dict[str, Any] = {"ntm": NTM, "dnc": DNC, "feedforward": FeedForwardCircuit, "neat": NeatCircuit}
+CIRCUITS: dict[str, Any] = {
+    "ntm": NTM,
+    "dnc": DNC,
+    "sam": SAM,
+    "sdnc": SDNC,
+    "feedforward": FeedForwardCircuit,
+    "neat": NeatCircuit,
+}
 AGENTS: dict[str, Any] = {"backprop": BackpropAgent, "evolution": EvolutionAgent, "empty": EmptyAgent}
 TABLES: dict[str, dict[str, Any]] = {"env": ENVS, "circuit": CIRCUITS, "agent": AGENTS}
 """The blocks of an options file, and the classes that each can name as its type."""

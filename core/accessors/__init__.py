@@ -2,6 +2,15 @@
 
 from .base import Accessor
 from .dynamic import DynamicAccessor, DynamicState
+from .sparse import SparseAccessor, SparseState
 from .static import StaticAccessor, StaticState
 
-__all__ = ["Accessor", "DynamicAccessor", "DynamicState", "StaticAccessor", "StaticState"]
+__all__ = [
+    "Accessor",
+    "DynamicAccessor",
+    "DynamicState",
+    "SparseAccessor",
+    "SparseState",
+    "StaticAccessor",
+    "StaticState",
+]

@@ -54,3 +54,20 @@ class Accessor(nn.Module, ABC):
         Returns:
             Words read ``[B, R, W]``, the next state, and the head parameters of this step.
         """
+
+    def begin(self, state: Any, steps: int) -> Any:
+        """Open a state for so many calls of :meth:`forward`, each given what the last returned; here, the state itself.
+
+        An accessor may return something private that :meth:`forward` changes in place, as long as the state stays as
+        it was.
+        """
+        return state
+
+    def end(self, state: Any) -> Any:
+        """The state after those calls, from what the last returned."""
+        return state
+
+    def observed(self, state: Any) -> dict[str, Tensor]:
+        """What a :class:`~tapehead.core.circuit.Trace` shows of a state, by name; here, all of it."""
+        seen: dict[str, Tensor] = state._asdict()
+        return seen

@@ -38,7 +38,7 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
         circuit.compiled_transition = torch.compile(type(circuit).transition, fullgraph=True, dynamic=False)
     if torch.is_grad_enabled():
         # As from the second step on, so that the step is not compiled twice.
-        state = map_state(lambda leaf: leaf if leaf.requires_grad else leaf.detach().requires_grad_(), state)
+        state = map_state(_as_later, state)
     start = time.monotonic()
     features = []
     for step, x in enumerate(inputs.unbind(0)):
@@ -47,3 +47,8 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
         if first_use and step == 0:
             logger.info("compiled in %.1f s", time.monotonic() - start)
     return torch.stack(features), state
+
+
+def _as_later(leaf: Tensor) -> Tensor:
+    """The leaf as the step itself would have made it: with a gradient, if it can have one."""
+    return leaf if leaf.requires_grad or not leaf.is_floating_point() else leaf.detach().requires_grad_()

@@ -21,7 +21,8 @@ def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> st
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
     """Features ``[T, B, F]`` and the last state."""
     features = []
+    state = state._replace(accessor=circuit.accessor.begin(state.accessor, len(inputs)))
     for x in inputs.unbind(0):
         feature, state, _ = circuit.transition(x, state)
         features.append(feature)
-    return torch.stack(features), state
+    return torch.stack(features), state._replace(accessor=circuit.accessor.end(state.accessor))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tapehead import DNC, NTM, detach, map_state
+from tapehead import DNC, NTM, SAM, SDNC, detach, map_state
 from tapehead.circuits import MemoryAugmentedCircuit
 from tapehead.core import addressing
 
@@ -20,6 +20,10 @@ CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {
     "ntm feedforward": (NTM, {"controller": "feedforward", "memory_init": "truncated_normal"}),
     "dnc": (DNC, {"num_reads": 2, "num_writes": 2}),
     "dnc improved 2-layer": (DNC, {"num_reads": 2, "num_layers": 2, **IMPROVED}),
+    "sam": (SAM, {"num_reads": 2, "num_writes": 2, "memory_size": 40, "slots_per_read": 3}),
+    "sam one write": (SAM, {"controller": "gru"}),
+    "sam full masked": (SAM, {"num_reads": 2, "masked_content": True}),
+    "sdnc": (SDNC, {"num_reads": 2, "memory_size": 40, "slots_per_read": 3, "links_per_slot": 4}),
 }
 STEPS, BATCH, INPUTS, OUTPUTS = 6, 3, 4, 2
 each_circuit = pytest.mark.parametrize("name", CIRCUITS)
@@ -163,8 +167,10 @@ def test_trace_shapes_and_same_results_as_without(name, backend):
         "memory": (slots, width),
         "reads": (reads, width),
         "add": (writes, width),
-        "erase": (writes, width),
     }
+    shapes |= {"write_gates": (writes,)} if isinstance(circuit, (SAM, SDNC)) else {"erase": (writes, width)}
+    if isinstance(circuit, SDNC):
+        shapes |= {"read_modes": (reads, 3)}
     if isinstance(circuit, DNC):
         shapes |= {
             "usage": (slots,),
@@ -177,7 +183,7 @@ def test_trace_shapes_and_same_results_as_without(name, backend):
     assert {key: tuple(part.shape[2:]) for key, part in trace._asdict().items() if part is not None} == shapes
     assert all(part is None or part.shape[:2] == (STEPS, BATCH) for part in trace)
     torch.testing.assert_close(trace.memory[-1], state.accessor.memory)
-    torch.testing.assert_close(trace.read_weights[-1], state.accessor.read_weights)
+    torch.testing.assert_close(trace.read_weights[-1], circuit.accessor.observed(state.accessor)["read_weights"])
     torch.testing.assert_close(trace.read_weights @ trace.memory, trace.reads)
 
 
@@ -219,13 +225,13 @@ def test_clip_bounds_states_and_outputs(name, backend):
     assert circuit.step(sequence()[0], state)[0].abs().max() > 20
 
 
-@pytest.mark.parametrize("name", ["ntm", "dnc", "dnc improved 2-layer"])
+@pytest.mark.parametrize("name", ["ntm", "dnc", "dnc improved 2-layer", "sam one write", "sdnc"])
 @pytest.mark.parametrize("slots", [1, 4, 11])
 def test_memory_size_may_change_after_training(name, slots, backend):
     circuit, inputs = make(name, backend), sequence()
     outputs, state = circuit(inputs, circuit.initial_state(BATCH, memory_size=slots))
     assert state.accessor.memory.shape[1] == slots
-    assert state.accessor.read_weights.shape[-1] == slots
+    assert circuit.accessor.observed(state.accessor)["read_weights"].shape[-1] == slots
     built = make(name, backend, memory_size=slots)
     built.load_state_dict(circuit.state_dict())
     torch.testing.assert_close(outputs, built(inputs)[0])

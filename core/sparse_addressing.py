@@ -1,0 +1,128 @@
+"""The equations of sparse addressing, one pure function each (Rae et al. 2016, arXiv 1610.09027).
+
+A sparse weighting is a pair: the slots that it touches and their weights; every other slot has weight 0. A slot may be
+listed more than once, then its weights add up; -1 stands for no slot.
+
+Shapes: B batch, N memory slots, M entries of a sparse weighting.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+BLOCK = 512
+"""Where there are many more values than this, the largest are looked for in the blocks that hold the largest."""
+
+
+def top_k(values: Tensor, count: int) -> Tensor:
+    """Indices of the largest values, exactly; of equal values the first ones count as larger.
+
+    That order makes the choice independent of the length of the list: what follows it changes nothing as long as it is
+    not larger.
+
+    Args:
+        values: ``[..., N]``.
+        count: how many, at most N.
+
+    Returns:
+        ``[..., count]``, those equal to the smallest of them last, in no other order.
+    """
+    size = values.shape[-1]
+    if size <= 8 * BLOCK * count or not values.is_floating_point():
+        return _top_k(values, count)
+    padded = functional.pad(values, (0, -size % BLOCK), value=-torch.inf).unflatten(-1, (-1, BLOCK))
+    # The largest values lie in the blocks with the largest maxima; in order of index, so that the first still win.
+    blocks = _top_k(padded.amax(-1), count).sort(dim=-1).values
+    candidates = padded.gather(-2, blocks.unsqueeze(-1).expand(*blocks.shape, BLOCK)).flatten(-2)
+    chosen = _top_k(candidates, count)
+    return blocks.gather(-1, chosen // BLOCK) * BLOCK + chosen % BLOCK
+
+
+def _top_k(values: Tensor, count: int) -> Tensor:
+    size = values.shape[-1]
+    smallest = values.topk(count, dim=-1).values[..., -1:]
+    # torch.topk leaves open which of equal values it takes: rank them by place.
+    place = torch.arange(size, 0, -1, device=values.device)
+    rank = place * (values >= smallest) + size * (values > smallest)
+    return rank.topk(count, dim=-1).indices
+
+
+def least_recent(last_access: Tensor, count: int) -> Tensor:
+    """The slots that were not accessed for the longest time, the first ones first among equals.
+
+    Args:
+        last_access: step of the last access, ``[B, N]``.
+        count: how many, at most N.
+
+    Returns:
+        ``[B, count]``
+    """
+    if count == 1:
+        return last_access.argmin(-1, keepdim=True)
+    return top_k(-last_access, count).sort(dim=-1).values
+
+
+def first_of_equals(slots: Tensor) -> Tensor:
+    """Whether no entry before it names the same slot, ``[..., M]`` -> ``[..., M]``."""
+    same = slots.unsqueeze(-1) == slots.unsqueeze(-2)
+    return ~same.tril(-1).any(-1)
+
+
+def totals(slots: Tensor, weights: Tensor) -> Tensor:
+    """The weight of each entry's slot over all entries that name it.
+
+    Args:
+        slots: ``[..., M]``.
+        weights: ``[..., M]``.
+
+    Returns:
+        ``[..., M]``
+    """
+    same = slots.unsqueeze(-1) == slots.unsqueeze(-2)
+    return (same.to(weights.dtype) @ weights.unsqueeze(-1)).squeeze(-1)
+
+
+def largest(slots: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The heaviest entries of a sparse weighting; entries without a slot come last, whatever they weigh.
+
+    Args:
+        slots: ``[..., M]``, each slot once.
+        weights: ``[..., M]``.
+        count: entries to keep, at most M.
+
+    Returns:
+        Slots and weights, ``[..., count]``.
+    """
+    rank = torch.where(slots < 0, -torch.inf, weights.detach())
+    chosen = top_k(rank, count)
+    return slots.gather(-1, chosen), weights.gather(-1, chosen)
+
+
+def merged(slots: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Add up what names the same slot, then keep the heaviest.
+
+    Args:
+        slots: ``[..., M]``; at least ``count`` different ones.
+        weights: ``[..., M]``.
+        count: entries to keep.
+
+    Returns:
+        Slots, all different, and weights, ``[..., count]``.
+    """
+    return largest(torch.where(first_of_equals(slots), slots, -1), totals(slots, weights), count)
+
+
+def dense(slots: Tensor, weights: Tensor, memory_size: int) -> Tensor:
+    """The weighting over all slots.
+
+    Args:
+        slots: ``[..., M]``, without -1.
+        weights: ``[..., M]``.
+        memory_size: N.
+
+    Returns:
+        ``[..., N]``
+    """
+    return weights.new_zeros(*weights.shape[:-1], memory_size).scatter_add(-1, slots.expand_as(weights), weights)
