@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.agent import Recorder
 from ..core.circuit import Circuit, Trace
 from ..core.env import Batch, Env
+from ..core.graph import GraphNetwork
 from ..core.task import Task
 from ..core.world import World, carrying, join_episodes
 
@@ -59,6 +60,8 @@ def evaluate_all(task: Task, circuit: Circuit, *, sequences: int, batch_size: in
 def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, seed: int) -> None:
     """Hand a recorder that draws one answered sequence or episode of the first and of the last held-out set.
 
+    The network of a circuit that has one of any topology is drawn, too.
+
     Each comes with its trace. An episode has the observations as its inputs and the rewards as its targets, none of
     which counts as an answer that could be wrong.
     """
@@ -74,6 +77,9 @@ def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, s
         batch = _env(variant).sample(1, generator)
         outputs, _, trace = circuit(batch.inputs, trace=True)
         recorder.episode(step, name, batch, outputs, trace)
+    for module in circuit.modules():
+        if isinstance(module, GraphNetwork):
+            recorder.picture(step, "network", module.picture())
 
 
 def _traced_episode(world: World, circuit: Circuit, generator: torch.Generator) -> tuple[Batch, Tensor, Trace]:

@@ -127,6 +127,13 @@ class EvolutionAgent(LearningAgent):
             values |= {**strategy.metrics(), "bad_fitness": float(strategy.bad_fitness)}
         return values
 
+    def judge(self) -> None:
+        """See :meth:`LearningAgent.judge`; also shows what the strategy has to show."""
+        super().judge()
+        if self.recorder.wants_episodes:
+            for name, picture in self.strategy.pictures().items():
+                self.recorder.picture(self.step, name, picture)
+
     def _count_bad(self, bad: int, any_good: bool) -> None:
         self.bad_generations_in_a_row = 0 if any_good else self.bad_generations_in_a_row + 1
         if bad and self.strategy.bad_fitness == bad:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .circuit import Trace
 from .env import Batch, Env
+from .pictures import Picture
 from .task import Task
 
 
@@ -20,7 +21,7 @@ class Recorder:
     """
 
     wants_episodes: bool = False
-    """Whether :meth:`episode` does anything; tracing a circuit for nothing takes time."""
+    """Whether :meth:`episode` and :meth:`picture` do anything; tracing a circuit for nothing takes time."""
 
     def message(self, text: str) -> None:
         """One line for a person to read."""
@@ -33,6 +34,9 @@ class Recorder:
 
     def episode(self, step: int, name: str, batch: Batch, outputs: Tensor, trace: Trace | None) -> None:
         """One answered batch with its trace of the memory, to be drawn (its first sequence is)."""
+
+    def picture(self, step: int, name: str, picture: Picture) -> None:
+        """Plain data to be drawn, in place of the last of that name."""
 
     def checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
         """Save a state under a name such as ``latest`` or ``best``."""

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from ..core.pictures import Picture
 from . import light_process, live_process
 from .options import OptionsError
 from .plots import Episode
@@ -65,7 +66,7 @@ class Plotter:
         self._changed = threading.Condition()
         self._rows: list[tuple[int, dict[str, float]]] = []
         self._texts: dict[str, str] = {}
-        self._pictures: list[tuple[str, int, Episode]] = []
+        self._pictures: list[tuple[str, str, tuple[Any, ...]]] = []
         self._dropped = 0
         self._closing = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -145,22 +146,30 @@ class Plotter:
 
         One that still waits for its turn gives way to a newer one of the same name; the last is always drawn.
         """
-        self._picture("episode", step, episode._replace(name=name))
+        self._put("episode", name, (step, episode._replace(name=name)._asdict()))
 
     def animation(self, name: str, episode: Episode) -> None:
         """One answered sequence, for the animation ``plots/<name>.gif``."""
-        self._picture("animation", 0, episode._replace(name=name))
+        self._put("animation", name, (0, episode._replace(name=name)._asdict()))
 
-    def _picture(self, kind: str, step: int, episode: Episode) -> None:
+    def picture(self, step: int, name: str, picture: Picture) -> None:
+        """Plain data, for ``plots/<name>.png``, a copy in ``plots/history/`` and visdom; see :meth:`episode`."""
+        self._put("picture", name, (step, name, type(picture).__name__, picture._asdict()))
+
+    def _put(self, kind: str, name: str, content: tuple[Any, ...]) -> None:
         if not self.alive:
             return
         with self._changed:
+            for place, (*waiting, _) in enumerate(self._pictures):
+                if waiting == [kind, name]:
+                    self._pictures[place] = (kind, name, content)
+                    return
             if len(self._pictures) >= MAX_PICTURES:
                 self._dropped += 1
                 if self._dropped == 1:
                     logger.warning("plots: pictures come faster than they can be drawn; some are left out")
                 return
-            self._pictures.append((kind, step, episode))
+            self._pictures.append((kind, name, content))
             self._changed.notify()
 
     def close(self, timeout: float = 60.0) -> None:
@@ -192,8 +201,8 @@ class Plotter:
                 messages.append(("metrics", self._rows))
             # One picture at a time: as long as it is stuck in the pipe, the others still count as waiting.
             if self._pictures:
-                kind, step, episode = self._pictures.pop(0)
-                messages.append((kind, (step, episode._asdict())))
+                kind, _, content = self._pictures.pop(0)
+                messages.append((kind, content))
             self._rows, self._texts = [], {}
             return messages, self._closing and not self._pictures
 

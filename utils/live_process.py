@@ -5,9 +5,11 @@ It reads messages from its standard input and writes lines for the log to its st
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import html
 import importlib.util
+import io
 import json
 import os
 import pickle
@@ -24,8 +26,11 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 from matplotlib.colors import Colormap, to_hex, to_rgb
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ..core import pictures as kinds
+from ..core.pictures import Picture
 from . import light_process, visdom_files, visdom_server
 from .plots import (
     LINES,
@@ -39,6 +44,7 @@ from .plots import (
     curves_figure,
     episode_figure,
     memory_gif,
+    picture_figure,
     thinned,
 )
 
@@ -148,6 +154,13 @@ class History:
                 self.rows = self.rows[::2]
 
 
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file's content."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
 class Files:
     """Pictures as files below ``plots/``."""
 
@@ -187,14 +200,18 @@ class Files:
 
     def episode(self, step: int, episode: Episode) -> None:
         """Write ``<name>.png``, and a copy that bears the step to ``history/``."""
-        name = file_name(episode.name)
+        titled = episode._replace(name=f"{episode.name}, step {step}")
+        self.drawn(step, episode.name, png(episode_figure(titled)))
+
+    def drawn(self, step: int, name: str, content: bytes) -> None:
+        """Write a PNG as ``<name>.png``, and a copy that bears the step to ``history/``."""
+        name = file_name(name)
         with self.forgiving():
             with self.replacing(self.plots / f"{name}.png") as path:
-                titled = episode._replace(name=f"{episode.name}, step {step}")
-                episode_figure(titled).savefig(path, format="png")
+                path.write_bytes(content)
             kept = self.plots / "history" / f"{name}-{step:07d}.png"
             with self.replacing(kept) as path:
-                path.write_bytes((self.plots / f"{name}.png").read_bytes())
+                path.write_bytes(content)
             steps = re.compile(re.escape(name) + r"-\d+\.png")
             copies = sorted(copy for copy in kept.parent.iterdir() if steps.fullmatch(copy.name))
             for copy in copies[1:-1:2] if len(copies) > KEPT_PICTURES else ():
@@ -302,6 +319,7 @@ class Visdom:
         self.panels: dict[str, list[Curve]] = {}
         self.texts: dict[str, str] = {}
         self.episodes: dict[str, tuple[int, Episode]] = {}
+        self.images: dict[str, bytes] = {}
         self.retry = Schedule(settings.retry)
         self.save_due = time.monotonic() + SAVE_SECONDS
         self.lost = False
@@ -352,6 +370,8 @@ class Visdom:
         self.show_curves()
         for step, episode in self.episodes.values():
             self.show_episode(step, episode)
+        for name, content in self.images.items():
+            self.show_image(name, content)
 
     def plot(self, window: str, title: str, traces: list[dict[str, Any]], axes: dict[str, Any]) -> None:
         """Put plotly traces into a window, in place of what it showed."""
@@ -371,6 +391,13 @@ class Visdom:
             axes = {"xaxis": {"title": window.columns}, "yaxis": {"title": window.rows, "autorange": "reversed"}}
             title = f"{episode.name}: {window.name}, step {step}"
             self.plot(f"{episode.name} {window.name}", title, [window.trace()], axes)
+
+    def show_image(self, name: str, content: bytes) -> None:
+        """A window with a PNG."""
+        source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        data = [{"content": {"src": source, "caption": ""}, "type": "image"}]
+        opts = {"title": name, **WINDOW}
+        self.client._send({"data": data, "win": f"picture {name}", "eid": self.settings.title, "opts": opts})
 
     def show_curves(self) -> None:
         """A window for each panel of curves."""
@@ -402,6 +429,11 @@ class Visdom:
         """Take an episode and show it in place of the last of its name."""
         self.episodes[episode.name] = (step, episode)
         self.attempt(lambda: self.show_episode(step, episode))
+
+    def image(self, name: str, content: bytes) -> None:
+        """Take a PNG and show it in place of the last of its name."""
+        self.images[name] = content
+        self.attempt(lambda: self.show_image(name, content))
 
     def curves(self, history: History) -> None:
         """Show all curves."""
@@ -497,7 +529,7 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
         visdom = start_visdom(settings)
     curves = Schedule(CURVES_SECONDS)
     budget = Budget()
-    pictures: dict[tuple[str, str], tuple[int, Episode]] = {}
+    pictures: dict[tuple[str, str], tuple[int, Episode | Picture]] = {}
     failed = set()
 
     @contextlib.contextmanager
@@ -520,14 +552,19 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
 
     def draw_picture() -> None:
         kind, name = next(iter(pictures))
-        step, episode = pictures.pop((kind, name))
+        step, shown = pictures.pop((kind, name))
         with drawing(f"the picture of {name}"):
-            if kind == "animation":
-                files.animation(episode)
-                return
-            files.episode(step, episode)
-            if visdom is not None:
-                visdom.episode(step, episode)
+            if not isinstance(shown, Episode):
+                content = png(picture_figure(f"{name}, step {step}", shown))
+                files.drawn(step, name, content)
+                if visdom is not None:
+                    visdom.image(name, content)
+            elif kind == "animation":
+                files.animation(shown)
+            else:
+                files.episode(step, shown)
+                if visdom is not None:
+                    visdom.episode(step, shown)
 
     open_ = True
     changed = False
@@ -549,6 +586,9 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
             episode = Episode(**fields)
             # One that waits for its turn gives way to a newer one of the same name.
             pictures[kind, episode.name] = (step, episode)
+        elif kind == "picture":
+            step, name, what, fields = content
+            pictures[kind, name] = (step, getattr(kinds, what)(**fields))
         elif kind == "close":
             open_ = False
         if visdom is not None:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ..core.agent import Recorder
 from ..core.circuit import Trace
 from ..core.env import Batch
+from ..core.pictures import Picture
 from . import checkpoint
 from .factory import RunOptions
 from .live import Plotter
@@ -190,6 +191,10 @@ class Run(Recorder):
         self.plotter.episode(step, name, episode)
         if self.gif and episode.memory is not None:
             self.plotter.animation(name, episode)
+
+    def picture(self, step: int, name: str, picture: Picture) -> None:
+        """Draw plain data."""
+        self.plotter.picture(step, name, picture)
 
     def checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
         """Save the agent's state and the run's options; when the disk fails, the last checkpoint stays as it is."""

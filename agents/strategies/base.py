@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...core.options import Options
+from ...core.pictures import Picture
 from ...core.stacked import Layout, Stack
 from ..evaluation import check_keys, check_state
 
@@ -152,6 +153,10 @@ class Strategy(ABC):
         """Numbers to watch: ``diversity`` and ``genome_norm``, and what the strategy has of its own."""
         center, spread = self.center_and_spread()
         return {"diversity": spread, "genome_norm": float(torch.linalg.vector_norm(center))}
+
+    def pictures(self) -> dict[str, Picture]:
+        """By name, what there is to show besides numbers."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values from which the next :meth:`ask` goes on bit for bit.

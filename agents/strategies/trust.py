@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ...core.pictures import Histogram, Picture
 from ...core.stacked import Layout
 from .base import Initial, Strategy, StrategyOptions, resample
 
@@ -185,6 +186,10 @@ class Trust(Strategy):
         """Of the genomes."""
         variance, center = torch.var_mean(self.genomes, dim=0, correction=0)
         return center, float(variance.mean().sqrt())
+
+    def pictures(self) -> dict[str, Picture]:
+        """The trust of the members."""
+        return {"trust": Histogram(self.trust.tolist(), "trust")}
 
     def metrics(self) -> dict[str, float]:
         """See :meth:`Strategy.metrics`; also the trust of the population, least to most."""

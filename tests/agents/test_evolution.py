@@ -20,6 +20,7 @@ from tapehead.agents.strategies import STRATEGIES
 from tapehead.circuits import FeedForwardCircuit
 from tapehead.core.agent import Recorder
 from tapehead.core.env import Env
+from tapehead.core.pictures import Picture
 from tapehead.envs import CopyEnv, CopyOptions
 
 SMALL: dict[str, Any] = {
@@ -43,6 +44,7 @@ class Keep(Recorder):
         self.states: list[tuple[str, dict[str, Any]]] = []
         self.steps: list[tuple[int, int]] = []
         self.episodes: list[tuple[int, str]] = []
+        self.pictures: list[tuple[int, str, Picture]] = []
 
     def message(self, text):
         self.messages.append(text)
@@ -58,6 +60,9 @@ class Keep(Recorder):
 
     def episode(self, step, name, batch, outputs, trace):
         self.episodes.append((step, name))
+
+    def picture(self, step, name, picture):
+        self.pictures.append((step, name, picture))
 
 
 def copy_env(**values) -> CopyEnv:
@@ -208,6 +213,23 @@ def test_curriculum_moves_on():
     agent.fit()
     assert len(told) == 2 and all(error >= 0 for error in told)
     assert sum("curriculum moves on" in text for text in kept.messages) == 1
+
+
+def test_pictures_of_the_strategy_and_of_the_network():
+    kept = Keep()
+    agent = make("neat", recorder=kept, generations=3)
+    agent.fit()
+    assert [(step, name) for step, name, _ in kept.pictures] == [(3, "network"), (3, "species")]
+    assert kept.pictures[0][2] == agent.circuit.controller.graph.picture()
+    kept.pictures.clear()
+    agent.test()
+    assert [name for _, name, _ in kept.pictures] == ["network"]
+    make("trust", recorder=kept, generations=3).fit()
+    (_, name, trust) = kept.pictures[-1]
+    assert name == "trust" and len(trust.values) == 8
+    kept.wants_episodes = False
+    make("neat", recorder=kept, generations=3).fit()
+    assert len(kept.pictures) == 2
 
 
 def test_test_mode_changes_nothing():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib.util
 import json
@@ -23,6 +24,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tapehead.core.pictures import Areas, Connection, Histogram, Network, Picture
 from tapehead.utils import light_process, live, live_process
 from tapehead.utils.live import Plotter
 from tapehead.utils.live_process import Files, History
@@ -119,7 +121,7 @@ def test_a_stuck_child_never_holds_up_the_run(tmp_path: Path, caplog: pytest.Log
             start = time.thread_time()
             plotter.metrics(step, {"train/loss": 1.0})
             if step % 100 == 0:
-                plotter.episode(step, "large", large)
+                plotter.episode(step, f"large {step}", large)
             slowest = max(slowest, time.thread_time() - start)
         assert slowest < 0.1
         # One may be on its way.
@@ -224,6 +226,36 @@ def test_pictures_that_come_too_fast_give_way_to_the_last(tmp_path: Path, caplog
     assert not warnings(caplog)
 
 
+def test_plain_data_becomes_a_picture_and_a_copy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pictures: dict[str, Picture] = {
+        "species": Areas([1, 2], {"species 0": [2, 1], "species 1": [0, 1]}, "members"),
+        "trust": Histogram([1.0, 2.0, 2.0]),
+        "network": Network(["in", "out"], [0, 1], [Connection(0, 1, -0.5)]),
+    }
+    with plotting(tmp_path) as plotter:
+        for name, picture in pictures.items():
+            plotter.picture(7, name, picture)
+    for name in pictures:
+        with Image.open(tmp_path / "plots" / f"{name}.png") as drawn:
+            assert drawn.size[0] > 300
+        assert (tmp_path / "plots" / "history" / f"{name}-0000007.png").exists()
+    assert not warnings(caplog)
+
+
+@needs_signals
+def test_a_waiting_picture_gives_way_to_a_newer_one_of_its_name(tmp_path: Path) -> None:
+    with plotting(tmp_path) as plotter:
+        child(plotter).send_signal(signal.SIGSTOP)
+        # More than the pipe to the child takes: from then on they wait here.
+        for step in range(60):
+            plotter.picture(step, "trust", Histogram([float(step)] * 20_000))
+            plotter.picture(step, "fitness", Histogram([1.0] * 20_000))
+        assert not plotter._dropped and len(plotter._pictures) <= 2
+        assert plotter._pictures[-1][2][0] == 59
+        child(plotter).send_signal(signal.SIGCONT)
+    assert (tmp_path / "plots" / "history" / "trust-0000059.png").exists()
+
+
 def test_drawing_keeps_to_its_budget() -> None:
     budget = live_process.Budget()
     assert budget.left()
@@ -324,6 +356,7 @@ def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> No
         plotter.metrics(1, {"train/loss": 0.5, "train/bits_wrong": 0.0})
         plotter.metrics(2, {"train/loss": 0.25, "train/bits_wrong": 40.0, "held_out/length 3/loss": 0.3})
         plotter.episode(2, "length 3", episode())
+        plotter.picture(2, "trust", Histogram([1.0, 2.0], "trust"))
     shown = windows(server.port)
     parts = ("input", "target", "output", "write weights", "read weights", "memory")
     assert set(shown) == {
@@ -331,6 +364,7 @@ def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> No
         "text options",
         "curve loss",
         "curve bits_wrong",
+        "picture trust",
         *(f"length 3 {part}" for part in parts),
     }
     train, held_out = shown["curve loss"]["content"]["data"]
@@ -339,6 +373,8 @@ def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> No
     (heatmap,) = shown["length 3 memory"]["content"]["data"]
     assert heatmap["type"] == "heatmap"
     np.testing.assert_allclose(heatmap["z"], episode().memory[-1], atol=1e-3)  # type: ignore[index]
+    image = shown["picture trust"]["content"]["src"].removeprefix("data:image/png;base64,")
+    assert base64.b64decode(image) == (run / "plots" / "trust.png").read_bytes()
     assert json.loads((tmp_path / "data" / "a_run.json").read_text())["jsons"].keys() == shown.keys()
     assert (run / "plots" / "curves.png").exists()
     assert server.answers()

@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.patches import FancyArrowPatch
 from PIL import Image
 
 from tapehead import DNC, NTM
 from tapehead.core.circuit import Circuit, Trace
 from tapehead.core.env import Batch
+from tapehead.core.graph import GraphNetwork
+from tapehead.core.pictures import Areas, Connection, Histogram, Network, Picture
 from tapehead.utils.plots import (
     Episode,
     _pooled,
@@ -23,6 +26,8 @@ from tapehead.utils.plots import (
     episode_figure,
     episode_from,
     memory_gif,
+    network_figure,
+    picture_figure,
     thinned,
     wrong_bits,
 )
@@ -223,3 +228,77 @@ def test_a_long_gif_skips_steps(tmp_path: Path) -> None:
     memory_gif(tmp_path / "long.gif", episode_from("", *answered(None, steps=500)))
     with Image.open(tmp_path / "long.gif") as film:
         assert 100 < film.n_frames <= 250  # type: ignore[attr-defined]
+
+
+def test_fitness_of_a_population_shares_a_panel() -> None:
+    names = ("fitness_best", "fitness_median", "fitness_worst", "trust_most", "best_loss")
+    panels = curve_panels([(1, {f"train/{name}": 1.0 for name in names})])
+    assert [curve.label for curve in panels["fitness"]] == ["best", "median", "worst"]
+    assert [curve.label for curve in panels["trust"]] == ["most"]
+    assert set(panels) == {"fitness", "trust", "best_loss"}
+
+
+NETWORK = Network(
+    ["bias", "in 1", "1", "2", "out 1"],
+    [0, 0, 1, 2, 3],
+    [
+        Connection(1, 2, 2.0),
+        Connection(2, 3, -1.0),
+        Connection(3, 4, 0.5),
+        Connection(0, 4, 0.1),
+        Connection(3, 2, 1.0, True),
+        Connection(4, 4, -2.0, True),
+    ],
+)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        Areas([], {}),
+        Areas([3], {"one": [5.0]}),
+        Areas(range(50), {f"species {index}": [float(index)] * 50 for index in range(30)}, "members"),
+        Histogram([]),
+        Histogram([1.0, 1.0]),
+        Histogram([1.0, float("nan"), float("inf")], "trust"),
+        Network(["in", "out"], [0, 1], []),
+        Network([str(index) for index in range(90)], [0] * 80 + [1] * 10, [Connection(3, 85, 0.0)]),
+        NETWORK,
+    ],
+)
+def test_plain_data_is_drawn(picture: Picture, tmp_path: Path) -> None:
+    picture_figure("a picture", picture).savefig(tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as drawn:
+        colours = np.asarray(drawn.convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(colours, axis=0)) > 3
+
+
+def test_the_network_has_an_arrow_for_each_connection_and_recurrent_ones_are_curved() -> None:
+    axes = network_figure("network", NETWORK).axes[0]
+    arrows = [patch for patch in axes.patches if isinstance(patch, FancyArrowPatch)]
+    assert len(arrows) == 6
+    curved = [arrow.get_connectionstyle().rad != 0 for arrow in arrows]
+    assert curved == [False] * 4 + [True] * 2
+    red, _, blue, _ = arrows[0].get_edgecolor()
+    assert red > blue, "positive weights are red"
+    names = {text.get_text() for text in axes.texts}
+    assert {"bias", "in 1", "1", "2", "out 1"} <= names
+    places = axes.collections[0].get_offsets()
+    assert [round(x) for x in places[:, 0]] == [0, 0, 1, 2, 3]
+
+
+def test_the_picture_of_a_graph_has_the_nodes_that_are_used_in_layers() -> None:
+    graph = GraphNetwork(2, 1, 4)
+    with torch.no_grad():
+        graph.hidden_weight[1, 1] = 0.5
+        graph.hidden_weight[3, 4] = -0.5
+        graph.hidden_weight[1, 6] = 0.25
+        graph.output_weight[0, 6] = 2.0
+        graph.output_weight[0, 7] = 3.0
+    network = graph.picture()
+    assert network.nodes == ["bias", "in 1", "in 2", "1", "2", "out 1"]
+    assert network.layers == [0, 0, 0, 1, 2, 3]
+    joined = {(source, target): (weight, recurrent) for source, target, weight, recurrent in network.connections}
+    assert joined[1, 3] == (0.5, False) and joined[3, 4] == (-0.5, False) and joined[4, 3] == (0.25, True)
+    assert joined[4, 5] == (2.0, False) and joined[5, 5] == (3.0, True)
+    assert len(joined) == 5 + 3

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ....core.pictures import Areas, Picture
 from ....core.stacked import Layout
 from ..base import Initial, Strategy, StrategyOptions
 from .genomes import Codec, Genomes, Innovations, crossover
@@ -324,6 +325,16 @@ class Neat(Strategy):
             "connections": float(enabled.sum(1).float().mean()),
             "compatibility_threshold": self.threshold,
         }
+
+    def pictures(self) -> dict[str, Picture]:
+        """The members of each species in every generation so far."""
+        if not self.sizes:
+            return {}
+        generations = [generation for generation, _ in self.sizes]
+        members = [dict(sizes) for _, sizes in self.sizes]
+        numbers = sorted({number for sizes in members for number in sizes})
+        parts = {f"species {number}": [sizes.get(number, 0) for sizes in members] for number in numbers}
+        return {"species": Areas(generations, parts, "members")}
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Strategy.state_dict`; also all genes and innovation numbers."""
