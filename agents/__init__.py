@@ -3,5 +3,15 @@
 from .backprop import BackpropAgent, BackpropOptions
 from .empty import EmptyAgent, EmptyOptions
 from .evolution import EvolutionAgent, EvolutionOptions
+from .mixed import MixedAgent, MixedOptions
 
-__all__ = ["BackpropAgent", "BackpropOptions", "EmptyAgent", "EmptyOptions", "EvolutionAgent", "EvolutionOptions"]
+__all__ = [
+    "BackpropAgent",
+    "BackpropOptions",
+    "EmptyAgent",
+    "EmptyOptions",
+    "EvolutionAgent",
+    "EvolutionOptions",
+    "MixedAgent",
+    "MixedOptions",
+]

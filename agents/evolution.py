@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.agent import Recorder
 from ..core.circuit import Circuit
 from ..core.env import Env
+from ..core.stacked import Stack
 from ..core.task import Task
 from ..core.world import World
 from .fitness import AnyFitness
@@ -54,8 +55,8 @@ class EvolutionAgent(LearningAgent):
     backprop, and is saved, tested and drawn like any other.
     """
 
-    Options = EvolutionOptions
-    tasks = (Env, World)
+    Options: ClassVar[type[EvolutionOptions]] = EvolutionOptions
+    tasks: ClassVar[tuple[type[Task], ...]] = (Env, World)
     options: EvolutionOptions
     unit = "generation"
 
@@ -98,6 +99,33 @@ class EvolutionAgent(LearningAgent):
         """Sequences or episodes that all members together answer in a generation."""
         return self.strategy.population * self.options.batch_size
 
+    def prepare(self) -> None:
+        """What comes before a generation is scored; nothing here."""
+
+    def trial(self, stacks: Mapping[str, Stack], drawn: Any) -> Tensor:
+        """What each sequence or episode adds to the fitness of each member of a generation, ``[P, B]``."""
+        return self.score(stacks, drawn)
+
+    def score(self, stacks: Mapping[str, Stack], drawn: Any) -> Tensor:
+        """What each sequence or episode adds to the fitness of members as they are, ``[P, B]``."""
+        return self.shared(stacks, lambda part, number: self.scoring.scores(part, drawn, part=number))
+
+    def shared(self, stacks: Mapping[str, Stack], function: Callable[[Mapping[str, Stack], int], Tensor]) -> Tensor:
+        """What a function finds for parts of a population, put together.
+
+        Args:
+            stacks: P members' parameters by name.
+            function: maps the parameters of some members and the number of this part to ``[members, …]``.
+
+        Returns:
+            ``[P, …]``
+        """
+        return function(stacks, 0)
+
+    def found(self) -> Tensor:
+        """The genome ``[D]`` that the circuit carries after a generation: the strategy's best."""
+        return self.strategy.best
+
     @torch.no_grad()
     def train_step(self) -> dict[str, float]:
         """One generation; best, median and worst fitness, with more to watch every ``log_every`` generations.
@@ -107,16 +135,17 @@ class EvolutionAgent(LearningAgent):
         """
         options, strategy = self.options, self.strategy
         self.circuit.eval()
+        self.prepare()
         drawn = self.scoring.draw(options.batch_size, self.generator)
-        scores = self.scoring.scores(strategy.ask_stacks(), drawn)
+        scores = self.trial(strategy.ask_stacks(), drawn)
         told = scores.sum(1)
         bad_before = strategy.bad_fitness
         strategy.tell(scores if strategy.per_sample else told)
         candidates = strategy.candidates()
         if candidates is not None:
             again = self.scoring.draw(strategy.recheck_sequences, self.generator)
-            strategy.confirm(self.scoring.scores(self.population.layout.split(candidates), again).sum(1))
-        self.population.layout.write(strategy.best, self.circuit)
+            strategy.confirm(self.score(self.population.layout.split(candidates), again).sum(1))
+        self.population.layout.write(self.found(), self.circuit)
         self.step += 1
         self._count_bad(strategy.bad_fitness - bad_before, bool(told.isfinite().any()))
         values = _summary(told)

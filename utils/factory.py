@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import Field, SerializeAsAny, ValidationError
 
-from ..agents import BackpropAgent, EmptyAgent, EvolutionAgent
+from ..agents import BackpropAgent, EmptyAgent, EvolutionAgent, MixedAgent
 from ..agents.evaluation import check_state
 from ..circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, NeatCircuit
 from ..core.agent import Agent, Recorder
@@ -58,7 +58,12 @@ CIRCUITS: dict[str, Any] = {
     "feedforward": FeedForwardCircuit,
     "neat": NeatCircuit,
 }
-AGENTS: dict[str, Any] = {"backprop": BackpropAgent, "evolution": EvolutionAgent, "empty": EmptyAgent}
+AGENTS: dict[str, Any] = {
+    "backprop": BackpropAgent,
+    "evolution": EvolutionAgent,
+    "mixed": MixedAgent,
+    "empty": EmptyAgent,
+}
 TABLES: dict[str, dict[str, Any]] = {"env": ENVS, "circuit": CIRCUITS, "agent": AGENTS}
 """The blocks of an options file, and the classes that each can name as its type."""
 

@@ -37,6 +37,8 @@ class Strategy(ABC):
     Options: ClassVar[type[StrategyOptions]]
     per_sample: bool = False
     """Whether :meth:`tell` takes the fitness of each sequence, ``[P, B]`` in the order in which they were answered."""
+    holds_members: ClassVar[bool] = False
+    """Whether :meth:`replace` can put other genomes in place of the members: a population, not a distribution."""
     recheck_sequences: int = 0
     """Sequences on which :meth:`candidates` are to be evaluated again."""
     remembered: ClassVar[tuple[str, ...]] = ()
@@ -141,6 +143,14 @@ class Strategy(ABC):
         self.bad_fitness += int(bad.sum())
         worst = fitness[finite].min() if finite.any() else fitness.new_zeros(())
         return torch.where(finite, fitness, worst)
+
+    def replace(self, genomes: Tensor) -> None:
+        """Put what the members have become, ``[P, D]``, in place of what was asked for, before :meth:`tell`.
+
+        Raises:
+            RuntimeError: the strategy holds no members (see :attr:`holds_members`).
+        """
+        raise RuntimeError(f"replace: {type(self).__name__} holds no members that could be replaced")
 
     def candidates(self) -> Tensor | None:
         """Genomes ``[C, D]`` to be evaluated again on :attr:`recheck_sequences` after :meth:`tell`; None: nothing."""

@@ -74,6 +74,7 @@ class Trust(Strategy):
     """
 
     Options = TrustOptions
+    holds_members = True
     remembered = ("genomes", "trust", "champion", "mutation_scale")
 
     def __init__(self, options: TrustOptions, initial: Tensor, *, seed: int = 0, layout: Layout | None = None) -> None:
@@ -101,6 +102,10 @@ class Trust(Strategy):
     def draw(self) -> Tensor:
         """The genomes, ``[P, D]``."""
         return self.genomes
+
+    def replace(self, genomes: Tensor) -> None:
+        """See :meth:`Strategy.replace`."""
+        self.genomes.copy_(genomes)
 
     def _earn(self, fitness: Tensor) -> Tensor:
         kept = 1 - self.options.decay

@@ -1,0 +1,186 @@
+"""The mixed agent: every member of a population learns by gradient descent before its fitness counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.func import vmap
+from torch.optim import SGD, Adam, Optimizer
+
+from ..core.agent import Recorder
+from ..core.circuit import Circuit
+from ..core.env import Batch, Env
+from ..core.stacked import Stack, dense, map_members
+from .evolution import EvolutionAgent, EvolutionOptions
+from .strategies import STRATEGIES, AnyStrategyOptions, TrustOptions
+
+
+class MixedOptions(EvolutionOptions):
+    """Options of :class:`MixedAgent`."""
+
+    type: Literal["mixed"] = "mixed"  # type: ignore[assignment]
+    strategy: AnyStrategyOptions = TrustOptions()
+    """How the next population comes from the last."""
+    inheritance: Literal["lamarckian", "baldwinian"] = "lamarckian"
+    """Whether the weights that a member has learned go back into the population, or only the fitness that it reached
+    with them counts."""
+    gradient_steps: int = Field(4, ge=1)
+    """Updates of each member before its fitness counts, each on a batch of its own, the same for all members."""
+    every: int = Field(1, ge=1)
+    """Generations from one that learns to the next; those between evolve alone."""
+    optimiser: Literal["sgd", "adam"] = "adam"
+    """Begins anew in every generation."""
+    lr: float = Field(1e-3, gt=0)
+    """Learning rate."""
+    clip_norm: float | None = Field(50.0, gt=0)
+    """The gradient of each member is scaled down to this norm; null leaves it."""
+
+    @model_validator(mode="after")
+    def _check_inheritance(self) -> MixedOptions:
+        able = [name for name, strategy in STRATEGIES.items() if strategy.holds_members]
+        if self.inheritance == "lamarckian" and self.strategy.type not in able:
+            raise ValueError(
+                f"strategy.type: got {self.strategy.type!r}, which holds no members that weights could go back into; "
+                f"allowed with inheritance lamarckian: {', '.join(able)} (baldwinian goes with all)"
+            )
+        return self
+
+
+class MixedAgent(EvolutionAgent):
+    """Alternates: a population is made by the strategy, then each member takes a few gradient steps, then it is judged.
+
+    All members learn at once: the sum of their losses has, with respect to each member's own part of the stacked
+    parameters, that member's gradient. A member whose gradient is not finite stays as it is for that step.
+
+    With Lamarckian inheritance the learned weights take the members' place in the strategy. With Baldwinian
+    inheritance the strategy never sees them (Hinton & Nowlan 1987, "How learning can guide evolution"), and the
+    circuit carries what the strategy's best genome has learned in the last generation.
+    """
+
+    Options = MixedOptions
+    tasks = (Env,)
+    env: Env
+    options: MixedOptions
+
+    def __init__(
+        self,
+        env: Env,
+        circuit: Circuit,
+        options: MixedOptions | None = None,
+        *,
+        seed: int = 0,
+        recorder: Recorder | None = None,
+    ) -> None:
+        """Arguments and errors as in :class:`EvolutionAgent`; only envs with batches have gradients."""
+        super().__init__(env, circuit, options or MixedOptions(), seed=seed, recorder=recorder)
+        self.bad_gradients = 0
+        self._lessons: list[Batch] = []
+
+    @property
+    def answers_per_step(self) -> int:
+        """Sequences that all members together answer in a generation that learns."""
+        return super().answers_per_step * (1 + self.options.gradient_steps)
+
+    def prepare(self) -> None:
+        """Draw the batches to learn from, if this is a generation that learns."""
+        options = self.options
+        steps = options.gradient_steps if self.step % options.every == 0 else 0
+        self._lessons = [self.env.sample(options.batch_size, self.generator) for _ in range(steps)]
+
+    def trial(self, stacks: Mapping[str, Stack], drawn: Any) -> Tensor:
+        """Let the members learn, then score them; see :meth:`EvolutionAgent.trial`."""
+        if not self._lessons:
+            return super().trial(stacks, drawn)
+        lamarckian = self.options.inheritance == "lamarckian"
+
+        def live(part: Mapping[str, Stack], number: int) -> Tensor:
+            learned = self.learn(part)
+            scores = self.scoring.scores(learned, drawn, part=number)
+            return torch.cat([scores, self.population.layout.join(learned)], dim=1) if lamarckian else scores
+
+        found = self.shared(stacks, live)
+        if not lamarckian:
+            return found
+        scores, genomes = found.split([found.shape[1] - self.population.layout.size, self.population.layout.size], 1)
+        self.strategy.replace(genomes)
+        return scores
+
+    def found(self) -> Tensor:
+        """See :meth:`EvolutionAgent.found`; with Baldwinian inheritance, what the best genome has learned."""
+        best = super().found()
+        if self.options.inheritance == "lamarckian" or not self._lessons:
+            return best
+        layout = self.population.layout
+        return layout.join(self.learn(layout.split(best.unsqueeze(0))))[0]
+
+    def learn(self, stacks: Mapping[str, Stack]) -> dict[str, Tensor]:
+        """What members become by the gradient steps of this generation, a chunk that fits the memory budget at a time.
+
+        Args:
+            stacks: P members' parameters by name.
+
+        Returns:
+            Their parameters after that, ``[P, *S]`` by name.
+        """
+        members = len(next(iter(stacks.values())))
+        # The graph keeps what every step of time has made.
+        length = max(batch.inputs.shape[0] for batch in self._lessons)
+        chunk = max(2, self.population.chunk_size(self._lessons[0].inputs) // length // 2 * 2)
+        parts = []
+        for start in range(0, members, chunk):
+            part = slice(start, min(start + chunk, members))
+            parts.append(self._learn_together({name: dense(stack[part]) for name, stack in stacks.items()}))
+        return {name: torch.cat([part[name] for part in parts]) for name in stacks}
+
+    @torch.enable_grad()
+    def _learn_together(self, stacks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        parameters = {name: stack.detach().clone().requires_grad_() for name, stack in stacks.items()}
+        optimiser = self._optimiser(list(parameters.values()))
+        for batch in self._lessons:
+            optimiser.zero_grad(set_to_none=True)
+            outputs = map_members(self.circuit, parameters, batch.inputs)
+            losses = vmap(self.env.losses, in_dims=(1, None), out_dims=1)(outputs, batch)
+            (losses.sum() / self.env.normaliser(batch)).backward()
+            self._step(optimiser, list(parameters.values()))
+        return {name: parameter.detach() for name, parameter in parameters.items()}
+
+    def _optimiser(self, parameters: list[Tensor]) -> Optimizer:
+        """Works element by element, so that one optimiser of stacks is one for each member."""
+        return (Adam if self.options.optimiser == "adam" else SGD)(parameters, self.options.lr)
+
+    @torch.no_grad()
+    def _step(self, optimiser: Optimizer, parameters: list[Tensor]) -> None:
+        """One update of every member whose gradient is finite."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+        good = norms.isfinite()
+        self.bad_gradients += int((~good).sum())
+        scale = torch.ones_like(norms)
+        if self.options.clip_norm is not None:
+            scale = (self.options.clip_norm / (norms + 1e-6)).clamp(max=1)
+        before = [parameter.clone() for parameter in parameters] if not good.all() else []
+        for gradient in gradients:
+            shape = (-1,) + (1,) * (gradient.dim() - 1)
+            gradient.mul_(scale.view(shape))
+            gradient.masked_fill_(~good.view(shape), 0)
+        optimiser.step()
+        for parameter, kept in zip(parameters, before, strict=bool(before)):
+            parameter[~good] = kept[~good]
+
+    def train_step(self) -> dict[str, float]:
+        """See :meth:`EvolutionAgent.train_step`; also how many updates of members were skipped so far."""
+        values = super().train_step()
+        return values | {"bad_gradients": float(self.bad_gradients)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the evolution agent remembers, with the number of skipped updates."""
+        return super().state_dict() | {"bad_gradients": self.bad_gradients}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
+        super().load_state_dict(state)
+        self.bad_gradients = state["bad_gradients"]

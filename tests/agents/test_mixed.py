@@ -1,0 +1,178 @@
+"""The mixed agent: members learn together as each would alone, and inherit as the options say."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+import tapehead
+from tapehead.agents import MixedAgent, MixedOptions
+from tapehead.agents.evaluation import held_out_errors
+from tapehead.circuits import FeedForwardCircuit
+from tapehead.core.agent import Recorder
+from tapehead.core.stacked import Layout
+from tapehead.envs import CopyEnv, CopyOptions
+
+SMALL = {"batch_size": 4, "log_every": 2, "evaluate_every": 3, "checkpoint_every": 4, "evaluation_sequences": 5}
+TIMED = "train/sequences_per_second"
+
+
+class Keep(Recorder):
+    def __init__(self):
+        self.rows, self.states = [], []
+
+    def metrics(self, step, values):
+        self.rows.append((step, {name: value for name, value in values.items() if name != TIMED}))
+
+    def checkpoint(self, name, state):
+        self.states.append((name, state))
+
+
+def make(*, seed=0, recorder=None, kind="ntm", env=None, dtype=torch.float64, **values) -> MixedAgent:
+    env = env or CopyEnv(CopyOptions(width=2, max_length=2, test_lengths=[3]))
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 4, "memory_size": 4, "word_size": 3}
+    if kind == "ntm":
+        circuit = tapehead.NTM(env.input_size, env.output_size, controller="gru", **sizes)
+    else:
+        circuit = FeedForwardCircuit(env.input_size, env.output_size, hidden_sizes=[4])
+    block = {"type": "trust", "population": 6, "mutation_scale": 0.3}
+    options = MixedOptions(**{**SMALL, "strategy": block, "lr": 0.03, **values})
+    return MixedAgent(env, circuit.to(dtype), options, seed=seed, recorder=recorder)
+
+
+def alone(agent, genome, lessons):
+    """What one member learns from the lessons by itself, by torch.optim on its own circuit."""
+    options = agent.options
+    circuit = copy.deepcopy(agent.circuit)
+    layout = Layout.of(circuit)
+    layout.write(genome, circuit)
+    made = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[options.optimiser]
+    optimiser = made(circuit.parameters(), options.lr)
+    for batch in lessons:
+        optimiser.zero_grad()
+        agent.env.loss(circuit(batch.inputs)[0], batch).backward()
+        if options.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(circuit.parameters(), options.clip_norm)
+        optimiser.step()
+    return layout.read(circuit)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+@pytest.mark.parametrize(("kind", "clip_norm"), [("ntm", 0.05), ("feedforward", None)])
+@pytest.mark.parametrize("memory_budget", [512.0, 1e-6])
+def test_members_learn_together_as_each_does_alone(optimiser, kind, clip_norm, memory_budget):
+    agent = make(
+        kind=kind, optimiser=optimiser, clip_norm=clip_norm, memory_budget=memory_budget, gradient_steps=3,
+        dtype=torch.float32,
+    )  # fmt: skip
+    agent.prepare()
+    genomes = agent.strategy.ask().clone()
+    learned = agent.population.layout.join(agent.learn(agent.strategy.ask_stacks()))
+    assert learned.shape == genomes.shape and not torch.equal(learned, genomes)
+    for before, after in zip(genomes, learned, strict=True):
+        torch.testing.assert_close(alone(agent, before, agent._lessons), after, rtol=2e-4, atol=2e-5)
+    assert torch.equal(agent.strategy.ask(), genomes), "what is learned goes nowhere by itself"
+
+
+def test_lamarckian_weights_go_back():
+    agent = make(dtype=torch.float32)
+    before = agent.strategy.ask().clone()
+    agent.prepare()
+    agent.prepare = lambda: None  # the lessons stay the same
+    expected = torch.stack([alone(agent, genome, agent._lessons) for genome in before])
+    agent.train_step()
+    best = agent.population.layout.read(agent.circuit)
+    assert torch.equal(best, agent.strategy.best)
+    nearest = (expected - best).abs().amax(1).min()
+    assert nearest < 1e-4 and not (before == best).all(1).any()
+
+
+def test_baldwinian_weights_do_not_go_back_but_count():
+    agent = make(inheritance="baldwinian", dtype=torch.float32, strategy={"type": "snes", "population": 6})
+    agent.prepare()
+    agent.prepare = lambda: None
+    before, told = agent.strategy.ask().clone(), []
+    tell = agent.strategy.tell
+    agent.strategy.tell = lambda fitness: told.append((agent.strategy.ask().clone(), fitness)) or tell(fitness)
+    state = agent.generator.get_state()
+    agent.train_step()
+    drawn = agent.scoring.draw(4, torch.Generator().set_state(state))
+    assert torch.equal(told[0][0], before), "the strategy has its own members"
+    learned = torch.stack([alone(agent, genome, agent._lessons) for genome in before])
+    fitness = agent.score(agent.population.layout.split(learned), drawn).sum(1)
+    torch.testing.assert_close(told[0][1], fitness, rtol=1e-3, atol=1e-3)
+    carried = agent.population.layout.read(agent.circuit)
+    torch.testing.assert_close(carried, alone(agent, agent.strategy.best, agent._lessons), rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"inheritance": "baldwinian", "strategy": {"type": "openai-es", "population": 6}},
+        {
+            "inheritance": "baldwinian",
+            "every": 2,
+            "strategy": {"type": "deep-ga", "population": 6, "truncation": 3, "elite_candidates": 2, "sigma": 0.1},
+        },
+    ],
+)
+def test_resumed_equals_unbroken(settings):
+    whole = Keep()
+    unbroken = make(recorder=whole, generations=6, dtype=torch.float32, **settings)
+    unbroken.fit()
+    first, kept = make(generations=6, dtype=torch.float32, **settings), Keep()
+    while first.step < 4:
+        first.train_step()
+        if first.step == 3:
+            first.judge()
+    resumed = make(seed=7, recorder=kept, generations=6, dtype=torch.float32, **settings)
+    resumed.seed = 0
+    resumed.load_state_dict(first.state_dict())
+    resumed.fit()
+    assert kept.rows == [row for row in whole.rows if row[0] > 4]
+    assert torch.equal(resumed.strategy.best, unbroken.strategy.best)
+    weights = (agent.population.layout.read(agent.circuit) for agent in (resumed, unbroken))
+    assert torch.equal(*weights)
+
+
+class Poisoned(CopyEnv):
+    """Members whose first output is positive everywhere have no loss."""
+
+    def losses(self, outputs, batch):
+        bad = (outputs[..., 0] > 0).all()
+        return super().losses(outputs, batch) * torch.where(bad, math.nan, 1.0)
+
+
+def test_a_member_whose_gradient_is_not_finite_stays_as_it_is():
+    env = Poisoned(CopyOptions(width=2, max_length=2, test_lengths=[]))
+    agent = make(env=env, kind="feedforward", gradient_steps=2, dtype=torch.float32)
+    agent.prepare()
+    genomes = agent.strategy.ask()
+    stacks = agent.strategy.ask_stacks()
+    stacks["layers.1.bias"][:] = -1.0
+    stacks["layers.1.bias"][2] = 50.0  # positive outputs everywhere
+    genomes = genomes.clone()
+    learned = agent.population.layout.join(agent.learn(stacks))
+    moved = (learned != genomes).any(1)
+    assert moved.tolist() == [True, True, False, True, True, True]
+    assert agent.bad_gradients == 2
+    assert learned.isfinite().all()
+
+
+def test_learns_faster_than_by_mutation_alone():
+    env = CopyEnv(CopyOptions(width=2, max_length=1, test_lengths=[]))
+    agent = make(env=env, dtype=torch.float32, batch_size=16, generations=60, evaluate_every=10, target_error=0.0)
+    agent.fit()
+    assert held_out_errors(env, agent.last_held_out)[0] == 0
+
+
+def test_strategies_without_members_inherit_nothing():
+    with pytest.raises(ValidationError, match=r"strategy\.type: got 'openai-es'.*allowed with .*: trust \(baldwinian"):
+        MixedOptions(strategy={"type": "openai-es"})
+    assert MixedOptions(strategy={"type": "openai-es"}, inheritance="baldwinian").gradient_steps == 4
