@@ -233,34 +233,3 @@ class GraphNetwork(nn.Module):
                 for source, target, weight in found
             ],
         )
-
-    def picture(self) -> Network:
-        """The network to be drawn: its inputs, its outputs, and the hidden nodes that have connections."""
-        first, last = 1 + self.input_size, 1 + self.input_size + self.max_nodes
-        rows = [*self.hidden_weight.tolist(), *self.output_weight.tolist()]
-        found = [
-            (source, first + row, weight)
-            for row, weights in enumerate(rows)
-            for source, weight in enumerate(weights)
-            if weight != 0
-        ]
-        joined = {node for source, target, _ in found for node in (source, target)}
-        shown = [node for node in range(last + self.output_size) if not first <= node < last or node in joined]
-        layers = dict.fromkeys(range(first), 0)
-        for node in shown[first:]:
-            layers[node] = 1 + max((layers[source] for source, target, _ in found if target == node > source), default=0)
-        outputs = range(last, last + self.output_size)
-        deepest = max([1, *(layers[node] + 1 for node in shown[first:] if node < last)])
-        layers |= dict.fromkeys(outputs, deepest)
-        names = ["bias", *(f"in {index + 1}" for index in range(self.input_size))]
-        names += [f"{index + 1}" for index in range(len(shown) - first - self.output_size)]
-        names += [f"out {index + 1}" for index in range(self.output_size)]
-        place = {node: index for index, node in enumerate(shown)}
-        return Network(
-            names,
-            [layers[node] for node in shown],
-            [
-                Connection(place[source], place[target], weight, not (source < target and source < last))
-                for source, target, weight in found
-            ],
-        )
