@@ -57,6 +57,7 @@ class DNC(MemoryAugmentedCircuit):
         link_sharpening: bool = False,
         usage_gradient: bool = False,
         clip: float | None = 20.0,
+        checkpoint_every: int | None = None,
         batch_first: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -79,6 +80,8 @@ class DNC(MemoryAugmentedCircuit):
             link_sharpening: forward and backward weightings are raised to a learned power (improved DNC).
             usage_gradient: let the gradient flow from the usage into the last write weights.
             clip: hidden state, cell state and outputs are kept in [-clip, clip]; None leaves them.
+            checkpoint_every: steps of time per chunk: training keeps the state between chunks and runs each chunk again
+                in the backward pass, for less memory; None keeps every step.
             batch_first: sequences are ``[B, T, …]`` rather than ``[T, B, …]``.
             backend: what runs sequences; ``auto`` takes the fastest that can.
 
@@ -98,7 +101,16 @@ class DNC(MemoryAugmentedCircuit):
             link_sharpening=link_sharpening,
             usage_gradient=usage_gradient,
         )
-        super().__init__(input_size, output_size, built, accessor, clip=clip, batch_first=batch_first, backend=backend)
+        super().__init__(
+            input_size,
+            output_size,
+            built,
+            accessor,
+            clip=clip,
+            checkpoint_every=checkpoint_every,
+            batch_first=batch_first,
+            backend=backend,
+        )
 
     def run_traced(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Trace]:
         """Like :meth:`run`, step by step, and records what the heads did and where they would have allocated."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core.accessors import Accessor
 from ..core.circuit import Circuit, CircuitState, Trace, check_choice, check_clip, check_sizes
 from ..core.controllers import CONTROLLERS, AnyControllerOptions, Controller, ControllerOptions, LSTMOptions
-from ..core.kernels import dispatch
+from ..core.kernels import checkpointing, dispatch
 from ..core.options import Options
 from ..core.stacked import Stack
 
@@ -31,6 +31,8 @@ class MemoryAugmentedOptions(Options):
     """Lookups weigh the elements of a word (improved DNC)."""
     clip: float | None = Field(20.0, gt=0)
     """Hidden state, cell state and outputs are kept in [-clip, clip]; null leaves them."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Steps of time per chunk: training keeps the state between chunks and runs each again; null keeps all steps."""
 
 
 def build_controller(
@@ -75,6 +77,7 @@ class MemoryAugmentedCircuit(Circuit):
         accessor: Accessor,
         *,
         clip: float | None = 20.0,
+        checkpoint_every: int | None = None,
         batch_first: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -85,19 +88,24 @@ class MemoryAugmentedCircuit(Circuit):
             controller: takes ``input_size + R * W`` channels.
             accessor: takes the controller's hidden vector.
             clip: hidden vector and outputs are kept in [-clip, clip]; None leaves them.
+            checkpoint_every: steps of time per chunk: training keeps the state between chunks and runs each chunk again
+                in the backward pass, for less memory; None keeps every step.
             batch_first: sequences are ``[B, T, …]``.
             backend: what runs sequences; ``auto`` takes the fastest that can.
 
         Raises:
-            ValueError: a size below 1, a clip that is not positive, or an unknown backend.
+            ValueError: a size or number of steps below 1, a clip that is not positive, or an unknown backend.
         """
         super().__init__(input_size, output_size, batch_first=batch_first)
         check_clip(clip)
+        if checkpoint_every is not None:
+            check_sizes(checkpoint_every=checkpoint_every)
         dispatch.check_backend(backend)
         self.controller = controller
         self.accessor = accessor
         self.output = nn.Linear(controller.hidden_size + accessor.num_reads * accessor.word_size, output_size)
         self.clip = clip
+        self.checkpoint_every = checkpoint_every
         self.backend = backend
         self.chosen_backend: str | None = None
         self.compiled_transition: Any = None
@@ -151,7 +159,10 @@ class MemoryAugmentedCircuit(Circuit):
 
     def run(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
         """A whole sequence through the chosen backend; see :meth:`Circuit.run`."""
-        features, state = dispatch.run(self, inputs, state)
+        if self.checkpoint_every is None:
+            features, state = dispatch.run(self, inputs, state)
+        else:
+            features, state = checkpointing.run(self, inputs, state, self.checkpoint_every)
         return self.answer(features), state
 
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:

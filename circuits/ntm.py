@@ -48,6 +48,7 @@ class NTM(MemoryAugmentedCircuit):
         head_init: HeadInit = "parked",
         masked_content: bool = False,
         clip: float | None = 20.0,
+        checkpoint_every: int | None = None,
         batch_first: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -70,6 +71,8 @@ class NTM(MemoryAugmentedCircuit):
             head_init: how the heads start: ``parked`` keeps each where it is, sharply; ``uniform`` as torch.nn.Linear.
             masked_content: lookups weigh the elements of a word (improved DNC).
             clip: hidden state, cell state and outputs are kept in [-clip, clip]; None leaves them.
+            checkpoint_every: steps of time per chunk: training keeps the state between chunks and runs each chunk again
+                in the backward pass, for less memory; None keeps every step.
             batch_first: sequences are ``[B, T, …]`` rather than ``[T, B, …]``.
             backend: what runs sequences; ``auto`` takes the fastest that can.
 
@@ -89,4 +92,13 @@ class NTM(MemoryAugmentedCircuit):
             head_init=head_init,
             masked_content=masked_content,
         )
-        super().__init__(input_size, output_size, built, accessor, clip=clip, batch_first=batch_first, backend=backend)
+        super().__init__(
+            input_size,
+            output_size,
+            built,
+            accessor,
+            clip=clip,
+            checkpoint_every=checkpoint_every,
+            batch_first=batch_first,
+            backend=backend,
+        )

@@ -43,6 +43,7 @@ class SDNC(MemoryAugmentedCircuit):
         links_per_slot: int = 8,
         masked_content: bool = False,
         clip: float | None = 20.0,
+        checkpoint_every: int | None = None,
         batch_first: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -62,6 +63,8 @@ class SDNC(MemoryAugmentedCircuit):
             links_per_slot: L, temporal links that each slot keeps; all of them where the memory has fewer slots.
             masked_content: lookups weigh the elements of a word (improved DNC); each lookup then costs twice as much.
             clip: hidden state, cell state and outputs are kept in [-clip, clip]; None leaves them.
+            checkpoint_every: steps of time per chunk: training keeps the state between chunks and runs each chunk again
+                in the backward pass, for less memory; None keeps every step.
             batch_first: sequences are ``[B, T, …]`` rather than ``[T, B, …]``.
             backend: what runs sequences; ``auto`` takes the fastest that can.
 
@@ -80,4 +83,13 @@ class SDNC(MemoryAugmentedCircuit):
             links_per_slot=links_per_slot,
             masked_content=masked_content,
         )
-        super().__init__(input_size, output_size, built, accessor, clip=clip, batch_first=batch_first, backend=backend)
+        super().__init__(
+            input_size,
+            output_size,
+            built,
+            accessor,
+            clip=clip,
+            checkpoint_every=checkpoint_every,
+            batch_first=batch_first,
+            backend=backend,
+        )

@@ -1,0 +1,134 @@
+"""Checkpointing over chunks of time changes what is kept, not what comes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tapehead import DNC, NTM, SAM, SDNC, map_state
+from tapehead.circuits import MemoryAugmentedCircuit
+
+STEPS, BATCH, INPUTS, OUTPUTS = 7, 3, 4, 2
+CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {
+    "ntm": (NTM, {"num_writes": 2, "memory_init": "learned"}),
+    "ntm feedforward": (NTM, {"controller": "feedforward"}),
+    "dnc gru": (DNC, {"num_reads": 2, "controller": "gru", "num_layers": 2}),
+    "sam": (SAM, {"num_reads": 2, "slots_per_read": 2}),
+    "sdnc": (SDNC, {"num_reads": 2, "slots_per_read": 2, "links_per_slot": 2}),
+}
+each_circuit = pytest.mark.parametrize("name", CIRCUITS)
+
+
+def make(name: str, checkpoint_every: int | None, backend: str = "auto") -> MemoryAugmentedCircuit:
+    torch.manual_seed(2)
+    cls, options = CIRCUITS[name]
+    sizes = {"hidden_size": 6, "memory_size": 8, "word_size": 3, **options}
+    return cls(INPUTS, OUTPUTS, checkpoint_every=checkpoint_every, backend=backend, **sizes).double()
+
+
+def sequence(steps: int = STEPS) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(steps, BATCH, INPUTS, generator=generator, dtype=torch.float64, requires_grad=True)
+
+
+def results(circuit: MemoryAugmentedCircuit, inputs: Tensor) -> list[Tensor]:
+    """Outputs and last memory of a sequence that goes on from a state with a past, and all gradients."""
+    _, state = circuit(inputs[:2])
+    outputs, state = circuit(inputs[2:], state)
+    loss = (outputs * torch.linspace(-1, 1, OUTPUTS)).sum() + state.accessor.memory.square().sum() + state.reads.sum()
+    return [outputs, state.accessor.memory, *torch.autograd.grad(loss, [inputs, *circuit.parameters()])]
+
+
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+@pytest.mark.parametrize("every", [1, 2, 3, 99])
+@each_circuit
+def test_same_outputs_states_and_gradients(name, every, backend):
+    for one, other in zip(
+        results(make(name, every, backend), sequence()), results(make(name, None, backend), sequence()), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@each_circuit
+def test_each_chunk_runs_twice_in_training_and_once_otherwise(name):
+    circuit, calls = make(name, 3, "eager"), []
+    circuit.controller.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    outputs, _ = circuit(sequence())
+    assert calls == [False] * STEPS
+    outputs.sum().backward()
+    assert calls == [False] * STEPS + [True] * STEPS
+    with torch.no_grad():
+        circuit(sequence())
+    assert len(calls) == 3 * STEPS
+
+
+@pytest.mark.parametrize("name", ["ntm", "dnc gru"])
+def test_keeps_the_state_between_chunks_only(name):
+    kept = []
+    for every in (None, 5):
+        storages: dict[int, Any] = {}
+
+        def pack(tensor: Tensor, storages: dict[int, Any] = storages) -> Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            make(name, every, "eager")(sequence(60))
+        kept.append(sum(tensor.untyped_storage().nbytes() for tensor in storages.values()))
+    assert kept[1] < kept[0] / 8
+
+
+@each_circuit
+def test_trace_and_state_are_those_without(name):
+    plain, chunked = make(name, None), make(name, 2)
+    for one, other in zip(plain(sequence(), trace=True)[2], chunked(sequence(), trace=True)[2], strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+    states = [circuit(sequence())[1] for circuit in (plain, chunked)]
+    map_state(lambda one, other: torch.testing.assert_close(one, other) or one, *states)
+
+
+def test_frozen_parameters_and_backward_twice():
+    circuit, plain = make("ntm", 2), make("ntm", None)
+    for each in (circuit, plain):
+        each.controller.requires_grad_(False)
+    gradients = []
+    for each in (circuit, plain):
+        loss = each(sequence())[0].square().sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+        gradients.append([parameter.grad for parameter in each.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other)
+
+
+def test_autocast_holds_when_a_chunk_runs_again():
+    circuit, types = make("ntm", 2, "eager").float(), []
+    layer = next(module for module in circuit.controller.modules() if isinstance(module, nn.Linear))
+    layer.register_forward_hook(lambda _module, _arguments, result: types.append(result.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs, _ = circuit(sequence().float())
+    outputs.float().sum().backward()
+    assert types == [torch.bfloat16] * (2 * STEPS)
+
+
+def test_under_transforms_nothing_is_cut():
+    circuit = make("ntm", 2)
+    parameters = dict(circuit.named_parameters())
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(circuit, parameters, (sequence(),))[0].square().sum()
+
+    expected = torch.autograd.grad(loss(parameters), list(parameters.values()), allow_unused=True)
+    for one, other in zip(torch.func.grad(loss)(parameters).values(), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.0, True])
+def test_wrong_numbers_of_steps_are_named(wrong):
+    with pytest.raises(ValueError, match="checkpoint_every: got"):
+        make("ntm", wrong)
