@@ -31,6 +31,7 @@ _MODULES: dict[str, ModuleType] = {
     "compiled": compiled,
 }
 _AUTO_ORDER = ("native", "triton", "eager")
+_POPULATION_ORDER = ("native", "triton")
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +69,8 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
 def run_population(circuit: CircuitView, stacks: Mapping[str, Stack], inputs: Tensor) -> Tensor:
     """The answers of P members, each with its own parameters, to the same inputs from their initial states.
 
-    The native backend where the circuit asks for it or leaves the choice and it can; else eager, mapped over the
-    members. Not differentiable.
+    The native or the Triton backend where the circuit asks for it or leaves the choice and it can; else eager, mapped
+    over the members. Not differentiable.
 
     Args:
         circuit: what each member is; its own parameters are left alone.
@@ -80,17 +81,21 @@ def run_population(circuit: CircuitView, stacks: Mapping[str, Stack], inputs: Te
         ``[T, P, B, O]``
 
     Raises:
-        RuntimeError: the circuit asks for the native backend, which cannot run this population; says why.
+        RuntimeError: the circuit asks for one of these backends, which cannot run this population; says why.
     """
     with torch.no_grad():
         parameters = {name: dense(stack) for name, stack in stacks.items()}
-        if circuit.backend in ("auto", "native"):
-            reason = native.population_unavailable(circuit, parameters, inputs)
+        for name in _POPULATION_ORDER:
+            if circuit.backend not in ("auto", name):
+                continue
+            backend = _MODULES[name]
+            reason = backend.population_unavailable(circuit, parameters, inputs)
             if reason is None:
-                _note(circuit, "native")
-                return native.run_population(circuit, parameters, inputs)
-            if circuit.backend == "native":
-                raise RuntimeError(f"backend: 'native' cannot run a population of this circuit: {reason}")
+                _note(circuit, name)
+                answers: Tensor = backend.run_population(circuit, parameters, inputs)
+                return answers
+            if circuit.backend == name:
+                raise RuntimeError(f"backend: {name!r} cannot run a population of this circuit: {reason}")
         _note(circuit, "eager")
         return map_members(circuit, parameters, inputs)
 

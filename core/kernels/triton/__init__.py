@@ -1,4 +1,4 @@
-"""The Triton backend, for GPUs: fused kernels per step, replayed as one CUDA graph.
+"""The Triton backend, for GPUs: a whole NTM sequence in one kernel; else fused kernels per step, in one CUDA graph.
 
 Triton is an optional dependency, which comes with torch where torch is built for CUDA: nothing here imports it before
 it is needed. Without a GPU, kernels run in Triton's interpreter (TRITON_INTERPRET=1), slowly and only when asked for.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -124,9 +125,33 @@ def _unavailable_triton(device: torch.device) -> str | None:
 
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
     """Features ``[T, B, F]`` and the last state."""
-    from . import graphs, steps
+    from . import graphs, sequences, steps
 
+    if sequences.unavailable(circuit, state) is None:
+        return sequences.run(circuit, inputs, state)
     if not inputs.is_cuda:
         return steps.run(circuit, inputs, state)
     with torch.cuda.device(inputs.device):
         return graphs.run(steps.run, circuit, inputs, state)
+
+
+def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> str | None:
+    """Why the Triton backend cannot run a population, or None."""
+    built: Any = circuit
+    state = built.initial_state(inputs.shape[1])
+    reason = unavailable(circuit, inputs, state)
+    if reason is not None:
+        return reason
+    from . import sequences
+
+    for name, stack in parameters.items():
+        if stack.dtype != inputs.dtype or stack.device != inputs.device:
+            return f"inputs are {inputs.dtype} on {inputs.device}, {name} is {stack.dtype} on {stack.device}"
+    return sequences.unavailable(circuit, state)
+
+
+def run_population(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """The answers of P members with parameters ``[P, *S]`` to the same inputs ``[T, B, I]``: ``[T, P, B, O]``."""
+    from . import sequences
+
+    return sequences.run_population(circuit, parameters, inputs)

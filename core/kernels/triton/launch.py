@@ -56,8 +56,9 @@ def interpreted() -> bool:
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + e^-x); 0 where e^-x overflows."""
-    return 1.0 / (1.0 + tl.exp(-x))
+    """1 / (1 + e^-x), from an exponential that cannot overflow."""
+    small = tl.exp(-tl.abs(x))
+    return tl.where(x < 0, small, 1.0) / (1.0 + small)
 
 
 @triton.jit

@@ -1,0 +1,160 @@
+"""Whole NTM sequences in one Triton kernel against eager, forward and backward."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tapehead
+from tapehead.core.circuit import Circuit, map_state
+from tapehead.core.kernels import dispatch, eager
+from tapehead.core.stacked import map_members
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed", allow_module_level=True)
+
+from tapehead.core.kernels.triton import ntm, sequences
+
+INPUTS, OUTPUTS = 3, 2
+
+
+def build(slots: int = 6, word: int = 3, reads: int = 1, writes: int = 1, hidden: int = 4, **options: Any) -> Circuit:
+    sizes = {"memory_size": slots, "word_size": word, "num_reads": reads, "num_writes": writes, "hidden_size": hidden}
+    defaults = {"memory_init": "truncated_normal", "weight_init": "learned"}
+    circuit = tapehead.NTM(INPUTS, OUTPUTS, **(sizes | defaults | options)).double()
+    with torch.no_grad():
+        for parameter in circuit.parameters():
+            parameter.mul_(2)  # gates far from one half
+    return circuit
+
+
+def leaves(state: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_state(lambda leaf: (found.append(leaf), leaf)[1], state)
+    return found
+
+
+def results(run: Callable[..., Any], circuit: Circuit, inputs: Tensor, state: Any) -> list[Tensor]:
+    """Features, every leaf of the last state, and the gradients of a random sum of them in everything."""
+    inputs = inputs.detach().clone().requires_grad_()
+    state = map_state(lambda leaf: leaf.detach().clone().requires_grad_(), state)
+    features, last = run(circuit, inputs, state)
+    made = [features, *leaves(last)]
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(part.shape, generator=generator, dtype=torch.float64).to(part) for part in made]
+    total = sum((part * weight).sum() for part, weight in zip(made, weights, strict=True))
+    given = [inputs, *leaves(state), *circuit.controller.parameters(), *circuit.accessor.parameters()]
+    gradients = torch.autograd.grad(total, given, allow_unused=True, materialize_grads=True)
+    return [part.detach() for part in (*made, *gradients)]
+
+
+def assert_agrees(circuit: Circuit, device: torch.device, steps: int = 3, batch: int = 2) -> None:
+    torch.manual_seed(1)
+    circuit = circuit.to(device)
+    inputs = torch.randn(steps, batch, INPUTS, dtype=torch.float64, device=device)
+    state = map_state(
+        lambda leaf: leaf.detach() + 0.5 * torch.rand_like(leaf) / (leaf.shape[-1] + 1), circuit.initial_state(batch)
+    )
+    assert sequences.unavailable(circuit, state) is None
+    made, expected = results(sequences.run, circuit, inputs, state), results(eager.run, circuit, inputs, state)
+    for result, wanted in zip(made, expected, strict=True):
+        error = (result - wanted).abs().max() / (wanted.abs().max() + 1e-3)
+        assert error < 1e-9, f"{list(wanted.shape)}: relative error {error:.1e}"
+
+
+# Slots, word size, read heads, write heads, hidden size: one of each, several heads, wider than a chunk of weights.
+@pytest.mark.parametrize(
+    ("controller", "shape"),
+    [
+        ("lstm", (7, 5, 2, 3, 5)),
+        ("gru", (16, 4, 1, 1, 17)),
+        ("feedforward", (1, 1, 1, 1, 1)),
+        pytest.param("lstm", (1, 1, 1, 1, 1), marks=pytest.mark.slow),
+        pytest.param("lstm", (16, 4, 1, 1, 17), marks=pytest.mark.slow),
+        pytest.param("gru", (7, 5, 2, 3, 5), marks=pytest.mark.slow),
+        pytest.param("feedforward", (7, 5, 2, 3, 5), marks=pytest.mark.slow),
+    ],
+)
+def test_agrees_with_eager(controller: str, shape: tuple[int, ...], triton_device: torch.device) -> None:
+    torch.manual_seed(0)
+    assert_agrees(build(*shape, controller=controller), triton_device)
+
+
+@pytest.mark.parametrize("shift_range", [0, 3])
+def test_shifts_further_than_the_memory(shift_range: int, triton_device: torch.device) -> None:
+    torch.manual_seed(0)
+    assert_agrees(build(slots=2, shift_range=shift_range), triton_device, steps=2)
+
+
+@pytest.mark.parametrize("clip", [0.1, None])
+@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward"])
+def test_clip(clip: float | None, controller: str, triton_device: torch.device) -> None:
+    torch.manual_seed(0)
+    assert_agrees(build(clip=clip, controller=controller), triton_device, steps=2)
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+def test_memory_is_computed_again_from_checkpoints(
+    steps: int, monkeypatch: pytest.MonkeyPatch, triton_device: torch.device
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(ntm, "KEEP_EVERY", 2)
+    assert_agrees(build(), triton_device, steps=steps, batch=1)
+
+
+def test_extremes_stay_finite(triton_device: torch.device) -> None:
+    torch.manual_seed(0)
+    circuit = build(memory_init="constant", weight_init="first").float().to(triton_device)
+    with torch.no_grad():
+        circuit.accessor.interface.linear.weight.mul_(30)
+        circuit.accessor.interface.linear.bias.mul_(30)
+    inputs = 50 * torch.randn(4, 2, INPUTS, device=triton_device)
+    features, _ = sequences.run(circuit, inputs, circuit.initial_state(2))
+    features.sum().backward()
+    assert torch.isfinite(features).all()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in circuit.parameters())
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, in the interpreter
+def test_nan_is_not_swallowed(triton_device: torch.device) -> None:
+    circuit = build().to(triton_device)
+    inputs = torch.zeros(3, 2, INPUTS, dtype=torch.float64, device=triton_device)
+    inputs[1, 0, 0] = float("nan")
+    features, _ = sequences.run(circuit, inputs, circuit.initial_state(2))
+    assert torch.isnan(features[1:, 0]).all()
+    assert torch.isfinite(features[:, 1]).all()
+
+
+@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward"])
+def test_members_of_a_population(controller: str, triton_device: torch.device) -> None:
+    torch.manual_seed(0)
+    circuit = build(reads=2, controller=controller, backend="triton").to(triton_device)
+    stacks = {
+        name: parameter + 0.3 * torch.randn(2, *parameter.shape, dtype=torch.float64, device=triton_device)
+        for name, parameter in circuit.named_parameters()
+    }
+    inputs = torch.randn(2, 3, INPUTS, dtype=torch.float64, device=triton_device)
+    with torch.no_grad():
+        answers = dispatch.run_population(circuit, stacks, inputs)
+        assert circuit.chosen_backend == "triton"
+        torch.testing.assert_close(answers, map_members(circuit, stacks, inputs), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("circuit", "reason"),
+    [
+        (lambda: build(num_layers=2), "one layer"),
+        (lambda: build(masked_content=True), "without masks"),
+        (lambda: build(slots=400, word=40), "a memory of 400 x 40 fills more"),
+        (lambda: build(hidden=400), "a vector of 1600 elements"),
+        (lambda: tapehead.DNC(INPUTS, OUTPUTS, memory_size=4, word_size=3), "for NTM heads"),
+    ],
+)
+def test_what_does_not_fit_says_why(circuit: Callable[[], Circuit], reason: str) -> None:
+    built = circuit()
+    assert reason in str(sequences.unavailable(built, built.initial_state(1)))
