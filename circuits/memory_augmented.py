@@ -67,7 +67,12 @@ def build_controller(
 
 
 class MemoryAugmentedCircuit(Circuit):
-    """controller(x_t, r_{t-1}) -> h_t; heads(h_t) write, then read r_t; y_t = Linear([h_t, r_t])."""
+    """controller(x_t, r_{t-1}) -> h_t; heads(h_t) write, then read r_t; y_t = Linear([h_t, r_t]).
+
+    Under ``torch.autocast`` the matrix products of the controller and of the output layer take the lower precision.
+    The interface vector, addressing, the memory and every state stay in the circuit's own type, and so do the outputs:
+    weightings that are carried over many steps would not survive 8 bits.
+    """
 
     def __init__(
         self,
@@ -143,19 +148,26 @@ class MemoryAugmentedCircuit(Circuit):
             Features ``[B, F]`` (hidden vector and words read), the next state, and the head parameters.
         """
         hidden, controller_state = self.controller(torch.cat([x, state.reads.flatten(1)], dim=-1), state.controller)
-        reads, accessor_state, heads = self.accessor(hidden, state.accessor)
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):
+            hidden = hidden.to(state.reads.dtype)
+            with torch.autocast(device, enabled=False):
+                reads, accessor_state, heads = self.accessor(hidden, state.accessor)
+        else:
+            reads, accessor_state, heads = self.accessor(hidden, state.accessor)
         features = torch.cat([hidden, reads.flatten(1)], dim=-1)
         return features, CircuitState(controller_state, accessor_state, reads), heads
 
     def answer(self, features: Tensor) -> Tensor:
         """Logits from features, ``[…, F]`` -> ``[…, O]``."""
-        outputs = self.output(features)
+        outputs = self.output(features).to(features.dtype)
         return outputs if self.clip is None else torch.clamp(outputs, -self.clip, self.clip)
 
     def step(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
         """One step; see :meth:`Circuit.step`."""
-        features, state, _ = self.transition(x, state)
-        return self.answer(features), state
+        with self.precision(x):
+            features, state, _ = self.transition(x, state)
+            return self.answer(features), state
 
     def run(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
         """A whole sequence through the chosen backend; see :meth:`Circuit.run`."""

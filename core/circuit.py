@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -81,6 +82,13 @@ class Circuit(nn.Module, ABC):
 
     Options: ClassVar[type[Options]]
 
+    autocast: torch.dtype | None = None
+    """Lower type for matrix products, ``torch.bfloat16``; None leaves it to the caller. Outputs keep the own type.
+
+    What else keeps it is for each circuit to say; see
+    :class:`~tapehead.circuits.memory_augmented.MemoryAugmentedCircuit`.
+    """
+
     def __init__(self, input_size: int, output_size: int, *, batch_first: bool = False) -> None:
         """
         Args:
@@ -130,7 +138,8 @@ class Circuit(nn.Module, ABC):
         """Run a whole sequence.
 
         Args:
-            inputs: ``[T, B, I]``, or ``[B, T, I]`` with ``batch_first``; at least one step.
+            inputs: ``[T, B, I]``, or ``[B, T, I]`` with ``batch_first``; at least one step. Of the circuit's type, or
+                one that it holds without loss.
             state: where to start; None starts from :meth:`initial_state`.
             trace: also return a :class:`Trace` of what the heads did at each step (eager speed).
 
@@ -149,19 +158,30 @@ class Circuit(nn.Module, ABC):
         own = next(self.parameters(), inputs).dtype
         if torch.promote_types(inputs.dtype, own) != own:
             raise ValueError(f"inputs: got {inputs.dtype}; the circuit has {own} (convert either with .to)")
+        inputs = inputs.to(own)
         if self.batch_first:
             inputs = inputs.transpose(0, 1)
         if state is None:
             state = self.initial_state(inputs.shape[1])
         map_state(lambda leaf: _check_batch(leaf, inputs.shape[1]), state)
         if not trace:
-            outputs, state = self.run(inputs, state)
+            with self.precision(inputs):
+                outputs, state = self.run(inputs, state)
+            outputs = outputs.to(own)
             return (outputs.transpose(0, 1) if self.batch_first else outputs), state
-        outputs, state, recorded = self.run_traced(inputs, state)
+        with self.precision(inputs):
+            outputs, state, recorded = self.run_traced(inputs, state)
+        outputs = outputs.to(own)
         if self.batch_first:
             recorded = Trace(*(part if part is None else part.transpose(0, 1) for part in recorded))
             outputs = outputs.transpose(0, 1)
         return outputs, state, recorded
+
+    def precision(self, inputs: Tensor) -> AbstractContextManager[Any]:
+        """What :meth:`forward` runs under: :attr:`autocast` on the device of the inputs, or nothing."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(inputs.device.type, dtype=self.autocast)
 
 
 def check_sizes(*, at_least: int = 1, **sizes: int) -> None:

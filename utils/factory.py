@@ -68,6 +68,9 @@ TABLES: dict[str, dict[str, Any]] = {"env": ENVS, "circuit": CIRCUITS, "agent": 
 """The blocks of an options file, and the classes that each can name as its type."""
 
 
+Precision = Literal["float32", "bfloat16", "float64"]
+
+
 class RunOptions(Options):
     """Everything that describes a run."""
 
@@ -77,6 +80,8 @@ class RunOptions(Options):
     """cpu, cuda, cuda:1, …; auto takes a GPU where there is one."""
     backend: Backend = "auto"
     """What runs sequences; auto takes the fastest that can."""
+    precision: Precision = "float32"
+    """Of all numbers; bfloat16 is for the matrix products of controller and outputs alone, and learns by backprop."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; null takes all cores."""
     plots: Literal["auto", "visdom", "files", "off"] = "auto"
@@ -120,6 +125,8 @@ def parse(values: Mapping[str, Any]) -> RunOptions:
                 problems += explain(error, name, given, options.model_fields)
     if "env" in blocks and "agent" in blocks:
         problems += _check_task(blocks["env"].type, blocks["agent"].type)
+    if "agent" in blocks:
+        problems += _check_precision(values.get("precision", "float32"), blocks["agent"].type)
     if values.get("start") is not None and "agent" in blocks:
         problems += _check_start(blocks["agent"])
     rest = {key: value for key, value in values.items() if key not in TABLES}
@@ -144,6 +151,14 @@ def _check_task(env: str, agent: str) -> list[str]:
     able = [name for name, entry in AGENTS.items() if issubclass(ENVS[env], entry.tasks)]
     has = "is a world with rewards" if issubclass(ENVS[env], World) else "hands out batches"
     return [f"agent.type: got {agent!r}; env.type {env!r} {has}, allowed: {', '.join(able)}"]
+
+
+def _check_precision(precision: Any, agent: str) -> list[str]:
+    """The problem, if an agent would not calculate as precisely as asked for."""
+    able = [name for name, entry in AGENTS.items() if not issubclass(entry, EvolutionAgent)]
+    if agent in able or precision not in ("bfloat16", "float64"):
+        return []
+    return [f"precision: got {precision!r}; allowed with agent.type {agent!r}: float32 (others: {', '.join(able)})"]
 
 
 def _check_start(agent: Any) -> list[str]:
@@ -176,7 +191,14 @@ def build_env(options: Options, device: torch.device) -> Task:
 
 
 def build_circuit(
-    options: Options, input_size: int, output_size: int, *, backend: str, device: torch.device, seed: int
+    options: Options,
+    input_size: int,
+    output_size: int,
+    *,
+    backend: str,
+    device: torch.device,
+    seed: int,
+    precision: Precision = "float32",
 ) -> Circuit:
     """The circuit that a block of options names, with weights that depend on the seed alone."""
     arguments = {name: getattr(options, name) for name in type(options).model_fields if name != "type"}
@@ -186,7 +208,9 @@ def build_circuit(
         circuit: Circuit = CIRCUITS[options.type](  # type: ignore[attr-defined]
             input_size, output_size, backend=backend, **arguments
         )
-    return circuit.to(device)
+    if precision == "bfloat16":
+        circuit.autocast = torch.bfloat16
+    return circuit.to(device, torch.float64 if precision == "float64" else torch.float32)
 
 
 def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: bool = False) -> Parts:
@@ -203,7 +227,13 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
     device = resolve_device(options.device)
     env = build_env(options.env, device)
     circuit = build_circuit(
-        options.circuit, env.input_size, env.output_size, backend=options.backend, device=device, seed=options.seed
+        options.circuit,
+        env.input_size,
+        env.output_size,
+        backend=options.backend,
+        device=device,
+        seed=options.seed,
+        precision=options.precision,
     )
     if options.start is not None and not resumed:
         take_over(options, circuit)
@@ -266,6 +296,7 @@ def load_circuit(path: str | Path, *, backend: str = "auto", device: torch.devic
         backend=backend,
         device=torch.device(device),
         seed=options.seed,
+        precision=options.precision,
     )
     circuit.load_state_dict(weights)
     return circuit

@@ -1,0 +1,141 @@
+"""Half precision for the controller, and for nothing that is carried over many steps; float64 throughout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tapehead import DNC, NTM, SAM, SDNC, map_state
+from tapehead.agents import BackpropAgent
+from tapehead.circuits import MemoryAugmentedCircuit
+from tapehead.utils import factory, options
+
+STEPS, BATCH, INPUTS, OUTPUTS = 5, 3, 4, 2
+CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {
+    "ntm": (NTM, {}),
+    "ntm gru 2-layer": (NTM, {"controller": "gru", "num_layers": 2}),
+    "ntm feedforward": (NTM, {"controller": "feedforward"}),
+    "dnc": (DNC, {"num_reads": 2}),
+    "sam": (SAM, {"num_reads": 2}),
+    "sdnc": (SDNC, {"num_reads": 2}),
+}
+each_circuit = pytest.mark.parametrize("name", CIRCUITS)
+
+
+def make(name: str, **more: Any) -> MemoryAugmentedCircuit:
+    torch.manual_seed(0)
+    cls, arguments = CIRCUITS[name]
+    return cls(INPUTS, OUTPUTS, **{"hidden_size": 6, "memory_size": 8, "word_size": 3, **arguments, **more})
+
+
+def sequence() -> Tensor:
+    return torch.randn(STEPS, BATCH, INPUTS, generator=torch.Generator().manual_seed(1))
+
+
+@each_circuit
+@pytest.mark.parametrize("by", ["caller", "circuit"])
+def test_bfloat16_is_for_the_controller_and_the_outputs_alone(name, by):
+    circuit, seen = make(name), {}
+    for part, module in (("controller", circuit.controller.inputs[0]), ("interface", circuit.accessor.interface.linear),
+                         ("output", circuit.output)):  # fmt: skip
+        module.register_forward_hook(
+            lambda _module, _arguments, result, part=part: seen.setdefault(part, set()).add(result.dtype)
+        )
+    parts: list[Tensor] = []
+    circuit.accessor.register_forward_hook(lambda _module, _arguments, result: parts.extend([result[0], *result[2]]))
+    if by == "circuit":
+        circuit.autocast = torch.bfloat16
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=by == "caller"):
+        outputs, state = circuit(sequence())
+        y, _ = circuit.step(sequence()[0], state)
+    assert seen["controller"] == seen["output"] == {torch.bfloat16}
+    assert seen["interface"] == {torch.float32}
+    assert outputs.dtype == y.dtype == torch.float32
+    assert {part.dtype for part in parts if isinstance(part, Tensor)} == {torch.float32}
+    map_state(lambda leaf: pytest.fail(str(leaf.dtype)) if leaf.dtype == torch.bfloat16 else leaf, state)
+
+
+@each_circuit
+def test_bfloat16_stays_near_float32_forward_and_backward(name):
+    gradients, answers = [], []
+    for autocast in (None, torch.bfloat16):
+        circuit = make(name)
+        circuit.autocast = autocast
+        outputs, _ = circuit(sequence())
+        outputs.square().sum().backward()
+        answers.append(outputs)
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in circuit.parameters()]))
+        assert {parameter.grad.dtype for parameter in circuit.parameters()} == {torch.float32}
+    assert not torch.equal(*answers)
+    torch.testing.assert_close(*answers, rtol=0.05, atol=0.02)
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+
+
+@each_circuit
+def test_trace_under_autocast_equals_the_run(name):
+    circuit = make(name)
+    circuit.autocast = torch.bfloat16
+    outputs, _ = circuit(sequence())
+    traced, _, trace = circuit(sequence(), trace=True)
+    torch.testing.assert_close(traced, outputs)
+    assert trace.memory.dtype == torch.float32
+
+
+def test_native_says_that_it_has_no_autocast_and_auto_goes_on():
+    circuit = make("ntm")
+    circuit.autocast = torch.bfloat16
+    circuit(sequence())
+    assert circuit.chosen_backend == "eager"
+    asked = make("ntm", backend="native")
+    asked.autocast = torch.bfloat16
+    with pytest.raises(RuntimeError, match="'native' cannot run this circuit: it has no autocast"):
+        asked(sequence())
+
+
+@each_circuit
+def test_float64_circuits_take_float32_inputs_on_any_backend(name):
+    circuit = make(name).double()
+    outputs, state = circuit(sequence())
+    assert outputs.dtype == state.accessor.memory.dtype == torch.float64
+    again, _ = circuit(sequence().double())
+    assert torch.equal(outputs, again)
+
+
+SMALL = ["agent.steps=2", "agent.batch_size=2", "agent.evaluation_sequences=2", "circuit.memory_size=8", "plots=off",
+         "env.max_length=3"]  # fmt: skip
+
+
+def parts_of(*assignments: str, preset: str = "ntm-copy") -> factory.Parts:
+    values = options.load_file(preset)
+    options.override(values, [*SMALL, *assignments])
+    return factory.build(factory.parse(values))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float64"])
+def test_a_run_learns_in_each_precision(precision):
+    parts = parts_of(f"precision={precision}")
+    agent = parts.agent
+    assert isinstance(agent, BackpropAgent)
+    before = [parameter.clone() for parameter in parts.circuit.parameters()]
+    agent.fit()
+    kind = torch.float64 if precision == "float64" else torch.float32
+    after = list(parts.circuit.parameters())
+    assert all(parameter.dtype == kind and parameter.isfinite().all() for parameter in after)
+    assert any(not torch.equal(one, other) for one, other in zip(after, before, strict=True))
+    plain = make("ntm")
+    plain(sequence())
+    assert parts.circuit.chosen_backend == ("eager" if precision == "bfloat16" else plain.chosen_backend)
+
+
+def test_precisions_that_do_not_exist_or_fit_are_named():
+    with pytest.raises(options.OptionsError, match="precision: got 'half'"):
+        parts_of("precision=half")
+    values = options.load_file("mnist-es")
+    options.override(values, ["precision=bfloat16"])
+    with pytest.raises(
+        options.OptionsError, match="precision: got 'bfloat16'; allowed with agent.type 'evolution': fl"
+    ):
+        factory.parse(values)
