@@ -37,18 +37,18 @@ FEEDFORWARD, LSTM, GRU = 0, 1, 2
 
 
 @triton.jit
-def _clip(x, bound, CLIPPED: tl.constexpr):
-    """The value in [-bound, bound]; NaN stays NaN."""
-    if CLIPPED:
-        x = tl.where(x > bound, bound, tl.where(x < -bound, -bound, x))
+def _clip(x, CLIP: tl.constexpr):
+    """The value in [-CLIP, CLIP], unbounded for None; NaN stays NaN."""
+    if CLIP is not None:
+        x = tl.where(x > CLIP, CLIP, tl.where(x < -CLIP, -CLIP, x))
     return x
 
 
 @triton.jit
-def _passes(gradient, x, bound, CLIPPED: tl.constexpr):
+def _passes(gradient, x, CLIP: tl.constexpr):
     """The gradient where :func:`_clip` leaves x as it is."""
-    if CLIPPED:
-        gradient = tl.where((x >= -bound) & (x <= bound), gradient, 0.0)
+    if CLIP is not None:
+        gradient = tl.where((x >= -CLIP) & (x <= CLIP), gradient, 0.0)
     return gradient
 
 
@@ -72,10 +72,9 @@ def _controller(
     previous,
     cell,
     h,
-    clip,
     HIDDEN: tl.constexpr,
     KIND: tl.constexpr,
-    CLIPPED: tl.constexpr,
+    CLIP: tl.constexpr,
 ):
     """Hidden vector and cell from the sums that enter the gates, which are in memory: gates ``[G]``."""
     inside = h < HIDDEN
@@ -87,12 +86,12 @@ def _controller(
         third = tl.load(gates + 2 * HIDDEN + h, mask=inside, other=0.0)
         fourth = tl.load(gates + 3 * HIDDEN + h, mask=inside, other=0.0)
         if KIND == 1:
-            cell = _clip(sigmoid(second) * cell + sigmoid(first) * tanh(third), clip, CLIPPED)
+            cell = _clip(sigmoid(second) * cell + sigmoid(first) * tanh(third), CLIP)
             hidden = sigmoid(fourth) * tanh(cell)
         else:
             candidate = tanh(third + sigmoid(first) * fourth)
             hidden = candidate + sigmoid(second) * (previous - candidate)
-    return _clip(hidden, clip, CLIPPED), cell
+    return _clip(hidden, CLIP), cell
 
 
 @triton.jit
@@ -174,7 +173,6 @@ def ntm_forward(
     steps,
     batch_size,
     rows_per_member,
-    clip,
     HIDDEN: tl.constexpr,
     GATES: tl.constexpr,
     INTERFACE: tl.constexpr,
@@ -184,7 +182,7 @@ def ntm_forward(
     H: tl.constexpr,
     S: tl.constexpr,
     KIND: tl.constexpr,
-    CLIPPED: tl.constexpr,
+    CLIP: tl.constexpr,
     KEEP: tl.constexpr,
     KEEP_EVERY: tl.constexpr,
     NORM_EPSILON: tl.constexpr,
@@ -242,7 +240,7 @@ def ntm_forward(
             tl.store(sums, total, mask=h < HIDDEN)
         tl.debug_barrier()
         previous = tl.load(before + h, mask=h < HIDDEN, other=0.0)
-        hidden, cell = _controller(gates + row * G, previous, cell, h, clip, HIDDEN, KIND, CLIPPED)
+        hidden, cell = _controller(gates + row * G, previous, cell, h, HIDDEN, KIND, CLIP)
         tl.store(after + h, hidden, mask=h < HIDDEN)
         if KEEP:
             tl.store(cells + then * HIDDEN + h, cell, mask=h < HIDDEN)
@@ -303,7 +301,6 @@ def ntm_backward(
     d_weights,
     steps,
     batch_size,
-    clip,
     HIDDEN: tl.constexpr,
     GATES: tl.constexpr,
     INTERFACE: tl.constexpr,
@@ -313,7 +310,7 @@ def ntm_backward(
     H: tl.constexpr,
     S: tl.constexpr,
     KIND: tl.constexpr,
-    CLIPPED: tl.constexpr,
+    CLIP: tl.constexpr,
     KEEP_EVERY: tl.constexpr,
     NORM_EPSILON: tl.constexpr,
     SHARPEN_EPSILON: tl.constexpr,
@@ -465,7 +462,7 @@ def ntm_backward(
             d_one = d_gates + row * G + h
             if KIND == 0:
                 output = tanh(one)
-                d_hidden = _passes(d_hidden, output, clip, CLIPPED)
+                d_hidden = _passes(d_hidden, output, CLIP)
                 tl.store(d_one, d_hidden * (1.0 - output * output), mask=in_hidden)
             else:
                 two = sigmoid(tl.load(gates + row * G + HIDDEN + h, mask=in_hidden, other=0.0))
@@ -477,9 +474,9 @@ def ntm_backward(
                     four = sigmoid(four)
                     last_cell = tl.load(cells + row * HIDDEN + h, mask=in_hidden, other=0.0)
                     total = two * last_cell + one * three
-                    squashed = tanh(_clip(total, clip, CLIPPED))
-                    d_hidden = _passes(d_hidden, four * squashed, clip, CLIPPED)
-                    d_c = _passes(d_c + d_hidden * four * (1.0 - squashed * squashed), total, clip, CLIPPED)
+                    squashed = tanh(_clip(total, CLIP))
+                    d_hidden = _passes(d_hidden, four * squashed, CLIP)
+                    d_c = _passes(d_c + d_hidden * four * (1.0 - squashed * squashed), total, CLIP)
                     tl.store(d_one, d_c * three * one * (1.0 - one), mask=in_hidden)
                     tl.store(d_one + HIDDEN, d_c * last_cell * two * (1.0 - two), mask=in_hidden)
                     tl.store(d_one + 2 * HIDDEN, d_c * one * (1.0 - three * three), mask=in_hidden)
@@ -487,7 +484,7 @@ def ntm_backward(
                     d_c *= two
                 else:
                     candidate = tanh(three + one * four)
-                    d_hidden = _passes(d_hidden, candidate + two * (previous - candidate), clip, CLIPPED)
+                    d_hidden = _passes(d_hidden, candidate + two * (previous - candidate), CLIP)
                     d_candidate = d_hidden * (1.0 - two) * (1.0 - candidate * candidate)
                     tl.store(d_one, d_candidate * four * one * (1.0 - one), mask=in_hidden)
                     tl.store(d_one + HIDDEN, d_hidden * (previous - candidate) * two * (1.0 - two), mask=in_hidden)
@@ -528,7 +525,7 @@ class Sizes(NamedTuple):
             "H": self.writes,
             "S": self.shifts,
             "KIND": self.kind,
-            "CLIPPED": self.clip is not None,
+            "CLIP": self.clip,
             "KEEP_EVERY": KEEP_EVERY,
             "NORM_EPSILON": NORM_EPSILON,
             "SHARPEN_EPSILON": SHARPEN_EPSILON,
@@ -587,7 +584,7 @@ def _forward(
         recurrent.transpose(-1, -2).contiguous(),
         interface_weight.transpose(-1, -2).contiguous(),
         *(interface_bias, cells, memory, interface, gated, all_weights, checkpoints, last_memory),
-        *(steps, batch, batch // members if members > 1 else batch, sizes.clip or 0.0),
+        *(steps, batch, batch // members if members > 1 else batch),
         **sizes.constants(total // sizes.hidden, size, slots, word),
         KEEP=keep,
         BLOCK_I=power_of_two(size),
@@ -630,7 +627,7 @@ class _Sequence(torch.autograd.Function):
             gates.new_empty(batch, KEEP_EVERY, slots, word),
             torch.empty_like(gated[0]),
             *(d_features, d_gates, d_interface, d_cell, d_memory, d_weights),
-            *(steps, batch, sizes.clip or 0.0),
+            *(steps, batch),
             **sizes.constants(total // sizes.hidden, size, slots, word),
             BLOCK_F=power_of_two(features.shape[2]),
         )

@@ -1,0 +1,67 @@
+"""Compiles every Triton kernel for a GPU, on any machine: what the interpreter lets pass, the compiler does not.
+
+    TRITON_INTERPRET=0 python compile_triton.py 80
+
+Runs the library with a launcher that compiles instead; the argument is the compute capability. Prints one line per
+kernel: name, type, bytes of shared memory. Run by test_triton_compiles.py in a process of its own, since
+interpreted and compiled kernels cannot share one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton import compile as compile_kernel
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import tapehead
+from tapehead.core.kernels.triton import allocation, content, links, location, memory, ntm, sequences, steps
+
+TYPES = {torch.float32: "fp32", torch.float64: "fp64"}
+
+
+def compile_instead(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """In place of ``launch``: compile the kernel as it would be launched."""
+    options = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion") if name in constants}
+    signature: dict[str, str] = dict.fromkeys(kernel.arg_names, "constexpr")
+    for name, argument in zip(kernel.arg_names, arguments, strict=False):
+        kinds = {int: "i32", float: "fp32"}
+        signature[name] = f"*{TYPES[argument.dtype]}" if isinstance(argument, Tensor) else kinds[type(argument)]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    target = GPUTarget("cuda", int(sys.argv[1]), 32)
+    compiled = compile_kernel(source, target=target, options={"num_warps": 4, **options})
+    assert compiled.asm["cubin"]
+    print(kernel.__name__, TYPES[arguments[0].dtype], compiled.metadata.shared, flush=True)
+
+
+def circuits() -> Iterator[Any]:
+    """Together they launch every kernel, in both types and with every option that changes one."""
+    sizes = {"hidden_size": 5, "memory_size": 33, "word_size": 3, "num_reads": 2}
+    for dtype in (torch.float32, torch.float64):
+        yield tapehead.NTM(2, 2, **sizes, num_writes=2).to(dtype)
+        yield tapehead.DNC(2, 2, **sizes, num_writes=2).to(dtype)
+    yield tapehead.NTM(2, 2, controller="gru", clip=None, **sizes)
+    yield tapehead.NTM(2, 2, masked_content=True, **{**sizes, "memory_size": 5000})
+
+
+def main() -> None:
+    """Compile all."""
+    for module in (allocation, content, links, location, memory, ntm):
+        module.launch = compile_instead
+    for circuit in circuits():
+        state = circuit.initial_state(1)
+        inputs = torch.zeros(1, 1, 2, dtype=circuit.output.weight.dtype)
+        run = steps.run if sequences.unavailable(circuit, state) else sequences.run
+        run(circuit, inputs, state)[0].sum().backward()
+        if run is sequences.run:
+            with torch.no_grad():
+                run(circuit, inputs, state)
+
+
+if __name__ == "__main__":
+    main()

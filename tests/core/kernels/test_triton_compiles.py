@@ -1,0 +1,27 @@
+"""Every Triton kernel compiles for GPUs, which needs none."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+KERNELS = {
+    *("content_forward", "content_backward", "location_forward", "location_backward"),
+    *("access_forward", "access_backward", "allocation_forward", "allocation_backward", "usage_backward"),
+    *("links_forward", "links_backward", "ntm_forward", "ntm_backward"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_every_kernel_compiles(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("compile_triton.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, script, "80"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {line.split()[0] for line in done.stdout.splitlines()} == KERNELS
