@@ -50,11 +50,12 @@ class PlainNTM(PlainCircuit):
         self.output = nn.Linear(hidden_size + word, output_size)
 
     def initial(self, batch_size: int) -> tuple[Tensor, ...]:
-        weights = torch.zeros(batch_size, 2, self.slots)
+        new_zeros = self.output.weight.new_zeros
+        weights = new_zeros(batch_size, 2, self.slots)
         weights[..., 0] = 1
-        zeros = torch.zeros(batch_size, self.hidden_size)
-        memory = torch.full((batch_size, self.slots, self.word), 1e-6)
-        return zeros, zeros, memory, weights, torch.zeros(batch_size, self.word)
+        zeros = new_zeros(batch_size, self.hidden_size)
+        memory = torch.full_like(new_zeros(batch_size, self.slots, self.word), 1e-6)
+        return zeros, zeros, memory, weights, new_zeros(batch_size, self.word)
 
     def step(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         hidden, cell, memory, weights, read = state
@@ -99,7 +100,7 @@ class PlainDNC(PlainCircuit):
             (self.reads, self.slots),
             (self.reads * self.word,),
         ]
-        return tuple(torch.zeros(batch_size, *shape) for shape in shapes)
+        return tuple(self.output.weight.new_zeros(batch_size, *shape) for shape in shapes)
 
     def step(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         hidden, cell, memory, usage, precedence, link, write_weights, read_weights, read = state
@@ -125,7 +126,7 @@ class PlainDNC(PlainCircuit):
 
         row, column = write_weights.unsqueeze(2), write_weights.unsqueeze(1)
         link = (1 - row - column) * link + row * precedence.unsqueeze(1)
-        link = link * (1 - torch.eye(self.slots))
+        link = link * (1 - torch.eye(self.slots, device=link.device))
         precedence = (1 - write_weights.sum(1, keepdim=True)) * precedence + write_weights
         forward = read_weights @ link.transpose(1, 2)
         backward = read_weights @ link
