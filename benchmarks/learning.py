@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--sequences", type=int, default=256, help="of each set of the final test")
     parser.add_argument("--final", action="append", default=[], metavar="key=value", help="only for the final test")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     jobs = [
         (
             arguments.preset,
