@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 import tapehead
@@ -75,7 +76,7 @@ def results(circuit: Circuit, backend: str, inputs: Tensor, state: Any) -> list[
 
 @needs_triton
 @pytest.mark.parametrize("build", CIRCUITS.values(), ids=CIRCUITS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)])
 def test_agrees_with_eager(build: Callable[[], Circuit], dtype: torch.dtype, triton_device: torch.device) -> None:
     torch.manual_seed(0)
     circuit = build().to(triton_device, dtype)
@@ -96,7 +97,7 @@ def test_agrees_with_eager(build: Callable[[], Circuit], dtype: torch.dtype, tri
 def test_without_gradients_and_step_by_step(build: Callable[..., Circuit], triton_device: torch.device) -> None:
     torch.manual_seed(0)
     circuit = build(backend="triton").to(triton_device)
-    inputs = torch.randn(4, BATCH, INPUTS, device=triton_device)
+    inputs = torch.randn(3, BATCH, INPUTS, device=triton_device)
     with torch.no_grad():
         outputs, last = circuit(inputs)
         first, state = circuit(inputs[:1])
@@ -258,6 +259,18 @@ def test_a_pass_without_backward_frees_its_graph(recorded: list[str]) -> None:
     del kept
     circuit(inputs)
     assert recorded == ["replay forward"]
+
+
+def test_checkpointed_passes_are_not_replayed(recorded: list[str]) -> None:
+    torch.manual_seed(0)
+    circuit = ntm(backend="triton").double()
+    weight = circuit.accessor.interface.linear.weight
+    inputs = torch.randn(STEPS, BATCH, INPUTS, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(circuit(inputs)[0].square().sum(), weight)
+    for _ in range(5):
+        outputs = torch.utils.checkpoint.checkpoint(lambda x: circuit(x)[0], inputs, use_reentrant=False)
+        torch.testing.assert_close(torch.autograd.grad(outputs.square().sum(), weight)[0], expected)
+    assert recorded == []
 
 
 def test_graphs_are_kept_for_few_shapes(recorded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
