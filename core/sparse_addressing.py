@@ -64,10 +64,14 @@ def least_recent(last_access: Tensor, count: int) -> Tensor:
     return top_k(-last_access, count).sort(dim=-1).values
 
 
+def owners(slots: Tensor) -> Tensor:
+    """Index of the first entry that names the same slot, ``[..., M]`` -> ``[..., M]``."""
+    return (slots.unsqueeze(-1) == slots.unsqueeze(-2)).to(torch.uint8).argmax(-1)
+
+
 def first_of_equals(slots: Tensor) -> Tensor:
     """Whether no entry before it names the same slot, ``[..., M]`` -> ``[..., M]``."""
-    same = slots.unsqueeze(-1) == slots.unsqueeze(-2)
-    return ~same.tril(-1).any(-1)
+    return owners(slots) == torch.arange(slots.shape[-1], device=slots.device)
 
 
 def totals(slots: Tensor, weights: Tensor) -> Tensor:
@@ -80,8 +84,8 @@ def totals(slots: Tensor, weights: Tensor) -> Tensor:
     Returns:
         ``[..., M]``
     """
-    same = slots.unsqueeze(-1) == slots.unsqueeze(-2)
-    return (same.to(weights.dtype) @ weights.unsqueeze(-1)).squeeze(-1)
+    owner = owners(slots)
+    return torch.zeros_like(weights).scatter_add(-1, owner, weights).gather(-1, owner)
 
 
 def largest(slots: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
