@@ -1,19 +1,16 @@
-"""Triton's kernels run in its interpreter where there is no GPU; that must be known before Triton is imported."""
+"""Where Triton's kernels are tested."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 
 import pytest
 import torch
 
-os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
-
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def triton_device(request: pytest.FixtureRequest) -> torch.device:
-    """Where Triton's kernels are tested: in its interpreter, and compiled where there is a GPU."""
+    """The CPU, in Triton's interpreter, and a GPU where there is one."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
     from tapehead.core.kernels.triton import launch
