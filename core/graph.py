@@ -126,10 +126,8 @@ def used_nodes(hidden_weight: Tensor, output_weight: Tensor) -> int:
     """
     nodes, outputs = hidden_weight.shape[-2], output_weight.shape[-2]
     first = hidden_weight.shape[-1] - nodes - outputs
-    used = (hidden_weight != 0).any(-1).any(0)
-    for weight in (hidden_weight, output_weight):
-        used = used | (weight[..., first : first + nodes] != 0).any(-2).any(0)
-    at = used.nonzero()
+    connected = (torch.cat([hidden_weight, output_weight], dim=-2) != 0).any(0)
+    at = (connected[:nodes].any(1) | connected[:, first : first + nodes].any(0)).nonzero()
     return int(at[-1]) + 1 if len(at) else 0
 
 

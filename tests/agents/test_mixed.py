@@ -173,6 +173,6 @@ def test_learns_faster_than_by_mutation_alone():
 
 
 def test_strategies_without_members_inherit_nothing():
-    with pytest.raises(ValidationError, match=r"strategy\.type: got 'openai-es'.*allowed with .*: trust \(baldwinian"):
+    with pytest.raises(ValidationError, match=r"strategy\.type: got 'openai-es'.*allowed with .*: trust, neat \(baldwinian"):
         MixedOptions(strategy={"type": "openai-es"})
     assert MixedOptions(strategy={"type": "openai-es"}, inheritance="baldwinian").gradient_steps == 4

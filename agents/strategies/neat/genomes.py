@@ -6,7 +6,7 @@ first is a constant 1), R other weights of the circuit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -67,14 +67,16 @@ class Genomes(NamedTuple):
         """Hidden nodes of each genome, ``[P]``."""
         return (self.nodes != EMPTY).sum(1)
 
-    def packed(self) -> Genomes:
-        """The same genomes with no more room for connections than the largest of them takes."""
-        largest = max(int(self.connection_counts.max()), 1) if len(self.nodes) else 1
-        parts = {
-            name: getattr(self, name)[:, :largest].contiguous()
-            for name in ("innovations", "sources", "targets", "weights", "enabled")
-        }
-        return self._replace(**parts)
+    def with_room(self, room: int) -> Genomes:
+        """The same genomes with room for that many connections, which must be enough for all that there are."""
+        count, before = self.innovations.shape
+        if room == before:
+            return self
+        if room < before:
+            return self._replace(**{name: getattr(self, name)[:, :room].contiguous() for name in CONNECTIONS})
+        added = {name: getattr(self, name).new_zeros(count, room - before) for name in CONNECTIONS}
+        added["innovations"].fill_(EMPTY)
+        return self._replace(**{name: torch.cat([getattr(self, name), part], 1) for name, part in added.items()})
 
     def in_order(self) -> Genomes:
         """The same genomes after their connections were put in the order of their innovation numbers."""
@@ -83,6 +85,37 @@ class Genomes(NamedTuple):
             innovations=innovations,
             **{name: getattr(self, name).gather(1, order) for name in ("sources", "targets", "weights", "enabled")},
         )
+
+
+CONNECTIONS = ("innovations", "sources", "targets", "weights", "enabled")
+"""The parts of genomes that have an entry for each connection."""
+
+
+class Markers(NamedTuple):
+    """What tells genomes apart, without the room that none of them needs: C is the connections of the largest."""
+
+    innovations: Tensor
+    """``[P, C]``; EMPTY where there is no connection."""
+    weights: Tensor
+    """``[P, C]``"""
+    counts: Tensor
+    """Connections of each genome, ``[P]``."""
+    newest: Tensor
+    """Highest innovation number of each genome, -1 without connections, ``[P]``."""
+
+    @classmethod
+    def of(cls, genomes: Genomes) -> Markers:
+        """The markers of genomes."""
+        counts = genomes.connection_counts
+        room = max(int(counts.max()), 1) if len(counts) else 1
+        innovations = genomes.innovations[:, :room].contiguous()
+        newest = innovations.gather(1, (counts - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
+        newest = torch.where(counts > 0, newest, -1)
+        return cls(innovations, genomes.weights[:, :room].contiguous(), counts, newest)
+
+    def rows(self, index: Tensor) -> Markers:
+        """Those of the genomes of these indices."""
+        return Markers(*(part.index_select(0, index) for part in self))
 
 
 class Innovations:
@@ -171,18 +204,34 @@ class Codec:
 
     def stacks(self, genomes: Genomes) -> dict[str, Tensor]:
         """The circuit's parameters of each genome, by name ``[P, *S]``; hidden nodes in the order of their places."""
-        count, device = len(genomes.nodes), genomes.nodes.device
-        ranks = genomes.places.argsort(dim=1, stable=True).argsort(dim=1)
-        fixed = torch.arange(self.sources, device=device).expand(count, -1)
-        slots = torch.cat([fixed[:, : self.first], self.first + ranks, fixed[:, self.first + self.hidden :]], 1)
-        row = slots.gather(1, genomes.targets + self.first) - self.first
-        index = row * self.sources + slots.gather(1, genomes.sources)
+        count, index = len(genomes.nodes), self._index(genomes)
         values = torch.where(genomes.present & genomes.enabled, genomes.weights, torch.zeros_like(genomes.weights))
         matrix = genomes.weights.new_zeros(count, self.targets * self.sources).scatter_add_(1, index, values)
         matrix = matrix.view(count, self.targets, self.sources)
         parts = {} if self.others is None else self.others.split(genomes.others)
         parts |= {self.names[0]: matrix[:, : self.hidden], self.names[1]: matrix[:, self.hidden :]}
         return {name: parts[name] for name in self.layout.shapes}
+
+    def _index(self, genomes: Genomes) -> Tensor:
+        """Where each connection is in the flattened weights of all targets, ``[P, C]``."""
+        ranks = genomes.places.argsort(dim=1, stable=True).argsort(dim=1)
+        fixed = torch.arange(self.sources, device=ranks.device).expand(len(ranks), -1)
+        slots = torch.cat([fixed[:, : self.first], self.first + ranks, fixed[:, self.first + self.hidden :]], 1)
+        row = slots.gather(1, genomes.targets + self.first) - self.first
+        return row * self.sources + slots.gather(1, genomes.sources)
+
+    def with_weights(self, genomes: Genomes, stacks: Mapping[str, Tensor]) -> Genomes:
+        """The same genomes with the weights that the circuits have now; what is not enabled keeps its own.
+
+        Args:
+            genomes: as they were for :meth:`stacks`.
+            stacks: the circuit's parameters of each genome, by name ``[P, *S]``.
+        """
+        matrix = torch.cat([stacks[name] for name in self.names], 1).flatten(1)
+        found = matrix.gather(1, self._index(genomes))
+        weights = torch.where(genomes.present & genomes.enabled, found, genomes.weights)
+        others = genomes.others if self.others is None else self.others.join(stacks)
+        return genomes._replace(weights=weights, others=others)
 
     def first_genome(self, weights: Tensor, max_connections: int | None) -> tuple[Genomes, Innovations, int]:
         """One genome whose network is that of a circuit, the innovation numbers of its connections, the next node's.
@@ -250,21 +299,36 @@ def matches(mine: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     return at, (others.gather(1, at) == mine) & (mine != EMPTY)
 
 
-def crossover(fitter: Genomes, other: Genomes, disabled_rate: float, generator: torch.Generator) -> Genomes:
-    """Children of K pairs: matching connections from either, disjoint and excess ones from the fitter parent.
+def crossover(
+    genomes: Genomes, fitter: Tensor, other: Tensor, two: Tensor, disabled_rate: float, generator: torch.Generator
+) -> Genomes:
+    """Children of pairs: matching connections from either parent, disjoint and excess ones from the fitter.
 
     So a child has the topology of its fitter parent. A connection that is disabled in either parent is so in the child
     with ``disabled_rate`` (Stanley & Miikkulainen 2002, section 3.2). Other weights come from either.
+
+    Args:
+        genomes: parents.
+        fitter: index of the fitter parent of each child, ``[K]``.
+        other: index of the other one, ``[K]``.
+        two: bool ``[K]``; where it is False the child is a copy of the first.
+        disabled_rate: see above.
+        generator: the source of randomness.
     """
-    at, matching = matches(fitter.innovations, other.innovations)
-    device, dtype = fitter.weights.device, fitter.weights.dtype
-
-    def coins(shape: torch.Size) -> Tensor:
-        return torch.rand(shape, generator=generator, device=device)
-
-    taken = matching & (coins(at.shape) < 0.5)
-    weights = torch.where(taken, other.weights.gather(1, at), fitter.weights)
-    disabled = ~fitter.enabled | (matching & ~other.enabled.gather(1, at))
-    enabled = ~(disabled & (coins(at.shape) < disabled_rate)) & fitter.present
-    mixed = torch.where(coins(fitter.others.shape) < 0.5, other.others, fitter.others)
-    return fitter._replace(weights=weights.to(dtype), enabled=enabled, others=mixed)
+    children = genomes.rows(fitter)
+    weights, enabled = genomes.weights.index_select(0, other), genomes.enabled.index_select(0, other)
+    at, matching = matches(children.innovations, genomes.innovations.index_select(0, other))
+    both = two.unsqueeze(1)
+    coins = torch.rand((2, *at.shape), generator=generator, device=at.device)
+    taken = matching & (coins[0] < 0.5) & both
+    disabled = ~children.enabled | (matching & ~enabled.gather(1, at))
+    drawn = ~(disabled & (coins[1] < disabled_rate)) & children.present
+    others = children.others
+    if others.shape[1]:
+        coins = torch.rand(others.shape, generator=generator, device=at.device)
+        others = torch.where((coins < 0.5) & both, genomes.others.index_select(0, other), others)
+    return children._replace(
+        weights=torch.where(taken, weights.gather(1, at), children.weights),
+        enabled=torch.where(both, drawn, children.enabled),
+        others=others,
+    )

@@ -1,6 +1,7 @@
 """Mutations of NEAT (Stanley & Miikkulainen 2002, sections 3.1 and 4.1), of many genomes at once.
 
-Each function takes K genomes that it may change, and draws what it needs from a generator.
+Each function takes K genomes that it may change, and draws what it needs from a generator. New connections come last:
+when all is done, the genomes are to be put in order (:meth:`Genomes.in_order`).
 """
 
 from __future__ import annotations
@@ -21,25 +22,33 @@ def uniform(size: tuple[int, ...], step: float, genomes: Genomes, generator: tor
 
 
 def mutate_weights(
-    genomes: Genomes, *, step: float, replaced: float, limit: float, generator: torch.Generator
+    genomes: Genomes, rows: Tensor, *, step: float, replaced: float, limit: float, generator: torch.Generator
 ) -> Genomes:
     """Shift every connection's weight by up to ``step``; a share of them is drawn anew from [-step, step).
 
     Weights stay within ``limit`` to either side.
+
+    Args:
+        genomes: to change.
+        rows: which of them, bool ``[K]``.
+        step, replaced, limit: see above.
+        generator: the source of randomness.
     """
     shape = tuple(genomes.weights.shape)
     drawn = uniform(shape, step, genomes, generator)
     anew = torch.rand(shape, generator=generator, device=drawn.device) < replaced
     weights = torch.where(anew, drawn, genomes.weights + drawn).clamp_(-limit, limit)
-    return genomes._replace(weights=torch.where(genomes.present, weights, torch.zeros_like(weights)))
+    return genomes._replace(weights=torch.where(genomes.present & rows.unsqueeze(1), weights, genomes.weights))
 
 
-def mutate_others(genomes: Genomes, *, step: float, rate: float, generator: torch.Generator) -> Genomes:
-    """Add Gaussian noise to a share of the weights that are no connections."""
+def mutate_others(genomes: Genomes, rows: Tensor, *, step: float, rate: float, generator: torch.Generator) -> Genomes:
+    """Add Gaussian noise to a share of the weights that are no connections, in some rows, bool ``[K]``."""
+    if not genomes.others.shape[1]:
+        return genomes
     others = genomes.others
     noise = torch.randn(others.shape, generator=generator, device=others.device, dtype=others.dtype)
     touched = torch.rand(others.shape, generator=generator, device=others.device) < rate
-    return genomes._replace(others=others + step * noise * touched)
+    return genomes._replace(others=others + step * noise * (touched & rows.unsqueeze(1)))
 
 
 def choose(candidates: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -56,17 +65,16 @@ def choose(candidates: Tensor, generator: torch.Generator) -> tuple[Tensor, Tens
     return draws.masked_fill_(~candidates, -1.0).argmax(1), candidates.any(1)
 
 
-def toggle(genomes: Genomes, generator: torch.Generator) -> Genomes:
-    """Disable or enable one connection of each genome."""
-    column, found = choose(genomes.present, generator)
-    enabled = genomes.enabled.clone()
-    rows = torch.arange(len(column), device=column.device)
-    enabled[rows, column] ^= found
-    return genomes._replace(enabled=enabled)
+def toggle(genomes: Genomes, rows: Tensor, generator: torch.Generator) -> Genomes:
+    """Disable or enable one connection of some genomes, bool ``[K]``."""
+    column, found = choose(genomes.present & rows.unsqueeze(1), generator)
+    chosen = torch.zeros_like(genomes.enabled).scatter_(1, column.unsqueeze(1), found.unsqueeze(1))
+    return genomes._replace(enabled=genomes.enabled ^ chosen)
 
 
 def add_connections(
     genomes: Genomes,
+    wanted: Tensor,
     codec: Codec,
     innovations: Innovations,
     *,
@@ -78,6 +86,7 @@ def add_connections(
 
     Args:
         genomes: to change; one that has no room or no such pair stays as it is.
+        wanted: which of them, bool ``[K]``.
         codec: of the network.
         innovations: gives the connections their numbers.
         step: largest weight.
@@ -97,7 +106,7 @@ def add_connections(
     counts = genomes.connection_counts
     chosen, found = choose(allowed.flatten(1) & ~taken[:, :size], generator)
     weights = uniform((count,), step, genomes, generator)
-    rows = (found & (counts < genomes.weights.shape[1])).nonzero().squeeze(1)
+    rows = (found & wanted & (counts < genomes.weights.shape[1])).nonzero().squeeze(1)
     sources, targets, at = chosen[rows] % codec.sources, chosen[rows] // codec.sources, counts[rows]
     numbers = codec.node_numbers(genomes)
     genomes.innovations[rows, at] = innovations.numbers(numbers[rows, sources], numbers[rows, codec.first + targets])
@@ -105,11 +114,16 @@ def add_connections(
     genomes.targets[rows, at] = targets
     genomes.weights[rows, at] = weights[rows]
     genomes.enabled[rows, at] = True
-    return genomes.in_order()
+    return genomes
 
 
 def add_nodes(
-    genomes: Genomes, codec: Codec, innovations: Innovations, next_node: int, generator: torch.Generator
+    genomes: Genomes,
+    wanted: Tensor,
+    codec: Codec,
+    innovations: Innovations,
+    next_node: int,
+    generator: torch.Generator,
 ) -> tuple[Genomes, int]:
     """Split an enabled connection of each genome by a new node: the way in weighs 1, the way out what it weighed.
 
@@ -117,6 +131,7 @@ def add_nodes(
 
     Args:
         genomes: to change; one that has no room or nothing to split stays as it is. What leaves the bias is not split.
+        wanted: which of them, bool ``[K]``.
         codec: of the network.
         innovations: gives the connections their numbers.
         next_node: number of the next new node.
@@ -133,7 +148,7 @@ def add_nodes(
     splittable = genomes.present & genomes.enabled & (genomes.sources > 0) & (wide | (start == end))
     column, found = choose(splittable, generator)
     room = (counts + 2 <= genomes.weights.shape[1]) & (nodes < codec.hidden)
-    rows = (found & room).nonzero().squeeze(1)
+    rows = (found & wanted & room).nonzero().squeeze(1)
     column, node, at = column[rows], nodes[rows], counts[rows]
     split, which = genomes.innovations[rows, column].unique(return_inverse=True)
     share = torch.rand(len(split), generator=generator, device=rows.device, dtype=torch.float64)[which]
@@ -159,4 +174,4 @@ def add_nodes(
         genomes.targets[rows, at + offset] = target
         genomes.weights[rows, at + offset] = value
         genomes.enabled[rows, at + offset] = True
-    return genomes.in_order(), next_node + len(split)
+    return genomes, next_node + len(split)

@@ -7,7 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .genomes import Genomes, matches
+from .genomes import Genomes, Markers, matches
+
+AT_ONCE = 2**17
+"""Connections that are compared at a time."""
 
 
 class Distance(NamedTuple):
@@ -22,26 +25,25 @@ class Distance(NamedTuple):
     weights: float = 0.4
     small: int = 20
 
-    def __call__(self, representatives: Genomes, genomes: Genomes) -> Tensor:
+    def __call__(self, representatives: Markers, genomes: Markers) -> Tensor:
         """Distances of M representatives and P genomes, ``[M, P]``."""
-        count, connections = genomes.innovations.shape
-        many = len(representatives.nodes)
-        mine = genomes.innovations.flatten().expand(many, -1)
-        at, matching = matches(mine, representatives.innovations)
-        difference = (representatives.weights.gather(1, at) - genomes.weights.flatten()).abs() * matching
-        matching = matching.view(many, count, connections)
-        common = matching.sum(2)
-        weights = difference.view(many, count, connections).sum(2) / common.clamp(min=1)
-        own, other = genomes.connection_counts, representatives.connection_counts
-        # The newest connection of each, -1 where there is none.
-        newest = genomes.innovations.masked_fill(~genomes.present, -1).amax(1)
-        newest_other = representatives.innovations.masked_fill(~representatives.present, -1).amax(1)
-        newer = ((genomes.innovations > newest_other.view(-1, 1, 1)) & genomes.present).sum(2)
-        older = torch.searchsorted(representatives.innovations, newest.expand(many, -1).contiguous(), right=True)
-        excess = newer + (other.unsqueeze(1) - torch.minimum(older, other.unsqueeze(1)))
-        disjoint = own + other.unsqueeze(1) - 2 * common - excess
-        size = torch.maximum(own.expand(many, -1), other.unsqueeze(1))
-        size = torch.where(size < self.small, torch.ones_like(size), size).clamp(min=1)
+        count, many = len(genomes.counts), len(representatives.counts)
+        at, matching = matches(genomes.innovations.flatten().expand(many, -1), representatives.innovations)
+        difference = (representatives.weights.gather(1, at) - genomes.weights.flatten()).abs_().mul_(matching)
+        common = matching.view(many, count, -1).sum(2)
+        weights = difference.view(many, count, -1).sum(2) / common.clamp(min=1)
+        own, other = genomes.counts, representatives.counts.unsqueeze(1)
+        # What is not newer than the newest of the other genome: empty room is newer than anything.
+        here = torch.searchsorted(
+            genomes.innovations, representatives.newest.expand(count, -1).contiguous(), right=True
+        ).T
+        there = torch.searchsorted(
+            representatives.innovations, genomes.newest.expand(many, -1).contiguous(), right=True
+        )
+        excess = own - here + other - there
+        disjoint = own + other - 2 * common - excess
+        size = torch.maximum(own, other)
+        size = torch.where(size < self.small, 1, size)
         return (self.excess * excess + self.disjoint * disjoint) / size + self.weights * weights
 
 
@@ -62,16 +64,24 @@ def speciate(
         Number of each genome's species, ``[P]``, and the number of the next new species.
     """
     species = torch.full((len(genomes.nodes),), -1, device=genomes.nodes.device)
-    genomes, representatives = genomes.packed(), representatives.packed()
-    if len(numbers):
-        near = distance(representatives, genomes) < threshold
+    markers = Markers.of(genomes)
+    known, homeless = Markers.of(representatives), torch.arange(len(species), device=species.device)
+    start = 0
+    while start < len(numbers) and len(homeless):
+        # Few representatives at a time where genomes are many: most find their species among the first.
+        stop = start + max(1, AT_ONCE // (len(homeless) * markers.innovations.shape[1]))
+        some = torch.arange(start, min(stop, len(numbers)), device=species.device)
+        near = distance(known.rows(some), markers.rows(homeless)) < threshold
         first = near.to(torch.uint8).argmax(0)
-        species = torch.where(near.any(0), numbers[first], species)
-    while (homeless := (species < 0).nonzero().squeeze(1)).numel():
-        rest = genomes.rows(homeless)
+        species[homeless] = torch.where(near.any(0), numbers[some][first], -1)
+        homeless = homeless[~near.any(0)]
+        start = stop
+    while len(homeless):
+        rest = markers.rows(homeless)
         near = distance(rest.rows(homeless.new_zeros(1)), rest)[0] < threshold
         near[0] = True
         species[homeless[near]] = next_number
+        homeless = homeless[~near]
         next_number += 1
     return species, next_number
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -96,6 +96,7 @@ class Neat(Strategy):
     """
 
     Options = NeatOptions
+    holds_members = True
     remembered = ("species", "champion", "next_node", "next_species", "threshold", "records", "improved", "sizes")
 
     def __init__(self, options: NeatOptions, initial: Tensor, *, seed: int = 0, layout: Layout | None = None) -> None:
@@ -109,7 +110,11 @@ class Neat(Strategy):
         self.options = options
         self.codec = Codec(self.layout)
         first, self.innovations, self.next_node = self.codec.first_genome(self.initial, options.max_connections)
-        self.genomes = first.rows(torch.zeros(options.population, dtype=torch.long, device=initial.device))
+        self.max_connections = first.innovations.shape[1]
+        """Connections that a genome can have at most."""
+        self.genomes = self._fitted(first).rows(
+            torch.zeros(options.population, dtype=torch.long, device=initial.device)
+        )
         self.champion = self.initial.clone()
         """The fittest genome of the last generation, as it was evaluated, ``[D]``."""
         self.threshold = options.compatibility_threshold
@@ -131,24 +136,29 @@ class Neat(Strategy):
         options = self.options
         return Distance(options.excess, options.disjoint, options.weight_difference, options.small_genome)
 
+    def _fitted(self, genomes: Genomes) -> Genomes:
+        """The genomes with not much more room than the next generation may need: time goes with the room."""
+        largest = int(genomes.connection_counts.max())
+        # One new connection, and two with a new node; in steps, so that the room seldom changes.
+        return genomes.with_room(min(-(-(largest + 3) // 8) * 8, self.max_connections))
+
     def _vary_first(self) -> None:
         """Make the first genomes differ."""
         options, genomes = self.options, self.genomes
+        rows = torch.ones(options.population, dtype=torch.bool, device=self.initial.device)
+        rows[0] = options.initial != "copied"
         if options.initial == "resampled":
             weights = uniform(tuple(genomes.weights.shape), options.weight_step, genomes, self.generator)
             varied = genomes._replace(weights=torch.where(genomes.present, weights, torch.zeros_like(weights)))
         else:
-            varied = self._mutate_weights(genomes)
-        varied = mutate_others(varied, step=options.others_step, rate=1.0, generator=self.generator)
-        if options.initial == "copied":
-            for part, start in zip(varied, genomes, strict=True):
-                part[0] = start[0]
-        self.genomes = varied
+            varied = self._mutate_weights(genomes, rows)
+        self.genomes = mutate_others(varied, rows, step=options.others_step, rate=1.0, generator=self.generator)
 
-    def _mutate_weights(self, genomes: Genomes) -> Genomes:
+    def _mutate_weights(self, genomes: Genomes, rows: Tensor) -> Genomes:
         options = self.options
         return mutate_weights(
             genomes,
+            rows,
             step=options.weight_step,
             replaced=options.replace_weight,
             limit=options.max_weight,
@@ -158,6 +168,11 @@ class Neat(Strategy):
     def draw(self) -> dict[str, Tensor]:  # type: ignore[override]
         """The circuit's parameters of each member, by name."""
         return self.codec.stacks(self.genomes)
+
+    def replace(self, genomes: Tensor) -> None:
+        """See :meth:`Strategy.replace`; the topologies stay as they are."""
+        self.genomes = self.codec.with_weights(self.genomes, self.layout.split(genomes))
+        self._drawn = self.draw()
 
     def update(self, fitness: Tensor, drawn: Any) -> None:
         """Records of the species, children, and the species of these."""
@@ -170,7 +185,7 @@ class Neat(Strategy):
         self._record(numbers, member_of, fitness)
         children = self._quotas(numbers, member_of, fitness, best)
         representatives = self._representatives(member_of, len(numbers))
-        self.genomes = self._reproduce(fitness, order, member_of, children, best)
+        self.genomes = self._fitted(self._reproduce(fitness, order, member_of, children, best))
         alive = (children > 0).nonzero().squeeze(1)
         self._speciate(representatives.rows(alive), numbers[alive])
 
@@ -253,46 +268,30 @@ class Neat(Strategy):
         two = coins(options.crossover) & (first != second) & ~elite
         first = torch.where(elite, by_species[starts[which]], first)
         fitter, other = torch.where(two & better, second, first), torch.where(better, first, second)
-        born = self.genomes.rows(fitter)
-        rows = two.nonzero().squeeze(1)
-        born.put(
-            rows, crossover(born.rows(rows), self.genomes.rows(other[rows]), options.inherited_disabled, self.generator)
-        )
+        born = crossover(self.genomes, fitter, other, two, options.inherited_disabled, self.generator)
         return self._mutate(born, ~elite, coins)
 
-    def _mutate(self, born: Genomes, may: Tensor, coins: Any) -> Genomes:
+    def _mutate(self, born: Genomes, may: Tensor, coins: Callable[[float], Tensor]) -> Genomes:
         """Mutate the genomes that may be, each kind of mutation in a share of them."""
         options, generator = self.options, self.generator
-
-        def among(rate: float) -> tuple[Tensor, Genomes]:
-            rows = (coins(rate) & may).nonzero().squeeze(1)
-            return rows, born.rows(rows)
-
-        rows, chosen = among(options.mutate_weights)
-        born.put(rows, self._mutate_weights(chosen))
-        if self.codec.others is not None:
-            rows, chosen = among(1.0)
-            born.put(
-                rows, mutate_others(chosen, step=options.others_step, rate=options.mutate_others, generator=generator)
-            )
+        born = self._mutate_weights(born, coins(options.mutate_weights) & may)
+        born = mutate_others(born, may, step=options.others_step, rate=options.mutate_others, generator=generator)
         if options.toggle_connection:
-            rows, chosen = among(options.toggle_connection)
-            born.put(rows, toggle(chosen, generator))
-        rows, chosen = among(options.add_connection)
-        born.put(
-            rows,
-            add_connections(
-                chosen,
-                self.codec,
-                self.innovations,
-                step=options.weight_step,
-                recurrent=options.recurrent,
-                generator=generator,
-            ),
+            born = toggle(born, coins(options.toggle_connection) & may, generator)
+        connected, split = coins(options.add_connection) & may, coins(options.add_node) & may
+        # Few genomes change their topology: only these are looked at.
+        rows = (connected | split).nonzero().squeeze(1)
+        chosen = add_connections(
+            born.rows(rows),
+            connected[rows],
+            self.codec,
+            self.innovations,
+            step=options.weight_step,
+            recurrent=options.recurrent,
+            generator=generator,
         )
-        rows, chosen = among(options.add_node)
-        chosen, self.next_node = add_nodes(chosen, self.codec, self.innovations, self.next_node, generator)
-        born.put(rows, chosen)
+        chosen, self.next_node = add_nodes(chosen, split[rows], self.codec, self.innovations, self.next_node, generator)
+        born.put(rows, chosen.in_order())
         return born
 
     def _speciate(self, representatives: Genomes, numbers: Tensor) -> None:
@@ -338,14 +337,17 @@ class Neat(Strategy):
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Strategy.state_dict`; also all genes and innovation numbers."""
-        genes = {f"genomes.{name}": part.clone() for name, part in self.genomes._asdict().items()}
+        whole = self.genomes.with_room(self.max_connections)
+        genes = {f"genomes.{name}": part.clone() for name, part in whole._asdict().items()}
         return {**super().state_dict(), **genes, "innovations": self.innovations.keys()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See :meth:`Strategy.load_state_dict`."""
         super().load_state_dict(state)
         device = self.initial.device
-        self.genomes = Genomes(*(state[f"genomes.{name}"].to(device, copy=True) for name in Genomes._fields))
+        self.genomes = self._fitted(
+            Genomes(*(state[f"genomes.{name}"].to(device, copy=True) for name in Genomes._fields))
+        )
         self.innovations = Innovations(state["innovations"])
         self.improved = (self.improved[0], self.improved[1])
         self.records = [(number, record, since) for number, record, since in self.records]

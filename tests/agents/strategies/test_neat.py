@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tapehead import NTM
 from tapehead.agents.population import Population
 from tapehead.agents.strategies import Neat, NeatOptions
 from tapehead.agents.strategies.neat import mutation
-from tapehead.agents.strategies.neat.genomes import EMPTY, Genomes, crossover
+from tapehead.agents.strategies.neat.genomes import EMPTY, Genomes, Markers, crossover
 from tapehead.agents.strategies.neat.species import Distance, quotas, speciate
 from tapehead.circuits import NeatCircuit
 from tapehead.core.stacked import Layout
@@ -94,7 +95,12 @@ def test_equal_mutations_of_a_generation_get_equal_numbers(seed):
     strategy = fresh(seed)
     copies = strategy.genomes.rows(torch.zeros(12, dtype=torch.long))
     grown, next_node = mutation.add_nodes(
-        copies, strategy.codec, strategy.innovations, strategy.next_node, torch.Generator().manual_seed(seed)
+        copies,
+        torch.ones(12, dtype=torch.bool),
+        strategy.codec,
+        strategy.innovations,
+        strategy.next_node,
+        torch.Generator().manual_seed(seed),
     )
     seen: dict[int, tuple] = {}
     for row in range(12):
@@ -116,7 +122,14 @@ def test_a_split_connection_goes_on_through_the_new_node():
     strategy = fresh(1)
     before = connections(strategy, 0)
     one = strategy.genomes.rows(torch.zeros(1, dtype=torch.long))
-    grown, _ = mutation.add_nodes(one, strategy.codec, strategy.innovations, strategy.next_node, strategy.generator)
+    grown, _ = mutation.add_nodes(
+        one,
+        torch.ones(1, dtype=torch.bool),
+        strategy.codec,
+        strategy.innovations,
+        strategy.next_node,
+        strategy.generator,
+    )
     strategy.genomes = grown
     after = connections(strategy, 0)
     (split,) = [number for number, gene in after.items() if not gene[3]]
@@ -168,13 +181,17 @@ def test_crossover_takes_matching_genes_from_either_and_the_rest_from_the_fitter
     generator = torch.Generator().manual_seed(seed)
     fitter, other = (torch.randint(24, (16,), generator=generator) for _ in range(2))
     parents = [{member: connections(strategy, member) for member in range(24)}]
-    children = crossover(strategy.genomes.rows(fitter), strategy.genomes.rows(other), rate, generator)
+    two = torch.rand(16, generator=generator) < 0.8
+    children = crossover(strategy.genomes, fitter, other, two, rate, generator)
     assert torch.equal(children.nodes, strategy.genomes.nodes[fitter])
     strategy.genomes = children
     for row in range(16):
         child = connections(strategy, row)
         first, second = parents[0][int(fitter[row])], parents[0][int(other[row])]
         assert child.keys() == first.keys()
+        if not two[row]:
+            assert child == first
+            continue
         for number, (source, target, weight, enabled) in child.items():
             assert (source, target) == first[number][:2]
             if number in second:
@@ -205,7 +222,7 @@ def test_distance_equals_a_loop_over_genes(seed, small):
     distance = Distance(excess=1.5, disjoint=0.7, weights=0.4, small=small)
     genes = [connections(strategy, member) for member in range(24)]
     representatives = [0, 5, 17]
-    found = distance(strategy.genomes.rows(torch.tensor(representatives)), strategy.genomes)
+    found = distance(Markers.of(strategy.genomes.rows(torch.tensor(representatives))), Markers.of(strategy.genomes))
     expected = [[distance_by_hand(genes[one], two, distance) for two in genes] for one in representatives]
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-5)
     assert found[1, 5] == 0
@@ -218,8 +235,9 @@ def test_species_are_a_partition_by_the_first_representative_that_is_near(seed, 
     distance = strategy.distance
     representatives = strategy.genomes.rows(torch.tensor([3, 8]))
     species, next_number = speciate(strategy.genomes, representatives, torch.tensor([7, 9]), 10, distance, threshold)
-    everyone = distance(strategy.genomes, strategy.genomes)
-    near = distance(representatives, strategy.genomes) < threshold
+    markers = Markers.of(strategy.genomes)
+    everyone = distance(markers, markers)
+    near = distance(Markers.of(representatives), markers) < threshold
     assert species.shape == (24,) and set(species.tolist()) <= {7, 9, *range(10, next_number)}
     founders: dict[int, int] = {}
     for member, number in enumerate(species.tolist()):
@@ -381,3 +399,23 @@ def test_species_over_time_are_a_picture():
     picture = strategy.pictures()["species"]
     assert [*picture.steps] == [0, 1, 2, 3, 4]
     assert all(sum(part[step] for part in picture.parts.values()) == 24 for step in range(5))
+
+
+def test_replaced_weights_are_those_of_the_enabled_connections():
+    torch.manual_seed(0)
+    circuit = NTM(2, 1, controller="neat", hidden_size=3, memory_size=4, word_size=2)
+    layout = Layout.of(circuit)
+    options = NeatOptions(population=12, **EAGER)
+    strategy = Neat(options, layout.read(circuit), layout=layout)
+    for _ in range(4):
+        strategy.ask()
+        strategy.tell(torch.randn(12))
+    before, disabled = strategy.genomes, ~strategy.genomes.enabled
+    asked = strategy.ask()
+    learned = torch.where(asked != 0, asked + 0.5, asked)
+    strategy.replace(learned)
+    assert torch.equal(strategy.ask(), learned)
+    assert torch.equal(strategy.genomes.weights[disabled], before.weights[disabled])
+    assert torch.equal(strategy.genomes.innovations, before.innovations)
+    strategy.tell(torch.arange(12.0))
+    assert torch.equal(strategy.best, learned[11])
