@@ -114,14 +114,12 @@ void dot_products_backward(const Slots<T>& slots, int word, const T* memory, con
                     store(d_memory + at, d);
                 }
                 for (int h = 0; h < K; h++) {
-                    T* total = sums + (j * K + h) * LANES<T>;
+                    T* total = sums + (h * word + j) * LANES<T>;
                     store(total, n == 0 ? sum[h] : load(total) + sum[h]);
                 }
             }
         });
-        for (int h = 0; h < K; h++)
-            for (int j = 0; j < word; j++)
-                d_keys[(first + h) * word + j] = lane_sum<T>(load(sums + (j * K + h) * LANES<T>));
+        lane_sums<T>(sums, K * word, d_keys + first * word);
     });
 }
 

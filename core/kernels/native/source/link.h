@@ -41,11 +41,19 @@ template <class T, int ROWS> inline void zero_diagonal(int i, int j, Vec<T>* x) 
     const Vec<T> lanes = lane_numbers<T>();
     for (int r = 0; r < ROWS; r++) x[r] = lanes == T(i + r - j) ? Vec<T>{} : x[r];
 }
-// Calls body(std::integral_constant<int, rows>, first row).
-template <int MOST, class F> inline void row_groups(int count, F&& body) {
-    int i = 0;
-    for (; i + MOST <= count; i += MOST) body(std::integral_constant<int, MOST>{}, i);
-    for (; i < count; i++) body(std::integral_constant<int, 1>{}, i);
+// Calls body(row, head, sum over the lanes).
+template <class T, int ROWS, int K, class F> ALWAYS_INLINE void reduce(const Vec<T> (&x)[ROWS][K], F&& body) {
+    if constexpr (ROWS * K <= LANES<T>) {
+        Vec<T> flat[ROWS * K];
+        for (int r = 0; r < ROWS; r++)
+            for (int h = 0; h < K; h++) flat[r * K + h] = x[r][h];
+        const Vec<T> sums = lane_sums<T>(flat);
+        for (int r = 0; r < ROWS; r++)
+            for (int h = 0; h < K; h++) body(r, h, sums[r * K + h]);
+    } else {
+        for (int r = 0; r < ROWS; r++)
+            for (int h = 0; h < K; h++) body(r, h, lane_sum<T>(x[r][h]));
+    }
 }
 
 // The matrix after all updates: forward[h,i] = Σ_j L[i,j] read[h,j], backward[h,j] = Σ_i L[i,j] read[h,i]; stored in
@@ -79,8 +87,7 @@ void follow_links(const Slots<T>& slots, const T* stored, T* out, const LinkUpda
                     store(behind + (size_t)h * N + j, sum);
                 }
             }
-            for (int r = 0; r < ROWS; r++)
-                for (int h = 0; h < K; h++) ahead[(size_t)h * N + i + r] = lane_sum<T>(sums[r][h]);
+            reduce<T, ROWS, K>(sums, [&](int r, int h, T sum) { ahead[(size_t)h * N + i + r] = sum; });
         });
         for (int h = 0; h < K; h++)
             for (int n = slots.count; n < N; n++) ahead[(size_t)h * N + n] = 0;
@@ -145,10 +152,10 @@ void follow_links_backward(const Slots<T>& slots, const T* stored, const LinkUpd
                 store(d_weights + j, d_w);
                 store(d_precedence + j, d_p);
             }
-            for (int r = 0; r < ROWS; r++) {
-                if (last_group) d_weights[i + r] += lane_sum<T>(for_weights[r]);
-                for (int h = 0; h < K; h++) d_reading[(size_t)h * N + i + r] += lane_sum<T>(for_reading[r][h]);
-            }
+            reduce<T, ROWS, K>(for_reading, [&](int r, int h, T sum) { d_reading[(size_t)h * N + i + r] += sum; });
+            if (!last_group) return;
+            const Vec<T> sums = lane_sums<T>(for_weights);
+            for (int r = 0; r < ROWS; r++) d_weights[i + r] += sums[r];
         });
     });
 }

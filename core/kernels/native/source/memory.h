@@ -42,6 +42,13 @@ template <class T, int MOST, class F> inline void chunks(int padded, F&& body) {
     for (; n < padded; n += LANES<T>) body(std::integral_constant<int, 1>{}, n);
 }
 
+// Calls body(std::integral_constant<int, rows>, first row).
+template <int MOST, class F> inline void row_groups(int count, F&& body) {
+    int i = 0;
+    for (; i + MOST <= count; i += MOST) body(std::integral_constant<int, MOST>{}, i);
+    for (; i < count; i++) body(std::integral_constant<int, 1>{}, i);
+}
+
 // after = before ∘ kept ∘ Π_h (1 - w_h e_h) + Σ_h w_h a_h; kept may be null; after may be before.
 template <class T>
 void write(const Slots<T>& slots, int word, const T* before, T* after, const T* kept, int heads, const T* weights,
@@ -89,20 +96,18 @@ void write_backward(const Slots<T>& slots, int word, const T* before, const T* k
                     const size_t at = (size_t)j * N + n + c * LANES<T>;
                     const Vec<T> m = load(before + at), d = load(d_memory + at), d_by_weight = d * w[c];
                     for_add += d_by_weight;
-                    for_erase += d_by_weight * m;
+                    for_erase -= d_by_weight * m;
                     d_w[c] += d * (a - m * e);
                     store(d_memory + at, d - e * d_by_weight);
                 }
-                T* total = sums + j * 2 * LANES<T>;
-                store(total, n == 0 ? for_erase : load(total) + for_erase);
-                store(total + LANES<T>, n == 0 ? for_add : load(total + LANES<T>) + for_add);
+                T *erase_sum = sums + j * LANES<T>, *add_sum = sums + (word + j) * LANES<T>;
+                store(erase_sum, n == 0 ? for_erase : load(erase_sum) + for_erase);
+                store(add_sum, n == 0 ? for_add : load(add_sum) + for_add);
             }
             for (int c = 0; c < C; c++) store(d_weights + n + c * LANES<T>, d_w[c]);
         });
-        for (int j = 0; j < word; j++) {
-            d_erase[j] = -lane_sum<T>(load(sums + j * 2 * LANES<T>));
-            d_add[j] = lane_sum<T>(load(sums + (j * 2 + 1) * LANES<T>));
-        }
+        lane_sums<T>(sums, word, d_erase);
+        lane_sums<T>(sums + word * LANES<T>, word, d_add);
         return;
     }
     for (int j = 0; j < word; j++) {
@@ -144,14 +149,30 @@ void read(const Slots<T>& slots, int word, const T* memory, int heads, const T* 
     head_groups(heads, [&](auto group, int first) {
         constexpr int K = group;
         const T* w = weights + (size_t)first * N;
-        for (int j = 0; j < word; j++) {
-            Vec<T> sum[K] = {};
-            for (int n = 0; n < N; n += LANES<T>) {
-                const Vec<T> m = load(memory + (size_t)j * N + n);
-                for (int h = 0; h < K; h++) sum[h] += m * load(w + (size_t)h * N + n);
+        // Several words at once: the weights are loaded once for them, and their sums over the lanes are cheaper.
+        constexpr int MOST = LANES<T> >= 4 * K ? 4 : 1;
+        row_groups<MOST>(word, [&](auto group_of_words, int j) {
+            constexpr int WORDS = group_of_words;
+            if constexpr (LANES<T> < K * WORDS) {
+                for (int h = 0; h < K; h++) {
+                    Vec<T> sum{};
+                    for (int n = 0; n < N; n += LANES<T>)
+                        sum += load(memory + (size_t)j * N + n) * load(w + (size_t)h * N + n);
+                    reads[(first + h) * word + j] = lane_sum<T>(sum);
+                }
+            } else {
+                Vec<T> sums[K * WORDS] = {};
+                for (int n = 0; n < N; n += LANES<T>) {
+                    for (int i = 0; i < WORDS; i++) {
+                        const Vec<T> m = load(memory + (size_t)(j + i) * N + n);
+                        for (int h = 0; h < K; h++) sums[h * WORDS + i] += m * load(w + (size_t)h * N + n);
+                    }
+                }
+                const Vec<T> sum = lane_sums<T>(sums);
+                for (int h = 0; h < K; h++)
+                    for (int i = 0; i < WORDS; i++) reads[(first + h) * word + j + i] = sum[h * WORDS + i];
             }
-            for (int h = 0; h < K; h++) reads[(first + h) * word + j] = lane_sum<T>(sum[h]);
-        }
+        });
     });
 }
 
@@ -188,6 +209,96 @@ void read_backward(const Slots<T>& slots, int word, const T* memory, int heads, 
                     store(d_weights + (size_t)(first + h) * N + n + c * LANES<T>, d_w[h][c]);
         });
     });
+}
+
+// The most common access in one pass: one write head, few read heads, nothing wiped.
+inline bool simple_access(int reads, int writes, const void* kept) { return reads <= 4 && writes == 1 && !kept; }
+
+// write, then read.
+template <class T>
+void write_and_read(const Slots<T>& slots, int word, const T* before, T* after, const T* weights, const T* erase,
+                    const T* add, int heads, const T* read_weights, T* reads) {
+    const int N = slots.padded;
+    head_groups(heads, [&](auto group, int) {
+        constexpr int K = group, MOST = LANES<T> >= 4 * K ? 4 : LANES<T> / K > 1 ? 2 : 1;
+        row_groups<MOST>(word, [&](auto group_of_words, int j) {
+            constexpr int WORDS = group_of_words;
+            Vec<T> sums[K * WORDS] = {};
+            for (int n = 0; n < N; n += LANES<T>) {
+                const Vec<T> w = load(weights + n);
+                Vec<T> reading[K];
+                for (int h = 0; h < K; h++) reading[h] = load(read_weights + (size_t)h * N + n);
+                for (int i = 0; i < WORDS; i++) {
+                    const size_t at = (size_t)(j + i) * N + n;
+                    const Vec<T> m = load(before + at) * (1 - erase[j + i] * w) + add[j + i] * w;
+                    store(after + at, m);
+                    for (int h = 0; h < K; h++) sums[h * WORDS + i] += m * reading[h];
+                }
+            }
+            if constexpr (K * WORDS <= LANES<T>) {
+                const Vec<T> sum = lane_sums<T>(sums);
+                for (int h = 0; h < K; h++)
+                    for (int i = 0; i < WORDS; i++) reads[h * word + j + i] = sum[h * WORDS + i];
+            } else {
+                for (int h = 0; h < K; h++)
+                    for (int i = 0; i < WORDS; i++) reads[h * word + j + i] = lane_sum<T>(sums[h * WORDS + i]);
+            }
+        });
+    });
+}
+
+// Backward of write_and_read. d_memory: in, gradient after; out, before. d_weights, d_read_weights += …;
+// d_erase, d_add = …. sums is scratch of 2 * word vectors.
+template <class T>
+void write_and_read_backward(const Slots<T>& slots, int word, const T* before, const T* weights, const T* erase,
+                             const T* add, int heads, const T* read_weights, const T* d_reads, T* d_memory, T* d_weights,
+                             T* d_erase, T* d_add, T* d_read_weights, T* sums) {
+    const int N = slots.padded;
+    head_groups(heads, [&](auto group, int) {
+        constexpr int K = group;
+        chunks<T, (K > 1 ? CHUNK / 2 : CHUNK)>(N, [&](auto chunk, int n) {
+            constexpr int C = chunk;
+            Vec<T> w[C], d_w[C], reading[K][C], d_reading[K][C];
+            for (int c = 0; c < C; c++) {
+                const int at = n + c * LANES<T>;
+                w[c] = load(weights + at);
+                d_w[c] = load(d_weights + at);
+                for (int h = 0; h < K; h++) {
+                    reading[h][c] = load(read_weights + (size_t)h * N + at);
+                    d_reading[h][c] = load(d_read_weights + (size_t)h * N + at);
+                }
+            }
+            for (int j = 0; j < word; j++) {
+                const T e = erase[j], a = add[j];
+                Vec<T> for_erase{}, for_add{};
+                for (int c = 0; c < C; c++) {
+                    const size_t at = (size_t)j * N + n + c * LANES<T>;
+                    const Vec<T> m = load(before + at), left = 1 - e * w[c], after = m * left + a * w[c];
+                    Vec<T> d = load(d_memory + at);
+                    for (int h = 0; h < K; h++) {
+                        const T x = d_reads[h * word + j];
+                        d += x * reading[h][c];
+                        d_reading[h][c] += x * after;
+                    }
+                    const Vec<T> d_by_weight = d * w[c];
+                    for_add += d_by_weight;
+                    for_erase -= d_by_weight * m;
+                    d_w[c] += d * (a - m * e);
+                    store(d_memory + at, d * left);
+                }
+                T *erase_sum = sums + j * LANES<T>, *add_sum = sums + (word + j) * LANES<T>;
+                store(erase_sum, n == 0 ? for_erase : load(erase_sum) + for_erase);
+                store(add_sum, n == 0 ? for_add : load(add_sum) + for_add);
+            }
+            for (int c = 0; c < C; c++) {
+                const int at = n + c * LANES<T>;
+                store(d_weights + at, d_w[c]);
+                for (int h = 0; h < K; h++) store(d_read_weights + (size_t)h * N + at, d_reading[h][c]);
+            }
+        });
+    });
+    lane_sums<T>(sums, word, d_erase);
+    lane_sums<T>(sums + word * LANES<T>, word, d_add);
 }
 
 // Softmax of each of `heads` groups of `size` neighbours, in place, and its backward (d in: of the shares, out: of x).

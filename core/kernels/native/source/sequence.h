@@ -137,6 +137,14 @@ inline void prefer_large_pages(void* start, int64_t bytes) {
 #endif
 }
 
+// Asks for memory that will soon be needed.
+template <class T> inline void prefetch(const T* start, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(start + i);
+}
+template <class T> inline void prefetch_to_write(T* start, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(start + i, 1);
+}
+
 // What every step leaves: gates, cell state and hidden vector of each layer, activated interface vector and the
 // accessor's own part, for each row of the batch. Record s holds what step s - 1 made, record 0 the first state.
 // The last layer's hidden vector is among the features.
@@ -270,6 +278,8 @@ void forward_block(const Problem& p, const Tensors<T>& x, const Records<T>& reco
         product<T>((int)rows, weights.to_interface, hiddens.feature(t + 1, b0), features, records.interface(t + 1, b0),
                    records.size, true);
         for (int64_t b = b0; b < end; b++) {
+            if (p.training && b + 1 < end)
+                prefetch_to_write(records.accessor(t + 1, b + 1), records.size - records.accessor_part);
             accessor.forward(t, b, hiddens.feature(t + 1, b) + hidden, scratch.data());
             keep_words(t + 1, b);
         }
@@ -405,6 +415,11 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
                     const T* d = x.d_features + (t * p.batch + b0 + i) * features;
                     for (int j = 0; j < features; j++) carry[j] += d[j];
                 }
+                // Records come from far away: the next row's while this one is worked on.
+                if (i + 1 < rows)
+                    prefetch(records.row(t, b0 + i + 1), records.size);
+                else if (t > 0)
+                    prefetch(records.row(t - 1, b0), records.size);
                 accessor.backward(t, b0 + i, carry + hidden, d_interface + i * interface_stride, scratch.data(),
                                   &row_scratch[i * row_size]);
             }

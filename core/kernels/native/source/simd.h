@@ -110,6 +110,48 @@ template <> inline float lane_max<float>(Vec<float> v) {
 }
 #endif
 
+// ---- the sums over the lanes of several vectors at once: vector i's in lane i ----
+// Merges two vectors whose lanes are partial sums of HALF vectors each, in turn, into one of 2 * HALF.
+template <class T, int HALF> ALWAYS_INLINE Vec<T> fold(Vec<T> a, Vec<T> b) {
+#if defined(__clang__)
+    Vec<T> sum;
+    for (int i = 0; i < LANES<T>; i++) {
+        const int at = i / (2 * HALF) * (2 * HALF) + i % HALF;
+        sum[i] = i % (2 * HALF) < HALF ? a[at] + a[at + HALF] : b[at] + b[at + HALF];
+    }
+    return sum;
+#else
+    typename Traits<T>::Integers first, second;
+    for (int i = 0; i < LANES<T>; i++) {
+        first[i] = i / (2 * HALF) * (2 * HALF) + i % HALF + (i % (2 * HALF) < HALF ? 0 : LANES<T>);
+        second[i] = first[i] + HALF;
+    }
+    return __builtin_shuffle(a, b, first) + __builtin_shuffle(a, b, second);
+#endif
+}
+// GROUP vectors from x[first] on, those from count on taken as any.
+template <class T, int GROUP> ALWAYS_INLINE Vec<T> folded(const Vec<T>* x, int first, int count) {
+    if constexpr (GROUP == 1) {
+        return x[first];
+    } else {
+        const Vec<T> a = folded<T, GROUP / 2>(x, first, count);
+        return fold<T, GROUP / 2>(a, first + GROUP / 2 < count ? folded<T, GROUP / 2>(x, first + GROUP / 2, count) : a);
+    }
+}
+template <class T, int COUNT> ALWAYS_INLINE Vec<T> lane_sums(const Vec<T> (&x)[COUNT]) {
+    static_assert(COUNT <= LANES<T>);
+    return folded<T, LANES<T>>(x, 0, COUNT);
+}
+// Of `count` vectors in memory.
+template <class T> inline void lane_sums(const T* vectors, int count, T* out) {
+    sweep<T>(count, [&](int i, auto io) {
+        const int here = std::min(LANES<T>, count - i);
+        Vec<T> x[LANES<T>];
+        for (int k = 0; k < LANES<T>; k++) x[k] = load(vectors + (size_t)(i + std::min(k, here - 1)) * LANES<T>);
+        io.store(out + i, folded<T, LANES<T>>(x, 0, LANES<T>));
+    });
+}
+
 // ---- elementary functions; float after Cephes (1 to 2 ulp, branch free, NaN stays NaN), double lane by lane ----
 template <class F> inline Vec<double> each_lane(Vec<double> x, F&& function) {
     for (int i = 0; i < LANES<double>; i++) x[i] = function(x[i]);

@@ -134,8 +134,12 @@ template <class T> class StaticAccessor {
             for (int n = 0; n < N; n += LANES<T>) store(w + n, scale * load(w + n));
         }
         const T *read_weights = now + weights, *write_weights = read_weights + reads * N;
-        write<T>(slots, word, before, after, nullptr, writes, write_weights, a + erase, a + add);
-        read(slots, word, after, reads, read_weights, words_read);
+        if (simple_access(reads, writes, nullptr)) {
+            write_and_read(slots, word, before, after, write_weights, a + erase, a + add, reads, read_weights, words_read);
+        } else {
+            write<T>(slots, word, before, after, nullptr, writes, write_weights, a + erase, a + add);
+            read(slots, word, after, reads, read_weights, words_read);
+        }
     }
     void finish(int64_t b) const {
         const T* now = records.accessor(tape.steps, b);
@@ -172,9 +176,15 @@ template <class T> class StaticAccessor {
         const T *before = tape.before(t, b, again), *after = tape.after(t, b, again);
         const T *read_weights = now + weights, *write_weights = read_weights + (int64_t)reads * N;
 
-        read_backward(slots, word, after, reads, read_weights, d_words_read, d_memory, d_weights);
-        write_backward<T>(slots, word, before, nullptr, writes, write_weights, a + erase, a + add, d_memory,
-                          d_weights + (int64_t)reads * N, d + erase, d + add, nullptr, more_scratch);
+        T* d_write_weights = d_weights + (int64_t)reads * N;
+        if (simple_access(reads, writes, nullptr)) {
+            write_and_read_backward(slots, word, before, write_weights, a + erase, a + add, reads, read_weights,
+                                    d_words_read, d_memory, d_write_weights, d + erase, d + add, d_weights, more_scratch);
+        } else {
+            read_backward(slots, word, after, reads, read_weights, d_words_read, d_memory, d_weights);
+            write_backward<T>(slots, word, before, nullptr, writes, write_weights, a + erase, a + add, d_memory,
+                              d_write_weights, d + erase, d + add, nullptr, more_scratch);
+        }
         for (int h = 0; h < heads; h++) {
             const T *w = now + weights + (int64_t)h * N, *c = now + content + (int64_t)h * N;
             const T *previous = last + weights + (int64_t)h * N, *s = a + shift + h * shifts;
