@@ -1,8 +1,8 @@
 """A whole NTM sequence in one launch, forward and backward: one program per sequence, its memory in registers.
 
 All steps run inside the kernel. The memory never leaves the chip but for a checkpoint every few steps, from which the
-backward pass computes it again; weights of the layers stream from the second-level cache, which all programs share.
-Products with the inputs come before the kernel and gradients of weights after it, as large products in torch.
+backward pass computes it again. Products with the inputs come before the kernel and gradients of weights after it, as
+large products in torch.
 
 Shapes: T steps, B batch, F = hidden + R * W features (hidden vector and words read), G = gates * hidden,
 I interface, K = R + H heads, N slots, W word size, S shifts.
@@ -19,79 +19,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...addressing import NORM_EPSILON, SHARPEN_EPSILON
+from .controllers import CHUNK, KEEP_EVERY, controller_backward, controller_forward, too_wide
 from .launch import launch, parts, power_of_two, sigmoid, softplus, softplus_slope, tanh, warps
-
-KEEP_EVERY = 8
-"""Steps between two stored memories."""
-
-CHUNK = 16
-"""Rows of a layer's weights that are multiplied at a time."""
 
 LARGEST_TILE = 8192
 """Elements of a memory, sides rounded up to powers of two, that a program keeps: 32 registers of each thread."""
-
-LARGEST_VECTOR = 1024
-"""Elements of the widest vector (features, interface), rounded up."""
-
-FEEDFORWARD, LSTM, GRU = 0, 1, 2
-
-
-@triton.jit
-def _clip(x, CLIP: tl.constexpr):
-    """The value in [-CLIP, CLIP], unbounded for None; NaN stays NaN."""
-    if CLIP is not None:
-        x = tl.where(x > CLIP, CLIP, tl.where(x < -CLIP, -CLIP, x))
-    return x
-
-
-@triton.jit
-def _passes(gradient, x, CLIP: tl.constexpr):
-    """The gradient where :func:`_clip` leaves x as it is."""
-    if CLIP is not None:
-        gradient = tl.where((x >= -CLIP) & (x <= CLIP), gradient, 0.0)
-    return gradient
-
-
-@triton.jit
-def _product(weight, vector, start, out, length, columns, width, CHUNK: tl.constexpr):
-    """``start + vector @ weight[:, out]`` for a weight ``[length, width]`` and the first ``columns`` of ``out``."""
-    rows = tl.arange(0, CHUNK)
-    # Added up by each thread for itself, and among threads once.
-    sums = tl.zeros([CHUNK, out.shape[0]], start.dtype)
-    for first in range(0, length, CHUNK):
-        row = first + rows
-        x = tl.load(vector + row, mask=row < length, other=0.0)
-        inside = (row < length)[:, None] & (out < columns)[None, :]
-        sums += x[:, None] * tl.load(weight + row[:, None] * width + out[None, :], mask=inside, other=0.0)
-    return start + tl.sum(sums, 0)
-
-
-@triton.jit
-def _controller(
-    gates,
-    previous,
-    cell,
-    h,
-    HIDDEN: tl.constexpr,
-    KIND: tl.constexpr,
-    CLIP: tl.constexpr,
-):
-    """Hidden vector and cell from the sums that enter the gates, which are in memory: gates ``[G]``."""
-    inside = h < HIDDEN
-    first = tl.load(gates + h, mask=inside, other=0.0)
-    if KIND == 0:
-        hidden = tanh(first)
-    else:
-        second = tl.load(gates + HIDDEN + h, mask=inside, other=0.0)
-        third = tl.load(gates + 2 * HIDDEN + h, mask=inside, other=0.0)
-        fourth = tl.load(gates + 3 * HIDDEN + h, mask=inside, other=0.0)
-        if KIND == 1:
-            cell = _clip(sigmoid(second) * cell + sigmoid(first) * tanh(third), CLIP)
-            hidden = sigmoid(fourth) * tanh(cell)
-        else:
-            candidate = tanh(third + sigmoid(first) * fourth)
-            hidden = candidate + sigmoid(second) * (previous - candidate)
-    return _clip(hidden, CLIP), cell
 
 
 @triton.jit
@@ -232,24 +164,28 @@ def ntm_forward(
         else:
             step_room, now, then = batch, (t % 2) * batch_size + batch, ((t + 1) % 2) * batch_size + batch
 
-        # Controller.
-        for block in tl.static_range(GATES):
-            sums = gates + row * G + block * HIDDEN + h
-            total = tl.load(sums, mask=h < HIDDEN, other=0.0)
-            total = _product(recurrent + block * HIDDEN, before, total, h, F, HIDDEN, G, CHUNK)
-            tl.store(sums, total, mask=h < HIDDEN)
-        tl.debug_barrier()
-        previous = tl.load(before + h, mask=h < HIDDEN, other=0.0)
-        hidden, cell = _controller(gates + row * G, previous, cell, h, HIDDEN, KIND, CLIP)
-        tl.store(after + h, hidden, mask=h < HIDDEN)
+        raw = interface + step_room * INTERFACE
+        cell = controller_forward(
+            before,
+            after,
+            gates + row * G,
+            recurrent,
+            interface_weight,
+            interface_bias,
+            raw,
+            cell,
+            h,
+            i,
+            F,
+            HIDDEN,
+            GATES,
+            INTERFACE,
+            KIND,
+            CLIP,
+            CHUNK,
+        )
         if KEEP:
             tl.store(cells + then * HIDDEN + h, cell, mask=h < HIDDEN)
-        tl.debug_barrier()
-        vector = tl.load(interface_bias + i, mask=i < INTERFACE, other=0.0)
-        vector = _product(interface_weight, after, vector, i, HIDDEN, INTERFACE, INTERFACE, CHUNK)
-        raw = interface + step_room * INTERFACE
-        tl.store(raw + i, vector, mask=i < INTERFACE)
-        tl.debug_barrier()
 
         # Every head looks content up and moves on from where it was; shifting needs the slots of other threads.
         old = weights + now * K * N
@@ -453,50 +389,27 @@ def ntm_backward(
             d_tile += 2.0 * d_square[:, None] * tile
             tl.debug_barrier()
 
-            # Controller.
-            d_hidden = tl.load(d_after + h, mask=in_hidden, other=0.0)
-            d_hidden = _product(interface_weight, d_raw, d_hidden, h, INTERFACE, HIDDEN, HIDDEN, CHUNK)
-            d_before = d_features + row * F
-            previous = tl.load(features + row * F + h, mask=in_hidden, other=0.0)
-            one = tl.load(gates + row * G + h, mask=in_hidden, other=0.0)
-            d_one = d_gates + row * G + h
-            if KIND == 0:
-                output = tanh(one)
-                d_hidden = _passes(d_hidden, output, CLIP)
-                tl.store(d_one, d_hidden * (1.0 - output * output), mask=in_hidden)
-            else:
-                two = sigmoid(tl.load(gates + row * G + HIDDEN + h, mask=in_hidden, other=0.0))
-                three = tl.load(gates + row * G + 2 * HIDDEN + h, mask=in_hidden, other=0.0)
-                four = tl.load(gates + row * G + 3 * HIDDEN + h, mask=in_hidden, other=0.0)
-                one = sigmoid(one)
-                if KIND == 1:
-                    three = tanh(three)
-                    four = sigmoid(four)
-                    last_cell = tl.load(cells + row * HIDDEN + h, mask=in_hidden, other=0.0)
-                    total = two * last_cell + one * three
-                    squashed = tanh(_clip(total, CLIP))
-                    d_hidden = _passes(d_hidden, four * squashed, CLIP)
-                    d_c = _passes(d_c + d_hidden * four * (1.0 - squashed * squashed), total, CLIP)
-                    tl.store(d_one, d_c * three * one * (1.0 - one), mask=in_hidden)
-                    tl.store(d_one + HIDDEN, d_c * last_cell * two * (1.0 - two), mask=in_hidden)
-                    tl.store(d_one + 2 * HIDDEN, d_c * one * (1.0 - three * three), mask=in_hidden)
-                    tl.store(d_one + 3 * HIDDEN, d_hidden * squashed * four * (1.0 - four), mask=in_hidden)
-                    d_c *= two
-                else:
-                    candidate = tanh(three + one * four)
-                    d_hidden = _passes(d_hidden, candidate + two * (previous - candidate), CLIP)
-                    d_candidate = d_hidden * (1.0 - two) * (1.0 - candidate * candidate)
-                    tl.store(d_one, d_candidate * four * one * (1.0 - one), mask=in_hidden)
-                    tl.store(d_one + HIDDEN, d_hidden * (previous - candidate) * two * (1.0 - two), mask=in_hidden)
-                    tl.store(d_one + 2 * HIDDEN, d_candidate, mask=in_hidden)
-                    tl.store(d_one + 3 * HIDDEN, d_candidate * one, mask=in_hidden)
-                    direct = tl.load(d_before + h, mask=in_hidden, other=0.0) + d_hidden * two
-                    tl.store(d_before + h, direct, mask=in_hidden)
-            tl.debug_barrier()
-            d_row = tl.load(d_before + f, mask=f < F, other=0.0)
-            d_row = _product(recurrent, d_gates + row * G, d_row, f, G, F, F, CHUNK)
-            tl.store(d_before + f, d_row, mask=f < F)
-            tl.debug_barrier()
+            d_c = controller_backward(
+                features + row * F,
+                gates + row * G,
+                cells + row * HIDDEN,
+                recurrent,
+                interface_weight,
+                d_after,
+                d_features + row * F,
+                d_gates + row * G,
+                d_raw,
+                d_c,
+                h,
+                f,
+                F,
+                HIDDEN,
+                GATES,
+                INTERFACE,
+                KIND,
+                CLIP,
+                CHUNK,
+            )
     tl.store(d_memory + batch * N * W + within, d_tile, mask=inside)
     tl.store(d_cell + batch * HIDDEN + h, d_c, mask=in_hidden)
 
@@ -543,10 +456,7 @@ def unavailable(hidden: int, slots: int, word: int, reads: int, interface: int) 
     tile = power_of_two(slots) * power_of_two(word)
     if tile > LARGEST_TILE:
         return f"a memory of {slots} x {word} fills more than the registers of a program"
-    widest = max(4 * hidden, hidden + reads * word, interface)
-    if power_of_two(widest) > LARGEST_VECTOR:
-        return f"a vector of {widest} elements is too wide for a program"
-    return None
+    return too_wide(hidden, hidden + reads * word, interface)
 
 
 def _forward(

@@ -16,11 +16,12 @@ from ...controllers.gru import GRUController, GRUState
 from ...controllers.lstm import LSTMController, LSTMState
 from ...stacked import map_initial_state
 from . import ntm
+from .controllers import FEEDFORWARD, GRU, LSTM
 
 if TYPE_CHECKING:
     from ..circuit_view import CircuitView
 
-KINDS: dict[type, int] = {FeedForwardController: ntm.FEEDFORWARD, LSTMController: ntm.LSTM, GRUController: ntm.GRU}
+KINDS: dict[type, int] = {FeedForwardController: FEEDFORWARD, LSTMController: LSTM, GRUController: GRU}
 
 
 def unavailable(circuit: CircuitView, state: CircuitState) -> str | None:
