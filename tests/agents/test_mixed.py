@@ -173,6 +173,7 @@ def test_learns_faster_than_by_mutation_alone():
 
 
 def test_strategies_without_members_inherit_nothing():
-    with pytest.raises(ValidationError, match=r"strategy\.type: got 'openai-es'.*allowed with .*: trust, neat \(baldwinian"):
+    message = r"strategy\.type: got 'openai-es'.*allowed with .*: trust, neat \(baldwinian"
+    with pytest.raises(ValidationError, match=message):
         MixedOptions(strategy={"type": "openai-es"})
     assert MixedOptions(strategy={"type": "openai-es"}, inheritance="baldwinian").gradient_steps == 4

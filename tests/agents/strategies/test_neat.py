@@ -25,7 +25,7 @@ LAYOUT = Layout(
 )
 EAGER = {"add_node": 0.6, "add_connection": 0.6, "toggle_connection": 0.2, "recurrent": 0.4, "elite_size": 2}
 seeds = st.integers(0, 10**6)
-examples = settings(max_examples=25, deadline=None)
+examples = settings(max_examples=15, deadline=None)
 
 
 def fresh(seed: int, **values) -> Neat:
