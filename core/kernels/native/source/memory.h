@@ -303,12 +303,18 @@ void write_and_read_backward(const Slots<T>& slots, int word, const T* before, c
 
 // Softmax of each of `heads` groups of `size` neighbours, in place, and its backward (d in: of the shares, out: of x).
 template <class T> void small_softmax(int heads, int size, T* x) {
-    for (int h = 0; h < heads; h++, x += size) {
-        T top = x[0], sum = 0;
-        for (int i = 1; i < size; i++) top = x[i] > top ? x[i] : top;
-        sweep<T>(size, [&](int i, auto io) { io.store(x + i, exponential(io.load(x + i) - top)); });
-        for (int i = 0; i < size; i++) sum += x[i];
-        for (int i = 0; i < size; i++) x[i] /= sum;
+    for (int h = 0; h < heads; h++) {
+        T* group = x + h * size;
+        T top = group[0];
+        for (int i = 1; i < size; i++) top = group[i] > top ? group[i] : top;
+        for (int i = 0; i < size; i++) group[i] -= top;
+    }
+    sweep<T>(heads * size, [&](int i, auto io) { io.store(x + i, exponential(io.load(x + i))); });
+    for (int h = 0; h < heads; h++) {
+        T *group = x + h * size, sum = 0;
+        for (int i = 0; i < size; i++) sum += group[i];
+        const T scale = 1 / sum;
+        for (int i = 0; i < size; i++) group[i] *= scale;
     }
 }
 template <class T> void small_softmax_backward(int size, const T* share, T* d) {

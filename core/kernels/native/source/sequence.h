@@ -121,6 +121,9 @@ template <class F> void for_ranges(int64_t threads, int64_t count, F&& body) {
     if (failed) throw std::bad_alloc();
 }
 
+// Threads worth starting for so many products of numbers.
+inline int64_t threads_for(const Problem& p, int64_t products) { return std::min(p.threads, 1 + products / (1 << 22)); }
+
 // Calls body(first row, rows) for blocks of the batch on several threads.
 template <class F> void for_blocks(const Problem& p, F&& body) {
     for_ranges(p.threads, p.batch, [&](int64_t begin, int64_t end) {
@@ -351,7 +354,7 @@ void sum_gradients(const Problem& p, const T* d, int64_t stride, int outputs, st
     const int64_t count = p.steps * p.batch;
     int64_t columns = 0;
     for (const auto& part : parts) columns += part.count;
-    for_ranges(p.threads, outputs, [&](int64_t begin, int64_t end) {
+    for_ranges(threads_for(p, count * columns * outputs), outputs, [&](int64_t begin, int64_t end) {
         if (d_bias) sum_of_rows(count, d, stride, (int)begin, (int)end, d_bias);
         if (!d_weight) return;
         T* out = d_weight;
@@ -479,7 +482,7 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
     if (x.d_inputs) {
         const Packed<T> to_inputs(records.gates, (int)p.inputs, x.weight + records.seen, columns, 1);
         const T* d_gates = d_gates_of(0, 0, 0);
-        for_ranges(p.threads, count, [&](int64_t begin, int64_t end) {
+        for_ranges(threads_for(p, count * records.gates * p.inputs), count, [&](int64_t begin, int64_t end) {
             const int64_t width = round_up<T>((int)p.inputs);
             std::vector<T> rows(8 * width);
             for (int64_t i = begin; i < end; i += 8) {

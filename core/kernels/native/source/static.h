@@ -103,10 +103,14 @@ template <class T> class StaticAccessor {
         const T* before = tape.before(t, b);
         T *after = tape.after(t, b), *on_ring = ring(scratch);
         apply_hyperbolic(a + keys, heads * word);
-        apply_softplus(a + strengths, heads, T(0));
-        apply_logistic(a + gate, heads);
+        // All that has a value or few per head lies together: one or two vectors, whatever is done to each lane.
+        sweep<T>(erase - strengths, [&](int i, auto io) {
+            const Vec<T> x = io.load(a + strengths + i), place = lane_numbers<T>() + T(strengths + i);
+            const Vec<T> soft = softplus(x);
+            const Vec<T> early = place < T(gate) ? soft : logistic(x), late = place < T(sharpness) ? x : 1 + soft;
+            io.store(a + strengths + i, place < T(shift) ? early : late);
+        });
         small_softmax(heads, shifts, a + shift);
-        apply_softplus(a + sharpness, heads, T(1));
         apply_logistic(a + erase, writes * word);
         apply_hyperbolic(a + add, writes * word);
         if (lookup.masked()) apply_mask(a + lookup.masks, heads * word);
