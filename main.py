@@ -8,19 +8,30 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import yaml
 
 import tapehead
 from tapehead.agents.learning import TrainingError
+from tapehead.core import distributed
 from tapehead.core.agent import Agent
+from tapehead.core.distributed import FirstProcessError, LostProcessError, Processes
 from tapehead.envs.images import DataError
 from tapehead.utils import factory, options
 from tapehead.utils.log import LOGGER, log_to
 from tapehead.utils.options import OptionsError
-from tapehead.utils.run import Run, find_checkpoint, find_directory, load_agent_state, new_directory, read_options
+from tapehead.utils.run import (
+    Run,
+    find_checkpoint,
+    find_directory,
+    find_launch,
+    load_agent_state,
+    new_directory,
+    read_options,
+)
 
 DEFAULT_PRESET = "ntm-copy"
 
@@ -78,23 +89,92 @@ def stop_on_signal(agent: Agent) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def train(arguments: argparse.Namespace) -> int:
-    """Train a preset, or go on with a run."""
-    resumed = find_directory(arguments.resume) if arguments.resume else None
-    saved = read_options(resumed) if resumed else None
+class Start(NamedTuple):
+    """What a run begins with."""
+
+    chosen: factory.RunOptions
+    directory: Path | None
+    """Of the run that goes on; None for a new one."""
+    goes_on: bool
+    """Whether that run has a checkpoint to go on from."""
+
+
+def choose(arguments: argparse.Namespace, processes: Processes) -> Start:
+    """Options and folder of a run from the command line; torchrun's restarts find the run that they have begun.
+
+    Raises:
+        OptionsError: lists every problem.
+    """
+    directory = find_directory(arguments.resume) if arguments.resume else None
+    saved = read_options(directory) if directory else None
     first = saved.get("start") if saved else None
     chosen = read_arguments(arguments.arguments, saved)
-    if resumed and chosen.start != first:
+    if directory and chosen.start != first:
         raise OptionsError(f"start: got {chosen.start!r}; a run that goes on has weights of its own, leave it out")
-    if chosen.start and not resumed:
+    if directory:
+        return Start(chosen, directory, True)
+    launched = distributed.launch()
+    begun = find_launch(launched) if launched else None
+    if begun:
+        before = factory.parse(read_options(begun))
+        if _same(chosen, before):
+            return Start(before, begun, (begun / "checkpoints" / "latest.pt").exists())
+    if chosen.start:
         # Recorded as the file that it is: the latest run will be another one soon.
         chosen = chosen.model_copy(update={"start": str(find_checkpoint(chosen.start))})
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
-    # Built and loaded before the first folder is made: bad input leaves nothing behind.
-    parts = factory.build(chosen, resumed=resumed is not None)
-    if resumed:
-        parts.agent.load_state_dict(load_agent_state(resumed))
+    if processes.size > 1 and getattr(chosen.agent, "shards", 0) is None:
+        chosen = chosen.model_copy(update={"agent": chosen.agent.model_copy(update={"shards": processes.size})})
+    return Start(chosen, None, False)
+
+
+def _same(chosen: factory.RunOptions, before: factory.RunOptions) -> bool:
+    """Whether options are those of a run that has begun, apart from what was looked up when it began."""
+    given, kept = chosen.model_dump(), before.model_dump()
+    for values in (given, kept):
+        values.pop("start")
+    if given["agent"].get("shards", 0) is None:
+        given["agent"]["shards"] = kept["agent"].get("shards")
+    return given == kept
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train a preset, or go on with a run; under torchrun, together with other processes."""
+    with distributed.join() as processes:
+        begin = processes.share(lambda: choose(arguments, processes))
+        if begin.chosen.threads:
+            torch.set_num_threads(begin.chosen.threads)
+        # Built and loaded before the first folder is made: bad input leaves nothing behind.
+        agent, description = prepare(begin, processes)
+        if processes.first:
+            fit(agent, description, begin)
+        else:
+            with stop_on_signal(agent):
+                agent.fit()
+    return 0
+
+
+def prepare(begin: Start, processes: Processes) -> tuple[Agent, str]:
+    """The agent of a run in the state that it begins with, the same in all processes, and what it is made of."""
+
+    def build() -> factory.Parts:
+        # A first state that comes from a file is read by the first process alone.
+        return factory.build(begin.chosen, resumed=begin.goes_on or not processes.first)
+
+    parts = build()
+    agent = parts.agent
+    agent.join(processes)
+    if begin.goes_on and begin.directory and processes.first:
+        agent.load_state_dict(load_agent_state(begin.directory))
+    if processes.size > 1:
+        state = processes.share_state(agent.state_dict)
+        if not processes.first:
+            agent.load_state_dict(state)
+    return agent, f"{factory.describe(parts)}\n\n{parts.circuit}"
+
+
+def fit(agent: Agent, description: str, begin: Start) -> None:
+    """Let the agent learn, and record it in the run's folder."""
+    chosen, resumed = begin.chosen, begin.directory
     directory = resumed or new_directory()
     try:
         run = Run(directory, chosen)
@@ -102,25 +182,25 @@ def train(arguments: argparse.Namespace) -> int:
         if not resumed:
             shutil.rmtree(directory)
         raise
-    with log_to(directory / "log"), run:
-        parts.agent.recorder = run
+    with log_to(directory / "log"), run, run.launched(distributed.launch()):
+        agent.recorder = run
         LOGGER.info("run %s%s", directory, " goes on" if resumed else "")
-        if chosen.start and not resumed:
+        if chosen.start and not begin.goes_on:
             LOGGER.info("starts with the weights of %s", chosen.start)
-        description = factory.describe(parts)
-        LOGGER.info("%s", description)
+        if agent.processes.size > 1:
+            LOGGER.info("%d processes share the work", agent.processes.size)
+        LOGGER.info("%s", description.partition("\n\n")[0])
         run.write_options()
         run.plotter.text("options", yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False))
-        run.plotter.text("circuit", f"{description}\n\n{parts.circuit}")
+        run.plotter.text("circuit", description)
         if resumed:
-            run.forget_after(parts.agent.step)
-        with stop_on_signal(parts.agent):
-            parts.agent.fit()
-        if parts.agent.stop_requested:
-            LOGGER.info("stopped at step %d; go on with: tapehead train --resume %s", parts.agent.step, directory)
+            run.forget_after(agent.step)
+        with stop_on_signal(agent):
+            agent.fit()
+        if agent.stop_requested:
+            LOGGER.info("stopped at step %d; go on with: tapehead train --resume %s", agent.step, directory)
         else:
-            LOGGER.info("done at step %d; look closer with: tapehead test %s", parts.agent.step, directory)
-    return 0
+            LOGGER.info("done at step %d; look closer with: tapehead test %s", agent.step, directory)
 
 
 def test(arguments: argparse.Namespace) -> int:
@@ -158,8 +238,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 training failed, 2 bad input, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parsed = parser().parse_args(given or ["train"])
+    first = distributed.rank_here() == 0
+    if not first and parsed.command != "train":
+        return 0
     try:
-        with log_to("terminal"):
+        with log_to("terminal") if first else contextlib.nullcontext():
             if parsed.command == "train":
                 return train(parsed)
             if parsed.command == "test":
@@ -168,9 +251,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return list_entries()
             print(yaml.safe_dump(read_arguments(parsed.arguments).model_dump(mode="json"), sort_keys=False), end="")
             return 0
-    except (ValueError, OSError, ImportError, DataError, TrainingError) as error:
-        print("\n".join(f"tapehead: {line}" for line in str(error).splitlines()), file=sys.stderr)
-        return 1 if isinstance(error, TrainingError) else 2
+    except FirstProcessError:
+        return 2
+    except (ValueError, OSError, ImportError, DataError, TrainingError, LostProcessError) as error:
+        who = "tapehead" if first else f"tapehead, process {distributed.rank_here()}"
+        print("\n".join(f"{who}: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 1 if isinstance(error, (TrainingError, LostProcessError)) else 2
     except KeyboardInterrupt:
         print("tapehead: interrupted", file=sys.stderr)
         return 130

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from ..core.agent import Recorder
 from ..core.circuit import Circuit, detach
+from ..core.distributed import Processes
 from ..core.env import Batch, Env
 from .learning import LearningAgent, LearningOptions, TrainingError
 from .optimisers import TensorFlowRMSprop
@@ -69,9 +70,14 @@ class BackpropOptions(LearningOptions):
 
 
 class BackpropAgent(LearningAgent):
-    """Samples a batch, runs the circuit, descends the gradient; evaluates, saves and stops as its options say."""
+    """Samples a batch, runs the circuit, descends the gradient; evaluates, saves and stops as its options say.
 
-    Options = BackpropOptions
+    Several processes share each batch: all draw the same one, each answers its share of the sequences, and the
+    gradients are added up: ``batch_size`` counts the sequences of all processes together. What is not finite in
+    one of them makes the sum so, and all skip that step.
+    """
+
+    Options: ClassVar[type[BackpropOptions]] = BackpropOptions
     env: Env
     options: BackpropOptions
 
@@ -160,12 +166,26 @@ class BackpropAgent(LearningAgent):
         self.circuit.load_state_dict(self.first_weights)
         self.optimiser = self._build_optimiser()
 
-    def _backward(self, batch: Batch) -> tuple[float, Tensor]:
-        """Accumulate the gradients of a batch; the loss and the outputs ``[T, B, O]``, detached."""
+    def join(self, processes: Processes) -> None:
+        """See :meth:`Agent.join`; each process needs a sequence of every batch."""
+        if self.options.batch_size < processes.size:
+            raise ValueError(
+                f"agent.batch_size: got {self.options.batch_size}; {processes.size} processes share each batch, "
+                "allowed is at least one sequence for each"
+            )
+        super().join(processes)
+
+    def _own_share(self, batch: Batch) -> Batch:
+        """This process's share of the sequences of a batch."""
+        own = self.processes.mine(batch.inputs.shape[1])
+        return Batch(*(part[:, own.start : own.stop] for part in batch))
+
+    def _backward(self, batch: Batch, normaliser: Tensor) -> tuple[Tensor, Tensor]:
+        """Accumulate the gradients of a batch; the loss, a scalar, and the outputs ``[T, B, O]``, detached."""
         length = batch.inputs.shape[0]
         chunk = self.options.truncate or length
-        normaliser = self.env.normaliser(batch)
-        state, outputs, total = None, [], 0.0
+        state, outputs = None, []
+        total = torch.zeros_like(normaliser)
         for start in range(0, length, chunk):
             part = Batch(*(tensor[start : start + chunk] for tensor in batch))
             answered, state = self.circuit(part.inputs, state)
@@ -174,7 +194,7 @@ class BackpropAgent(LearningAgent):
                 loss.backward()
             state = detach(state)
             outputs.append(answered.detach())
-            total += float(loss.detach())
+            total += loss.detach()
         return total, torch.cat(outputs)
 
     def train_step(self) -> dict[str, float]:
@@ -189,7 +209,11 @@ class BackpropAgent(LearningAgent):
         self.circuit.train()
         batch = self.env.sample(options.batch_size, self.generator)
         self.optimiser.zero_grad(set_to_none=True)
-        loss, outputs = self._backward(batch)
+        share = self._own_share(batch)
+        lost, outputs = self._backward(share, self.env.normaliser(batch).to(share.inputs.dtype))
+        gradients = [parameter.grad for parameter in self.circuit.parameters() if parameter.grad is not None]
+        self.processes.add_up([*gradients, lost])
+        loss = float(lost)
         if options.clip_value is not None:
             nn.utils.clip_grad_value_(self.circuit.parameters(), options.clip_value)
         norm = float(nn.utils.clip_grad_norm_(self.circuit.parameters(), options.clip_norm or math.inf))
@@ -204,9 +228,19 @@ class BackpropAgent(LearningAgent):
             group["lr"] = rate
         self.optimiser.step()
         if self.step % options.log_every == 0:
-            values |= self.env.metrics(outputs, batch) | {"bad_steps": float(self.bad_steps)}
+            values |= self._metrics(outputs, share) | {"bad_steps": float(self.bad_steps)}
             self.level_errors.append(values[self.env.error_metric])
         return values
+
+    def _metrics(self, outputs: Tensor, share: Batch) -> dict[str, float]:
+        """The env's metrics of the whole batch, from the answers to each process's share of it."""
+        if self.processes.size == 1:
+            return self.env.metrics(outputs, share)
+        tallies = self.env.tallies(outputs, share)
+        sums = torch.stack([torch.stack(pair) for pair in tallies.values()]).double()
+        self.processes.add_up([sums])
+        pairs = zip(tallies, sums.tolist(), strict=True)
+        return {name: total / count for name, (total, count) in pairs if count > 0}
 
     def _skip(self, loss: float, norm: float) -> None:
         self.bad_steps += 1

@@ -33,6 +33,10 @@ class EvolutionOptions(LearningOptions):
     """What makes a member fit; null takes the env's loss, negative, or in a world the mean return of the episodes."""
     generations: int = Field(1000, ge=1)
     """Generations at most."""
+    shards: int | None = Field(None, ge=1)
+    """Parts in which the population is evaluated, shared out among the processes that torchrun starts; null: as many as
+    there are processes when the run begins. The same number gives the same generations, bit for bit, on one process or
+    many; another one may round differently."""
     memory_budget: float = Field(512.0, gt=0)
     """MiB that the evaluation of a population may take; what does not fit is evaluated in chunks."""
     log_every: int = Field(10, ge=1)
@@ -111,20 +115,43 @@ class EvolutionAgent(LearningAgent):
         return self.shared(stacks, lambda part, number: self.scoring.scores(part, drawn, part=number))
 
     def shared(self, stacks: Mapping[str, Stack], function: Callable[[Mapping[str, Stack], int], Tensor]) -> Tensor:
-        """What a function finds for parts of a population, put together.
+        """What a function finds for the shards of a population, each of them in one of the processes, put together.
 
         Args:
             stacks: P members' parameters by name.
-            function: maps the parameters of some members and the number of this part to ``[members, …]``.
+            function: maps the parameters of some members and the number of their shard to ``[members, width]``.
 
         Returns:
-            ``[P, …]``
+            ``[P, width]``
         """
-        return function(stacks, 0)
+        shards = self._shards(len(next(iter(stacks.values()))))
+        found = [
+            function({name: stack[shards[number]] for name, stack in stacks.items()}, number)
+            for number in self.processes.mine(len(shards))
+        ]
+        rows = [
+            sum(shards[number].stop - shards[number].start for number in self.processes.share_of(rank, len(shards)))
+            for rank in range(self.processes.size)
+        ]
+        return self.processes.gather(torch.cat(found) if found else None, rows, self.strategy.initial)
+
+    def _shards(self, members: int) -> list[slice]:
+        """Where the shards of so many members lie; bounds are even, so that mirrored pairs stay together."""
+        size = math.ceil(members / (self.options.shards or self.processes.size) / 2) * 2
+        return [slice(start, min(start + size, members)) for start in range(0, members, size)]
 
     def found(self) -> Tensor:
         """The genome ``[D]`` that the circuit carries after a generation: the strategy's best."""
         return self.strategy.best
+
+    def fit(self) -> dict[str, float]:
+        """See :meth:`LearningAgent.fit`."""
+        shards = len(self._shards(self.strategy.population))
+        if shards < self.processes.size:
+            self.recorder.message(
+                f"agent.shards: there are {shards} for {self.processes.size} processes; the others have nothing to do"
+            )
+        return super().fit()
 
     @torch.no_grad()
     def train_step(self) -> dict[str, float]:
@@ -150,7 +177,7 @@ class EvolutionAgent(LearningAgent):
         self._count_bad(strategy.bad_fitness - bad_before, bool(told.isfinite().any()))
         values = _summary(told)
         if self.step % options.log_every == 0:
-            answered = self.scoring.metrics(self.circuit, drawn)
+            answered = self.processes.share(lambda: self.scoring.metrics(self.circuit, drawn))
             self.level_errors.append(answered[self.env.error_metric])
             values |= {f"best_{name}": value for name, value in answered.items()}
             values |= {**strategy.metrics(), "bad_fitness": float(strategy.bad_fitness)}

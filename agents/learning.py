@@ -124,8 +124,8 @@ class LearningAgent(Agent):
 
     def judge(self) -> None:
         """Evaluate, report, move the curriculum on, save the best checkpoint, see whether the target is reached."""
-        values = self.last_held_out = self.evaluate()
-        self.target_reached = self.meets_target(values) and self._confirmed()
+        values, self.target_reached = self.processes.share(self._examine)
+        self.last_held_out = values
         self.recorder.metrics(self.step, values)
         show_episodes(self.env, self.circuit, self.recorder, self.step, self.held_out_seed)
         if self.level_errors and self.env.advance(sum(self.level_errors) / len(self.level_errors)):
@@ -136,6 +136,11 @@ class LearningAgent(Agent):
         if score < self.best_error or self.target_reached:
             self.best_error = score
             self.recorder.checkpoint("best", self.state_dict())
+
+    def _examine(self) -> tuple[dict[str, float], bool]:
+        """Held-out metrics, and whether the target is reached."""
+        values = self.evaluate()
+        return values, self.meets_target(values) and self._confirmed()
 
     def _limit(self, name: str) -> float:
         """The target error of a held-out set."""
@@ -175,10 +180,11 @@ class LearningAgent(Agent):
 
         Raises:
             TrainingError: see :meth:`train_step`.
+            LostProcessError: another process that shares the work is gone.
         """
         options = self.options
         started, steps = time.monotonic(), 0
-        while self.step < self.last_step and not self.target_reached and not self.stop_requested:
+        while self.step < self.last_step and not self.target_reached and not self._stops():
             values = self.train_step()
             steps += 1
             self.recorder.progress(self.step, self.last_step, values)
@@ -198,6 +204,11 @@ class LearningAgent(Agent):
                 f"{self.unit} {self.step}: target reached after {self.step * self.answers_per_step:,} sequences"
             )
         return self.last_held_out
+
+    def _stops(self) -> bool:
+        """Whether any process was asked to stop; all stop at the same step."""
+        self.stop_requested = self.processes.any(self.stop_requested)
+        return self.stop_requested
 
     def test(self) -> dict[str, float]:
         """Held-out metrics and pictures, without learning."""

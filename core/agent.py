@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from .circuit import Trace
+from .distributed import Processes
 from .env import Batch, Env
 from .pictures import Picture
 from .task import Task
@@ -48,10 +49,20 @@ class Agent(ABC):
     tasks: ClassVar[tuple[type[Task], ...]] = (Env,)
     """Kinds of tasks that this agent can take: envs with batches, worlds with rewards, or both."""
     recorder: Recorder
+    processes: Processes = Processes()
+    """Those that share the work; by default this one is alone."""
     step: int = 0
     """Updates or generations done so far."""
     stop_requested: bool = False
     """Set it (from a signal handler, say) to make :meth:`fit` save and return after the current step."""
+
+    def join(self, processes: Processes) -> None:
+        """Share the work with other processes, each of which has an agent of the same options and the same state.
+
+        Raises:
+            ValueError: there are too many of them.
+        """
+        self.processes = processes
 
     @abstractmethod
     def fit(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -70,6 +71,14 @@ def find_directory(name: str, root: Path = RUNS) -> Path:
     )
 
 
+def find_launch(name: str, root: Path = RUNS) -> Path | None:
+    """The folder of the run that a start by torchrun of this name has begun and not brought to its end."""
+    for path in sorted(root.glob("*/launch")):
+        if path.read_text(encoding="utf-8") == name and (path.parent / "options.yaml").is_file():
+            return path.parent
+    return None
+
+
 def find_checkpoint(name: str, root: Path = RUNS) -> Path:
     """The checkpoint file of that path, or the best (if there is none, the latest) of a run.
 
@@ -131,6 +140,15 @@ class Run(Recorder):
         if what not in self._failed:
             self._failed.add(what)
             logger.warning("%s cannot be written (%s); the run goes on without it", what, error)
+
+    @contextlib.contextmanager
+    def launched(self, name: str | None) -> Iterator[None]:
+        """Within the block, and after an error or a kill has ended it, :func:`find_launch` finds this run."""
+        path = self.directory / "launch"
+        if name is not None:
+            path.write_text(name, encoding="utf-8")
+        yield
+        path.unlink(missing_ok=True)
 
     def write_options(self) -> None:
         """Write options.yaml, resolved.

@@ -163,9 +163,9 @@ def test_truncation_cuts_the_gradient_and_nothing_else() -> None:
     def gradients(truncate: int | None) -> tuple[float, list[Tensor]]:
         agent = make(truncate=truncate)
         batch = agent.env.sample(4, torch.Generator().manual_seed(5))
-        loss, _ = agent._backward(batch)
+        loss, _ = agent._backward(batch, agent.env.normaliser(batch))
         assert batch.inputs.shape[0] > 2
-        return loss, [parameter.grad for parameter in agent.circuit.parameters() if parameter.grad is not None]
+        return float(loss), [parameter.grad for parameter in agent.circuit.parameters() if parameter.grad is not None]
 
     whole_loss, whole = gradients(None)
     long_loss, long = gradients(1000)

@@ -1,0 +1,50 @@
+"""Sharing out work, as far as one process can tell; tests/test_distributed.py starts several."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tapehead.core import distributed
+from tapehead.core.distributed import Processes
+
+
+@given(st.integers(1, 9), st.integers(0, 40))
+def test_everything_is_shared_out_once_and_evenly(size: int, count: int) -> None:
+    shares = [Processes(rank, size).mine(count) for rank in range(size)]
+    assert [item for share in shares for item in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert shares == [Processes(0, size).share_of(rank, count) for rank in range(size)]
+
+
+def test_a_process_alone_keeps_what_it_has() -> None:
+    alone, tensor = Processes(), torch.randn(3, 2)
+    assert alone.first
+    assert alone.gather(tensor, [3], tensor) is tensor
+    kept = tensor.clone()
+    alone.add_up([tensor])
+    assert torch.equal(tensor, kept)
+    assert alone.any(True) and not alone.any(False)
+    assert alone.share(lambda: "computed") == "computed"
+    state = alone.share_state(lambda: {"weight": tensor, "step": 3})
+    assert torch.equal(state["weight"], tensor) and state["step"] == 3
+
+
+def test_without_torchrun_there_is_one_process_and_no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    with distributed.join() as processes:
+        assert (processes.rank, processes.size, distributed.rank_here()) == (0, 1, 0)
+    assert distributed.launch() is None
+
+
+def test_a_launch_has_the_name_that_was_given_or_that_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job 7")
+    assert distributed.launch() == "job 7"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    name = distributed.launch()
+    assert name == distributed.launch() and str(os.getppid()) in str(name).split()

@@ -1,0 +1,181 @@
+"""Several processes as torchrun starts them, from the command line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tapehead.agents import EvolutionAgent
+from tapehead.core.distributed import Processes
+from tapehead.main import choose, main, parser
+from tapehead.utils import checkpoint, factory
+from tapehead.utils.run import read_metrics
+
+SMALL = [
+    *("ntm-copy", "env.width=3", "env.max_length=3", "env.test_lengths=[4]", "circuit.controller.hidden_size=8"),
+    *("circuit.memory_size=8", "circuit.word_size=4", "device=cpu", "plots=off", "threads=1"),
+]
+EVERY = ["agent.log_every=2", "agent.evaluate_every=5", "agent.checkpoint_every=5", "agent.evaluation_sequences=4"]
+BACKPROP = ["train", *SMALL, *EVERY, "agent.batch_size=5", "agent.steps=10", "agent.target_error=null"]
+BACKPROP += ["agent.target_error_beyond=null", "agent.retry_every=null", "agent.warmup_steps=0"]
+EVOLUTION = [
+    *("train", *SMALL, "agent.type=evolution", *EVERY, "agent.batch_size=4", "agent.generations=200"),
+    *("agent.strategy.type=trust", "agent.strategy.population=10", "agent.fitness.type=reward"),
+    *("agent.fitness.prediction=sampled", "agent.shards=3"),
+]
+
+needs_processes = pytest.mark.skipif(
+    not torch.distributed.is_available() or not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists(),
+    reason="needs torch.distributed, and /proc to find processes",
+)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def torchrun(*arguments: str, restarts: int = 0) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [f"--max-restarts={restarts}", "--monitor-interval=0.1", "-m", "tapehead.main", *arguments]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+
+
+def end(launcher: subprocess.Popen[str]) -> str:
+    """What torchrun and its workers have said until they ended well."""
+    try:
+        _, said = launcher.communicate(timeout=120)
+    finally:
+        # It ends its workers before itself.
+        launcher.terminate()
+    assert launcher.returncode == 0, said
+    return said
+
+
+def worker(parent: int, rank: int) -> int:
+    """The process that torchrun has started with this rank."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    (found,) = (
+        int(child) for child in children if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0")
+    )
+    return found
+
+
+def wait_for(pattern: str, folder: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < deadline, f"{pattern} never came"
+        time.sleep(0.01)
+
+
+def the_run(folder: Path) -> Path:
+    (directory,) = (folder / "runs").iterdir()
+    return directory
+
+
+def state(directory: Path) -> dict[str, object]:
+    found: dict[str, object] = checkpoint.load(directory / "checkpoints" / "latest.pt")["agent"]
+    return found
+
+
+def rows(directory: Path) -> list[dict[str, float]]:
+    kept = list(read_metrics(directory / "metrics.jsonl"))
+    for row in kept:
+        row.pop("train/sequences_per_second", None)
+    return kept
+
+
+def flat(value: object) -> object:
+    """A state without tensors, for comparison bit for bit."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: flat(part) for key, part in value.items()}
+    return [flat(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+@needs_processes
+@pytest.mark.slow
+def test_two_processes_one_of_them_killed_evolve_what_one_process_does(folder: Path) -> None:
+    """kill -9 a worker: torchrun starts both again, they find their run, and end bit for bit where one process does."""
+    launcher = torchrun(*EVOLUTION, restarts=1)
+    wait_for("runs/*/checkpoints/latest.pt", folder)
+    os.kill(worker(launcher.pid, rank=1), signal.SIGKILL)
+    said = end(launcher)
+    shared = the_run(folder)
+    assert said.count("goes on") == 1 and said.count("2 processes share the work") == 2, said
+    assert not (shared / "launch").exists()
+
+    (folder / "alone").mkdir()
+    os.chdir(folder / "alone")
+    assert main(EVOLUTION) == 0
+    alone = the_run(folder / "alone")
+    assert rows(shared) == rows(alone)
+    assert flat(state(shared)) == flat(state(alone))
+    assert (shared / "options.yaml").read_text() == (alone / "options.yaml").read_text()
+
+
+@needs_processes
+@pytest.mark.slow
+def test_two_processes_share_each_batch(folder: Path) -> None:
+    """Five sequences, two and three: gradients, metrics and all that follows, up to rounding, as in one process."""
+    launcher = torchrun(*BACKPROP)
+    end(launcher)
+    shared = the_run(folder)
+    (folder / "alone").mkdir()
+    os.chdir(folder / "alone")
+    assert main(BACKPROP) == 0
+    alone = the_run(folder / "alone")
+    for mine, theirs in zip(rows(shared), rows(alone), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    one, two = (state(directory)["circuit"] for directory in (alone, shared))
+    for name, weight in one.items():  # type: ignore[attr-defined]
+        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-5)  # type: ignore[index]
+
+
+def test_a_restart_finds_the_run_that_it_has_begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process under torchrun: a crash leaves the run to be gone on with, an end does not, nor do other options."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job 7")
+    train_step = EvolutionAgent.train_step
+
+    def crashing(agent: EvolutionAgent) -> dict[str, float]:
+        if agent.step == crashes[-1]:
+            raise MemoryError
+        return train_step(agent)
+
+    monkeypatch.setattr(EvolutionAgent, "train_step", crashing)
+    short = [*EVOLUTION, "agent.generations=12"]
+    crashes = []
+    for step in (2, 7, 7):  # before the first checkpoint, after it, and again
+        crashes.append(step)
+        with pytest.raises(MemoryError):
+            main(short)
+    begun = the_run(folder)
+    crashes.append(-1)
+    assert main([*short, "seed=5"]) == 0
+    (other,) = set((folder / "runs").iterdir()) - {begun}
+    assert main(short) == 0
+    assert {path.name for path in (folder / "runs").iterdir()} == {begun.name, other.name}
+    assert state(begun)["step"] == 12
+    assert [row["step"] for row in rows(begun) if "train/fitness_best" in row] == [2, 4, 6, 8, 10, 12]
+    assert main(short) == 0
+    assert len(list((folder / "runs").iterdir())) == 3
+
+
+def test_shards_are_recorded_and_more_processes_than_sequences_are_refused() -> None:
+    chosen = choose(parser().parse_args(["train", *EVOLUTION[1:-1]]), Processes(0, 4)).chosen
+    assert chosen.agent.shards == 4  # type: ignore[attr-defined]
+    chosen = choose(parser().parse_args(EVOLUTION), Processes(0, 4)).chosen
+    assert chosen.agent.shards == 3  # type: ignore[attr-defined]
+    agent = factory.build(choose(parser().parse_args(BACKPROP), Processes()).chosen).agent
+    agent.join(Processes(0, 5))
+    with pytest.raises(ValueError, match=r"agent\.batch_size: got 5; 6 processes share each batch"):
+        agent.join(Processes(0, 6))
