@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...accessors.dynamic import DynamicAccessor, DynamicState
 from ...accessors.static import StaticAccessor, StaticState
 from ...circuit import CircuitState, map_state
 from ...controllers.feedforward import FeedForwardController, FeedForwardState
 from ...controllers.gru import GRUController, GRUState
 from ...controllers.lstm import LSTMController, LSTMState
 from ...stacked import map_initial_state
-from . import ntm
+from . import dnc, ntm
 from .controllers import FEEDFORWARD, GRU, LSTM
 
 if TYPE_CHECKING:
@@ -28,28 +29,27 @@ def unavailable(circuit: CircuitView, state: CircuitState) -> str | None:
     """Why a circuit has to run step by step, or None."""
     controller: Any = circuit.controller
     accessor: Any = circuit.accessor
-    if type(accessor) is not StaticAccessor or accessor.masked_content:
-        return "whole sequences are for NTM heads without masks"
     if type(controller) not in KINDS or controller.num_layers != 1:
         return "whole sequences are for LSTM, GRU and feed-forward controllers of one layer"
+    if type(accessor) not in (StaticAccessor, DynamicAccessor):
+        return f"there is no whole sequence of {type(accessor).__name__}"
+    for option in ("masked_content", "memory_wipe", "link_sharpening"):
+        if getattr(accessor, option, False):
+            return f"whole sequences have no {option}"
+    if isinstance(accessor, DynamicAccessor) and accessor.num_writes != 1:
+        return f"whole sequences of a DNC have one write head; this one has {accessor.num_writes}"
     for module in (
-        controller,
-        accessor.interface,
+        *(controller, accessor.interface, accessor.interface.linear),
         *controller.inputs,
-        *recurrents(controller),
-        accessor.interface.linear,
+        *getattr(controller, "recurrents", ()),
     ):
         hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
         if hooks or (isinstance(module, nn.Linear) and type(module) is not nn.Linear):
             return "a kernel would skip hooks and what layers other than nn.Linear do"
     slots, word = state.accessor.memory.shape[1:]
     size = accessor.interface.linear.out_features
-    return ntm.unavailable(controller.hidden_size, slots, word, accessor.num_reads, size)
-
-
-def recurrents(controller: Any) -> list[nn.Module]:
-    """The layers that see the last hidden vector; none in a feed-forward controller."""
-    return list(getattr(controller, "recurrents", ()))
+    kernels = ntm if isinstance(accessor, StaticAccessor) else dnc
+    return kernels.unavailable(controller.hidden_size, slots, word, accessor.num_reads, size)
 
 
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
@@ -57,26 +57,9 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
     controller: Any = circuit.controller
     accessor: Any = circuit.accessor
     linear = accessor.interface.linear
-    batch, hidden_size = inputs.shape[1], controller.hidden_size
     from_inputs, recurrent, bias = _layers(controller, dict(controller.named_parameters()), inputs.shape[2])
-    features, cell, memory, weights = ntm.run_sequence(
-        _sizes(circuit),
-        functional.linear(inputs, from_inputs, bias),
-        recurrent,
-        linear.weight,
-        linear.bias,
-        *_first(state, inputs.new_zeros(batch, hidden_size)),
-    )
-    last = features[-1]
-    last_hidden = last[:, :hidden_size].unsqueeze(1)
-    controller_state: Any = FeedForwardState()
-    if isinstance(controller, LSTMController):
-        controller_state = LSTMState(last_hidden, cell.unsqueeze(1))
-    elif isinstance(controller, GRUController):
-        controller_state = GRUState(last_hidden)
-    reads = accessor.num_reads
-    accessor_state = StaticState(memory, weights[:, :reads], weights[:, reads:])
-    return features, CircuitState(controller_state, accessor_state, last[:, hidden_size:].view_as(state.reads))
+    gates = functional.linear(inputs, from_inputs, bias)
+    return _run(circuit, gates, recurrent, linear.weight, linear.bias, state)
 
 
 def run_population(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
@@ -97,14 +80,13 @@ def run_population(circuit: CircuitView, parameters: Mapping[str, Tensor], input
     members = len(bias)
     gates = torch.baddbmm(bias.unsqueeze(1), inputs.flatten(0, 1).expand(members, -1, -1), from_inputs.mT)
     start = map_initial_state(circuit, parameters)
-    state = map_state(lambda leaf: leaf.repeat_interleave(batch, 0), start)
-    features, *_ = ntm.run_sequence(
-        _sizes(circuit),
+    features, _ = _run(
+        circuit,
         gates.unflatten(1, (steps, batch)).transpose(0, 1).flatten(1, 2),
         recurrent,
         parameters["accessor.interface.linear.weight"],
         parameters["accessor.interface.linear.bias"],
-        *_first(state, gates.new_zeros(members * batch, controller.hidden_size)),
+        map_state(lambda leaf: leaf.repeat_interleave(batch, 0), start),
     )
     seen = features.unflatten(1, (members, batch)).transpose(0, 1).flatten(1, 2)
     answers = torch.baddbmm(parameters["output.bias"].unsqueeze(1), seen, parameters["output.weight"].mT)
@@ -112,23 +94,46 @@ def run_population(circuit: CircuitView, parameters: Mapping[str, Tensor], input
     return answers.unflatten(1, (steps, batch)).transpose(0, 1)
 
 
-def _sizes(circuit: CircuitView) -> ntm.Sizes:
+def _run(
+    circuit: CircuitView,
+    gates: Tensor,
+    recurrent: Tensor,
+    interface_weight: Tensor,
+    interface_bias: Tensor,
+    state: CircuitState,
+) -> tuple[Tensor, CircuitState]:
+    """Features and the last state from products with the inputs ``[T, B, G]`` and layers, of members where they are."""
     controller: Any = circuit.controller
     accessor: Any = circuit.accessor
-    shifts = 2 * accessor.shift_range + 1
-    kind = KINDS[type(controller)]
-    return ntm.Sizes(controller.hidden_size, accessor.num_reads, accessor.num_writes, shifts, kind, controller.clip)
-
-
-def _first(state: CircuitState, nothing: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features ``[B, F]``, cell ``[B, hidden]``, memory ``[B, N, W]`` and weights ``[B, K, N]`` before the first step.
-
-    ``nothing`` ``[B, hidden]`` stands for what a controller does not have.
-    """
+    memory: Any = state.accessor
+    hidden_size, kind = controller.hidden_size, KINDS[type(controller)]
+    nothing = gates.new_zeros(gates.shape[1], hidden_size)
     hidden = state.controller.hidden.flatten(1) if hasattr(state.controller, "hidden") else nothing
     cell = state.controller.cell.flatten(1) if isinstance(state.controller, LSTMState) else nothing
-    weights = torch.cat([state.accessor.read_weights, state.accessor.write_weights], dim=1)
-    return torch.cat([hidden, state.reads.flatten(1)], dim=1), cell, state.accessor.memory, weights
+    weights = torch.cat([memory.read_weights, memory.write_weights], dim=1)
+    layers = (gates, recurrent, interface_weight, interface_bias)
+    first = torch.cat([hidden, state.reads.flatten(1)], dim=1)
+    reads = accessor.num_reads
+    accessor_state: StaticState | DynamicState
+    if isinstance(accessor, StaticAccessor):
+        shifts = 2 * accessor.shift_range + 1
+        sizes = ntm.Sizes(hidden_size, reads, accessor.num_writes, shifts, kind, controller.clip)
+        features, cell, contents, weights = ntm.run_sequence(sizes, *layers, first, cell, memory.memory, weights)
+        accessor_state = StaticState(contents, weights[:, :reads], weights[:, reads:])
+    else:
+        small = dnc.Sizes(hidden_size, reads, kind, controller.clip, accessor.squash == "tanh", accessor.usage_gradient)
+        before = dnc.State(memory.memory, memory.usage, memory.link.squeeze(1), memory.precedence.squeeze(1), weights)
+        features, cell, last = dnc.run_sequence(small, *layers, first, cell, before)
+        links, precedence = last.links.unsqueeze(1), last.precedence.unsqueeze(1)
+        heads = last.weights[:, :reads], last.weights[:, reads:]
+        accessor_state = DynamicState(last.memory, last.usage, links, precedence, *heads)
+    last_hidden, last_reads = features[-1, :, :hidden_size].unsqueeze(1), features[-1, :, hidden_size:]
+    controller_state: Any = FeedForwardState()
+    if isinstance(controller, LSTMController):
+        controller_state = LSTMState(last_hidden, cell.unsqueeze(1))
+    elif isinstance(controller, GRUController):
+        controller_state = GRUState(last_hidden)
+    return features, CircuitState(controller_state, accessor_state, last_reads.view_as(state.reads))
 
 
 def _layers(controller: Any, parameters: Mapping[str, Tensor], input_size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import tapehead
-from tapehead.core.kernels.triton import allocation, content, links, location, memory, ntm, sequences, steps
+from tapehead.core.kernels.triton import allocation, content, dnc, links, location, memory, ntm, sequences, steps
 
 TYPES = {torch.float32: "fp32", torch.float64: "fp64"}
 
@@ -45,13 +45,15 @@ def circuits() -> Iterator[Any]:
     for dtype in (torch.float32, torch.float64):
         yield tapehead.NTM(2, 2, **sizes, num_writes=2).to(dtype)
         yield tapehead.DNC(2, 2, **sizes, num_writes=2).to(dtype)
+    yield tapehead.DNC(2, 2, **{**sizes, "memory_size": 11})
+    yield tapehead.DNC(2, 2, squash="tanh", usage_gradient=True, **{**sizes, "memory_size": 11}).double()
     yield tapehead.NTM(2, 2, controller="gru", clip=None, **sizes)
     yield tapehead.NTM(2, 2, masked_content=True, **{**sizes, "memory_size": 5000})
 
 
 def main() -> None:
     """Compile all."""
-    for module in (allocation, content, links, location, memory, ntm):
+    for module in (allocation, content, dnc, links, location, memory, ntm):
         module.launch = compile_instead
     for circuit in circuits():
         state = circuit.initial_state(1)

@@ -36,6 +36,7 @@ CIRCUITS: dict[str, Callable[[], Circuit]] = {
     "ntm-gru": lambda: ntm(controller="gru", num_layers=2, num_writes=2, shift_range=2, masked_content=True),
     "ntm-one-slot": lambda: ntm(memory_size=1, word_size=1, num_reads=1, controller="feedforward"),
     "dnc": dnc,
+    "dnc-steps": lambda: dnc(memory_wipe=True),
     "dnc-two-writes": lambda: dnc(num_writes=2, memory_wipe=True, link_sharpening=True, squash="tanh"),
     "dnc-options": lambda: dnc(controller="feedforward", masked_content=True, usage_gradient=True, memory_size=1),
 }

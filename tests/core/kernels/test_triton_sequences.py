@@ -1,4 +1,4 @@
-"""Whole NTM sequences in one Triton kernel against eager, forward and backward."""
+"""Whole sequences in one Triton kernel against eager, forward and backward."""
 
 from __future__ import annotations
 
@@ -18,19 +18,34 @@ from tapehead.core.stacked import map_members
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from tapehead.core.kernels.triton import ntm, sequences
+from tapehead.core.kernels.triton import dnc as dnc_kernels
+from tapehead.core.kernels.triton import ntm as ntm_kernels
+from tapehead.core.kernels.triton import sequences
 
 INPUTS, OUTPUTS = 3, 2
 
 
-def build(slots: int = 6, word: int = 3, reads: int = 1, writes: int = 1, hidden: int = 4, **options: Any) -> Circuit:
+def ntm(slots: int = 6, word: int = 3, reads: int = 1, writes: int = 1, hidden: int = 4, **options: Any) -> Circuit:
     sizes = {"memory_size": slots, "word_size": word, "num_reads": reads, "num_writes": writes, "hidden_size": hidden}
     defaults = {"memory_init": "truncated_normal", "weight_init": "learned"}
-    circuit = tapehead.NTM(INPUTS, OUTPUTS, **(sizes | defaults | options)).double()
+    return prepared(tapehead.NTM(INPUTS, OUTPUTS, **(sizes | defaults | options)))
+
+
+def dnc(slots: int = 6, word: int = 3, reads: int = 2, hidden: int = 4, **options: Any) -> Circuit:
+    sizes = {"memory_size": slots, "word_size": word, "num_reads": reads, "hidden_size": hidden}
+    return prepared(tapehead.DNC(INPUTS, OUTPUTS, **(sizes | options)))
+
+
+def prepared(circuit: Circuit) -> Circuit:
+    """In float64, with weights so large that the gates are far from one half."""
+    circuit = circuit.double()
     with torch.no_grad():
         for parameter in circuit.parameters():
-            parameter.mul_(2)  # gates far from one half
+            parameter.mul_(2)
     return circuit
+
+
+each_circuit = pytest.mark.parametrize("build", [ntm, dnc])
 
 
 def leaves(state: Any) -> list[Tensor]:
@@ -67,49 +82,55 @@ def assert_agrees(circuit: Circuit, device: torch.device, steps: int = 3, batch:
         assert error < 1e-9, f"{list(wanted.shape)}: relative error {error:.1e}"
 
 
-# Slots, word size, read heads, write heads, hidden size: one of each, several heads, wider than a chunk of weights.
 @pytest.mark.parametrize(
-    ("controller", "shape"),
+    "build",
     [
-        ("lstm", (7, 5, 2, 3, 5)),
-        ("gru", (16, 4, 1, 1, 17)),
-        ("feedforward", (1, 1, 1, 1, 1)),
-        pytest.param("lstm", (1, 1, 1, 1, 1), marks=pytest.mark.slow),
-        pytest.param("lstm", (16, 4, 1, 1, 17), marks=pytest.mark.slow),
-        pytest.param("gru", (7, 5, 2, 3, 5), marks=pytest.mark.slow),
-        pytest.param("feedforward", (7, 5, 2, 3, 5), marks=pytest.mark.slow),
+        lambda: ntm(7, 5, 2, 3, 5),
+        lambda: ntm(16, 4, 1, 1, 17, controller="gru"),
+        lambda: ntm(1, 1, 1, 1, 1, controller="feedforward"),
+        pytest.param(lambda: ntm(1, 1, 1, 1, 1), marks=pytest.mark.slow),
+        pytest.param(lambda: ntm(7, 5, 2, 3, 5, controller="gru"), marks=pytest.mark.slow),
+        pytest.param(lambda: ntm(7, 5, 2, 3, 5, controller="feedforward"), marks=pytest.mark.slow),
+        lambda: dnc(7, 5, 2, 5),
+        lambda: dnc(8, 4, 1, 17, controller="gru", squash="tanh", usage_gradient=True),
+        lambda: dnc(1, 1, 1, 1, controller="feedforward"),
+        pytest.param(lambda: dnc(1, 1, 1, 1, usage_gradient=True), marks=pytest.mark.slow),
+        pytest.param(lambda: dnc(19, 3, 5, 4, squash="tanh"), marks=pytest.mark.slow),
     ],
 )
-def test_agrees_with_eager(controller: str, shape: tuple[int, ...], triton_device: torch.device) -> None:
+def test_agrees_with_eager(build: Callable[[], Circuit], triton_device: torch.device) -> None:
     torch.manual_seed(0)
-    assert_agrees(build(*shape, controller=controller), triton_device)
+    assert_agrees(build(), triton_device, steps=2)
 
 
 @pytest.mark.parametrize("shift_range", [0, 3])
 def test_shifts_further_than_the_memory(shift_range: int, triton_device: torch.device) -> None:
     torch.manual_seed(0)
-    assert_agrees(build(slots=2, shift_range=shift_range), triton_device, steps=2)
+    assert_agrees(ntm(slots=2, shift_range=shift_range), triton_device, steps=2)
 
 
 @pytest.mark.parametrize("clip", [0.1, None])
 @pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward"])
 def test_clip(clip: float | None, controller: str, triton_device: torch.device) -> None:
     torch.manual_seed(0)
-    assert_agrees(build(clip=clip, controller=controller), triton_device, steps=2)
+    assert_agrees(ntm(clip=clip, controller=controller), triton_device, steps=2)
 
 
+@each_circuit
 @pytest.mark.parametrize("steps", [4, 5])
 def test_memory_is_computed_again_from_checkpoints(
-    steps: int, monkeypatch: pytest.MonkeyPatch, triton_device: torch.device
+    build: Callable[[], Circuit], steps: int, monkeypatch: pytest.MonkeyPatch, triton_device: torch.device
 ) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(ntm, "KEEP_EVERY", 2)
+    for module in (ntm_kernels, dnc_kernels):
+        monkeypatch.setattr(module, "KEEP_EVERY", 2)
     assert_agrees(build(), triton_device, steps=steps, batch=1)
 
 
-def test_extremes_stay_finite(triton_device: torch.device) -> None:
+@pytest.mark.parametrize("build", [lambda: ntm(memory_init="constant", weight_init="first"), dnc])
+def test_extremes_stay_finite(build: Callable[[], Circuit], triton_device: torch.device) -> None:
     torch.manual_seed(0)
-    circuit = build(memory_init="constant", weight_init="first").float().to(triton_device)
+    circuit = build().float().to(triton_device)
     with torch.no_grad():
         circuit.accessor.interface.linear.weight.mul_(30)
         circuit.accessor.interface.linear.bias.mul_(30)
@@ -121,7 +142,8 @@ def test_extremes_stay_finite(triton_device: torch.device) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, in the interpreter
-def test_nan_is_not_swallowed(triton_device: torch.device) -> None:
+@each_circuit
+def test_nan_is_not_swallowed(build: Callable[[], Circuit], triton_device: torch.device) -> None:
     circuit = build().to(triton_device)
     inputs = torch.zeros(3, 2, INPUTS, dtype=torch.float64, device=triton_device)
     inputs[1, 0, 0] = float("nan")
@@ -130,10 +152,14 @@ def test_nan_is_not_swallowed(triton_device: torch.device) -> None:
     assert torch.isfinite(features[:, 1]).all()
 
 
-@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward"])
-def test_members_of_a_population(controller: str, triton_device: torch.device) -> None:
+@pytest.mark.parametrize(
+    "build",
+    [lambda: ntm(reads=2), lambda: ntm(controller="gru"), lambda: ntm(controller="feedforward"), lambda: dnc(slots=4)],
+)
+def test_members_of_a_population(build: Callable[[], Circuit], triton_device: torch.device) -> None:
     torch.manual_seed(0)
-    circuit = build(reads=2, controller=controller, backend="triton").to(triton_device)
+    circuit = build().to(triton_device)
+    circuit.backend = "triton"
     stacks = {
         name: parameter + 0.3 * torch.randn(2, *parameter.shape, dtype=torch.float64, device=triton_device)
         for name, parameter in circuit.named_parameters()
@@ -148,11 +174,16 @@ def test_members_of_a_population(controller: str, triton_device: torch.device) -
 @pytest.mark.parametrize(
     ("circuit", "reason"),
     [
-        (lambda: build(num_layers=2), "one layer"),
-        (lambda: build(masked_content=True), "without masks"),
-        (lambda: build(slots=400, word=40), "a memory of 400 x 40 fills more"),
-        (lambda: build(hidden=400), "a vector of 1600 elements"),
-        (lambda: tapehead.DNC(INPUTS, OUTPUTS, memory_size=4, word_size=3), "for NTM heads"),
+        (lambda: ntm(num_layers=2), "one layer"),
+        (lambda: ntm(masked_content=True), "no masked_content"),
+        (lambda: ntm(slots=400, word=40), "a memory of 400 x 40 fills more"),
+        (lambda: ntm(hidden=400), "a vector of 1600 elements"),
+        (
+            lambda: tapehead.DNC(INPUTS, OUTPUTS, memory_size=4, word_size=3, num_writes=2),
+            "one write head; this one has 2",
+        ),
+        (lambda: tapehead.DNC(INPUTS, OUTPUTS, memory_size=4, word_size=3, memory_wipe=True), "no memory_wipe"),
+        (lambda: tapehead.DNC(INPUTS, OUTPUTS, memory_size=65, word_size=3), "a memory of 65 x 3 and its links"),
     ],
 )
 def test_what_does_not_fit_says_why(circuit: Callable[[], Circuit], reason: str) -> None:
