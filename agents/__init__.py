@@ -4,6 +4,7 @@ from .backprop import BackpropAgent, BackpropOptions
 from .empty import EmptyAgent, EmptyOptions
 from .evolution import EvolutionAgent, EvolutionOptions
 from .mixed import MixedAgent, MixedOptions
+from .node_perturbation import NodePerturbationAgent, NodePerturbationOptions
 
 __all__ = [
     "BackpropAgent",
@@ -14,4 +15,6 @@ __all__ = [
     "EvolutionOptions",
     "MixedAgent",
     "MixedOptions",
+    "NodePerturbationAgent",
+    "NodePerturbationOptions",
 ]

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import Field, SerializeAsAny, ValidationError
 
-from ..agents import BackpropAgent, EmptyAgent, EvolutionAgent, MixedAgent
+from ..agents import BackpropAgent, EmptyAgent, EvolutionAgent, MixedAgent, NodePerturbationAgent
 from ..agents.evaluation import check_state
 from ..circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, NeatCircuit
 from ..core.agent import Agent, Recorder
@@ -62,6 +62,7 @@ AGENTS: dict[str, Any] = {
     "backprop": BackpropAgent,
     "evolution": EvolutionAgent,
     "mixed": MixedAgent,
+    "node-perturbation": NodePerturbationAgent,
     "empty": EmptyAgent,
 }
 TABLES: dict[str, dict[str, Any]] = {"env": ENVS, "circuit": CIRCUITS, "agent": AGENTS}

@@ -175,8 +175,9 @@ class Run(Recorder):
         held_out: dict[str, list[str]] = {}
         for name, value in values.items():
             kind, *parts = name.split("/")
-            if kind == "held_out" and parts[-1] != "loss":
-                held_out.setdefault(parts[-1].replace("_", " "), []).append(f"{'/'.join(parts[:-1])}: {value:.4g}")
+            # What has more parts, such as the accuracy of each class, is for the curves.
+            if kind == "held_out" and len(parts) == 2 and parts[1] != "loss":
+                held_out.setdefault(parts[1].replace("_", " "), []).append(f"{parts[0]}: {value:.4g}")
         for metric, numbers in held_out.items():
             logger.info("step %d, %s held out: %s", step, metric, ", ".join(numbers))
 

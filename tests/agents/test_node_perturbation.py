@@ -1,0 +1,105 @@
+"""The node-perturbation agent: its estimate is the gradient, on average, and what it learns with it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tapehead
+from tapehead.agents import BackpropAgent, BackpropOptions, NodePerturbationAgent, NodePerturbationOptions
+from tapehead.circuits import FeedForwardCircuit
+from tapehead.core.circuit import Circuit
+from tapehead.core.distributed import Processes
+from tapehead.core.env import Env
+from tapehead.envs import CopyEnv, CopyOptions
+from tapehead.utils import factory, options
+
+
+def small_env() -> CopyEnv:
+    return CopyEnv(CopyOptions(width=2, max_length=2, test_lengths=[3]))
+
+
+def small_circuit(kind: str, env: Env) -> Circuit:
+    torch.manual_seed(1)
+    if kind == "layers":
+        return FeedForwardCircuit(env.input_size, env.output_size, hidden_sizes=[5]).double()
+    return tapehead.NTM(
+        env.input_size, env.output_size, controller=kind, hidden_size=6, memory_size=4, word_size=3
+    ).double()
+
+
+def gradients(circuit: Circuit) -> torch.Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in circuit.parameters()])
+
+
+@pytest.mark.parametrize("kind", ["layers", "feedforward", "lstm"])
+def test_the_estimate_is_the_gradient_on_average(kind: str) -> None:
+    env = small_env()
+    circuit = small_circuit(kind, env)
+    agent = NodePerturbationAgent(env, circuit, NodePerturbationOptions(batch_size=2000, sigma=1e-3), seed=3)
+    batch = env.sample(1, torch.Generator().manual_seed(0))
+    many = type(batch)(*(part.double().expand(-1, 4000, *part.shape[2:]) for part in batch))
+    normaliser = env.normaliser(many).double()
+    estimate = torch.zeros(sum(parameter.numel() for parameter in circuit.parameters()), dtype=torch.float64)
+    for _ in range(10):
+        agent._backward(many, normaliser)
+        estimate += gradients(circuit) / 10
+    agent.optimiser.zero_grad()
+    BackpropAgent(env, circuit, BackpropOptions(), seed=3)._backward(many, normaliser)
+    true = gradients(circuit)
+    assert torch.cosine_similarity(estimate, true, dim=0) > 0.97
+    assert abs(float(estimate @ true / (true @ true)) - 1) < 0.1
+
+
+def test_the_noise_is_gone_after_a_step() -> None:
+    env = small_env()
+    circuit = small_circuit("lstm", env)
+    inputs = env.sample(3, torch.Generator().manual_seed(0)).inputs.double()
+    agent = NodePerturbationAgent(env, circuit.float(), NodePerturbationOptions(lr=1e-12), seed=3)
+    before = circuit(inputs.float())[0]
+    agent.train_step()
+    assert torch.allclose(circuit(inputs.float())[0], before, atol=1e-6)
+
+
+def test_it_learns_xor() -> None:
+    values = options.load_file("neat-xor")
+    values |= {
+        "circuit": {"type": "feedforward", "hidden_sizes": [8]},
+        "agent": {"type": "node-perturbation", "lr": 0.02, "batch_size": 32, "steps": 600, "evaluate_every": 600},
+    }
+    errors = factory.build(factory.parse(values)).agent.fit()
+    assert min(errors.values()) == 0
+    assert max(value for name, value in errors.items() if not name.endswith("loss")) <= 1
+
+
+def test_a_resumed_run_equals_an_unbroken_one() -> None:
+    def make() -> NodePerturbationAgent:
+        env = small_env()
+        return NodePerturbationAgent(
+            env, small_circuit("lstm", env).float(), NodePerturbationOptions(batch_size=4), seed=5
+        )
+
+    unbroken, first, second = make(), make(), make()
+    for _ in range(6):
+        unbroken.train_step()
+    for _ in range(3):
+        first.train_step()
+    second.load_state_dict(first.state_dict())
+    for _ in range(3):
+        second.train_step()
+    for one, other in zip(unbroken.circuit.parameters(), second.circuit.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_circuits_with_other_weights_are_refused() -> None:
+    env = small_env()
+    circuit = tapehead.NTM(env.input_size, env.output_size, memory_init="learned")
+    with pytest.raises(ValueError, match=r"agent\.type: got 'node-perturbation', but the circuit's weight .*contents"):
+        NodePerturbationAgent(env, circuit)
+
+
+def test_several_processes_are_refused() -> None:
+    env = small_env()
+    agent = NodePerturbationAgent(env, small_circuit("layers", env))
+    with pytest.raises(ValueError, match="runs in one process"):
+        agent.join(Processes(rank=0, size=2))
