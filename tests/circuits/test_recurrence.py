@@ -21,8 +21,7 @@ CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {
     "dnc": (DNC, {"num_reads": 2, "num_writes": 2}),
     "dnc improved 2-layer": (DNC, {"num_reads": 2, "num_layers": 2, **IMPROVED}),
     "sam": (SAM, {"num_reads": 2, "num_writes": 2, "memory_size": 40, "slots_per_read": 3}),
-    "sam one write": (SAM, {"controller": "gru"}),
-    "sam full masked": (SAM, {"num_reads": 2, "masked_content": True}),
+    "sam full masked": (SAM, {"num_reads": 2, "controller": "gru", "masked_content": True}),
     "sdnc": (SDNC, {"num_reads": 2, "memory_size": 40, "slots_per_read": 3, "links_per_slot": 4}),
 }
 STEPS, BATCH, INPUTS, OUTPUTS = 6, 3, 4, 2
@@ -225,7 +224,7 @@ def test_clip_bounds_states_and_outputs(name, backend):
     assert circuit.step(sequence()[0], state)[0].abs().max() > 20
 
 
-@pytest.mark.parametrize("name", ["ntm", "dnc", "dnc improved 2-layer", "sam one write", "sdnc"])
+@pytest.mark.parametrize("name", ["ntm", "dnc", "dnc improved 2-layer", "sam full masked", "sdnc"])
 @pytest.mark.parametrize("slots", [1, 4, 11])
 def test_memory_size_may_change_after_training(name, slots, backend):
     circuit, inputs = make(name, backend), sequence()
