@@ -56,6 +56,17 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def parse_arguments(given: Sequence[str]) -> argparse.Namespace:
+    """The command line, with ``key=value`` before or after options; argparse alone stops at the first option."""
+    grammar = parser()
+    parsed, rest = grammar.parse_known_args(given)
+    if rest and (not hasattr(parsed, "arguments") or any(word.startswith("-") for word in rest)):
+        grammar.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.arguments += rest
+    return parsed
+
+
 def read_arguments(arguments: Sequence[str], values: dict[str, Any] | None = None) -> factory.RunOptions:
     """Options from an optional preset followed by ``key=value``; ``values`` stand in for the preset.
 
@@ -144,23 +155,20 @@ def train(arguments: argparse.Namespace) -> int:
         if begin.chosen.threads:
             torch.set_num_threads(begin.chosen.threads)
         # Built and loaded before the first folder is made: bad input leaves nothing behind.
-        agent, description = prepare(begin, processes)
-        if processes.first:
-            fit(agent, description, begin)
-        else:
-            with stop_on_signal(agent):
-                agent.fit()
+        parts = prepare(begin, processes)
+        with contextlib.closing(parts.env):
+            if processes.first:
+                fit(parts, begin)
+            else:
+                with stop_on_signal(parts.agent):
+                    parts.agent.fit()
     return 0
 
 
-def prepare(begin: Start, processes: Processes) -> tuple[Agent, str]:
-    """The agent of a run in the state that it begins with, the same in all processes, and what it is made of."""
-
-    def build() -> factory.Parts:
-        # A first state that comes from a file is read by the first process alone.
-        return factory.build(begin.chosen, resumed=begin.goes_on or not processes.first)
-
-    parts = build()
+def prepare(begin: Start, processes: Processes) -> factory.Parts:
+    """What a run is made of, with its agent in the state that it begins with, the same in all processes."""
+    # A first state that comes from a file is read by the first process alone.
+    parts = factory.build(begin.chosen, resumed=begin.goes_on or not processes.first)
     agent = parts.agent
     agent.join(processes)
     if begin.goes_on and begin.directory and processes.first:
@@ -169,12 +177,12 @@ def prepare(begin: Start, processes: Processes) -> tuple[Agent, str]:
         state = processes.share_state(agent.state_dict)
         if not processes.first:
             agent.load_state_dict(state)
-    return agent, f"{factory.describe(parts)}\n\n{parts.circuit}"
+    return parts
 
 
-def fit(agent: Agent, description: str, begin: Start) -> None:
+def fit(parts: factory.Parts, begin: Start) -> None:
     """Let the agent learn, and record it in the run's folder."""
-    chosen, resumed = begin.chosen, begin.directory
+    agent, chosen, resumed = parts.agent, begin.chosen, begin.directory
     directory = resumed or new_directory()
     try:
         run = Run(directory, chosen)
@@ -189,10 +197,11 @@ def fit(agent: Agent, description: str, begin: Start) -> None:
             LOGGER.info("starts with the weights of %s", chosen.start)
         if agent.processes.size > 1:
             LOGGER.info("%d processes share the work", agent.processes.size)
-        LOGGER.info("%s", description.partition("\n\n")[0])
+        description = factory.describe(parts)
+        LOGGER.info("%s", description)
         run.write_options()
         run.plotter.text("options", yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False))
-        run.plotter.text("circuit", description)
+        run.plotter.text("circuit", f"{description}\n\n{parts.circuit}")
         if resumed:
             run.forget_after(agent.step)
         with stop_on_signal(agent):
@@ -214,7 +223,8 @@ def test(arguments: argparse.Namespace) -> int:
     parts.agent.load_state_dict(load_agent_state(directory, names))
     tested = directory / "test"
     tested.mkdir(exist_ok=True)
-    with log_to(tested / "log"), Run(tested, chosen, title=f"{directory.name}_test", gif=True) as run:
+    recorded = Run(tested, chosen, title=f"{directory.name}_test", gif=True)
+    with log_to(tested / "log"), contextlib.closing(parts.env), recorded as run:
         parts.agent.recorder = run
         LOGGER.info("test of %s at step %d", directory, parts.agent.step)
         parts.agent.test()
@@ -237,7 +247,7 @@ def list_entries() -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 training failed, 2 bad input, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = parser().parse_args(given or ["train"])
+    parsed = parse_arguments(given or ["train"])
     first = distributed.rank_here() == 0
     if not first and parsed.command != "train":
         return 0

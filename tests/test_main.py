@@ -16,9 +16,9 @@ import torch
 import yaml
 
 import tapehead
-from tapehead.main import main
+from tapehead.main import main, read_arguments
 from tapehead.utils import checkpoint, options
-from tapehead.utils.run import new_directory, read_metrics
+from tapehead.utils.run import Run, new_directory, read_metrics
 
 SMALL = [
     "env.width=3",
@@ -93,12 +93,19 @@ def test_test_writes_pictures_and_an_animation(folder: Path) -> None:
     small = [assignment for assignment in SMALL if "test_lengths" not in assignment]
     assert main(["train", "dnc-repeat-copy", *small, "agent.steps=5", "plots=off"]) == 0
     directory = run_directory(folder)
-    assert main(["test", "latest", "plots=files"]) == 0
+    assert main(["test", "latest", "--checkpoint", "latest", "plots=files"]) == 0
     pictures = {path.suffix for path in (directory / "test" / "plots").iterdir() if path.is_file()}
     assert pictures == {".png", ".gif"}
     (row,) = read_metrics(directory / "test" / "metrics.jsonl")
     assert row["step"] == 5
     assert any(name.endswith("bits_wrong") for name in row)
+
+
+@pytest.mark.parametrize("word", ["--chekpoint", "--resume"])
+def test_unknown_options_of_the_command_line(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["test", "latest", word, "plots=files"])
+    assert f"unrecognized arguments: {word}" in capsys.readouterr().err
 
 
 def test_killed_and_resumed_equals_unbroken(folder: Path) -> None:
@@ -157,6 +164,19 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["agent"]["lr"] == 3e-4
     assert shown["circuit"]["link_sharpening"] is False
+
+
+def test_the_log_has_a_line_for_each_metric_but_not_for_each_part_of_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = {"loss": 1.5, "error": 0.2, "accuracy/0": 0.7, "accuracy/1": 0.9, "accuracy": 0.8}
+    caplog.set_level("INFO")
+    with Run(tmp_path, read_arguments(["plots=off"])) as run:
+        run.metrics(7, {f"held_out/test images/{name}": value for name, value in values.items()})
+    assert caplog.messages == [
+        "step 7, error held out: test images: 0.2",
+        "step 7, accuracy held out: test images: 0.8",
+    ]
 
 
 def test_empty_agent_from_the_command_line(folder: Path) -> None:
