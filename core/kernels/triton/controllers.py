@@ -9,10 +9,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .launch import sigmoid, tanh
+from .launch import power_of_two, sigmoid, tanh
 
-CHUNK = 16
-"""Rows of a layer's weights that are multiplied at a time."""
+WARPS = 8
+"""Of a program that runs a sequence."""
+
+IN_FLIGHT = 8192
+"""Weights of a layer that a program asks for at a time, 32 per thread: one sequence alone waits for the cache."""
 
 KEEP_EVERY = 8
 """Steps between two stored memories."""
@@ -192,6 +195,12 @@ def controller_backward(
     tl.store(d_before + f, d_row, mask=f < F)
     tl.debug_barrier()
     return d_cell
+
+
+def chunk(hidden: int, features: int, interface: int) -> int:
+    """Rows of a layer's weights that are multiplied at a time."""
+    widest = power_of_two(max(hidden, features, interface))
+    return min(64, IN_FLIGHT // widest)
 
 
 def too_wide(hidden: int, features: int, interface: int) -> str | None:

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...addressing import NORM_EPSILON, USAGE_EPSILON
-from .controllers import CHUNK, KEEP_EVERY, controller_backward, controller_forward, too_wide
-from .launch import launch, parts, power_of_two, sigmoid, softplus, softplus_slope, tanh, warps
+from .controllers import KEEP_EVERY, WARPS, chunk, controller_backward, controller_forward, too_wide
+from .launch import launch, parts, power_of_two, sigmoid, softplus, softplus_slope, tanh
 
 LARGEST_TILE = 4096
 """Elements of a memory and of its links, sides rounded up to powers of two: the backward pass holds six of them."""
@@ -536,11 +536,11 @@ class Sizes(NamedTuple):
             "KEEP_EVERY": KEEP_EVERY,
             "NORM_EPSILON": NORM_EPSILON,
             "USAGE_EPSILON": USAGE_EPSILON,
-            "CHUNK": CHUNK,
+            "CHUNK": chunk(self.hidden, self.hidden + self.reads * word, interface),
             "BLOCK_H": power_of_two(self.hidden),
             "BLOCK_N": side,
             "BLOCK_W": power_of_two(word),
-            "num_warps": warps(2 * max(side * side, side * power_of_two(word), CHUNK * power_of_two(self.hidden))),
+            "num_warps": WARPS,
         }
 
 

@@ -42,11 +42,13 @@ def warps(elements: int) -> int:
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, **constants: Any) -> None:
     """Run a kernel once per point of the grid, on the device of its first argument."""
     first: Tensor = arguments[0]
+    # One stage: no load may move ahead of a store, since threads read what others have written.
+    options = {"num_warps": num_warps, "num_stages": 1, **constants}
     if first.is_cuda:
         with torch.cuda.device(first.device):
-            kernel[grid](*arguments, num_warps=num_warps, **constants)
+            kernel[grid](*arguments, **options)
     else:
-        kernel[grid](*arguments, num_warps=num_warps, **constants)
+        kernel[grid](*arguments, **options)
 
 
 def interpreted() -> bool:

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...addressing import NORM_EPSILON, SHARPEN_EPSILON
-from .controllers import CHUNK, KEEP_EVERY, controller_backward, controller_forward, too_wide
-from .launch import launch, parts, power_of_two, sigmoid, softplus, softplus_slope, tanh, warps
+from .controllers import KEEP_EVERY, WARPS, chunk, controller_backward, controller_forward, too_wide
+from .launch import launch, parts, power_of_two, sigmoid, softplus, softplus_slope, tanh
 
 LARGEST_TILE = 8192
 """Elements of a memory, sides rounded up to powers of two, that a program keeps: 32 registers of each thread."""
@@ -427,7 +427,6 @@ class Sizes(NamedTuple):
 
     def constants(self, gates: int, interface: int, slots: int, word: int) -> dict[str, Any]:
         """Constants of both kernels."""
-        tile = power_of_two(slots) * power_of_two(word)
         return {
             "HIDDEN": self.hidden,
             "GATES": gates,
@@ -442,12 +441,12 @@ class Sizes(NamedTuple):
             "KEEP_EVERY": KEEP_EVERY,
             "NORM_EPSILON": NORM_EPSILON,
             "SHARPEN_EPSILON": SHARPEN_EPSILON,
-            "CHUNK": CHUNK,
+            "CHUNK": chunk(self.hidden, self.hidden + self.reads * word, interface),
             "BLOCK_H": power_of_two(self.hidden),
             "BLOCK_N": power_of_two(slots),
             "BLOCK_W": power_of_two(word),
             "BLOCK_S": power_of_two(self.shifts),
-            "num_warps": warps(max(2 * tile, CHUNK * power_of_two(self.hidden))),
+            "num_warps": WARPS,
         }
 
 
