@@ -47,3 +47,6 @@ class Task(ABC):
         """
         if state:
             raise ValueError(f"env state: got {', '.join(state)}; this env keeps none")
+
+    def close(self) -> None:
+        """Let go of what the task holds besides memory, such as processes; what needs it next gets it back."""

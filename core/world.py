@@ -127,9 +127,6 @@ class World(Task):
             returns.view(shape), lengths.view(shape), {name: value.view(shape) for name, value in info.items()}
         )
 
-    def close(self) -> None:
-        """Let go of what the world holds besides memory, such as processes; the next reset gets it back."""
-
 
 def join_episodes(parts: Sequence[Episodes], dim: int) -> Episodes:
     """Episodes that were played apart as one: those of other members (dim 0), or others of the same ones (dim 1)."""

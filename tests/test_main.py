@@ -16,6 +16,7 @@ import torch
 import yaml
 
 import tapehead
+from tapehead.envs import TMazeWorld
 from tapehead.main import main, read_arguments
 from tapehead.utils import checkpoint, options
 from tapehead.utils.run import Run, new_directory, read_metrics
@@ -191,11 +192,14 @@ WORLD = [
 ]
 
 
-def test_evolution_in_a_world_from_the_command_line(folder: Path) -> None:
+def test_evolution_in_a_world_from_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[object] = []
+    monkeypatch.setattr(TMazeWorld, "close", closed.append)
     assert main([*WORLD, "plots=off", "agent.generations=2"]) == 0
     assert main(["train", "--resume", "latest", "agent.generations=4"]) == 0
     directory = run_directory(folder)
     assert main(["test", "latest", "plots=files"]) == 0
+    assert len(closed) == 3
     rows = list(read_metrics(directory / "metrics.jsonl"))
     assert [row["step"] for row in rows if "held_out/trials 3/avoidable_misses" in row] == [2, 4]
     names = {path.name for path in (directory / "test" / "plots").iterdir() if path.is_file()}
