@@ -194,7 +194,7 @@ WORLD = [
 
 def test_evolution_in_a_world_from_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[object] = []
-    monkeypatch.setattr(TMazeWorld, "close", closed.append)
+    monkeypatch.setattr(TMazeWorld, "close", lambda world: closed.append(world))
     assert main([*WORLD, "plots=off", "agent.generations=2"]) == 0
     assert main(["train", "--resume", "latest", "agent.generations=4"]) == 0
     directory = run_directory(folder)
