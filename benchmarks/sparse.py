@@ -62,7 +62,8 @@ def measure(kind: str, slots: int, full: bool, steps: int, rounds: int, threads:
         both.append(time.perf_counter() - start)
         if round_ == 0:
             mebibytes = peak() - before
-    return Figures(*(1e3 * statistics.median(times) / steps for times in (forward, both)), mebibytes)
+    one, other = (1e3 * statistics.median(times) / steps for times in (forward, both))
+    return Figures(one, other, mebibytes)
 
 
 def main() -> None:

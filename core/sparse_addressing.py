@@ -32,7 +32,9 @@ def top_k(values: Tensor, count: int) -> Tensor:
     size = values.shape[-1]
     if size <= 8 * BLOCK * count or not values.is_floating_point():
         return _top_k(values, count)
-    padded = functional.pad(values, (0, -size % BLOCK), value=-torch.inf).unflatten(-1, (-1, BLOCK))
+    missing = -size % BLOCK
+    padded = functional.pad(values, (0, missing), value=-torch.inf) if missing else values
+    padded = padded.unflatten(-1, (-1, BLOCK))
     # The largest values lie in the blocks with the largest maxima; in order of index, so that the first still win.
     blocks = _top_k(padded.amax(-1), count).sort(dim=-1).values
     candidates = padded.gather(-2, blocks.unsqueeze(-1).expand(*blocks.shape, BLOCK)).flatten(-2)

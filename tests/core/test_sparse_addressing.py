@@ -29,7 +29,7 @@ def test_top_k_takes_the_first_of_equals(values, data):
     assert sorted(sparse_addressing.top_k(longer, count).tolist()) == expected
 
 
-@pytest.mark.parametrize("size", [8193, 20_000])
+@pytest.mark.parametrize("size", [8193, 20_000, 20_480])
 @pytest.mark.parametrize("levels", [3, 10**6])
 def test_top_k_of_many_looks_in_the_right_blocks(size, levels):
     generator = torch.Generator().manual_seed(1)
