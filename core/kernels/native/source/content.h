@@ -114,12 +114,14 @@ void dot_products_backward(const Slots<T>& slots, int word, const T* memory, con
                     store(d_memory + at, d);
                 }
                 for (int h = 0; h < K; h++) {
-                    T* total = sums + (h * word + j) * LANES<T>;
+                    T* total = sums + (j * K + h) * LANES<T>;
                     store(total, n == 0 ? sum[h] : load(total) + sum[h]);
                 }
             }
         });
-        lane_sums<T>(sums, K * word, d_keys + first * word);
+        lane_sums<T>(sums, K * word, sums);
+        for (int h = 0; h < K; h++)
+            for (int j = 0; j < word; j++) d_keys[(first + h) * word + j] = sums[j * K + h];
     });
 }
 

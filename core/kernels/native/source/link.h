@@ -41,19 +41,14 @@ template <class T, int ROWS> inline void zero_diagonal(int i, int j, Vec<T>* x) 
     const Vec<T> lanes = lane_numbers<T>();
     for (int r = 0; r < ROWS; r++) x[r] = lanes == T(i + r - j) ? Vec<T>{} : x[r];
 }
-// Calls body(row, head, sum over the lanes).
+// Calls body(row, head, sum over the lanes). Through memory, so that the loop before keeps its registers.
 template <class T, int ROWS, int K, class F> ALWAYS_INLINE void reduce(const Vec<T> (&x)[ROWS][K], F&& body) {
-    if constexpr (ROWS * K <= LANES<T>) {
-        Vec<T> flat[ROWS * K];
-        for (int r = 0; r < ROWS; r++)
-            for (int h = 0; h < K; h++) flat[r * K + h] = x[r][h];
-        const Vec<T> sums = lane_sums<T>(flat);
-        for (int r = 0; r < ROWS; r++)
-            for (int h = 0; h < K; h++) body(r, h, sums[r * K + h]);
-    } else {
-        for (int r = 0; r < ROWS; r++)
-            for (int h = 0; h < K; h++) body(r, h, lane_sum<T>(x[r][h]));
-    }
+    T vectors[ROWS * K * LANES<T>], sums[ROWS * K];
+    for (int r = 0; r < ROWS; r++)
+        for (int h = 0; h < K; h++) store(vectors + (r * K + h) * LANES<T>, x[r][h]);
+    lane_sums<T>(vectors, ROWS * K, sums);
+    for (int r = 0; r < ROWS; r++)
+        for (int h = 0; h < K; h++) body(r, h, sums[r * K + h]);
 }
 
 // The matrix after all updates: forward[h,i] = Σ_j L[i,j] read[h,j], backward[h,j] = Σ_i L[i,j] read[h,i]; stored in
@@ -154,8 +149,7 @@ void follow_links_backward(const Slots<T>& slots, const T* stored, const LinkUpd
             }
             reduce<T, ROWS, K>(for_reading, [&](int r, int h, T sum) { d_reading[(size_t)h * N + i + r] += sum; });
             if (!last_group) return;
-            const Vec<T> sums = lane_sums<T>(for_weights);
-            for (int r = 0; r < ROWS; r++) d_weights[i + r] += sums[r];
+            for (int r = 0; r < ROWS; r++) d_weights[i + r] += lane_sum<T>(for_weights[r]);
         });
     });
 }

@@ -100,14 +100,14 @@ void write_backward(const Slots<T>& slots, int word, const T* before, const T* k
                     d_w[c] += d * (a - m * e);
                     store(d_memory + at, d - e * d_by_weight);
                 }
-                T *erase_sum = sums + j * LANES<T>, *add_sum = sums + (word + j) * LANES<T>;
+                T *erase_sum = sums + 2 * j * LANES<T>, *add_sum = erase_sum + LANES<T>;
                 store(erase_sum, n == 0 ? for_erase : load(erase_sum) + for_erase);
                 store(add_sum, n == 0 ? for_add : load(add_sum) + for_add);
             }
             for (int c = 0; c < C; c++) store(d_weights + n + c * LANES<T>, d_w[c]);
         });
-        lane_sums<T>(sums, word, d_erase);
-        lane_sums<T>(sums + word * LANES<T>, word, d_add);
+        lane_sums<T>(sums, 2 * word, sums);
+        for (int j = 0; j < word; j++) d_erase[j] = sums[2 * j], d_add[j] = sums[2 * j + 1];
         return;
     }
     for (int j = 0; j < word; j++) {
@@ -286,7 +286,7 @@ void write_and_read_backward(const Slots<T>& slots, int word, const T* before, c
                     d_w[c] += d * (a - m * e);
                     store(d_memory + at, d * left);
                 }
-                T *erase_sum = sums + j * LANES<T>, *add_sum = sums + (word + j) * LANES<T>;
+                T *erase_sum = sums + 2 * j * LANES<T>, *add_sum = erase_sum + LANES<T>;
                 store(erase_sum, n == 0 ? for_erase : load(erase_sum) + for_erase);
                 store(add_sum, n == 0 ? for_add : load(add_sum) + for_add);
             }
@@ -297,8 +297,8 @@ void write_and_read_backward(const Slots<T>& slots, int word, const T* before, c
             }
         });
     });
-    lane_sums<T>(sums, word, d_erase);
-    lane_sums<T>(sums + word * LANES<T>, word, d_add);
+    lane_sums<T>(sums, 2 * word, sums);
+    for (int j = 0; j < word; j++) d_erase[j] = sums[2 * j], d_add[j] = sums[2 * j + 1];
 }
 
 // Softmax of each of `heads` groups of `size` neighbours, in place, and its backward (d in: of the shares, out: of x).

@@ -140,12 +140,10 @@ inline void prefer_large_pages(void* start, int64_t bytes) {
 #endif
 }
 
-// Asks for memory that will soon be needed.
-template <class T> inline void prefetch(const T* start, int64_t count) {
-    for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(start + i);
-}
-template <class T> inline void prefetch_to_write(T* start, int64_t count) {
-    for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(start + i, 1);
+// Asks for what will soon be needed, unless it would push what is needed now out of the cache.
+template <bool TO_WRITE, class T> inline void prefetch(const T* start, int64_t count) {
+    if (count * (int64_t)sizeof(T) > 16384) return;
+    for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(start + i, TO_WRITE);
 }
 
 // What every step leaves: gates, cell state and hidden vector of each layer, activated interface vector and the
@@ -282,7 +280,7 @@ void forward_block(const Problem& p, const Tensors<T>& x, const Records<T>& reco
                    records.size, true);
         for (int64_t b = b0; b < end; b++) {
             if (p.training && b + 1 < end)
-                prefetch_to_write(records.accessor(t + 1, b + 1), records.size - records.accessor_part);
+                prefetch<true>(records.accessor(t + 1, b + 1), records.size - records.accessor_part);
             accessor.forward(t, b, hiddens.feature(t + 1, b) + hidden, scratch.data());
             keep_words(t + 1, b);
         }
@@ -420,9 +418,9 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
                 }
                 // Records come from far away: the next row's while this one is worked on.
                 if (i + 1 < rows)
-                    prefetch(records.row(t, b0 + i + 1), records.size);
+                    prefetch<false>(records.row(t, b0 + i + 1), records.size);
                 else if (t > 0)
-                    prefetch(records.row(t - 1, b0), records.size);
+                    prefetch<false>(records.row(t - 1, b0), records.size);
                 accessor.backward(t, b0 + i, carry + hidden, d_interface + i * interface_stride, scratch.data(),
                                   &row_scratch[i * row_size]);
             }

@@ -142,8 +142,9 @@ template <class T, int COUNT> ALWAYS_INLINE Vec<T> lane_sums(const Vec<T> (&x)[C
     static_assert(COUNT <= LANES<T>);
     return folded<T, LANES<T>>(x, 0, COUNT);
 }
-// Of `count` vectors in memory.
-template <class T> inline void lane_sums(const T* vectors, int count, T* out) {
+// Of `count` vectors in memory; out may be where they lie. Arrays of such vectors are best summed up in the order in
+// which they are met: some power of two apart, they would get into each other's way.
+template <class T> __attribute__((noinline)) void lane_sums(const T* vectors, int count, T* out) {
     sweep<T>(count, [&](int i, auto io) {
         const int here = std::min(LANES<T>, count - i);
         Vec<T> x[LANES<T>];
