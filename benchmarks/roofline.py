@@ -23,12 +23,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from speed import CASES, Case, training_step
 
 from tapehead.core.kernels.native import library
-from tapehead.core.kernels.native.sequence import KEEP_EVERY
+from tapehead.core.kernels.native.sequence import keep_every
 
 FLOAT = 4
 """Bytes."""
@@ -64,7 +65,7 @@ class Work(NamedTuple):
 def count(case: Case) -> Work:
     """Operations and bytes of a training step, LSTM controller, one write head."""
     slots, word, hidden, reads = case.slots, case.word, case.hidden_size, case.reads
-    row_steps = case.steps * case.batch_size
+    row_steps, apart = case.steps * case.batch_size, keep_every(case.slots)
     cells = slots * word
     heads = reads + 1
     dynamic = case.kind == "dnc"
@@ -75,10 +76,10 @@ def count(case: Case) -> Work:
     # Lookups: a product per head and the norm; write: 4 operations per cell; reads: a product per head.
     forward = cells * (2 * heads + 2 + 4 + 2 * reads)
     # Gradients of both factors of each product; of the write 9; the memories written again from the stored ones.
-    backward = cells * (4 * heads + 2 + 9 + 4 * reads + 4 * (KEEP_EVERY - 1) / KEEP_EVERY)
+    backward = cells * (4 * heads + 2 + 9 + 4 * reads + 4 * (apart - 1) / apart)
     functions = slots * (heads * 2 + 2)  # softmax and cosines, norms
     if dynamic:
-        again = (KEEP_EVERY + 1) / 2  # updates since the links were stored, on average
+        again = (apart + 1) / 2  # updates since the links were stored, on average
         forward += slots * slots * (4 * again + 4 * reads)
         backward += slots * slots * (4 * again + 8 * reads + 8)
     else:
@@ -87,7 +88,7 @@ def count(case: Case) -> Work:
     record = 4 * hidden + hidden + interface + slots * (3 * heads + 1)
     if dynamic:
         record += slots * (2 + 2 + 2 * reads + 1)
-    stored = (cells + (slots * slots if dynamic else 0)) / KEEP_EVERY
+    stored = (cells + (slots * slots if dynamic else 0)) / apart
     # The link matrix and its gradient are passed over at every step, and stay in no cache of a core.
     passes = slots * slots * (1 + 1 + 2) if dynamic else 0
     moved = FLOAT * (2 * record + 2 * stored + passes)
@@ -151,12 +152,9 @@ def library_seconds(case: Case, rounds: int) -> tuple[float, float]:
     inputs = torch.rand(case.steps, case.batch_size, case.input_size)
     targets = (torch.rand(case.steps, case.batch_size, case.output_size) > 0.5).float()
     step = training_step(case.circuit("native"), inputs, targets)
-    library.call = timed
-    try:
+    with mock.patch.object(library, "call", timed):
         for _ in range(rounds + 3):
             step()
-    finally:
-        library.call = plain_call
     steps = sorted(forward + backward for forward, backward in zip(spent[6::2], spent[7::2], strict=True))
     return steps[len(steps) // 2], steps[0]
 

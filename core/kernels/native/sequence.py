@@ -15,8 +15,10 @@ from .library import Problem, Tensors
 BLOCK = 16
 """Rows of the batch that go through the sequence together; enough for the products, few enough for the cache."""
 
-KEEP_EVERY = 6
-"""Steps between two stored memories."""
+
+def keep_every(slots: int) -> int:
+    """Steps between two stored memories (and links): more where each is large, since memory counts for more there."""
+    return 4 if slots < 512 else 6
 
 
 class Weights(NamedTuple):
@@ -73,7 +75,7 @@ def make_problem(inputs: Tensor, weights: Weights, memory: Tensor, **options: An
         interface=weights.interface_bias.shape[-1],
         threads=torch.get_num_threads(),
         members=1,
-        keep_every=KEEP_EVERY,
+        keep_every=keep_every(memory.shape[-2]),
         block=BLOCK,
         **options,
     )
