@@ -78,6 +78,7 @@ class BackpropAgent(LearningAgent):
     """
 
     Options: ClassVar[type[BackpropOptions]] = BackpropOptions
+    needs_gradient = True
     env: Env
     options: BackpropOptions
 
@@ -99,7 +100,7 @@ class BackpropAgent(LearningAgent):
             recorder: where metrics, pictures and checkpoints go; None keeps nothing.
 
         Raises:
-            ValueError: the circuit's sizes are not the env's, or the circuit is batch-first.
+            ValueError: the circuit's sizes are not the env's, or the circuit is batch-first or has no gradient.
         """
         super().__init__(env, circuit, options or BackpropOptions(), seed=seed, recorder=recorder)
         self.optimiser = self._build_optimiser()

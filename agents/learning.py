@@ -73,9 +73,14 @@ class LearningAgent(Agent):
             recorder: where metrics, pictures and checkpoints go; None keeps nothing.
 
         Raises:
-            ValueError: the circuit's sizes are not the env's, or the circuit is batch-first.
+            ValueError: the circuit's sizes are not the env's, or the circuit is batch-first or has no gradient where
+                one is needed.
         """
         check_fit(env, circuit)
+        if self.needs_gradient and not circuit.differentiable:
+            raise ValueError(
+                f"circuit: got a {type(circuit).__name__}, which has no gradient; {type(self).__name__} needs one"
+            )
         self.env = env
         self.circuit = circuit
         self.options = options

@@ -63,6 +63,7 @@ class MixedAgent(EvolutionAgent):
 
     Options = MixedOptions
     tasks = (Env,)
+    needs_gradient = True
     env: Env
     options: MixedOptions
 

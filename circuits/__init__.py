@@ -7,6 +7,7 @@ from .neat import NeatCircuit, NeatCircuitOptions
 from .ntm import NTM, NTMOptions
 from .sam import SAM, SAMOptions
 from .sdnc import SDNC, SDNCOptions
+from .tape import Tape, TapeOptions
 
 __all__ = [
     "DNC",
@@ -20,6 +21,8 @@ __all__ = [
     "SAMOptions",
     "SDNC",
     "SDNCOptions",
+    "Tape",
+    "TapeOptions",
     "NeatCircuit",
     "NeatCircuitOptions",
 ]

@@ -48,6 +48,8 @@ class Agent(ABC):
 
     tasks: ClassVar[tuple[type[Task], ...]] = (Env,)
     """Kinds of tasks that this agent can take: envs with batches, worlds with rewards, or both."""
+    needs_gradient: ClassVar[bool] = False
+    """Whether it can take only circuits that are differentiable."""
     recorder: Recorder
     processes: Processes = Processes()
     """Those that share the work; by default this one is alone."""

@@ -81,6 +81,8 @@ class Circuit(nn.Module, ABC):
     """
 
     Options: ClassVar[type[Options]]
+    differentiable: ClassVar[bool] = True
+    """Whether outputs have a gradient, without which a circuit can only evolve."""
 
     autocast: torch.dtype | None = None
     """Lower type for matrix products, ``torch.bfloat16``; None leaves it to the caller. Outputs keep the own type.

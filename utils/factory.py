@@ -15,7 +15,7 @@ from pydantic import Field, SerializeAsAny, ValidationError
 
 from ..agents import BackpropAgent, EmptyAgent, EvolutionAgent, MixedAgent, NodePerturbationAgent
 from ..agents.evaluation import check_state
-from ..circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, NeatCircuit
+from ..circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, NeatCircuit, Tape
 from ..core.agent import Agent, Recorder
 from ..core.circuit import Circuit
 from ..core.controllers import CONTROLLERS
@@ -57,6 +57,7 @@ CIRCUITS: dict[str, Any] = {
     "sdnc": SDNC,
     "feedforward": FeedForwardCircuit,
     "neat": NeatCircuit,
+    "tape": Tape,
 }
 AGENTS: dict[str, Any] = {
     "backprop": BackpropAgent,
@@ -126,6 +127,8 @@ def parse(values: Mapping[str, Any]) -> RunOptions:
                 problems += explain(error, name, given, options.model_fields)
     if "env" in blocks and "agent" in blocks:
         problems += _check_task(blocks["env"].type, blocks["agent"].type)
+    if "circuit" in blocks and "agent" in blocks:
+        problems += _check_gradient(blocks["circuit"].type, blocks["agent"].type)
     if "agent" in blocks:
         problems += _check_precision(values.get("precision", "float32"), blocks["agent"].type)
     if values.get("start") is not None and "agent" in blocks:
@@ -152,6 +155,14 @@ def _check_task(env: str, agent: str) -> list[str]:
     able = [name for name, entry in AGENTS.items() if issubclass(ENVS[env], entry.tasks)]
     has = "is a world with rewards" if issubclass(ENVS[env], World) else "hands out batches"
     return [f"agent.type: got {agent!r}; env.type {env!r} {has}, allowed: {', '.join(able)}"]
+
+
+def _check_gradient(circuit: str, agent: str) -> list[str]:
+    """The problem, if an agent needs a gradient that a circuit does not have."""
+    if CIRCUITS[circuit].differentiable or not AGENTS[agent].needs_gradient:
+        return []
+    able = [name for name, entry in AGENTS.items() if not entry.needs_gradient]
+    return [f"agent.type: got {agent!r}; circuit.type {circuit!r} has no gradient, allowed: {', '.join(able)}"]
 
 
 def _check_precision(precision: Any, agent: str) -> list[str]:

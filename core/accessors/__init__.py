@@ -4,13 +4,17 @@ from .base import Accessor
 from .dynamic import DynamicAccessor, DynamicState
 from .sparse import SparseAccessor, SparseState
 from .static import StaticAccessor, StaticState
+from .tape import OpenTape, TapeAccessor, TapeState
 
 __all__ = [
     "Accessor",
     "DynamicAccessor",
     "DynamicState",
+    "OpenTape",
     "SparseAccessor",
     "SparseState",
     "StaticAccessor",
     "StaticState",
+    "TapeAccessor",
+    "TapeState",
 ]

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from .base import Controller, ControllerOptions
+from .direct import DirectController, DirectOptions
 from .feedforward import FeedForwardController, FeedForwardOptions
 from .gru import GRUController, GRUOptions
 from .lstm import LSTMController, LSTMOptions
@@ -18,11 +19,12 @@ CONTROLLERS: dict[str, type[Controller]] = {
     "gru": GRUController,
     "feedforward": FeedForwardController,
     "neat": NeatController,
+    "direct": DirectController,
 }
 """Every controller by the name that options and constructors use."""
 
 AnyControllerOptions = Annotated[
-    LSTMOptions | GRUOptions | FeedForwardOptions | NeatControllerOptions, Field(discriminator="type")
+    LSTMOptions | GRUOptions | FeedForwardOptions | NeatControllerOptions | DirectOptions, Field(discriminator="type")
 ]
 """The ``controller:`` block of a circuit."""
 
@@ -31,6 +33,8 @@ __all__ = [
     "AnyControllerOptions",
     "Controller",
     "ControllerOptions",
+    "DirectController",
+    "DirectOptions",
     "FeedForwardController",
     "FeedForwardOptions",
     "GRUController",

@@ -18,6 +18,11 @@ class ControllerOptions(Options):
     """Options that every controller has."""
 
     type: str
+
+
+class LayeredControllerOptions(ControllerOptions):
+    """Options of a controller with layers."""
+
     hidden_size: int = Field(100, ge=1)
     """Size of each layer and of the controller's output."""
     num_layers: int = Field(1, ge=1)

@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .base import Controller, ControllerOptions
+from .base import Controller, LayeredControllerOptions
 
 
-class FeedForwardOptions(ControllerOptions):
+class FeedForwardOptions(LayeredControllerOptions):
     """Options of :class:`FeedForwardController`."""
 
     type: Literal["feedforward"] = "feedforward"

@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .base import Controller, ControllerOptions, gated_layers
+from .base import Controller, LayeredControllerOptions, gated_layers
 
 
-class GRUOptions(ControllerOptions):
+class GRUOptions(LayeredControllerOptions):
     """Options of :class:`GRUController`."""
 
     type: Literal["gru"] = "gru"

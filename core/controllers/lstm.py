@@ -7,10 +7,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .base import Controller, ControllerOptions, gated_layers
+from .base import Controller, LayeredControllerOptions, gated_layers
 
 
-class LSTMOptions(ControllerOptions):
+class LSTMOptions(LayeredControllerOptions):
     """Options of :class:`LSTMController`."""
 
     type: Literal["lstm"] = "lstm"

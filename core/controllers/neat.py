@@ -8,10 +8,10 @@ from pydantic import Field
 from torch import Tensor
 
 from ..graph import GraphActivation, GraphNetwork, GraphState, activate
-from .base import Controller, ControllerOptions
+from .base import Controller, LayeredControllerOptions
 
 
-class NeatControllerOptions(ControllerOptions):
+class NeatControllerOptions(LayeredControllerOptions):
     """Options of :class:`NeatController`."""
 
     type: Literal["neat"] = "neat"

@@ -9,6 +9,7 @@ from torch import nn
 from tapehead.core.circuit import map_state
 from tapehead.core.controllers import (
     CONTROLLERS,
+    DirectController,
     FeedForwardController,
     FeedForwardOptions,
     GRUController,
@@ -160,3 +161,12 @@ def test_neat_is_its_network_and_has_no_layers():
         NeatController(4, 6, activation="step")
     with pytest.raises(ValueError, match="max_nodes: got 0"):
         NeatController(4, 6, max_nodes=0)
+
+
+def test_direct_hands_on_what_comes_in():
+    controller, x = DirectController(4, clip=1.0), torch.tensor([[0.5, -3.0, 0.0, 1.0]])
+    hidden, state = controller(x, controller.initial_state(1))
+    assert hidden.tolist() == [[0.5, -1.0, 0.0, 1.0]]
+    assert state == ()
+    assert (controller.hidden_size, controller.num_layers) == (4, 0)
+    assert not list(controller.parameters())

@@ -1,0 +1,163 @@
+"""Evolvable Neural Turing Machine (Greve, Jacobsen & Risi 2016): a controller and a tape with one hard head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from ..core.accessors import OpenTape, TapeAccessor, TapeState
+from ..core.circuit import CircuitState, check_choice, map_state
+from ..core.controllers import AnyControllerOptions, Controller, DirectController, DirectOptions
+from ..core.options import Options
+from ..core.stacked import Stack, dense, linear
+from .memory_augmented import MemoryAugmentedCircuit, build_controller
+
+HeadInit = Literal["uniform", "through"]
+"""How the weights start: ``uniform`` as torch.nn, or ``through`` with a word on its way in and out of the tape."""
+
+THROUGH = 6.0
+"""Weight of a bit on that way: with a bias of minus half of it, a bit of 0 is written as 0.05 and one of 1 as 0.95."""
+
+
+class TapeOptions(Options):
+    """Options of :class:`Tape`."""
+
+    type: Literal["tape"] = "tape"
+    controller: AnyControllerOptions = DirectOptions()
+    memory_size: int = Field(128, ge=1)
+    """N, number of cells; another number may be chosen for a test."""
+    word_size: int = Field(20, ge=1)
+    """W, length of a cell."""
+    head_init: HeadInit = "uniform"
+    """How the weights start; ``through`` writes the word that comes in and answers with the one that is read."""
+    clip: float | None = Field(20.0, gt=0)
+    """Hidden state, cell state and outputs are kept in [-clip, clip]; null leaves them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TapeOptions:
+        if self.head_init == "through" and self.controller.type != "direct":
+            raise ValueError(
+                f"head_init: got 'through'; allowed with controller.type {self.controller.type!r}: uniform"
+            )
+        return self
+
+
+class Tape(MemoryAugmentedCircuit):
+    """Evolvable Neural Turing Machine: one head writes, jumps to a similar word, moves by a cell, and reads.
+
+    It has no gradient, for the head's choices have none: it is evolved, and agents that descend a gradient refuse it.
+    """
+
+    Options = TapeOptions
+    differentiable = False
+    accessor: TapeAccessor
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        controller: str | Controller = "direct",
+        hidden_size: int = 100,
+        num_layers: int = 1,
+        memory_size: int = 128,
+        word_size: int = 20,
+        head_init: HeadInit = "uniform",
+        clip: float | None = 20.0,
+        batch_first: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        """
+        Args:
+            input_size: I, channels of each input step.
+            output_size: O, channels of each output step.
+            controller: ``direct``, ``feedforward``, ``lstm``, ``gru``, or a controller that takes
+                ``input_size + word_size`` channels (then ``hidden_size`` and ``num_layers`` are its own).
+            hidden_size: size of the controller's layers, where it has any.
+            num_layers: number of the controller's layers, where it has any.
+            memory_size: N, number of cells.
+            word_size: W, length of a cell.
+            head_init: ``uniform`` starts with weights as torch.nn. ``through``, with a direct controller, starts with
+                bit i of the input on its way to element i of the word to write, and from there to output i, for as many
+                bits as all three have. When to write and where to move is left to be found.
+            clip: hidden state, cell state and outputs are kept in [-clip, clip]; None leaves them.
+            batch_first: sequences are ``[B, T, …]`` rather than ``[T, B, …]``.
+            backend: what runs sequences; ``auto`` takes the fastest that can.
+
+        Raises:
+            ValueError: an argument that is not allowed; names it, what was given and what is allowed.
+        """
+        built = build_controller(controller, input_size, 1, word_size, hidden_size, num_layers, clip)
+        accessor = TapeAccessor(built.hidden_size, memory_size, word_size)
+        super().__init__(input_size, output_size, built, accessor, clip=clip, batch_first=batch_first, backend=backend)
+        check_choice("head_init", head_init, get_args(HeadInit))
+        if head_init == "through":
+            if not isinstance(built, DirectController):
+                raise ValueError(f"head_init: got 'through'; allowed with a {type(built).__name__}: uniform")
+            self._lead_through()
+
+    @torch.no_grad()
+    def _lead_through(self) -> None:
+        """See ``head_init``."""
+        bits = torch.arange(min(self.input_size, self.output_size, self.accessor.word_size))
+        interface, read = self.accessor.interface.linear, self.controller.hidden_size
+        for layer, first in ((interface, 0), (self.output, read)):
+            layer.weight[bits, first + bits] += THROUGH
+            layer.bias[bits] -= THROUGH / 2
+
+    @torch.no_grad()
+    def transition(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Any]:
+        """One step without the output layer; see :meth:`MemoryAugmentedCircuit.transition`."""
+        return super().transition(x, state)
+
+    @torch.no_grad()
+    def answer(self, features: Tensor) -> Tensor:
+        """Logits from features; see :meth:`MemoryAugmentedCircuit.answer`."""
+        return super().answer(features)
+
+    @torch.no_grad()
+    def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
+        """The answers of many members at once; see :meth:`MemoryAugmentedCircuit.run_population`.
+
+        Controllers and interfaces are mapped over the members. The tapes of all members and sequences are one batch,
+        changed in place, and no longer than the sequences can tell.
+        """
+        if self.backend not in ("auto", "eager"):
+            return super().run_population(parameters, inputs)
+        stacks = {f"circuit.{name}": dense(stack) for name, stack in parameters.items()}
+        members, (steps, batch, _) = len(next(iter(stacks.values()))), inputs.shape
+        controlled = vmap(partial(functional_call, _Controlled(self)), in_dims=(0, (None, 0, 0)))
+        controller = map_state(lambda leaf: leaf.expand(members, *leaf.shape), self.controller.initial_state(batch))
+        tape: TapeState = OpenTape(
+            *self.accessor.initial_state(members * batch, min(self.accessor.memory_size, 2 * steps + 1))
+        )
+        reads = inputs.new_zeros(members, batch, self.accessor.word_size)
+        features = []
+        for x in inputs.unbind(0):
+            hidden, vector, controller = controlled(stacks, (x, reads, controller))
+            words, tape = self.accessor.access(self.accessor.interface.heads(vector.flatten(0, 1)), tape)
+            reads = words.view_as(reads)
+            features.append(torch.cat([hidden, reads], dim=-1))
+        outputs = linear(
+            torch.stack(features, 1).flatten(1, 2), parameters["output.weight"], parameters["output.bias"]
+        ).unflatten(1, (steps, batch))
+        outputs = outputs.transpose(0, 1)
+        return outputs if self.clip is None else outputs.clamp(-self.clip, self.clip)
+
+
+class _Controlled(nn.Module):
+    """What has parameters in a step before the tape: input, words read and state -> hidden, interface, state."""
+
+    def __init__(self, circuit: Tape) -> None:
+        super().__init__()
+        self.circuit = circuit
+
+    def forward(self, x: Tensor, reads: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+        hidden, state = self.circuit.controller(torch.cat([x, reads], dim=-1), state)
+        return hidden, self.circuit.accessor.interface.linear(hidden), state
