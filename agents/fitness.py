@@ -23,6 +23,9 @@ class AccuracyFitness(Options):
     """Share of the bits (or classes) that are right."""
 
     type: Literal["accuracy"] = "accuracy"
+    exponent: float = Field(1.0, gt=0)
+    """Above 1, what counts is the mean over sequences of this power of their shares: one that is nearly right is worth
+    more than two that are half right by luck."""
 
 
 class RewardFitness(Options):
@@ -64,7 +67,9 @@ def fitness(
         return -losses.sum(0) / env.normaliser(batch)
     if options.type == "accuracy":
         right: Tensor = vmap(env.right, in_dims=(1, None), out_dims=1)(outputs, batch)
-        return right.sum(0) / batch.mask.sum().clamp(min=1)
+        if options.exponent == 1:
+            return right.sum(0) / batch.mask.sum().clamp(min=1)
+        return (right.sum(0) / batch.mask.sum(0).clamp(min=1)) ** options.exponent / batch.mask.shape[1]
     if options.prediction == "likeliest":
         # A position is right when none of its bits is wrong.
         probability = (vmap(env.right, in_dims=(1, None), out_dims=1)(outputs, batch) >= 1).to(outputs.dtype)

@@ -85,7 +85,7 @@ class Tape(MemoryAugmentedCircuit):
             word_size: W, length of a cell.
             head_init: ``uniform`` starts with weights as torch.nn. ``through``, with a direct controller, starts with
                 bit i of the input on its way to element i of the word to write, and from there to output i, for as many
-                bits as all three have. When to write and where to move is left to be found.
+                bits as all three have, and with zeros elsewhere: when to write and where to move is left to be found.
             clip: hidden state, cell state and outputs are kept in [-clip, clip]; None leaves them.
             batch_first: sequences are ``[B, T, …]`` rather than ``[T, B, …]``.
             backend: what runs sequences; ``auto`` takes the fastest that can.
@@ -107,9 +107,11 @@ class Tape(MemoryAugmentedCircuit):
         """See ``head_init``."""
         bits = torch.arange(min(self.input_size, self.output_size, self.accessor.word_size))
         interface, read = self.accessor.interface.linear, self.controller.hidden_size
+        for parameter in self.parameters():
+            parameter.zero_()
         for layer, first in ((interface, 0), (self.output, read)):
-            layer.weight[bits, first + bits] += THROUGH
-            layer.bias[bits] -= THROUGH / 2
+            layer.weight[bits, first + bits] = THROUGH
+            layer.bias[bits] = -THROUGH / 2
 
     @torch.no_grad()
     def transition(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Any]:

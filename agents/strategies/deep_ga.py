@@ -25,6 +25,10 @@ class DeepGAOptions(StrategyOptions):
     """Fittest members that may be parents."""
     sigma: float = Field(0.002, gt=0)
     """Standard deviation of the noise that mutation adds to each weight."""
+    share: float = Field(1.0, gt=0, le=1)
+    """Share of the weights that mutation touches, each by chance; 1 touches all, as in the paper."""
+    initial_share: float | None = Field(None, gt=0, le=1)
+    """The same for the first genomes where they are mutated copies; null: as share."""
     initial: Initial = "resampled"
     """First genomes: drawn anew from the distribution of the circuit's weights, or mutated copies of these weights."""
     elite_candidates: int = Field(10, ge=0)
@@ -39,6 +43,8 @@ class DeepGAOptions(StrategyOptions):
                 raise ValueError(
                     f"{name}: got {getattr(self, name)}; allowed is at most population ({self.population})"
                 )
+        if self.initial_share is not None and self.initial != "copied":
+            raise ValueError(f"initial_share: got {self.initial_share}; allowed with initial 'resampled': null")
         return self
 
 
@@ -46,7 +52,8 @@ class DeepGA(Strategy):
     """A genetic algorithm without crossover whose genomes are chains of seeds.
 
     A chain ``[s0, s1, ..., sn]`` stands for the genome ``first(s0) + sigma * noise(s1) + ... + sigma * noise(sn)``,
-    added up in this order, each ``noise(s)`` standard normal and drawn from that seed alone. A checkpoint holds chains,
+    added up in this order, each ``noise(s)`` standard normal and drawn from that seed alone, as are the weights that it
+    touches where ``share`` leaves some alone. A checkpoint holds chains,
     and :meth:`rebuild` gives back every genome bit for bit (on the same kind of device, by the same version of torch).
     """
 
@@ -75,13 +82,16 @@ class DeepGA(Strategy):
     def first(self, seed: int) -> Tensor:
         """The first genome of a chain, ``[D]``."""
         if self.options.initial == "copied":
-            return self._mutated(self.initial, seed)
+            return self._mutated(self.initial, seed, self.options.initial_share)
         return resample(self.initial, self.layout, self._noise.manual_seed(seed), 1)[0]
 
-    def _mutated(self, genome: Tensor, seed: int) -> Tensor:
+    def _mutated(self, genome: Tensor, seed: int, share: float | None = None) -> Tensor:
         noise = torch.randn(
             len(genome), generator=self._noise.manual_seed(seed), device=genome.device, dtype=genome.dtype
         )
+        share = self.options.share if share is None else share
+        if share < 1:
+            noise *= torch.rand(len(genome), generator=self._noise, device=genome.device) < share
         # Multiplied, then added: a fused operation could round differently here and there.
         return noise.mul_(self.options.sigma).add_(genome)
 

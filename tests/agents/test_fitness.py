@@ -78,3 +78,15 @@ def test_padding_earns_nothing():
 def test_wrong_options_are_refused(values):
     with pytest.raises(ValidationError):
         TypeAdapter(AnyFitness).validate_python(values)
+
+
+def test_an_exponent_counts_sequences_by_a_power_of_their_share():
+    env = envs.CopyEnv(envs.CopyOptions(lengths="sequence"))
+    batch = env.sample(SIZE, torch.Generator().manual_seed(1))
+    outputs = torch.randn(batch.inputs.shape[0], MEMBERS, SIZE, 8, generator=torch.Generator().manual_seed(2))
+    found = fitness(AccuracyFitness(exponent=3.0), env, outputs, batch, torch.Generator())
+    for member in range(MEMBERS):
+        for row in range(SIZE):
+            asked = batch.mask[:, row] > 0
+            right = (outputs[asked, member, row] > 0) == (batch.targets[asked, row] > 0.5)
+            torch.testing.assert_close(found[member, row], right.float().mean() ** 3 / SIZE)
