@@ -50,6 +50,7 @@ class NodePerturbationAgent(BackpropAgent):
 
     Options = NodePerturbationOptions
     options: NodePerturbationOptions
+    needs_gradient = False
 
     def __init__(
         self,

@@ -1,0 +1,60 @@
+"""The README's code does what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import tapehead
+from tapehead.utils import options
+from tapehead.utils.factory import AGENTS, parse
+
+README = (Path(tapehead.__file__).parent / "README.md").read_text(encoding="utf-8")
+LIBRARY, TRAINING, TASK = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+COMMANDS = re.findall(r"^ +(?:python|torchrun .*?) main\.py (?:train )?(.*?)(?: +#|$)", README, re.MULTILINE)
+
+
+def run(code: str, names: dict[str, object]) -> None:
+    exec(compile(code, "README.md", "exec", dont_inherit=True), names)
+
+
+def test_the_library_is_used_as_it_says() -> None:
+    names: dict[str, object] = {}
+    run(LIBRARY.split("trained = ")[0], names)
+    trace = names["trace"]
+    assert isinstance(trace, tapehead.Trace)
+    assert trace.read_weights.shape == (50, 16, 2, 64)
+    assert trace.memory.shape == (50, 16, 64, 32)
+
+
+def test_a_circuit_is_trained_as_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    run(TRAINING.replace("steps=2000", "steps=2"), {})
+    assert "bits_wrong" in capsys.readouterr().out
+
+
+def test_a_task_is_added_as_it_says() -> None:
+    names: dict[str, object] = {"__name__": "tapehead.envs.reverse"}
+    run(TASK.replace("from ..core", "from tapehead.core"), names)
+    env = names["ReverseEnv"](names["ReverseOptions"]())  # type: ignore[operator]
+    batch = env.sample(3, torch.Generator().manual_seed(0))
+    assert torch.equal(batch.targets[10:], batch.inputs[:10].flip(0))
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_name_what_there_is(line: str) -> None:
+    words = [word for word in line.split() if not word.startswith("--")]
+    if not words or words[0] in ("list", "show", "test", "mine.yaml", "latest", "agent.lrr=1e-3"):
+        return
+    values = options.load_file(words[0])
+    options.override(values, [word for word in words[1:] if not word.startswith(("start=", "env.type=reverse"))])
+    parse(values)
+
+
+@pytest.mark.parametrize("word", re.findall(r"`agent\.type=([\w-]+)`", README))
+def test_agents_are_those_that_there_are(word: str) -> None:
+    assert word in AGENTS
