@@ -84,6 +84,8 @@ class Loops:
         """The controller: its hidden vector for an input joined with the words read last."""
         if self.controller == "neat":
             return self.control_by_graph(x)
+        if self.controller == "direct":
+            return clip(x, self.clip)
         for layer in range(self.num_layers):
             size = len(self.hidden[layer])
             inputs = self.linear(f"controller.inputs.{layer}", x)
