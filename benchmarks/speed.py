@@ -16,7 +16,7 @@ import platform
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -145,13 +145,15 @@ def peak_extra_memory(function: Callable[[], None]) -> float | None:
     return max(peak - before, 0) / 2**20
 
 
-def case_step(name: str, backend: str, label: str) -> tuple[Callable[[], None], nn.Module]:
+def case_step(
+    name: str, backend: str, label: str, device: torch.device | str = "cpu"
+) -> tuple[Callable[[], None], nn.Module]:
     """What one row of the table times, and the module it runs; backend ``plain`` is the implementation by the book."""
     case = CASES[name]
     torch.manual_seed(0)
-    inputs = torch.rand(case.steps, case.batch_size, case.input_size)
-    targets = (torch.rand(case.steps, case.batch_size, case.output_size) > 0.5).float()
-    module: nn.Module = case.plain() if backend == "plain" else case.circuit(backend)
+    inputs = torch.rand(case.steps, case.batch_size, case.input_size, device=device)
+    targets = (torch.rand(case.steps, case.batch_size, case.output_size, device=device) > 0.5).float()
+    module = (case.plain() if backend == "plain" else case.circuit(backend)).to(device)
     return {"train": training_step, "forward": forward_pass}[label](module, inputs, targets), module
 
 
@@ -162,6 +164,38 @@ def first_call(name: str, backend: str, label: str, threads: int) -> tuple[float
     start = time.perf_counter()
     memory = peak_extra_memory(step)
     return time.perf_counter() - start, memory
+
+
+TABLE_HEAD = """\
+| case | what | backend | median ms | min ms | times faster than plain | first call s | extra MiB |
+| --- | --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def print_rows(
+    label: str,
+    modules: Mapping[str, nn.Module],
+    times: Mapping[str, Sequence[float]],
+    first: Mapping[str, tuple[float, float | None]],
+) -> None:
+    """Print the table rows of a case: milliseconds of each backend; seconds and MiB of its first call."""
+    plain = statistics.median(times["plain"])
+    for backend, module in modules.items():
+        median = statistics.median(times[backend])
+        took = getattr(module, "chosen_backend", None) or backend
+        seconds, extra = first[backend]
+        print(
+            f"| {label} | {took} | {median:.3f} | {min(times[backend]):.3f} | {plain / median:.2f} | "
+            f"{seconds:.2f} | {'' if extra is None else f'{extra:.0f}'} |",
+            flush=True,
+        )
+
+
+def chosen_cases(parser: argparse.ArgumentParser, names: Sequence[str]) -> list[str]:
+    """The named cases, or all; an unknown one ends the program."""
+    unknown = [name for name in names if name not in CASES]
+    if unknown:
+        parser.error(f"CASE: got {', '.join(unknown)}; allowed: {', '.join(CASES)}")
+    return list(names or CASES)
 
 
 def measure(name: str, backends: Sequence[str], rounds: int) -> None:
@@ -176,16 +210,8 @@ def measure(name: str, backends: Sequence[str], rounds: int) -> None:
             for step, _ in contestants.values():
                 step()
             times = interleaved({backend: step for backend, (step, _) in contestants.items()}, rounds)
-            plain = statistics.median(times["plain"])
-            for backend, (_, module) in contestants.items():
-                median = statistics.median(times[backend])
-                took = getattr(module, "chosen_backend", None) or backend
-                seconds, extra = first[backend]
-                print(
-                    f"| {name} | {label} | {took} | {median:.2f} | {min(times[backend]):.2f} | {plain / median:.2f} | "
-                    f"{seconds:.2f} | {'' if extra is None else f'{extra:.0f}'} |",
-                    flush=True,
-                )
+            modules = {backend: module for backend, (_, module) in contestants.items()}
+            print_rows(f"{name} | {label}", modules, times, first)
 
 
 def main() -> None:
@@ -196,18 +222,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    unknown = [name for name in arguments.cases if name not in CASES]
-    if unknown:
-        parser.error(f"CASE: got {', '.join(unknown)}; allowed: {', '.join(CASES)}")
+    cases = chosen_cases(parser, arguments.cases)
     torch.set_num_threads(arguments.threads)
     print(
         f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, torch {torch.__version__}, ",
         end="",
     )
     print(f"{arguments.threads} thread(s), {arguments.rounds} rounds\n")
-    print("| case | what | backend | median ms | min ms | times faster than plain | first call s | extra MiB |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for name in arguments.cases or CASES:
+    print(TABLE_HEAD)
+    for name in cases:
         measure(name, arguments.backends, arguments.rounds)
 
 

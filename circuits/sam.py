@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from ..core.accessors import SparseAccessor
-from ..core.controllers import Controller
+from ..core.controllers import Controller, ControllerOptions
 from .memory_augmented import MemoryAugmentedCircuit, MemoryAugmentedOptions, build_controller
 
 
@@ -34,7 +34,7 @@ class SAM(MemoryAugmentedCircuit):
         input_size: int,
         output_size: int,
         *,
-        controller: str | Controller = "lstm",
+        controller: str | ControllerOptions | Controller = "lstm",
         hidden_size: int = 100,
         num_layers: int = 1,
         memory_size: int = 1024,
@@ -52,8 +52,9 @@ class SAM(MemoryAugmentedCircuit):
         Args:
             input_size: I, channels of each input step.
             output_size: O, channels of each output step.
-            controller: ``lstm``, ``gru``, ``feedforward``, or a controller that takes
-                ``input_size + num_reads * word_size`` channels (then ``hidden_size`` and ``num_layers`` are its own).
+            controller: ``lstm``, ``gru``, ``feedforward``, a controller's options, or a controller that takes
+                ``input_size + num_reads * word_size`` channels (with the latter two, ``hidden_size`` and
+                ``num_layers`` are its own).
             hidden_size: size of the controller's layers.
             num_layers: number of the controller's layers.
             memory_size: N, number of slots.

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ..core.accessors import SparseAccessor
 from ..core.circuit import check_sizes
-from ..core.controllers import Controller
+from ..core.controllers import Controller, ControllerOptions
 from .memory_augmented import MemoryAugmentedCircuit, build_controller
 from .sam import SAMOptions
 
@@ -32,7 +32,7 @@ class SDNC(MemoryAugmentedCircuit):
         input_size: int,
         output_size: int,
         *,
-        controller: str | Controller = "lstm",
+        controller: str | ControllerOptions | Controller = "lstm",
         hidden_size: int = 100,
         num_layers: int = 1,
         memory_size: int = 1024,
@@ -51,8 +51,9 @@ class SDNC(MemoryAugmentedCircuit):
         Args:
             input_size: I, channels of each input step.
             output_size: O, channels of each output step.
-            controller: ``lstm``, ``gru``, ``feedforward``, or a controller that takes
-                ``input_size + num_reads * word_size`` channels (then ``hidden_size`` and ``num_layers`` are its own).
+            controller: ``lstm``, ``gru``, ``feedforward``, a controller's options, or a controller that takes
+                ``input_size + num_reads * word_size`` channels (with the latter two, ``hidden_size`` and
+                ``num_layers`` are its own).
             hidden_size: size of the controller's layers.
             num_layers: number of the controller's layers.
             memory_size: N, number of slots.

@@ -13,7 +13,7 @@ from torch.func import functional_call, vmap
 
 from ..core.accessors import OpenTape, TapeAccessor, TapeState
 from ..core.circuit import CircuitState, check_choice, map_state
-from ..core.controllers import AnyControllerOptions, Controller, DirectController, DirectOptions
+from ..core.controllers import AnyControllerOptions, Controller, ControllerOptions, DirectController, DirectOptions
 from ..core.options import Options
 from ..core.stacked import Stack, dense, linear
 from .memory_augmented import MemoryAugmentedCircuit, build_controller
@@ -63,7 +63,7 @@ class Tape(MemoryAugmentedCircuit):
         input_size: int,
         output_size: int,
         *,
-        controller: str | Controller = "direct",
+        controller: str | ControllerOptions | Controller = "direct",
         hidden_size: int = 100,
         num_layers: int = 1,
         memory_size: int = 128,
