@@ -34,9 +34,6 @@ class BackpropOptions(LearningOptions):
     final_lr: float = Field(0.0, ge=0)
     restart_every: int | None = Field(None, ge=1)
     """Steps after which the schedule starts anew; null falls once, over all ``steps``."""
-    retry_every: int | None = Field(None, ge=1)
-    """Steps after which a run that has not reached its target begins again with the weights that it started from, a
-    fresh optimiser and new sequences; null never does."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises from zero."""
     betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
@@ -64,8 +61,6 @@ class BackpropOptions(LearningOptions):
             raise ValueError(f"betas: got {list(self.betas)}; allowed are two numbers from 0 to below 1")
         if self.final_lr > self.lr:
             raise ValueError(f"final_lr: got {self.final_lr}; allowed is at most lr ({self.lr})")
-        if self.retry_every is not None and self.target_error is None:
-            raise ValueError("retry_every: needs target_error, without which no run has reached its target")
         return self
 
 
@@ -164,7 +159,6 @@ class BackpropAgent(LearningAgent):
 
     def _begin_again(self) -> None:
         """Take the weights that the run started from and a fresh optimiser; the sequences go on."""
-        self.recorder.message(f"step {self.step}: target not reached, begins again with the first weights")
         self.circuit.load_state_dict(self.first_weights)
         self.optimiser = self._build_optimiser()
 
@@ -206,7 +200,7 @@ class BackpropAgent(LearningAgent):
             TrainingError: too many steps in a row had a loss or gradient that was not finite.
         """
         options = self.options
-        if options.retry_every and self.step and self.step % options.retry_every == 0:
+        if self.tries_again():
             self._begin_again()
         self.circuit.train()
         batch = self.env.sample(options.batch_size, self.generator)

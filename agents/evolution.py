@@ -88,10 +88,13 @@ class EvolutionAgent(LearningAgent):
         super().__init__(env, circuit, options or EvolutionOptions(), seed=seed, recorder=recorder)
         self.population = Population(circuit, memory_budget=self.options.memory_budget)
         self.scoring = scoring_of(env, self.population, self.options.fitness)
-        layout = self.population.layout
-        entry = STRATEGIES[self.options.strategy.type]
-        self.strategy: Strategy = entry(self.options.strategy, layout.read(circuit), seed=seed + 1, layout=layout)
+        self.strategy = self._build_strategy(self.population.layout.read(circuit), seed + 1)
         self.bad_generations_in_a_row = 0
+
+    def _build_strategy(self, initial: Tensor, seed: int) -> Strategy:
+        options = self.options.strategy
+        strategy: Strategy = STRATEGIES[options.type](options, initial, seed=seed, layout=self.population.layout)
+        return strategy
 
     @property
     def last_step(self) -> int:
@@ -160,6 +163,9 @@ class EvolutionAgent(LearningAgent):
         Raises:
             TrainingError: too many generations in a row had no finite fitness at all.
         """
+        if self.tries_again():
+            seed = int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
+            self.strategy = self._build_strategy(self.strategy.initial, seed)
         options, strategy = self.options, self.strategy
         self.circuit.eval()
         self.prepare()

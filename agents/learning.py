@@ -42,6 +42,9 @@ class LearningOptions(Options):
     """Stop only once the error on every held-out set beyond the training range is at or under this, too."""
     confirmation_sequences: int | None = Field(None, ge=1)
     """Other sequences of each held-out set on which the target errors must hold as well before the run stops."""
+    retry_every: int | None = Field(None, ge=1)
+    """Steps (generations) after which a run that has not reached its target begins again with the weights that it
+    started from, a fresh optimiser or population, and new sequences; null never does."""
     best_by: Literal["trained", "all"] = "trained"
     """Whether ``best`` is the checkpoint with the lowest error on the training range, or on average over all sets."""
 
@@ -49,6 +52,8 @@ class LearningOptions(Options):
     def _check_targets(self) -> LearningOptions:
         if self.target_error_beyond is not None and self.target_error is None:
             raise ValueError("target_error_beyond: needs target_error, the error on the training range, as well")
+        if self.retry_every is not None and self.target_error is None:
+            raise ValueError("retry_every: needs target_error, without which no run has reached its target")
         return self
 
 
@@ -146,6 +151,14 @@ class LearningAgent(Agent):
         """Held-out metrics, and whether the target is reached."""
         values = self.evaluate()
         return values, self.meets_target(values) and self._confirmed()
+
+    def tries_again(self) -> bool:
+        """Whether the next step is the first of another try (``retry_every``); says so."""
+        every = self.options.retry_every
+        again = bool(every and self.step and self.step % every == 0)
+        if again:
+            self.recorder.message(f"{self.unit} {self.step}: target not reached, begins again with the first weights")
+        return again
 
     def _limit(self, name: str) -> float:
         """The target error of a held-out set."""

@@ -15,6 +15,7 @@ from ..core.controllers import CONTROLLERS, AnyControllerOptions, Controller, Co
 from ..core.kernels import checkpointing, dispatch
 from ..core.options import Options
 from ..core.stacked import Stack
+from ..core.tied import TiedLinear
 
 
 class MemoryAugmentedOptions(Options):
@@ -108,7 +109,8 @@ class MemoryAugmentedCircuit(Circuit):
         dispatch.check_backend(backend)
         self.controller = controller
         self.accessor = accessor
-        self.output = nn.Linear(controller.hidden_size + accessor.num_reads * accessor.word_size, output_size)
+        features = controller.hidden_size + accessor.num_reads * accessor.word_size
+        self.output: nn.Linear | TiedLinear = nn.Linear(features, output_size)
         self.clip = clip
         self.checkpoint_every = checkpoint_every
         self.backend = backend

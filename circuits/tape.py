@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -12,17 +12,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ..core.accessors import OpenTape, TapeAccessor, TapeState
-from ..core.circuit import CircuitState, check_choice, map_state
+from ..core.circuit import CircuitState, map_state
 from ..core.controllers import AnyControllerOptions, Controller, ControllerOptions, DirectController, DirectOptions
 from ..core.options import Options
-from ..core.stacked import Stack, dense, linear
+from ..core.stacked import Stack, dense
+from ..core.tied import TiedLinear
 from .memory_augmented import MemoryAugmentedCircuit, build_controller
-
-HeadInit = Literal["uniform", "through"]
-"""How the weights start: ``uniform`` as torch.nn, or ``through`` with a word on its way in and out of the tape."""
-
-THROUGH = 6.0
-"""Weight of a bit on that way: with a bias of minus half of it, a bit of 0 is written as 0.05 and one of 1 as 0.95."""
 
 
 class TapeOptions(Options):
@@ -34,17 +29,15 @@ class TapeOptions(Options):
     """N, number of cells; another number may be chosen for a test."""
     word_size: int = Field(20, ge=1)
     """W, length of a cell."""
-    head_init: HeadInit = "uniform"
-    """How the weights start; ``through`` writes the word that comes in and answers with the one that is read."""
+    tied: bool = False
+    """All bits of a word are treated alike, whatever their number; see :class:`Tape`. With the direct controller."""
     clip: float | None = Field(20.0, gt=0)
     """Hidden state, cell state and outputs are kept in [-clip, clip]; null leaves them."""
 
     @model_validator(mode="after")
     def _check(self) -> TapeOptions:
-        if self.head_init == "through" and self.controller.type != "direct":
-            raise ValueError(
-                f"head_init: got 'through'; allowed with controller.type {self.controller.type!r}: uniform"
-            )
+        if self.tied and self.controller.type != "direct":
+            raise ValueError(f"tied: got true; allowed with controller.type {self.controller.type!r}: false")
         return self
 
 
@@ -68,7 +61,7 @@ class Tape(MemoryAugmentedCircuit):
         num_layers: int = 1,
         memory_size: int = 128,
         word_size: int = 20,
-        head_init: HeadInit = "uniform",
+        tied: bool = False,
         clip: float | None = 20.0,
         batch_first: bool = False,
         backend: str = "auto",
@@ -83,9 +76,9 @@ class Tape(MemoryAugmentedCircuit):
             num_layers: number of the controller's layers, where it has any.
             memory_size: N, number of cells.
             word_size: W, length of a cell.
-            head_init: ``uniform`` starts with weights as torch.nn. ``through``, with a direct controller, starts with
-                bit i of the input on its way to element i of the word to write, and from there to output i, for as many
-                bits as all three have, and with zeros elsewhere: when to write and where to move is left to be found.
+            tied: with a direct controller, the O outputs and the first O elements of input, of the word to write and of
+                the word read are the bits of a word, and layers treat them alike
+                (:class:`~tapehead.core.tied.TiedLinear`): few weights, and as many for any O above 1.
             clip: hidden state, cell state and outputs are kept in [-clip, clip]; None leaves them.
             batch_first: sequences are ``[B, T, …]`` rather than ``[T, B, …]``.
             backend: what runs sequences; ``auto`` takes the fastest that can.
@@ -96,22 +89,16 @@ class Tape(MemoryAugmentedCircuit):
         built = build_controller(controller, input_size, 1, word_size, hidden_size, num_layers, clip)
         accessor = TapeAccessor(built.hidden_size, memory_size, word_size)
         super().__init__(input_size, output_size, built, accessor, clip=clip, batch_first=batch_first, backend=backend)
-        check_choice("head_init", head_init, get_args(HeadInit))
-        if head_init == "through":
+        if tied:
             if not isinstance(built, DirectController):
-                raise ValueError(f"head_init: got 'through'; allowed with a {type(built).__name__}: uniform")
-            self._lead_through()
-
-    @torch.no_grad()
-    def _lead_through(self) -> None:
-        """See ``head_init``."""
-        bits = torch.arange(min(self.input_size, self.output_size, self.accessor.word_size))
-        interface, read = self.accessor.interface.linear, self.controller.hidden_size
-        for parameter in self.parameters():
-            parameter.zero_()
-        for layer, first in ((interface, 0), (self.output, read)):
-            layer.weight[bits, first + bits] = THROUGH
-            layer.bias[bits] = -THROUGH / 2
+                raise ValueError(f"tied: got True; allowed with a {type(built).__name__}: False")
+            for name, size in (("input_size", input_size), ("word_size", word_size)):
+                if size < output_size:
+                    raise ValueError(f"{name}: got {size}; allowed with tied is at least output_size ({output_size})")
+            word = [output_size] + [1] * (word_size - output_size)
+            hidden = [output_size] + [1] * (input_size - output_size) + word
+            accessor.interface.linear = TiedLinear(hidden, word + [1] * (accessor.interface.size - word_size))
+            self.output = TiedLinear(hidden + word, [output_size])
 
     @torch.no_grad()
     def transition(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Any]:
@@ -146,9 +133,10 @@ class Tape(MemoryAugmentedCircuit):
             words, tape = self.accessor.access(self.accessor.interface.heads(vector.flatten(0, 1)), tape)
             reads = words.view_as(reads)
             features.append(torch.cat([hidden, reads], dim=-1))
-        outputs = linear(
-            torch.stack(features, 1).flatten(1, 2), parameters["output.weight"], parameters["output.bias"]
-        ).unflatten(1, (steps, batch))
+        answers = vmap(partial(functional_call, self.output))
+        outputs = answers(
+            {name: stacks[f"circuit.output.{name}"] for name in ("weight", "bias")}, torch.stack(features, 1)
+        )
         outputs = outputs.transpose(0, 1)
         return outputs if self.clip is None else outputs.clamp(-self.clip, self.clip)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .circuit import check_choice
+from .tied import TiedLinear
 
 HeadInit = Literal["parked", "uniform"]
 """How the interface of NTM heads starts: ``parked`` keeps each head where it is, sharply; ``uniform`` as torch.nn."""
@@ -97,7 +98,9 @@ class Interface(nn.Module):
         """
         super().__init__()
         self.sizes = sizes
-        self.linear = nn.Linear(hidden_size, sum(sizes.values()))
+        self.size = sum(sizes.values())
+        """Length of the interface vector."""
+        self.linear: nn.Linear | TiedLinear = nn.Linear(hidden_size, self.size)
 
     def parts(self, hidden: Tensor) -> dict[str, Tensor]:
         """The raw interface vector of ``[B, hidden_size]``, split by name."""

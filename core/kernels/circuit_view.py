@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..accessors.base import Accessor
 from ..circuit import CircuitState
 from ..controllers.base import Controller
+from ..tied import TiedLinear
 
 
 class CircuitView(Protocol):
@@ -33,7 +34,7 @@ class CircuitView(Protocol):
         """Memory and heads."""
 
     @property
-    def output(self) -> nn.Linear:
+    def output(self) -> nn.Linear | TiedLinear:
         """Maps features to logits."""
 
     @property

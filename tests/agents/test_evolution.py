@@ -123,6 +123,36 @@ def test_resumed_equals_unbroken(name):
         assert same(kept.rows, [row for row in whole.rows if row[0] > stop])
 
 
+@pytest.mark.parametrize("name", ["deep-ga", "openai-es", "trust"])
+def test_begins_again_when_the_target_is_out_of_reach(name):
+    settings = {"generations": 8, "retry_every": 3, "target_error": 0.0, "evaluate_every": 2}
+    watch = Keep()
+    unbroken = make(name, recorder=watch, **settings)
+    first = unbroken.strategy.initial.clone()
+    unbroken.fit()
+    assert [message for message in watch.messages if "begins again" in message] == [
+        f"generation {step}: target not reached, begins again with the first weights" for step in (3, 6)
+    ]
+    assert unbroken.strategy.generation == 2
+    assert same(unbroken.strategy.initial, first)
+
+    # Every try draws another population from the same weights, and a run that was stopped in one goes on with it.
+    tries = make(name, **settings)
+    asked = []
+    while tries.step < 8:
+        if tries.step in (2, 5):
+            stopped, tries = tries, make(name, seed=7, weights=9, **settings)
+            tries.seed = 0
+            tries.load_state_dict(through_a_file(stopped.state_dict()))
+        tries.train_step()
+        if tries.step in (1, 4, 7):
+            asked.append(through_a_file(tries.strategy.state_dict())["generator"])
+        if tries.step % 2 == 0:
+            tries.judge()
+    assert same(tries.state_dict(), unbroken.state_dict())
+    assert len({tuple(state.tolist()) for state in asked}) == 3
+
+
 @pytest.mark.parametrize("kind", ["ntm", "dnc", "feedforward"])
 def test_fitness_is_what_each_member_gets_on_its_own(kind):
     agent = make("snes", kind=kind)

@@ -27,10 +27,10 @@ def answers_of_each(circuit: Tape, genomes: torch.Tensor, inputs: torch.Tensor) 
 
 
 @pytest.mark.parametrize("memory_size", [3, 40])
-@pytest.mark.parametrize("controller", CONTROLLERS)
-def test_a_population_answers_as_its_members_do(controller, memory_size):
+@pytest.mark.parametrize(("controller", "tied"), [*((name, False) for name in CONTROLLERS), ("direct", True)])
+def test_a_population_answers_as_its_members_do(controller, tied, memory_size):
     torch.manual_seed(0)
-    circuit = Tape(4, 2, controller=controller, hidden_size=5, word_size=3, memory_size=memory_size).double()
+    circuit = Tape(4, 2, controller=controller, hidden_size=5, word_size=3, memory_size=memory_size, tied=tied).double()
     layout = Layout.of(circuit)
     genomes, inputs = 2 * torch.randn(6, layout.size).double(), torch.randn(7, 3, 4).double()
     stacks = layout.split(genomes)
@@ -56,43 +56,70 @@ def test_a_sequence_may_be_cut_and_traced():
     torch.testing.assert_close(trace.read_weights @ trace.memory, trace.reads)
 
 
-def by_hand(width: int) -> Tape:
+def by_hand(width: int, tied: bool) -> Tape:
     """A tape that copies, with weights that one can read: units switch on inputs and on an element that marks cells."""
-    circuit = Tape(width + 2, width, word_size=width + 2, memory_size=64, head_init="through")
-    start, end, marked = width, width + 1, 2 * width + 2
-    weight, bias = circuit.accessor.interface.linear.weight.data, circuit.accessor.interface.linear.bias.data
+    circuit = Tape(width + 2, width, word_size=width + 2, memory_size=64, tied=tied)
+    interface, output = circuit.accessor.interface.linear, circuit.output
+    for parameter in circuit.parameters():
+        parameter.data.zero_()
+
+    def connect(layer, target, source, value):
+        layer.weight.data[layer.index[target, source] if tied else (target, source)] = value
+
+    def bias(layer, target, value):
+        layer.bias.data[layer.bias_index[target] if tied else target] = value
+
+    start, end, marked, now = width, width + 1, 2 * width + 2, 2 * width + 4
     mark, special, interpolation, jump, shift = width, width + 1, width + 2, width + 3, width + 4
-    bias[mark] = 20.0
+    for bit in range(width):
+        connect(interface, bit, bit, 6.0)
+        bias(interface, bit, -3.0)
+        connect(output, bit, now + bit, 6.0)
+        bias(output, bit, -3.0)
+    bias(interface, mark, 20.0)
     # The beginning of the tape is a word of its own, written at the start flag and looked for at the end flag.
-    bias[special], weight[special, start], weight[special, end] = -20.0, 40.0, 40.0
-    bias[interpolation], weight[interpolation, marked], weight[interpolation, end] = 10.0, -20.0, -30.0
-    bias[jump], weight[jump, end] = -10.0, 20.0
+    bias(interface, special, -20.0)
+    connect(interface, special, start, 40.0)
+    connect(interface, special, end, 40.0)
+    # What has been written stays, and so does everything at the end flag.
+    bias(interface, interpolation, 10.0)
+    connect(interface, interpolation, marked, -20.0)
+    connect(interface, interpolation, end, -30.0)
+    bias(interface, jump, -10.0)
+    connect(interface, jump, end, 20.0)
     # On by one, except at the end flag, after which the cell of the start flag is under the head.
-    bias[shift + 2], weight[shift + 1, end] = 1.0, 2.0
+    bias(interface, shift + 2, 1.0)
+    connect(interface, shift + 1, end, 2.0)
     return circuit
 
 
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("width", [1, 3, 8])
-def test_a_linear_controller_can_copy_any_length(width):
-    env, circuit = CopyEnv(CopyOptions(width=width, max_length=60, lengths="sequence")), by_hand(width)
+def test_a_linear_controller_can_copy_any_length(width, tied):
+    env, circuit = CopyEnv(CopyOptions(width=width, max_length=60, lengths="sequence")), by_hand(width, tied)
     batch = env.sample(30, torch.Generator().manual_seed(0))
     outputs, _ = circuit(batch.inputs)
     assert env.metrics(outputs, batch)["bits_wrong"] == 0
-    assert env.metrics(by_hand(width).eval()(torch.zeros_like(batch.inputs))[0], batch)["bits_wrong"] > 1
+    assert env.metrics(circuit(torch.zeros_like(batch.inputs))[0], batch)["bits_wrong"] > 1
 
 
-def test_through_leads_bits_in_and_out():
-    circuit = Tape(4, 2, word_size=3, head_init="through")
-    assert circuit.accessor.interface.linear.weight.nonzero().tolist() == [[0, 0], [1, 1]]
-    assert circuit.output.weight.nonzero().tolist() == [[0, 7], [1, 8]]
-    state = circuit.initial_state(1)
-    _, state = circuit.step(torch.tensor([[1.0, 0.0, 1.0, 0.0]]), state)
-    assert (state.accessor.memory[0, 0, :2] > 0.02).tolist() == [True, True]
-    assert state.accessor.memory[0, 0, 0] > 10 * state.accessor.memory[0, 0, 1]
-    with pytest.raises(ValueError, match="head_init: got 'through'; allowed with a LSTMController: uniform"):
-        Tape(4, 2, controller="lstm", head_init="through")
-    with pytest.raises(ValueError, match="head_init: got 'open'; allowed: uniform, through"):
-        Tape(4, 2, head_init="open")
+def test_a_tied_tape_is_the_same_for_words_of_any_length():
+    for part in ("accessor.interface.linear", "output"):
+        few, many = by_hand(3, True).get_submodule(part), by_hand(8, True).get_submodule(part)
+        torch.testing.assert_close(few.state_dict(), many.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"controller": "lstm"}, "tied: got True; allowed with a LSTMController: False"),
+        ({"word_size": 1}, r"word_size: got 1; allowed with tied is at least output_size \(2\)"),
+        ({"input_size": 1}, r"input_size: got 1; allowed with tied is at least output_size \(2\)"),
+    ],
+)
+def test_what_cannot_be_tied_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Tape(**{"input_size": 4, "output_size": 2, "tied": True, **wrong})
 
 
 def test_nothing_has_a_gradient():
@@ -118,18 +145,29 @@ def test_options_refuse_it_before_the_start(agent):
 def test_options_agree_with_the_constructor():
     chosen, arguments = Tape.Options(), inspect.signature(Tape).parameters
     assert chosen.controller.type == arguments["controller"].default
-    for name in ("memory_size", "word_size", "head_init", "clip"):
+    for name in ("memory_size", "word_size", "tied", "clip"):
         assert getattr(chosen, name) == arguments[name].default
     assert set(type(chosen).model_fields) - {"type"} <= set(arguments)
-    with pytest.raises(ValueError, match="head_init: got 'through'; allowed with controller.type 'lstm': uniform"):
-        Tape.Options.model_validate({"head_init": "through", "controller": {"type": "lstm"}})
+    with pytest.raises(ValueError, match="tied: got true; allowed with controller.type 'lstm': false"):
+        Tape.Options.model_validate({"tied": True, "controller": {"type": "lstm"}})
 
 
 @pytest.mark.slow
 def test_evolution_finds_how_to_copy():
-    """The preset on words of two bits: right on every length up to 100 after some tens of generations."""
+    """The preset on words of four bits: right on every length up to 100 after some tens of generations."""
     values = options.load_file("tape-copy")
-    options.override(values, ["env.width=2", "agent.generations=200", "seed=2", "plots=off", "threads=1", "device=cpu"])
+    options.override(
+        values,
+        [
+            "env.width=4",
+            "circuit.word_size=6",
+            "agent.generations=200",
+            "seed=2",
+            "plots=off",
+            "threads=1",
+            "device=cpu",
+        ],
+    )
     agent = factory.build(factory.parse(values)).agent
     errors = agent.fit()
     assert agent.target_reached

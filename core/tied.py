@@ -1,0 +1,66 @@
+"""A linear layer that treats the bits of a word alike: what is learned about one holds for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .circuit import check_sizes
+
+
+class TiedLinear(nn.Module):
+    """``y = W x + b``, equivariant under permutations of the bits (Zaheer et al. 2017, "Deep Sets", lemma 3).
+
+    Features come in blocks: a word, whose elements are its bits, or a single number. Weights between two words are one
+    number from each bit to its own and another to the others; between a word and a single number there is one for all
+    bits, and so there is of biases. The number of parameters does not grow with the word, and a layer for short words
+    is one for long words (as with HyperNEAT, Merrild et al. 2018, "HyperENTM"). Words of one bit leave nothing to tie.
+    """
+
+    index: Tensor
+    bias_index: Tensor
+
+    def __init__(self, input_blocks: Sequence[int], output_blocks: Sequence[int]) -> None:
+        """
+        Args:
+            input_blocks: number of features of each block, in order: 1, or the number of bits of a word.
+            output_blocks: the same for the outputs; words have as many bits as those that come in.
+
+        Raises:
+            ValueError: no blocks, a size below 1, or words of different lengths.
+        """
+        super().__init__()
+        blocks = [*input_blocks, *output_blocks]
+        check_sizes(input_blocks=min(input_blocks, default=0), output_blocks=min(output_blocks, default=0))
+        lengths = sorted({size for size in blocks if size > 1})
+        if len(lengths) > 1:
+            raise ValueError(f"input_blocks, output_blocks: got words of {lengths} bits; allowed is one length")
+        numbers, rows = 0, []
+        for height in output_blocks:
+            row = []
+            for width in input_blocks:
+                between_words = height > 1 and width > 1
+                row.append(torch.full((height, width), numbers + between_words).fill_diagonal_(numbers))
+                numbers += 1 + between_words
+            rows.append(torch.cat(row, dim=1))
+        self.in_features, self.out_features = sum(input_blocks), sum(output_blocks)
+        self.register_buffer("index", torch.cat(rows), persistent=False)
+        owners = torch.arange(len(output_blocks)).repeat_interleave(torch.tensor(output_blocks))
+        self.register_buffer("bias_index", owners, persistent=False)
+        bound = 1 / math.sqrt(self.in_features)
+        self.weight = nn.Parameter(torch.empty(numbers).uniform_(-bound, bound))
+        """What the weights are made of, one number for each kind."""
+        self.bias = nn.Parameter(torch.empty(len(output_blocks)).uniform_(-bound, bound))
+        """One number for each block of outputs."""
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """Weight ``[O, I]`` and bias ``[O]`` of the same layer as an ordinary one."""
+        return self.weight[self.index], self.bias[self.bias_index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[…, I]`` -> ``[…, O]``."""
+        return functional.linear(x, *self.whole())
