@@ -44,7 +44,8 @@ class LearningOptions(Options):
     """Other sequences of each held-out set on which the target errors must hold as well before the run stops."""
     retry_every: int | None = Field(None, ge=1)
     """Steps (generations) after which a run that has not reached its target begins again with the weights that it
-    started from, a fresh optimiser or population, and new sequences; null never does."""
+    started from, a fresh optimiser or population, the first lesson of the curriculum, and new sequences; null
+    never does."""
     best_by: Literal["trained", "all"] = "trained"
     """Whether ``best`` is the checkpoint with the lowest error on the training range, or on average over all sets."""
 
@@ -97,6 +98,7 @@ class LearningAgent(Agent):
         self.last_held_out: dict[str, float] = {}
         self.level_errors: list[float] = []
         self.target_reached = False
+        self.first_lesson = env.state_dict()
 
     @property
     @abstractmethod
@@ -153,11 +155,13 @@ class LearningAgent(Agent):
         return values, self.meets_target(values) and self._confirmed()
 
     def tries_again(self) -> bool:
-        """Whether the next step is the first of another try (``retry_every``); says so."""
+        """Whether the next step is the first of another try (``retry_every``); says so, resets the curriculum."""
         every = self.options.retry_every
         again = bool(every and self.step and self.step % every == 0)
         if again:
             self.recorder.message(f"{self.unit} {self.step}: target not reached, begins again with the first weights")
+            self.env.load_state_dict(self.first_lesson)
+            self.level_errors.clear()
         return again
 
     def _limit(self, name: str) -> float:

@@ -275,6 +275,25 @@ def test_confirmation_takes_other_sequences(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(set(seeds)) == 3
 
 
+def test_begins_again_with_the_first_lesson() -> None:
+    """First weights cannot do what the curriculum had moved on to."""
+    env = CopyEnv(
+        CopyOptions(width=3, max_length=3, test_lengths=[], curriculum={"type": "growing", "threshold": 100.0})  # type: ignore[arg-type]
+    )
+    circuit = tapehead.NTM(5, 3, hidden_size=8, memory_size=6, word_size=4)
+    settings = {**SMALL, "steps": 6, "log_every": 1, "retry_every": 5, "target_error": 0.0}
+    agent = BackpropAgent(env, circuit, BackpropOptions(**settings))  # type: ignore[arg-type]
+    while agent.step < 5:
+        agent.train_step()
+        if agent.step == 3:
+            agent.judge()
+    assert env.curriculum.level == 1
+    assert len(agent.level_errors) == 2
+    agent.train_step()
+    assert env.curriculum.level == 0
+    assert len(agent.level_errors) == 1  # of the step just made
+
+
 def test_begins_again_when_the_target_is_out_of_reach() -> None:
     settings = {"steps": 10, "retry_every": 4, "target_error": 0.0, "warmup_steps": 2, "evaluate_every": 3}
     states = {}
