@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backends import each_circuit_and_backend, shape
 from circuit_loops import Loops
 
 from tapehead import DNC, NTM
@@ -80,14 +81,15 @@ def circuit_and_loops(name: str, backend: str) -> tuple[torch.nn.Module, Loops]:
 @pytest.mark.parametrize("name", VARIATIONS)
 def test_every_step_equals_the_loops(name, backend):
     circuit, loops = circuit_and_loops(name, backend)
-    inputs = torch.randn(STEPS, BATCH, INPUTS, dtype=torch.float64)
+    steps, batch = shape(backend, STEPS, BATCH)
+    inputs = torch.randn(steps, batch, INPUTS, dtype=torch.float64)
     with torch.no_grad():
         outputs, state = circuit(inputs)
         _, _, trace = circuit(inputs, trace=True)
     near = {"rtol": 1e-8, "atol": 1e-10}
-    for row in range(BATCH):
+    for row in range(batch):
         loops.start()
-        for step in range(STEPS):
+        for step in range(steps):
             expected = loops.step(inputs[step, row].numpy())
             np.testing.assert_allclose(outputs[step, row], expected, **near)
             for part in ("memory", "read_weights", "write_weights", "reads"):
@@ -101,15 +103,16 @@ def test_every_step_equals_the_loops(name, backend):
 
 @pytest.mark.parametrize("name", [name for name, (_, options) in VARIATIONS.items() if "clip" not in options])
 def test_float32_agrees_with_float64(name, backend):
-    """Outputs and gradients, with the parameters that a circuit is born with."""
+    """Outputs and gradients, with those of the reference, with the parameters that a circuit is born with."""
     cls, options = VARIATIONS[name]
+    steps, batch = shape(backend, STEPS, BATCH)
     results = []
-    for dtype in (torch.float32, torch.float64):
+    for dtype, run_by in ((torch.float32, backend), (torch.float64, "eager")):
         torch.manual_seed(0)
-        circuit = cls(INPUTS, OUTPUTS, backend=backend, **{**SIZES, **options}).to(dtype)
-        inputs = torch.randn(STEPS, BATCH, INPUTS).to(dtype).requires_grad_()
+        circuit = cls(INPUTS, OUTPUTS, backend=run_by, **{**SIZES, **options}).to(dtype)
+        inputs = torch.randn(steps, batch, INPUTS).to(dtype).requires_grad_()
         outputs, _ = circuit(inputs)
-        upstream = torch.randn(STEPS, BATCH, OUTPUTS).to(dtype)
+        upstream = torch.randn(steps, batch, OUTPUTS).to(dtype)
         (outputs * upstream).sum().backward()
         assert outputs.dtype == dtype
         results.append([outputs, inputs.grad, *(parameter.grad for parameter in circuit.parameters())])
@@ -127,17 +130,18 @@ GRADIENTS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "more"),
-    [*((name, {}) for name in GRADIENTS), ("dnc improved", {"usage_gradient": True})],
-)
-def test_gradients_agree_with_finite_differences(name, more, backend):
-    """By every parameter and input; the stop-gradient of the usage is off, since differences know no such thing."""
+@each_circuit_and_backend(VARIATIONS, [*GRADIENTS, "dnc improved"], triton=["ntm many heads", "dnc improved"])
+def test_gradients_agree_with_finite_differences(name, backend):
+    """By every parameter and input; the stop-gradient of the usage is off, since differences know no such thing.
+
+    That takes some thirty runs, for which the interpreter is too slow but for one circuit of each kind.
+    """
     cls, options = VARIATIONS[name]
+    more = {"usage_gradient": True} if cls is DNC else {}
     torch.manual_seed(3)
     circuit = cls(2, 2, backend=backend, **{**SIZES, "hidden_size": 3, **options, **more}).double()
     names, parameters = zip(*circuit.named_parameters(), strict=True)
-    inputs = torch.randn(4, 1, 2, dtype=torch.float64)
+    inputs = torch.randn(*shape(backend, 4, 1), 2, dtype=torch.float64)
 
     def run(inputs, *parameters):
         return torch.func.functional_call(circuit, dict(zip(names, parameters, strict=True)), (inputs,))[0]

@@ -84,15 +84,16 @@ def test_trace_under_autocast_equals_the_run(name):
     assert trace.memory.dtype == torch.float32
 
 
-def test_native_says_that_it_has_no_autocast_and_auto_goes_on():
+def test_kernels_say_that_they_have_no_autocast_and_auto_goes_on():
     circuit = make("ntm")
     circuit.autocast = torch.bfloat16
     circuit(sequence())
     assert circuit.chosen_backend == "eager"
-    asked = make("ntm", backend="native")
-    asked.autocast = torch.bfloat16
-    with pytest.raises(RuntimeError, match="'native' cannot run this circuit: it has no autocast"):
-        asked(sequence())
+    for backend in ("native", "triton"):
+        asked = make("ntm", backend=backend)
+        asked.autocast = torch.bfloat16
+        with pytest.raises(RuntimeError, match=f"'{backend}' cannot run this circuit: it has no autocast"):
+            asked(sequence())
 
 
 @each_circuit

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
 import torch
+from backends import each_circuit_and_backend, has_kernels, shape
 from torch import Tensor, nn
 
 from tapehead import DNC, NTM, SAM, SDNC, detach, map_state
@@ -26,6 +26,7 @@ CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {
 }
 STEPS, BATCH, INPUTS, OUTPUTS = 6, 3, 4, 2
 each_circuit = pytest.mark.parametrize("name", CIRCUITS)
+on_each_backend = each_circuit_and_backend(CIRCUITS)
 
 
 def make(name: str, backend: str = "eager", **more: Any) -> MemoryAugmentedCircuit:
@@ -41,8 +42,9 @@ def make(name: str, backend: str = "eager", **more: Any) -> MemoryAugmentedCircu
     return circuit
 
 
-def sequence(steps: int = STEPS, batch: int = BATCH) -> Tensor:
-    return torch.randn(steps, batch, INPUTS, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+def sequence(backend: str = "eager", steps: int = STEPS, batch: int = BATCH) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(*shape(backend, steps, batch), INPUTS, generator=generator, dtype=torch.float64)
 
 
 def leaves(state: Any) -> list[Tensor]:
@@ -57,32 +59,34 @@ def assert_same_state(actual: Any, expected: Any) -> None:
         torch.testing.assert_close(one, other)
 
 
-@each_circuit
+@on_each_backend
 def test_shapes_and_zero_reads(name, backend):
-    circuit = make(name, backend)
-    outputs, state = circuit(sequence())
-    assert outputs.shape == (STEPS, BATCH, OUTPUTS) and outputs.dtype == torch.float64
-    start = circuit.initial_state(BATCH)
+    circuit, inputs = make(name, backend), sequence(backend)
+    outputs, state = circuit(inputs)
+    assert circuit.chosen_backend == backend or backend == "auto"
+    batch = inputs.shape[1]
+    assert outputs.shape == (*inputs.shape[:2], OUTPUTS) and outputs.dtype == torch.float64
+    start = circuit.initial_state(batch)
     reads, width = circuit.accessor.num_reads, circuit.accessor.word_size
-    assert start.reads.shape == (BATCH, reads, width) and start.reads.abs().max() == 0
+    assert start.reads.shape == (batch, reads, width) and start.reads.abs().max() == 0
     assert [leaf.shape for leaf in leaves(start)] == [leaf.shape for leaf in leaves(state)]
-    assert all(leaf.shape[0] == BATCH for leaf in leaves(start))
+    assert all(leaf.shape[0] == batch for leaf in leaves(start))
 
 
-@each_circuit
+@on_each_backend
 def test_step_by_step_and_chunked_equal_the_whole(name, backend):
-    circuit, inputs = make(name, backend), sequence().requires_grad_()
+    circuit, inputs = make(name, backend), sequence(backend).requires_grad_()
     whole, last = circuit(inputs)
     (gradient,) = torch.autograd.grad(whole.square().sum(), inputs)
 
-    state, outputs = circuit.initial_state(BATCH), []
+    state, outputs = circuit.initial_state(inputs.shape[1]), []
     for x in inputs:
         y, state = circuit.step(x, state)
         outputs.append(y)
     torch.testing.assert_close(torch.stack(outputs), whole)
     assert_same_state(state, last)
 
-    for cuts in ((2, 4), (1, 5), (3,)):
+    for cuts in ((2, 4), (1, 5), (3,)) if len(inputs) == STEPS else ((1,),):
         state, outputs = None, []
         for chunk in inputs.tensor_split(cuts):
             chunk_outputs, state = circuit(chunk, state)
@@ -93,52 +97,55 @@ def test_step_by_step_and_chunked_equal_the_whole(name, backend):
         torch.testing.assert_close(chunked, gradient)
 
 
-@each_circuit
+@on_each_backend
 def test_detaching_cuts_the_gradient_exactly_there(name, backend):
-    circuit, inputs = make(name, backend), sequence().requires_grad_()
-    _, state = circuit(inputs[:3])
+    circuit, inputs = make(name, backend), sequence(backend).requires_grad_()
+    cut = len(inputs) // 2
+    _, state = circuit(inputs[:cut])
     assert any(leaf.requires_grad for leaf in leaves(state))
-    outputs, _ = circuit(inputs[3:], detach(state))
+    outputs, _ = circuit(inputs[cut:], detach(state))
     (gradient,) = torch.autograd.grad(outputs.square().sum(), inputs)
-    assert gradient[:3].abs().max() == 0
+    assert gradient[:cut].abs().max() == 0
     # The same as from a state that never had a past.
     constant = map_state(lambda leaf: leaf.detach().clone(), state)
-    later = inputs.detach()[3:].requires_grad_()
+    later = inputs.detach()[cut:].requires_grad_()
     (expected,) = torch.autograd.grad(circuit(later, constant)[0].square().sum(), later)
-    torch.testing.assert_close(gradient[3:], expected)
+    torch.testing.assert_close(gradient[cut:], expected)
     # Without the cut there is a gradient through the state.
-    outputs, _ = circuit(inputs[3:], state)
+    outputs, _ = circuit(inputs[cut:], state)
     (uncut,) = torch.autograd.grad(outputs.square().sum(), inputs)
-    assert uncut[:3].abs().max() > 0
-    torch.testing.assert_close(uncut[3:], expected)
+    assert uncut[:cut].abs().max() > 0
+    torch.testing.assert_close(uncut[cut:], expected)
 
 
-@each_circuit
+@on_each_backend
 def test_rows_are_independent_and_batch_size_may_change(name, backend):
-    circuit, inputs = make(name, backend), sequence()
+    circuit, inputs = make(name, backend), sequence(backend)
+    steps, batch, _ = inputs.shape
     outputs, last = circuit(inputs)
-    order = torch.tensor([2, 0, 1])
+    order = torch.arange(batch).roll(1)
     permuted, state = circuit(inputs[:, order])
     torch.testing.assert_close(permuted, outputs[:, order])
     assert_same_state(state, map_state(lambda leaf: leaf[order], last))
-    for rows in (slice(0, 1), slice(1, 3)):
+    for rows in (slice(0, 1), slice(1, batch)):
         torch.testing.assert_close(circuit(inputs[:, rows])[0], outputs[:, rows])
-    torch.testing.assert_close(circuit(torch.cat([inputs, 9 * inputs], 1))[0][:, :BATCH], outputs)
+    torch.testing.assert_close(circuit(torch.cat([inputs, 9 * inputs], 1))[0][:, :batch], outputs)
     # Zeros after the end of a sequence change nothing before it.
-    padded = torch.cat([inputs, torch.zeros(4, BATCH, INPUTS, dtype=torch.float64)])
-    torch.testing.assert_close(circuit(padded)[0][:STEPS], outputs)
+    padded = torch.cat([inputs, torch.zeros_like(inputs[:2])])
+    torch.testing.assert_close(circuit(padded)[0][:steps], outputs)
 
 
-@each_circuit
+@on_each_backend
 def test_gradient_of_one_row_stays_in_its_row(name, backend):
-    circuit, inputs = make(name, backend), sequence().requires_grad_()
+    circuit, inputs = make(name, backend), sequence(backend).requires_grad_()
     (gradient,) = torch.autograd.grad(circuit(inputs)[0][:, 1].square().sum(), inputs)
-    assert gradient[:, [0, 2]].abs().max() == 0 and gradient[:, 1].abs().max() > 0
+    others = [row for row in range(inputs.shape[1]) if row != 1]
+    assert gradient[:, others].abs().max() == 0 and gradient[:, 1].abs().max() > 0
 
 
-@each_circuit
+@on_each_backend
 def test_batch_first(name, backend):
-    inputs = sequence()
+    inputs = sequence(backend)
     outputs, state, trace = make(name, backend)(inputs, trace=True)
     swapped = make(name, backend, batch_first=True)
     swapped_outputs, swapped_state, swapped_trace = swapped(inputs.transpose(0, 1), trace=True)
@@ -151,9 +158,9 @@ def test_batch_first(name, backend):
             torch.testing.assert_close(part.transpose(0, 1), expected)
 
 
-@each_circuit
+@on_each_backend
 def test_trace_shapes_and_same_results_as_without(name, backend):
-    circuit, inputs = make(name, backend), sequence()
+    circuit, inputs = make(name, backend), sequence(backend)
     outputs, state = circuit(inputs)
     traced, traced_state, trace = circuit(inputs, trace=True)
     torch.testing.assert_close(traced, outputs)
@@ -180,7 +187,7 @@ def test_trace_shapes_and_same_results_as_without(name, backend):
             "read_modes": (reads, 1 + 2 * writes),
         }
     assert {key: tuple(part.shape[2:]) for key, part in trace._asdict().items() if part is not None} == shapes
-    assert all(part is None or part.shape[:2] == (STEPS, BATCH) for part in trace)
+    assert all(part is None or part.shape[:2] == inputs.shape[:2] for part in trace)
     torch.testing.assert_close(trace.memory[-1], state.accessor.memory)
     torch.testing.assert_close(trace.read_weights[-1], circuit.accessor.observed(state.accessor)["read_weights"])
     torch.testing.assert_close(trace.read_weights @ trace.memory, trace.reads)
@@ -209,26 +216,26 @@ def test_outputs_see_the_hidden_vector_and_the_new_reads(name):
     torch.testing.assert_close(outputs, nn.functional.linear(features, circuit.output.weight, circuit.output.bias))
 
 
-@each_circuit
+@on_each_backend
 def test_clip_bounds_states_and_outputs(name, backend):
     circuit = make(name, backend)
     with torch.no_grad():
         for parameter in circuit.parameters():
             parameter.mul_(300)
-    outputs, state = circuit(50 * sequence(40))
+    outputs, state = circuit(50 * sequence(backend, 40))
     assert outputs.abs().max() == 20
     for leaf in leaves(state.controller):
         assert leaf.abs().max() <= 20
-    assert make(name, backend, clip=None)(sequence())[0].isfinite().all()
+    assert make(name, backend, clip=None)(sequence(backend))[0].isfinite().all()
     circuit.clip = None
-    assert circuit.step(sequence()[0], state)[0].abs().max() > 20
+    assert circuit.step(sequence(backend)[0], state)[0].abs().max() > 20
 
 
-@pytest.mark.parametrize("name", ["ntm", "dnc", "dnc improved 2-layer", "sam full masked", "sdnc"])
+@each_circuit_and_backend(CIRCUITS, ["ntm", "dnc", "dnc improved 2-layer", "sam full masked", "sdnc"])
 @pytest.mark.parametrize("slots", [1, 4, 11])
 def test_memory_size_may_change_after_training(name, slots, backend):
-    circuit, inputs = make(name, backend), sequence()
-    outputs, state = circuit(inputs, circuit.initial_state(BATCH, memory_size=slots))
+    circuit, inputs = make(name, backend), sequence(backend)
+    outputs, state = circuit(inputs, circuit.initial_state(inputs.shape[1], memory_size=slots))
     assert state.accessor.memory.shape[1] == slots
     assert circuit.accessor.observed(state.accessor)["read_weights"].shape[-1] == slots
     built = make(name, backend, memory_size=slots)
@@ -242,9 +249,9 @@ def test_memory_that_was_made_for_its_slots_refuses_another_number(name):
         make(name).initial_state(BATCH, memory_size=11)
 
 
-@each_circuit
+@on_each_backend
 def test_no_state_is_kept_or_changed_between_calls(name, backend):
-    circuit, inputs = make(name, backend), sequence()
+    circuit, inputs = make(name, backend), sequence(backend)
     buffers = {key: value.clone() for key, value in circuit.state_dict().items()}
     first, state = circuit(inputs)
     kept = map_state(torch.clone, state)
@@ -254,38 +261,36 @@ def test_no_state_is_kept_or_changed_between_calls(name, backend):
     assert all(torch.equal(value, buffers[key]) for key, value in circuit.state_dict().items())
 
 
-@each_circuit
+@on_each_backend
 def test_every_parameter_gets_a_gradient(name, backend):
     circuit = make(name, backend)
-    circuit(sequence())[0].square().sum().backward()
+    circuit(sequence(backend))[0].square().sum().backward()
     for key, parameter in circuit.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, key
 
 
-@each_circuit
+@on_each_backend
 def test_the_default_random_state_is_used_at_construction_alone(name, backend):
     circuits = [make(name, backend) for _ in range(2)]
     for one, other in zip(*(circuit.state_dict().values() for circuit in circuits), strict=True):
         assert torch.equal(one, other)
     before = torch.get_rng_state()
-    circuits[0](sequence(), trace=True)
-    circuits[0](sequence())[0].sum().backward()
+    circuits[0](sequence(backend), trace=True)
+    circuits[0](sequence(backend))[0].sum().backward()
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(
-    ("scale", "dtype"), [*itertools.product([0.0, 1e-6, 1e3, 1e6], [torch.float32, torch.float64])]
-)
-@each_circuit
-def test_extreme_inputs_give_finite_outputs_states_and_gradients(name, scale, dtype, backend):
-    circuit = make(name, backend).to(dtype)
-    inputs = (sequence(12) * scale).to(dtype).requires_grad_()
-    outputs, state = circuit(inputs)
-    (outputs * torch.linspace(-1, 1, OUTPUTS)).sum().backward()
-    assert outputs.isfinite().all() and inputs.grad.isfinite().all()
-    assert all(leaf.isfinite().all() for leaf in leaves(state))
-    for parameter in circuit.parameters():
-        assert parameter.grad.isfinite().all()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@on_each_backend
+def test_extreme_inputs_give_finite_outputs_states_and_gradients(name, dtype, backend):
+    for scale in (1e6,) if backend == "triton" else (0.0, 1e-6, 1e3, 1e6):
+        circuit = make(name, backend).to(dtype)
+        inputs = (sequence(backend, 12) * scale).to(dtype).requires_grad_()
+        outputs, state = circuit(inputs)
+        (outputs * torch.linspace(-1, 1, OUTPUTS)).sum().backward()
+        assert outputs.isfinite().all() and inputs.grad.isfinite().all(), scale
+        assert all(leaf.isfinite().all() for leaf in leaves(state)), scale
+        assert all(parameter.grad.isfinite().all() for parameter in circuit.parameters()), scale
 
 
 @each_circuit
@@ -301,6 +306,14 @@ def test_wrong_calls_are_named(name):
     for wrong in (0, -1, 2.0, True):
         with pytest.raises(ValueError, match="memory_size: got"):
             circuit.initial_state(2, memory_size=wrong)
+
+
+@pytest.mark.parametrize("name", [name for name, (cls, _) in CIRCUITS.items() if not has_kernels(cls)])
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_backends_without_a_circuit_refuse_it(name, backend):
+    circuit = make(name, backend)
+    with pytest.raises(RuntimeError, match=f"backend: '{backend}' cannot run this circuit: it has no Sparse"):
+        circuit(sequence())
 
 
 def test_trace_has_the_allocation_of_every_step() -> None:

@@ -154,6 +154,14 @@ def test_gradients_per_member():
             torch.testing.assert_close(gradients[key][index], parameter.grad)
 
 
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_kernels_refuse_transforms(backend):
+    circuit, inputs = make("ntm", backend=backend), sequence()
+    parameters = {key: torch.stack([parameter, parameter]) for key, parameter in circuit.named_parameters()}
+    with pytest.raises(RuntimeError, match=f"backend: '{backend}' cannot run this circuit: it has no rule for torch.f"):
+        vmap(lambda parameters: functional_call(circuit, parameters, (inputs,))[0])(parameters)
+
+
 # ---- copies ------------------------------------------------------------------------------------------------------
 
 
