@@ -185,7 +185,8 @@ class _Content(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_weights: Tensor) -> tuple[Tensor | None, ...]:
-        memory, keys, *_ = ctx.saved_tensors
+        given = ctx.saved_tensors
+        memory, keys, *_ = given
         batch, slots, word = memory.shape
         heads = keys.shape[1]
         blocks = parts(slots, ctx.constants["BLOCK_N"])
@@ -194,7 +195,7 @@ class _Content(torch.autograd.Function):
         d_strengths = keys.new_empty(batch, blocks, heads)
         d_mask = torch.empty_like(d_keys) if ctx.constants["MASKED"] else d_keys
         made = (d_memory, d_keys, d_strengths, d_mask)
-        launch(content_backward, (batch, blocks), *ctx.saved_tensors, d_weights.contiguous(), *made, **ctx.constants)
+        launch(content_backward, (batch, blocks), *given, d_weights.contiguous(), *made, **ctx.constants)
         whole_mask = d_mask.sum(1) if ctx.constants["MASKED"] else None
         return d_memory, d_keys.sum(1), d_strengths.sum(1), whole_mask
 

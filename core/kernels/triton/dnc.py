@@ -625,7 +625,8 @@ class _Sequence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_later: Tensor, d_cell: Tensor, *d_state: Tensor) -> tuple[Tensor | None, ...]:
-        features, gates, _, _, _, _, interface, *_ = ctx.saved_tensors
+        kept = ctx.saved_tensors
+        features, gates, _, _, _, _, interface, *_ = kept
         sizes: Sizes = ctx.sizes
         steps, batch, total = gates.shape
         slots, word = d_state[0].shape[1:]
@@ -639,7 +640,7 @@ class _Sequence(torch.autograd.Function):
         launch(
             dnc_backward,
             (batch,),
-            *ctx.saved_tensors,
+            *kept,
             *(*rooms, d_features, d_gates, d_interface, *d_last, d_weights, steps, batch),
             **sizes.constants(total // sizes.hidden, interface.shape[2], slots, word),
             USAGE_GRADIENT=sizes.usage_gradient,

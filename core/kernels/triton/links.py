@@ -3,6 +3,9 @@
 Computes :func:`~tapehead.core.addressing.link`, :func:`~tapehead.core.addressing.directional_weights` both ways and
 :func:`~tapehead.core.addressing.precedence`. Each tile of the old links is read once and written once; the products
 with the read weightings take the new tile from registers. B batch, N slots, R read heads, H write heads.
+
+The backward pass of a step needs the links before it. Of the steps of a :class:`Chunk` only the first keeps them; the
+others are computed again from there, which is one more pass over the links.
 """
 
 from __future__ import annotations
@@ -22,6 +25,13 @@ ROWS = 32
 
 COLUMNS = 64
 """Columns that it takes at a time."""
+
+
+@triton.jit
+def _linked(tile, row_write, column_write, precedence, i, j):
+    """A tile of the links, rows i and columns j, after a write."""
+    tile = (1.0 - row_write[:, None] - column_write[None, :]) * tile + row_write[:, None] * precedence[None, :]
+    return tl.where(i[:, None] == j[None, :], 0.0, tile)
 
 
 @triton.jit
@@ -57,8 +67,7 @@ def links_forward(
         column_write = tl.load(write_weights + matrix * N + j, mask=j < N, other=0.0)
         last = tl.load(precedence + matrix * N + j, mask=j < N, other=0.0)
         tile = tl.load(previous + offsets, mask=inside, other=0.0)
-        tile = (1.0 - row_write[:, None] - column_write[None, :]) * tile + row_write[:, None] * last[None, :]
-        tile = tl.where(i[:, None] == j[None, :], 0.0, tile)
+        tile = _linked(tile, row_write, column_write, last, i, j)
         tl.store(link + offsets, tile, mask=inside)
         total += tl.sum(column_write, 0)
         for head in tl.static_range(R):
@@ -118,9 +127,7 @@ def links_backward(
         d_total -= tl.sum(last * tl.load(d_new_precedence + matrix * N + j, mask=j < N, other=0.0), 0)
         tile = tl.load(previous + offsets, mask=inside, other=0.0)
         d_tile = tl.load(d_link + offsets, mask=inside, other=0.0)
-        factor = 1.0 - row_write[:, None] - column_write[None, :]
-        new_tile = factor * tile + row_write[:, None] * last[None, :]
-        new_tile = tl.where(i[:, None] == j[None, :], 0.0, new_tile)
+        new_tile = _linked(tile, row_write, column_write, last, i, j)
         for head in tl.static_range(R):
             read = (batch * R + head) * N
             column_read = tl.load(read_weights + read + j, mask=j < N, other=0.0)
@@ -133,6 +140,7 @@ def links_backward(
             d_reads += tl.where(r[None, :] == head, product[:, None], 0.0)
             tl.store(d_column_read + (part * R + head) * N + j, tl.sum(new_tile * d_ahead[:, None], 0), mask=j < N)
         d_tile = tl.where(i[:, None] == j[None, :], 0.0, d_tile)
+        factor = 1.0 - row_write[:, None] - column_write[None, :]
         tl.store(d_previous + offsets, d_tile * factor, mask=inside)
         d_writes += tl.sum(d_tile * (last[None, :] - tile), 1)
         tl.store(d_column_write + part * N + j, -tl.sum(d_tile * tile, 0), mask=j < N)
@@ -147,10 +155,73 @@ def links_backward(
     tl.store(d_precedence + part * N + i, own + (1.0 - total) * gradient, mask=i < N)
 
 
+@triton.jit(do_not_specialize=["steps"])
+def links_again(
+    first,
+    precedences,
+    write_weights,
+    links,
+    steps,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """One program per sequence and write head, block of rows and block of columns, through several steps.
+
+    From the links before the first step ``[M, N, N]``, and for every step the precedence before it and its write
+    weightings ``[T, M, N]``, computes the links after every step ``[T, M, N, N]``.
+    """
+    matrix = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    j = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (i < N)[:, None] & (j < N)[None, :]
+    within = i[:, None].to(tl.int64) * N + j[None, :]
+    tile = tl.load(first + matrix * N * N + within, mask=inside, other=0.0)
+    for step in range(steps):
+        row = step * tl.num_programs(0) + matrix
+        row_write = tl.load(write_weights + row * N + i, mask=i < N, other=0.0)
+        column_write = tl.load(write_weights + row * N + j, mask=j < N, other=0.0)
+        last = tl.load(precedences + row * N + j, mask=j < N, other=0.0)
+        tile = _linked(tile, row_write, column_write, last, i, j)
+        tl.store(links + row * N * N + within, tile, mask=inside)
+
+
+class Chunk:
+    """Steps that follow each other, of which only the first keeps its links for the backward pass."""
+
+    def __init__(self) -> None:
+        # Contexts refer to those before them and to what is known again, never to those after them: that would be a
+        # cycle through the graph of autograd, which is never collected.
+        self.contexts: list[Any] = []
+        self.again: dict[int, tuple[Tensor, ...]] = {}
+
+
+def _given(ctx: Any) -> tuple[Tensor, ...]:
+    """What a step was given; if its links were not kept, after computing those of all steps up to it again."""
+    if ctx.index not in ctx.again:
+        # Autograd gives each once, so the steps before find theirs here.
+        kept = [context.saved_tensors for context in (*ctx.earlier, ctx)]
+        links = [kept[0][0]]
+        if ctx.index > 0:
+            precedences, write_weights = (torch.stack([step[-k] for step in kept[:-1]]) for k in (3, 2))
+            made = links[0].new_empty(ctx.index, *links[0].shape)
+            batch, heads, slots = write_weights.shape[1:]
+            rows, columns = ctx.constants["ROWS"], ctx.constants["COLUMNS"]
+            launch(
+                links_again,
+                (batch * heads, parts(slots, rows), parts(slots, columns)),
+                *(links[0], precedences, write_weights, made, ctx.index),
+                **{name: ctx.constants[name] for name in ("N", "ROWS", "COLUMNS", "num_warps")},
+            )
+            links.extend(made)
+        ctx.again.update((index, (links[index], *step[-3:])) for index, step in enumerate(kept))
+    return ctx.again.pop(ctx.index)
+
+
 class _Links(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, previous: Tensor, precedence: Tensor, write_weights: Tensor, read_weights: Tensor
+        ctx: Any, chunk: Chunk, previous: Tensor, precedence: Tensor, write_weights: Tensor, read_weights: Tensor
     ) -> tuple[Tensor, ...]:
         given = [part.contiguous() for part in (previous, precedence, write_weights, read_weights)]
         batch, heads, slots = write_weights.shape
@@ -170,14 +241,16 @@ class _Links(torch.autograd.Function):
         backward = given[0].new_empty(batch, heads, blocks, reads, slots)
         made = (link, new_precedence, forward, backward)
         launch(links_forward, (batch * heads, blocks), *given, *made, **ctx.constants)
-        # Saves the links before this step, so that in a sequence each is kept once.
-        ctx.save_for_backward(*given)
+        ctx.index, ctx.earlier, ctx.again = len(chunk.contexts), tuple(chunk.contexts), chunk.again
+        chunk.contexts.append(ctx)
+        ctx.save_for_backward(*(given if ctx.index == 0 else given[1:]))
         return link, new_precedence, backward.sum(2).transpose(1, 2).contiguous(), forward
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        previous, precedence, _, read_weights = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        given = _given(ctx)
+        previous, precedence, _, read_weights = given
         batch, heads, slots = precedence.shape
         reads = read_weights.shape[1]
         blocks = parts(slots, ROWS)
@@ -190,17 +263,21 @@ class _Links(torch.autograd.Function):
         launch(
             links_backward,
             (batch * heads, blocks),
-            *ctx.saved_tensors,
+            *given,
             *(d_link, d_new_precedence, d_forward, d_backward),
             *(d_previous, d_precedence, d_row_write, d_column_write, d_row_read, d_column_read),
             **ctx.constants,
         )
         d_write_weights = d_row_write + d_column_write.sum(2)
-        return d_previous, d_precedence.sum(2), d_write_weights, d_row_read.sum(1) + d_column_read.sum((1, 2))
+        return None, d_previous, d_precedence.sum(2), d_write_weights, d_row_read.sum(1) + d_column_read.sum((1, 2))
 
 
 def follow_links(
-    previous: Tensor, precedence: Tensor, write_weights: Tensor, read_weights: Tensor
+    previous: Tensor,
+    precedence: Tensor,
+    write_weights: Tensor,
+    read_weights: Tensor,
+    chunk: Chunk | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One step of the temporal links.
 
@@ -209,9 +286,10 @@ def follow_links(
         precedence: of the last step, ``[B, H, N]``.
         write_weights: of this step, ``[B, H, N]``.
         read_weights: of the last step, ``[B, R, N]``.
+        chunk: the same for steps each of which is given what the last returned; None: this step keeps its own links.
 
     Returns:
         New links ``[B, H, N, N]``, new precedence ``[B, H, N]``, and the backward and the forward weightings along the
         new links, ``[B, R, H, N]`` each; see :func:`tapehead.core.addressing.link` and what follows it.
     """
-    return _Links.apply(previous, precedence, write_weights, read_weights)
+    return _Links.apply(Chunk() if chunk is None else chunk, previous, precedence, write_weights, read_weights)

@@ -169,11 +169,12 @@ class _Location(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_weights: Tensor) -> tuple[Tensor, ...]:
-        given = ctx.saved_tensors[:5]
+        saved = ctx.saved_tensors
+        given = saved[:5]
         batch, heads, _ = d_weights.shape
         made = tuple(torch.empty_like(argument) for argument in given)
         room = torch.empty_like(given[0])
-        arguments = (*ctx.saved_tensors, d_weights.contiguous(), room, *made)
+        arguments = (*saved, d_weights.contiguous(), room, *made)
         launch(location_backward, (batch * heads,), *arguments, **ctx.constants)
         return made
 

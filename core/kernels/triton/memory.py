@@ -162,7 +162,8 @@ class _Access(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_new_memory: Tensor, d_reads: Tensor) -> tuple[Tensor | None, ...]:
-        memory, weights, erase, _, read_weights = ctx.saved_tensors
+        given = ctx.saved_tensors
+        memory, weights, erase, _, read_weights = given
         batch, slots, word = memory.shape
         block = rows_per_tile(slots, word)
         blocks = parts(slots, block)
@@ -172,7 +173,7 @@ class _Access(torch.autograd.Function):
         launch(
             access_backward,
             (batch, blocks),
-            *ctx.saved_tensors,
+            *given,
             d_new_memory.contiguous(),
             d_reads.contiguous(),
             *(d_memory, d_weights, d_erase, d_add, d_read_weights),

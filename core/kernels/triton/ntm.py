@@ -519,7 +519,8 @@ class _Sequence(torch.autograd.Function):
     def backward(
         ctx: Any, d_later: Tensor, d_cell: Tensor, d_memory: Tensor, d_weights: Tensor
     ) -> tuple[Tensor | None, ...]:
-        features, gates, _, _, _, interface, gated, _, _ = ctx.saved_tensors
+        kept = ctx.saved_tensors
+        features, gates, _, _, _, interface, gated, _, _ = kept
         sizes: Sizes = ctx.sizes
         steps, batch, total = gates.shape
         slots, word = d_memory.shape[1:]
@@ -532,7 +533,7 @@ class _Sequence(torch.autograd.Function):
         launch(
             ntm_backward,
             (batch,),
-            *ctx.saved_tensors,
+            *kept,
             gates.new_empty(batch, KEEP_EVERY, slots, word),
             torch.empty_like(gated[0]),
             *(d_features, d_gates, d_interface, d_cell, d_memory, d_weights),

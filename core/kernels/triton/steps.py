@@ -5,6 +5,7 @@ The steps are those of the accessors' ``forward``, with the kernels of this pack
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from ...accessors.static import StaticAccessor, StaticState
 from ...circuit import CircuitState
 from .allocation import usage_and_allocation
 from .content import content_weights
-from .links import follow_links
+from .links import Chunk, follow_links
 from .location import location_weights
 from .memory import write, write_and_read
 
@@ -39,7 +40,9 @@ def static_step(accessor: StaticAccessor, hidden: Tensor, state: StaticState) ->
     return reads, StaticState(memory, read_weights, write_weights)
 
 
-def dynamic_step(accessor: DynamicAccessor, hidden: Tensor, state: DynamicState) -> tuple[Tensor, DynamicState]:
+def dynamic_step(
+    accessor: DynamicAccessor, hidden: Tensor, state: DynamicState, chunk: Chunk | None = None
+) -> tuple[Tensor, DynamicState]:
     """Words read ``[B, R, W]`` and the next state; see :class:`~tapehead.core.accessors.dynamic.DynamicAccessor`."""
     heads = accessor.interface(hidden)
     written = state.write_weights if accessor.usage_gradient else state.write_weights.detach()
@@ -53,7 +56,8 @@ def dynamic_step(accessor: DynamicAccessor, hidden: Tensor, state: DynamicState)
     if accessor.memory_wipe:
         memory = memory * addressing.retention(heads.free_gates, state.read_weights).unsqueeze(-1)
     memory = write(memory, write_weights, heads.erase, heads.add)
-    link, precedence, backward, forward = follow_links(state.link, state.precedence, write_weights, state.read_weights)
+    links = (state.link, state.precedence, write_weights, state.read_weights)
+    link, precedence, backward, forward = follow_links(*links, chunk)
     if heads.link_powers is not None:
         directions = addressing.sharpen_links(torch.cat([backward, forward], dim=2), heads.link_powers)
         backward, forward = directions.split(accessor.num_writes, dim=2)
@@ -64,14 +68,24 @@ def dynamic_step(accessor: DynamicAccessor, hidden: Tensor, state: DynamicState)
     return addressing.read(memory, read_weights), state
 
 
+def links_kept_every(steps: int) -> int:
+    """Steps between two link matrices that are kept for the backward pass, which holds as many at a time: √T."""
+    return math.isqrt(max(steps, 1) - 1) + 1
+
+
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
     """Features ``[T, B, F]`` and the last state."""
     accessor: Any = circuit.accessor
-    step: Any = static_step if isinstance(accessor, StaticAccessor) else dynamic_step
     controller_state, accessor_state, reads = state
+    every = links_kept_every(len(inputs))
+    chunk = Chunk()
     features = []
-    for x in inputs.unbind(0):
+    for step, x in enumerate(inputs.unbind(0)):
         hidden, controller_state = circuit.controller(torch.cat([x, reads.flatten(1)], dim=-1), controller_state)
-        reads, accessor_state = step(accessor, hidden, accessor_state)
+        if isinstance(accessor, StaticAccessor):
+            reads, accessor_state = static_step(accessor, hidden, accessor_state)
+        else:
+            chunk = Chunk() if step % every == 0 else chunk
+            reads, accessor_state = dynamic_step(accessor, hidden, accessor_state, chunk)
         features.append(torch.cat([hidden, reads.flatten(1)], dim=-1))
     return torch.stack(features), CircuitState(controller_state, accessor_state, reads)

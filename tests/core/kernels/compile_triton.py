@@ -57,7 +57,7 @@ def main() -> None:
         module.launch = compile_instead
     for circuit in circuits():
         state = circuit.initial_state(1)
-        inputs = torch.zeros(1, 1, 2, dtype=circuit.output.weight.dtype)
+        inputs = torch.zeros(3, 1, 2, dtype=circuit.output.weight.dtype)
         run = steps.run if sequences.unavailable(circuit, state) else sequences.run
         run(circuit, inputs, state)[0].sum().backward()
         if run is sequences.run:

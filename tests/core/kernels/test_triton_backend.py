@@ -93,6 +93,82 @@ def test_agrees_with_eager(build: Callable[[], Circuit], dtype: torch.dtype, tri
         assert error < tolerance, f"{list(wanted.shape)}: relative error {error:.1e}"
 
 
+def gradients(circuit: Circuit, inputs: Tensor, loss: Callable[[Tensor, Any], Tensor]) -> list[Tensor]:
+    outputs, last = circuit(inputs)
+    return list(torch.autograd.grad(loss(outputs, last), [*circuit.parameters()], materialize_grads=True))
+
+
+@needs_triton
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_links_are_kept_for_few_steps(steps: int, triton_device: torch.device) -> None:
+    from tapehead.core.kernels.triton import steps as stepwise
+
+    torch.manual_seed(0)
+    circuit = dnc(memory_size=11, memory_wipe=True, backend="triton").to(triton_device, torch.float64)
+    inputs = torch.randn(steps, BATCH, INPUTS, device=triton_device, dtype=torch.float64)
+    kept: set[int] = set()
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.numel() == BATCH * 11 * 11:
+            kept.add(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs, _ = circuit(inputs)
+    every = stepwise.links_kept_every(steps)
+    assert len(kept) == -(-steps // every) and every**2 >= steps
+    made = torch.autograd.grad(outputs.square().sum(), [*circuit.parameters()])
+    circuit.backend = "eager"
+    expected = gradients(circuit, inputs, lambda outputs, _: outputs.square().sum())
+    torch.testing.assert_close(list(made), expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.slow
+@needs_triton
+def test_links_are_computed_again_wherever_the_backward_pass_begins(triton_device: torch.device) -> None:
+    """In the middle of a chunk, twice, and where autograd gives each kept tensor only once."""
+    torch.manual_seed(0)
+    circuit = dnc(memory_wipe=True, num_reads=1).to(triton_device, torch.float64)
+    inputs = torch.randn(6, 1, INPUTS, device=triton_device, dtype=torch.float64)
+    # The last usage depends on no links of the last step.
+    losses = [lambda _, last: last.accessor.usage.square().sum(), lambda outputs, _: outputs.square().sum()]
+    for loss in losses:
+        circuit.backend = "triton"
+        outputs, last = circuit(inputs)
+        total = loss(outputs, last)
+        parameters = [*circuit.parameters()]
+        made = [
+            torch.autograd.grad(total, parameters, retain_graph=again, materialize_grads=True)
+            for again in (True, False)
+        ]
+        checkpointed = torch.utils.checkpoint.checkpoint(
+            lambda x, loss=loss: loss(*circuit(x)), inputs, use_reentrant=False
+        )
+        made.append(torch.autograd.grad(checkpointed, parameters, materialize_grads=True))
+        with pytest.raises(RuntimeError, match="second time"):
+            total.backward()
+        circuit.backend = "eager"
+        expected = gradients(circuit, inputs, loss)
+        for each in made:
+            torch.testing.assert_close(list(each), expected, rtol=1e-8, atol=1e-10)
+
+
+@needs_triton
+@pytest.mark.parametrize("name", ["ntm", "ntm-gru", "dnc"])
+def test_activation_checkpointing(name: str, triton_device: torch.device) -> None:
+    """Which gives what a kernel saved once, and once only."""
+    torch.manual_seed(0)
+    circuit = CIRCUITS[name]().to(triton_device, torch.float64)
+    inputs = torch.randn(2, BATCH, INPUTS, device=triton_device, dtype=torch.float64)
+    circuit.backend = "triton"
+    outputs = torch.utils.checkpoint.checkpoint(lambda x: circuit(x)[0], inputs, use_reentrant=False)
+    parameters = list(circuit.parameters())
+    made = torch.autograd.grad(outputs.square().sum(), parameters, materialize_grads=True)
+    circuit.backend = "eager"
+    expected = gradients(circuit, inputs, lambda outputs, _: outputs.square().sum())
+    torch.testing.assert_close(list(made), expected, rtol=1e-8, atol=1e-10)
+
+
 @needs_triton
 @pytest.mark.parametrize("build", [ntm, dnc])
 def test_without_gradients_and_step_by_step(build: Callable[..., Circuit], triton_device: torch.device) -> None:
