@@ -6,7 +6,7 @@ matrix) is stored only every few steps and computed again between, which costs l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,7 @@ from ...controllers.gru import GRUController, GRUState
 from ...controllers.lstm import LSTMController, LSTMState
 from ...stacked import map_initial_state
 from . import library
-from .sequence import First, Weights, make_problem, run_sequence
+from .sequence import Layer, State, Weights, make_problem, run_sequence
 from .sequence import run_population as run_members
 
 if TYPE_CHECKING:
@@ -66,17 +66,27 @@ def _unavailable_parts(circuit: CircuitView) -> str | None:
         return f"it has no {type(controller).__name__}"
     if type(accessor) not in (StaticAccessor, DynamicAccessor):
         return f"it has no {type(accessor).__name__}"
-    linears = [layer for layer in _linears(controller, accessor) if type(layer) is not nn.Linear]
-    if linears:
-        return f"it needs plain Linear layers, not {type(linears[0]).__name__}"
-    for module in (controller, accessor, accessor.interface, *_linears(controller, accessor)):
+    linears = _linears(circuit).values()
+    for layer in linears:
+        if type(layer) is not nn.Linear:
+            return f"it needs plain Linear layers, not {type(layer).__name__}"
+    for module in (controller, accessor, accessor.interface, *linears):
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
             return f"it would skip the hooks of {type(module).__name__}"
     return None
 
 
-def _linears(controller: Any, accessor: Any) -> list[nn.Linear]:
-    return [*controller.inputs, *getattr(controller, "recurrents", ()), accessor.interface.linear]
+def _linears(circuit: CircuitView) -> dict[str, nn.Linear]:
+    """The layers of controller and interface, by their names in the circuit."""
+    controller: Any = circuit.controller
+    accessor: Any = circuit.accessor
+    linears: dict[str, nn.Linear] = {
+        f"controller.inputs.{index}": layer for index, layer in enumerate(controller.inputs)
+    }
+    for index, layer in enumerate(getattr(controller, "recurrents", ())):
+        linears[f"controller.recurrents.{index}"] = layer
+    linears["accessor.interface.linear"] = accessor.interface.linear
+    return linears
 
 
 def _unavailable_sizes(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
@@ -102,23 +112,23 @@ def _unavailable_sizes(circuit: CircuitView, inputs: Tensor, state: CircuitState
         *((name, leaf, leaf_shapes[name]) for name, leaf in state.accessor._asdict().items()),
     ]
     gates = {LSTMController: 4, GRUController: 3, FeedForwardController: 1}[type(controller)] * hidden
-    linears = [
-        (layer, "inputs", gates, width if index == 0 else hidden) for index, layer in enumerate(controller.inputs)
-    ]
-    linears += [(layer, "recurrents", gates, hidden) for layer in getattr(controller, "recurrents", ())]
-    linears.append((accessor.interface.linear, "interface", sum(accessor.interface.sizes.values()), hidden))
-    for layer, name, rows, columns in linears:
-        expected += [(f"weight of {name}", layer.weight, (rows, columns)), (f"bias of {name}", layer.bias, (rows,))]
+    interface = sum(accessor.interface.sizes.values())
+    for name, layer in _linears(circuit).items():
+        rows = interface if name.startswith("accessor") else gates
+        columns = width if name == "controller.inputs.0" else hidden
+        expected.append((f"weight of {name}", layer.weight, (rows, columns)))
+        expected.append((f"bias of {name}", layer.bias, (rows,)))
     return _unavailable_tensors(expected, inputs.dtype)
 
 
 def _unavailable_tensors(expected: Iterable[Expected], dtype: torch.dtype) -> str | None:
+    floating = dtype in (torch.float32, torch.float64)
     for name, tensor, shape in expected:
         if type(tensor) not in (Tensor, nn.Parameter):
             return f"{name} is a {type(tensor).__name__}, not a plain tensor"
-        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        if not tensor.is_cpu or tensor.layout is not torch.strided:
             return f"it runs dense tensors on the CPU; {name} is {tensor.layout} on {tensor.device}"
-        if tensor.dtype != dtype or tensor.dtype not in (torch.float32, torch.float64):
+        if tensor.dtype is not dtype or not floating:
             return f"it runs float32 or float64 throughout; inputs are {dtype}, {name} is {tensor.dtype}"
         if tensor.shape != shape or 0 in shape:
             return f"{name} has shape {list(tensor.shape)}; expected {list(shape)}"
@@ -127,32 +137,27 @@ def _unavailable_tensors(expected: Iterable[Expected], dtype: torch.dtype) -> st
 
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
     """Features ``[T, B, F]`` and the last state."""
-    controller: Any = circuit.controller
-    weights = _weights(circuit, dict(_parameters(circuit)), inputs.shape[2])
-    first = _first(circuit, state)
+    weights = _weights(circuit, _parameters(_linears(circuit)))
+    first = _state(state)
     problem = make_problem(inputs, weights, state.accessor.memory, **_options(circuit))
     features, last = run_sequence(_accessor_name(circuit), problem, inputs, weights, first)
-    last_hidden, last_reads = features[-1].split([controller.hidden_size, state.reads[0].numel()], dim=-1)
-    hidden = last_hidden.unsqueeze(1)
-    if last.lower_hidden is not None:
-        hidden = torch.cat([last.lower_hidden, hidden], dim=1)
     controller_state: LSTMState | GRUState | FeedForwardState = FeedForwardState()
-    if last.cell is not None:
-        controller_state = LSTMState(hidden, last.cell)
-    elif isinstance(controller, GRUController):
-        controller_state = GRUState(hidden)
-    leaves = type(state.accessor)(*last.leaves)
-    return features, CircuitState(controller_state, leaves, last_reads.view_as(state.reads))
+    if last.hidden is not None and last.cell is not None:
+        controller_state = LSTMState(last.hidden, last.cell)
+    elif last.hidden is not None:
+        controller_state = GRUState(last.hidden)
+    return features, CircuitState(controller_state, type(state.accessor)(*last.leaves), last.reads)
 
 
 def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> str | None:
     """Why the native backend cannot run a population with these stacked parameters, or None."""
     reason = _unavailable_here() or _unavailable_parts(circuit)
-    if reason is None and type(circuit.output) is not nn.Linear:
-        reason = f"it needs a plain Linear layer for the outputs, not {type(circuit.output).__name__}"
+    output: Any = circuit.output
+    if reason is None and type(output) is not nn.Linear:
+        reason = f"it needs a plain Linear layer for the outputs, not {type(output).__name__}"
     if reason is not None:
         return reason
-    layers = dict(_parameters(circuit)) | {f"output.{name}": p for name, p in circuit.output.named_parameters()}
+    layers = _parameters({**_linears(circuit), "output": output})
     members = len(next(iter(parameters.values())))
     expected = [(name, parameters[name], (members, *parameter.shape)) for name, parameter in layers.items()]
     expected.append(("inputs", inputs, (*inputs.shape[:2], circuit.input_size)))
@@ -171,8 +176,8 @@ def run_population(circuit: CircuitView, parameters: Mapping[str, Tensor], input
         ``[T, P, B, O]``, clipped.
     """
     start = map_initial_state(circuit, parameters)
-    first = _first(circuit, start)
-    weights = _weights(circuit, parameters, inputs.shape[2])
+    first = _state(start)
+    weights = _weights(circuit, parameters)
     problem = make_problem(inputs, weights, start.accessor.memory, **_options(circuit))
     output = (parameters["output.weight"], parameters["output.bias"])
     answers = run_members(_accessor_name(circuit), problem, inputs, weights, *output, first)
@@ -204,60 +209,26 @@ def _options(circuit: CircuitView) -> dict[str, Any]:
     }
 
 
-def _first(circuit: CircuitView, state: CircuitState) -> First:
+def _state(state: CircuitState) -> State:
     """A state as the library takes it."""
-    hidden = getattr(state.controller, "hidden", None)
-    if hidden is None:
-        last_hidden, lower_hidden = state.reads.new_zeros(len(state.reads), circuit.controller.hidden_size), None
-    else:
-        last_hidden, lower_hidden = hidden[:, -1], hidden[:, :-1] if hidden.shape[1] > 1 else None
-    features = torch.cat([last_hidden, state.reads.flatten(1)], dim=1)
-    return First(features, lower_hidden, getattr(state.controller, "cell", None), tuple(state.accessor))
+    hidden, cell = (getattr(state.controller, name, None) for name in ("hidden", "cell"))
+    return State(hidden, cell, state.reads, tuple(state.accessor))
 
 
-def _parameters(circuit: CircuitView) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of controller and interface, by their names in the circuit."""
-    for name, parameter in circuit.controller.named_parameters():
-        yield f"controller.{name}", parameter
-    interface: Any = circuit.accessor.interface
-    for name, parameter in interface.named_parameters():
-        yield f"accessor.interface.{name}", parameter
+def _parameters(linears: Mapping[str, nn.Linear]) -> dict[str, Tensor]:
+    """Weights and biases of layers, by their names."""
+    parameters: dict[str, Tensor] = {}
+    for name, layer in linears.items():
+        parameters[f"{name}.weight"], parameters[f"{name}.bias"] = layer.weight, layer.bias
+    return parameters
 
 
-def _weights(circuit: CircuitView, parameters: Mapping[str, Tensor], input_size: int) -> Weights:
+def _weights(circuit: CircuitView, parameters: Mapping[str, Tensor]) -> Weights:
     """All weights as the library takes them, of one circuit or, stacked, of many members."""
-    controller: Any = circuit.controller
-    layers = [_layer_weights(controller, parameters, layer) for layer in range(controller.num_layers)]
-    own, below, bias = layers[0]
-    weight = torch.cat([*own, below[..., input_size:], below[..., :input_size]], dim=-1)
-    uppers = layers[1:]
-    return Weights(
-        weight,
-        bias,
-        torch.stack([torch.cat([*own, below], dim=-1) for own, below, _ in uppers], dim=-3) if uppers else None,
-        torch.stack([bias for _, _, bias in uppers], dim=-2) if uppers else None,
-        parameters["accessor.interface.linear.weight"],
-        parameters["accessor.interface.linear.bias"],
+    ends = [f"{part}.{{}}.{name}" for part in ("inputs", "recurrents") for name in ("weight", "bias")]
+    layers = (
+        Layer(*(parameters.get("controller." + end.format(layer)) for end in ends))  # type: ignore[arg-type]
+        for layer in range(circuit.controller.num_layers)
     )
-
-
-def _layer_weights(
-    controller: Any, parameters: Mapping[str, Tensor], layer: int
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Of one layer: weight ``[G, hidden]`` for its last hidden vector (if any), weight for its input, bias ``[G]``.
-
-    The GRU's candidate has two blocks, for the input and for the last hidden vector, since the reset gate comes
-    between.
-    """
-    below, bias = (parameters[f"controller.inputs.{layer}.{name}"] for name in ("weight", "bias"))
-    if isinstance(controller, FeedForwardController):
-        return [], below, bias
-    own, own_bias = (parameters[f"controller.recurrents.{layer}.{name}"] for name in ("weight", "bias"))
-    if isinstance(controller, LSTMController):
-        return [own], below, bias + own_bias
-    both = 2 * controller.hidden_size
-    new = own[..., both:, :]
-    below = torch.cat([below, torch.zeros_like(below[..., both:, :])], dim=-2)
-    own = torch.cat([own[..., :both, :], torch.zeros_like(new), new], dim=-2)
-    bias = torch.cat([bias[..., :both] + own_bias[..., :both], bias[..., both:], own_bias[..., both:]], dim=-1)
-    return [own], below, bias
+    interface = (parameters[f"accessor.interface.linear.{name}"] for name in ("weight", "bias"))
+    return Weights(tuple(layers), *interface)

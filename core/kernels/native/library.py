@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.machinery
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -36,22 +36,32 @@ class Problem(ctypes.Structure):
     ]
 
 
+class Layer(ctypes.Structure):
+    """Addresses of the weights of one layer of the controller; mirrors ``Layer`` in source/sequence.h."""
+
+    _fields_ = [
+        (name, ctypes.c_void_p) for name in ("input_weight", "input_bias", "recurrent_weight", "recurrent_bias")
+    ]
+
+
 class Tensors(ctypes.Structure):
     """Addresses of all tensors of a call; mirrors ``Tensors`` in source/sequence.h."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("inputs", "weight", "bias", "upper_weight", "upper_bias")),
+        ("inputs", ctypes.c_void_p),
+        ("layers", ctypes.POINTER(Layer)),
         *((name, ctypes.c_void_p) for name in ("interface_weight", "interface_bias", "output_weight", "output_bias")),
-        *((name, ctypes.c_void_p) for name in ("features", "outputs", "lower_hidden", "cell")),
+        *((name, ctypes.c_void_p) for name in ("features", "outputs", "hidden", "cell", "reads")),
         ("state", ctypes.c_void_p * MOST_LEAVES),
-        *((name, ctypes.c_void_p) for name in ("last_lower_hidden", "last_cell")),
+        *((name, ctypes.c_void_p) for name in ("last_hidden", "last_cell", "last_reads")),
         ("last_state", ctypes.c_void_p * MOST_LEAVES),
         *((name, ctypes.c_void_p) for name in ("records", "tape")),
-        *((name, ctypes.c_void_p) for name in ("d_features", "d_last_lower_hidden", "d_last_cell")),
+        *((name, ctypes.c_void_p) for name in ("d_features", "d_last_hidden", "d_last_cell", "d_last_reads")),
         ("d_last_state", ctypes.c_void_p * MOST_LEAVES),
-        *((name, ctypes.c_void_p) for name in ("d_first", "d_lower_hidden", "d_cell")),
+        *((name, ctypes.c_void_p) for name in ("d_hidden", "d_cell", "d_reads")),
         ("d_state", ctypes.c_void_p * MOST_LEAVES),
-        *((name, ctypes.c_void_p) for name in ("d_inputs", "d_weight", "d_bias", "d_upper_weight", "d_upper_bias")),
+        ("d_inputs", ctypes.c_void_p),
+        ("d_layers", ctypes.POINTER(Layer)),
         *((name, ctypes.c_void_p) for name in ("d_interface_weight", "d_interface_bias")),
     ]
 
@@ -59,6 +69,15 @@ class Tensors(ctypes.Structure):
         """Set the addresses of tensors, which the caller keeps alive."""
         for name, tensor in tensors.items():
             setattr(self, name, address(tensor))
+
+    def give_layers(self, name: str, weights: Sequence[Tensor | None]) -> None:
+        """Set the addresses of all layers' weights, four of each layer, or of their gradients."""
+        count = len(Layer._fields_)
+        layers = (Layer * (len(weights) // count))()
+        for index, layer in enumerate(layers):
+            for field, tensor in zip(Layer._fields_, weights[count * index :], strict=False):
+                setattr(layer, field[0], address(tensor))
+        setattr(self, name, layers)  # keeps them alive
 
     def give_leaves(self, name: str, leaves: Iterable[Tensor | None]) -> None:
         """Set the addresses of a state's leaves."""

@@ -21,36 +21,41 @@ def keep_every(slots: int) -> int:
     return 4 if slots < 512 else 6
 
 
-class Weights(NamedTuple):
-    """The weights of controller and interface; with a population, P members' in front.
+class Layer(NamedTuple):
+    """The weights of one layer of the controller; with a population, P members' in front.
 
-    C columns for the features that the first layer sees, G gates, L layers.
+    G rows: the gates of an LSTM, a GRU or a feed-forward layer.
     """
 
-    weight: Tensor
-    """Products of the controller's first layer, with the features that it sees and with the inputs, ``[G, C + I]``."""
-    bias: Tensor
+    input_weight: Tensor
+    """``[G, …]``, columns for the input and the words read, or for the hidden vector of the layer below."""
+    input_bias: Tensor
     """``[G]``"""
-    upper_weight: Tensor | None
-    """Products of the layers above, with their own last hidden vector (not feed-forward) and with that of the layer
-    below, ``[L - 1, G, …]``; None for one layer."""
-    upper_bias: Tensor | None
-    """``[L - 1, G]``"""
+    recurrent_weight: Tensor | None
+    """``[G, hidden]``; None, as its bias, for a feed-forward controller."""
+    recurrent_bias: Tensor | None
+    """``[G]``"""
+
+
+class Weights(NamedTuple):
+    """The weights of controller and interface; with a population, P members' in front."""
+
+    layers: tuple[Layer, ...]
     interface_weight: Tensor
     """``[interface, hidden]``"""
     interface_bias: Tensor
     """``[interface]``"""
 
 
-class First(NamedTuple):
-    """The state before the first step, and after the last."""
+class State(NamedTuple):
+    """The state before the first step, or after the last."""
 
-    features: Tensor
-    """The last layer's hidden vector and the words read, ``[B, F]``."""
-    lower_hidden: Tensor | None
-    """Hidden vectors of the layers below, ``[B, L - 1, hidden]``; None where nothing is carried."""
+    hidden: Tensor | None
+    """``[B, L, hidden]``; None where none is carried."""
     cell: Tensor | None
     """``[B, L, hidden]``, LSTM."""
+    reads: Tensor
+    """``[B, R, W]``"""
     leaves: tuple[Tensor, ...]
     """Of the accessor's state."""
 
@@ -69,7 +74,7 @@ def make_problem(inputs: Tensor, weights: Weights, memory: Tensor, **options: An
         batch=inputs.shape[1],
         inputs=inputs.shape[2],
         hidden=weights.interface_weight.shape[-1],
-        layers=1 if weights.upper_bias is None else 1 + weights.upper_bias.shape[-2],
+        layers=len(weights.layers),
         slots=memory.shape[-2],
         word=memory.shape[-1],
         interface=weights.interface_bias.shape[-1],
@@ -82,8 +87,8 @@ def make_problem(inputs: Tensor, weights: Weights, memory: Tensor, **options: An
 
 
 def run_sequence(
-    accessor: str, problem: Problem, inputs: Tensor, weights: Weights, first: First
-) -> tuple[Tensor, First]:
+    accessor: str, problem: Problem, inputs: Tensor, weights: Weights, first: State
+) -> tuple[Tensor, State]:
     """Run a sequence; differentiable once in every tensor.
 
     Args:
@@ -96,14 +101,15 @@ def run_sequence(
     Returns:
         Features ``[T, B, F]`` and the state after the last step.
     """
-    arguments = (inputs, *weights, *first[:3], *first.leaves)
+    arguments = (inputs, *weights[1:], *first[:3], *(weight for layer in weights.layers for weight in layer))
+    arguments += first.leaves
     problem.training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
     if problem.training:
         results = _Sequence.apply(accessor, problem, *arguments)  # type: ignore[no-untyped-call]
     else:
         results = _forward(accessor, problem, *arguments).results
-    features, last_lower_hidden, last_cell, *leaves = results
-    return features, First(features[-1], last_lower_hidden, last_cell, tuple(leaves))
+    features, hidden, cell, reads, *leaves = results
+    return features, State(hidden, cell, reads, tuple(leaves))
 
 
 def run_population(
@@ -113,7 +119,7 @@ def run_population(
     weights: Weights,
     output_weight: Tensor,
     output_bias: Tensor,
-    first: First,
+    first: State,
 ) -> Tensor:
     """The answers of P members, each with its own weights, to the same sequences; not differentiable.
 
@@ -129,27 +135,30 @@ def run_population(
     Returns:
         ``[T, P, B, O]``, not clipped.
     """
-    given = [None if t is None else t.detach().contiguous() for t in weights]
-    inputs, output_weight, output_bias = (t.detach().contiguous() for t in (inputs, output_weight, output_bias))
+    inputs, output_weight, output_bias, *interface = (
+        t.detach().contiguous() for t in (inputs, output_weight, output_bias, *weights[1:])
+    )
+    layers = [_plain(weight) for layer in weights.layers for weight in layer]
+    hidden, cell, reads, *leaves = (_plain(t) for t in (*first[:3], *first.leaves))
     (steps, batch, _), (members, outputs) = inputs.shape, output_bias.shape
     problem.members, problem.batch, problem.outputs = members, members * batch, outputs
     loaded = _library()
-    features, lower_hidden, cell = (
-        None if t is None else t.detach().repeat_interleave(batch, dim=0).contiguous() for t in first[:3]
-    )
-    assert features is not None
-    two_steps = torch.stack([features, features])
+    two_steps = inputs.new_empty(2, members * batch, output_weight.shape[2])
     answers = inputs.new_empty(steps, members, batch, outputs)
     record_size, tape_size = library.sizes(loaded, accessor, problem, inputs.dtype)
     workspace = inputs.new_empty(record_size + tape_size)
     x = _tensors(workspace, record_size)
-    x.give(inputs=inputs, **dict(zip(Weights._fields, given, strict=True)))
+    x.give(inputs=inputs, interface_weight=interface[0], interface_bias=interface[1])
+    x.give_layers("layers", layers)
     x.give(output_weight=output_weight, output_bias=output_bias, features=two_steps, outputs=answers)
-    leaves = [leaf.detach().contiguous() for leaf in first.leaves]
-    x.give(lower_hidden=lower_hidden, cell=cell)
+    x.give(hidden=hidden, cell=cell, reads=reads)
     x.give_leaves("state", leaves)
     library.call(loaded, accessor, "forward", problem, inputs.dtype, x)
     return answers
+
+
+def _plain(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().contiguous()
 
 
 def _library() -> ctypes.CDLL:
@@ -159,8 +168,13 @@ def _library() -> ctypes.CDLL:
     return loaded
 
 
-_ARGUMENTS = ("inputs", *Weights._fields, "features", "lower_hidden", "cell")
-"""The tensors that a sequence takes, in order; the leaves of the accessor's state follow."""
+_ARGUMENTS = ("inputs", "interface_weight", "interface_bias", "hidden", "cell", "reads")
+"""The tensors that a sequence takes, in order; the layers' weights and the leaves of the accessor's state follow."""
+
+
+def _layers_end(problem: Problem) -> int:
+    """Where the leaves begin."""
+    return len(_ARGUMENTS) + len(Layer._fields) * problem.layers
 
 
 class _Run(NamedTuple):
@@ -173,30 +187,30 @@ class _Run(NamedTuple):
     workspace: Tensor
     """Records and tape."""
     results: tuple[Tensor | None, ...]
-    """Features ``[T, B, F]``, last lower hidden vectors, last cell, last leaves."""
+    """Features ``[T, B, F]``, last hidden vectors, last cell, last words read, last leaves."""
 
 
 def _forward(accessor: str, problem: Problem, *arguments: Tensor | None) -> _Run:
-    given = [None if t is None else t.detach().contiguous() for t in arguments]
+    given = [_plain(t) for t in arguments]
     named = dict(zip(_ARGUMENTS, given, strict=False))
-    leaves = [leaf for leaf in given[len(_ARGUMENTS) :] if leaf is not None]
-    inputs, first, lower_hidden, cell = (named[name] for name in ("inputs", "features", "lower_hidden", "cell"))
-    assert inputs is not None and first is not None
+    end = _layers_end(problem)
+    leaves = given[end:]
+    inputs, state = named["inputs"], [named[name] for name in ("hidden", "cell", "reads")]
+    assert inputs is not None
     loaded = _library()
     record_size, tape_size = library.sizes(loaded, accessor, problem, inputs.dtype)
-    features = inputs.new_empty(problem.steps + 1, *first.shape)
-    features[0] = first
+    features = inputs.new_empty(problem.steps + 1, problem.batch, problem.hidden + problem.reads * problem.word)
     # One block, not two: what malloc gave and got back in one piece it keeps for the next call.
     workspace = inputs.new_empty(record_size + tape_size)
-    last_lower_hidden, last_cell = (None if t is None else torch.empty_like(t) for t in (lower_hidden, cell))
-    last_leaves = [torch.empty_like(leaf) for leaf in leaves]
+    last = [None if t is None else torch.empty_like(t) for t in (*state, *leaves)]
     x = _tensors(workspace, record_size)
     x.give(**named)
-    x.give(features=features, last_lower_hidden=last_lower_hidden, last_cell=last_cell)
+    x.give_layers("layers", given[len(_ARGUMENTS) : end])
+    x.give(features=features, last_hidden=last[0], last_cell=last[1], last_reads=last[2])
     x.give_leaves("state", leaves)
-    x.give_leaves("last_state", last_leaves)
+    x.give_leaves("last_state", last[3:])
     library.call(loaded, accessor, "forward", problem, inputs.dtype, x)
-    return _Run(given, features, workspace, (features[1:], last_lower_hidden, last_cell, *last_leaves))
+    return _Run(given, features, workspace, (features[1:], *last))
 
 
 def _tensors(workspace: Tensor, record_size: int) -> Tensors:
@@ -210,31 +224,32 @@ class _Sequence(torch.autograd.Function):
         ctx.accessor, ctx.problem = accessor, problem
         ctx.shapes = [None if t is None else t.shape for t in run.given]
         ctx.set_materialize_grads(False)
-        named = dict(zip(_ARGUMENTS, run.given, strict=False))
-        kept = [named[name] for name in ("inputs", "weight", "upper_weight", "interface_weight")]
-        ctx.save_for_backward(*kept, run.features, run.workspace)
+        ctx.save_for_backward(
+            *run.given[:2], *run.given[len(_ARGUMENTS) : _layers_end(problem)], run.features, run.workspace
+        )
         return run.results
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         problem: Problem = ctx.problem
-        inputs, weight, upper_weight, interface_weight, features, workspace = ctx.saved_tensors
-        d_features, d_last_lower_hidden, d_last_cell, *d_last_leaves = (
+        inputs, interface_weight, *layers, features, workspace = ctx.saved_tensors
+        d_features, d_last_hidden, d_last_cell, d_last_reads, *d_last_leaves = (
             None if d is None else d.contiguous() for d in gradients
         )
         made = [
             inputs.new_empty(shape) if wanted else None
             for shape, wanted in zip(ctx.shapes, ctx.needs_input_grad[2:], strict=True)
         ]
-        record_size, _ = library.sizes(_library(), ctx.accessor, problem, inputs.dtype)
+        loaded = _library()
+        record_size, _ = library.sizes(loaded, ctx.accessor, problem, inputs.dtype)
         x = _tensors(workspace, record_size)
-        x.give(inputs=inputs, weight=weight, upper_weight=upper_weight, interface_weight=interface_weight)
-        x.give(features=features, d_features=d_features)
-        x.give(d_last_lower_hidden=d_last_lower_hidden, d_last_cell=d_last_cell)
-        names = ("d_first" if name == "features" else f"d_{name}" for name in _ARGUMENTS)
-        x.give(**dict(zip(names, made, strict=False)))
+        x.give(inputs=inputs, interface_weight=interface_weight, features=features)
+        x.give_layers("layers", layers)
+        x.give(d_features=d_features, d_last_hidden=d_last_hidden, d_last_cell=d_last_cell, d_last_reads=d_last_reads)
+        x.give(**{f"d_{name}": tensor for name, tensor in zip(_ARGUMENTS, made, strict=False)})
+        x.give_layers("d_layers", made[len(_ARGUMENTS) : _layers_end(problem)])
         x.give_leaves("d_last_state", d_last_leaves)
-        x.give_leaves("d_state", made[len(_ARGUMENTS) :])
-        library.call(_library(), ctx.accessor, "backward", problem, inputs.dtype, x)
+        x.give_leaves("d_state", made[_layers_end(problem) :])
+        library.call(loaded, ctx.accessor, "backward", problem, inputs.dtype, x)
         return (None, None, *made)

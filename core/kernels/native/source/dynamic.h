@@ -83,7 +83,7 @@ template <class T> class DynamicAccessor {
         : x(x), records(records), slots((int)p.slots), N(slots.padded), word((int)p.word), reads((int)p.reads),
           writes((int)p.writes), ways(1 + 2 * writes), squash(p.squash), wipe(p.memory_wipe), sharpening(p.link_sharpening),
           usage_gradient(p.usage_gradient), read_lookup{slots}, write_lookup{slots}, memory_size((int64_t)word * N), link_size((int64_t)slots.count * N),
-          rows_per_state(p.outputs ? p.rows_per_member() : 1),
+          rows_per_state(p.rows_per_state()),
           tape{x.tape, memory_size, p.batch, p.keep_every, p.steps, p.training != 0},
           link_tape{x.tape + Tape<T>::length(p) * p.batch * memory_size, writes * link_size, p.batch, p.keep_every,
                     p.steps, p.training != 0} {

@@ -11,24 +11,44 @@ template <class T> struct Packed {
     int k, vectors;
     std::vector<T> data;
 
-    // Element (row, column) of the matrix is source[row * row_stride + column * column_stride].
-    Packed(int k, int n, const T* source, int64_t row_stride, int64_t column_stride)
-        : k(k), vectors((n + LANES<T> - 1) / LANES<T>), data((size_t)k * vectors * LANES<T>) {
-        T* out = data.data();
-        for (int first = 0; first < vectors;) {
-            const int width = std::min(TILE_VECTORS, vectors - first) * LANES<T>;
-            const int column = first * LANES<T>, count = std::min(width, n - column);
-            if (column_stride == 1) {
-                for (int row = 0; row < k; row++)
-                    std::memcpy(out + (size_t)row * width, source + row * row_stride + column, count * sizeof(T));
-            } else {
-                for (int j = 0; j < count; j++) {
-                    const T* from = source + (column + j) * column_stride;
-                    for (int row = 0; row < k; row++) out[(size_t)row * width + j] = from[row * row_stride];
+    Packed(int k, int n) : k(k), vectors((n + LANES<T> - 1) / LANES<T>), data((size_t)k * vectors * LANES<T>) {}
+
+    // Sets the elements from (row, column) on, `rows` by `columns` of them, from rows that are `stride` apart.
+    void put(int row, int rows, int column, int columns, const T* source, int64_t stride) {
+        in_panels(column, columns, [&](T* out, int width, int done, int count) {
+            for (int i = 0; i < rows; i++)
+                std::memcpy(out + (size_t)(row + i) * width, source + i * stride + done, count * sizeof(T));
+        });
+    }
+    // The same from columns that are `stride` apart.
+    void put_transposed(int row, int rows, int column, int columns, const T* source, int64_t stride) {
+        in_panels(column, columns, [&](T* out, int width, int done, int count) {
+            const T* from = source + done * stride;
+            out += (size_t)row * width;
+            const int whole_rows = rows / LANES<T> * LANES<T>, whole_columns = count / LANES<T> * LANES<T>;
+            for (int j = 0; j < whole_columns; j += LANES<T>) {
+                for (int i = 0; i < whole_rows; i += LANES<T>) {
+                    Vec<T> square[LANES<T>];
+                    for (int lane = 0; lane < LANES<T>; lane++) square[lane] = load(from + (j + lane) * stride + i);
+                    transpose<T>(square);
+                    for (int lane = 0; lane < LANES<T>; lane++) store(out + (size_t)(i + lane) * width + j, square[lane]);
                 }
             }
-            out += (size_t)k * width;
-            first += width / LANES<T>;
+            for (int j = 0; j < count; j++)
+                for (int i = j < whole_columns ? whole_rows : 0; i < rows; i++)
+                    out[(size_t)i * width + j] = from[j * stride + i];
+        });
+    }
+
+  private:
+    // Calls body(where a panel's first row has these columns, the panel's width, columns before these, columns).
+    template <class F> void in_panels(int column, int columns, F&& body) {
+        constexpr int PANEL = TILE_VECTORS * LANES<T>;
+        for (int done = 0; done < columns;) {
+            const int first = (column + done) / PANEL * PANEL, inside = column + done - first;
+            const int width = std::min(PANEL, vectors * LANES<T> - first), count = std::min(width - inside, columns - done);
+            body(data.data() + (size_t)k * first + inside, width, done, count);
+            done += count;
         }
     }
 };
@@ -83,7 +103,9 @@ void sum_of_products(int64_t count, const T* a, int64_t lda, int begin, int end,
     const int width = round_up<T>(columns);
     std::vector<T> sums((size_t)(end - begin) * width);
     for (int64_t p = 0; p < count; p += AT_ONCE) {
-        const Packed<T> packed((int)std::min(AT_ONCE, count - p), columns, b + p * ldb, ldb, 1);
+        const int some = (int)std::min(AT_ONCE, count - p);
+        Packed<T> packed(some, columns);
+        packed.put(0, some, 0, columns, b + p * ldb, ldb);
         product<T>(end - begin, packed, a + p * lda + begin, 1, sums.data(), width, true, lda);
     }
     for (int i = begin; i < end; i++)

@@ -30,44 +30,51 @@ struct Problem {
     double clip;
 
     int64_t rows_per_member() const { return batch / members; }
+    int64_t rows_per_state() const { return outputs ? rows_per_member() : 1; }
 };
 
-// All tensors are contiguous; mirrored in library.py. T steps, B batch, I inputs, F features (hidden, then reads),
-// G gates, L layers, P members, O outputs. A state's leaves are in the order of its NamedTuple.
+// The weights of one layer of the controller, as nn.Linear has them, or their gradients; mirrored in library.py.
+template <class T> struct Layer {
+    T* input_weight;      // [P, G, I + words read], above the first layer [P, G, hidden]
+    T* input_bias;        // [P, G]
+    T* recurrent_weight;  // [P, G, hidden]; null for a feed-forward controller
+    T* recurrent_bias;    // [P, G]; the same
+};
+
+// All tensors are contiguous; mirrored in library.py. T steps, B batch, I inputs, F features (hidden, then words read),
+// G gates, L layers, P members, O outputs. A state's leaves are in the order of its NamedTuple. States are of each row
+// of the batch, [B, …]; those that a population begins with of each member, [P, …].
 template <class T> struct Tensors {
-    const T* inputs;            // [T, B / P, I]
-    const T* weight;            // [P, G, features that the first layer sees + I]
-    const T* bias;              // [P, G]
-    const T* upper_weight;      // [P, L - 1, G, own last hidden vector (not feed-forward) + that of the layer below]
-    const T* upper_bias;        // [P, L - 1, G]
-    const T* interface_weight;  // [P, interface, hidden]
-    const T* interface_bias;    // [P, interface]
-    const T* output_weight;     // [P, O, F]
-    const T* output_bias;       // [P, O]
-    T* features;                // [T + 1, B, F], the first given; with outputs only two in turn
-    T* outputs;                 // [T, B, O], of a population; null: the features are the result
-    const T* lower_hidden;      // [B, L - 1, hidden], of all layers but the last
-    const T* cell;              // [B, L, hidden], LSTM
-    const T* state[MOST_LEAVES];  // [B, …]; of a population [P, …]
-    T* last_lower_hidden;
+    const T* inputs;                // [T, B / P, I]
+    const Layer<const T>* layers;   // [L]
+    const T* interface_weight;      // [P, interface, hidden]
+    const T* interface_bias;        // [P, interface]
+    const T* output_weight;         // [P, O, F]
+    const T* output_bias;           // [P, O]
+    T* features;                    // [T + 1, B, F], the first from the state; with outputs only two in turn
+    T* outputs;                     // [T, B, O], of a population; null: the features are the result
+    const T* hidden;                // [B, L, hidden]; null: none is carried
+    const T* cell;                  // [B, L, hidden], LSTM
+    const T* reads;                 // [B, words read]
+    const T* state[MOST_LEAVES];    // [B, …]
+    T* last_hidden;
     T* last_cell;
-    T* last_state[MOST_LEAVES];  // null if not wanted
+    T* last_reads;                  // null: the last state is not wanted
+    T* last_state[MOST_LEAVES];
     T* records;  // what every step leaves for the backward pass
     T* tape;     // memories (and links) before every keep_every-th step, and the last
     // Backward: gradients of the results (null: zero) and of the arguments.
     const T* d_features;  // [T, B, F]
-    const T* d_last_lower_hidden;
+    const T* d_last_hidden;
     const T* d_last_cell;
+    const T* d_last_reads;
     const T* d_last_state[MOST_LEAVES];
-    T* d_first;  // [B, F]; this and the rest: null if not wanted
-    T* d_lower_hidden;
+    T* d_hidden;  // this and the rest: null if not wanted
     T* d_cell;
+    T* d_reads;
     T* d_state[MOST_LEAVES];
     T* d_inputs;
-    T* d_weight;
-    T* d_bias;
-    T* d_upper_weight;
-    T* d_upper_bias;
+    const Layer<T>* d_layers;
     T* d_interface_weight;
     T* d_interface_bias;
 };
@@ -200,31 +207,74 @@ template <class T> struct Hidden {
     }
 };
 
+// Rows of a layer's weight and the gates of a record that they make.
+struct GateBlock {
+    int row, gate, count;
+};
+struct LayerShape {
+    int rows, below;  // of the input's weight; the recurrent one has as many rows, and columns for the hidden vector
+    std::vector<GateBlock> input, recurrent;
+
+    LayerShape(const Problem& p, int layer)
+        : rows(int(p.controller == GRU ? 3 * p.hidden : gate_blocks((int)p.controller) * p.hidden)),
+          below(int(layer ? p.hidden : p.inputs + p.reads * p.word)), input{{0, 0, rows}} {
+        const int hidden = (int)p.hidden;
+        if (p.controller == LSTM) recurrent = input;
+        if (p.controller == GRU) recurrent = {{0, 0, 2 * hidden}, {2 * hidden, 3 * hidden, hidden}};
+    }
+};
+
 // The weights of one member, packed for the forward products.
 template <class T> struct ForwardWeights {
     struct Upper {
         Packed<T> from_own, from_below;
-        const T* bias;
+        std::vector<T> bias;
     };
     Packed<T> from_seen, from_inputs, to_interface, to_outputs;
+    std::vector<T> bias;
     std::vector<Upper> uppers;
-    const T *bias, *interface_bias, *output_bias;
+    const T *interface_bias, *output_bias;
 
     ForwardWeights(const Problem& p, const Tensors<T>& x, const Records<T>& r, int64_t member)
-        : from_seen(r.seen, r.gates, x.weight + member * r.gates * (r.seen + p.inputs), 1, r.seen + p.inputs),
-          from_inputs((int)p.inputs, r.gates, x.weight + member * r.gates * (r.seen + p.inputs) + r.seen, 1,
-                      r.seen + p.inputs),
-          to_interface(r.hidden, (int)p.interface, x.interface_weight + member * p.interface * r.hidden, 1, r.hidden),
-          to_outputs(r.features, x.outputs ? (int)p.outputs : 0, x.output_weight + member * p.outputs * r.features, 1,
-                     r.features),
-          bias(x.bias + member * r.gates), interface_bias(x.interface_bias + member * p.interface),
+        : from_seen(r.seen, r.gates), from_inputs((int)p.inputs, r.gates), to_interface(r.hidden, (int)p.interface),
+          to_outputs(r.features, (int)p.outputs), interface_bias(x.interface_bias + member * p.interface),
           output_bias(x.output_bias + member * p.outputs) {
-        const int own = r.feed_forward ? 0 : r.hidden, columns = own + r.hidden;
-        for (int64_t i = member * (r.layers - 1); i < (member + 1) * (r.layers - 1); i++) {
-            const T* weight = x.upper_weight + i * r.gates * columns;
-            uppers.push_back({Packed<T>(own, r.gates, weight, 1, columns),
-                              Packed<T>(r.hidden, r.gates, weight + own, 1, columns), x.upper_bias + i * r.gates});
+        const int own = r.feed_forward ? 0 : r.hidden, inputs = (int)p.inputs;
+        for (int layer = 0; layer < r.layers; layer++) {
+            const LayerShape shape(p, layer);
+            const Layer<const T>& given = x.layers[layer];
+            std::vector<T> biases(r.gates);
+            const T* weight = given.input_weight + member * shape.rows * shape.below;
+            const T* recurrent = given.recurrent_weight + member * shape.rows * own;
+            add_bias(shape.input, given.input_bias + member * shape.rows, biases);
+            add_bias(shape.recurrent, given.recurrent_bias + member * shape.rows, biases);
+            if (layer == 0) {
+                pack(from_seen, 0, own, shape.recurrent, recurrent, own);
+                pack(from_seen, own, shape.below - inputs, shape.input, weight + inputs, shape.below);
+                pack(from_inputs, 0, inputs, shape.input, weight, shape.below);
+                bias = std::move(biases);
+                continue;
+            }
+            uppers.push_back({Packed<T>(own, r.gates), Packed<T>(r.hidden, r.gates), std::move(biases)});
+            pack(uppers.back().from_own, 0, own, shape.recurrent, recurrent, own);
+            pack(uppers.back().from_below, 0, r.hidden, shape.input, weight, shape.below);
         }
+        to_interface.put_transposed(0, r.hidden, 0, (int)p.interface, x.interface_weight + member * p.interface * r.hidden,
+                                    r.hidden);
+        if (x.outputs)
+            to_outputs.put_transposed(0, r.features, 0, (int)p.outputs, x.output_weight + member * p.outputs * r.features,
+                                      r.features);
+    }
+
+  private:
+    static void pack(Packed<T>& to, int row, int count, const std::vector<GateBlock>& blocks, const T* weight,
+                     int64_t stride) {
+        for (const auto& block : blocks)
+            to.put_transposed(row, count, block.gate, block.count, weight + block.row * stride, stride);
+    }
+    static void add_bias(const std::vector<GateBlock>& blocks, const T* from, std::vector<T>& to) {
+        for (const auto& block : blocks)
+            for (int i = 0; i < block.count; i++) to[block.gate + i] += from[block.row + i];
     }
 };
 
@@ -243,18 +293,24 @@ void forward_block(const Problem& p, const Tensors<T>& x, const Records<T>& reco
             std::memcpy(records.lower(s, b, 0) + hidden, hiddens.feature(s, b) + hidden, words * sizeof(T));
     };
     for (int64_t b = b0; b < end; b++) {
+        const int64_t given = b / p.rows_per_state();
         for (int layer = 0; x.cell && layer < layers; layer++)
-            std::memcpy(records.cell(0, b, layer), x.cell + (b * layers + layer) * hidden, hidden * sizeof(T));
-        for (int layer = 0; x.lower_hidden && layer < layers - 1; layer++)
-            std::memcpy(records.lower(0, b, layer), x.lower_hidden + (b * (layers - 1) + layer) * hidden,
-                        hidden * sizeof(T));
+            std::memcpy(records.cell(0, b, layer), x.cell + (given * layers + layer) * hidden, hidden * sizeof(T));
+        for (int layer = 0; layer < layers; layer++) {
+            T* to = hiddens.layer(0, b, layer).first;
+            if (x.hidden)
+                std::memcpy(to, x.hidden + (given * layers + layer) * hidden, hidden * sizeof(T));
+            else
+                std::memset(to, 0, hidden * sizeof(T));
+        }
+        std::memcpy(hiddens.feature(0, b) + hidden, x.reads + given * words, words * sizeof(T));
         keep_words(0, b);
         accessor.begin(b);
     }
     for (int64_t t = 0; t < p.steps; t++) {
         for (int layer = 0; layer < layers; layer++) {
             T* gates = records.gate(t + 1, b0, layer);
-            const T* bias = layer ? weights.uppers[layer - 1].bias : weights.bias;
+            const T* bias = (layer ? weights.uppers[layer - 1].bias : weights.bias).data();
             for (int64_t i = 0; i < rows; i++)
                 std::memcpy(gates + i * records.size, bias, records.gates * sizeof(T));
             auto add_product = [&](const Packed<T>& weight, Rows<const T> from) {
@@ -293,14 +349,15 @@ void forward_block(const Problem& p, const Tensors<T>& x, const Records<T>& reco
             std::memcpy(x.outputs + (t * p.batch + b0 + i) * p.outputs, &outputs[i * outputs_size],
                         p.outputs * sizeof(T));
     }
-    if (!x.last_state[0]) return;
+    if (!x.last_reads) return;
     for (int64_t b = b0; b < end; b++) {
         for (int layer = 0; x.last_cell && layer < layers; layer++)
             std::memcpy(x.last_cell + (b * layers + layer) * hidden, records.cell(p.steps, b, layer),
                         hidden * sizeof(T));
-        for (int layer = 0; x.last_lower_hidden && layer < layers - 1; layer++)
-            std::memcpy(x.last_lower_hidden + (b * (layers - 1) + layer) * hidden, records.lower(p.steps, b, layer),
+        for (int layer = 0; x.last_hidden && layer < layers; layer++)
+            std::memcpy(x.last_hidden + (b * layers + layer) * hidden, hiddens.layer(p.steps, b, layer).first,
                         hidden * sizeof(T));
+        std::memcpy(x.last_reads + b * words, hiddens.feature(p.steps, b) + hidden, words * sizeof(T));
         accessor.finish(b);
     }
 }
@@ -340,22 +397,23 @@ template <class T, class Accessor> void forward(const Problem& p, const Tensors<
     });
 }
 
-// Gradients of the weights are sums over all steps, in a fixed order whatever the threads. Of one layer's weight, whose
-// columns meet the rows of `parts` in turn.
+// Gradients of the weights are sums over all steps, in a fixed order whatever the threads. Of one block of a weight's
+// rows, whose columns meet the rows of `parts` in turn.
 template <class T> struct Columns {
     Rows<const T> rows;
     int count;
 };
 template <class T>
-void sum_gradients(const Problem& p, const T* d, int64_t stride, int outputs, std::initializer_list<Columns<T>> parts,
-                   T* d_weight, T* d_bias) {
+void sum_gradients(const Problem& p, const T* d, int64_t stride, const GateBlock& block,
+                   std::initializer_list<Columns<T>> parts, T* d_weight, T* d_bias) {
     const int64_t count = p.steps * p.batch;
     int64_t columns = 0;
     for (const auto& part : parts) columns += part.count;
-    for_ranges(threads_for(p, count * columns * outputs), outputs, [&](int64_t begin, int64_t end) {
-        if (d_bias) sum_of_rows(count, d, stride, (int)begin, (int)end, d_bias);
+    d += block.gate;
+    for_ranges(threads_for(p, count * columns * block.count), block.count, [&](int64_t begin, int64_t end) {
+        if (d_bias) sum_of_rows(count, d, stride, (int)begin, (int)end, d_bias + block.row);
         if (!d_weight) return;
-        T* out = d_weight;
+        T* out = d_weight + block.row * columns;
         for (const auto& part : parts) {
             if (part.count)
                 sum_of_products<T>(count, d, stride, (int)begin, (int)end, part.rows.first, part.rows.stride, part.count,
@@ -371,7 +429,8 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
     const Hidden<T> hiddens{records, x.features, p.batch, p.steps + 1};
     const int hidden = records.hidden, features = records.features, layers = records.layers, top = layers - 1;
     const int own = records.feed_forward ? 0 : hidden;
-    const int64_t columns = records.seen + p.inputs, upper_columns = own + hidden, count = p.steps * p.batch;
+    const int words = features - hidden, inputs = (int)p.inputs;
+    const int64_t count = p.steps * p.batch;
     const int64_t gate_stride = records.gates_size, interface_stride = round_up<T>((int)p.interface);
     const int64_t hidden_stride = records.hidden_size;
     const int64_t carry_stride = features + LANES<T>;  // room for whole vectors from any place
@@ -381,13 +440,22 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
     auto d_gates_of = [&](int layer, int64_t t, int64_t b) {
         return &d_all_gates[((layer * p.steps + t) * p.batch + b) * gate_stride];
     };
-    const Packed<T> to_seen(records.gates, records.seen, x.weight, columns, 1);
-    const Packed<T> to_hidden((int)p.interface, hidden, x.interface_weight, hidden, 1);
+    auto pack = [](Packed<T>& to, int column, int columns, const std::vector<GateBlock>& blocks, const T* weight,
+                   int64_t stride) {
+        for (const auto& block : blocks)
+            to.put(block.gate, block.count, column, columns, weight + block.row * stride, stride);
+    };
+    const LayerShape first_shape(p, 0), upper_shape(p, 1);
+    Packed<T> to_seen(records.gates, records.seen), to_hidden((int)p.interface, hidden);
+    pack(to_seen, 0, own, first_shape.recurrent, x.layers[0].recurrent_weight, own);
+    pack(to_seen, own, words, first_shape.input, x.layers[0].input_weight + inputs, first_shape.below);
+    to_hidden.put(0, (int)p.interface, 0, hidden, x.interface_weight, hidden);
     std::vector<Packed<T>> to_own, to_below;
     for (int layer = 1; layer < layers; layer++) {
-        const T* weight = x.upper_weight + (layer - 1) * records.gates * upper_columns;
-        to_own.emplace_back(records.gates, own, weight, upper_columns, 1);
-        to_below.emplace_back(records.gates, hidden, weight + own, upper_columns, 1);
+        to_own.emplace_back(records.gates, own);
+        to_below.emplace_back(records.gates, hidden);
+        pack(to_own.back(), 0, own, upper_shape.recurrent, x.layers[layer].recurrent_weight, own);
+        pack(to_below.back(), 0, hidden, upper_shape.input, x.layers[layer].input_weight, hidden);
     }
     for_blocks(p, [&](int64_t b0, int64_t rows) {
         const int64_t row_size = accessor.row_scratch();
@@ -404,8 +472,10 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
             const int64_t b = b0 + i;
             for (int layer = 0; x.d_last_cell && layer < layers; layer++)
                 std::memcpy(d_cell_of(layer, i), x.d_last_cell + (b * layers + layer) * hidden, hidden * sizeof(T));
-            for (int layer = 0; x.d_last_lower_hidden && layer < top; layer++)
-                std::memcpy(carry_of(layer, i), x.d_last_lower_hidden + (b * top + layer) * hidden, hidden * sizeof(T));
+            for (int layer = 0; x.d_last_hidden && layer < layers; layer++)
+                std::memcpy(carry_of(layer, i), x.d_last_hidden + (b * layers + layer) * hidden, hidden * sizeof(T));
+            if (x.d_last_reads)
+                std::memcpy(carry_of(top, i) + hidden, x.d_last_reads + b * words, words * sizeof(T));
             accessor.begin_backward(b, &row_scratch[i * row_size]);
         }
         for (int64_t t = p.steps - 1; t >= 0; t--) {
@@ -455,30 +525,39 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
         }
         for (int64_t i = 0; i < rows; i++) {
             const int64_t b = b0 + i;
-            if (x.d_first) std::memcpy(x.d_first + b * features, carry_of(top, i), features * sizeof(T));
+            for (int layer = 0; x.d_hidden && layer < layers; layer++)
+                std::memcpy(x.d_hidden + (b * layers + layer) * hidden, carry_of(layer, i), hidden * sizeof(T));
+            if (x.d_reads) std::memcpy(x.d_reads + b * words, carry_of(top, i) + hidden, words * sizeof(T));
             for (int layer = 0; x.d_cell && layer < layers; layer++)
                 std::memcpy(x.d_cell + (b * layers + layer) * hidden, d_cell_of(layer, i), hidden * sizeof(T));
-            for (int layer = 0; x.d_lower_hidden && layer < top; layer++)
-                std::memcpy(x.d_lower_hidden + (b * top + layer) * hidden, carry_of(layer, i), hidden * sizeof(T));
             accessor.finish_backward(b, &row_scratch[i * row_size]);
         }
     });
 
-    auto rows_of = [](Rows<T> r) { return Rows<const T>{r.first, r.stride}; };
-    for (int layer = 1; layer < layers; layer++) {
-        const int64_t at = (layer - 1) * records.gates;
-        sum_gradients<T>(p, d_gates_of(layer, 0, 0), gate_stride, records.gates,
-                         {{rows_of(hiddens.layer(0, 0, layer)), own}, {rows_of(hiddens.layer(1, 0, layer - 1)), hidden}},
-                         x.d_upper_weight ? x.d_upper_weight + at * upper_columns : nullptr,
-                         x.d_upper_bias ? x.d_upper_bias + at : nullptr);
+    auto rows_of = [](Rows<T> r, int64_t skip = 0) { return Rows<const T>{r.first + skip, r.stride}; };
+    for (int layer = 0; layer < layers; layer++) {
+        const LayerShape shape(p, layer);
+        const Layer<T>& wanted = x.d_layers[layer];
+        const T* d_gates = d_gates_of(layer, 0, 0);
+        const Rows<const T> last = rows_of(layer ? hiddens.layer(0, 0, layer) : hiddens.seen(0, 0));
+        for (const auto& block : shape.recurrent)
+            sum_gradients<T>(p, d_gates, gate_stride, block, {{last, hidden}}, wanted.recurrent_weight,
+                             wanted.recurrent_bias);
+        for (const auto& block : shape.input) {
+            if (layer)
+                sum_gradients<T>(p, d_gates, gate_stride, block, {{rows_of(hiddens.layer(1, 0, layer - 1)), hidden}},
+                                 wanted.input_weight, wanted.input_bias);
+            else
+                sum_gradients<T>(p, d_gates, gate_stride, block,
+                                 {{{x.inputs, p.inputs}, inputs}, {rows_of(hiddens.seen(0, 0), own), words}},
+                                 wanted.input_weight, wanted.input_bias);
+        }
     }
-    sum_gradients<T>(p, d_gates_of(0, 0, 0), gate_stride, records.gates,
-                     {{rows_of(hiddens.seen(0, 0)), records.seen}, {{x.inputs, p.inputs}, (int)p.inputs}}, x.d_weight,
-                     x.d_bias);
-    sum_gradients<T>(p, d_all_interfaces.get(), interface_stride, (int)p.interface,
+    sum_gradients<T>(p, d_all_interfaces.get(), interface_stride, {0, 0, (int)p.interface},
                      {{rows_of(hiddens.layer(1, 0, top)), hidden}}, x.d_interface_weight, x.d_interface_bias);
     if (x.d_inputs) {
-        const Packed<T> to_inputs(records.gates, (int)p.inputs, x.weight + records.seen, columns, 1);
+        Packed<T> to_inputs(records.gates, inputs);
+        pack(to_inputs, 0, inputs, first_shape.input, x.layers[0].input_weight, first_shape.below);
         const T* d_gates = d_gates_of(0, 0, 0);
         for_ranges(threads_for(p, count * records.gates * p.inputs), count, [&](int64_t begin, int64_t end) {
             const int64_t width = round_up<T>((int)p.inputs);

@@ -153,6 +153,29 @@ template <class T> __attribute__((noinline)) void lane_sums(const T* vectors, in
     });
 }
 
+// ---- a square of LANES vectors: element i of vector j and element j of vector i change places ----
+// Lanes of a and b: a's where the bit HALF is not set, and there SHIFT further on; else b's, HALF - SHIFT further back.
+template <class T, int HALF, int SHIFT> ALWAYS_INLINE Vec<T> exchange(Vec<T> a, Vec<T> b) {
+#if defined(__clang__)
+    Vec<T> mixed;
+    for (int i = 0; i < LANES<T>; i++) mixed[i] = i & HALF ? b[i - HALF + SHIFT] : a[i + SHIFT];
+    return mixed;
+#else
+    typename Traits<T>::Integers from;
+    for (int i = 0; i < LANES<T>; i++) from[i] = i & HALF ? LANES<T> + i - HALF + SHIFT : i + SHIFT;
+    return __builtin_shuffle(a, b, from);
+#endif
+}
+template <class T, int HALF = LANES<T> / 2> ALWAYS_INLINE void transpose(Vec<T> (&square)[LANES<T>]) {
+    for (int i = 0; i < LANES<T>; i++) {
+        if (i & HALF) continue;
+        const Vec<T> a = square[i], b = square[i + HALF];
+        square[i] = exchange<T, HALF, 0>(a, b);
+        square[i + HALF] = exchange<T, HALF, HALF>(a, b);
+    }
+    if constexpr (HALF > 1) transpose<T, HALF / 2>(square);
+}
+
 // ---- elementary functions; float after Cephes (1 to 2 ulp, branch free, NaN stays NaN), double lane by lane ----
 template <class F> inline Vec<double> each_lane(Vec<double> x, F&& function) {
     for (int i = 0; i < LANES<double>; i++) x[i] = function(x[i]);

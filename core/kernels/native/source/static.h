@@ -64,7 +64,7 @@ template <class T> class StaticAccessor {
         : x(x), records(records), slots((int)p.slots), N(slots.padded), word((int)p.word), reads((int)p.reads), writes((int)p.writes),
           heads(reads + writes), shift_range((int)p.shift_range), shifts(2 * shift_range + 1),
           lookup{slots}, memory_size((int64_t)word * N), weights_size((int64_t)heads * N),
-          rows_per_state(p.outputs ? p.rows_per_member() : 1),
+          rows_per_state(p.rows_per_state()),
           tape{x.tape, memory_size, p.batch, p.keep_every, p.steps, p.training != 0} {
         keys = 0;
         strengths = keys + heads * word;
