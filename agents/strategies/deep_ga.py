@@ -27,8 +27,6 @@ class DeepGAOptions(StrategyOptions):
     """Standard deviation of the noise that mutation adds to each weight."""
     share: float = Field(1.0, gt=0, le=1)
     """Share of the weights that mutation touches, each by chance; 1 touches all, as in the paper."""
-    initial_share: float | None = Field(None, gt=0, le=1)
-    """The same for the first genomes where they are mutated copies; null: as share."""
     initial: Initial = "resampled"
     """First genomes: drawn anew from the distribution of the circuit's weights, or mutated copies of these weights."""
     elite_candidates: int = Field(10, ge=0)
@@ -43,8 +41,6 @@ class DeepGAOptions(StrategyOptions):
                 raise ValueError(
                     f"{name}: got {getattr(self, name)}; allowed is at most population ({self.population})"
                 )
-        if self.initial_share is not None and self.initial != "copied":
-            raise ValueError(f"initial_share: got {self.initial_share}; allowed with initial 'resampled': null")
         return self
 
 
@@ -82,16 +78,15 @@ class DeepGA(Strategy):
     def first(self, seed: int) -> Tensor:
         """The first genome of a chain, ``[D]``."""
         if self.options.initial == "copied":
-            return self._mutated(self.initial, seed, self.options.initial_share)
+            return self._mutated(self.initial, seed)
         return resample(self.initial, self.layout, self._noise.manual_seed(seed), 1)[0]
 
-    def _mutated(self, genome: Tensor, seed: int, share: float | None = None) -> Tensor:
+    def _mutated(self, genome: Tensor, seed: int) -> Tensor:
         noise = torch.randn(
             len(genome), generator=self._noise.manual_seed(seed), device=genome.device, dtype=genome.dtype
         )
-        share = self.options.share if share is None else share
-        if share < 1:
-            noise *= torch.rand(len(genome), generator=self._noise, device=genome.device) < share
+        if self.options.share < 1:
+            noise *= torch.rand(len(genome), generator=self._noise, device=genome.device) < self.options.share
         # Multiplied, then added: a fused operation could round differently here and there.
         return noise.mul_(self.options.sigma).add_(genome)
 

@@ -91,20 +91,15 @@ def test_without_a_second_look_the_fittest_is_the_elite():
 
 @pytest.mark.parametrize("share", [0.02, 0.3])
 def test_mutation_touches_a_share_of_the_weights(share):
-    strategy = build(2000, initial="copied", share=share, initial_share=0.5, sigma=0.7)
+    strategy = build(2000, initial="copied", share=share, sigma=0.7)
     parent = strategy.initial
     children = torch.stack([strategy.rebuild([1, seed]) - strategy.rebuild([1]) for seed in range(20)])
     touched = children != 0
     assert touched.double().mean() == pytest.approx(share, rel=0.1)
     assert children[touched].std() == pytest.approx(0.7, rel=0.1)
     first = torch.stack([strategy.rebuild([seed]) - parent for seed in range(20)])
-    assert (first != 0).double().mean() == pytest.approx(0.5, rel=0.1)
+    assert (first != 0).double().mean() == pytest.approx(share, rel=0.1)
     genomes = strategy.ask()
     assert all(
         torch.equal(strategy.rebuild(chain), genome) for chain, genome in zip(strategy.chains, genomes, strict=True)
     )
-
-
-def test_a_share_of_the_first_genomes_needs_copies():
-    with pytest.raises(ValueError, match="initial_share: got 0.5; allowed with initial 'resampled': null"):
-        DeepGAOptions(initial_share=0.5)
