@@ -38,12 +38,12 @@ class Figures(NamedTuple):
     """Of the whole sequence."""
 
 
-def measure(kind: str, slots: int, full: bool, steps: int, rounds: int, threads: int) -> Figures:
+def measure(kind: str, slots: int, full: bool, steps: int, rounds: int, threads: int, backend: str) -> Figures:
     """A circuit with so many slots, in the process that calls."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     circuit = CIRCUITS[kind](
-        CHANNELS, CHANNELS, hidden_size=HIDDEN, memory_size=slots, word_size=WORD, num_reads=READS, backend="eager"
+        CHANNELS, CHANNELS, hidden_size=HIDDEN, memory_size=slots, word_size=WORD, num_reads=READS, backend=backend
     )
     circuit(torch.zeros(2, 1, CHANNELS), circuit.initial_state(1, 8))[0].sum().backward()
     inputs = torch.rand(steps, 1, CHANNELS)
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--backend", choices=("auto", "eager", "native"), default="auto", help="dense circuits: eager")
     arguments = parser.parse_args()
     print(f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, {arguments.threads} thread(s), batch 1, ", end="")
     print(f"LSTM {HIDDEN}, words of {WORD}, {READS} read heads, {arguments.steps} steps\n")
@@ -85,7 +86,9 @@ def main() -> None:
             steps = DENSE_STEPS if dense else arguments.steps
             for slots in arguments.slots:
                 for full in (False,) if dense else (False, True):
-                    figures = pool.apply(measure, (kind, slots, full, steps, arguments.rounds, arguments.threads))
+                    backend = "eager" if dense else arguments.backend
+                    job = (kind, slots, full, steps, arguments.rounds, arguments.threads, backend)
+                    figures = pool.apply(measure, job)
                     memory = f"{figures.mebibytes / steps:.1f} a step" if dense else f"{figures.mebibytes:.1f}"
                     used = "dense" if dense else "all" if full else "none"
                     print(

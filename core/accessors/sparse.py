@@ -6,6 +6,7 @@ E = H + R * K entries of a write weighting.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,10 @@ from .base import Accessor
 
 ACCESS_THRESHOLD = 0.005
 """A slot counts as accessed at a step where its read and write weights add up to more (Rae et al., section 3.2)."""
+
+Nearest = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+"""Maps memory ``[B, N, W]``, its norms ``[B, N]``, keys ``[B, R, W]``, their norms ``[B, R]`` and K to the slots of the
+K most similar words, ``[B, R, K]``, in ascending order."""
 
 CACHED_ELEMENTS = 2**17
 """Elements of the memory that a lookup handles at a time on a CPU."""
@@ -233,8 +238,8 @@ class SparseAccessor(Accessor):
             links=links,
         )
 
-    def begin(self, state: SparseState, steps: int) -> SparseState | WorkingMemory:
-        """A private copy of the state for so many steps; see :meth:`Accessor.begin`.
+    def begin(self, state: SparseState, steps: int, nearest: Nearest | None = None) -> SparseState | WorkingMemory:
+        """A private copy of the state for so many steps, with its own way to look words up; see :meth:`Accessor.begin`.
 
         Under ``torch.compile`` and ``torch.func`` the state itself: they have no rules for changes in place.
         """
@@ -246,9 +251,8 @@ class SparseAccessor(Accessor):
             return state
         # A step reaches at most so many slots that none reached before; the links start from the first few.
         per_step = self.slots_per_read + self.num_writes
-        return WorkingMemory(
-            state, in_place=True, reach=max(int(state.used.max()), self.links_per_slot), growth=per_step, steps=steps
-        )
+        reach = max(int(state.used.max()), self.links_per_slot)
+        return WorkingMemory(state, in_place=True, reach=reach, growth=per_step, steps=steps, nearest=nearest)
 
     def end(self, state: SparseState | WorkingMemory) -> SparseState:
         """The state after the steps; see :meth:`Accessor.end`."""
@@ -310,11 +314,13 @@ class SparseAccessor(Accessor):
             working.links.write(slots, weights.squeeze(1))
 
     def _nearest(self, heads: SparseHeads, working: WorkingMemory) -> Tensor:
-        """The K slots most similar to each key, ``[B, R, K]``."""
+        """The K slots most similar to each key, ``[B, R, K]``, in ascending order."""
         with torch.no_grad():
             memory, norms = working.searched(working.memory).detach(), working.searched(working.norms)
             keys, mask = heads.read_keys, heads.read_mask
             key_norms = torch.sqrt((keys * keys).sum(-1, keepdim=True) + addressing.NORM_EPSILON)
+            if working.nearest is not None:
+                return working.nearest(memory, norms, keys, key_norms.squeeze(-1), working.read_slots.shape[-1])
             # A part at a time: what comes between the words and the similarities then stays in the processor's cache.
             part = max(1, CACHED_ELEMENTS // memory[:, 0].numel()) if memory.device.type == "cpu" else memory.shape[1]
             found = []
@@ -326,7 +332,7 @@ class SparseAccessor(Accessor):
                     product = key_norms * word_norms.unsqueeze(1) + addressing.NORM_EPSILON
                     found.append(keys @ words.transpose(-1, -2) / product)
             similarity = found[0] if len(found) == 1 else torch.cat(found, dim=-1)
-            return sparse_addressing.top_k(similarity, working.read_slots.shape[-1])
+            return sparse_addressing.top_k(similarity, working.read_slots.shape[-1]).sort(dim=-1).values
 
     def _follow_links(self, modes: Tensor, slots: Tensor, content: Tensor, working: WorkingMemory) -> None:
         """Mix what links lead to with what content found, ``[B, R, K]`` each, and keep the K heaviest slots."""
@@ -342,7 +348,14 @@ class WorkingMemory:
     """A :class:`SparseState` while steps change it: anew at each change, or in place on a private copy."""
 
     def __init__(
-        self, state: SparseState, *, in_place: bool = False, reach: int = 0, growth: int = 0, steps: int = 0
+        self,
+        state: SparseState,
+        *,
+        in_place: bool = False,
+        reach: int = 0,
+        growth: int = 0,
+        steps: int = 0,
+        nearest: Nearest | None = None,
     ) -> None:
         """
         Args:
@@ -351,7 +364,9 @@ class WorkingMemory:
             reach: slots from this one on were not accessed yet.
             growth: at most so many of those are accessed in a step.
             steps: that will be made.
+            nearest: finds the words that are most similar to keys; None uses plain operations.
         """
+        self.nearest = nearest
         rows = InPlaceRows if in_place else Rows
         size = state.memory.shape[1]
         self._start = state

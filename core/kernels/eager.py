@@ -20,8 +20,12 @@ def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> st
 
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
     """Features ``[T, B, F]`` and the last state."""
+    return run_steps(circuit, inputs, state._replace(accessor=circuit.accessor.begin(state.accessor, len(inputs))))
+
+
+def run_steps(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
+    """The same from a state whose accessor has begun."""
     features = []
-    state = state._replace(accessor=circuit.accessor.begin(state.accessor, len(inputs)))
     for x in inputs.unbind(0):
         feature, state, _ = circuit.transition(x, state)
         features.append(feature)

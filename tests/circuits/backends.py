@@ -16,8 +16,8 @@ TRITON = pytest.param("triton", marks=pytest.mark.slow)
 """Kernels for GPUs, in Triton's interpreter."""
 
 
-def has_kernels(circuit: type) -> bool:
-    """Whether the backends with kernels of their own run such circuits; they refuse sparse ones and tapes."""
+def has_triton_kernels(circuit: type) -> bool:
+    """Whether the Triton backend runs such circuits; it refuses sparse ones and tapes."""
     return circuit in (NTM, DNC)
 
 
@@ -31,10 +31,10 @@ def each_circuit_and_backend(
     Args:
         circuits: class and options by name.
         names: all if None.
-        triton: which of them Triton's interpreter is quick enough for; all that have kernels if None.
+        triton: which of them Triton's interpreter is quick enough for; all that it runs if None.
     """
     names = list(circuits if names is None else names)
-    interpreted = [name for name in names if has_kernels(circuits[name][0])] if triton is None else triton
+    interpreted = [name for name in names if has_triton_kernels(circuits[name][0])] if triton is None else triton
     pairs: list[Any] = [(name, backend) for name in names for backend in EVERYWHERE]
     pairs += [pytest.param(name, *TRITON.values, marks=TRITON.marks) for name in interpreted]
     return pytest.mark.parametrize(("name", "backend"), pairs)

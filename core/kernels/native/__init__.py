@@ -1,4 +1,4 @@
-"""The native backend: a whole sequence, forward and backward, in C++ on the CPU.
+"""The native backend: a whole sequence, forward and backward, in C++ on the CPU; of sparse access, the lookups.
 
 Controller, heads and memory of a row of the batch stay in cache for all time steps. The memory (and the DNC's link
 matrix) is stored only every few steps and computed again between, which costs little and saves most of the space.
@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ...accessors.dynamic import DynamicAccessor
+from ...accessors.sparse import SparseAccessor
 from ...accessors.static import StaticAccessor
 from ...circuit import CircuitState
 from ...controllers.feedforward import FeedForwardController, FeedForwardState
 from ...controllers.gru import GRUController, GRUState
 from ...controllers.lstm import LSTMController, LSTMState
 from ...stacked import map_initial_state
+from .. import eager
 from . import library
+from .nearest import nearest
 from .sequence import Layer, State, Weights, make_problem, run_sequence
 from .sequence import run_population as run_members
 
@@ -36,6 +39,8 @@ Expected = tuple[str, Tensor, tuple[int, ...]]
 
 def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
     """Why the native backend cannot run these inputs, or None."""
+    if type(circuit.accessor) is SparseAccessor:
+        return _unavailable_here() or _unavailable_lookups(circuit.accessor, state) or _library_reason()
     return (
         _unavailable_here()
         or _unavailable_parts(circuit)
@@ -89,6 +94,13 @@ def _linears(circuit: CircuitView) -> dict[str, nn.Linear]:
     return linears
 
 
+def _unavailable_lookups(accessor: SparseAccessor, state: CircuitState) -> str | None:
+    if accessor.masked_content:
+        return "it has no masked lookups in a sparse memory"
+    memory = state.accessor.memory
+    return _unavailable_tensors([("memory", memory, tuple(memory.shape))], memory.dtype)
+
+
 def _unavailable_sizes(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
     """Checks every type, place and shape: the library reads memory as it is told."""
     controller: Any = circuit.controller
@@ -136,7 +148,10 @@ def _unavailable_tensors(expected: Iterable[Expected], dtype: torch.dtype) -> st
 
 
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
-    """Features ``[T, B, F]`` and the last state."""
+    """Features ``[T, B, F]`` and the last state; of sparse access only the lookups are native, which take the time."""
+    if isinstance(circuit.accessor, SparseAccessor):
+        begun = circuit.accessor.begin(state.accessor, len(inputs), nearest)
+        return eager.run_steps(circuit, inputs, state._replace(accessor=begun))
     weights = _weights(circuit, _parameters(_linears(circuit)))
     first = _state(state)
     problem = make_problem(inputs, weights, state.accessor.memory, **_options(circuit))

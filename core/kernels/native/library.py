@@ -120,7 +120,7 @@ def load(level: int | None = None) -> ctypes.CDLL | str:
 def sizes(library: ctypes.CDLL, accessor: str, problem: Problem, dtype: torch.dtype) -> tuple[int, int]:
     """Elements of the records and of the tape."""
     out = (ctypes.c_int64 * 2)()
-    getattr(library, f"{accessor}_{_type_name(dtype)}_sizes")(ctypes.byref(problem), out)
+    getattr(library, f"{accessor}_{type_name(dtype)}_sizes")(ctypes.byref(problem), out)
     return out[0], out[1]
 
 
@@ -130,7 +130,7 @@ def call(library: ctypes.CDLL, accessor: str, direction: str, problem: Problem, 
     Raises:
         MemoryError: no room for the scratch memory.
     """
-    function = getattr(library, f"{accessor}_{_type_name(dtype)}_{direction}")
+    function = getattr(library, f"{accessor}_{type_name(dtype)}_{direction}")
     if function(ctypes.byref(problem), ctypes.byref(x)):
         raise MemoryError(f"native backend: no memory for the scratch space of the {direction} pass")
 
@@ -140,5 +140,6 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _type_name(dtype: torch.dtype) -> str:
+def type_name(dtype: torch.dtype) -> str:
+    """How the library's functions name a type."""
     return "float32" if dtype == torch.float32 else "float64"

@@ -1,5 +1,6 @@
 // The plain C interface: sizes of the work space, forward and backward, for each accessor and type.
 #include "dynamic.h"
+#include "nearest.h"
 #include "static.h"
 
 namespace native {
@@ -34,6 +35,15 @@ INTERFACE(static_float32, float, StaticAccessor)
 INTERFACE(static_float64, double, StaticAccessor)
 INTERFACE(dynamic_float32, float, DynamicAccessor)
 INTERFACE(dynamic_float64, double, DynamicAccessor)
+
+#define LOOKUP(NAME, TYPE)                                                                                           \
+    EXPORT int nearest_##NAME(const native::Search* p, const TYPE* memory, const TYPE* norms, const TYPE* keys,      \
+                              const TYPE* key_norms, int64_t* slots) {                                               \
+        return native::status([&] { native::nearest<TYPE>(*p, memory, norms, keys, key_norms, slots); });            \
+    }
+
+LOOKUP(float32, float)
+LOOKUP(float64, double)
 
 // What the library was built from, and whether this processor runs the instruction sets named in the file names.
 EXPORT const char* build_identity() { return BUILD_IDENTITY; }
