@@ -60,6 +60,13 @@ def _unavailable_device(device: torch.device, *, asked_for: bool) -> str | None:
     return None
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether code was registered that runs before or after a module, forward or backward."""
+    return bool(
+        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    )
+
+
 def _unavailable_parts(circuit: CircuitView) -> str | None:
     accessor: Any = circuit.accessor
     if type(accessor) not in (StaticAccessor, DynamicAccessor):
@@ -68,7 +75,7 @@ def _unavailable_parts(circuit: CircuitView) -> str | None:
         size = getattr(accessor, name, 0)
         if size > largest:
             return f"its kernels take {name} up to {largest}; this circuit has {size}"
-    if accessor._forward_hooks or accessor._forward_pre_hooks or accessor._backward_hooks:
+    if hooked(accessor):
         return f"it would skip the hooks of {type(accessor).__name__}"
     return None
 

@@ -2,6 +2,7 @@
 
 A recording reads and writes fixed tensors, so it can serve one pass at a time: a second forward pass before the first
 one's backward (two sequences in one loss, say) runs without it. What comes out is copied: no result is overwritten.
+A replay runs no Python, so modules with hooks are not recorded, and nothing is while the caller records a graph.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...circuit import CircuitState, map_state
+from . import hooked
 
 if TYPE_CHECKING:
     from ..circuit_view import CircuitView
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
 Run = Callable[["CircuitView", Tensor, CircuitState], tuple[Tensor, CircuitState]]
 
 RECORD_AFTER = 3
-"""Calls with the same shapes before they are recorded: recording costs about as much as three passes."""
+"""Calls with the same shapes before they are recorded: recording costs about as much as three passes.
+
+Twice as many after each time that a recording had to make room: many shapes in turn would be recorded all the time.
+"""
 
 KEPT = 4
 """Recordings kept for a circuit; each holds the memory of a whole forward and backward pass."""
@@ -42,6 +47,7 @@ class Recordings:
     def __init__(self) -> None:
         self.kept: OrderedDict[Any, Recording] = OrderedDict()
         self.seen: OrderedDict[Any, int] = OrderedDict()
+        self.record_after = RECORD_AFTER
         self.refused = False
         """Recording failed once, as it does for a controller that looks at values: it is not tried again."""
 
@@ -175,8 +181,12 @@ def side_stream() -> Iterator[None]:
 
 def run(plain: Run, circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
     """What ``plain`` gives, replayed where these shapes have come often enough and the recording is free."""
-    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+    if (
         # Activation checkpointing runs a pass again and expects it to save the same tensors.
+        torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+        or torch.cuda.is_current_stream_capturing()
+        or any(hooked(module) for part in (circuit.controller, circuit.accessor) for module in part.modules())
+    ):
         return plain(circuit, inputs, state)
     recordings = _recordings.setdefault(circuit, Recordings())
     arguments = [inputs, *leaves(state)]
@@ -194,6 +204,7 @@ def _find(
     key = (
         plain,
         torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
         *((t.shape, t.dtype, t.device, t.requires_grad) for t in arguments),
         # Parameters are read where they lay when it was recorded.
         *((t.data_ptr(), t.requires_grad) for t in _parameters(circuit)),
@@ -204,11 +215,12 @@ def _find(
     recordings.seen[key] = recordings.seen.pop(key, 0) + 1
     if len(recordings.seen) > 16 * KEPT:
         recordings.seen.popitem(last=False)
-    if recordings.seen[key] < RECORD_AFTER:
+    if recordings.seen[key] < recordings.record_after:
         return None
     del recordings.seen[key]
     while len(recordings.kept) >= KEPT:
         recordings.kept.popitem(last=False)
+        recordings.record_after *= 2
     try:
         recordings.kept[key] = Recording(plain, circuit, arguments, state)
     except RuntimeError as error:  # out of memory, or something that no graph can hold

@@ -16,7 +16,7 @@ from ...controllers.feedforward import FeedForwardController, FeedForwardState
 from ...controllers.gru import GRUController, GRUState
 from ...controllers.lstm import LSTMController, LSTMState
 from ...stacked import map_initial_state
-from . import dnc, ntm
+from . import dnc, hooked, ntm
 from .controllers import FEEDFORWARD, GRU, LSTM
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ def unavailable(circuit: CircuitView, state: CircuitState) -> str | None:
         *controller.inputs,
         *getattr(controller, "recurrents", ()),
     ):
-        hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-        if hooks or (isinstance(module, nn.Linear) and type(module) is not nn.Linear):
+        if hooked(module) or (isinstance(module, nn.Linear) and type(module) is not nn.Linear):
             return "a kernel would skip hooks and what layers other than nn.Linear do"
     slots, word = state.accessor.memory.shape[1:]
     size = accessor.interface.linear.out_features

@@ -27,14 +27,15 @@ TYPES = {torch.float32: "fp32", torch.float64: "fp64"}
 
 def compile_instead(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """In place of ``launch``: compile the kernel as it would be launched."""
-    options = {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion") if name in constants}
+    options = {"num_warps": 4, "num_stages": 1}
+    options |= {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion") if name in constants}
     signature: dict[str, str] = dict.fromkeys(kernel.arg_names, "constexpr")
     for name, argument in zip(kernel.arg_names, arguments, strict=False):
         kinds = {int: "i32", float: "fp32"}
         signature[name] = f"*{TYPES[argument.dtype]}" if isinstance(argument, Tensor) else kinds[type(argument)]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
-    compiled = compile_kernel(source, target=target, options={"num_warps": 4, **options})
+    compiled = compile_kernel(source, target=target, options=options)
     assert compiled.asm["cubin"]
     print(kernel.__name__, TYPES[arguments[0].dtype], compiled.metadata.shared, flush=True)
 

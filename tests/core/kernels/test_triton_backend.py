@@ -279,6 +279,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(graphs, "capture", capture)
     monkeypatch.setattr(graphs, "side_stream", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     # The logic is the same for any kernels, and eager ones are faster than interpreted ones.
     from tapehead.core.kernels import eager
 
@@ -363,6 +364,59 @@ def test_graphs_are_kept_for_few_shapes(recorded: list[str], monkeypatch: pytest
         circuit(torch.ones(1, BATCH, INPUTS))
     assert len(graphs._recordings[circuit].kept) == 2
     assert recorded.count("capture forward") == 3
+
+
+def test_many_shapes_in_turn_are_not_recorded_all_the_time(
+    recorded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tapehead.core.kernels.triton import graphs
+
+    monkeypatch.setattr(graphs, "KEPT", 2)
+    circuit = ntm(backend="triton")
+    with torch.no_grad():
+        for _ in range(24):
+            for steps in (1, 2, 3, 4):
+                circuit(torch.ones(steps, BATCH, INPUTS))
+    # Two after three calls each; then one each after 3, 6, 12 and 24.
+    assert recorded.count("capture forward") <= 6
+    assert recorded.count("replay forward") > 24
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_hooks_run_at_every_call(kind: str, recorded: list[str]) -> None:
+    circuit = ntm(backend="triton")
+    inputs = torch.ones(STEPS, BATCH, INPUTS)
+    for _ in range(4):
+        circuit(inputs)[0].sum().backward()
+    recorded.clear()
+    calls: list[int] = []
+    register = getattr(circuit.accessor.interface.linear, f"register_{kind}_hook")
+    handle = register(lambda *_: calls.append(1))
+    circuit(inputs)[0].sum().backward()
+    assert len(calls) == STEPS and recorded == []
+    handle.remove()
+    circuit(inputs)[0].sum().backward()
+    assert len(calls) == STEPS and recorded == ["replay forward", "replay backward"]
+
+
+def test_the_caller_may_record_a_graph(recorded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    circuit = ntm(backend="triton")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    for _ in range(4):
+        circuit(torch.ones(STEPS, BATCH, INPUTS))
+    assert recorded == []
+
+
+def test_inference_mode_has_recordings_of_its_own(recorded: list[str]) -> None:
+    circuit = ntm(backend="triton")
+    inputs = torch.ones(STEPS, BATCH, INPUTS)
+    with torch.inference_mode():
+        for _ in range(4):
+            expected = circuit(inputs)[0].clone()
+    with torch.no_grad():
+        for _ in range(4):
+            torch.testing.assert_close(circuit(inputs)[0], expected)
+    assert recorded == ["capture forward", "replay forward", "replay forward"] * 2
 
 
 def test_what_cannot_be_recorded_runs_without(
