@@ -44,7 +44,7 @@ class TapeHeads(NamedTuple):
     """Parameters of the head at one step."""
 
     add: Tensor
-    """The word to write, which a jump looks for as well, ``[B, W]`` in (0, 1)"""
+    """The word to write, which a jump looks for as well, ``[B, 1, W]`` in (0, 1)"""
     interpolation: Tensor
     """Share of the cell that the word replaces, ``[B]`` in (0, 1)"""
     jump: Tensor
@@ -64,7 +64,7 @@ class TapeInterface(Interface):
         """Head parameters from an interface vector, ``[…, W + 5]``."""
         add, interpolation, jump, shift = vector.split(list(self.sizes.values()), dim=-1)
         return TapeHeads(
-            add=torch.sigmoid(add),
+            add=torch.sigmoid(add).unsqueeze(-2),
             interpolation=torch.sigmoid(interpolation.squeeze(-1)),
             jump=torch.sigmoid(jump.squeeze(-1)),
             shift=shift.argmax(-1) - 1,
@@ -162,7 +162,7 @@ class TapeAccessor(Accessor):
         memory, opened = state.memory, isinstance(state, OpenTape)
         tapes = torch.arange(len(memory), device=memory.device)
         at = (tapes, state.position)
-        words = torch.lerp(memory[at], heads.add, heads.interpolation.unsqueeze(-1))
+        words = torch.lerp(memory[at], heads.add.squeeze(1), heads.interpolation.unsqueeze(-1))
         memory = memory.index_put_(at, words) if opened else memory.index_put(at, words)
         position = self._jump(heads, state.position, memory, some=opened)
         position = (position + heads.shift) % memory.shape[1]
@@ -174,8 +174,8 @@ class TapeAccessor(Accessor):
         """Where the head is after the jump, ``[B]``; with ``some`` only the tapes on which it jumps are searched."""
         jumps = heads.jump > JUMP_THRESHOLD
         if not some:
-            return torch.where(jumps, nearest(memory, heads.add), position)
+            return torch.where(jumps, nearest(memory, heads.add.squeeze(1)), position)
         rows = jumps.nonzero().squeeze(1)
         if not len(rows):
             return position
-        return position.index_put((rows,), nearest(memory[rows], heads.add[rows]))
+        return position.index_put((rows,), nearest(memory[rows], heads.add[rows].squeeze(1)))

@@ -53,6 +53,7 @@ def test_a_sequence_may_be_cut_and_traced():
     map_state(torch.testing.assert_close, traced_last, last)
     assert trace.memory.shape == (8, 3, 6, 3)
     assert trace.read_weights.shape == trace.write_weights.shape == (8, 3, 1, 6)
+    assert trace.add.shape == trace.reads.shape == (8, 3, 1, 3)
     torch.testing.assert_close(trace.read_weights @ trace.memory, trace.reads)
 
 

@@ -13,7 +13,7 @@ from tapehead.core.accessors.tape import TapeHeads, nearest
 
 def random_heads(batch: int, width: int, generator: torch.Generator, coarse: bool = True) -> TapeHeads:
     """Coarse words are often equal to others, so that ties are met."""
-    add = torch.rand(batch, width, generator=generator, dtype=torch.float64)
+    add = torch.rand(batch, 1, width, generator=generator, dtype=torch.float64)
     return TapeHeads(
         add=add.round() if coarse else add,
         interpolation=torch.rand(batch, generator=generator, dtype=torch.float64),
@@ -26,7 +26,7 @@ def looped(heads: list[TapeHeads], cells: int, width: int, row: int) -> tuple[li
     """Words read and positions of one sequence, in plain Python, as the paper tells it."""
     tape, position, reads, positions = [[0.0] * width for _ in range(cells)], 0, [], []
     for step in heads:
-        word, share = step.add[row].tolist(), float(step.interpolation[row])
+        word, share = step.add[row, 0].tolist(), float(step.interpolation[row])
         tape[position] = [(1 - share) * old + share * new for old, new in zip(tape[position], word, strict=True)]
         if float(step.jump[row]) > 0.5:
             distances = [sum((a - b) ** 2 for a, b in zip(cell, word, strict=True)) for cell in tape]

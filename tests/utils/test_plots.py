@@ -17,6 +17,7 @@ from tapehead.core.circuit import Circuit, Trace
 from tapehead.core.env import Batch
 from tapehead.core.graph import GraphNetwork
 from tapehead.core.pictures import Areas, Connection, Histogram, Network, Picture
+from tapehead.utils.factory import CIRCUITS
 from tapehead.utils.plots import (
     Episode,
     _pooled,
@@ -111,6 +112,13 @@ def test_the_picture_has_a_panel_for_each_part_there_is() -> None:
         "read modes: backward, content, forward",
         "read weights, head 2 of 2",
     } < set(dnc)
+
+
+@pytest.mark.parametrize("name", CIRCUITS)
+def test_every_circuit_is_drawn(name: str, tmp_path: Path) -> None:
+    figure = episode_figure(episode_from("", *answered(CIRCUITS[name](5, 4))))
+    figure.savefig(tmp_path / "episode.png")
+    assert "output, " in "".join(axes.get_title(loc="left") for axes in figure.axes)
 
 
 def test_panels_share_the_time_axis() -> None:
