@@ -24,6 +24,9 @@ from tapehead.core.kernels.triton import allocation, content, dnc, links, locati
 
 TYPES = {torch.float32: "fp32", torch.float64: "fp64"}
 
+compiled: set[str] = set()
+"""What each kernel was compiled with."""
+
 
 def compile_instead(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """In place of ``launch``: compile the kernel as it would be launched."""
@@ -33,15 +36,19 @@ def compile_instead(kernel: Any, grid: tuple[int, ...], *arguments: Any, **const
     for name, argument in zip(kernel.arg_names, arguments, strict=False):
         kinds = {int: "i32", float: "fp32"}
         signature[name] = f"*{TYPES[argument.dtype]}" if isinstance(argument, Tensor) else kinds[type(argument)]
+    key = f"{kernel.__name__} {signature} {constants} {options}"
+    if key in compiled:
+        return
+    compiled.add(key)
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
-    compiled = compile_kernel(source, target=target, options=options)
-    assert compiled.asm["cubin"]
-    print(kernel.__name__, TYPES[arguments[0].dtype], compiled.metadata.shared, flush=True)
+    made = compile_kernel(source, target=target, options=options)
+    assert made.asm["cubin"]
+    print(kernel.__name__, TYPES[arguments[0].dtype], made.metadata.shared, flush=True)
 
 
 def circuits() -> Iterator[Any]:
-    """Together they launch every kernel, in both types and with every option that changes one."""
+    """Together they launch every kernel, in both types, with every option that changes one, and where it is largest."""
     sizes = {"hidden_size": 5, "memory_size": 33, "word_size": 3, "num_reads": 2}
     for dtype in (torch.float32, torch.float64):
         yield tapehead.NTM(2, 2, **sizes, num_writes=2).to(dtype)
@@ -50,6 +57,9 @@ def circuits() -> Iterator[Any]:
     yield tapehead.DNC(2, 2, squash="tanh", usage_gradient=True, **{**sizes, "memory_size": 11}).double()
     yield tapehead.NTM(2, 2, controller="gru", clip=None, **sizes)
     yield tapehead.NTM(2, 2, masked_content=True, **{**sizes, "memory_size": 5000})
+    # The largest that one program holds.
+    yield tapehead.NTM(2, 2, hidden_size=256, memory_size=128, word_size=64)
+    yield tapehead.DNC(2, 2, hidden_size=256, memory_size=64, word_size=64)
 
 
 def main() -> None:
