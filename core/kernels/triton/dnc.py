@@ -151,6 +151,7 @@ def dnc_forward(
     KIND: tl.constexpr,
     CLIP: tl.constexpr,
     SQUASH: tl.constexpr,
+    WIPE: tl.constexpr,
     KEEP: tl.constexpr,
     KEEP_EVERY: tl.constexpr,
     NORM_EPSILON: tl.constexpr,
@@ -230,7 +231,8 @@ def dnc_forward(
 
         # Where to write.
         written = tl.load(old + R * N + n, mask=in_memory, other=0.0)
-        usage = (usage + written - usage * written) * _retained(old, raw + FREE, n, N, R, -1)
+        retained = _retained(old, raw + FREE, n, N, R, -1)
+        usage = (usage + written - usage * written) * retained
         used = (1.0 - USAGE_EPSILON) * usage + USAGE_EPSILON
         if KEEP:
             tl.store(usages + then * N + n, usage, mask=in_memory)
@@ -245,6 +247,8 @@ def dnc_forward(
 
         # Write, then read.
         erase, add = _erased_added(raw, w, R, W, SQUASH)
+        if WIPE:
+            tile = tile * retained[:, None]
         tile = tile * (1.0 - write[:, None] * erase[None, :]) + write[:, None] * add[None, :]
         link = _linked(link, precedence, write, n)
         precedence = (1.0 - tl.sum(write, 0)) * precedence + write
@@ -305,6 +309,7 @@ def dnc_backward(
     KIND: tl.constexpr,
     CLIP: tl.constexpr,
     SQUASH: tl.constexpr,
+    WIPE: tl.constexpr,
     USAGE_GRADIENT: tl.constexpr,
     KEEP_EVERY: tl.constexpr,
     NORM_EPSILON: tl.constexpr,
@@ -358,6 +363,9 @@ def dnc_backward(
             tl.store(precedence_room + step * N + n, precedence, mask=in_memory)
             write = tl.load(weights + (row + batch_size) * K * N + R * N + n, mask=in_memory, other=0.0)
             erase, add = _erased_added(interface + row * INTERFACE, w, R, W, SQUASH)
+            if WIPE:
+                retained = _retained(weights + row * K * N, interface + row * INTERFACE + FREE, n, N, R, -1)
+                tile = tile * retained[:, None]
             tile = tile * (1.0 - write[:, None] * erase[None, :]) + write[:, None] * add[None, :]
             link = _linked(link, precedence, write, n)
             precedence = (1.0 - tl.sum(write, 0)) * precedence + write
@@ -379,7 +387,11 @@ def dnc_backward(
             precedence = tl.load(precedence_room + step * N + n, mask=in_memory, other=0.0)
             write = tl.load(new + R * N + n, mask=in_memory, other=0.0)
             erase, add = _erased_added(raw, w, R, W, SQUASH)
-            new_tile = tile * (1.0 - write[:, None] * erase[None, :]) + write[:, None] * add[None, :]
+            retained = _retained(old, raw + FREE, n, N, R, -1)
+            wiped = tile
+            if WIPE:
+                wiped = tile * retained[:, None]
+            new_tile = wiped * (1.0 - write[:, None] * erase[None, :]) + write[:, None] * add[None, :]
             new_link = _linked(link, precedence, write, n)
             norm = _norm(new_tile, NORM_EPSILON)
 
@@ -423,14 +435,18 @@ def dnc_backward(
             d_write -= tl.sum(d_link * link, 0)
             d_last += tl.sum(d_link * write[:, None], 0)
             d_link *= 1.0 - write[:, None] - write[None, :]
-            d_write += tl.sum(d_tile * (add[None, :] - tile * erase[None, :]), 1)
+            d_write += tl.sum(d_tile * (add[None, :] - wiped * erase[None, :]), 1)
             d_write += tl.load(d_new + R * N + n, mask=in_memory, other=0.0)
             d_write = tl.where(in_memory, d_write, 0.0)
-            d_erase = -tl.sum(d_tile * tile * write[:, None], 0) * erase * (1.0 - erase)
+            d_erase = -tl.sum(d_tile * wiped * write[:, None], 0) * erase * (1.0 - erase)
             d_add = tl.sum(d_tile * write[:, None], 0) * _words_slope(add, SQUASH)
             tl.store(d_raw + ERASE + w, d_erase, mask=in_word)
             tl.store(d_raw + ERASE + W + w, d_add, mask=in_word)
             d_tile *= 1.0 - write[:, None] * erase[None, :]
+            d_retained = tl.zeros_like(d_use)
+            if WIPE:
+                d_retained += tl.sum(d_tile * tile, 1)
+                d_tile *= retained[:, None]
 
             # Allocation against content.
             used = tl.load(useds + row * N + n, mask=in_memory, other=1.0)
@@ -464,8 +480,8 @@ def dnc_backward(
             d_use += (1.0 - USAGE_EPSILON) * tl.where(in_memory, d_used, 0.0)
             usage = tl.load(usages + row * N + n, mask=in_memory, other=0.0)
             written = tl.load(old + R * N + n, mask=in_memory, other=0.0)
-            d_retained = d_use * (usage + written - usage * written)
-            d_use *= _retained(old, raw + FREE, n, N, R, -1)
+            d_retained += d_use * (usage + written - usage * written)
+            d_use *= retained
             d_written = tl.zeros_like(d_use)
             if USAGE_GRADIENT:
                 d_written += d_use * (1.0 - usage)
@@ -518,6 +534,7 @@ class Sizes(NamedTuple):
     """Of controllers.py."""
     clip: float | None
     squash: bool
+    wipe: bool
     usage_gradient: bool
 
     def constants(self, gates: int, interface: int, slots: int, word: int) -> dict[str, Any]:
@@ -533,6 +550,7 @@ class Sizes(NamedTuple):
             "KIND": self.kind,
             "CLIP": self.clip,
             "SQUASH": self.squash,
+            "WIPE": self.wipe,
             "KEEP_EVERY": KEEP_EVERY,
             "NORM_EPSILON": NORM_EPSILON,
             "USAGE_EPSILON": USAGE_EPSILON,

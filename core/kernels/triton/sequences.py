@@ -33,18 +33,16 @@ def unavailable(circuit: CircuitView, state: CircuitState) -> str | None:
         return "whole sequences are for LSTM, GRU and feed-forward controllers of one layer"
     if type(accessor) not in (StaticAccessor, DynamicAccessor):
         return f"there is no whole sequence of {type(accessor).__name__}"
-    for option in ("masked_content", "memory_wipe", "link_sharpening"):
+    for option in ("masked_content", "link_sharpening"):
         if getattr(accessor, option, False):
             return f"whole sequences have no {option}"
     if isinstance(accessor, DynamicAccessor) and accessor.num_writes != 1:
         return f"whole sequences of a DNC have one write head; this one has {accessor.num_writes}"
-    for module in (
-        *(controller, accessor.interface, accessor.interface.linear),
-        *controller.inputs,
-        *getattr(controller, "recurrents", ()),
+    layers = (accessor.interface.linear, *controller.inputs, *getattr(controller, "recurrents", ()))
+    if any(hooked(module) for module in (controller, accessor.interface, *layers)) or any(
+        type(layer) is not nn.Linear for layer in layers
     ):
-        if hooked(module) or (isinstance(module, nn.Linear) and type(module) is not nn.Linear):
-            return "a kernel would skip hooks and what layers other than nn.Linear do"
+        return "a kernel would skip hooks and what layers other than nn.Linear do"
     slots, word = state.accessor.memory.shape[1:]
     size = accessor.interface.linear.out_features
     kernels = ntm if isinstance(accessor, StaticAccessor) else dnc
@@ -120,7 +118,8 @@ def _run(
         features, cell, contents, weights = ntm.run_sequence(sizes, *layers, first, cell, memory.memory, weights)
         accessor_state = StaticState(contents, weights[:, :reads], weights[:, reads:])
     else:
-        small = dnc.Sizes(hidden_size, reads, kind, controller.clip, accessor.squash == "tanh", accessor.usage_gradient)
+        options = (accessor.squash == "tanh", accessor.memory_wipe, accessor.usage_gradient)
+        small = dnc.Sizes(hidden_size, reads, kind, controller.clip, *options)
         before = dnc.State(memory.memory, memory.usage, memory.link.squeeze(1), memory.precedence.squeeze(1), weights)
         features, cell, last = dnc.run_sequence(small, *layers, first, cell, before)
         links, precedence = last.links.unsqueeze(1), last.precedence.unsqueeze(1)

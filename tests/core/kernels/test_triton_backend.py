@@ -36,9 +36,11 @@ CIRCUITS: dict[str, Callable[[], Circuit]] = {
     "ntm-gru": lambda: ntm(controller="gru", num_layers=2, num_writes=2, shift_range=2, masked_content=True),
     "ntm-one-slot": lambda: ntm(memory_size=1, word_size=1, num_reads=1, controller="feedforward"),
     "dnc": dnc,
-    "dnc-steps": lambda: dnc(memory_wipe=True),
+    "dnc-steps": lambda: dnc(link_sharpening=True),
     "dnc-two-writes": lambda: dnc(num_writes=2, memory_wipe=True, link_sharpening=True, squash="tanh"),
-    "dnc-options": lambda: dnc(controller="feedforward", masked_content=True, usage_gradient=True, memory_size=1),
+    "dnc-options": lambda: dnc(
+        controller="feedforward", masked_content=True, memory_wipe=True, usage_gradient=True, memory_size=1
+    ),
 }
 
 
@@ -104,7 +106,7 @@ def test_links_are_kept_for_few_steps(steps: int, triton_device: torch.device) -
     from tapehead.core.kernels.triton import steps as stepwise
 
     torch.manual_seed(0)
-    circuit = dnc(memory_size=11, memory_wipe=True, backend="triton").to(triton_device, torch.float64)
+    circuit = dnc(memory_size=11, link_sharpening=True, backend="triton").to(triton_device, torch.float64)
     inputs = torch.randn(steps, BATCH, INPUTS, device=triton_device, dtype=torch.float64)
     kept: set[int] = set()
 
@@ -128,7 +130,7 @@ def test_links_are_kept_for_few_steps(steps: int, triton_device: torch.device) -
 def test_links_are_computed_again_wherever_the_backward_pass_begins(triton_device: torch.device) -> None:
     """In the middle of a chunk, twice, and where autograd gives each kept tensor only once."""
     torch.manual_seed(0)
-    circuit = dnc(memory_wipe=True, num_reads=1).to(triton_device, torch.float64)
+    circuit = dnc(link_sharpening=True, num_reads=1).to(triton_device, torch.float64)
     inputs = torch.randn(6, 1, INPUTS, device=triton_device, dtype=torch.float64)
     # The last usage depends on no links of the last step.
     losses = [lambda _, last: last.accessor.usage.square().sum(), lambda outputs, _: outputs.square().sum()]

@@ -92,7 +92,7 @@ def assert_agrees(circuit: Circuit, device: torch.device, steps: int = 3, batch:
         pytest.param(lambda: ntm(7, 5, 2, 3, 5, controller="gru"), marks=pytest.mark.slow),
         pytest.param(lambda: ntm(7, 5, 2, 3, 5, controller="feedforward"), marks=pytest.mark.slow),
         lambda: dnc(7, 5, 2, 5),
-        lambda: dnc(8, 4, 1, 17, controller="gru", squash="tanh", usage_gradient=True),
+        lambda: dnc(8, 4, 1, 17, controller="gru", squash="tanh", usage_gradient=True, memory_wipe=True),
         lambda: dnc(1, 1, 1, 1, controller="feedforward"),
         pytest.param(lambda: dnc(1, 1, 1, 1, usage_gradient=True), marks=pytest.mark.slow),
         pytest.param(lambda: dnc(19, 3, 5, 4, squash="tanh"), marks=pytest.mark.slow),
@@ -116,7 +116,7 @@ def test_clip(clip: float | None, controller: str, triton_device: torch.device) 
     assert_agrees(ntm(clip=clip, controller=controller), triton_device, steps=2)
 
 
-@each_circuit
+@pytest.mark.parametrize("build", [ntm, dnc, lambda: dnc(memory_wipe=True)])
 @pytest.mark.parametrize("steps", [4, 5])
 def test_memory_is_computed_again_from_checkpoints(
     build: Callable[[], Circuit], steps: int, monkeypatch: pytest.MonkeyPatch, triton_device: torch.device
@@ -182,7 +182,8 @@ def test_members_of_a_population(build: Callable[[], Circuit], triton_device: to
             lambda: tapehead.DNC(INPUTS, OUTPUTS, memory_size=4, word_size=3, num_writes=2),
             "one write head; this one has 2",
         ),
-        (lambda: tapehead.DNC(INPUTS, OUTPUTS, memory_size=4, word_size=3, memory_wipe=True), "no memory_wipe"),
+        (lambda: dnc(masked_content=True), "no masked_content"),
+        (lambda: dnc(link_sharpening=True), "no link_sharpening"),
         (lambda: tapehead.DNC(INPUTS, OUTPUTS, memory_size=65, word_size=3), "a memory of 65 x 3 and its links"),
     ],
 )
