@@ -110,14 +110,15 @@ def access_backward(
             tl.store(d_read_weights + row * N + n, tl.sum(written * d_read, 1), mask=in_memory)
 
     kept = tl.full([BLOCK_N, BLOCK_W], 1.0, tile.dtype)
-    for head in tl.static_range(H):
+    # Loops, not copies of their bodies: of H² large bodies the compiler would not see the end.
+    for head in range(H):
         row = batch * H + head
         weight = tl.load(weights + row * N + n, mask=in_memory, other=0.0)[:, None]
         erased = tl.load(erase + row * W + w, mask=in_word, other=0.0)[None, :]
         added = tl.load(add + row * W + w, mask=in_word, other=0.0)[None, :]
         # What the erasure of this head multiplied: not a quotient, since it may have erased everything.
         others = tile * d_tile
-        for other in tl.static_range(H):
+        for other in range(H):
             if other != head:
                 row_of_other = batch * H + other
                 other_weight = tl.load(weights + row_of_other * N + n, mask=in_memory, other=0.0)[:, None]

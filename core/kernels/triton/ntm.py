@@ -80,7 +80,7 @@ def _written(
 ):
     """The memory after all heads wrote; ``weights`` points to those of all heads."""
     added = tl.zeros_like(tile)
-    for head in tl.static_range(H):
+    for head in range(H):
         weight = tl.load(weights + (R + head) * N + n, mask=n < N, other=0.0)[:, None]
         erase, add = _erase_add(raw, w, head, W, R + H, H, S)
         tile *= 1.0 - weight * erase[None, :]
@@ -315,11 +315,11 @@ def ntm_backward(
                 d_weight = tl.load(d_carried + head * N + n, mask=in_memory, other=0.0)
                 tl.store(d_carried + head * N + n, d_weight + tl.sum(written * d_read, 1), mask=in_memory)
             kept = tl.full([BLOCK_N, BLOCK_W], 1.0, tile.dtype)
-            for head in tl.static_range(H):
+            for head in range(H):
                 weight = tl.load(new + (R + head) * N + n, mask=in_memory, other=0.0)
                 erase, add = _erase_add(raw, w, head, W, K, H, S)
                 others = tile * d_tile
-                for other in tl.static_range(H):
+                for other in range(H):
                     if other != head:
                         other_weight = tl.load(new + (R + other) * N + n, mask=in_memory, other=0.0)
                         other_erase, _ = _erase_add(raw, w, other, W, K, H, S)
