@@ -1,5 +1,6 @@
 // Products of a few rows (the batch) with a weight matrix that is packed once and then streamed at every step.
 #pragma once
+#include <memory>
 #include <vector>
 
 #include "simd.h"
@@ -9,9 +10,15 @@ namespace native {
 // A matrix of k rows and n columns in panels of TILE_VECTORS vectors, each stored row after row; columns beyond n are 0.
 template <class T> struct Packed {
     int k, vectors;
-    std::vector<T> data;
+    std::unique_ptr<T[]> data;
 
-    Packed(int k, int n) : k(k), vectors((n + LANES<T> - 1) / LANES<T>), data((size_t)k * vectors * LANES<T>) {}
+    // Without elements; zeros where not all of them will be put.
+    Packed(int k, int n, bool all = true) : k(k), vectors((n + LANES<T> - 1) / LANES<T>), data(new T[size()]) {
+        if (all && n % LANES<T> == 0) return;
+        const size_t last = all ? std::min<size_t>(size(), (size_t)k * TILE_VECTORS * LANES<T>) : size();
+        std::fill(data.get() + size() - last, data.get() + size(), T(0));
+    }
+    size_t size() const { return (size_t)k * vectors * LANES<T>; }
 
     // Sets the elements from (row, column) on, `rows` by `columns` of them, from rows that are `stride` apart.
     void put(int row, int rows, int column, int columns, const T* source, int64_t stride) {
@@ -47,7 +54,7 @@ template <class T> struct Packed {
         for (int done = 0; done < columns;) {
             const int first = (column + done) / PANEL * PANEL, inside = column + done - first;
             const int width = std::min(PANEL, vectors * LANES<T> - first), count = std::min(width - inside, columns - done);
-            body(data.data() + (size_t)k * first + inside, width, done, count);
+            body(data.get() + (size_t)k * first + inside, width, done, count);
             done += count;
         }
     }
@@ -73,7 +80,7 @@ inline void tile(int k, const T* a, int64_t lda, int64_t step, const T* b, T* c,
 
 template <class T, int ROWS>
 void product_rows(const Packed<T>& b, const T* a, int64_t lda, int64_t step, T* c, int64_t ldc, bool add) {
-    const T* panel = b.data.data();
+    const T* panel = b.data.get();
     int j = 0;
     for (; j + TILE_VECTORS <= b.vectors; j += TILE_VECTORS) {
         tile<T, ROWS, TILE_VECTORS>(b.k, a, lda, step, panel, c + j * LANES<T>, ldc, add);
@@ -100,16 +107,26 @@ template <class T>
 void sum_of_products(int64_t count, const T* a, int64_t lda, int begin, int end, const T* b, int64_t ldb, int columns,
                      T* out, int64_t ldo) {
     constexpr int64_t AT_ONCE = 256;  // rows of b that stay in cache
+    constexpr int ROWS = 32;          // of the gradient, the same
     const int width = round_up<T>(columns);
-    std::vector<T> sums((size_t)(end - begin) * width);
+    std::vector<T> sums((size_t)ROWS * width);
     for (int64_t p = 0; p < count; p += AT_ONCE) {
         const int some = (int)std::min(AT_ONCE, count - p);
         Packed<T> packed(some, columns);
         packed.put(0, some, 0, columns, b + p * ldb, ldb);
-        product<T>(end - begin, packed, a + p * lda + begin, 1, sums.data(), width, true, lda);
+        for (int first = begin; first < end; first += ROWS) {
+            const int rows = std::min(ROWS, end - first);
+            product<T>(rows, packed, a + p * lda + first, 1, sums.data(), width, false, lda);
+            for (int i = 0; i < rows; i++) {
+                T* to = out + (first + i) * ldo;
+                const T* from = &sums[(size_t)i * width];
+                if (p == 0)
+                    std::memcpy(to, from, columns * sizeof(T));
+                else
+                    sweep<T>(columns, [&](int j, auto io) { io.store(to + j, io.load(to + j) + io.load(from + j)); });
+            }
+        }
     }
-    for (int i = begin; i < end; i++)
-        std::memcpy(out + i * ldo, &sums[(size_t)(i - begin) * width], columns * sizeof(T));
 }
 // out[i] = Σ_p a[p, i] for i in [begin, end).
 template <class T> void sum_of_rows(int64_t count, const T* a, int64_t lda, int begin, int end, T* out) {

@@ -211,6 +211,8 @@ template <class T> struct Hidden {
 struct GateBlock {
     int row, gate, count;
 };
+// Whether every weight of a layer takes part in all of its gates.
+inline bool all_gates(const Problem& p) { return p.controller != GRU; }
 struct LayerShape {
     int rows, below;  // of the input's weight; the recurrent one has as many rows, and columns for the hidden vector
     std::vector<GateBlock> input, recurrent;
@@ -236,8 +238,8 @@ template <class T> struct ForwardWeights {
     const T *interface_bias, *output_bias;
 
     ForwardWeights(const Problem& p, const Tensors<T>& x, const Records<T>& r, int64_t member)
-        : from_seen(r.seen, r.gates), from_inputs((int)p.inputs, r.gates), to_interface(r.hidden, (int)p.interface),
-          to_outputs(r.features, (int)p.outputs), interface_bias(x.interface_bias + member * p.interface),
+        : from_seen(r.seen, r.gates, all_gates(p)), from_inputs((int)p.inputs, r.gates, all_gates(p)),
+          to_interface(r.hidden, (int)p.interface), to_outputs(r.features, (int)p.outputs), interface_bias(x.interface_bias + member * p.interface),
           output_bias(x.output_bias + member * p.outputs) {
         const int own = r.feed_forward ? 0 : r.hidden, inputs = (int)p.inputs;
         for (int layer = 0; layer < r.layers; layer++) {
@@ -255,7 +257,8 @@ template <class T> struct ForwardWeights {
                 bias = std::move(biases);
                 continue;
             }
-            uppers.push_back({Packed<T>(own, r.gates), Packed<T>(r.hidden, r.gates), std::move(biases)});
+            uppers.push_back({Packed<T>(own, r.gates, all_gates(p)), Packed<T>(r.hidden, r.gates, all_gates(p)),
+                              std::move(biases)});
             pack(uppers.back().from_own, 0, own, shape.recurrent, recurrent, own);
             pack(uppers.back().from_below, 0, r.hidden, shape.input, weight, shape.below);
         }
@@ -446,14 +449,15 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
             to.put(block.gate, block.count, column, columns, weight + block.row * stride, stride);
     };
     const LayerShape first_shape(p, 0), upper_shape(p, 1);
-    Packed<T> to_seen(records.gates, records.seen), to_hidden((int)p.interface, hidden);
+    const bool all = all_gates(p);
+    Packed<T> to_seen(records.gates, records.seen, all), to_hidden((int)p.interface, hidden);
     pack(to_seen, 0, own, first_shape.recurrent, x.layers[0].recurrent_weight, own);
     pack(to_seen, own, words, first_shape.input, x.layers[0].input_weight + inputs, first_shape.below);
     to_hidden.put(0, (int)p.interface, 0, hidden, x.interface_weight, hidden);
     std::vector<Packed<T>> to_own, to_below;
     for (int layer = 1; layer < layers; layer++) {
-        to_own.emplace_back(records.gates, own);
-        to_below.emplace_back(records.gates, hidden);
+        to_own.emplace_back(records.gates, own, all);
+        to_below.emplace_back(records.gates, hidden, all);
         pack(to_own.back(), 0, own, upper_shape.recurrent, x.layers[layer].recurrent_weight, own);
         pack(to_below.back(), 0, hidden, upper_shape.input, x.layers[layer].input_weight, hidden);
     }
@@ -556,7 +560,7 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
     sum_gradients<T>(p, d_all_interfaces.get(), interface_stride, {0, 0, (int)p.interface},
                      {{rows_of(hiddens.layer(1, 0, top)), hidden}}, x.d_interface_weight, x.d_interface_bias);
     if (x.d_inputs) {
-        Packed<T> to_inputs(records.gates, inputs);
+        Packed<T> to_inputs(records.gates, inputs, all);
         pack(to_inputs, 0, inputs, first_shape.input, x.layers[0].input_weight, first_shape.below);
         const T* d_gates = d_gates_of(0, 0, 0);
         for_ranges(threads_for(p, count * records.gates * p.inputs), count, [&](int64_t begin, int64_t end) {
