@@ -10,7 +10,7 @@ from backends import each_circuit_and_backend, has_triton_kernels, shape
 from torch import Tensor, nn
 
 from tapehead import DNC, NTM, SAM, SDNC, detach, map_state
-from tapehead.circuits import MemoryAugmentedCircuit
+from tapehead.circuits import MemoryAugmentedCircuit, Tape
 from tapehead.core import addressing
 
 IMPROVED = {"masked_content": True, "memory_wipe": True, "link_sharpening": True, "squash": "tanh"}
@@ -313,6 +313,11 @@ def test_triton_refuses_sparse_circuits(name):
     circuit = make(name, "triton")
     with pytest.raises(RuntimeError, match="backend: 'triton' cannot run this circuit: it has no Sparse"):
         circuit(sequence())
+
+
+def test_triton_refuses_tapes():
+    with pytest.raises(RuntimeError, match="backend: 'triton' cannot run this circuit: it has no TapeAccessor"):
+        Tape(INPUTS, OUTPUTS, backend="triton")(sequence().float())
 
 
 def test_trace_has_the_allocation_of_every_step() -> None:

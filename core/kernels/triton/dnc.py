@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...addressing import NORM_EPSILON, USAGE_EPSILON
+from ...addressing import NORM_EPSILON, SHARPEN_EPSILON, USAGE_EPSILON
+from ...heads import MASK_MIN
 from .controllers import KEEP_EVERY, WARPS, chunk, controller_backward, controller_forward, too_wide
 from .launch import launch, parts, power_of_two, sigmoid, softplus, softplus_slope, tanh
 
@@ -50,25 +51,103 @@ def _norm(tile, EPSILON: tl.constexpr):
 
 
 @triton.jit
-def _lookup(tile, norm, key, strength, n, N: tl.constexpr, EPSILON: tl.constexpr):
+def _mask(raw, w, W: tl.constexpr, MASK_MIN: tl.constexpr):
+    """Element weights of a lookup, ``[BLOCK_W]``; 1 for all if there is no least one."""
+    mask = tl.full(w.shape, 1.0, raw.dtype.element_ty)
+    if MASK_MIN is not None:
+        mask = MASK_MIN + (1.0 - MASK_MIN) * sigmoid(tl.load(raw + w, mask=w < W, other=0.0))
+    return mask
+
+
+@triton.jit
+def _masked_norm(tile, norm, mask, MASK_MIN: tl.constexpr, EPSILON: tl.constexpr):
+    """Norm of every slot as a lookup weighs its elements; ``norm`` is that without weights."""
+    if MASK_MIN is not None:
+        norm = tl.sqrt(tl.sum(tile * tile * (mask * mask)[None, :], 1) + EPSILON)
+    return norm
+
+
+@triton.jit
+def _lookup(tile, norm, key, mask, strength, n, N: tl.constexpr, MASK_MIN: tl.constexpr, EPSILON: tl.constexpr):
     """Content weighting and similarity."""
+    norm = _masked_norm(tile, norm, mask, MASK_MIN, EPSILON)
+    key *= mask
     key_norm = tl.sqrt(tl.sum(key * key, 0) + EPSILON)
-    similarity = tl.sum(tile * key[None, :], 1) / (key_norm * norm + EPSILON)
+    similarity = tl.sum(tile * (key * mask)[None, :], 1) / (key_norm * norm + EPSILON)
     logits = tl.where(n < N, strength * similarity, float("-inf"))
     shares = tl.exp(logits - tl.max(logits, 0))
     return shares / tl.sum(shares, 0), similarity
 
 
 @triton.jit
-def _lookup_backward(tile, norm, key, strength, content, similarity, d_content, EPSILON: tl.constexpr):
-    """Gradients of the memory, the key and the strength of :func:`_lookup`."""
-    key_norm = tl.sqrt(tl.sum(key * key, 0) + EPSILON)
+def _lookup_backward(
+    tile,
+    norm,
+    key,
+    mask,
+    strength,
+    content,
+    similarity,
+    d_content,
+    MASK_MIN: tl.constexpr,
+    EPSILON: tl.constexpr,
+):
+    """Gradients of the memory, the key, what enters the mask, and the strength of :func:`_lookup`."""
+    norm = _masked_norm(tile, norm, mask, MASK_MIN, EPSILON)
+    masked = key * mask
+    key_norm = tl.sqrt(tl.sum(masked * masked, 0) + EPSILON)
     d_logit = content * (d_content - tl.sum(content * d_content, 0))
     d_dot = strength * d_logit / (key_norm * norm + EPSILON)
     d_denominator = -d_dot * similarity
-    d_tile = d_dot[:, None] * key[None, :] + (d_denominator * key_norm / norm)[:, None] * tile
-    d_key = tl.sum(d_dot[:, None] * tile, 0) + tl.sum(d_denominator * norm, 0) * key / key_norm
-    return d_tile, d_key, tl.sum(d_logit * similarity, 0)
+    d_square = d_denominator * key_norm / norm
+    d_tile = d_dot[:, None] * (masked * mask)[None, :] + d_square[:, None] * tile * (mask * mask)[None, :]
+    d_product = tl.sum(d_dot[:, None] * tile, 0)
+    d_masked = d_product * mask + tl.sum(d_denominator * norm, 0) * masked / key_norm
+    d_mask = tl.zeros_like(d_masked)
+    if MASK_MIN is not None:
+        d_mask = d_product * masked + d_masked * key + mask * tl.sum(d_square[:, None] * tile * tile, 0)
+        d_mask *= (mask - MASK_MIN) * (1.0 - mask) / (1.0 - MASK_MIN)
+    return d_tile, d_masked * mask, d_mask, tl.sum(d_logit * similarity, 0)
+
+
+@triton.jit
+def _followed(weights, power, n, N: tl.constexpr, SHARPEN: tl.constexpr, NORM_EPSILON: tl.constexpr):
+    """A weighting along the links, sharpened if SHARPEN is not None: the least weight of a logarithm."""
+    if SHARPEN is not None:
+        weights = tl.where(weights < 0.0, 0.0, weights)
+        total = tl.sum(weights, 0)
+        logits = tl.where(n < N, power * tl.log(weights + SHARPEN), float("-inf"))
+        shares = tl.exp(logits - tl.max(logits, 0))
+        weights = shares / tl.sum(shares, 0) * (total / (total + NORM_EPSILON))
+    return weights
+
+
+@triton.jit
+def _followed_backward(weights, power, gradient, n, N: tl.constexpr, SHARPEN: tl.constexpr, NORM_EPSILON: tl.constexpr):
+    """Gradients of the weighting and of the power of :func:`_followed`."""
+    d_power = tl.zeros_like(power)
+    if SHARPEN is not None:
+        raised = tl.where(weights < 0.0, 0.0, weights)
+        total = tl.sum(raised, 0)
+        logarithm = tl.log(raised + SHARPEN)
+        logits = tl.where(n < N, power * logarithm, float("-inf"))
+        shares = tl.exp(logits - tl.max(logits, 0))
+        shares /= tl.sum(shares, 0)
+        d_share = gradient * (total / (total + NORM_EPSILON))
+        d_logit = shares * (d_share - tl.sum(shares * d_share, 0))
+        d_power = tl.sum(d_logit * logarithm, 0)
+        d_total = tl.sum(gradient * shares, 0) * NORM_EPSILON / ((total + NORM_EPSILON) * (total + NORM_EPSILON))
+        gradient = tl.where((weights >= 0.0) & (n < N), d_logit * power / (raised + SHARPEN) + d_total, 0.0)
+    return gradient, d_power
+
+
+@triton.jit
+def _power(raw, SHARPEN: tl.constexpr):
+    """Exponent of a weighting along the links; 1 without sharpening."""
+    power = tl.full([], 1.0, raw.dtype.element_ty)
+    if SHARPEN is not None:
+        power += softplus(tl.load(raw))
+    return power
 
 
 @triton.jit
@@ -152,6 +231,8 @@ def dnc_forward(
     CLIP: tl.constexpr,
     SQUASH: tl.constexpr,
     WIPE: tl.constexpr,
+    MASK_MIN: tl.constexpr,
+    SHARPEN: tl.constexpr,
     KEEP: tl.constexpr,
     KEEP_EVERY: tl.constexpr,
     NORM_EPSILON: tl.constexpr,
@@ -172,6 +253,8 @@ def dnc_forward(
     G: tl.constexpr = GATES * HIDDEN
     K: tl.constexpr = R + 1
     FREE: tl.constexpr = R * W + R + 3 * W + 1
+    MASKS: tl.constexpr = FREE + 4 * R + 2
+    POWERS: tl.constexpr = MASKS + (K * W if MASK_MIN is not None else 0)
     batch = tl.program_id(0).to(tl.int64)
     member = batch // rows_per_member
     recurrent += member * F * G
@@ -240,7 +323,8 @@ def dnc_forward(
         allocation = tl.where(in_memory, (1.0 - used) * _smaller(used, _before(used, n, N)), 0.0)
         key = _words(raw + R * W + R, w, W, SQUASH)
         strength = 1.0 + softplus(tl.load(raw + R * W + R + W))
-        content, _ = _lookup(tile, _norm(tile, NORM_EPSILON), key, strength, n, N, NORM_EPSILON)
+        mask = _mask(raw + MASKS + R * W, w, W, MASK_MIN)
+        content, _ = _lookup(tile, _norm(tile, NORM_EPSILON), key, mask, strength, n, N, MASK_MIN, NORM_EPSILON)
         chosen = content + sigmoid(tl.load(raw + FREE + R)) * (allocation - content)
         write = sigmoid(tl.load(raw + FREE + R + 1)) * chosen
         tl.store(new + R * N + n, write, mask=in_memory)
@@ -257,10 +341,15 @@ def dnc_forward(
             last = tl.load(old + head * N + n, mask=in_memory, other=0.0)
             key = _words(raw + head * W, w, W, SQUASH)
             strength = 1.0 + softplus(tl.load(raw + R * W + head))
-            content, _ = _lookup(tile, norm, key, strength, n, N, NORM_EPSILON)
+            mask = _mask(raw + MASKS + head * W, w, W, MASK_MIN)
+            content, _ = _lookup(tile, norm, key, mask, strength, n, N, MASK_MIN, NORM_EPSILON)
             back, by_content, ahead = _modes(raw + FREE + R + 2 + 3 * head)
-            read = by_content * content + ahead * tl.sum(link * last[None, :], 1)
-            read += back * tl.sum(link * last[:, None], 0)
+            back_power = _power(raw + POWERS + 2 * head, SHARPEN)
+            ahead_power = _power(raw + POWERS + 2 * head + 1, SHARPEN)
+            followed = tl.sum(link * last[None, :], 1)
+            read = by_content * content + ahead * _followed(followed, ahead_power, n, N, SHARPEN, NORM_EPSILON)
+            followed = tl.sum(link * last[:, None], 0)
+            read += back * _followed(followed, back_power, n, N, SHARPEN, NORM_EPSILON)
             tl.store(new + head * N + n, read, mask=in_memory)
             tl.store(after + HIDDEN + head * W + w, tl.sum(read[:, None] * tile, 0), mask=in_word)
         tl.debug_barrier()
@@ -310,6 +399,8 @@ def dnc_backward(
     CLIP: tl.constexpr,
     SQUASH: tl.constexpr,
     WIPE: tl.constexpr,
+    MASK_MIN: tl.constexpr,
+    SHARPEN: tl.constexpr,
     USAGE_GRADIENT: tl.constexpr,
     KEEP_EVERY: tl.constexpr,
     NORM_EPSILON: tl.constexpr,
@@ -330,6 +421,8 @@ def dnc_backward(
     K: tl.constexpr = R + 1
     ERASE: tl.constexpr = R * W + R + W + 1
     FREE: tl.constexpr = ERASE + 2 * W
+    MASKS: tl.constexpr = FREE + 4 * R + 2
+    POWERS: tl.constexpr = MASKS + (K * W if MASK_MIN is not None else 0)
     batch = tl.program_id(0).to(tl.int64)
     h = tl.arange(0, BLOCK_H)
     f = tl.arange(0, BLOCK_F)
@@ -387,10 +480,9 @@ def dnc_backward(
             precedence = tl.load(precedence_room + step * N + n, mask=in_memory, other=0.0)
             write = tl.load(new + R * N + n, mask=in_memory, other=0.0)
             erase, add = _erased_added(raw, w, R, W, SQUASH)
-            retained = _retained(old, raw + FREE, n, N, R, -1)
             wiped = tile
             if WIPE:
-                wiped = tile * retained[:, None]
+                wiped = tile * _retained(old, raw + FREE, n, N, R, -1)[:, None]
             new_tile = wiped * (1.0 - write[:, None] * erase[None, :]) + write[:, None] * add[None, :]
             new_link = _linked(link, precedence, write, n)
             norm = _norm(new_tile, NORM_EPSILON)
@@ -405,24 +497,40 @@ def dnc_backward(
                 key = _words(raw + head * W, w, W, SQUASH)
                 raw_strength = tl.load(raw + R * W + head)
                 strength = 1.0 + softplus(raw_strength)
-                content, similarity = _lookup(new_tile, norm, key, strength, n, N, NORM_EPSILON)
+                mask = _mask(raw + MASKS + head * W, w, W, MASK_MIN)
+                content, similarity = _lookup(new_tile, norm, key, mask, strength, n, N, MASK_MIN, NORM_EPSILON)
                 backward, by_content, forward = _modes(raw + FREE + R + 2 + 3 * head)
-                d_backward = tl.sum(d_weight * tl.sum(new_link * last[:, None], 0), 0)
+                behind_power = _power(raw + POWERS + 2 * head, SHARPEN)
+                ahead_power = _power(raw + POWERS + 2 * head + 1, SHARPEN)
+                followed_behind = tl.sum(new_link * last[:, None], 0)
+                followed_ahead = tl.sum(new_link * last[None, :], 1)
+                d_backward = tl.sum(d_weight * _followed(followed_behind, behind_power, n, N, SHARPEN, NORM_EPSILON), 0)
                 d_by_content = tl.sum(d_weight * content, 0)
-                d_forward = tl.sum(d_weight * tl.sum(new_link * last[None, :], 1), 0)
+                d_forward = tl.sum(d_weight * _followed(followed_ahead, ahead_power, n, N, SHARPEN, NORM_EPSILON), 0)
                 mean = backward * d_backward + by_content * d_by_content + forward * d_forward
                 tl.store(d_raw + FREE + R + 2 + 3 * head, backward * (d_backward - mean))
                 tl.store(d_raw + FREE + R + 2 + 3 * head + 1, by_content * (d_by_content - mean))
                 tl.store(d_raw + FREE + R + 2 + 3 * head + 2, forward * (d_forward - mean))
-                d_behind = backward * d_weight
-                d_ahead = forward * d_weight
+                d_behind, d_behind_power = _followed_backward(
+                    followed_behind, behind_power, backward * d_weight, n, N, SHARPEN, NORM_EPSILON
+                )
+                d_ahead, d_ahead_power = _followed_backward(
+                    followed_ahead, ahead_power, forward * d_weight, n, N, SHARPEN, NORM_EPSILON
+                )
+                if SHARPEN is not None:
+                    powers = POWERS + 2 * head
+                    tl.store(d_raw + powers, d_behind_power * softplus_slope(tl.load(raw + powers)))
+                    tl.store(d_raw + powers + 1, d_ahead_power * softplus_slope(tl.load(raw + powers + 1)))
                 d_link += d_ahead[:, None] * last[None, :] + last[:, None] * d_behind[None, :]
                 d_followed = tl.sum(new_link * d_behind[None, :], 1)
                 d_followed += tl.sum(new_link * d_ahead[:, None], 0)
                 tl.store(d_old + head * N + n, d_followed, mask=in_memory)
-                d_found, d_key, d_strength = _lookup_backward(
-                    new_tile, norm, key, strength, content, similarity, by_content * d_weight, NORM_EPSILON
+                d_content = by_content * d_weight
+                d_found, d_key, d_mask, d_strength = _lookup_backward(
+                    new_tile, norm, key, mask, strength, content, similarity, d_content, MASK_MIN, NORM_EPSILON
                 )
+                if MASK_MIN is not None:
+                    tl.store(d_raw + MASKS + head * W + w, d_mask, mask=in_word)
                 d_tile += weight[:, None] * d_read[None, :] + d_found
                 tl.store(d_raw + head * W + w, d_key * _words_slope(key, SQUASH), mask=in_word)
                 tl.store(d_raw + R * W + head, d_strength * softplus_slope(raw_strength))
@@ -446,7 +554,7 @@ def dnc_backward(
             d_retained = tl.zeros_like(d_use)
             if WIPE:
                 d_retained += tl.sum(d_tile * tile, 1)
-                d_tile *= retained[:, None]
+                d_tile *= _retained(old, raw + FREE, n, N, R, -1)[:, None]
 
             # Allocation against content.
             used = tl.load(useds + row * N + n, mask=in_memory, other=1.0)
@@ -457,7 +565,8 @@ def dnc_backward(
             key = _words(raw + R * W + R, w, W, SQUASH)
             raw_strength = tl.load(raw + R * W + R + W)
             strength = 1.0 + softplus(raw_strength)
-            content, similarity = _lookup(tile, norm, key, strength, n, N, NORM_EPSILON)
+            mask = _mask(raw + MASKS + R * W, w, W, MASK_MIN)
+            content, similarity = _lookup(tile, norm, key, mask, strength, n, N, MASK_MIN, NORM_EPSILON)
             allocate = sigmoid(tl.load(raw + FREE + R))
             gate = sigmoid(tl.load(raw + FREE + R + 1))
             difference = allocation - content
@@ -466,9 +575,12 @@ def dnc_backward(
             d_allocate = tl.sum(d_chosen * difference, 0)
             tl.store(d_raw + FREE + R, d_allocate * allocate * (1.0 - allocate))
             tl.store(d_raw + FREE + R + 1, d_gate * gate * (1.0 - gate))
-            d_found, d_key, d_strength = _lookup_backward(
-                tile, norm, key, strength, content, similarity, (1.0 - allocate) * d_chosen, NORM_EPSILON
+            d_content = (1.0 - allocate) * d_chosen
+            d_found, d_key, d_mask, d_strength = _lookup_backward(
+                tile, norm, key, mask, strength, content, similarity, d_content, MASK_MIN, NORM_EPSILON
             )
+            if MASK_MIN is not None:
+                tl.store(d_raw + MASKS + R * W + w, d_mask, mask=in_word)
             d_tile += d_found
             tl.store(d_raw + R * W + R + w, d_key * _words_slope(key, SQUASH), mask=in_word)
             tl.store(d_raw + R * W + R + W, d_strength * softplus_slope(raw_strength))
@@ -481,7 +593,7 @@ def dnc_backward(
             usage = tl.load(usages + row * N + n, mask=in_memory, other=0.0)
             written = tl.load(old + R * N + n, mask=in_memory, other=0.0)
             d_retained += d_use * (usage + written - usage * written)
-            d_use *= retained
+            d_use *= _retained(old, raw + FREE, n, N, R, -1)
             d_written = tl.zeros_like(d_use)
             if USAGE_GRADIENT:
                 d_written += d_use * (1.0 - usage)
@@ -535,6 +647,11 @@ class Sizes(NamedTuple):
     clip: float | None
     squash: bool
     wipe: bool
+    """``memory_wipe``"""
+    masked: bool
+    """``masked_content``"""
+    sharpen: bool
+    """``link_sharpening``"""
     usage_gradient: bool
 
     def constants(self, gates: int, interface: int, slots: int, word: int) -> dict[str, Any]:
@@ -551,6 +668,8 @@ class Sizes(NamedTuple):
             "CLIP": self.clip,
             "SQUASH": self.squash,
             "WIPE": self.wipe,
+            "MASK_MIN": MASK_MIN if self.masked else None,
+            "SHARPEN": SHARPEN_EPSILON if self.sharpen else None,
             "KEEP_EVERY": KEEP_EVERY,
             "NORM_EPSILON": NORM_EPSILON,
             "USAGE_EPSILON": USAGE_EPSILON,

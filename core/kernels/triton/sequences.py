@@ -33,9 +33,8 @@ def unavailable(circuit: CircuitView, state: CircuitState) -> str | None:
         return "whole sequences are for LSTM, GRU and feed-forward controllers of one layer"
     if type(accessor) not in (StaticAccessor, DynamicAccessor):
         return f"there is no whole sequence of {type(accessor).__name__}"
-    for option in ("masked_content", "link_sharpening"):
-        if getattr(accessor, option, False):
-            return f"whole sequences have no {option}"
+    if isinstance(accessor, StaticAccessor) and accessor.masked_content:
+        return "whole sequences of an NTM have no masked_content"
     if isinstance(accessor, DynamicAccessor) and accessor.num_writes != 1:
         return f"whole sequences of a DNC have one write head; this one has {accessor.num_writes}"
     layers = (accessor.interface.linear, *controller.inputs, *getattr(controller, "recurrents", ()))
@@ -118,8 +117,17 @@ def _run(
         features, cell, contents, weights = ntm.run_sequence(sizes, *layers, first, cell, memory.memory, weights)
         accessor_state = StaticState(contents, weights[:, :reads], weights[:, reads:])
     else:
-        options = (accessor.squash == "tanh", accessor.memory_wipe, accessor.usage_gradient)
-        small = dnc.Sizes(hidden_size, reads, kind, controller.clip, *options)
+        small = dnc.Sizes(
+            hidden_size,
+            reads,
+            kind,
+            controller.clip,
+            squash=accessor.squash == "tanh",
+            wipe=accessor.memory_wipe,
+            masked=accessor.masked_content,
+            sharpen=accessor.link_sharpening,
+            usage_gradient=accessor.usage_gradient,
+        )
         before = dnc.State(memory.memory, memory.usage, memory.link.squeeze(1), memory.precedence.squeeze(1), weights)
         features, cell, last = dnc.run_sequence(small, *layers, first, cell, before)
         links, precedence = last.links.unsqueeze(1), last.precedence.unsqueeze(1)

@@ -53,7 +53,8 @@ def circuits() -> Iterator[Any]:
     for dtype in (torch.float32, torch.float64):
         yield tapehead.NTM(2, 2, **sizes, num_writes=2).to(dtype)
         yield tapehead.DNC(2, 2, **sizes, num_writes=2).to(dtype)
-    yield tapehead.DNC(2, 2, memory_wipe=True, **{**sizes, "memory_size": 11})
+    improved = {"masked_content": True, "memory_wipe": True, "link_sharpening": True}
+    yield tapehead.DNC(2, 2, **improved, **{**sizes, "memory_size": 11})
     yield tapehead.DNC(2, 2, squash="tanh", usage_gradient=True, **{**sizes, "memory_size": 11}).double()
     yield tapehead.NTM(2, 2, controller="gru", clip=None, **sizes)
     yield tapehead.NTM(2, 2, masked_content=True, **{**sizes, "memory_size": 5000})

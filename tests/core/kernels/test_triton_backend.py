@@ -36,10 +36,11 @@ CIRCUITS: dict[str, Callable[[], Circuit]] = {
     "ntm-gru": lambda: ntm(controller="gru", num_layers=2, num_writes=2, shift_range=2, masked_content=True),
     "ntm-one-slot": lambda: ntm(memory_size=1, word_size=1, num_reads=1, controller="feedforward"),
     "dnc": dnc,
-    "dnc-steps": lambda: dnc(link_sharpening=True),
+    "dnc-steps": lambda: dnc(num_layers=2),
     "dnc-two-writes": lambda: dnc(num_writes=2, memory_wipe=True, link_sharpening=True, squash="tanh"),
-    "dnc-options": lambda: dnc(
-        controller="feedforward", masked_content=True, memory_wipe=True, usage_gradient=True, memory_size=1
+    "dnc-options": lambda: dnc(controller="feedforward", masked_content=True, usage_gradient=True, memory_size=1),
+    "dnc-two-layers": lambda: dnc(
+        num_layers=2, num_writes=2, masked_content=True, memory_wipe=True, usage_gradient=True, memory_size=1
     ),
 }
 
@@ -106,7 +107,7 @@ def test_links_are_kept_for_few_steps(steps: int, triton_device: torch.device) -
     from tapehead.core.kernels.triton import steps as stepwise
 
     torch.manual_seed(0)
-    circuit = dnc(memory_size=11, link_sharpening=True, backend="triton").to(triton_device, torch.float64)
+    circuit = dnc(memory_size=11, num_layers=2, backend="triton").to(triton_device, torch.float64)
     inputs = torch.randn(steps, BATCH, INPUTS, device=triton_device, dtype=torch.float64)
     kept: set[int] = set()
 
@@ -130,7 +131,7 @@ def test_links_are_kept_for_few_steps(steps: int, triton_device: torch.device) -
 def test_links_are_computed_again_wherever_the_backward_pass_begins(triton_device: torch.device) -> None:
     """In the middle of a chunk, twice, and where autograd gives each kept tensor only once."""
     torch.manual_seed(0)
-    circuit = dnc(link_sharpening=True, num_reads=1).to(triton_device, torch.float64)
+    circuit = dnc(num_layers=2, num_reads=1).to(triton_device, torch.float64)
     inputs = torch.randn(6, 1, INPUTS, device=triton_device, dtype=torch.float64)
     # The last usage depends on no links of the last step.
     losses = [lambda _, last: last.accessor.usage.square().sum(), lambda outputs, _: outputs.square().sum()]
@@ -184,6 +185,43 @@ def test_without_gradients_and_step_by_step(build: Callable[..., Circuit], trito
     torch.testing.assert_close(torch.cat([first, second]), outputs)
     for leaf, whole in zip(leaves(state), leaves(last), strict=True):
         torch.testing.assert_close(leaf, whole)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("build", "whole"),
+    [
+        (ntm, True),
+        (lambda: dnc(masked_content=True, memory_wipe=True, link_sharpening=True), True),
+        (lambda: ntm(num_layers=2), False),
+        (lambda: ntm(masked_content=True), False),
+        (lambda: ntm(controller="direct"), False),
+        (lambda: dnc(num_writes=2), False),
+        (lambda: dnc(memory_size=65), False),
+    ],
+)
+def test_what_no_kernel_runs_whole_runs_step_by_step(
+    build: Callable[[], Circuit], whole: bool, monkeypatch: pytest.MonkeyPatch, triton_device: torch.device
+) -> None:
+    from tapehead.core.kernels.triton import sequences, steps
+
+    taken: list[Any] = []
+
+    def spy(module: Any, run: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*given: Any) -> Any:
+            taken.append(module)
+            return run(*given)
+
+        return noted
+
+    for module in (sequences, steps):
+        monkeypatch.setattr(module, "run", spy(module, module.run))
+    circuit = build().to(triton_device)
+    circuit.backend = "triton"
+    with torch.no_grad():
+        outputs, _ = circuit(torch.ones(1, 1, INPUTS, device=triton_device))
+    assert taken == [sequences if whole else steps]
+    assert circuit.chosen_backend == "triton" and outputs.isfinite().all()
 
 
 @needs_triton

@@ -23,6 +23,7 @@ from tapehead.core.kernels.triton import ntm as ntm_kernels
 from tapehead.core.kernels.triton import sequences
 
 INPUTS, OUTPUTS = 3, 2
+IMPROVED = {"masked_content": True, "memory_wipe": True, "link_sharpening": True}
 
 
 def ntm(slots: int = 6, word: int = 3, reads: int = 1, writes: int = 1, hidden: int = 4, **options: Any) -> Circuit:
@@ -93,7 +94,10 @@ def assert_agrees(circuit: Circuit, device: torch.device, steps: int = 3, batch:
         pytest.param(lambda: ntm(7, 5, 2, 3, 5, controller="feedforward"), marks=pytest.mark.slow),
         lambda: dnc(7, 5, 2, 5),
         lambda: dnc(8, 4, 1, 17, controller="gru", squash="tanh", usage_gradient=True, memory_wipe=True),
+        lambda: dnc(5, 3, 2, 4, **IMPROVED),
         lambda: dnc(1, 1, 1, 1, controller="feedforward"),
+        pytest.param(lambda: dnc(5, 3, 2, 4, link_sharpening=True), marks=pytest.mark.slow),
+        pytest.param(lambda: dnc(5, 3, 2, 4, masked_content=True), marks=pytest.mark.slow),
         pytest.param(lambda: dnc(1, 1, 1, 1, usage_gradient=True), marks=pytest.mark.slow),
         pytest.param(lambda: dnc(19, 3, 5, 4, squash="tanh"), marks=pytest.mark.slow),
     ],
@@ -127,7 +131,9 @@ def test_memory_is_computed_again_from_checkpoints(
     assert_agrees(build(), triton_device, steps=steps, batch=1)
 
 
-@pytest.mark.parametrize("build", [lambda: ntm(memory_init="constant", weight_init="first"), dnc])
+@pytest.mark.parametrize(
+    "build", [lambda: ntm(memory_init="constant", weight_init="first"), dnc, lambda: dnc(**IMPROVED)]
+)
 def test_extremes_stay_finite(build: Callable[[], Circuit], triton_device: torch.device) -> None:
     torch.manual_seed(0)
     circuit = build().float().to(triton_device)
@@ -182,8 +188,6 @@ def test_members_of_a_population(build: Callable[[], Circuit], triton_device: to
             lambda: tapehead.DNC(INPUTS, OUTPUTS, memory_size=4, word_size=3, num_writes=2),
             "one write head; this one has 2",
         ),
-        (lambda: dnc(masked_content=True), "no masked_content"),
-        (lambda: dnc(link_sharpening=True), "no link_sharpening"),
         (lambda: tapehead.DNC(INPUTS, OUTPUTS, memory_size=65, word_size=3), "a memory of 65 x 3 and its links"),
     ],
 )
