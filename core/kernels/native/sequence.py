@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from . import library
 from .library import Problem, Tensors
 
-BLOCK = 16
+BLOCK = 8
 """Rows of the batch that go through the sequence together; enough for the products, few enough for the cache."""
 
 
