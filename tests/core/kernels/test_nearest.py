@@ -120,6 +120,17 @@ def test_sparse_circuits_are_the_same_with_it(kind, options, dtype):
     assert native.chosen_backend == "native"
 
 
+def test_a_state_may_lie_in_memory_in_any_order():
+    torch.manual_seed(0)
+    circuit, inputs = SAM(4, 2, memory_size=8, word_size=5, num_reads=2), torch.randn(3, 2, 4)
+    _, state = circuit(torch.randn(3, 2, 4))
+    memory = state.accessor.memory
+    turned = state._replace(
+        accessor=state.accessor._replace(memory=memory.transpose(1, 2).contiguous().transpose(1, 2))
+    )
+    torch.testing.assert_close(circuit(inputs, turned)[0], circuit(inputs, state)[0])
+
+
 def test_auto_takes_it_and_masked_lookups_do_without():
     inputs = torch.randn(3, 1, 4)
     sam = SAM(4, 2, memory_size=8, word_size=5)
