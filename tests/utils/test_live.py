@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gc
 import importlib.util
 import json
 import logging
@@ -53,6 +54,17 @@ def wait_for(condition: Callable[[], Any], seconds: float = 40.0) -> Any:
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """For what is timed: Python's collector may take its time over what other tests have left."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextlib.contextmanager
@@ -114,7 +126,7 @@ def test_visdom_that_is_not_installed_is_refused_with_the_way_to_get_it(
 @needs_signals
 def test_a_stuck_child_never_holds_up_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     large = episode()._replace(memory=np.zeros((6, 8, 50_000), np.float32))
-    with plotting(tmp_path) as plotter:
+    with plotting(tmp_path) as plotter, without_collector():
         child(plotter).send_signal(signal.SIGSTOP)
         slowest = 0.0
         for step in range(3000):
