@@ -15,7 +15,7 @@ from ..core.accessors import OpenTape, TapeAccessor, TapeState
 from ..core.circuit import CircuitState, map_state
 from ..core.controllers import AnyControllerOptions, Controller, ControllerOptions, DirectController, DirectOptions
 from ..core.options import Options
-from ..core.stacked import Stack, dense
+from ..core.stacked import Stack, dense, linear
 from ..core.tied import TiedLinear
 from .memory_augmented import MemoryAugmentedCircuit, build_controller
 
@@ -114,14 +114,17 @@ class Tape(MemoryAugmentedCircuit):
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
         """The answers of many members at once; see :meth:`MemoryAugmentedCircuit.run_population`.
 
-        Controllers and interfaces are mapped over the members. The tapes of all members and sequences are one batch,
+        Controllers are mapped over the members. The tapes of all members and sequences are one batch,
         changed in place, and no longer than the sequences can tell.
         """
         if self.backend not in ("auto", "eager"):
             return super().run_population(parameters, inputs)
-        stacks = {f"circuit.{name}": dense(stack) for name, stack in parameters.items()}
+        stacks = {name: dense(stack) for name, stack in parameters.items()}
         members, (steps, batch, _) = len(next(iter(stacks.values()))), inputs.shape
-        controlled = vmap(partial(functional_call, _Controlled(self)), in_dims=(0, (None, 0, 0)))
+        prefix = "controller."
+        own = {name.removeprefix(prefix): stack for name, stack in stacks.items() if name.startswith(prefix)}
+        control = vmap(partial(functional_call, self.controller))
+        interface = _stacked(self.accessor.interface.linear, stacks, "accessor.interface.linear")
         controller = map_state(lambda leaf: leaf.expand(members, *leaf.shape), self.controller.initial_state(batch))
         tape: TapeState = OpenTape(
             *self.accessor.initial_state(members * batch, min(self.accessor.memory_size, 2 * steps + 1))
@@ -129,25 +132,17 @@ class Tape(MemoryAugmentedCircuit):
         reads = inputs.new_zeros(members, batch, self.accessor.word_size)
         features = []
         for x in inputs.unbind(0):
-            hidden, vector, controller = controlled(stacks, (x, reads, controller))
-            words, tape = self.accessor.access(self.accessor.interface.heads(vector.flatten(0, 1)), tape)
+            hidden, controller = control(own, (torch.cat([x.expand(members, -1, -1), reads], dim=-1), controller))
+            vector = linear(hidden, *interface).flatten(0, 1)
+            words, tape = self.accessor.access(self.accessor.interface.heads(vector), tape)
             reads = words.view_as(reads)
             features.append(torch.cat([hidden, reads], dim=-1))
-        answers = vmap(partial(functional_call, self.output))
-        outputs = answers(
-            {name: stacks[f"circuit.output.{name}"] for name in ("weight", "bias")}, torch.stack(features, 1)
-        )
-        outputs = outputs.transpose(0, 1)
+        answers = linear(torch.stack(features, 1).flatten(1, 2), *_stacked(self.output, stacks, "output"))
+        outputs = answers.unflatten(1, (steps, batch)).transpose(0, 1)
         return outputs if self.clip is None else outputs.clamp(-self.clip, self.clip)
 
 
-class _Controlled(nn.Module):
-    """What has parameters in a step before the tape: input, words read and state -> hidden, interface, state."""
-
-    def __init__(self, circuit: Tape) -> None:
-        super().__init__()
-        self.circuit = circuit
-
-    def forward(self, x: Tensor, reads: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
-        hidden, state = self.circuit.controller(torch.cat([x, reads], dim=-1), state)
-        return hidden, self.circuit.accessor.interface.linear(hidden), state
+def _stacked(layer: nn.Linear | TiedLinear, stacks: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    """The weights ``[P, O, I]`` and biases ``[P, O]`` that all members have in a layer of that name."""
+    weight, bias = stacks[f"{name}.weight"], stacks[f"{name}.bias"]
+    return layer.whole(weight, bias) if isinstance(layer, TiedLinear) else (weight, bias)

@@ -57,10 +57,18 @@ class TiedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(len(output_blocks)).uniform_(-bound, bound))
         """One number for each block of outputs."""
 
-    def whole(self) -> tuple[Tensor, Tensor]:
-        """Weight ``[O, I]`` and bias ``[O]`` of the same layer as an ordinary one."""
-        return self.weight[self.index], self.bias[self.bias_index]
+    def whole(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The same layer as an ordinary one, or many of them.
+
+        Args:
+            weight: like the layer's own, ``[…, numbers]``.
+            bias: like the layer's own, ``[…, blocks]``.
+
+        Returns:
+            Weight ``[…, O, I]`` and bias ``[…, O]``.
+        """
+        return weight[..., self.index], bias[..., self.bias_index]
 
     def forward(self, x: Tensor) -> Tensor:
         """``[…, I]`` -> ``[…, O]``."""
-        return functional.linear(x, *self.whole())
+        return functional.linear(x, *self.whole(self.weight, self.bias))

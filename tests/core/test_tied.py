@@ -46,7 +46,7 @@ def test_every_number_is_used_and_words_of_any_length_have_as_many(inputs, outpu
 def test_own_and_other_bits_and_single_numbers():
     layer = TiedLinear([2, 1], [1, 2])
     layer.weight.data, layer.bias.data = torch.tensor([1.0, 2, 3, 4, 5]), torch.tensor([10.0, 20])
-    weight, bias = layer.whole()
+    weight, bias = layer.whole(layer.weight, layer.bias)
     assert weight.tolist() == [[1, 1, 2], [3, 4, 5], [4, 3, 5]]
     assert bias.tolist() == [10, 20, 20]
     x = torch.randn(4, 3)
