@@ -22,6 +22,7 @@ from ...controllers.gru import GRUController, GRUState
 from ...controllers.lstm import LSTMController, LSTMState
 from ...stacked import map_initial_state
 from .. import eager
+from ..hooks import hooked
 from . import library
 from .nearest import nearest
 from .sequence import Layer, State, Weights, make_problem, run_sequence
@@ -76,7 +77,7 @@ def _unavailable_parts(circuit: CircuitView) -> str | None:
         if type(layer) is not nn.Linear:
             return f"it needs plain Linear layers, not {type(layer).__name__}"
     for module in (controller, accessor, accessor.interface, *linears):
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        if hooked(module):
             return f"it would skip the hooks of {type(module).__name__}"
     return None
 
@@ -124,9 +125,8 @@ def _unavailable_sizes(circuit: CircuitView, inputs: Tensor, state: CircuitState
         *((name, leaf, leaf_shapes[name]) for name, leaf in state.accessor._asdict().items()),
     ]
     gates = {LSTMController: 4, GRUController: 3, FeedForwardController: 1}[type(controller)] * hidden
-    interface = sum(accessor.interface.sizes.values())
     for name, layer in _linears(circuit).items():
-        rows = interface if name.startswith("accessor") else gates
+        rows = accessor.interface.size if name.startswith("accessor") else gates
         columns = width if name == "controller.inputs.0" else hidden
         expected.append((f"weight of {name}", layer.weight, (rows, columns)))
         expected.append((f"bias of {name}", layer.bias, (rows,)))

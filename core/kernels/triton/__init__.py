@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from ...accessors.dynamic import DynamicAccessor
 from ...accessors.static import StaticAccessor
 from ...circuit import CircuitState
+from ..hooks import hooked
 
 if TYPE_CHECKING:
     from ..circuit_view import CircuitView
@@ -58,13 +59,6 @@ def _unavailable_device(device: torch.device, *, asked_for: bool) -> str | None:
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
         return f"Triton needs compute capability 7.0; {torch.cuda.get_device_name(device)} is older"
     return None
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether code was registered that runs before or after a module, forward or backward."""
-    return bool(
-        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
-    )
 
 
 def _unavailable_parts(circuit: CircuitView) -> str | None:

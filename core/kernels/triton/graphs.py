@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...circuit import CircuitState, map_state
-from . import hooked
+from ..hooks import hooked
 
 if TYPE_CHECKING:
     from ..circuit_view import CircuitView

@@ -16,7 +16,8 @@ from ...controllers.feedforward import FeedForwardController, FeedForwardState
 from ...controllers.gru import GRUController, GRUState
 from ...controllers.lstm import LSTMController, LSTMState
 from ...stacked import map_initial_state
-from . import dnc, hooked, ntm
+from ..hooks import hooked
+from . import dnc, ntm
 from .controllers import FEEDFORWARD, GRU, LSTM
 
 if TYPE_CHECKING:
