@@ -20,8 +20,6 @@ from tapehead.core.pictures import Areas, Connection, Histogram, Network, Pictur
 from tapehead.utils.factory import CIRCUITS
 from tapehead.utils.plots import (
     Episode,
-    _pooled,
-    _used_slots,
     curve_panels,
     curves_figure,
     episode_figure,
@@ -32,6 +30,8 @@ from tapehead.utils.plots import (
     thinned,
     wrong_bits,
 )
+from tapehead.utils.plots.episode import used_slots
+from tapehead.utils.plots.panels import pooled
 
 
 def answered(circuit: Circuit | None, steps: int = 7, batch_size: int = 3) -> tuple[Batch, torch.Tensor, Trace | None]:
@@ -172,7 +172,7 @@ def weights_at(*slots: int, total: int = 100) -> Episode:
     ],
 )
 def test_a_large_memory_is_cropped_to_the_slots_in_use(slots: tuple[int, ...], shown: tuple[int, int]) -> None:
-    found = _used_slots(weights_at(*slots))
+    found = used_slots(weights_at(*slots))
     assert (found.first, found.last) == shown
     assert set(slots) <= set(found.indices.tolist())
 
@@ -180,9 +180,9 @@ def test_a_large_memory_is_cropped_to_the_slots_in_use(slots: tuple[int, ...], s
 def test_sharing_cells_keeps_single_spikes() -> None:
     image = np.zeros((2050, 3), np.float32)
     image[1234, 1] = -7
-    pooled = _pooled(image, 100)
-    assert pooled.shape[0] <= 100 and pooled.shape[1] == 3
-    assert pooled.min() == -7 and np.count_nonzero(pooled) == 1
+    shared = pooled(image, 100)
+    assert shared.shape[0] <= 100 and shared.shape[1] == 3
+    assert shared.min() == -7 and np.count_nonzero(shared) == 1
 
 
 ROWS = [

@@ -1,0 +1,31 @@
+"""Pictures of a run: curves, one episode with what the memory did, and the memory at work as an animation.
+
+Only numpy, matplotlib and Pillow are needed to draw, and nothing here touches pyplot's global state, so the figures can
+be drawn in any thread or process.
+"""
+
+from .animation import memory_gif
+from .curves import RAW_POINTS, Curve, curve_panels, curve_title, curves_figure, thinned
+from .episode import Array, Episode, episode_from, wrong_bits
+from .memory import episode_figure
+from .panels import LINES, colour_limits
+from .pictures import network_figure, picture_figure
+
+__all__ = [
+    "LINES",
+    "RAW_POINTS",
+    "Array",
+    "Curve",
+    "Episode",
+    "colour_limits",
+    "curve_panels",
+    "curve_title",
+    "curves_figure",
+    "episode_figure",
+    "episode_from",
+    "memory_gif",
+    "network_figure",
+    "picture_figure",
+    "thinned",
+    "wrong_bits",
+]
