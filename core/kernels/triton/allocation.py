@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...addressing import USAGE_EPSILON
-from .launch import launch, parts, power_of_two
+from .launch import launch, parts, power_of_two, sigmoid
 
 ROWS = 32
 """Slots that a program allocates."""
@@ -27,26 +27,34 @@ COLUMNS = 64
 
 
 @triton.jit
-def _unwritten(write_weights, batch, n, N: tl.constexpr, H: tl.constexpr, EXCEPT: tl.constexpr):
-    """How much no head but one wrote of slots n: Π_h (1 - w_h)."""
-    result = 1.0 - tl.load(write_weights + batch * H * N + n, mask=n < N, other=0.0) * (EXCEPT != 0)
-    for head in tl.static_range(1, H):
+def unwritten(write_weights, n, N: tl.constexpr, H: tl.constexpr, EXCEPT: tl.constexpr = -1):
+    """How much no head but one wrote of slots n of a sequence: Π_h (1 - w_h)."""
+    result = tl.full(n.shape, 1.0, write_weights.dtype.element_ty)
+    for head in tl.static_range(H):
         if head != EXCEPT:
-            result *= 1.0 - tl.load(write_weights + (batch * H + head) * N + n, mask=n < N, other=0.0)
+            result *= 1.0 - tl.load(write_weights + head * N + n, mask=n < N, other=0.0)
     return result
 
 
 @triton.jit
-def _retained(free_gates, read_weights, batch, n, N: tl.constexpr, R: tl.constexpr, EXCEPT: tl.constexpr):
-    """How much all free gates but one leave of slots n: Π_r (1 - f_r w_r)."""
-    weight = tl.load(read_weights + batch * R * N + n, mask=n < N, other=0.0) * (EXCEPT != 0)
-    result = 1.0 - tl.load(free_gates + batch * R) * weight
-    for head in tl.static_range(1, R):
+def retained(
+    free_gates, read_weights, n, N: tl.constexpr, R: tl.constexpr, RAW: tl.constexpr, EXCEPT: tl.constexpr = -1
+):
+    """How much all free gates but one leave of slots n of a sequence: Π_r (1 - f_r w_r); RAW ones get a sigmoid."""
+    result = tl.full(n.shape, 1.0, read_weights.dtype.element_ty)
+    for head in tl.static_range(R):
         if head != EXCEPT:
-            row = batch * R + head
-            weight = tl.load(read_weights + row * N + n, mask=n < N, other=0.0)
-            result *= 1.0 - tl.load(free_gates + row) * weight
+            free = tl.load(free_gates + head)
+            if RAW:
+                free = sigmoid(free)
+            result *= 1.0 - free * tl.load(read_weights + head * N + n, mask=n < N, other=0.0)
     return result
+
+
+@triton.jit
+def sorted_before(first, i, second, j):
+    """Whether a stable sort puts usages ``first`` of slots i before usages ``second`` of slots j."""
+    return (first < second) | ((first == second) & (i < j))
 
 
 @triton.jit
@@ -55,9 +63,9 @@ def _usage(
 ):
     """Usage of slots n."""
     before = tl.load(previous + batch * N + n, mask=n < N, other=0.0)
-    written = 1.0 - _unwritten(write_weights, batch, n, N, H, -1)
+    written = 1.0 - unwritten(write_weights + batch * H * N, n, N, H)
     kept = before + written - before * written
-    return kept * _retained(free_gates, read_weights, batch, n, N, R, -1)
+    return kept * retained(free_gates + batch * R, read_weights + batch * R * N, n, N, R, False)
 
 
 @triton.jit
@@ -116,9 +124,7 @@ def allocation_forward(
     for start in range(0, N, COLUMNS):
         j = start + tl.arange(0, COLUMNS)
         other = _used(previous, write_weights, free_gates, read_weights, gates, batch, j, N, H, R, HEAD, EPSILON)
-        less = other[None, :] < own[:, None]
-        tie = (other[None, :] == own[:, None]) & (j[None, :] < i[:, None])
-        first = (less | tie) & (j < N)[None, :]
+        first = sorted_before(other[None, :], j[None, :], own[:, None], i[:, None]) & (j < N)[None, :]
         logarithm += tl.sum(tl.where(first, tl.log(other)[None, :], 0.0), 1)
     product = tl.exp(logarithm)
     if HEAD == 0:
@@ -149,9 +155,8 @@ def allocation_backward(
         other = tl.load(used + batch + j, mask=j < N, other=0.0)
         product = tl.load(smaller + batch + j, mask=j < N, other=0.0)
         gradient = tl.load(d_allocation + batch + j, mask=j < N, other=0.0) * (1.0 - other) * product
-        less = own[:, None] < other[None, :]
-        tie = (own[:, None] == other[None, :]) & (i[:, None] < j[None, :])
-        after += tl.sum(tl.where(less | tie, gradient[None, :], 0.0), 1)
+        first = sorted_before(own[:, None], i[:, None], other[None, :], j[None, :])
+        after += tl.sum(tl.where(first, gradient[None, :], 0.0), 1)
     product = tl.load(smaller + batch + i, mask=i < N, other=0.0)
     gradient = after / own - tl.load(d_allocation + batch + i, mask=i < N, other=0.0) * product
     gradient += tl.load(d_used + batch + i, mask=i < N, other=0.0)
@@ -184,19 +189,21 @@ def usage_backward(
     gradient = tl.load(d_usage + batch * N + n, mask=inside, other=0.0)
     gradient += (1.0 - EPSILON) * tl.load(d_used + batch * N + n, mask=inside, other=0.0)
     before = tl.load(previous + batch * N + n, mask=inside, other=0.0)
-    written = 1.0 - _unwritten(write_weights, batch, n, N, H, -1)
-    retained = _retained(free_gates, read_weights, batch, n, N, R, -1)
-    tl.store(d_previous + batch * N + n, gradient * retained * (1.0 - written), mask=inside)
-    d_written = gradient * retained * (1.0 - before)
+    write_weights += batch * H * N
+    free_gates += batch * R
+    read_weights += batch * R * N
+    written = 1.0 - unwritten(write_weights, n, N, H)
+    kept = retained(free_gates, read_weights, n, N, R, False)
+    tl.store(d_previous + batch * N + n, gradient * kept * (1.0 - written), mask=inside)
+    d_written = gradient * kept * (1.0 - before)
     for head in tl.static_range(H):
-        row = (batch * H + head) * N
-        tl.store(d_write_weights + row + n, d_written * _unwritten(write_weights, batch, n, N, H, head), mask=inside)
-    d_retained = gradient * (before + written - before * written)
+        d_write = d_written * unwritten(write_weights, n, N, H, head)
+        tl.store(d_write_weights + (batch * H + head) * N + n, d_write, mask=inside)
+    d_kept = gradient * (before + written - before * written)
     for head in tl.static_range(R):
-        row = batch * R + head
-        d_freed = -d_retained * _retained(free_gates, read_weights, batch, n, N, R, head)
-        weight = tl.load(read_weights + row * N + n, mask=inside, other=0.0)
-        tl.store(d_read_weights + row * N + n, d_freed * tl.load(free_gates + row), mask=inside)
+        d_freed = -d_kept * retained(free_gates, read_weights, n, N, R, False, head)
+        weight = tl.load(read_weights + head * N + n, mask=inside, other=0.0)
+        tl.store(d_read_weights + (batch * R + head) * N + n, d_freed * tl.load(free_gates + head), mask=inside)
         tl.store(d_free_gates + part * R + head, tl.sum(d_freed * weight, 0))
 
 

@@ -14,7 +14,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...addressing import NORM_EPSILON
-from .launch import launch, parts, power_of_two, rows_per_tile, warps
+from .launch import (
+    launch,
+    parts,
+    power_of_two,
+    rows_per_tile,
+    sigmoid,
+    softmax,
+    softmax_backward,
+    softplus,
+    softplus_slope,
+    tanh,
+    warps,
+)
 
 
 @triton.jit
@@ -25,11 +37,127 @@ def _tile(memory, batch, n, w, N: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
-def _logits(tile, key, element_weight, strength, key_norm, n, N: tl.constexpr, EPSILON: tl.constexpr):
-    """Strength times similarity of the slots of a tile, -inf outside; ``element_weight`` is the squared mask."""
-    dot = tl.sum(tile * key[None, :], 1)
-    norm = tl.sqrt(tl.sum(tile * tile * element_weight[None, :], 1) + EPSILON)
-    return tl.where(n < N, strength * (dot / (key_norm * norm + EPSILON)), float("-inf"))
+def slot_norms(tile, EPSILON: tl.constexpr):
+    """Norm of every slot of a tile."""
+    return tl.sqrt(tl.sum(tile * tile, 1) + EPSILON)
+
+
+@triton.jit
+def key_norm(key, mask, EPSILON: tl.constexpr):
+    """Norm of a key, its elements times the mask."""
+    masked = key * mask
+    return tl.sqrt(tl.sum(masked * masked, 0) + EPSILON)
+
+
+@triton.jit
+def _similarities(tile, slot_norm, key, length, mask, EPSILON: tl.constexpr):
+    """Cosine similarity of every slot of a tile with a key of norm ``length``; a mask of ones compares whole words."""
+    return tl.sum(tile * (key * mask * mask)[None, :], 1) / (length * slot_norm + EPSILON)
+
+
+@triton.jit
+def _similarities_backward(
+    tile, slot_norm, key, mask, similarities, d_similarities, MASKED: tl.constexpr, EPSILON: tl.constexpr
+):
+    """Gradients of the tile, the key and the mask of :func:`_similarities`."""
+    length = key_norm(key, mask, EPSILON)
+    masked = key * mask
+    d_dot = d_similarities / (length * slot_norm + EPSILON)
+    d_denominator = -d_dot * similarities
+    d_square = d_denominator * length / slot_norm
+    d_tile = d_dot[:, None] * (masked * mask)[None, :] + d_square[:, None] * tile * (mask * mask)[None, :]
+    d_product = tl.sum(d_dot[:, None] * tile, 0)
+    d_masked = d_product * mask + tl.sum(d_denominator * slot_norm, 0) * masked / length
+    d_mask = tl.zeros_like(mask)
+    if MASKED:
+        d_mask = d_product * masked + d_masked * key + mask * tl.sum(d_square[:, None] * tile * tile, 0)
+    return d_tile, d_masked * mask, d_mask
+
+
+@triton.jit
+def lookup_head(raw, key_at, strength_at, mask_at, w, W: tl.constexpr, SQUASH: tl.constexpr, MASK_MIN: tl.constexpr):
+    """Key, raw strength and mask of a head from their places in an interface vector.
+
+    With SQUASH the key gets a tanh. MASK_MIN is the smallest weight of a word element; None: there are no masks.
+    """
+    key = tl.load(raw + key_at + w, mask=w < W, other=0.0)
+    if SQUASH:
+        key = tanh(key)
+    mask = tl.full(key.shape, 1.0, key.dtype)
+    if MASK_MIN is not None:
+        mask = MASK_MIN + (1.0 - MASK_MIN) * sigmoid(tl.load(raw + mask_at + w, mask=w < W, other=0.0))
+    return key, tl.load(raw + strength_at), mask
+
+
+@triton.jit
+def lookup(
+    tile,
+    slot_norm,
+    key,
+    strength,
+    mask,
+    inside,
+    STRENGTH_MIN: tl.constexpr,
+    MASK_MIN: tl.constexpr,
+    EPSILON: tl.constexpr,
+):
+    """Content weighting of a :func:`lookup_head` on a memory that one tile holds, and its similarities.
+
+    ``slot_norm`` is that without a mask; ``inside`` the slots that there are.
+    """
+    if MASK_MIN is not None:
+        slot_norm = slot_norms(tile * mask[None, :], EPSILON)
+    similarities = _similarities(tile, slot_norm, key, key_norm(key, mask, EPSILON), mask, EPSILON)
+    logits = (STRENGTH_MIN + softplus(strength)) * similarities
+    return softmax(tl.where(inside, logits, float("-inf"))), similarities
+
+
+@triton.jit
+def lookup_backward(
+    tile,
+    slot_norm,
+    key,
+    strength,
+    mask,
+    content,
+    similarities,
+    d_content,
+    SQUASH: tl.constexpr,
+    STRENGTH_MIN: tl.constexpr,
+    MASK_MIN: tl.constexpr,
+    EPSILON: tl.constexpr,
+):
+    """Gradients of the memory, and of the raw key, strength and mask of :func:`lookup_head`, of :func:`lookup`."""
+    MASKED: tl.constexpr = MASK_MIN is not None
+    if MASKED:
+        slot_norm = slot_norms(tile * mask[None, :], EPSILON)
+    d_logits = softmax_backward(content, d_content)
+    d_similarities = (STRENGTH_MIN + softplus(strength)) * d_logits
+    d_tile, d_key, d_mask = _similarities_backward(
+        tile, slot_norm, key, mask, similarities, d_similarities, MASKED, EPSILON
+    )
+    if SQUASH:
+        d_key *= 1.0 - key * key
+    if MASKED:
+        d_mask *= (mask - MASK_MIN) * (1.0 - mask) / (1.0 - MASK_MIN)
+    return d_tile, d_key, tl.sum(d_logits * similarities, 0) * softplus_slope(strength), d_mask
+
+
+@triton.jit
+def _head(keys, strengths, mask, row, w, W: tl.constexpr, MASKED: tl.constexpr):
+    """Key, strength and mask of a head, whose row they have."""
+    key = tl.load(keys + row * W + w, mask=w < W, other=0.0)
+    element = tl.full(key.shape, 1.0, key.dtype)
+    if MASKED:
+        element = tl.load(mask + row * W + w, mask=w < W, other=0.0)
+    return key, tl.load(strengths + row), element
+
+
+@triton.jit
+def _logits(tile, key, length, strength, mask, n, N: tl.constexpr, EPSILON: tl.constexpr):
+    """Strength times similarity of the slots of a tile, -inf outside."""
+    slot_norm = slot_norms(tile * mask[None, :], EPSILON)
+    return tl.where(n < N, strength * _similarities(tile, slot_norm, key, length, mask, EPSILON), float("-inf"))
 
 
 @triton.jit
@@ -51,37 +179,25 @@ def content_forward(
     batch = tl.program_id(0).to(tl.int64)
     row = batch * K + tl.program_id(1)
     w = tl.arange(0, BLOCK_W)
-    key = tl.load(keys + row * W + w, mask=w < W, other=0.0)
-    element_weight = tl.full([BLOCK_W], 1.0, key.dtype)
-    if MASKED:
-        element = tl.load(mask + row * W + w, mask=w < W, other=0.0)
-        element_weight = element * element
-        key *= element
-    key_norm = tl.sqrt(tl.sum(key * key, 0) + EPSILON)
-    if MASKED:
-        key *= element
-    strength = tl.load(strengths + row)
+    key, strength, element = _head(keys, strengths, mask, row, w, W, MASKED)
+    length = key_norm(key, element, EPSILON)
     if N <= BLOCK_N:
         n = tl.arange(0, BLOCK_N)
-        tile = _tile(memory, batch, n, w, N, W)
-        logits = _logits(tile, key, element_weight, strength, key_norm, n, N, EPSILON)
-        shares = tl.exp(logits - tl.max(logits, 0))
-        tl.store(weights + row * N + n, shares / tl.sum(shares, 0), mask=n < N)
+        logits = _logits(_tile(memory, batch, n, w, N, W), key, length, strength, element, n, N, EPSILON)
+        tl.store(weights + row * N + n, softmax(logits), mask=n < N)
     else:
         largest = tl.full([], float("-inf"), key.dtype)
         total = tl.full([], 0.0, key.dtype)
         for start in range(0, N, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            tile = _tile(memory, batch, n, w, N, W)
-            logits = _logits(tile, key, element_weight, strength, key_norm, n, N, EPSILON)
+            logits = _logits(_tile(memory, batch, n, w, N, W), key, length, strength, element, n, N, EPSILON)
             larger = tl.maximum(largest, tl.max(logits, 0))
             total = total * tl.exp(largest - larger) + tl.sum(tl.exp(logits - larger), 0)
             largest = larger
         # Computed again rather than stored and loaded: the memory is in the cache, and no thread waits for another.
         for start in range(0, N, BLOCK_N):
             n = start + tl.arange(0, BLOCK_N)
-            tile = _tile(memory, batch, n, w, N, W)
-            logits = _logits(tile, key, element_weight, strength, key_norm, n, N, EPSILON)
+            logits = _logits(_tile(memory, batch, n, w, N, W), key, length, strength, element, n, N, EPSILON)
             tl.store(weights + row * N + n, tl.exp(logits - largest) / total, mask=n < N)
 
 
@@ -115,20 +231,9 @@ def content_backward(
     d_tile = tl.zeros_like(tile)
     for head in range(K):
         row = batch * K + head
-        key = tl.load(keys + row * W + w, mask=in_word, other=0.0)
-        masked_key = key
-        dot_key = key
-        element_weight = tl.full([BLOCK_W], 1.0, key.dtype)
-        if MASKED:
-            element = tl.load(mask + row * W + w, mask=in_word, other=0.0)
-            element_weight = element * element
-            masked_key = key * element
-            dot_key = masked_key * element
-        strength = tl.load(strengths + row)
-        key_norm = tl.sqrt(tl.sum(masked_key * masked_key, 0) + EPSILON)
-        norm = tl.sqrt(tl.sum(tile * tile * element_weight[None, :], 1) + EPSILON)
-        denominator = key_norm * norm + EPSILON
-        similarity = tl.sum(tile * dot_key[None, :], 1) / denominator
+        key, strength, element = _head(keys, strengths, mask, row, w, W, MASKED)
+        slot_norm = slot_norms(tile * element[None, :], EPSILON)
+        similarities = _similarities(tile, slot_norm, key, key_norm(key, element, EPSILON), element, EPSILON)
 
         # Softmax: the mean of the upstream gradient is over all slots, not only those of this block.
         mean = tl.full([], 0.0, key.dtype)
@@ -138,23 +243,15 @@ def content_backward(
             mean += tl.sum(share * tl.load(d_weights + row * N + every, mask=every < N, other=0.0), 0)
         weight = tl.load(weights + row * N + n, mask=in_memory, other=0.0)
         d_logit = weight * (tl.load(d_weights + row * N + n, mask=in_memory, other=0.0) - mean)
-        d_dot = strength * d_logit / denominator
-        d_denominator = -d_dot * similarity
-        d_square = 0.5 * d_denominator * key_norm / norm
-        d_key_norm = tl.sum(d_denominator * norm, 0)
-
-        d_tile += d_dot[:, None] * dot_key[None, :] + 2.0 * d_square[:, None] * tile * element_weight[None, :]
-        d_key = tl.sum(d_dot[:, None] * tile, 0)
+        d_found, d_key, d_element = _similarities_backward(
+            tile, slot_norm, key, element, similarities, strength * d_logit, MASKED, EPSILON
+        )
+        d_tile += d_found
         out = (part * K + head) * W + w
-        if MASKED:
-            d_element = d_key * masked_key + 2.0 * element * tl.sum(d_square[:, None] * tile * tile, 0)
-            d_key = d_key * element + d_key_norm * masked_key / key_norm
-            tl.store(d_mask + out, d_element + d_key * key, mask=in_word)
-            d_key *= element
-        else:
-            d_key += d_key_norm * key / key_norm
         tl.store(d_keys + out, d_key, mask=in_word)
-        tl.store(d_strengths + part * K + head, tl.sum(d_logit * similarity, 0))
+        tl.store(d_strengths + part * K + head, tl.sum(d_logit * similarities, 0))
+        if MASKED:
+            tl.store(d_mask + out, d_element, mask=in_word)
     tl.store(d_memory + batch * N * W + n[:, None] * W + w[None, :], d_tile, mask=in_memory[:, None] & in_word[None, :])
 
 

@@ -1,4 +1,4 @@
-"""What all Triton kernels share: how they are launched, how large their tiles are, and functions of one element.
+"""What all Triton kernels share: how they are launched, how large their tiles are, and functions of elements.
 
 Kernels compute in the type of their tensors, float32 or float64. Sizes are compile-time constants, so a kernel is
 compiled once per size of the memory; tiles have powers of two as sides and are masked where they stick out. Sums over
@@ -81,3 +81,16 @@ def softplus(x):
 def softplus_slope(x):
     """Derivative of :func:`softplus`."""
     return tl.where(x > 20.0, 1.0, sigmoid(x))
+
+
+@triton.jit
+def softmax(logits, AXIS: tl.constexpr = 0):
+    """Shares along an axis that a tile holds whole; logits of -inf, but not only they, get 0."""
+    shares = tl.exp(logits - tl.max(logits, AXIS, keep_dims=True))
+    return shares / tl.sum(shares, AXIS, keep_dims=True)
+
+
+@triton.jit
+def softmax_backward(shares, d_shares, AXIS: tl.constexpr = 0):
+    """Gradient of the logits of :func:`softmax`."""
+    return shares * (d_shares - tl.sum(shares * d_shares, AXIS, keep_dims=True))

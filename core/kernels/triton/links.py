@@ -28,10 +28,9 @@ COLUMNS = 64
 
 
 @triton.jit
-def _linked(tile, row_write, column_write, precedence, i, j):
-    """A tile of the links, rows i and columns j, after a write."""
-    tile = (1.0 - row_write[:, None] - column_write[None, :]) * tile + row_write[:, None] * precedence[None, :]
-    return tl.where(i[:, None] == j[None, :], 0.0, tile)
+def linked(links, row_write, column_write, precedence, diagonal):
+    """Links after a write, element by element; ``precedence`` is that of the columns."""
+    return tl.where(diagonal, 0.0, (1.0 - row_write - column_write) * links + row_write * precedence)
 
 
 @triton.jit
@@ -67,7 +66,7 @@ def links_forward(
         column_write = tl.load(write_weights + matrix * N + j, mask=j < N, other=0.0)
         last = tl.load(precedence + matrix * N + j, mask=j < N, other=0.0)
         tile = tl.load(previous + offsets, mask=inside, other=0.0)
-        tile = _linked(tile, row_write, column_write, last, i, j)
+        tile = linked(tile, row_write[:, None], column_write[None, :], last[None, :], i[:, None] == j[None, :])
         tl.store(link + offsets, tile, mask=inside)
         total += tl.sum(column_write, 0)
         for head in tl.static_range(R):
@@ -127,7 +126,8 @@ def links_backward(
         d_total -= tl.sum(last * tl.load(d_new_precedence + matrix * N + j, mask=j < N, other=0.0), 0)
         tile = tl.load(previous + offsets, mask=inside, other=0.0)
         d_tile = tl.load(d_link + offsets, mask=inside, other=0.0)
-        new_tile = _linked(tile, row_write, column_write, last, i, j)
+        diagonal = i[:, None] == j[None, :]
+        new_tile = linked(tile, row_write[:, None], column_write[None, :], last[None, :], diagonal)
         for head in tl.static_range(R):
             read = (batch * R + head) * N
             column_read = tl.load(read_weights + read + j, mask=j < N, other=0.0)
@@ -139,7 +139,7 @@ def links_backward(
             product = tl.sum(new_tile * d_back[None, :], 1)
             d_reads += tl.where(r[None, :] == head, product[:, None], 0.0)
             tl.store(d_column_read + (part * R + head) * N + j, tl.sum(new_tile * d_ahead[:, None], 0), mask=j < N)
-        d_tile = tl.where(i[:, None] == j[None, :], 0.0, d_tile)
+        d_tile = tl.where(diagonal, 0.0, d_tile)
         factor = 1.0 - row_write[:, None] - column_write[None, :]
         tl.store(d_previous + offsets, d_tile * factor, mask=inside)
         d_writes += tl.sum(d_tile * (last[None, :] - tile), 1)
@@ -182,7 +182,7 @@ def links_again(
         row_write = tl.load(write_weights + row * N + i, mask=i < N, other=0.0)
         column_write = tl.load(write_weights + row * N + j, mask=j < N, other=0.0)
         last = tl.load(precedences + row * N + j, mask=j < N, other=0.0)
-        tile = _linked(tile, row_write, column_write, last, i, j)
+        tile = linked(tile, row_write[:, None], column_write[None, :], last[None, :], i[:, None] == j[None, :])
         tl.store(links + row * N * N + within, tile, mask=inside)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...addressing import SHARPEN_EPSILON
-from .launch import TILE, launch, power_of_two, warps
+from .launch import TILE, launch, power_of_two, softmax, warps
 
 
 @triton.jit
@@ -33,6 +33,12 @@ def _shifted(content, previous, shift, row, n, gate, N: tl.constexpr, S: tl.cons
         share = tl.load(shift + row * S + index)
         result += share * _gated(content, previous, row * N, source, gate, n < N)
     return result
+
+
+@triton.jit
+def sharpened(weights, power, inside, EPSILON: tl.constexpr, AXIS: tl.constexpr = 0):
+    """Weightings that a tile holds whole, raised to a power and renormalised; see core.addressing.sharpen."""
+    return softmax(tl.where(inside, power * tl.log(weights + EPSILON), float("-inf")), AXIS)
 
 
 @triton.jit
@@ -56,9 +62,7 @@ def location_forward(
     if N <= BLOCK_N:
         n = tl.arange(0, BLOCK_N)
         shifted = _shifted(content, previous, shift, row, n, gate, N, S)
-        logits = tl.where(n < N, power * tl.log(shifted + EPSILON), float("-inf"))
-        shares = tl.exp(logits - tl.max(logits, 0))
-        tl.store(weights + row * N + n, shares / tl.sum(shares, 0), mask=n < N)
+        tl.store(weights + row * N + n, sharpened(shifted, power, n < N, EPSILON), mask=n < N)
     else:
         largest = tl.full([], float("-inf"), gate.dtype)
         total = tl.full([], 0.0, gate.dtype)

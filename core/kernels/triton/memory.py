@@ -14,22 +14,85 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .launch import launch, parts, power_of_two, rows_per_tile, warps
+from .launch import launch, parts, power_of_two, rows_per_tile, sigmoid, tanh, warps
 
 COLUMNS = 32
 """Word elements that a program of the forward pass takes: a row of its tile is one line of the cache in float32."""
 
 
 @triton.jit
-def _written(tile, weights, erase, add, batch, n, w, N: tl.constexpr, W: tl.constexpr, H: tl.constexpr):
-    """A tile of the memory after all heads wrote."""
+def _erase_add(erase, add, head, w, W: tl.constexpr, RAW: tl.constexpr, SQUASH: tl.constexpr):
+    """What a head of a sequence erases and adds, ``[BLOCK_W]`` each.
+
+    From the interface vector what is erased is RAW and gets a sigmoid, and what is added gets a tanh with SQUASH.
+    """
+    erased = tl.load(erase + head * W + w, mask=w < W, other=0.0)
+    added = tl.load(add + head * W + w, mask=w < W, other=0.0)
+    if RAW:
+        erased = tl.where(w < W, sigmoid(erased), 0.0)
+    if SQUASH:
+        added = tanh(added)
+    return erased, added
+
+
+@triton.jit
+def written(
+    tile,
+    weights,
+    erase,
+    add,
+    n,
+    w,
+    N: tl.constexpr,
+    W: tl.constexpr,
+    H: tl.constexpr,
+    RAW: tl.constexpr,
+    SQUASH: tl.constexpr,
+):
+    """A tile of the memory of a sequence after all heads wrote."""
     added = tl.zeros_like(tile)
     for head in tl.static_range(H):
-        row = batch * H + head
-        weight = tl.load(weights + row * N + n, mask=n < N, other=0.0)[:, None]
-        tile *= 1.0 - weight * tl.load(erase + row * W + w, mask=w < W, other=0.0)[None, :]
-        added += weight * tl.load(add + row * W + w, mask=w < W, other=0.0)[None, :]
+        weight = tl.load(weights + head * N + n, mask=n < N, other=0.0)[:, None]
+        erase_row, add_row = _erase_add(erase, add, head, w, W, RAW, SQUASH)
+        tile *= 1.0 - weight * erase_row[None, :]
+        added += weight * add_row[None, :]
     return tile + added
+
+
+@triton.jit
+def write_backward(
+    tile,
+    d_tile,
+    weights,
+    erase,
+    add,
+    head,
+    n,
+    w,
+    N: tl.constexpr,
+    W: tl.constexpr,
+    H: tl.constexpr,
+    RAW: tl.constexpr,
+    SQUASH: tl.constexpr,
+):
+    """Gradients of one head's weighting, ``erase`` and ``add`` of :func:`written`, and what its erasing leaves."""
+    weight = tl.load(weights + head * N + n, mask=n < N, other=0.0)[:, None]
+    erase_row, add_row = _erase_add(erase, add, head, w, W, RAW, SQUASH)
+    # What the erasure of this head multiplied: not a quotient, since it may have erased everything.
+    others = tile * d_tile
+    for other in range(H):
+        if other != head:
+            other_weight = tl.load(weights + other * N + n, mask=n < N, other=0.0)[:, None]
+            other_row, _ = _erase_add(erase, add, other, w, W, RAW, SQUASH)
+            others *= 1.0 - other_weight * other_row[None, :]
+    d_weight = tl.sum(d_tile * add_row[None, :] - others * erase_row[None, :], 1)
+    d_erase = -tl.sum(others * weight, 0)
+    d_add = tl.sum(d_tile * weight, 0)
+    if RAW:
+        d_erase *= erase_row * (1.0 - erase_row)
+    if SQUASH:
+        d_add *= 1.0 - add_row * add_row
+    return d_weight, d_erase, d_add, 1.0 - weight * erase_row[None, :]
 
 
 @triton.jit
@@ -51,6 +114,9 @@ def access_forward(
 ):
     """One program per sequence and block of word elements, over all slots, so that reads come out whole."""
     batch = tl.program_id(0).to(tl.int64)
+    weights += batch * H * N
+    erase += batch * H * W
+    add += batch * H * W
     w = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
     r = tl.arange(0, BLOCK_R)
     read = tl.zeros([BLOCK_R, BLOCK_W], memory.dtype.element_ty)
@@ -59,7 +125,7 @@ def access_forward(
         inside = (n < N)[:, None] & (w < W)[None, :]
         offsets = batch * N * W + n[:, None] * W + w[None, :]
         tile = tl.load(memory + offsets, mask=inside, other=0.0)
-        tile = _written(tile, weights, erase, add, batch, n, w, N, W, H)
+        tile = written(tile, weights, erase, add, n, w, N, W, H, False, False)
         tl.store(new_memory + offsets, tile, mask=inside)
         for head in tl.static_range(R):
             weight = tl.load(read_weights + (batch * R + head) * N + n, mask=n < N, other=0.0)
@@ -93,6 +159,9 @@ def access_backward(
     """One program per sequence and block of slots; the gradients of words come in parts, one per block."""
     batch = tl.program_id(0).to(tl.int64)
     part = batch * tl.num_programs(1) + tl.program_id(1)
+    weights += batch * H * N
+    erase += batch * H * W
+    add += batch * H * W
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     w = tl.arange(0, BLOCK_W)
     in_word, in_memory = w < W, n < N
@@ -101,33 +170,24 @@ def access_backward(
     tile = tl.load(memory + offsets, mask=inside, other=0.0)
     d_tile = tl.load(d_new_memory + offsets, mask=inside, other=0.0)
     if R > 0:
-        written = _written(tile, weights, erase, add, batch, n, w, N, W, H)
+        new_tile = written(tile, weights, erase, add, n, w, N, W, H, False, False)
         for head in tl.static_range(R):
             row = batch * R + head
             d_read = tl.load(d_reads + row * W + w, mask=in_word, other=0.0)[None, :]
             weight = tl.load(read_weights + row * N + n, mask=in_memory, other=0.0)[:, None]
             d_tile += weight * d_read
-            tl.store(d_read_weights + row * N + n, tl.sum(written * d_read, 1), mask=in_memory)
+            tl.store(d_read_weights + row * N + n, tl.sum(new_tile * d_read, 1), mask=in_memory)
 
     kept = tl.full([BLOCK_N, BLOCK_W], 1.0, tile.dtype)
     # Loops, not copies of their bodies: of H² large bodies the compiler would not see the end.
     for head in range(H):
-        row = batch * H + head
-        weight = tl.load(weights + row * N + n, mask=in_memory, other=0.0)[:, None]
-        erased = tl.load(erase + row * W + w, mask=in_word, other=0.0)[None, :]
-        added = tl.load(add + row * W + w, mask=in_word, other=0.0)[None, :]
-        # What the erasure of this head multiplied: not a quotient, since it may have erased everything.
-        others = tile * d_tile
-        for other in range(H):
-            if other != head:
-                row_of_other = batch * H + other
-                other_weight = tl.load(weights + row_of_other * N + n, mask=in_memory, other=0.0)[:, None]
-                others *= 1.0 - other_weight * tl.load(erase + row_of_other * W + w, mask=in_word, other=0.0)[None, :]
-        kept *= 1.0 - weight * erased
-        tl.store(d_weights + row * N + n, tl.sum(d_tile * added - others * erased, 1), mask=in_memory)
-        out = (part * H + head) * W + w
-        tl.store(d_erase + out, -tl.sum(others * weight, 0), mask=in_word)
-        tl.store(d_add + out, tl.sum(d_tile * weight, 0), mask=in_word)
+        d_weight, d_erased, d_added, left = write_backward(
+            tile, d_tile, weights, erase, add, head, n, w, N, W, H, False, False
+        )
+        kept *= left
+        tl.store(d_weights + (batch * H + head) * N + n, d_weight, mask=in_memory)
+        tl.store(d_erase + (part * H + head) * W + w, d_erased, mask=in_word)
+        tl.store(d_add + (part * H + head) * W + w, d_added, mask=in_word)
     tl.store(d_memory + offsets, d_tile * kept, mask=inside)
 
 
