@@ -1,4 +1,4 @@
-"""The Triton backend, for GPUs: a whole NTM sequence in one kernel; else fused kernels per step, in one CUDA graph.
+"""The Triton backend, for GPUs: a whole sequence in one kernel where it fits; else kernels per step, in a CUDA graph.
 
 Triton is an optional dependency, which comes with torch where torch is built for CUDA: nothing here imports it before
 it is needed. Without a GPU, kernels run in Triton's interpreter (TRITON_INTERPRET=1), slowly and only when asked for.

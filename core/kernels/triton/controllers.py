@@ -1,7 +1,11 @@
 """The controller inside a kernel that runs a whole sequence: gates, hidden vector, interface; and their backward.
 
-F = hidden + R * W features (hidden vector and words read), G = gates * hidden. Weights of the layers stream from the
-second-level cache, which all programs share; vectors go through memory, so that every thread sees all of them.
+A row of features is what one step hands to the next: the hidden vectors of all layers, the last layer first, then the
+words read, so that the first layer finds its own hidden vector beside the words. Shapes: L layers, G = gates * hidden,
+F = L * hidden + R * W features, I interface.
+
+Weights of the layers stream from the second-level cache, which all programs share; vectors go through memory, so that
+every thread sees all of them.
 """
 
 from __future__ import annotations
@@ -9,19 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .launch import power_of_two, sigmoid, tanh
-
-WARPS = 8
-"""Of a program that runs a sequence."""
-
-IN_FLIGHT = 8192
-"""Weights of a layer that a program asks for at a time, 32 per thread: one sequence alone waits for the cache."""
-
-KEEP_EVERY = 8
-"""Steps between two stored memories."""
-
-LARGEST_VECTOR = 1024
-"""Elements of the widest vector (features, gates, interface), rounded up to a power of two."""
+from .launch import sigmoid, tanh
 
 FEEDFORWARD, LSTM, GRU = 0, 1, 2
 
@@ -57,16 +49,19 @@ def product(weight, vector, start, out, length, columns, width, CHUNK: tl.conste
 
 
 @triton.jit
-def _cell(
-    gates,
-    previous,
-    cell,
-    h,
-    HIDDEN: tl.constexpr,
-    KIND: tl.constexpr,
-    CLIP: tl.constexpr,
-):
-    """Hidden vector and cell from the sums that enter the gates, which are in memory: gates ``[G]``."""
+def _add_products(gates, weight, vector, h, length, HIDDEN: tl.constexpr, GATES: tl.constexpr, CHUNK: tl.constexpr):
+    """Adds ``vector @ weight`` to the gates of a layer, for a weight ``[length, G]``."""
+    for block in tl.static_range(GATES):
+        sums = gates + block * HIDDEN + h
+        total = tl.load(sums, mask=h < HIDDEN, other=0.0)
+        total = product(weight + block * HIDDEN, vector, total, h, length, HIDDEN, GATES * HIDDEN, CHUNK)
+        tl.store(sums, total, mask=h < HIDDEN)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _layer(before, after, gates, cell, new_cell, h, HIDDEN: tl.constexpr, KIND: tl.constexpr, CLIP: tl.constexpr):
+    """Stores the hidden vector and the cell of a layer after the sums that enter its gates, ``[G]``."""
     inside = h < HIDDEN
     first = tl.load(gates + h, mask=inside, other=0.0)
     if KIND == 0:
@@ -76,12 +71,16 @@ def _cell(
         third = tl.load(gates + 2 * HIDDEN + h, mask=inside, other=0.0)
         fourth = tl.load(gates + 3 * HIDDEN + h, mask=inside, other=0.0)
         if KIND == 1:
-            cell = _clip(sigmoid(second) * cell + sigmoid(first) * tanh(third), CLIP)
-            hidden = sigmoid(fourth) * tanh(cell)
+            last = tl.load(cell + h, mask=inside, other=0.0)
+            memory = _clip(sigmoid(second) * last + sigmoid(first) * tanh(third), CLIP)
+            tl.store(new_cell + h, memory, mask=inside)
+            hidden = sigmoid(fourth) * tanh(memory)
         else:
+            previous = tl.load(before + h, mask=inside, other=0.0)
             candidate = tanh(third + sigmoid(first) * fourth)
             hidden = candidate + sigmoid(second) * (previous - candidate)
-    return _clip(hidden, CLIP), cell
+    tl.store(after + h, _clip(hidden, CLIP), mask=inside)
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -89,72 +88,68 @@ def controller_forward(
     before,
     after,
     gates,
+    cells,
+    new_cells,
     recurrent,
-    interface_weight,
-    interface_bias,
-    interface,
-    cell,
+    upper,
     h,
-    i,
-    F: tl.constexpr,
+    WORDS: tl.constexpr,
     HIDDEN: tl.constexpr,
-    GATES: tl.constexpr,
-    INTERFACE: tl.constexpr,
+    LAYERS: tl.constexpr,
     KIND: tl.constexpr,
     CLIP: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """From the last features to the next hidden vector and the interface vector, both stored; gives the next cell.
+    """Stores the hidden vectors and cells ``[L * hidden]`` of a step, from the features before it.
 
-    ``gates`` ``[G]`` holds the products with the input, to which those with the features are added.
+    ``gates`` ``[L * G]`` holds biases and products with the input, to which all others are added. ``recurrent``
+    ``[hidden + WORDS, G]`` are the weights of the first layer; ``upper`` ``[L - 1, 2 * hidden, G]`` those of the others
+    for the hidden vector below and for their own last one.
     """
-    for block in tl.static_range(GATES):
-        sums = gates + block * HIDDEN + h
-        total = tl.load(sums, mask=h < HIDDEN, other=0.0)
-        total = product(recurrent + block * HIDDEN, before, total, h, F, HIDDEN, GATES * HIDDEN, CHUNK)
-        tl.store(sums, total, mask=h < HIDDEN)
-    tl.debug_barrier()
-    previous = tl.load(before + h, mask=h < HIDDEN, other=0.0)
-    hidden, cell = _cell(gates, previous, cell, h, HIDDEN, KIND, CLIP)
-    tl.store(after + h, hidden, mask=h < HIDDEN)
-    tl.debug_barrier()
-    vector = tl.load(interface_bias + i, mask=i < INTERFACE, other=0.0)
-    vector = product(interface_weight, after, vector, i, HIDDEN, INTERFACE, INTERFACE, CHUNK)
-    tl.store(interface + i, vector, mask=i < INTERFACE)
-    tl.debug_barrier()
-    return cell
+    GATES: tl.constexpr = 1 if KIND == 0 else 4
+    own = (LAYERS - 1) * HIDDEN
+    _add_products(gates, recurrent, before + own, h, HIDDEN + WORDS, HIDDEN, GATES, CHUNK)
+    _layer(before + own, after + own, gates, cells, new_cells, h, HIDDEN, KIND, CLIP)
+    for _ in range(1, LAYERS):
+        own -= HIDDEN
+        gates += GATES * HIDDEN
+        cells += HIDDEN
+        new_cells += HIDDEN
+        _add_products(gates, upper, after + own + HIDDEN, h, HIDDEN, HIDDEN, GATES, CHUNK)
+        upper += HIDDEN * GATES * HIDDEN
+        if KIND != 0:
+            _add_products(gates, upper, before + own, h, HIDDEN, HIDDEN, GATES, CHUNK)
+        upper += HIDDEN * GATES * HIDDEN
+        _layer(before + own, after + own, gates, cells, new_cells, h, HIDDEN, KIND, CLIP)
 
 
 @triton.jit
-def controller_backward(
+def interface_forward(
+    hidden, weight, bias, interface, i, HIDDEN: tl.constexpr, INTERFACE: tl.constexpr, CHUNK: tl.constexpr
+):
+    """Stores the interface vector ``[I]`` of a hidden vector, which is in memory; ``weight`` is ``[hidden, I]``."""
+    vector = tl.load(bias + i, mask=i < INTERFACE, other=0.0)
+    vector = product(weight, hidden, vector, i, HIDDEN, INTERFACE, INTERFACE, CHUNK)
+    tl.store(interface + i, vector, mask=i < INTERFACE)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _layer_backward(
     before,
     gates,
     cell,
-    recurrent,
-    interface_weight,
-    d_after,
+    d_hidden,
     d_before,
     d_gates,
-    d_interface,
     d_cell,
     h,
-    f,
-    F: tl.constexpr,
     HIDDEN: tl.constexpr,
-    GATES: tl.constexpr,
-    INTERFACE: tl.constexpr,
     KIND: tl.constexpr,
     CLIP: tl.constexpr,
-    CHUNK: tl.constexpr,
 ):
-    """Backward of :func:`controller_forward`: fills ``d_gates``, adds to ``d_before``, gives that of the last cell.
-
-    ``cell`` points to the cell before the step; ``recurrent`` is ``[G, F]`` and ``interface_weight`` ``[I, hidden]``.
-    """
+    """Backward of :func:`_layer`: fills ``d_gates``, adds to ``d_before``, and changes ``d_cell`` in place."""
     in_hidden = h < HIDDEN
-    d_hidden = tl.load(d_after + h, mask=in_hidden, other=0.0)
-    d_hidden = product(interface_weight, d_interface, d_hidden, h, INTERFACE, HIDDEN, HIDDEN, CHUNK)
-    previous = tl.load(before + h, mask=in_hidden, other=0.0)
     one = tl.load(gates + h, mask=in_hidden, other=0.0)
     d_one = d_gates + h
     if KIND == 0:
@@ -173,13 +168,15 @@ def controller_backward(
             total = two * last_cell + one * three
             squashed = tanh(_clip(total, CLIP))
             d_hidden = _passes(d_hidden, four * squashed, CLIP)
-            d_cell = _passes(d_cell + d_hidden * four * (1.0 - squashed * squashed), total, CLIP)
-            tl.store(d_one, d_cell * three * one * (1.0 - one), mask=in_hidden)
-            tl.store(d_one + HIDDEN, d_cell * last_cell * two * (1.0 - two), mask=in_hidden)
-            tl.store(d_one + 2 * HIDDEN, d_cell * one * (1.0 - three * three), mask=in_hidden)
+            d_memory = tl.load(d_cell + h, mask=in_hidden, other=0.0)
+            d_memory = _passes(d_memory + d_hidden * four * (1.0 - squashed * squashed), total, CLIP)
+            tl.store(d_one, d_memory * three * one * (1.0 - one), mask=in_hidden)
+            tl.store(d_one + HIDDEN, d_memory * last_cell * two * (1.0 - two), mask=in_hidden)
+            tl.store(d_one + 2 * HIDDEN, d_memory * one * (1.0 - three * three), mask=in_hidden)
             tl.store(d_one + 3 * HIDDEN, d_hidden * squashed * four * (1.0 - four), mask=in_hidden)
-            d_cell *= two
+            tl.store(d_cell + h, d_memory * two, mask=in_hidden)
         else:
+            previous = tl.load(before + h, mask=in_hidden, other=0.0)
             candidate = tanh(three + one * four)
             d_hidden = _passes(d_hidden, candidate + two * (previous - candidate), CLIP)
             d_candidate = d_hidden * (1.0 - two) * (1.0 - candidate * candidate)
@@ -190,20 +187,67 @@ def controller_backward(
             direct = tl.load(d_before + h, mask=in_hidden, other=0.0) + d_hidden * two
             tl.store(d_before + h, direct, mask=in_hidden)
     tl.debug_barrier()
-    d_row = tl.load(d_before + f, mask=f < F, other=0.0)
-    d_row = product(recurrent, d_gates, d_row, f, GATES * HIDDEN, F, F, CHUNK)
-    tl.store(d_before + f, d_row, mask=f < F)
+
+
+@triton.jit
+def interface_backward(
+    d_after, weight, d_interface, h, HIDDEN: tl.constexpr, INTERFACE: tl.constexpr, CHUNK: tl.constexpr
+):
+    """Gradient of the hidden vector of :func:`interface_forward`, on top of that in ``d_after``."""
+    d_hidden = tl.load(d_after + h, mask=h < HIDDEN, other=0.0)
+    return product(weight, d_interface, d_hidden, h, INTERFACE, HIDDEN, HIDDEN, CHUNK)
+
+
+@triton.jit
+def controller_backward(
+    before,
+    gates,
+    cells,
+    recurrent,
+    upper,
+    d_hidden,
+    d_after,
+    d_before,
+    d_gates,
+    d_cells,
+    h,
+    f,
+    WORDS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    LAYERS: tl.constexpr,
+    KIND: tl.constexpr,
+    CLIP: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Backward of :func:`controller_forward`: fills ``d_gates``, adds to ``d_before``, changes ``d_cells`` in place.
+
+    ``d_hidden`` is the gradient of the last layer's hidden vector; ``recurrent`` is ``[G, hidden + WORDS]`` and
+    ``upper`` ``[L - 1, G, 2 * hidden]``.
+    """
+    G: tl.constexpr = HIDDEN if KIND == 0 else 4 * HIDDEN
+    BOTH: tl.constexpr = 2 * HIDDEN
+    own = 0
+    gates += (LAYERS - 1) * G
+    d_gates += (LAYERS - 1) * G
+    cells += (LAYERS - 1) * HIDDEN
+    d_cells += (LAYERS - 1) * HIDDEN
+    upper += (LAYERS - 1) * G * BOTH
+    for _ in range(1, LAYERS):
+        _layer_backward(before + own, gates, cells, d_hidden, d_before + own, d_gates, d_cells, h, HIDDEN, KIND, CLIP)
+        upper -= G * BOTH
+        if KIND != 0:
+            d_row = tl.load(d_before + own + h, mask=h < HIDDEN, other=0.0)
+            d_row = product(upper + HIDDEN, d_gates, d_row, h, G, HIDDEN, BOTH, CHUNK)
+            tl.store(d_before + own + h, d_row, mask=h < HIDDEN)
+        own += HIDDEN
+        d_hidden = tl.load(d_after + own + h, mask=h < HIDDEN, other=0.0)
+        d_hidden = product(upper, d_gates, d_hidden, h, G, HIDDEN, BOTH, CHUNK)
+        gates -= G
+        d_gates -= G
+        cells -= HIDDEN
+        d_cells -= HIDDEN
+    _layer_backward(before + own, gates, cells, d_hidden, d_before + own, d_gates, d_cells, h, HIDDEN, KIND, CLIP)
+    d_row = tl.load(d_before + own + f, mask=f < HIDDEN + WORDS, other=0.0)
+    d_row = product(recurrent, d_gates, d_row, f, G, HIDDEN + WORDS, HIDDEN + WORDS, CHUNK)
+    tl.store(d_before + own + f, d_row, mask=f < HIDDEN + WORDS)
     tl.debug_barrier()
-    return d_cell
-
-
-def chunk(hidden: int, features: int, interface: int) -> int:
-    """Rows of a layer's weights that are multiplied at a time."""
-    widest = power_of_two(max(hidden, features, interface))
-    return min(64, IN_FLIGHT // widest)
-
-
-def too_wide(hidden: int, features: int, interface: int) -> str | None:
-    """Why a program cannot hold the vectors of a controller, or None."""
-    widest = max(4 * hidden, features, interface)
-    return f"a vector of {widest} elements is too wide for a program" if widest > LARGEST_VECTOR else None

@@ -1,172 +1,94 @@
-"""A whole sequence of a small DNC in one launch: one program per sequence, its memory and its links in registers.
+"""A whole sequence of a small DNC in one launch, its memory and its links in registers; see recurrence.py.
 
-As in ntm.py; for one write head. What a step does to memory, links and precedence is computed again in the backward
-pass from a checkpoint every few steps; usage is kept for every step, so that slots that tied then tie again.
+Usage is kept for every step as it was sorted, so that slots that tied then tie again in the backward pass.
 
-Shapes: T steps, B batch, F = hidden + R * W features (hidden vector and words read), G = gates * hidden,
-I interface, R read heads, K = R + 1 heads, N slots, W word size.
+Shapes: T steps, B batch, L layers, F = L * hidden + R * W features, I interface, R read heads, H write heads,
+K = R + H, N slots, W word size. Tiles of write heads have the heads first: write weightings ``[H, N]``.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ...addressing import NORM_EPSILON, SHARPEN_EPSILON, USAGE_EPSILON
-from ...heads import MASK_MIN
-from .controllers import KEEP_EVERY, WARPS, chunk, controller_backward, controller_forward, too_wide
-from .launch import launch, parts, power_of_two, sigmoid, softplus, softplus_slope, tanh
+from ...addressing import SHARPEN_EPSILON, USAGE_EPSILON
+from .allocation import retained, sorted_before, unwritten
+from .content import lookup, lookup_backward, lookup_head, slot_norms
+from .controllers import controller_backward, controller_forward, interface_backward, interface_forward
+from .launch import power_of_two, sigmoid, softmax_backward, softplus, softplus_slope
+from .links import linked
+from .location import sharpened
+from .memory import write_backward, written
+from .recurrence import Recurrence, recorded_rows
 
 LARGEST_TILE = 4096
 """Elements of a memory and of its links, sides rounded up to powers of two: the backward pass holds six of them."""
 
 
 @triton.jit
-def _words(raw, w, W: tl.constexpr, SQUASH: tl.constexpr):
-    """A key or a write vector."""
-    words = tl.load(raw + w, mask=w < W, other=0.0)
-    if SQUASH:
-        words = tanh(words)
-    return words
+def _raised(weights):
+    """Weights of the links without those that rounding left below zero; NaN stays NaN."""
+    return tl.where(weights < 0.0, 0.0, weights)
 
 
 @triton.jit
-def _words_slope(words, SQUASH: tl.constexpr):
-    """Derivative of :func:`_words` by what it read, from what it gave."""
-    slope = tl.full(words.shape, 1.0, words.dtype)
-    if SQUASH:
-        slope -= words * words
-    return slope
-
-
-@triton.jit
-def _norm(tile, EPSILON: tl.constexpr):
-    """Norm of every slot."""
-    return tl.sqrt(tl.sum(tile * tile, 1) + EPSILON)
-
-
-@triton.jit
-def _mask(raw, w, W: tl.constexpr, MASK_MIN: tl.constexpr):
-    """Element weights of a lookup, ``[BLOCK_W]``; 1 for all if there is no least one."""
-    mask = tl.full(w.shape, 1.0, raw.dtype.element_ty)
-    if MASK_MIN is not None:
-        mask = MASK_MIN + (1.0 - MASK_MIN) * sigmoid(tl.load(raw + w, mask=w < W, other=0.0))
-    return mask
-
-
-@triton.jit
-def _masked_norm(tile, norm, mask, MASK_MIN: tl.constexpr, EPSILON: tl.constexpr):
-    """Norm of every slot as a lookup weighs its elements; ``norm`` is that without weights."""
-    if MASK_MIN is not None:
-        norm = tl.sqrt(tl.sum(tile * tile * (mask * mask)[None, :], 1) + EPSILON)
-    return norm
-
-
-@triton.jit
-def _lookup(tile, norm, key, mask, strength, n, N: tl.constexpr, MASK_MIN: tl.constexpr, EPSILON: tl.constexpr):
-    """Content weighting and similarity."""
-    norm = _masked_norm(tile, norm, mask, MASK_MIN, EPSILON)
-    key *= mask
-    key_norm = tl.sqrt(tl.sum(key * key, 0) + EPSILON)
-    similarity = tl.sum(tile * (key * mask)[None, :], 1) / (key_norm * norm + EPSILON)
-    logits = tl.where(n < N, strength * similarity, float("-inf"))
-    shares = tl.exp(logits - tl.max(logits, 0))
-    return shares / tl.sum(shares, 0), similarity
-
-
-@triton.jit
-def _lookup_backward(
-    tile,
-    norm,
-    key,
-    mask,
-    strength,
-    content,
-    similarity,
-    d_content,
-    MASK_MIN: tl.constexpr,
-    EPSILON: tl.constexpr,
-):
-    """Gradients of the memory, the key, what enters the mask, and the strength of :func:`_lookup`."""
-    norm = _masked_norm(tile, norm, mask, MASK_MIN, EPSILON)
-    masked = key * mask
-    key_norm = tl.sqrt(tl.sum(masked * masked, 0) + EPSILON)
-    d_logit = content * (d_content - tl.sum(content * d_content, 0))
-    d_dot = strength * d_logit / (key_norm * norm + EPSILON)
-    d_denominator = -d_dot * similarity
-    d_square = d_denominator * key_norm / norm
-    d_tile = d_dot[:, None] * (masked * mask)[None, :] + d_square[:, None] * tile * (mask * mask)[None, :]
-    d_product = tl.sum(d_dot[:, None] * tile, 0)
-    d_masked = d_product * mask + tl.sum(d_denominator * norm, 0) * masked / key_norm
-    d_mask = tl.zeros_like(d_masked)
-    if MASK_MIN is not None:
-        d_mask = d_product * masked + d_masked * key + mask * tl.sum(d_square[:, None] * tile * tile, 0)
-        d_mask *= (mask - MASK_MIN) * (1.0 - mask) / (1.0 - MASK_MIN)
-    return d_tile, d_masked * mask, d_mask, tl.sum(d_logit * similarity, 0)
-
-
-@triton.jit
-def _followed(weights, power, n, N: tl.constexpr, SHARPEN: tl.constexpr, NORM_EPSILON: tl.constexpr):
-    """A weighting along the links, sharpened if SHARPEN is not None: the least weight of a logarithm."""
+def _followed(weights, raw_power, inside, SHARPEN: tl.constexpr, NORM_EPSILON: tl.constexpr):
+    """Weightings along the links ``[H, N]``, sharpened if SHARPEN is not None: the least weight of a logarithm."""
     if SHARPEN is not None:
-        weights = tl.where(weights < 0.0, 0.0, weights)
-        total = tl.sum(weights, 0)
-        logits = tl.where(n < N, power * tl.log(weights + SHARPEN), float("-inf"))
-        shares = tl.exp(logits - tl.max(logits, 0))
-        weights = shares / tl.sum(shares, 0) * (total / (total + NORM_EPSILON))
+        raised = _raised(weights)
+        total = tl.sum(raised, 1)[:, None]
+        power = (1.0 + softplus(raw_power))[:, None]
+        weights = sharpened(raised, power, inside, SHARPEN, 1) * (total / (total + NORM_EPSILON))
     return weights
 
 
 @triton.jit
-def _followed_backward(weights, power, gradient, n, N: tl.constexpr, SHARPEN: tl.constexpr, NORM_EPSILON: tl.constexpr):
-    """Gradients of the weighting and of the power of :func:`_followed`."""
-    d_power = tl.zeros_like(power)
+def _followed_backward(weights, raw_power, gradient, inside, SHARPEN: tl.constexpr, NORM_EPSILON: tl.constexpr):
+    """Gradients of the weightings and of the raw powers of :func:`_followed`."""
+    d_power = tl.zeros_like(raw_power)
     if SHARPEN is not None:
-        raised = tl.where(weights < 0.0, 0.0, weights)
-        total = tl.sum(raised, 0)
-        logarithm = tl.log(raised + SHARPEN)
-        logits = tl.where(n < N, power * logarithm, float("-inf"))
-        shares = tl.exp(logits - tl.max(logits, 0))
-        shares /= tl.sum(shares, 0)
-        d_share = gradient * (total / (total + NORM_EPSILON))
-        d_logit = shares * (d_share - tl.sum(shares * d_share, 0))
-        d_power = tl.sum(d_logit * logarithm, 0)
-        d_total = tl.sum(gradient * shares, 0) * NORM_EPSILON / ((total + NORM_EPSILON) * (total + NORM_EPSILON))
-        gradient = tl.where((weights >= 0.0) & (n < N), d_logit * power / (raised + SHARPEN) + d_total, 0.0)
+        raised = _raised(weights)
+        total = tl.sum(raised, 1)[:, None]
+        power = (1.0 + softplus(raw_power))[:, None]
+        shares = sharpened(raised, power, inside, SHARPEN, 1)
+        d_logit = softmax_backward(shares, gradient * (total / (total + NORM_EPSILON)), 1)
+        d_power = tl.sum(d_logit * tl.log(raised + SHARPEN), 1) * softplus_slope(raw_power)
+        d_total = tl.sum(gradient * shares, 1)[:, None] * NORM_EPSILON
+        d_total /= (total + NORM_EPSILON) * (total + NORM_EPSILON)
+        gradient = tl.where((weights >= 0.0) & inside, d_logit * power / (raised + SHARPEN) + d_total, 0.0)
     return gradient, d_power
 
 
 @triton.jit
-def _power(raw, SHARPEN: tl.constexpr):
-    """Exponent of a weighting along the links; 1 without sharpening."""
-    power = tl.full([], 1.0, raw.dtype.element_ty)
+def _powers(raw, writes, H: tl.constexpr, SHARPEN: tl.constexpr):
+    """Raw exponents of the backward and the forward weightings of a read head, ``[H]`` each; 0 without sharpening."""
+    backward = tl.zeros(writes.shape, raw.dtype.element_ty)
+    forward = backward
     if SHARPEN is not None:
-        power += softplus(tl.load(raw))
-    return power
+        backward = tl.load(raw + writes, mask=writes < H, other=0.0)
+        forward = tl.load(raw + H + writes, mask=writes < H, other=0.0)
+    return backward, forward
 
 
 @triton.jit
-def _retained(old, free, n, N: tl.constexpr, R: tl.constexpr, EXCEPT: tl.constexpr):
-    """How much of each slot all free gates but one leave."""
-    result = tl.full(n.shape, 1.0, old.dtype.element_ty)
-    for head in tl.static_range(R):
-        if head != EXCEPT:
-            weight = tl.load(old + head * N + n, mask=n < N, other=0.0)
-            result *= 1.0 - sigmoid(tl.load(free + head)) * weight
-    return result
+def _modes(raw, writes, H: tl.constexpr):
+    """Shares of backward ``[H]``, content and forward ``[H]`` of a read head."""
+    backward = tl.load(raw + writes, mask=writes < H, other=float("-inf"))
+    content = tl.load(raw + H)
+    forward = tl.load(raw + H + 1 + writes, mask=writes < H, other=float("-inf"))
+    largest = tl.maximum(tl.maximum(tl.max(backward, 0), tl.max(forward, 0)), content)
+    backward, content, forward = tl.exp(backward - largest), tl.exp(content - largest), tl.exp(forward - largest)
+    total = tl.sum(backward, 0) + content + tl.sum(forward, 0)
+    return backward / total, content / total, forward / total
 
 
 @triton.jit
 def _before(used, n, N: tl.constexpr):
-    """Whether the slot of a column comes before the slot of a row in a stable sort."""
-    less = used[None, :] < used[:, None]
-    tie = (used[None, :] == used[:, None]) & (n[None, :] < n[:, None])
-    return (less | tie) & (n < N)[None, :]
+    """Whether the slot of a column comes before the slot of a row when usages are sorted."""
+    return sorted_before(used[None, :], n[None, :], used[:, None], n[:, None]) & (n < N)[None, :]
 
 
 @triton.jit
@@ -176,28 +98,10 @@ def _smaller(used, before):
 
 
 @triton.jit
-def _erased_added(raw, w, R: tl.constexpr, W: tl.constexpr, SQUASH: tl.constexpr):
-    """What the write head erases and adds."""
-    place = raw + R * W + R + W + 1
-    erase = tl.where(w < W, sigmoid(tl.load(place + w, mask=w < W, other=0.0)), 0.0)
-    return erase, _words(place + W, w, W, SQUASH)
-
-
-@triton.jit
 def _linked(links, precedence, write, n):
-    """Links after a write."""
-    links = (1.0 - write[:, None] - write[None, :]) * links + write[:, None] * precedence[None, :]
-    return tl.where(n[:, None] == n[None, :], 0.0, links)
-
-
-@triton.jit
-def _modes(raw):
-    """Shares of backward, content and forward of a head."""
-    backward, content, forward = tl.load(raw), tl.load(raw + 1), tl.load(raw + 2)
-    largest = tl.maximum(tl.maximum(backward, content), forward)
-    backward, content, forward = tl.exp(backward - largest), tl.exp(content - largest), tl.exp(forward - largest)
-    total = backward + content + forward
-    return backward / total, content / total, forward / total
+    """Links ``[H, N, N]`` after a write."""
+    diagonal = n[None, :, None] == n[None, None, :]
+    return linked(links, write[:, :, None], write[:, None, :], precedence[:, None, :], diagonal)
 
 
 @triton.jit(do_not_specialize=["steps", "batch_size", "rows_per_member"])
@@ -205,34 +109,42 @@ def dnc_forward(
     features,
     gates,
     recurrent,
+    upper,
     interface_weight,
     interface_bias,
-    cells,
-    memory,
-    usages,
-    links,
-    precedences,
     interface,
     useds,
+    cells,
     weights,
+    usages,
+    memory,
+    links,
+    precedences,
+    last_memory,
+    last_links,
+    last_precedences,
     kept_memory,
     kept_links,
-    kept_precedence,
+    kept_precedences,
     steps,
     batch_size,
     rows_per_member,
+    KIND: tl.constexpr,
+    LAYERS: tl.constexpr,
     HIDDEN: tl.constexpr,
+    CLIP: tl.constexpr,
     GATES: tl.constexpr,
+    FEATURES: tl.constexpr,
     INTERFACE: tl.constexpr,
     N: tl.constexpr,
     W: tl.constexpr,
     R: tl.constexpr,
-    KIND: tl.constexpr,
-    CLIP: tl.constexpr,
+    H: tl.constexpr,
     SQUASH: tl.constexpr,
     WIPE: tl.constexpr,
     MASK_MIN: tl.constexpr,
     SHARPEN: tl.constexpr,
+    USAGE_GRADIENT: tl.constexpr,
     KEEP: tl.constexpr,
     KEEP_EVERY: tl.constexpr,
     NORM_EPSILON: tl.constexpr,
@@ -242,123 +154,114 @@ def dnc_forward(
     BLOCK_I: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    BLOCK_WRITES: tl.constexpr,
 ):
     """One program per sequence.
 
-    As :func:`~tapehead.core.kernels.triton.ntm.ntm_forward`. ``memory``, ``links`` and ``precedences`` hold the first
-    state and in the end the last, and so do the first and the last row of ``usages`` ``[T + 1, B, N]``. With KEEP,
-    ``useds`` ``[T, B, N]`` records the usage as it was sorted.
+    As :func:`~tapehead.core.kernels.triton.ntm.ntm_forward`. With KEEP, ``usages`` ``[T + 1, B, N]`` records the usage
+    after every step and ``useds`` ``[T, B, H, N]`` what every write head sorted.
     """
-    F: tl.constexpr = HIDDEN + R * W
-    G: tl.constexpr = GATES * HIDDEN
-    K: tl.constexpr = R + 1
-    FREE: tl.constexpr = R * W + R + 3 * W + 1
-    MASKS: tl.constexpr = FREE + 4 * R + 2
+    K: tl.constexpr = R + H
+    WRITE_KEYS: tl.constexpr = R * W + R
+    WRITE_STRENGTHS: tl.constexpr = WRITE_KEYS + H * W
+    ERASE: tl.constexpr = WRITE_STRENGTHS + H
+    ADD: tl.constexpr = ERASE + H * W
+    FREE: tl.constexpr = ADD + H * W
+    ALLOCATE: tl.constexpr = FREE + R
+    MODES: tl.constexpr = ALLOCATE + 2 * H
+    MASKS: tl.constexpr = MODES + R * (1 + 2 * H)
     POWERS: tl.constexpr = MASKS + (K * W if MASK_MIN is not None else 0)
     batch = tl.program_id(0).to(tl.int64)
     member = batch // rows_per_member
-    recurrent += member * F * G
+    recurrent += member * (HIDDEN + R * W) * (GATES // LAYERS)
+    upper += member * (LAYERS - 1) * 2 * HIDDEN * (GATES // LAYERS)
     interface_weight += member * HIDDEN * INTERFACE
     interface_bias += member * INTERFACE
     h = tl.arange(0, BLOCK_H)
     i = tl.arange(0, BLOCK_I)
     n = tl.arange(0, BLOCK_N)
     w = tl.arange(0, BLOCK_W)
+    writes = tl.arange(0, BLOCK_WRITES)
     in_memory, in_word = n < N, w < W
     inside = in_memory[:, None] & in_word[None, :]
-    square = in_memory[:, None] & in_memory[None, :]
+    of_writes = (writes < H)[:, None] & in_memory[None, :]
+    of_links = of_writes[:, :, None] & in_memory[None, None, :]
     offsets = batch * N * W + n[:, None] * W + w[None, :]
-    link_offsets = batch * N * N + n[:, None] * N + n[None, :]
+    write_offsets = writes[:, None] * N + n[None, :]
+    link_offsets = batch * H * N * N + write_offsets[:, :, None] * N + n[None, None, :]
     tile = tl.load(memory + offsets, mask=inside, other=0.0)
-    link = tl.load(links + link_offsets, mask=square, other=0.0)
-    precedence = tl.load(precedences + batch * N + n, mask=in_memory, other=0.0)
+    link = tl.load(links + link_offsets, mask=of_links, other=0.0)
+    precedence = tl.load(precedences + batch * H * N + write_offsets, mask=of_writes, other=0.0)
     usage = tl.load(usages + batch * N + n, mask=in_memory, other=0.0)
-    cell = tl.load(cells + batch * HIDDEN + h, mask=h < HIDDEN, other=0.0)
     for t in range(steps):
         row = t * batch_size + batch
-        before = features + row * F
-        after = before + batch_size.to(tl.int64) * F
-        if KEEP:
-            step_room, now, then = row, row, row + batch_size
-            if t % KEEP_EVERY == 0:
-                chunk = ((t // KEEP_EVERY) * batch_size).to(tl.int64)
-                tl.store(kept_memory + chunk * N * W + offsets, tile, mask=inside)
-                tl.store(kept_links + chunk * N * N + link_offsets, link, mask=square)
-                tl.store(kept_precedence + (chunk + batch) * N + n, precedence, mask=in_memory)
-        else:
-            step_room, now, then = batch, (t % 2) * batch_size + batch, ((t + 1) % 2) * batch_size + batch
-        raw = interface + step_room * INTERFACE
-        cell = controller_forward(
-            before,
-            after,
-            gates + row * G,
-            recurrent,
-            interface_weight,
-            interface_bias,
-            raw,
-            cell,
-            h,
-            i,
-            F,
-            HIDDEN,
-            GATES,
-            INTERFACE,
-            KIND,
-            CLIP,
-            CHUNK,
+        room, now, then = recorded_rows(t, batch, batch_size, KEEP)
+        if KEEP and t % KEEP_EVERY == 0:
+            chunk = ((t // KEEP_EVERY) * batch_size).to(tl.int64)
+            tl.store(kept_memory + chunk * N * W + offsets, tile, mask=inside)
+            tl.store(kept_links + chunk * H * N * N + link_offsets, link, mask=of_links)
+            tl.store(kept_precedences + (chunk + batch) * H * N + write_offsets, precedence, mask=of_writes)
+        before = features + row * FEATURES
+        after = before + batch_size.to(tl.int64) * FEATURES
+        cell = cells + now * LAYERS * HIDDEN
+        new_cell = cells + then * LAYERS * HIDDEN
+        sums = gates + row * GATES
+        controller_forward(
+            before, after, sums, cell, new_cell, recurrent, upper, h, R * W, HIDDEN, LAYERS, KIND, CLIP, CHUNK
         )
-        if KEEP:
-            tl.store(cells + then * HIDDEN + h, cell, mask=h < HIDDEN)
+        raw = interface + room * INTERFACE
+        interface_forward(after, interface_weight, interface_bias, raw, i, HIDDEN, INTERFACE, CHUNK)
         old = weights + now * K * N
         new = weights + then * K * N
 
-        # Where to write.
-        written = tl.load(old + R * N + n, mask=in_memory, other=0.0)
-        retained = _retained(old, raw + FREE, n, N, R, -1)
-        usage = (usage + written - usage * written) * retained
+        # Where to write: each head takes what the heads before it left.
+        kept = retained(raw + FREE, old, n, N, R, True)
+        taken = 1.0 - unwritten(old + R * N, n, N, H)
+        usage = (usage + taken - usage * taken) * kept
+        tl.store(usages + then * N + n, usage, mask=in_memory)
         used = (1.0 - USAGE_EPSILON) * usage + USAGE_EPSILON
-        if KEEP:
-            tl.store(usages + then * N + n, usage, mask=in_memory)
-            tl.store(useds + row * N + n, used, mask=in_memory)
-        allocation = tl.where(in_memory, (1.0 - used) * _smaller(used, _before(used, n, N)), 0.0)
-        key = _words(raw + R * W + R, w, W, SQUASH)
-        strength = 1.0 + softplus(tl.load(raw + R * W + R + W))
-        mask = _mask(raw + MASKS + R * W, w, W, MASK_MIN)
-        content, _ = _lookup(tile, _norm(tile, NORM_EPSILON), key, mask, strength, n, N, MASK_MIN, NORM_EPSILON)
-        chosen = content + sigmoid(tl.load(raw + FREE + R)) * (allocation - content)
-        write = sigmoid(tl.load(raw + FREE + R + 1)) * chosen
-        tl.store(new + R * N + n, write, mask=in_memory)
+        norm = slot_norms(tile, NORM_EPSILON)
+        for head in range(H):
+            if KEEP:
+                tl.store(useds + (row * H + head) * N + n, used, mask=in_memory)
+            allocation = tl.where(in_memory, (1.0 - used) * _smaller(used, _before(used, n, N)), 0.0)
+            key, strength, mask = lookup_head(
+                raw, WRITE_KEYS + head * W, WRITE_STRENGTHS + head, MASKS + (R + head) * W, w, W, SQUASH, MASK_MIN
+            )
+            content, _ = lookup(tile, norm, key, strength, mask, in_memory, 1.0, MASK_MIN, NORM_EPSILON)
+            allocate, gate = sigmoid(tl.load(raw + ALLOCATE + head)), sigmoid(tl.load(raw + ALLOCATE + H + head))
+            chosen = content + allocate * (allocation - content)
+            tl.store(new + (R + head) * N + n, gate * chosen, mask=in_memory)
+            used += (1.0 - used) * allocate * gate * allocation
+        tl.debug_barrier()
 
         # Write, then read.
-        erase, add = _erased_added(raw, w, R, W, SQUASH)
         if WIPE:
-            tile = tile * retained[:, None]
-        tile = tile * (1.0 - write[:, None] * erase[None, :]) + write[:, None] * add[None, :]
+            tile = tile * kept[:, None]
+        tile = written(tile, new + R * N, raw + ERASE, raw + ADD, n, w, N, W, H, True, SQUASH)
+        write = tl.load(new + R * N + write_offsets, mask=of_writes, other=0.0)
         link = _linked(link, precedence, write, n)
-        precedence = (1.0 - tl.sum(write, 0)) * precedence + write
-        norm = _norm(tile, NORM_EPSILON)
+        precedence = (1.0 - tl.sum(write, 1))[:, None] * precedence + write
+        norm = slot_norms(tile, NORM_EPSILON)
         for head in range(R):
+            key, strength, mask = lookup_head(raw, head * W, R * W + head, MASKS + head * W, w, W, SQUASH, MASK_MIN)
+            content, _ = lookup(tile, norm, key, strength, mask, in_memory, 1.0, MASK_MIN, NORM_EPSILON)
+            backward, by_content, forward = _modes(raw + MODES + head * (1 + 2 * H), writes, H)
+            backward_power, forward_power = _powers(raw + POWERS + 2 * H * head, writes, H, SHARPEN)
             last = tl.load(old + head * N + n, mask=in_memory, other=0.0)
-            key = _words(raw + head * W, w, W, SQUASH)
-            strength = 1.0 + softplus(tl.load(raw + R * W + head))
-            mask = _mask(raw + MASKS + head * W, w, W, MASK_MIN)
-            content, _ = _lookup(tile, norm, key, mask, strength, n, N, MASK_MIN, NORM_EPSILON)
-            back, by_content, ahead = _modes(raw + FREE + R + 2 + 3 * head)
-            back_power = _power(raw + POWERS + 2 * head, SHARPEN)
-            ahead_power = _power(raw + POWERS + 2 * head + 1, SHARPEN)
-            followed = tl.sum(link * last[None, :], 1)
-            read = by_content * content + ahead * _followed(followed, ahead_power, n, N, SHARPEN, NORM_EPSILON)
-            followed = tl.sum(link * last[:, None], 0)
-            read += back * _followed(followed, back_power, n, N, SHARPEN, NORM_EPSILON)
+            read = by_content * content
+            behind = tl.sum(link * last[None, :, None], 1)
+            behind = _followed(behind, backward_power, in_memory[None, :], SHARPEN, NORM_EPSILON)
+            read += tl.sum(backward[:, None] * behind, 0)
+            ahead = tl.sum(link * last[None, None, :], 2)
+            ahead = _followed(ahead, forward_power, in_memory[None, :], SHARPEN, NORM_EPSILON)
+            read += tl.sum(forward[:, None] * ahead, 0)
             tl.store(new + head * N + n, read, mask=in_memory)
-            tl.store(after + HIDDEN + head * W + w, tl.sum(read[:, None] * tile, 0), mask=in_word)
+            tl.store(after + LAYERS * HIDDEN + head * W + w, tl.sum(read[:, None] * tile, 0), mask=in_word)
         tl.debug_barrier()
-    tl.store(memory + offsets, tile, mask=inside)
-    tl.store(links + link_offsets, link, mask=square)
-    tl.store(precedences + batch * N + n, precedence, mask=in_memory)
-    if not KEEP:
-        tl.store(usages + batch * N + n, usage, mask=in_memory)
-        tl.store(cells + batch * HIDDEN + h, cell, mask=h < HIDDEN)
+    tl.store(last_memory + offsets, tile, mask=inside)
+    tl.store(last_links + link_offsets, link, mask=of_links)
+    tl.store(last_precedences + batch * H * N + write_offsets, precedence, mask=of_writes)
 
 
 @triton.jit(do_not_specialize=["steps", "batch_size"])
@@ -366,37 +269,41 @@ def dnc_backward(
     features,
     gates,
     recurrent,
+    upper,
     interface_weight,
-    cells,
-    usages,
     interface,
     useds,
+    cells,
     weights,
+    usages,
     kept_memory,
     kept_links,
-    kept_precedence,
+    kept_precedences,
     memories,
     link_room,
     precedence_room,
     d_features,
     d_gates,
     d_interface,
-    d_cell,
-    d_memory,
-    d_usage,
-    d_links,
-    d_precedence,
     d_weights,
+    d_cells,
+    d_memory,
+    d_links,
+    d_precedences,
+    d_usage,
     steps,
     batch_size,
+    KIND: tl.constexpr,
+    LAYERS: tl.constexpr,
     HIDDEN: tl.constexpr,
+    CLIP: tl.constexpr,
     GATES: tl.constexpr,
+    FEATURES: tl.constexpr,
     INTERFACE: tl.constexpr,
     N: tl.constexpr,
     W: tl.constexpr,
     R: tl.constexpr,
-    KIND: tl.constexpr,
-    CLIP: tl.constexpr,
+    H: tl.constexpr,
     SQUASH: tl.constexpr,
     WIPE: tl.constexpr,
     MASK_MIN: tl.constexpr,
@@ -410,58 +317,65 @@ def dnc_backward(
     BLOCK_F: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    BLOCK_WRITES: tl.constexpr,
 ):
-    """One program per sequence, from the last step to the first.
-
-    As :func:`~tapehead.core.kernels.triton.ntm.ntm_backward`. ``d_weights`` ``[2, B, K, N]`` is read and written in
-    turns: row T % 2 holds the gradient of what the forward pass gave, row 0 in the end that of what it was given.
-    """
-    F: tl.constexpr = HIDDEN + R * W
-    G: tl.constexpr = GATES * HIDDEN
-    K: tl.constexpr = R + 1
-    ERASE: tl.constexpr = R * W + R + W + 1
-    FREE: tl.constexpr = ERASE + 2 * W
-    MASKS: tl.constexpr = FREE + 4 * R + 2
+    """One program per sequence, from the last step to the first; see ntm_backward of ntm.py."""
+    K: tl.constexpr = R + H
+    WRITE_KEYS: tl.constexpr = R * W + R
+    WRITE_STRENGTHS: tl.constexpr = WRITE_KEYS + H * W
+    ERASE: tl.constexpr = WRITE_STRENGTHS + H
+    ADD: tl.constexpr = ERASE + H * W
+    FREE: tl.constexpr = ADD + H * W
+    ALLOCATE: tl.constexpr = FREE + R
+    MODES: tl.constexpr = ALLOCATE + 2 * H
+    MASKS: tl.constexpr = MODES + R * (1 + 2 * H)
     POWERS: tl.constexpr = MASKS + (K * W if MASK_MIN is not None else 0)
     batch = tl.program_id(0).to(tl.int64)
     h = tl.arange(0, BLOCK_H)
     f = tl.arange(0, BLOCK_F)
     n = tl.arange(0, BLOCK_N)
     w = tl.arange(0, BLOCK_W)
+    writes = tl.arange(0, BLOCK_WRITES)
     in_memory, in_word = n < N, w < W
     inside = in_memory[:, None] & in_word[None, :]
-    square = in_memory[:, None] & in_memory[None, :]
-    within = n[:, None] * W + w[None, :]
-    link_within = n[:, None] * N + n[None, :]
+    of_writes = (writes < H)[:, None] & in_memory[None, :]
+    of_links = of_writes[:, :, None] & in_memory[None, None, :]
+    offsets = n[:, None] * W + w[None, :]
+    write_offsets = writes[:, None] * N + n[None, :]
+    link_offsets = write_offsets[:, :, None] * N + n[None, None, :]
     memories += batch * KEEP_EVERY * N * W
-    link_room += batch * KEEP_EVERY * N * N
-    precedence_room += batch * KEEP_EVERY * N
-    d_tile = tl.load(d_memory + batch * N * W + within, mask=inside, other=0.0)
-    d_link = tl.load(d_links + batch * N * N + link_within, mask=square, other=0.0)
-    d_last = tl.load(d_precedence + batch * N + n, mask=in_memory, other=0.0)
-    d_use = tl.load(d_usage + batch * N + n, mask=in_memory, other=0.0)
-    d_c = tl.load(d_cell + batch * HIDDEN + h, mask=h < HIDDEN, other=0.0)
+    link_room += batch * KEEP_EVERY * H * N * N
+    precedence_room += batch * KEEP_EVERY * H * N
+    d_cells += batch * LAYERS * HIDDEN
+    d_memory += batch * N * W
+    d_links += batch * H * N * N
+    d_precedences += batch * H * N
+    d_usage += batch * N
+    d_tile = tl.load(d_memory + offsets, mask=inside, other=0.0)
+    d_link = tl.load(d_links + link_offsets, mask=of_links, other=0.0)
+    d_precedence = tl.load(d_precedences + write_offsets, mask=of_writes, other=0.0)
+    d_use = tl.load(d_usage + n, mask=in_memory, other=0.0)
     chunks = (steps + KEEP_EVERY - 1) // KEEP_EVERY
     for back in range(chunks):
         first = (chunks - 1 - back) * KEEP_EVERY
         count = tl.minimum(steps - first, KEEP_EVERY)
         chunk = (chunks - 1 - back) * batch_size + batch
-        tile = tl.load(kept_memory + chunk * N * W + within, mask=inside, other=0.0)
-        link = tl.load(kept_links + chunk * N * N + link_within, mask=square, other=0.0)
-        precedence = tl.load(kept_precedence + chunk * N + n, mask=in_memory, other=0.0)
+        tile = tl.load(kept_memory + chunk * N * W + offsets, mask=inside, other=0.0)
+        link = tl.load(kept_links + chunk * H * N * N + link_offsets, mask=of_links, other=0.0)
+        precedence = tl.load(kept_precedences + chunk * H * N + write_offsets, mask=of_writes, other=0.0)
         for step in range(count):
             row = (first + step) * batch_size + batch
-            tl.store(memories + step * N * W + within, tile, mask=inside)
-            tl.store(link_room + step * N * N + link_within, link, mask=square)
-            tl.store(precedence_room + step * N + n, precedence, mask=in_memory)
-            write = tl.load(weights + (row + batch_size) * K * N + R * N + n, mask=in_memory, other=0.0)
-            erase, add = _erased_added(interface + row * INTERFACE, w, R, W, SQUASH)
+            tl.store(memories + step * N * W + offsets, tile, mask=inside)
+            tl.store(link_room + step * H * N * N + link_offsets, link, mask=of_links)
+            tl.store(precedence_room + step * H * N + write_offsets, precedence, mask=of_writes)
+            raw = interface + row * INTERFACE
+            new = weights + ((row + batch_size) * K + R) * N
             if WIPE:
-                retained = _retained(weights + row * K * N, interface + row * INTERFACE + FREE, n, N, R, -1)
-                tile = tile * retained[:, None]
-            tile = tile * (1.0 - write[:, None] * erase[None, :]) + write[:, None] * add[None, :]
+                tile = tile * retained(raw + FREE, weights + row * K * N, n, N, R, True)[:, None]
+            tile = written(tile, new, raw + ERASE, raw + ADD, n, w, N, W, H, True, SQUASH)
+            write = tl.load(new + write_offsets, mask=of_writes, other=0.0)
             link = _linked(link, precedence, write, n)
-            precedence = (1.0 - tl.sum(write, 0)) * precedence + write
+            precedence = (1.0 - tl.sum(write, 1))[:, None] * precedence + write
         tl.debug_barrier()
 
         for behind in range(count):
@@ -472,354 +386,249 @@ def dnc_backward(
             d_raw = d_interface + row * INTERFACE
             old = weights + row * K * N
             new = weights + (row + batch_size) * K * N
-            d_after = d_features + (row + batch_size) * F
-            d_new = d_weights + (((t + 1) % 2) * batch_size + batch) * K * N
             d_old = d_weights + ((t % 2) * batch_size + batch) * K * N
-            tile = tl.load(memories + step * N * W + within, mask=inside, other=0.0)
-            link = tl.load(link_room + step * N * N + link_within, mask=square, other=0.0)
-            precedence = tl.load(precedence_room + step * N + n, mask=in_memory, other=0.0)
-            write = tl.load(new + R * N + n, mask=in_memory, other=0.0)
-            erase, add = _erased_added(raw, w, R, W, SQUASH)
+            d_new = d_weights + (((t + 1) % 2) * batch_size + batch) * K * N
+            d_after = d_features + (row + batch_size) * FEATURES
+            tile = tl.load(memories + step * N * W + offsets, mask=inside, other=0.0)
+            link = tl.load(link_room + step * H * N * N + link_offsets, mask=of_links, other=0.0)
+            precedence = tl.load(precedence_room + step * H * N + write_offsets, mask=of_writes, other=0.0)
+            write = tl.load(new + R * N + write_offsets, mask=of_writes, other=0.0)
+            kept = retained(raw + FREE, old, n, N, R, True)
             wiped = tile
             if WIPE:
-                wiped = tile * _retained(old, raw + FREE, n, N, R, -1)[:, None]
-            new_tile = wiped * (1.0 - write[:, None] * erase[None, :]) + write[:, None] * add[None, :]
+                wiped = tile * kept[:, None]
+            new_tile = written(wiped, new + R * N, raw + ERASE, raw + ADD, n, w, N, W, H, True, SQUASH)
             new_link = _linked(link, precedence, write, n)
-            norm = _norm(new_tile, NORM_EPSILON)
 
             # Reads.
+            norm = slot_norms(new_tile, NORM_EPSILON)
             for head in range(R):
-                d_read = tl.load(d_after + HIDDEN + head * W + w, mask=in_word, other=0.0)
+                d_read = tl.load(d_after + LAYERS * HIDDEN + head * W + w, mask=in_word, other=0.0)
                 weight = tl.load(new + head * N + n, mask=in_memory, other=0.0)
                 last = tl.load(old + head * N + n, mask=in_memory, other=0.0)
                 d_weight = tl.load(d_new + head * N + n, mask=in_memory, other=0.0)
                 d_weight += tl.sum(new_tile * d_read[None, :], 1)
-                key = _words(raw + head * W, w, W, SQUASH)
-                raw_strength = tl.load(raw + R * W + head)
-                strength = 1.0 + softplus(raw_strength)
-                mask = _mask(raw + MASKS + head * W, w, W, MASK_MIN)
-                content, similarity = _lookup(new_tile, norm, key, mask, strength, n, N, MASK_MIN, NORM_EPSILON)
-                backward, by_content, forward = _modes(raw + FREE + R + 2 + 3 * head)
-                behind_power = _power(raw + POWERS + 2 * head, SHARPEN)
-                ahead_power = _power(raw + POWERS + 2 * head + 1, SHARPEN)
-                followed_behind = tl.sum(new_link * last[:, None], 0)
-                followed_ahead = tl.sum(new_link * last[None, :], 1)
-                d_backward = tl.sum(d_weight * _followed(followed_behind, behind_power, n, N, SHARPEN, NORM_EPSILON), 0)
-                d_by_content = tl.sum(d_weight * content, 0)
-                d_forward = tl.sum(d_weight * _followed(followed_ahead, ahead_power, n, N, SHARPEN, NORM_EPSILON), 0)
-                mean = backward * d_backward + by_content * d_by_content + forward * d_forward
-                tl.store(d_raw + FREE + R + 2 + 3 * head, backward * (d_backward - mean))
-                tl.store(d_raw + FREE + R + 2 + 3 * head + 1, by_content * (d_by_content - mean))
-                tl.store(d_raw + FREE + R + 2 + 3 * head + 2, forward * (d_forward - mean))
-                d_behind, d_behind_power = _followed_backward(
-                    followed_behind, behind_power, backward * d_weight, n, N, SHARPEN, NORM_EPSILON
+                key, strength, mask = lookup_head(raw, head * W, R * W + head, MASKS + head * W, w, W, SQUASH, MASK_MIN)
+                content, similarities = lookup(
+                    new_tile, norm, key, strength, mask, in_memory, 1.0, MASK_MIN, NORM_EPSILON
                 )
-                d_ahead, d_ahead_power = _followed_backward(
-                    followed_ahead, ahead_power, forward * d_weight, n, N, SHARPEN, NORM_EPSILON
+                modes = MODES + head * (1 + 2 * H)
+                backward, by_content, forward = _modes(raw + modes, writes, H)
+                powers = POWERS + 2 * H * head
+                backward_power, forward_power = _powers(raw + powers, writes, H, SHARPEN)
+                behind_links = tl.sum(new_link * last[None, :, None], 1)
+                ahead_links = tl.sum(new_link * last[None, None, :], 2)
+                in_row = in_memory[None, :]
+                followed = _followed(behind_links, backward_power, in_row, SHARPEN, NORM_EPSILON)
+                d_backward = tl.sum(d_weight[None, :] * followed, 1)
+                followed = _followed(ahead_links, forward_power, in_row, SHARPEN, NORM_EPSILON)
+                d_forward = tl.sum(d_weight[None, :] * followed, 1)
+                d_by_content = tl.sum(d_weight * content, 0)
+                mean = tl.sum(backward * d_backward, 0) + by_content * d_by_content + tl.sum(forward * d_forward, 0)
+                tl.store(d_raw + modes + writes, backward * (d_backward - mean), mask=writes < H)
+                tl.store(d_raw + modes + H, by_content * (d_by_content - mean))
+                tl.store(d_raw + modes + H + 1 + writes, forward * (d_forward - mean), mask=writes < H)
+                d_behind, d_backward_power = _followed_backward(
+                    behind_links, backward_power, backward[:, None] * d_weight[None, :], in_row, SHARPEN, NORM_EPSILON
+                )
+                d_ahead, d_forward_power = _followed_backward(
+                    ahead_links, forward_power, forward[:, None] * d_weight[None, :], in_row, SHARPEN, NORM_EPSILON
                 )
                 if SHARPEN is not None:
-                    powers = POWERS + 2 * head
-                    tl.store(d_raw + powers, d_behind_power * softplus_slope(tl.load(raw + powers)))
-                    tl.store(d_raw + powers + 1, d_ahead_power * softplus_slope(tl.load(raw + powers + 1)))
-                d_link += d_ahead[:, None] * last[None, :] + last[:, None] * d_behind[None, :]
-                d_followed = tl.sum(new_link * d_behind[None, :], 1)
-                d_followed += tl.sum(new_link * d_ahead[:, None], 0)
-                tl.store(d_old + head * N + n, d_followed, mask=in_memory)
+                    tl.store(d_raw + powers + writes, d_backward_power, mask=writes < H)
+                    tl.store(d_raw + powers + H + writes, d_forward_power, mask=writes < H)
+                d_link += d_ahead[:, :, None] * last[None, None, :] + last[None, :, None] * d_behind[:, None, :]
+                d_last = tl.sum(tl.sum(new_link * d_behind[:, None, :], 2), 0)
+                d_last += tl.sum(tl.sum(new_link * d_ahead[:, :, None], 1), 0)
+                tl.store(d_old + head * N + n, d_last, mask=in_memory)
                 d_content = by_content * d_weight
-                d_found, d_key, d_mask, d_strength = _lookup_backward(
-                    new_tile, norm, key, mask, strength, content, similarity, d_content, MASK_MIN, NORM_EPSILON
+                d_found, d_key, d_strength, d_mask = lookup_backward(
+                    new_tile,
+                    norm,
+                    key,
+                    strength,
+                    mask,
+                    content,
+                    similarities,
+                    d_content,
+                    SQUASH,
+                    1.0,
+                    MASK_MIN,
+                    NORM_EPSILON,
                 )
+                d_tile += weight[:, None] * d_read[None, :] + d_found
+                tl.store(d_raw + head * W + w, d_key, mask=in_word)
+                tl.store(d_raw + R * W + head, d_strength)
                 if MASK_MIN is not None:
                     tl.store(d_raw + MASKS + head * W + w, d_mask, mask=in_word)
-                d_tile += weight[:, None] * d_read[None, :] + d_found
-                tl.store(d_raw + head * W + w, d_key * _words_slope(key, SQUASH), mask=in_word)
-                tl.store(d_raw + R * W + head, d_strength * softplus_slope(raw_strength))
 
             # Precedence, links and the write.
-            d_write = d_last - tl.sum(d_last * precedence, 0)
-            d_last *= 1.0 - tl.sum(write, 0)
-            d_link = tl.where(n[:, None] == n[None, :], 0.0, d_link)
-            d_write += tl.sum(d_link * (precedence[None, :] - link), 1)
-            d_write -= tl.sum(d_link * link, 0)
-            d_last += tl.sum(d_link * write[:, None], 0)
-            d_link *= 1.0 - write[:, None] - write[None, :]
-            d_write += tl.sum(d_tile * (add[None, :] - wiped * erase[None, :]), 1)
-            d_write += tl.load(d_new + R * N + n, mask=in_memory, other=0.0)
-            d_write = tl.where(in_memory, d_write, 0.0)
-            d_erase = -tl.sum(d_tile * wiped * write[:, None], 0) * erase * (1.0 - erase)
-            d_add = tl.sum(d_tile * write[:, None], 0) * _words_slope(add, SQUASH)
-            tl.store(d_raw + ERASE + w, d_erase, mask=in_word)
-            tl.store(d_raw + ERASE + W + w, d_add, mask=in_word)
-            d_tile *= 1.0 - write[:, None] * erase[None, :]
-            d_retained = tl.zeros_like(d_use)
+            d_write = tl.load(d_new + R * N + write_offsets, mask=of_writes, other=0.0)
+            d_write += d_precedence - tl.sum(d_precedence * precedence, 1)[:, None]
+            d_precedence *= 1.0 - tl.sum(write, 1)[:, None]
+            d_link = tl.where(n[None, :, None] == n[None, None, :], 0.0, d_link)
+            d_write += tl.sum(d_link * (precedence[:, None, :] - link), 2) - tl.sum(d_link * link, 1)
+            d_precedence += tl.sum(d_link * write[:, :, None], 1)
+            d_link *= 1.0 - write[:, :, None] - write[:, None, :]
+            # For one head at a time from here on.
+            tl.debug_barrier()
+            tl.store(d_new + R * N + write_offsets, d_write, mask=of_writes)
+            tl.debug_barrier()
+            left_of_all = tl.full([BLOCK_N, BLOCK_W], 1.0, tile.dtype)
+            for head in range(H):
+                d_written, d_erase, d_add, left = write_backward(
+                    wiped, d_tile, new + R * N, raw + ERASE, raw + ADD, head, n, w, N, W, H, True, SQUASH
+                )
+                left_of_all *= left
+                d_weight = tl.load(d_new + (R + head) * N + n, mask=in_memory, other=0.0) + d_written
+                tl.debug_barrier()
+                tl.store(d_new + (R + head) * N + n, d_weight, mask=in_memory)
+                tl.store(d_raw + ERASE + head * W + w, d_erase, mask=in_word)
+                tl.store(d_raw + ADD + head * W + w, d_add, mask=in_word)
+            d_tile *= left_of_all
+            d_kept = tl.zeros_like(d_use)
             if WIPE:
-                d_retained += tl.sum(d_tile * tile, 1)
-                d_tile *= _retained(old, raw + FREE, n, N, R, -1)[:, None]
+                d_kept += tl.sum(d_tile * tile, 1)
+                d_tile *= kept[:, None]
+            tl.debug_barrier()
 
-            # Allocation against content.
-            used = tl.load(useds + row * N + n, mask=in_memory, other=1.0)
-            before = _before(used, n, N)
-            smaller = _smaller(used, before)
-            allocation = tl.where(in_memory, (1.0 - used) * smaller, 0.0)
-            norm = _norm(tile, NORM_EPSILON)
-            key = _words(raw + R * W + R, w, W, SQUASH)
-            raw_strength = tl.load(raw + R * W + R + W)
-            strength = 1.0 + softplus(raw_strength)
-            mask = _mask(raw + MASKS + R * W, w, W, MASK_MIN)
-            content, similarity = _lookup(tile, norm, key, mask, strength, n, N, MASK_MIN, NORM_EPSILON)
-            allocate = sigmoid(tl.load(raw + FREE + R))
-            gate = sigmoid(tl.load(raw + FREE + R + 1))
-            difference = allocation - content
-            d_gate = tl.sum(d_write * (content + allocate * difference), 0)
-            d_chosen = gate * d_write
-            d_allocate = tl.sum(d_chosen * difference, 0)
-            tl.store(d_raw + FREE + R, d_allocate * allocate * (1.0 - allocate))
-            tl.store(d_raw + FREE + R + 1, d_gate * gate * (1.0 - gate))
-            d_content = (1.0 - allocate) * d_chosen
-            d_found, d_key, d_mask, d_strength = _lookup_backward(
-                tile, norm, key, mask, strength, content, similarity, d_content, MASK_MIN, NORM_EPSILON
-            )
-            if MASK_MIN is not None:
-                tl.store(d_raw + MASKS + R * W + w, d_mask, mask=in_word)
-            d_tile += d_found
-            tl.store(d_raw + R * W + R + w, d_key * _words_slope(key, SQUASH), mask=in_word)
-            tl.store(d_raw + R * W + R + W, d_strength * softplus_slope(raw_strength))
+            # Allocation against content, from the last head to the first.
+            norm = slot_norms(tile, NORM_EPSILON)
+            d_used = tl.zeros_like(d_use)
+            for later in range(H):
+                head = H - 1 - later
+                used = tl.load(useds + (row * H + head) * N + n, mask=in_memory, other=1.0)
+                before = _before(used, n, N)
+                smaller = _smaller(used, before)
+                allocation = tl.where(in_memory, (1.0 - used) * smaller, 0.0)
+                key, strength, mask = lookup_head(
+                    raw, WRITE_KEYS + head * W, WRITE_STRENGTHS + head, MASKS + (R + head) * W, w, W, SQUASH, MASK_MIN
+                )
+                content, similarities = lookup(tile, norm, key, strength, mask, in_memory, 1.0, MASK_MIN, NORM_EPSILON)
+                allocate, gate = sigmoid(tl.load(raw + ALLOCATE + head)), sigmoid(tl.load(raw + ALLOCATE + H + head))
+                d_weight = tl.load(d_new + (R + head) * N + n, mask=in_memory, other=0.0)
+                difference = allocation - content
+                d_chosen = gate * d_weight
+                d_gate = tl.sum(d_weight * (content + allocate * difference), 0)
+                d_allocate = tl.sum(d_chosen * difference, 0)
+                d_allocation = allocate * d_chosen
+                if H > 1:
+                    # What this head took, the next one saw as used.
+                    d_taken = d_used * (1.0 - used)
+                    total = tl.sum(d_taken * allocation, 0)
+                    d_gate += total * allocate
+                    d_allocate += total * gate
+                    d_allocation += d_taken * allocate * gate
+                    d_used *= 1.0 - allocate * gate * allocation
+                tl.store(d_raw + ALLOCATE + head, d_allocate * allocate * (1.0 - allocate))
+                tl.store(d_raw + ALLOCATE + H + head, d_gate * gate * (1.0 - gate))
+                d_content = (1.0 - allocate) * d_chosen
+                d_found, d_key, d_strength, d_mask = lookup_backward(
+                    tile,
+                    norm,
+                    key,
+                    strength,
+                    mask,
+                    content,
+                    similarities,
+                    d_content,
+                    SQUASH,
+                    1.0,
+                    MASK_MIN,
+                    NORM_EPSILON,
+                )
+                d_tile += d_found
+                tl.store(d_raw + WRITE_KEYS + head * W + w, d_key, mask=in_word)
+                tl.store(d_raw + WRITE_STRENGTHS + head, d_strength)
+                if MASK_MIN is not None:
+                    tl.store(d_raw + MASKS + (R + head) * W + w, d_mask, mask=in_word)
+                d_used += tl.sum(tl.where(before, (d_allocation * allocation)[:, None], 0.0), 0) / used
+                d_used -= d_allocation * smaller
 
             # Usage.
-            d_allocation = allocate * d_chosen
-            d_used = tl.sum(tl.where(before, (d_allocation * allocation)[:, None], 0.0), 0) / used
-            d_used -= d_allocation * smaller
             d_use += (1.0 - USAGE_EPSILON) * tl.where(in_memory, d_used, 0.0)
             usage = tl.load(usages + row * N + n, mask=in_memory, other=0.0)
-            written = tl.load(old + R * N + n, mask=in_memory, other=0.0)
-            d_retained += d_use * (usage + written - usage * written)
-            d_use *= _retained(old, raw + FREE, n, N, R, -1)
-            d_written = tl.zeros_like(d_use)
-            if USAGE_GRADIENT:
-                d_written += d_use * (1.0 - usage)
-            tl.store(d_old + R * N + n, d_written, mask=in_memory)
-            d_use *= 1.0 - written
-            tl.debug_barrier()
+            taken = 1.0 - unwritten(old + R * N, n, N, H)
+            d_kept += d_use * (usage + taken - usage * taken)
+            d_use *= kept
+            for head in tl.static_range(H):
+                d_weight = tl.zeros_like(d_use)
+                if USAGE_GRADIENT:
+                    d_weight += d_use * (1.0 - usage) * unwritten(old + R * N, n, N, H, head)
+                tl.store(d_old + (R + head) * N + n, d_weight, mask=in_memory)
+            d_use *= 1.0 - taken
             for head in tl.static_range(R):
                 free = sigmoid(tl.load(raw + FREE + head))
-                d_freed = -d_retained * _retained(old, raw + FREE, n, N, R, head)
+                d_freed = -d_kept * retained(raw + FREE, old, n, N, R, True, head)
                 weight = tl.load(old + head * N + n, mask=in_memory, other=0.0)
                 tl.store(d_raw + FREE + head, tl.sum(d_freed * weight, 0) * free * (1.0 - free))
-                d_weight = tl.load(d_old + head * N + n, mask=in_memory, other=0.0)
-                tl.store(d_old + head * N + n, d_weight + d_freed * free, mask=in_memory)
+                d_weight = tl.load(d_old + head * N + n, mask=in_memory, other=0.0) + d_freed * free
+                tl.debug_barrier()
+                tl.store(d_old + head * N + n, d_weight, mask=in_memory)
             tl.debug_barrier()
 
-            d_c = controller_backward(
-                features + row * F,
-                gates + row * G,
-                cells + row * HIDDEN,
+            d_hidden = interface_backward(d_after, interface_weight, d_raw, h, HIDDEN, INTERFACE, CHUNK)
+            controller_backward(
+                features + row * FEATURES,
+                gates + row * GATES,
+                cells + row * LAYERS * HIDDEN,
                 recurrent,
-                interface_weight,
+                upper,
+                d_hidden,
                 d_after,
-                d_features + row * F,
-                d_gates + row * G,
-                d_raw,
-                d_c,
+                d_features + row * FEATURES,
+                d_gates + row * GATES,
+                d_cells,
                 h,
                 f,
-                F,
+                R * W,
                 HIDDEN,
-                GATES,
-                INTERFACE,
+                LAYERS,
                 KIND,
                 CLIP,
                 CHUNK,
             )
-    tl.store(d_memory + batch * N * W + within, d_tile, mask=inside)
-    tl.store(d_links + batch * N * N + link_within, d_link, mask=square)
-    tl.store(d_precedence + batch * N + n, d_last, mask=in_memory)
-    tl.store(d_usage + batch * N + n, d_use, mask=in_memory)
-    tl.store(d_cell + batch * HIDDEN + h, d_c, mask=h < HIDDEN)
+    tl.store(d_memory + offsets, d_tile, mask=inside)
+    tl.store(d_links + link_offsets, d_link, mask=of_links)
+    tl.store(d_precedences + write_offsets, d_precedence, mask=of_writes)
+    tl.store(d_usage + n, d_use, mask=in_memory)
 
 
-class Sizes(NamedTuple):
-    """What does not change along a sequence."""
+@dataclass(frozen=True)
+class DNC(Recurrence):
+    """A DNC; its state is memory ``[B, N, W]``, links ``[B, H, N, N]``, precedence ``[B, H, N]``, usage ``[B, N]``."""
 
-    hidden: int
-    reads: int
-    kind: int
-    """Of controllers.py."""
-    clip: float | None
     squash: bool
     wipe: bool
     """``memory_wipe``"""
-    masked: bool
-    """``masked_content``"""
     sharpen: bool
     """``link_sharpening``"""
     usage_gradient: bool
 
-    def constants(self, gates: int, interface: int, slots: int, word: int) -> dict[str, Any]:
-        """Constants of both kernels."""
-        side = power_of_two(slots)
+    forward_kernel: ClassVar[Any] = dnc_forward
+    backward_kernel: ClassVar[Any] = dnc_backward
+    checkpointed: ClassVar[int] = 3
+
+    def recorded(self) -> tuple[int, ...]:
+        """Of the usages that the write heads sorted."""
+        return self.writes, self.slots
+
+    def unavailable(self) -> str | None:
+        """See :meth:`Recurrence.unavailable`."""
+        side = power_of_two(self.slots)
+        if side * max(side * power_of_two(self.writes), power_of_two(self.word)) > LARGEST_TILE:
+            links = "its links" if self.writes == 1 else f"the links of {self.writes} write heads"
+            return f"a memory of {self.slots} x {self.word} and {links} fill more than the registers of a program"
+        return super().unavailable()
+
+    def constants(self) -> dict[str, Any]:
+        """See :meth:`Recurrence.constants`."""
         return {
-            "HIDDEN": self.hidden,
-            "GATES": gates,
-            "INTERFACE": interface,
-            "N": slots,
-            "W": word,
-            "R": self.reads,
-            "KIND": self.kind,
-            "CLIP": self.clip,
+            **super().constants(),
             "SQUASH": self.squash,
             "WIPE": self.wipe,
-            "MASK_MIN": MASK_MIN if self.masked else None,
             "SHARPEN": SHARPEN_EPSILON if self.sharpen else None,
-            "KEEP_EVERY": KEEP_EVERY,
-            "NORM_EPSILON": NORM_EPSILON,
+            "USAGE_GRADIENT": self.usage_gradient,
             "USAGE_EPSILON": USAGE_EPSILON,
-            "CHUNK": chunk(self.hidden, self.hidden + self.reads * word, interface),
-            "BLOCK_H": power_of_two(self.hidden),
-            "BLOCK_N": side,
-            "BLOCK_W": power_of_two(word),
-            "num_warps": WARPS,
+            "BLOCK_WRITES": power_of_two(self.writes),
         }
-
-
-class State(NamedTuple):
-    """What a DNC remembers beside its controller."""
-
-    memory: Tensor
-    """``[B, N, W]``"""
-    usage: Tensor
-    """``[B, N]``"""
-    links: Tensor
-    """``[B, N, N]``"""
-    precedence: Tensor
-    """``[B, N]``"""
-    weights: Tensor
-    """Of all heads, read heads first, ``[B, R + 1, N]``"""
-
-
-def unavailable(hidden: int, slots: int, word: int, reads: int, interface: int) -> str | None:
-    """Why one program cannot hold a sequence of these sizes, or None."""
-    side = power_of_two(slots)
-    if max(side * side, side * power_of_two(word)) > LARGEST_TILE:
-        return f"a memory of {slots} x {word} and its links fill more than the registers of a program"
-    return too_wide(hidden, hidden + reads * word, interface)
-
-
-def _forward(
-    sizes: Sizes,
-    keep: bool,
-    gates: Tensor,
-    recurrent: Tensor,
-    interface_weight: Tensor,
-    interface_bias: Tensor,
-    first_features: Tensor,
-    cell: Tensor,
-    *state: Tensor,
-) -> tuple[Any, ...]:
-    """Features ``[T + 1, B, F]``, what the backward pass needs beside them, and the last cell and state."""
-    steps, batch, total = gates.shape
-    memory, usage, links, precedence, weights = (t.clone() for t in state)
-    slots, word = memory.shape[1:]
-    size = interface_weight.shape[-2]
-    members = recurrent.shape[0] if recurrent.dim() == 3 else 1
-    kept = steps if keep else 1
-    chunks = parts(steps, KEEP_EVERY) if keep else 0
-    features = gates.new_empty(steps + 1, *first_features.shape)
-    features[0] = first_features
-    cells = gates.new_empty(steps + 1 if keep else 1, *cell.shape)
-    cells[0] = cell
-    usages = gates.new_empty(steps + 1 if keep else 1, *usage.shape)
-    usages[0] = usage
-    all_weights = gates.new_empty(kept + 1, *weights.shape)
-    all_weights[0] = weights
-    interface = gates.new_empty(kept, batch, size)
-    useds = gates.new_empty(steps if keep else 0, batch, slots)
-    checkpoints = [gates.new_empty(chunks, *t.shape) for t in (memory, links, precedence)]
-    launch(
-        dnc_forward,
-        (batch,),
-        *(features, gates, recurrent.mT.contiguous(), interface_weight.mT.contiguous(), interface_bias),
-        *(cells, memory, usages, links, precedence, interface, useds, all_weights, *checkpoints),
-        *(steps, batch, batch // members if members > 1 else batch),
-        **sizes.constants(total // sizes.hidden, size, slots, word),
-        KEEP=keep,
-        BLOCK_I=power_of_two(size),
-    )
-    last_weights = all_weights[steps if keep else steps % 2]
-    last = (cells[-1], State(memory, usages[-1], links, precedence, last_weights))
-    return features, (cells, usages, interface, useds, all_weights, *checkpoints), last
-
-
-class _Sequence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, sizes: Sizes, *arguments: Tensor) -> tuple[Tensor, ...]:
-        gates, recurrent, interface_weight, *rest = (t.contiguous() for t in arguments)
-        gates = gates.clone()  # to which the kernel adds
-        features, kept, (cell, state) = _forward(sizes, True, gates, recurrent, interface_weight, *rest)
-        ctx.sizes = sizes
-        ctx.save_for_backward(features, gates, recurrent, interface_weight, *kept)
-        return features[1:].clone(), cell.clone(), *(t.clone() for t in state)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_later: Tensor, d_cell: Tensor, *d_state: Tensor) -> tuple[Tensor | None, ...]:
-        kept = ctx.saved_tensors
-        features, gates, _, _, _, _, interface, *_ = kept
-        sizes: Sizes = ctx.sizes
-        steps, batch, total = gates.shape
-        slots, word = d_state[0].shape[1:]
-        d_features = torch.cat([torch.zeros_like(d_later[:1]), d_later])
-        d_gates, d_interface = torch.empty_like(gates), torch.empty_like(interface)
-        # The kernel changes these in place.
-        d_last = [t.clone(memory_format=torch.contiguous_format) for t in (d_cell, *d_state[:4])]
-        d_weights = gates.new_empty(2, *d_state[4].shape)
-        d_weights[steps % 2] = d_state[4]
-        rooms = [gates.new_empty(batch, KEEP_EVERY, *shape) for shape in ((slots, word), (slots, slots), (slots,))]
-        launch(
-            dnc_backward,
-            (batch,),
-            *kept,
-            *(*rooms, d_features, d_gates, d_interface, *d_last, d_weights, steps, batch),
-            **sizes.constants(total // sizes.hidden, interface.shape[2], slots, word),
-            USAGE_GRADIENT=sizes.usage_gradient,
-            BLOCK_F=power_of_two(features.shape[2]),
-        )
-        flat_gates, flat_interface = d_gates.flatten(0, 1), d_interface.flatten(0, 1)
-        d_recurrent = flat_gates.T @ features[:-1].flatten(0, 1)
-        d_interface_weight = flat_interface.T @ features[1:, :, : sizes.hidden].flatten(0, 1)
-        d_layers = (d_gates, d_recurrent, d_interface_weight, flat_interface.sum(0))
-        return None, *d_layers, d_features[0], *d_last, d_weights[0]
-
-
-def run_sequence(
-    sizes: Sizes,
-    gates: Tensor,
-    recurrent: Tensor,
-    interface_weight: Tensor,
-    interface_bias: Tensor,
-    first_features: Tensor,
-    cell: Tensor,
-    state: State,
-) -> tuple[Tensor, Tensor, State]:
-    """A whole sequence; differentiable once in every tensor unless members of a population have their own weights.
-
-    Args:
-        sizes: of the circuit.
-        gates, recurrent, interface_weight, interface_bias, first_features, cell: see
-            :func:`tapehead.core.kernels.triton.ntm.run_sequence`.
-        state: before the first step.
-
-    Returns:
-        Features ``[T, B, F]``, and the cell and the state after the last step.
-
-    Raises:
-        ValueError: gradients are wanted of a population.
-    """
-    arguments = (gates, recurrent, interface_weight, interface_bias, first_features, cell, *state)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in arguments):
-        if recurrent.dim() == 3:
-            raise ValueError("recurrent: got weights of a population with gradients; allowed are those of one circuit")
-        features, last_cell, *last = _Sequence.apply(sizes, *arguments)
-        return features, last_cell, State(*last)
-    gates, *rest = (t.detach().contiguous() for t in arguments)
-    features, _, (last_cell, last_state) = _forward(sizes, False, gates.clone(), *rest)
-    return features[1:], last_cell, last_state

@@ -1,49 +1,38 @@
-"""A whole NTM sequence in one launch, forward and backward: one program per sequence, its memory in registers.
+"""A whole sequence of an NTM in one launch, forward and backward, its memory in registers; see recurrence.py.
 
-All steps run inside the kernel. The memory never leaves the chip but for a checkpoint every few steps, from which the
-backward pass computes it again. Products with the inputs come before the kernel and gradients of weights after it, as
-large products in torch.
-
-Shapes: T steps, B batch, F = hidden + R * W features (hidden vector and words read), G = gates * hidden,
-I interface, K = R + H heads, N slots, W word size, S shifts.
+Shapes: T steps, B batch, L layers, F = L * hidden + R * W features, I interface, K = R + H heads, N slots, W word size,
+S shifts.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ...addressing import NORM_EPSILON, SHARPEN_EPSILON
-from .controllers import KEEP_EVERY, WARPS, chunk, controller_backward, controller_forward, too_wide
-from .launch import launch, parts, power_of_two, sigmoid, softplus, softplus_slope, tanh
+from ...addressing import SHARPEN_EPSILON
+from .content import lookup, lookup_backward, lookup_head, slot_norms
+from .controllers import (
+    controller_backward,
+    controller_forward,
+    interface_backward,
+    interface_forward,
+)
+from .launch import power_of_two, sigmoid, softmax, softmax_backward, softplus, softplus_slope
+from .location import sharpened
+from .memory import write_backward, written
+from .recurrence import Recurrence, recorded_rows
 
 LARGEST_TILE = 8192
 """Elements of a memory, sides rounded up to powers of two, that a program keeps: 32 registers of each thread."""
 
 
 @triton.jit
-def _content(tile, norm, raw, w, n, N: tl.constexpr, W: tl.constexpr, K: tl.constexpr, head, EPSILON: tl.constexpr):
-    """Content weighting, similarity, key, its norm and its strength of a head; ``raw`` is the interface vector."""
-    key = tl.where(w < W, tanh(tl.load(raw + head * W + w, mask=w < W, other=0.0)), 0.0)
-    strength = softplus(tl.load(raw + K * W + head))
-    key_norm = tl.sqrt(tl.sum(key * key, 0) + EPSILON)
-    similarity = tl.sum(tile * key[None, :], 1) / (key_norm * norm + EPSILON)
-    logits = tl.where(n < N, strength * similarity, float("-inf"))
-    shares = tl.exp(logits - tl.max(logits, 0))
-    return shares / tl.sum(shares, 0), similarity, key, key_norm, strength
-
-
-@triton.jit
-def _shares(raw, s, head, W: tl.constexpr, K: tl.constexpr, S: tl.constexpr):
+def _shares(raw, s, S: tl.constexpr):
     """Distribution over shifts of a head, ``[BLOCK_S]``; 0 outside."""
-    logits = tl.load(raw + K * W + 2 * K + head * S + s, mask=s < S, other=float("-inf"))
-    shares = tl.exp(logits - tl.max(logits, 0))
-    return shares / tl.sum(shares, 0)
+    return softmax(tl.load(raw + s, mask=s < S, other=float("-inf")))
 
 
 @triton.jit
@@ -56,65 +45,37 @@ def _shifted(gated, shares, s, n, N: tl.constexpr, S: tl.constexpr):
     return result
 
 
-@triton.jit
-def _erase_add(raw, w, head, W: tl.constexpr, K: tl.constexpr, H: tl.constexpr, S: tl.constexpr):
-    """What a write head erases and adds, ``[BLOCK_W]`` each; 0 outside."""
-    words = raw + K * W + 3 * K + K * S
-    erase = sigmoid(tl.load(words + head * W + w, mask=w < W, other=0.0))
-    add = tanh(tl.load(words + (H + head) * W + w, mask=w < W, other=0.0))
-    return tl.where(w < W, erase, 0.0), tl.where(w < W, add, 0.0)
-
-
-@triton.jit
-def _written(
-    tile,
-    weights,
-    raw,
-    n,
-    w,
-    N: tl.constexpr,
-    W: tl.constexpr,
-    R: tl.constexpr,
-    H: tl.constexpr,
-    S: tl.constexpr,
-):
-    """The memory after all heads wrote; ``weights`` points to those of all heads."""
-    added = tl.zeros_like(tile)
-    for head in range(H):
-        weight = tl.load(weights + (R + head) * N + n, mask=n < N, other=0.0)[:, None]
-        erase, add = _erase_add(raw, w, head, W, R + H, H, S)
-        tile *= 1.0 - weight * erase[None, :]
-        added += weight * add[None, :]
-    return tile + added
-
-
 @triton.jit(do_not_specialize=["steps", "batch_size", "rows_per_member"])
 def ntm_forward(
     features,
     gates,
     recurrent,
+    upper,
     interface_weight,
     interface_bias,
-    cells,
-    memory,
     interface,
     gated,
+    cells,
     weights,
-    checkpoints,
+    memory,
     last_memory,
+    checkpoints,
     steps,
     batch_size,
     rows_per_member,
+    KIND: tl.constexpr,
+    LAYERS: tl.constexpr,
     HIDDEN: tl.constexpr,
+    CLIP: tl.constexpr,
     GATES: tl.constexpr,
+    FEATURES: tl.constexpr,
     INTERFACE: tl.constexpr,
     N: tl.constexpr,
     W: tl.constexpr,
     R: tl.constexpr,
     H: tl.constexpr,
     S: tl.constexpr,
-    KIND: tl.constexpr,
-    CLIP: tl.constexpr,
+    MASK_MIN: tl.constexpr,
     KEEP: tl.constexpr,
     KEEP_EVERY: tl.constexpr,
     NORM_EPSILON: tl.constexpr,
@@ -128,19 +89,23 @@ def ntm_forward(
 ):
     """One program per sequence.
 
-    ``features`` ``[T + 1, B, F]`` and ``cells`` hold the first step's state in their first row; ``gates`` ``[T, B, G]``
-    the products with the inputs, to which the rest is added in place; ``recurrent`` is ``[F, G]`` and
-    ``interface_weight`` ``[hidden, I]``. With KEEP, every step is recorded for the backward pass: ``interface``
-    ``[T, B, I]``, ``gated`` ``[T, B, K, N]``, ``weights`` ``[T + 1, B, K, N]``, ``cells`` ``[T + 1, B, hidden]``;
-    without, they are room for one step, or two that take turns. Members of a population, ``rows_per_member`` sequences
-    each, have weights of their own.
+    ``features`` ``[T + 1, B, F]`` hold the first step's state in their first row; ``gates`` ``[T, B, L * G]`` the
+    products with the inputs, to which the rest is added in place; ``recurrent`` is ``[hidden + R * W, G]``, ``upper``
+    ``[L - 1, 2 * hidden, G]`` and ``interface_weight`` ``[hidden, I]``. With KEEP, every step is recorded for the
+    backward pass: ``interface`` ``[T, B, I]``, ``gated`` ``[T, B, K, N]``, ``cells`` ``[T + 1, B, L * hidden]``,
+    ``weights`` ``[T + 1, B, K, N]``; without, they are room for one step, or two that take turns. Members of a
+    population, ``rows_per_member`` sequences each, have weights of their own.
     """
-    F: tl.constexpr = HIDDEN + R * W
-    G: tl.constexpr = GATES * HIDDEN
     K: tl.constexpr = R + H
+    GATE: tl.constexpr = K * W + K
+    SHIFT: tl.constexpr = GATE + K
+    SHARPNESS: tl.constexpr = SHIFT + K * S
+    ERASE: tl.constexpr = SHARPNESS + K
+    MASKS: tl.constexpr = ERASE + 2 * H * W
     batch = tl.program_id(0).to(tl.int64)
     member = batch // rows_per_member
-    recurrent += member * F * G
+    recurrent += member * (HIDDEN + R * W) * (GATES // LAYERS)
+    upper += member * (LAYERS - 1) * 2 * HIDDEN * (GATES // LAYERS)
     interface_weight += member * HIDDEN * INTERFACE
     interface_bias += member * INTERFACE
     h = tl.arange(0, BLOCK_H)
@@ -151,69 +116,47 @@ def ntm_forward(
     inside = (n < N)[:, None] & (w < W)[None, :]
     offsets = batch * N * W + n[:, None] * W + w[None, :]
     tile = tl.load(memory + offsets, mask=inside, other=0.0)
-    cell = tl.load(cells + batch * HIDDEN + h, mask=h < HIDDEN, other=0.0)
     for t in range(steps):
         row = t * batch_size + batch
-        before = features + row * F
-        after = before + batch_size.to(tl.int64) * F
-        if KEEP:
-            step_room, now, then = row, row, row + batch_size
-            if t % KEEP_EVERY == 0:
-                place = ((t // KEEP_EVERY) * batch_size).to(tl.int64) * N * W
-                tl.store(checkpoints + place + offsets, tile, mask=inside)
-        else:
-            step_room, now, then = batch, (t % 2) * batch_size + batch, ((t + 1) % 2) * batch_size + batch
-
-        raw = interface + step_room * INTERFACE
-        cell = controller_forward(
-            before,
-            after,
-            gates + row * G,
-            recurrent,
-            interface_weight,
-            interface_bias,
-            raw,
-            cell,
-            h,
-            i,
-            F,
-            HIDDEN,
-            GATES,
-            INTERFACE,
-            KIND,
-            CLIP,
-            CHUNK,
+        room, now, then = recorded_rows(t, batch, batch_size, KEEP)
+        if KEEP and t % KEEP_EVERY == 0:
+            chunk = ((t // KEEP_EVERY) * batch_size).to(tl.int64)
+            tl.store(checkpoints + chunk * N * W + offsets, tile, mask=inside)
+        before = features + row * FEATURES
+        after = before + batch_size.to(tl.int64) * FEATURES
+        cell = cells + now * LAYERS * HIDDEN
+        new_cell = cells + then * LAYERS * HIDDEN
+        sums = gates + row * GATES
+        controller_forward(
+            before, after, sums, cell, new_cell, recurrent, upper, h, R * W, HIDDEN, LAYERS, KIND, CLIP, CHUNK
         )
-        if KEEP:
-            tl.store(cells + then * HIDDEN + h, cell, mask=h < HIDDEN)
+        raw = interface + room * INTERFACE
+        interface_forward(after, interface_weight, interface_bias, raw, i, HIDDEN, INTERFACE, CHUNK)
 
         # Every head looks content up and moves on from where it was; shifting needs the slots of other threads.
         old = weights + now * K * N
         new = weights + then * K * N
-        gated_row = gated + step_room * K * N
-        norm = tl.sqrt(tl.sum(tile * tile, 1) + NORM_EPSILON)
+        gated_row = gated + room * K * N
+        norm = slot_norms(tile, NORM_EPSILON)
         for head in range(K):
-            content, _, _, _, _ = _content(tile, norm, raw, w, n, N, W, K, head, NORM_EPSILON)
-            gate = sigmoid(tl.load(raw + K * W + K + head))
+            key, strength, mask = lookup_head(raw, head * W, K * W + head, MASKS + head * W, w, W, True, MASK_MIN)
+            content, _ = lookup(tile, norm, key, strength, mask, n < N, 0.0, MASK_MIN, NORM_EPSILON)
+            gate = sigmoid(tl.load(raw + GATE + head))
             last = tl.load(old + head * N + n, mask=n < N, other=0.0)
             tl.store(gated_row + head * N + n, last + gate * (content - last), mask=n < N)
         tl.debug_barrier()
         for head in range(K):
-            shifted = _shifted(gated_row + head * N, _shares(raw, s, head, W, K, S), s, n, N, S)
-            power = 1.0 + softplus(tl.load(raw + K * W + 2 * K + K * S + head))
-            logits = tl.where(n < N, power * tl.log(shifted + SHARPEN_EPSILON), float("-inf"))
-            sharpened = tl.exp(logits - tl.max(logits, 0))
-            tl.store(new + head * N + n, sharpened / tl.sum(sharpened, 0), mask=n < N)
+            shifted = _shifted(gated_row + head * N, _shares(raw + SHIFT + head * S, s, S), s, n, N, S)
+            power = 1.0 + softplus(tl.load(raw + SHARPNESS + head))
+            tl.store(new + head * N + n, sharpened(shifted, power, n < N, SHARPEN_EPSILON), mask=n < N)
         tl.debug_barrier()
 
-        tile = _written(tile, new, raw, n, w, N, W, R, H, S)
+        tile = written(tile, new + R * N, raw + ERASE, raw + ERASE + H * W, n, w, N, W, H, True, True)
         for head in range(R):
             weight = tl.load(new + head * N + n, mask=n < N, other=0.0)
-            tl.store(after + HIDDEN + head * W + w, tl.sum(weight[:, None] * tile, 0), mask=w < W)
+            tl.store(after + LAYERS * HIDDEN + head * W + w, tl.sum(weight[:, None] * tile, 0), mask=w < W)
         tl.debug_barrier()
     tl.store(last_memory + offsets, tile, mask=inside)
-    if not KEEP:
-        tl.store(cells + batch * HIDDEN + h, cell, mask=h < HIDDEN)
 
 
 @triton.jit(do_not_specialize=["steps", "batch_size"])
@@ -221,32 +164,35 @@ def ntm_backward(
     features,
     gates,
     recurrent,
+    upper,
     interface_weight,
-    cells,
     interface,
     gated,
+    cells,
     weights,
     checkpoints,
     memories,
-    d_shifted,
     d_features,
     d_gates,
     d_interface,
-    d_cell,
-    d_memory,
     d_weights,
+    d_cells,
+    d_memory,
     steps,
     batch_size,
+    KIND: tl.constexpr,
+    LAYERS: tl.constexpr,
     HIDDEN: tl.constexpr,
+    CLIP: tl.constexpr,
     GATES: tl.constexpr,
+    FEATURES: tl.constexpr,
     INTERFACE: tl.constexpr,
     N: tl.constexpr,
     W: tl.constexpr,
     R: tl.constexpr,
     H: tl.constexpr,
     S: tl.constexpr,
-    KIND: tl.constexpr,
-    CLIP: tl.constexpr,
+    MASK_MIN: tl.constexpr,
     KEEP_EVERY: tl.constexpr,
     NORM_EPSILON: tl.constexpr,
     SHARPEN_EPSILON: tl.constexpr,
@@ -259,331 +205,183 @@ def ntm_backward(
 ):
     """One program per sequence, from the last step to the first.
 
-    ``recurrent`` is ``[G, F]`` and ``interface_weight`` ``[I, hidden]``. ``d_features`` ``[T + 1, B, F]``, ``d_cell``,
-    ``d_memory`` and ``d_weights`` hold the gradients of what the forward pass gave, and in the end those of what it was
-    given; ``d_gates`` and ``d_interface`` are filled for every step. ``memories`` is room for the memories of
-    KEEP_EVERY steps and ``d_shifted`` for one gradient of all weightings.
+    ``recurrent`` is ``[G, hidden + R * W]``, ``upper`` ``[L - 1, G, 2 * hidden]`` and ``interface_weight``
+    ``[I, hidden]``. ``d_features`` ``[T + 1, B, F]``, ``d_cells`` and ``d_memory`` hold the gradients of what the
+    forward pass gave, and in the end those of what it was given; the two rows of ``d_weights`` ``[2, B, K, N]`` take
+    turns: row T % 2 holds the gradient of what was given out, row 0 in the end that of what was taken in. ``d_gates``
+    and ``d_interface`` are filled for every step. ``memories`` is room for the memories of KEEP_EVERY steps.
     """
-    F: tl.constexpr = HIDDEN + R * W
-    G: tl.constexpr = GATES * HIDDEN
     K: tl.constexpr = R + H
-    WORDS: tl.constexpr = K * W + 3 * K + K * S
+    GATE: tl.constexpr = K * W + K
+    SHIFT: tl.constexpr = GATE + K
+    SHARPNESS: tl.constexpr = SHIFT + K * S
+    ERASE: tl.constexpr = SHARPNESS + K
+    MASKS: tl.constexpr = ERASE + 2 * H * W
     batch = tl.program_id(0).to(tl.int64)
     h = tl.arange(0, BLOCK_H)
     f = tl.arange(0, BLOCK_F)
     n = tl.arange(0, BLOCK_N)
     w = tl.arange(0, BLOCK_W)
     s = tl.arange(0, BLOCK_S)
-    in_memory, in_word, in_hidden = n < N, w < W, h < HIDDEN
+    in_memory, in_word = n < N, w < W
     inside = in_memory[:, None] & in_word[None, :]
     within = n[:, None] * W + w[None, :]
-    room = memories + batch * KEEP_EVERY * N * W
-    d_shifted += batch * K * N
-    d_carried = d_weights + batch * K * N
+    memories += batch * KEEP_EVERY * N * W
+    d_cells += batch * LAYERS * HIDDEN
     d_tile = tl.load(d_memory + batch * N * W + within, mask=inside, other=0.0)
-    d_c = tl.load(d_cell + batch * HIDDEN + h, mask=in_hidden, other=0.0)
     chunks = (steps + KEEP_EVERY - 1) // KEEP_EVERY
     for back in range(chunks):
         first = (chunks - 1 - back) * KEEP_EVERY
         count = tl.minimum(steps - first, KEEP_EVERY)
-        place = ((chunks - 1 - back) * batch_size + batch) * N * W
-        tile = tl.load(checkpoints + place + within, mask=inside, other=0.0)
+        chunk = (chunks - 1 - back) * batch_size + batch
+        tile = tl.load(checkpoints + chunk * N * W + within, mask=inside, other=0.0)
         for step in range(count):
             row = (first + step) * batch_size + batch
-            tl.store(room + step * N * W + within, tile, mask=inside)
-            new = weights + (row + batch_size) * K * N
-            tile = _written(tile, new, interface + row * INTERFACE, n, w, N, W, R, H, S)
+            tl.store(memories + step * N * W + within, tile, mask=inside)
+            writes = weights + ((row + batch_size) * K + R) * N
+            erase = interface + row * INTERFACE + ERASE
+            tile = written(tile, writes, erase, erase + H * W, n, w, N, W, H, True, True)
         tl.debug_barrier()
 
         for behind in range(count):
             step = count - 1 - behind
-            row = (first + step) * batch_size + batch
+            t = first + step
+            row = t * batch_size + batch
             raw = interface + row * INTERFACE
             d_raw = d_interface + row * INTERFACE
             old = weights + row * K * N
             new = weights + (row + batch_size) * K * N
+            d_old = d_weights + ((t % 2) * batch_size + batch) * K * N
+            d_new = d_weights + (((t + 1) % 2) * batch_size + batch) * K * N
             gated_row = gated + row * K * N
-            d_after = d_features + (row + batch_size) * F
-            tile = tl.load(room + step * N * W + within, mask=inside, other=0.0)
-            written = _written(tile, new, raw, n, w, N, W, R, H, S)
+            d_after = d_features + (row + batch_size) * FEATURES
+            tile = tl.load(memories + step * N * W + within, mask=inside, other=0.0)
 
             # Reads, then writes: what each head's weighting did to the memory and to the words read.
+            erase, add = raw + ERASE, raw + ERASE + H * W
+            new_tile = written(tile, new + R * N, erase, add, n, w, N, W, H, True, True)
             for head in range(R):
-                d_read = tl.load(d_after + HIDDEN + head * W + w, mask=in_word, other=0.0)[None, :]
+                d_read = tl.load(d_after + LAYERS * HIDDEN + head * W + w, mask=in_word, other=0.0)[None, :]
                 weight = tl.load(new + head * N + n, mask=in_memory, other=0.0)
                 d_tile += weight[:, None] * d_read
-                d_weight = tl.load(d_carried + head * N + n, mask=in_memory, other=0.0)
-                tl.store(d_carried + head * N + n, d_weight + tl.sum(written * d_read, 1), mask=in_memory)
+                d_weight = tl.load(d_new + head * N + n, mask=in_memory, other=0.0) + tl.sum(new_tile * d_read, 1)
+                tl.debug_barrier()
+                tl.store(d_new + head * N + n, d_weight, mask=in_memory)
             kept = tl.full([BLOCK_N, BLOCK_W], 1.0, tile.dtype)
             for head in range(H):
-                weight = tl.load(new + (R + head) * N + n, mask=in_memory, other=0.0)
-                erase, add = _erase_add(raw, w, head, W, K, H, S)
-                others = tile * d_tile
-                for other in range(H):
-                    if other != head:
-                        other_weight = tl.load(new + (R + other) * N + n, mask=in_memory, other=0.0)
-                        other_erase, _ = _erase_add(raw, w, other, W, K, H, S)
-                        others *= 1.0 - other_weight[:, None] * other_erase[None, :]
-                kept *= 1.0 - weight[:, None] * erase[None, :]
-                d_weight = tl.load(d_carried + (R + head) * N + n, mask=in_memory, other=0.0)
-                d_weight += tl.sum(d_tile * add[None, :] - others * erase[None, :], 1)
-                tl.store(d_carried + (R + head) * N + n, d_weight, mask=in_memory)
-                d_erase = -tl.sum(others * weight[:, None], 0) * erase * (1.0 - erase)
-                d_add = tl.sum(d_tile * weight[:, None], 0) * (1.0 - add * add)
-                tl.store(d_raw + WORDS + head * W + w, d_erase, mask=in_word)
-                tl.store(d_raw + WORDS + (H + head) * W + w, d_add, mask=in_word)
+                d_written, d_erase, d_add, left = write_backward(
+                    tile, d_tile, new + R * N, erase, add, head, n, w, N, W, H, True, True
+                )
+                kept *= left
+                d_weight = tl.load(d_new + (R + head) * N + n, mask=in_memory, other=0.0) + d_written
+                tl.debug_barrier()
+                tl.store(d_new + (R + head) * N + n, d_weight, mask=in_memory)
+                tl.store(d_raw + ERASE + head * W + w, d_erase, mask=in_word)
+                tl.store(d_raw + ERASE + (H + head) * W + w, d_add, mask=in_word)
             d_tile *= kept
             tl.debug_barrier()
 
-            # Sharpening and the shift, whose gradient goes to the slots of other threads.
+            # Sharpening and the shift, whose gradient goes to the slots of other threads: it replaces that of the
+            # weighting in memory.
             for head in range(K):
                 weight = tl.load(new + head * N + n, mask=in_memory, other=0.0)
-                d_weight = tl.load(d_carried + head * N + n, mask=in_memory, other=0.0)
-                shares = _shares(raw, s, head, W, K, S)
+                d_logit = softmax_backward(weight, tl.load(d_new + head * N + n, mask=in_memory, other=0.0))
+                shares = _shares(raw + SHIFT + head * S, s, S)
                 shifted = _shifted(gated_row + head * N, shares, s, n, N, S) + SHARPEN_EPSILON
-                raw_power = tl.load(raw + K * W + 2 * K + K * S + head)
-                d_logit = weight * (d_weight - tl.sum(weight * d_weight, 0))
+                raw_power = tl.load(raw + SHARPNESS + head)
                 d_power = tl.sum(d_logit * tl.log(shifted), 0) * softplus_slope(raw_power)
-                tl.store(d_raw + K * W + 2 * K + K * S + head, d_power)
-                gradient = d_logit * (1.0 + softplus(raw_power)) / shifted
-                tl.store(d_shifted + head * N + n, gradient, mask=in_memory)
+                tl.store(d_raw + SHARPNESS + head, d_power)
+                d_shifted = d_logit * (1.0 + softplus(raw_power)) / shifted
+                tl.debug_barrier()
+                tl.store(d_new + head * N + n, d_shifted, mask=in_memory)
                 d_shares = tl.zeros_like(shares)
                 for index in tl.static_range(S):
                     source = (n + S // 2 - index + N * S) % N
-                    product = gradient * tl.load(gated_row + head * N + source, mask=in_memory, other=0.0)
+                    product = d_shifted * tl.load(gated_row + head * N + source, mask=in_memory, other=0.0)
                     d_shares += tl.where(s == index, tl.sum(product, 0), 0.0)
-                d_shares = shares * (d_shares - tl.sum(shares * d_shares, 0))
-                tl.store(d_raw + K * W + 2 * K + head * S + s, d_shares, mask=s < S)
+                tl.store(d_raw + SHIFT + head * S + s, softmax_backward(shares, d_shares), mask=s < S)
             tl.debug_barrier()
 
             # Interpolation and content.
-            norm = tl.sqrt(tl.sum(tile * tile, 1) + NORM_EPSILON)
-            d_square = tl.zeros_like(norm)
+            norm = slot_norms(tile, NORM_EPSILON)
             for head in range(K):
-                shares = _shares(raw, s, head, W, K, S)
+                shares = _shares(raw + SHIFT + head * S, s, S)
                 d_gated = tl.zeros_like(norm)
                 for index in tl.static_range(S):
                     share = tl.sum(tl.where(s == index, shares, 0.0), 0)
                     target = (n + index - S // 2 + N * S) % N
-                    d_gated += share * tl.load(d_shifted + head * N + target, mask=in_memory, other=0.0)
-                content, similarity, key, key_norm, strength = _content(
-                    tile, norm, raw, w, n, N, W, K, head, NORM_EPSILON
-                )
-                gate = sigmoid(tl.load(raw + K * W + K + head))
+                    d_gated += share * tl.load(d_new + head * N + target, mask=in_memory, other=0.0)
+                key, strength, mask = lookup_head(raw, head * W, K * W + head, MASKS + head * W, w, W, True, MASK_MIN)
+                content, similarities = lookup(tile, norm, key, strength, mask, in_memory, 0.0, MASK_MIN, NORM_EPSILON)
+                gate = sigmoid(tl.load(raw + GATE + head))
                 last = tl.load(old + head * N + n, mask=in_memory, other=0.0)
-                d_gate = tl.sum(d_gated * (content - last), 0) * gate * (1.0 - gate)
-                tl.store(d_raw + K * W + K + head, d_gate)
-                tl.store(d_carried + head * N + n, (1.0 - gate) * d_gated, mask=in_memory)
+                tl.store(d_raw + GATE + head, tl.sum(d_gated * (content - last), 0) * gate * (1.0 - gate))
+                tl.store(d_old + head * N + n, (1.0 - gate) * d_gated, mask=in_memory)
                 d_content = gate * d_gated
-                d_logit = content * (d_content - tl.sum(content * d_content, 0))
-                raw_strength = tl.load(raw + K * W + head)
-                d_strength = tl.sum(d_logit * similarity, 0) * softplus_slope(raw_strength)
+                d_found, d_key, d_strength, d_mask = lookup_backward(
+                    tile, norm, key, strength, mask, content, similarities, d_content, True, 0.0, MASK_MIN, NORM_EPSILON
+                )
+                d_tile += d_found
+                tl.store(d_raw + head * W + w, d_key, mask=in_word)
                 tl.store(d_raw + K * W + head, d_strength)
-                d_dot = strength * d_logit / (key_norm * norm + NORM_EPSILON)
-                d_denominator = -d_dot * similarity
-                d_square += 0.5 * d_denominator * key_norm / norm
-                d_tile += d_dot[:, None] * key[None, :]
-                d_key = tl.sum(d_dot[:, None] * tile, 0)
-                d_key += tl.sum(d_denominator * norm, 0) * key / key_norm
-                tl.store(d_raw + head * W + w, d_key * (1.0 - key * key), mask=in_word)
-            d_tile += 2.0 * d_square[:, None] * tile
+                if MASK_MIN is not None:
+                    tl.store(d_raw + MASKS + head * W + w, d_mask, mask=in_word)
             tl.debug_barrier()
 
-            d_c = controller_backward(
-                features + row * F,
-                gates + row * G,
-                cells + row * HIDDEN,
+            d_hidden = interface_backward(d_after, interface_weight, d_raw, h, HIDDEN, INTERFACE, CHUNK)
+            before = features + row * FEATURES
+            d_before = d_features + row * FEATURES
+            sums, d_sums = gates + row * GATES, d_gates + row * GATES
+            cell = cells + row * LAYERS * HIDDEN
+            controller_backward(
+                before,
+                sums,
+                cell,
                 recurrent,
-                interface_weight,
+                upper,
+                d_hidden,
                 d_after,
-                d_features + row * F,
-                d_gates + row * G,
-                d_raw,
-                d_c,
+                d_before,
+                d_sums,
+                d_cells,
                 h,
                 f,
-                F,
+                R * W,
                 HIDDEN,
-                GATES,
-                INTERFACE,
+                LAYERS,
                 KIND,
                 CLIP,
                 CHUNK,
             )
     tl.store(d_memory + batch * N * W + within, d_tile, mask=inside)
-    tl.store(d_cell + batch * HIDDEN + h, d_c, mask=in_hidden)
 
 
-class Sizes(NamedTuple):
-    """What does not change along a sequence."""
+@dataclass(frozen=True)
+class NTM(Recurrence):
+    """An NTM; its state is the memory ``[B, N, W]``."""
 
-    hidden: int
-    reads: int
-    writes: int
     shifts: int
-    kind: int
-    """FEEDFORWARD, LSTM or GRU"""
-    clip: float | None
+    """S"""
 
-    def constants(self, gates: int, interface: int, slots: int, word: int) -> dict[str, Any]:
-        """Constants of both kernels."""
+    forward_kernel: ClassVar[Any] = ntm_forward
+    backward_kernel: ClassVar[Any] = ntm_backward
+    checkpointed: ClassVar[int] = 1
+
+    def recorded(self) -> tuple[int, ...]:
+        """Of the gated weightings."""
+        return self.reads + self.writes, self.slots
+
+    def unavailable(self) -> str | None:
+        """See :meth:`Recurrence.unavailable`."""
+        if power_of_two(self.slots) * power_of_two(self.word) > LARGEST_TILE:
+            return f"a memory of {self.slots} x {self.word} fills more than the registers of a program"
+        return super().unavailable()
+
+    def constants(self) -> dict[str, Any]:
+        """See :meth:`Recurrence.constants`."""
         return {
-            "HIDDEN": self.hidden,
-            "GATES": gates,
-            "INTERFACE": interface,
-            "N": slots,
-            "W": word,
-            "R": self.reads,
-            "H": self.writes,
+            **super().constants(),
             "S": self.shifts,
-            "KIND": self.kind,
-            "CLIP": self.clip,
-            "KEEP_EVERY": KEEP_EVERY,
-            "NORM_EPSILON": NORM_EPSILON,
             "SHARPEN_EPSILON": SHARPEN_EPSILON,
-            "CHUNK": chunk(self.hidden, self.hidden + self.reads * word, interface),
-            "BLOCK_H": power_of_two(self.hidden),
-            "BLOCK_N": power_of_two(slots),
-            "BLOCK_W": power_of_two(word),
             "BLOCK_S": power_of_two(self.shifts),
-            "num_warps": WARPS,
         }
-
-
-def unavailable(hidden: int, slots: int, word: int, reads: int, interface: int) -> str | None:
-    """Why one program cannot hold a sequence of these sizes, or None."""
-    tile = power_of_two(slots) * power_of_two(word)
-    if tile > LARGEST_TILE:
-        return f"a memory of {slots} x {word} fills more than the registers of a program"
-    return too_wide(hidden, hidden + reads * word, interface)
-
-
-def _forward(
-    sizes: Sizes,
-    keep: bool,
-    gates: Tensor,
-    recurrent: Tensor,
-    interface_weight: Tensor,
-    interface_bias: Tensor,
-    first_features: Tensor,
-    cell: Tensor,
-    memory: Tensor,
-    weights: Tensor,
-) -> tuple[Tensor, ...]:
-    """Features ``[T + 1, B, F]``, cells, interface, gated, weights, checkpoints and the last memory."""
-    steps, batch, total = gates.shape
-    slots, word = memory.shape[1:]
-    heads, size = weights.shape[1], interface_weight.shape[-2]
-    members = recurrent.shape[0] if recurrent.dim() == 3 else 1
-    kept = steps if keep else 1
-    features = gates.new_empty(steps + 1, *first_features.shape)
-    features[0] = first_features
-    cells = gates.new_empty(kept + 1 if keep else 1, batch, sizes.hidden)
-    cells[0] = cell
-    interface = gates.new_empty(kept, batch, size)
-    gated = gates.new_empty(kept, batch, heads, slots)
-    all_weights = gates.new_empty(kept + 1, batch, heads, slots)
-    all_weights[0] = weights
-    checkpoints = gates.new_empty(parts(steps, KEEP_EVERY) if keep else 0, batch, slots, word)
-    last_memory = torch.empty_like(memory)
-    launch(
-        ntm_forward,
-        (batch,),
-        *(features, gates),
-        recurrent.transpose(-1, -2).contiguous(),
-        interface_weight.transpose(-1, -2).contiguous(),
-        *(interface_bias, cells, memory, interface, gated, all_weights, checkpoints, last_memory),
-        *(steps, batch, batch // members if members > 1 else batch),
-        **sizes.constants(total // sizes.hidden, size, slots, word),
-        KEEP=keep,
-        BLOCK_I=power_of_two(size),
-    )
-    return features, cells, interface, gated, all_weights, checkpoints, last_memory
-
-
-class _Sequence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, sizes: Sizes, *arguments: Tensor) -> tuple[Tensor, ...]:
-        gates, recurrent, interface_weight, *rest = (t.contiguous() for t in arguments)
-        gates = gates.clone()  # to which the kernel adds
-        made = _forward(sizes, True, gates, recurrent, interface_weight, *rest)
-        features, cells, interface, gated, weights, checkpoints, last_memory = made
-        ctx.sizes = sizes
-        ctx.save_for_backward(
-            features, gates, recurrent, interface_weight, cells, interface, gated, weights, checkpoints
-        )
-        return features[1:].clone(), cells[-1].clone(), last_memory, weights[-1].clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, d_later: Tensor, d_cell: Tensor, d_memory: Tensor, d_weights: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        kept = ctx.saved_tensors
-        features, gates, _, _, _, interface, gated, _, _ = kept
-        sizes: Sizes = ctx.sizes
-        steps, batch, total = gates.shape
-        slots, word = d_memory.shape[1:]
-        size = interface.shape[2]
-        d_features = torch.cat([torch.zeros_like(d_later[:1]), d_later])
-        d_gates, d_interface = torch.empty_like(gates), torch.empty_like(interface)
-        # The kernel changes these in place.
-        d_last = (d_cell, d_memory, d_weights)
-        d_cell, d_memory, d_weights = (t.clone(memory_format=torch.contiguous_format) for t in d_last)
-        launch(
-            ntm_backward,
-            (batch,),
-            *kept,
-            gates.new_empty(batch, KEEP_EVERY, slots, word),
-            torch.empty_like(gated[0]),
-            *(d_features, d_gates, d_interface, d_cell, d_memory, d_weights),
-            *(steps, batch),
-            **sizes.constants(total // sizes.hidden, size, slots, word),
-            BLOCK_F=power_of_two(features.shape[2]),
-        )
-        flat_gates, flat_interface = d_gates.flatten(0, 1), d_interface.flatten(0, 1)
-        d_recurrent = flat_gates.T @ features[:-1].flatten(0, 1)
-        d_interface_weight = flat_interface.T @ features[1:, :, : sizes.hidden].flatten(0, 1)
-        d_bias = flat_interface.sum(0)
-        return None, d_gates, d_recurrent, d_interface_weight, d_bias, d_features[0], d_cell, d_memory, d_weights
-
-
-def run_sequence(
-    sizes: Sizes,
-    gates: Tensor,
-    recurrent: Tensor,
-    interface_weight: Tensor,
-    interface_bias: Tensor,
-    first_features: Tensor,
-    cell: Tensor,
-    memory: Tensor,
-    weights: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A whole sequence; differentiable once in every tensor unless members of a population have their own weights.
-
-    Args:
-        sizes: of the circuit.
-        gates: products of the controller's gates with the inputs, biases included, ``[T, B, G]``.
-        recurrent: products of the gates with the last features, ``[G, F]``; ``[P, G, F]`` for P members, each of which
-            has B / P sequences, one member's after another's.
-        interface_weight: ``[I, hidden]`` or ``[P, I, hidden]``.
-        interface_bias: ``[I]`` or ``[P, I]``.
-        first_features: hidden vector and words read before the first step, ``[B, F]``.
-        cell: of the LSTM before the first step, ``[B, hidden]``; anything for other controllers.
-        memory: before the first step, ``[B, N, W]``.
-        weights: of all heads before the first step, read heads first, ``[B, K, N]``.
-
-    Returns:
-        Features ``[T, B, F]``, and the cell, the memory and the weights after the last step.
-
-    Raises:
-        ValueError: gradients are wanted of a population.
-    """
-    arguments = (gates, recurrent, interface_weight, interface_bias, first_features, cell, memory, weights)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in arguments):
-        if recurrent.dim() == 3:
-            raise ValueError("recurrent: got weights of a population with gradients; allowed are those of one circuit")
-        return _Sequence.apply(sizes, *arguments)
-    gates, *rest = (t.detach().contiguous() for t in arguments)
-    features, cells, _, _, all_weights, _, last_memory = _forward(sizes, False, gates.clone(), *rest)
-    return features[1:], cells[0], last_memory, all_weights[gates.shape[0] % 2]

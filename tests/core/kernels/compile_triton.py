@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import tapehead
-from tapehead.core.kernels.triton import allocation, content, dnc, links, location, memory, ntm, sequences, steps
+from tapehead.core.kernels.triton import allocation, content, links, location, memory, recurrence, sequences, steps
 
 TYPES = {torch.float32: "fp32", torch.float64: "fp64"}
 
@@ -54,18 +54,19 @@ def circuits() -> Iterator[Any]:
         yield tapehead.NTM(2, 2, **sizes, num_writes=2).to(dtype)
         yield tapehead.DNC(2, 2, **sizes, num_writes=2).to(dtype)
     improved = {"masked_content": True, "memory_wipe": True, "link_sharpening": True}
-    yield tapehead.DNC(2, 2, **improved, **{**sizes, "memory_size": 11})
+    yield tapehead.DNC(2, 2, **improved, num_layers=2, num_writes=2, **{**sizes, "memory_size": 11})
     yield tapehead.DNC(2, 2, squash="tanh", usage_gradient=True, **{**sizes, "memory_size": 11}).double()
-    yield tapehead.NTM(2, 2, controller="gru", clip=None, **sizes)
+    yield tapehead.NTM(2, 2, controller="gru", num_layers=2, clip=None, masked_content=True, **sizes)
     yield tapehead.NTM(2, 2, masked_content=True, **{**sizes, "memory_size": 5000})
     # The largest that one program holds.
     yield tapehead.NTM(2, 2, hidden_size=256, memory_size=128, word_size=64)
     yield tapehead.DNC(2, 2, hidden_size=256, memory_size=64, word_size=64)
+    yield tapehead.DNC(2, 2, hidden_size=128, memory_size=32, word_size=64, num_reads=1, num_writes=4)
 
 
 def main() -> None:
     """Compile all."""
-    for module in (allocation, content, dnc, links, location, memory, ntm):
+    for module in (allocation, content, links, location, memory, recurrence):
         module.launch = compile_instead
     for circuit in circuits():
         state = circuit.initial_state(1)

@@ -18,9 +18,7 @@ from tapehead.core.stacked import map_members
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from tapehead.core.kernels.triton import dnc as dnc_kernels
-from tapehead.core.kernels.triton import ntm as ntm_kernels
-from tapehead.core.kernels.triton import sequences
+from tapehead.core.kernels.triton import recurrence, sequences
 
 INPUTS, OUTPUTS = 3, 2
 IMPROVED = {"masked_content": True, "memory_wipe": True, "link_sharpening": True}
@@ -92,9 +90,17 @@ def assert_agrees(circuit: Circuit, device: torch.device, steps: int = 3, batch:
         pytest.param(lambda: ntm(1, 1, 1, 1, 1), marks=pytest.mark.slow),
         pytest.param(lambda: ntm(7, 5, 2, 3, 5, controller="gru"), marks=pytest.mark.slow),
         pytest.param(lambda: ntm(7, 5, 2, 3, 5, controller="feedforward"), marks=pytest.mark.slow),
+        lambda: ntm(5, 3, 1, 2, 4, masked_content=True, num_layers=2),
+        pytest.param(lambda: ntm(5, 3, 1, 1, 4, masked_content=True), marks=pytest.mark.slow),
+        pytest.param(lambda: ntm(5, 3, 1, 1, 4, controller="gru", num_layers=3), marks=pytest.mark.slow),
+        pytest.param(lambda: ntm(5, 3, 1, 1, 4, controller="feedforward", num_layers=3), marks=pytest.mark.slow),
         lambda: dnc(7, 5, 2, 5),
         lambda: dnc(8, 4, 1, 17, controller="gru", squash="tanh", usage_gradient=True, memory_wipe=True),
         lambda: dnc(5, 3, 2, 4, **IMPROVED),
+        lambda: dnc(5, 3, 2, 4, num_writes=3, **IMPROVED),
+        lambda: dnc(4, 3, 1, 3, num_writes=2, num_layers=2, controller="gru", usage_gradient=True),
+        pytest.param(lambda: dnc(4, 3, 1, 3, num_writes=2), marks=pytest.mark.slow),
+        pytest.param(lambda: dnc(4, 3, 1, 3, num_layers=3, squash="tanh"), marks=pytest.mark.slow),
         lambda: dnc(1, 1, 1, 1, controller="feedforward"),
         pytest.param(lambda: dnc(5, 3, 2, 4, link_sharpening=True), marks=pytest.mark.slow),
         pytest.param(lambda: dnc(5, 3, 2, 4, masked_content=True), marks=pytest.mark.slow),
@@ -120,19 +126,23 @@ def test_clip(clip: float | None, controller: str, triton_device: torch.device) 
     assert_agrees(ntm(clip=clip, controller=controller), triton_device, steps=2)
 
 
-@pytest.mark.parametrize("build", [ntm, dnc, lambda: dnc(memory_wipe=True)])
+@pytest.mark.parametrize("build", [lambda: ntm(num_layers=2), dnc, lambda: dnc(memory_wipe=True, num_writes=2)])
 @pytest.mark.parametrize("steps", [4, 5])
 def test_memory_is_computed_again_from_checkpoints(
     build: Callable[[], Circuit], steps: int, monkeypatch: pytest.MonkeyPatch, triton_device: torch.device
 ) -> None:
     torch.manual_seed(0)
-    for module in (ntm_kernels, dnc_kernels):
-        monkeypatch.setattr(module, "KEEP_EVERY", 2)
+    monkeypatch.setattr(recurrence, "KEEP_EVERY", 2)
     assert_agrees(build(), triton_device, steps=steps, batch=1)
 
 
 @pytest.mark.parametrize(
-    "build", [lambda: ntm(memory_init="constant", weight_init="first"), dnc, lambda: dnc(**IMPROVED)]
+    "build",
+    [
+        lambda: ntm(memory_init="constant", weight_init="first", masked_content=True),
+        dnc,
+        lambda: dnc(num_writes=2, **IMPROVED),
+    ],
 )
 def test_extremes_stay_finite(build: Callable[[], Circuit], triton_device: torch.device) -> None:
     torch.manual_seed(0)
@@ -160,7 +170,12 @@ def test_nan_is_not_swallowed(build: Callable[[], Circuit], triton_device: torch
 
 @pytest.mark.parametrize(
     "build",
-    [lambda: ntm(reads=2), lambda: ntm(controller="gru"), lambda: ntm(controller="feedforward"), lambda: dnc(slots=4)],
+    [
+        lambda: ntm(reads=2),
+        lambda: ntm(controller="gru", num_layers=3),
+        lambda: ntm(controller="feedforward"),
+        lambda: dnc(slots=4, num_writes=2),
+    ],
 )
 def test_members_of_a_population(build: Callable[[], Circuit], triton_device: torch.device) -> None:
     torch.manual_seed(0)
@@ -180,14 +195,10 @@ def test_members_of_a_population(build: Callable[[], Circuit], triton_device: to
 @pytest.mark.parametrize(
     ("circuit", "reason"),
     [
-        (lambda: ntm(num_layers=2), "one layer"),
-        (lambda: ntm(masked_content=True), "no masked_content"),
+        (lambda: ntm(controller="direct"), "LSTM, GRU and feed-forward"),
         (lambda: ntm(slots=400, word=40), "a memory of 400 x 40 fills more"),
         (lambda: ntm(hidden=400), "a vector of 1600 elements"),
-        (
-            lambda: tapehead.DNC(INPUTS, OUTPUTS, memory_size=4, word_size=3, num_writes=2),
-            "one write head; this one has 2",
-        ),
+        (lambda: dnc(slots=64, num_writes=2), "the links of 2 write heads"),
         (lambda: tapehead.DNC(INPUTS, OUTPUTS, memory_size=65, word_size=3), "a memory of 65 x 3 and its links"),
     ],
 )
