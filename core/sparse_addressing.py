@@ -12,8 +12,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .addressing import NORM_EPSILON
+
 BLOCK = 512
 """Where there are many more values than this, the largest are looked for in the blocks that hold the largest."""
+
+
+def similarity(words: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Cosine similarity as in :func:`~tapehead.core.addressing.cosine_similarity`, equal for equal words.
+
+    The sum of each word is taken on its own. In a matrix product it depends on the word's place how its sum is rounded,
+    and words that were written together are often equal.
+
+    Args:
+        words: ``[..., C, W]``.
+        keys: ``[..., W]``.
+        mask: weight of each element, ``[..., W]``, or None.
+
+    Returns:
+        ``[..., C]``; what is no number counts as the smallest.
+    """
+    if mask is not None:
+        words, keys = words * mask.unsqueeze(-2), keys * mask
+    key_norms = torch.sqrt((keys * keys).sum(-1, keepdim=True) + NORM_EPSILON)
+    norms = torch.sqrt((words * words).sum(-1) + NORM_EPSILON)
+    cosine = (words * keys.unsqueeze(-2)).sum(-1) / (key_norms * norms + NORM_EPSILON)
+    return cosine.nan_to_num(nan=-torch.inf)
 
 
 def top_k(values: Tensor, count: int) -> Tensor:

@@ -243,11 +243,7 @@ class SparseAccessor(Accessor):
 
         Under ``torch.compile`` and ``torch.func`` the state itself: they have no rules for changes in place.
         """
-        if (
-            torch.compiler.is_compiling()
-            or torch._C._functorch.peek_interpreter_stack() is not None
-            or forward_ad._current_level >= 0
-        ):
+        if _transformed():
             return state
         # A step reaches at most so many slots that none reached before; the links start from the first few.
         per_step = self.slots_per_read + self.num_writes
@@ -314,25 +310,29 @@ class SparseAccessor(Accessor):
             working.links.write(slots, weights.squeeze(1))
 
     def _nearest(self, heads: SparseHeads, working: WorkingMemory) -> Tensor:
-        """The K slots most similar to each key, ``[B, R, K]``, in ascending order."""
+        """The K slots most similar to each key, ``[B, R, K]``, in ascending order; of equal ones the first."""
         with torch.no_grad():
             memory, norms = working.searched(working.memory).detach(), working.searched(working.norms)
-            keys, mask = heads.read_keys, heads.read_mask
-            key_norms = torch.sqrt((keys * keys).sum(-1, keepdim=True) + addressing.NORM_EPSILON)
+            keys, mask, count = heads.read_keys, heads.read_mask, working.read_slots.shape[-1]
             if working.nearest is not None:
-                return working.nearest(memory, norms, keys, key_norms.squeeze(-1), working.read_slots.shape[-1])
-            # A part at a time: what comes between the words and the similarities then stays in the processor's cache.
-            part = max(1, CACHED_ELEMENTS // memory[:, 0].numel()) if memory.device.type == "cpu" else memory.shape[1]
-            found = []
-            for words, word_norms in zip(memory.split(part, 1), norms.split(part, 1), strict=True):
-                if mask is not None:
-                    found.append(addressing.cosine_similarity(words, keys, mask))
-                else:
-                    # As in addressing.cosine_similarity, with the norms of the words at hand.
-                    product = key_norms * word_norms.unsqueeze(1) + addressing.NORM_EPSILON
-                    found.append(keys @ words.transpose(-1, -2) / product)
-            similarity = found[0] if len(found) == 1 else torch.cat(found, dim=-1)
-            return sparse_addressing.top_k(similarity, working.read_slots.shape[-1]).sort(dim=-1).values
+                key_norms = torch.sqrt((keys * keys).sum(-1) + addressing.NORM_EPSILON)
+                return working.nearest(memory, norms, keys, key_norms, count)
+            if memory.numel() * self.num_reads <= CACHED_ELEMENTS or _transformed():
+                similarity = sparse_addressing.similarity(memory.unsqueeze(1), keys, mask)
+                return sparse_addressing.top_k(similarity, count).sort(dim=-1).values
+            # A matrix product is much faster, but rounds equal words differently: where more slots come near the K
+            # best than K, those are compared again.
+            similarity = _product_similarity(memory, norms, keys, mask)
+            best = sparse_addressing.top_k(similarity, count)
+            tolerance = 8 * self.word_size * torch.finfo(similarity.dtype).eps
+            near = similarity >= similarity.gather(-1, best).amin(-1, keepdim=True) - tolerance
+            most = int(near.sum(-1, dtype=torch.int32).max())
+            if most <= count:
+                return best.sort(dim=-1).values
+            candidates = sparse_addressing.top_k(similarity, most).sort(dim=-1).values
+            words = Rows(memory).take(candidates.flatten(1)).unflatten(1, candidates.shape[1:])
+            chosen = sparse_addressing.top_k(sparse_addressing.similarity(words, keys, mask), count)
+            return candidates.gather(-1, chosen).sort(dim=-1).values
 
     def _follow_links(self, modes: Tensor, slots: Tensor, content: Tensor, working: WorkingMemory) -> None:
         """Mix what links lead to with what content found, ``[B, R, K]`` each, and keep the K heaviest slots."""
@@ -534,6 +534,31 @@ class WorkingLinks:
             precedence_slots=self.precedence_slots,
             precedence=self.precedence,
         )
+
+
+def _transformed() -> bool:
+    """Whether ``torch.compile`` or ``torch.func`` watches."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
+def _product_similarity(memory: Tensor, norms: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+    """Similarity of each key to each slot, ``[B, R, N]``, by matrix products; ``norms`` ``[B, N]`` are of the words."""
+    # A part at a time: what comes between the words and the similarities then stays in the processor's cache.
+    part = max(1, CACHED_ELEMENTS // memory[:, 0].numel()) if memory.device.type == "cpu" else memory.shape[1]
+    key_norms = torch.sqrt((keys * keys).sum(-1, keepdim=True) + addressing.NORM_EPSILON)
+    found = []
+    for words, word_norms in zip(memory.split(part, 1), norms.split(part, 1), strict=True):
+        if mask is not None:
+            found.append(addressing.cosine_similarity(words, keys, mask))
+        else:
+            # As in addressing.cosine_similarity, with the norms of the words at hand.
+            product = key_norms * word_norms.unsqueeze(1) + addressing.NORM_EPSILON
+            found.append(keys @ words.transpose(-1, -2) / product)
+    return torch.cat(found, dim=-1).nan_to_num_(nan=-torch.inf)
 
 
 def _norms(memory: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import pytest
@@ -273,3 +274,29 @@ def test_a_memory_smaller_than_its_write_heads_is_refused():
 def test_state_is_explicit():
     state = SAM(3, 2, memory_size=10).initial_state(2)
     assert isinstance(state, CircuitState) and isinstance(state.accessor, SparseState)
+
+
+@pytest.mark.parametrize("masked_content", [False, True])
+@pytest.mark.parametrize("slots", [300, 3000])
+def test_of_equal_words_it_reads_the_first(slots: int, masked_content: bool) -> None:
+    """Few different words fill the memory; the larger one is searched by matrix products."""
+    accessor = build(slots, num_reads=3, slots_per_read=4, masked_content=masked_content)
+    words = torch.randn(5, 4, dtype=torch.float64)
+    places = torch.randint(5, (BATCH, slots))
+    state = accessor.initial_state(BATCH)
+    state = state._replace(memory=words[places], used=torch.full_like(state.used, slots))
+    hidden = torch.randn(BATCH, HIDDEN, dtype=torch.float64)
+    _, after, heads = accessor(hidden, state)
+    for row in range(BATCH):
+        for head in range(3):
+            key = heads.read_keys[row, head]
+            weight = torch.ones_like(key) if heads.read_mask is None else heads.read_mask[row, head]
+            memory = after.memory[row].detach() * weight
+            # Correctly rounded sums: equal words are exactly equally similar.
+            products = [math.fsum(word) for word in (memory * key * weight).tolist()]
+            squares = [math.fsum(word) for word in (memory * memory).tolist()]
+            scores = [
+                dot / math.sqrt(square + addressing.NORM_EPSILON) for dot, square in zip(products, squares, strict=True)
+            ]
+            best = sorted(range(slots), key=lambda slot: (-scores[slot], slot))[:4]
+            assert after.read_slots[row, head].tolist() == sorted(best)

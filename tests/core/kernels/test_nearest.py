@@ -120,6 +120,19 @@ def test_sparse_circuits_are_the_same_with_it(kind, options, dtype):
     assert native.chosen_backend == "native"
 
 
+@pytest.mark.parametrize("kind", [SAM, SDNC])
+def test_words_that_became_equal_are_chosen_alike(kind):
+    """Slots that are read together are written together, and long after the memory is full many hold equal words."""
+    inputs = torch.rand(60, 8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    outputs = []
+    for backend in ("eager", "native"):
+        torch.manual_seed(0)
+        circuit = kind(5, 3, hidden_size=16, memory_size=16, word_size=8, num_reads=4, backend=backend).double()
+        outputs.append(circuit(inputs)[0])
+        torch.testing.assert_close(circuit(inputs[:, :3])[0], outputs[-1][:, :3])
+    torch.testing.assert_close(*outputs)
+
+
 def test_a_state_may_lie_in_memory_in_any_order():
     torch.manual_seed(0)
     circuit, inputs = SAM(4, 2, memory_size=8, word_size=5, num_reads=2), torch.randn(3, 2, 4)
