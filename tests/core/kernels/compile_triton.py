@@ -33,14 +33,18 @@ def compile_instead(kernel: Any, grid: tuple[int, ...], *arguments: Any, **const
     options = {"num_warps": 4, "num_stages": 1}
     options |= {name: constants.pop(name) for name in ("num_warps", "enable_fp_fusion") if name in constants}
     signature: dict[str, str] = dict.fromkeys(kernel.arg_names, "constexpr")
-    for name, argument in zip(kernel.arg_names, arguments, strict=False):
+    # As at a launch: of what is aligned, a thread loads several elements at once.
+    aligned: dict[tuple[int], list[list[Any]]] = {}
+    for index, (name, argument) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
         kinds = {int: "i32", float: "fp32"}
         signature[name] = f"*{TYPES[argument.dtype]}" if isinstance(argument, Tensor) else kinds[type(argument)]
-    key = f"{kernel.__name__} {signature} {constants} {options}"
+        if isinstance(argument, Tensor) and argument.data_ptr() % 16 == 0:
+            aligned[index,] = [["tt.divisibility", 16]]
+    key = f"{kernel.__name__} {signature} {aligned} {constants} {options}"
     if key in compiled:
         return
     compiled.add(key)
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
     made = compile_kernel(source, target=target, options=options)
     assert made.asm["cubin"]
