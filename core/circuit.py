@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -24,6 +24,19 @@ def map_state(function: Callable[..., Tensor], *states: State) -> State:
         raise TypeError(f"state: got a {type(first).__name__} inside it; allowed are tensors and NamedTuples of them")
     leaves = [map_state(function, *parts) for parts in zip(*states, strict=True)]
     return type(first)(*leaves)
+
+
+def leaves(state: Any) -> list[Tensor]:
+    """The tensors of a state, in order."""
+    found: list[Tensor] = []
+    map_state(lambda leaf: found.append(leaf) or leaf, state)  # type: ignore[func-returns-value]
+    return found
+
+
+def rebuild(structure: State, tensors: Iterable[Tensor]) -> State:
+    """A state of the same structure from other tensors, in the order of :func:`leaves`."""
+    remaining = iter(tensors)
+    return map_state(lambda _: next(remaining), structure)
 
 
 def detach(state: State) -> State:

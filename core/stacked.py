@@ -117,7 +117,7 @@ def _plus_minus(center: Tensor, change: Tensor) -> Tensor:
     return result.flatten(0, 1)
 
 
-class _Call(nn.Module):
+class Call(nn.Module):
     """A function of a circuit as a module's forward, which ``functional_call`` can give other parameters."""
 
     def __init__(self, circuit: Any, function: Callable[[Any], Any]) -> None:
@@ -126,12 +126,13 @@ class _Call(nn.Module):
         self.function = function
 
     def forward(self) -> Any:
+        """What the function gives."""
         return self.function(self.circuit)
 
 
 def _map(circuit: Any, function: Callable[[Any], Any], stacks: Mapping[str, Stack], at: int) -> Any:
     """``function(circuit)`` with each member's parameters; members are dimension ``at`` of the result."""
-    call = _Call(circuit, function)
+    call = Call(circuit, function)
     parameters = {f"circuit.{name}": dense(stack) for name, stack in stacks.items()}
     return vmap(lambda member: functional_call(call, member, ()), out_dims=at)(parameters)
 

@@ -4,19 +4,22 @@ Training keeps what every step computed until the backward pass. Here only the s
 chunk is run again when its gradient is due, so that T steps in chunks of C take the memory of C steps and T / C states.
 
 Unlike ``torch.utils.checkpoint`` the first pass runs without gradients: backends are faster then, and may take another
-way than when they run again (a recorded graph, say), as long as the numbers are the same.
+way than when they run again (a recorded graph, say), as long as the numbers are the same. And it keeps no nodes of
+autograd, which weigh more than the states, and the parameters of a ``functional_call``, which are gone by then.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 
-from ..circuit import CircuitState, map_state
+from ..circuit import CircuitState, leaves, map_state, rebuild
+from ..stacked import Call
 from . import dispatch
 
 if TYPE_CHECKING:
@@ -45,38 +48,36 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState, every: int) -
     )
     if transformed or not torch.is_grad_enabled() or len(inputs) <= every:
         return dispatch.run(circuit, inputs, state)
-    parameters = [*circuit.controller.parameters(), *circuit.accessor.parameters()]
+    names, parameters = zip(*_module(circuit).named_parameters(remove_duplicate=False), strict=True)
     parts = []
     for chunk in inputs.split(every):
-        features, *leaves = _Chunk.apply(  # type: ignore[no-untyped-call]
-            circuit, state, chunk, *_leaves(state), *parameters
+        features, *last = _Chunk.apply(  # type: ignore[no-untyped-call]
+            circuit, state, names, chunk, *leaves(state), *parameters
         )
-        state = _rebuild(state, leaves)
+        state = rebuild(state, last)
         parts.append(features)
     return torch.cat(parts), state
 
 
-def _leaves(state: CircuitState) -> list[Tensor]:
-    found: list[Tensor] = []
-    map_state(lambda leaf: found.append(leaf) or leaf, state)  # type: ignore[func-returns-value]
-    return found
-
-
-def _rebuild(structure: CircuitState, leaves: list[Tensor]) -> CircuitState:
-    remaining = iter(leaves)
-    return map_state(lambda _: next(remaining), structure)
+def _module(circuit: CircuitView) -> nn.Module:
+    return cast("nn.Module", circuit)
 
 
 class _Chunk(Function):
-    """A few steps; keeps the inputs and the state before them."""
+    """A few steps; keeps the inputs and the state before them, and the parameters as they were."""
 
     @staticmethod
     def forward(
-        ctx: Any, circuit: CircuitView, structure: CircuitState, inputs: Tensor, *tensors: Tensor
+        ctx: Any,
+        circuit: CircuitView,
+        structure: CircuitState,
+        names: tuple[str, ...],
+        inputs: Tensor,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        count = len(_leaves(structure))
         ctx.set_materialize_grads(False)
-        ctx.circuit, ctx.parameters = circuit, tensors[count:]
+        ctx.circuit, ctx.names = circuit, names
+        ctx.buffers = dict(_module(circuit).named_buffers(remove_duplicate=False))
         # Of the state that was given, the structure alone: its tensors are kept as autograd keeps them.
         ctx.structure = map_state(lambda leaf: leaf.new_empty(0), structure)
         device = inputs.device.type
@@ -86,26 +87,35 @@ class _Chunk(Function):
             "enabled": torch.is_autocast_enabled(device),
             "cache_enabled": torch.is_autocast_cache_enabled(),
         }
-        ctx.save_for_backward(inputs, *tensors[:count])
-        features, state = dispatch.run(circuit, inputs, _rebuild(structure, list(tensors[:count])))
-        results = [features, *_leaves(state)]
+        ctx.save_for_backward(inputs, *tensors)
+        features, state = dispatch.run(circuit, inputs, rebuild(structure, tensors))
+        results = [features, *leaves(state)]
         ctx.mark_non_differentiable(*(result for result in results if not result.is_floating_point()))
         return tuple(results)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[2:]
-        kept = ctx.saved_tensors
-        given = [t.detach().requires_grad_(need) for t, need in zip(kept, needed[: len(kept)], strict=True)]
+        needed = ctx.needs_input_grad[3:]
+        # Leaves of a graph of their own: what one was computed from, and hooks on it, come into their own outside.
+        given = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needed, strict=True)]
+        inputs, *state = given[: -len(ctx.names)]
+        # The parameters of then: those of a functional_call are gone from the circuit by now.
+        own = {**ctx.buffers, **dict(zip(ctx.names, given[-len(ctx.names) :], strict=True))}
+
+        def run(circuit: CircuitView) -> tuple[Tensor, CircuitState]:
+            return dispatch.run(circuit, inputs, rebuild(ctx.structure, state))
+
         with torch.enable_grad(), torch.autocast(**ctx.autocast):
-            features, state = dispatch.run(ctx.circuit, given[0], _rebuild(ctx.structure, given[1:]))
-        results = zip([features, *_leaves(state)], gradients, strict=True)
+            features, last = functional_call(
+                Call(ctx.circuit, run), {f"circuit.{name}": tensor for name, tensor in own.items()}, tie_weights=False
+            )
+        results = zip([features, *leaves(last)], gradients, strict=True)
         due = [(result, d) for result, d in results if d is not None and result.requires_grad]
-        arguments = [*given, *ctx.parameters]
-        wanted = [argument for argument, need in zip(arguments, needed, strict=True) if need]
+        wanted = [tensor for tensor, need in zip(given, needed, strict=True) if need]
         if not due or not wanted:
-            return (None, None, *(None for _ in arguments))
+            return (None, None, None, *(None for _ in given))
         outputs, upstream = zip(*due, strict=True)
+        # Unused: the initial contents of the memory and the output layer, which no chunk sees.
         made = iter(torch.autograd.grad(outputs, wanted, upstream, allow_unused=True))
-        return (None, None, *(next(made) if need else None for need in needed))
+        return (None, None, None, *(next(made) if need else None for need in needed))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...circuit import CircuitState, map_state
+from ...circuit import CircuitState, leaves, rebuild
 from ..hooks import hooked
 
 if TYPE_CHECKING:
@@ -56,24 +56,6 @@ _recordings: weakref.WeakKeyDictionary[Any, Recordings] = weakref.WeakKeyDiction
 """By circuit; copies and pickles of a circuit go without."""
 
 
-def leaves(state: Any) -> list[Tensor]:
-    """The tensors of a state, in order."""
-    found: list[Tensor] = []
-
-    def visit(leaf: Tensor) -> Tensor:
-        found.append(leaf)
-        return leaf
-
-    map_state(visit, state)
-    return found
-
-
-def rebuild(state: Any, tensors: list[Tensor]) -> Any:
-    """A state of the same structure, of other tensors."""
-    remaining = iter(tensors)
-    return map_state(lambda _: next(remaining), state)
-
-
 def capture(function: Callable[[], list[Any]], pool: Any) -> tuple[list[Any], Callable[[], None], Any]:
     """Record a function: the tensors that it gave, what computes them again in place, and its pool of memory."""
     graph = torch.cuda.CUDAGraph()
@@ -93,12 +75,12 @@ class Recording:
             arguments: inputs and the leaves of the state; copied, so that they lie where the graph will look.
             state: whose structure the leaves have.
         """
-        self.parameters = list(_parameters(circuit))
-        self.training = torch.is_grad_enabled() and any(t.requires_grad for t in [*arguments, *self.parameters])
+        parameters = _parameters(circuit)
+        self.training = torch.is_grad_enabled() and any(t.requires_grad for t in [*arguments, *parameters])
         self.arguments = [t.detach().clone().requires_grad_(self.training and t.requires_grad) for t in arguments]
         self.busy: Callable[[], Any] = lambda: None
         """The token of a pass whose backward may still come, if there is one."""
-        wanted = [t for t in [*self.arguments, *self.parameters] if t.requires_grad]
+        wanted = [t for t in [*self.arguments, *parameters] if t.requires_grad]
         live: list[Tensor] = []
 
         def forward() -> list[Tensor]:
@@ -123,7 +105,7 @@ class Recording:
         if self.training:
             gradients, self.replay_backward, _ = capture(backward, pool)
             given = iter(gradients)
-            self.made = [next(given) if t.requires_grad else None for t in [*self.arguments, *self.parameters]]
+            self.made = [next(given) if t.requires_grad else None for t in [*self.arguments, *parameters]]
 
     def copy_in(self, arguments: list[Tensor]) -> None:
         """Put the values of a call where the graph looks for them."""
@@ -131,10 +113,10 @@ class Recording:
             for place, value in zip(self.arguments, arguments, strict=True):
                 place.copy_(value)
 
-    def __call__(self, arguments: list[Tensor]) -> list[Tensor]:
-        """Features and the leaves of the last state."""
+    def __call__(self, arguments: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
+        """Features and the leaves of the last state; the parameters lie where the recorded ones did."""
         if self.training:
-            return list(_Replay.apply(self, *arguments, *self.parameters))
+            return list(_Replay.apply(self, *arguments, *parameters))
         self.copy_in(arguments)
         self.replay_forward()
         return [t.clone() for t in self.results]
@@ -188,12 +170,16 @@ def run(plain: Run, circuit: CircuitView, inputs: Tensor, state: CircuitState) -
         or any(hooked(module) for part in (circuit.controller, circuit.accessor) for module in part.modules())
     ):
         return plain(circuit, inputs, state)
+    parameters = _parameters(circuit)
+    # A recorded backward pass would go on into what made a parameter, and run the hooks on it a second time.
+    if any(parameter.grad_fn is not None or parameter._backward_hooks for parameter in parameters):
+        return plain(circuit, inputs, state)
     recordings = _recordings.setdefault(circuit, Recordings())
     arguments = [inputs, *leaves(state)]
     recording = None if recordings.refused else _find(recordings, plain, circuit, arguments, state)
     if recording is None or recording.busy() is not None:
         return plain(circuit, inputs, state)
-    features, *last = recording(arguments)
+    features, *last = recording(arguments, parameters)
     return features, rebuild(state, last)
 
 

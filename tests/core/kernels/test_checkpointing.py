@@ -20,6 +20,7 @@ CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {
     "sdnc": (SDNC, {"num_reads": 2, "slots_per_read": 2, "links_per_slot": 2}),
 }
 each_circuit = pytest.mark.parametrize("name", CIRCUITS)
+each_backend = pytest.mark.parametrize("backend", ["eager", "auto", pytest.param("triton", marks=pytest.mark.slow)])
 
 
 def make(name: str, checkpoint_every: int | None, backend: str = "auto") -> MemoryAugmentedCircuit:
@@ -114,6 +115,77 @@ def test_autocast_holds_when_a_chunk_runs_again():
         outputs, _ = circuit(sequence().float())
     outputs.float().sum().backward()
     assert types == [torch.bfloat16] * (2 * STEPS)
+
+
+def doubled(circuit: MemoryAugmentedCircuit) -> dict[str, Tensor]:
+    return {name: (2 * parameter.detach()).requires_grad_() for name, parameter in circuit.named_parameters()}
+
+
+@each_backend
+@each_circuit
+def test_gradients_reach_the_weights_of_a_functional_call(name, backend, request):
+    if backend == "triton":
+        if CIRCUITS[name][0] not in (NTM, DNC):
+            pytest.skip("Triton has no such kernels")
+        request.getfixturevalue("triton_interpreter")
+
+    def gradients(every: int | None) -> tuple[Tensor, ...]:
+        circuit = make(name, every, backend)
+        weights = doubled(circuit)
+        # One weight depends on another: what goes through it must not be counted twice.
+        weights["output.bias"] = weights["accessor.interface.linear.bias"][:OUTPUTS] + weights["output.bias"]
+        weights["controller.inputs.0.bias"] = 3 * weights["controller.inputs.0.weight"].sum(1)
+        given = [weight for weight in weights.values() if weight.is_leaf]
+        inputs = sequence(3 if backend == "triton" else STEPS)
+        outputs, _ = torch.func.functional_call(circuit, weights, (inputs,))
+        return torch.autograd.grad(outputs.square().sum(), given)
+
+    for one, other in zip(gradients(2), gradients(None), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@each_circuit
+def test_weights_that_changed_in_place_are_refused(name):
+    circuit = make(name, 2)
+    loss = circuit(sequence())[0].square().sum()
+    with torch.no_grad():
+        circuit.controller.inputs[0].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_parametrized_and_shared_weights_and_their_hooks(backend):
+    gradients = []
+    for every in (None, 2):
+        circuit = make("dnc gru", every, backend)
+        circuit.controller.recurrents[1].weight = circuit.controller.recurrents[0].weight
+        torch.nn.utils.parametrizations.weight_norm(circuit.controller.inputs[0])
+        circuit.accessor.interface.linear.bias.register_hook(lambda gradient: 10 * gradient)
+        circuit(sequence())[0].square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in circuit.named_parameters()})
+    assert not gradients[1].keys() ^ gradients[0].keys() and "controller.recurrents.1.weight" not in gradients[0]
+    for name, gradient in gradients[0].items():
+        assert gradient is not None, name
+        torch.testing.assert_close(gradients[1][name], gradient)
+
+
+def test_weights_that_a_circuit_of_ones_own_adds():
+    class Scaled(NTM):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.scale = nn.Parameter(torch.tensor(0.5))
+
+        def transition(self, x: Tensor, state: Any) -> Any:
+            return super().transition(self.scale * x, state)
+
+    gradients = []
+    for every in (None, 2):
+        torch.manual_seed(0)
+        circuit = Scaled(INPUTS, OUTPUTS, hidden_size=6, checkpoint_every=every, backend="eager").double()
+        circuit(sequence())[0].square().sum().backward()
+        gradients.append(circuit.scale.grad)
+    torch.testing.assert_close(*gradients)
 
 
 def test_under_transforms_nothing_is_cut():
