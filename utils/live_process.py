@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import html
 import importlib.util
 import io
@@ -268,8 +269,8 @@ def episode_windows(episode: Episode) -> list[Window]:
         ("input", episode.inputs.T, "bits", "channel"),
         ("target", episode.targets.T, "bits", "channel"),
         ("output", episode.outputs.T, "bits", "channel"),
-        ("words written", heads(episode.add), "words", "head × word"),
-        ("words read", heads(episode.reads), "words", "head × word"),
+        ("words written", heads(episode.add), "words", "head × element"),
+        ("words read", heads(episode.reads), "words", "head × element"),
         ("write weights", heads(episode.write_weights), "weights", "head × slot"),
         ("read weights", heads(episode.read_weights), "weights", "head × slot"),
         ("allocation", heads(episode.allocation_weights), "weights", "head × slot"),
@@ -365,17 +366,17 @@ class Visdom:
         """Show all that is known."""
         run = f"<h4>{html.escape(self.settings.title)}</h4><p>kept in {html.escape(self.settings.directory)}</p>"
         self.client.text(run, win="title", opts={"title": "run", **WINDOW})
-        for name, text in self.texts.items():
-            self.show_text(name, text)
         self.show_curves()
         for step, episode in self.episodes.values():
             self.show_episode(step, episode)
         for name, content in self.images.items():
             self.show_image(name, content)
+        for name, text in self.texts.items():
+            self.show_text(name, text)
 
     def plot(self, window: str, title: str, traces: list[dict[str, Any]], axes: dict[str, Any]) -> None:
         """Put plotly traces into a window, in place of what it showed."""
-        legend = {"x": 1, "xanchor": "right", "y": 1, "bgcolor": "rgba(255, 255, 255, 0.5)"}
+        legend = {"x": 1.02, "xanchor": "left", "y": 1, "font": {"size": 10}}
         layout = {"margin": {"l": 55, "r": 15, "t": 25, "b": 40}, "legend": legend, **axes}
         opts = {"title": title, **WINDOW}
         self.client._send({"data": traces, "win": window, "eid": self.settings.title, "layout": layout, "opts": opts})
@@ -405,10 +406,10 @@ class Visdom:
             values = np.concatenate([curve.values for curve in curves])
             positive = values[values > 0]
             title = curve_title(panel)
-            vertical: dict[str, Any] = {"title": title, "rangemode": "tozero"}
+            vertical: dict[str, Any] = {"rangemode": "tozero"}
             floor = 0.0
             if values.size and values.min() >= 0 and positive.size and positive.max() > 10 * positive.min():
-                vertical = {"title": title, "type": "log"}
+                vertical = {"type": "log"}
                 if values.min() == 0:
                     # A logarithmic axis has no zero, and a solved task should not drop out of the picture.
                     floor = 10.0 ** (np.floor(np.log10(positive.min())) - 1)
@@ -421,9 +422,10 @@ class Visdom:
             self.plot(f"curve {panel}", title, traces, {"xaxis": {"title": "training step"}, "yaxis": vertical})
 
     def text(self, name: str, text: str) -> None:
-        """Take a text and show it."""
+        """Take a text and show it, after the first curves: the page is laid out in the order of arrival."""
         self.texts[name] = text
-        self.attempt(lambda: self.show_text(name, text))
+        if self.panels:
+            self.attempt(lambda: self.show_text(name, text))
 
     def episode(self, step: int, episode: Episode) -> None:
         """Take an episode and show it in place of the last of its name."""
@@ -437,8 +439,9 @@ class Visdom:
 
     def curves(self, history: History) -> None:
         """Show all curves."""
+        begins = not self.panels
         self.panels = curve_panels(history.rows)
-        self.attempt(self.show_curves)
+        self.attempt(self.everything if begins else self.show_curves)
         if time.monotonic() >= self.save_due:
             self.save()
 
@@ -478,6 +481,9 @@ class Visdom:
             self.fetching.wait()
             say("warning", f"the visdom page's scripts were not fetched in time: {MISSING_FILES}")
         self.check_files()
+        if not self.panels:
+            for name, text in self.texts.items():
+                self.attempt(functools.partial(self.show_text, name, text))
         if self.client is not None:
             self.save()
         if self.server.process is not None:
@@ -545,6 +551,8 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
 
     def draw_curves() -> None:
         curves.put_off()
+        if len({step for step, _ in history.rows}) < 2:
+            return
         with drawing("the curves"):
             files.curves(history)
             if visdom is not None:

@@ -176,6 +176,7 @@ def test_ctrl_c_does_not_reach_the_child(tmp_path: Path) -> None:
     with plotting(tmp_path) as plotter:
         assert os.getsid(child(plotter).pid) != os.getsid(0)
         plotter.metrics(1, {"train/loss": 1.0})
+        plotter.metrics(2, {"train/loss": 0.5})
         wait_for((tmp_path / "plots" / "curves.png").exists)
         child(plotter).send_signal(signal.SIGINT)
         plotter.episode(1, "after", episode())
@@ -189,6 +190,7 @@ def test_the_child_ends_with_a_killed_run_and_draws_what_it_has(tmp_path: Path) 
         "from tapehead.utils.live import Plotter\n"
         f"plotter = Plotter(pathlib.Path({str(tmp_path)!r}), 'a_run', 'files')\n"
         "plotter.metrics(1, {'train/loss': 1.0})\n"
+        "plotter.metrics(2, {'train/loss': 0.5})\n"
         "time.sleep(1)\n"
         "print(plotter._process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -392,6 +394,21 @@ def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> No
     assert server.answers()
 
 
+def test_one_step_makes_no_curves(tmp_path: Path) -> None:
+    """A test run has nothing but points."""
+    with plotting(tmp_path) as plotter:
+        plotter.metrics(1600, {"held_out/length 3/loss": 0.3, "held_out/length 4/loss": 0.4})
+        plotter.episode(1600, "length 3", episode())
+    assert {path.name for path in (tmp_path / "plots").glob("*.*")} == {"length-3.png"}
+
+
+@needs_visdom
+def test_texts_without_curves_are_shown_in_the_end(tmp_path: Path, server: Server) -> None:
+    with plotting(tmp_path / "run", "visdom", port=server.port) as plotter:
+        plotter.text("options", "seed: 1")
+    assert set(windows(server.port)) == {"title", "text options"}
+
+
 @needs_visdom
 def test_a_server_is_started_here_alone_and_ends_with_the_run(tmp_path: Path) -> None:
     port = free_port()
@@ -401,6 +418,7 @@ def test_a_server_is_started_here_alone_and_ends_with_the_run(tmp_path: Path) ->
             # Another address of this machine: the server must listen on none but 127.0.0.1.
             elsewhere.connect(("127.0.0.2", port))
         plotter.metrics(1, {"train/loss": 1.0})
+        plotter.metrics(2, {"train/loss": 0.5})
     assert Server("localhost", port).answers() is None
     assert "curve loss" in json.loads((tmp_path / "data" / "a_run.json").read_text())["jsons"]
 
@@ -422,6 +440,7 @@ def test_a_server_that_dies_gets_everything_again_when_it_is_back(
     monkeypatch.setattr(live_process, "RETRY_SECONDS", 3.0 if again == "another" else 0.1)
     with plotting(tmp_path, "visdom", port=server.port, data=tmp_path / "new") as plotter:
         plotter.metrics(1, {"train/loss": 1.0})
+        plotter.metrics(2, {"train/loss": 0.5})
         plotter.text("options", "seed: 1")
         plotter.episode(1, "length 3", episode())
         before = wait_for(lambda: (shown := windows(server.port)) and "length 3 memory" in shown and shown)

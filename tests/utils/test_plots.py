@@ -200,6 +200,12 @@ def test_metrics_are_sorted_into_panels() -> None:
     assert [curve.label for curve in panels["fitness"]] == ["best", "worst"]
 
 
+def test_troubles_have_a_panel_when_there_are_any() -> None:
+    assert not curve_panels([(1, {"train/bad_steps": 0.0}), (2, {"train/bad_steps": 0.0})])
+    (curve,) = curve_panels([(1, {"train/bad_steps": 0.0}), (2, {"train/bad_steps": 1.0})])["bad_steps"]
+    assert curve.values.tolist() == [0.0, 1.0]
+
+
 def test_curves_are_drawn_on_a_scale_that_shows_zero() -> None:
     rows = [(step, {"train/bits_wrong": value}) for step, value in enumerate([30.0, 3.0, 0.02, 0.0])]
     (axes,) = curves_figure(rows).axes

@@ -15,10 +15,16 @@ from numpy.typing import NDArray
 
 from .panels import INK, LINES, MUTED, thin_frame
 
-CURVE_TITLES = {"loss": "loss (nats)", "bits_wrong": "bits wrong per sequence"}
+CURVE_TITLES = {
+    "loss": "loss (nats)",
+    "bits_wrong": "bits wrong per sequence",
+    "objective": "objective (what training minimises)",
+}
 """Titles of panels whose metric's own name says too little."""
 FIRST_PANELS = ("loss", "bits_wrong", "learning_rate", "gradient_norm")
 """Panels that come first, in this order."""
+TROUBLES = ("bad_steps",)
+"""Panels that are left out as long as there is nothing in them but zeros."""
 FAMILIES = ("fitness", "trust")
 """Metrics of training whose names begin so (fitness_best, fitness_median, …) share a panel."""
 RAW_POINTS = 300
@@ -61,7 +67,7 @@ def curve_panels(rows: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, l
     return {
         panel: [Curve(label, *np.array(line, dtype=np.float64).reshape(-1, 2).T) for label, line in lines.items()]
         for panel, lines in points.items()
-        if lines
+        if lines and (panel not in TROUBLES or any(value for line in lines.values() for _, value in line))
     }
 
 
@@ -78,6 +84,14 @@ def thinned(curve: Curve, points: int) -> Curve:
     edges = np.linspace(0, count, points + 1).astype(int)[:-1]
     sizes = np.diff(edges, append=count)
     return Curve(curve.label, np.add.reduceat(curve.steps, edges) / sizes, np.add.reduceat(curve.values, edges) / sizes)
+
+
+def _last(curve: Curve) -> str:
+    """The last value, in three digits."""
+    if not len(curve.values):
+        return ""
+    value = curve.values[-1]
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def _scale_values(axes: Axes, curves: Sequence[Curve]) -> None:
@@ -105,7 +119,7 @@ def curves_figure(rows: Iterable[tuple[int, Mapping[str, float]]]) -> Figure:
     panels = curve_panels(rows)
     columns = min(len(panels), 2) or 1
     lines = math.ceil(len(panels) / columns) or 1
-    figure = Figure(figsize=(5.2 * columns, 2.7 * lines), dpi=110, layout="constrained")
+    figure = Figure(figsize=(5.8 * columns, 2.7 * lines), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     for place, (panel, curves) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(lines, columns, place)
@@ -115,7 +129,6 @@ def curves_figure(rows: Iterable[tuple[int, Mapping[str, float]]]) -> Figure:
             if smooth is not curve:
                 raw = thinned(curve, 4000)
                 axes.plot(raw.steps, raw.values, color=colour, alpha=0.2, linewidth=0.6)
-            last = f"  {smooth.values[-1]:.3g}" if len(smooth.values) else ""
             marker = "o" if len(curve.steps) < 12 else None
             axes.plot(
                 smooth.steps,
@@ -124,10 +137,16 @@ def curves_figure(rows: Iterable[tuple[int, Mapping[str, float]]]) -> Figure:
                 linewidth=1.4,
                 marker=marker,
                 markersize=3,
-                label=curve.label + last,
+                label=f"{curve.label}  {_last(smooth)}",
             )
         _scale_values(axes, curves)
-        axes.set_title(curve_title(panel), fontsize=9, color=INK, loc="left")
+        alone = len(curves) == 1
+        axes.set_title(
+            f"{curve_title(panel)}  {_last(curves[0])}" if alone else curve_title(panel),
+            fontsize=9,
+            color=INK,
+            loc="left",
+        )
         axes.grid(True, which="major", color="#e6e6e6", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -137,7 +156,16 @@ def curves_figure(rows: Iterable[tuple[int, Mapping[str, float]]]) -> Figure:
         axes.tick_params(which="both", labelsize=7, colors=MUTED)
         axes.yaxis.get_offset_text().set(fontsize=7, color=MUTED)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=7, frameon=False, labelcolor=INK, loc="best", handlelength=1.2)
+        if not alone:
+            axes.legend(
+                fontsize=7,
+                frameon=False,
+                labelcolor=INK,
+                handlelength=1.2,
+                loc="upper left",
+                bbox_to_anchor=(1, 1),
+                borderaxespad=0,
+            )
         if place > len(panels) - columns:
             axes.set_xlabel("training step", fontsize=7, color=MUTED)
     return figure
