@@ -50,20 +50,18 @@ def key_norm(key, mask, EPSILON: tl.constexpr):
 
 
 @triton.jit
-def _similarities(tile, slot_norm, key, length, mask, EPSILON: tl.constexpr):
+def _cosine(tile, slot_norm, key, length, mask, EPSILON: tl.constexpr):
     """Cosine similarity of every slot of a tile with a key of norm ``length``; a mask of ones compares whole words."""
     return tl.sum(tile * (key * mask * mask)[None, :], 1) / (length * slot_norm + EPSILON)
 
 
 @triton.jit
-def _similarities_backward(
-    tile, slot_norm, key, mask, similarities, d_similarities, MASKED: tl.constexpr, EPSILON: tl.constexpr
-):
-    """Gradients of the tile, the key and the mask of :func:`_similarities`."""
+def _cosine_backward(tile, slot_norm, key, mask, cosine, d_cosine, MASKED: tl.constexpr, EPSILON: tl.constexpr):
+    """Gradients of the tile, the key and the mask of :func:`_cosine`."""
     length = key_norm(key, mask, EPSILON)
     masked = key * mask
-    d_dot = d_similarities / (length * slot_norm + EPSILON)
-    d_denominator = -d_dot * similarities
+    d_dot = d_cosine / (length * slot_norm + EPSILON)
+    d_denominator = -d_dot * cosine
     d_square = d_denominator * length / slot_norm
     d_tile = d_dot[:, None] * (masked * mask)[None, :] + d_square[:, None] * tile * (mask * mask)[None, :]
     d_product = tl.sum(d_dot[:, None] * tile, 0)
@@ -101,15 +99,15 @@ def lookup(
     MASK_MIN: tl.constexpr,
     EPSILON: tl.constexpr,
 ):
-    """Content weighting of a :func:`lookup_head` on a memory that one tile holds, and its similarities.
+    """Content weighting of a :func:`lookup_head` on a memory that one tile holds, and the cosines behind it.
 
     ``slot_norm`` is that without a mask; ``inside`` the slots that there are.
     """
     if MASK_MIN is not None:
         slot_norm = slot_norms(tile * mask[None, :], EPSILON)
-    similarities = _similarities(tile, slot_norm, key, key_norm(key, mask, EPSILON), mask, EPSILON)
-    logits = (STRENGTH_MIN + softplus(strength)) * similarities
-    return softmax(tl.where(inside, logits, float("-inf"))), similarities
+    cosine = _cosine(tile, slot_norm, key, key_norm(key, mask, EPSILON), mask, EPSILON)
+    logits = (STRENGTH_MIN + softplus(strength)) * cosine
+    return softmax(tl.where(inside, logits, float("-inf"))), cosine
 
 
 @triton.jit
@@ -120,7 +118,7 @@ def lookup_backward(
     strength,
     mask,
     content,
-    similarities,
+    cosine,
     d_content,
     SQUASH: tl.constexpr,
     STRENGTH_MIN: tl.constexpr,
@@ -132,15 +130,13 @@ def lookup_backward(
     if MASKED:
         slot_norm = slot_norms(tile * mask[None, :], EPSILON)
     d_logits = softmax_backward(content, d_content)
-    d_similarities = (STRENGTH_MIN + softplus(strength)) * d_logits
-    d_tile, d_key, d_mask = _similarities_backward(
-        tile, slot_norm, key, mask, similarities, d_similarities, MASKED, EPSILON
-    )
+    d_cosine = (STRENGTH_MIN + softplus(strength)) * d_logits
+    d_tile, d_key, d_mask = _cosine_backward(tile, slot_norm, key, mask, cosine, d_cosine, MASKED, EPSILON)
     if SQUASH:
         d_key *= 1.0 - key * key
     if MASKED:
         d_mask *= (mask - MASK_MIN) * (1.0 - mask) / (1.0 - MASK_MIN)
-    return d_tile, d_key, tl.sum(d_logits * similarities, 0) * softplus_slope(strength), d_mask
+    return d_tile, d_key, tl.sum(d_logits * cosine, 0) * softplus_slope(strength), d_mask
 
 
 @triton.jit
@@ -157,7 +153,7 @@ def _head(keys, strengths, mask, row, w, W: tl.constexpr, MASKED: tl.constexpr):
 def _logits(tile, key, length, strength, mask, n, N: tl.constexpr, EPSILON: tl.constexpr):
     """Strength times similarity of the slots of a tile, -inf outside."""
     slot_norm = slot_norms(tile * mask[None, :], EPSILON)
-    return tl.where(n < N, strength * _similarities(tile, slot_norm, key, length, mask, EPSILON), float("-inf"))
+    return tl.where(n < N, strength * _cosine(tile, slot_norm, key, length, mask, EPSILON), float("-inf"))
 
 
 @triton.jit
@@ -233,7 +229,7 @@ def content_backward(
         row = batch * K + head
         key, strength, element = _head(keys, strengths, mask, row, w, W, MASKED)
         slot_norm = slot_norms(tile * element[None, :], EPSILON)
-        similarities = _similarities(tile, slot_norm, key, key_norm(key, element, EPSILON), element, EPSILON)
+        cosine = _cosine(tile, slot_norm, key, key_norm(key, element, EPSILON), element, EPSILON)
 
         # Softmax: the mean of the upstream gradient is over all slots, not only those of this block.
         mean = tl.full([], 0.0, key.dtype)
@@ -243,13 +239,13 @@ def content_backward(
             mean += tl.sum(share * tl.load(d_weights + row * N + every, mask=every < N, other=0.0), 0)
         weight = tl.load(weights + row * N + n, mask=in_memory, other=0.0)
         d_logit = weight * (tl.load(d_weights + row * N + n, mask=in_memory, other=0.0) - mean)
-        d_found, d_key, d_element = _similarities_backward(
-            tile, slot_norm, key, element, similarities, strength * d_logit, MASKED, EPSILON
+        d_found, d_key, d_element = _cosine_backward(
+            tile, slot_norm, key, element, cosine, strength * d_logit, MASKED, EPSILON
         )
         d_tile += d_found
         out = (part * K + head) * W + w
         tl.store(d_keys + out, d_key, mask=in_word)
-        tl.store(d_strengths + part * K + head, tl.sum(d_logit * similarities, 0))
+        tl.store(d_strengths + part * K + head, tl.sum(d_logit * cosine, 0))
         if MASKED:
             tl.store(d_mask + out, d_element, mask=in_word)
     tl.store(d_memory + batch * N * W + n[:, None] * W + w[None, :], d_tile, mask=in_memory[:, None] & in_word[None, :])

@@ -140,6 +140,19 @@ def dnc_forward(
     W: tl.constexpr,
     R: tl.constexpr,
     H: tl.constexpr,
+    READ_KEYS: tl.constexpr,
+    READ_STRENGTHS: tl.constexpr,
+    WRITE_KEYS: tl.constexpr,
+    WRITE_STRENGTHS: tl.constexpr,
+    ERASE: tl.constexpr,
+    ADD: tl.constexpr,
+    FREE_GATES: tl.constexpr,
+    ALLOCATION_GATES: tl.constexpr,
+    WRITE_GATES: tl.constexpr,
+    READ_MODES: tl.constexpr,
+    READ_MASK: tl.constexpr,
+    WRITE_MASK: tl.constexpr,
+    LINK_POWERS: tl.constexpr,
     SQUASH: tl.constexpr,
     WIPE: tl.constexpr,
     MASK_MIN: tl.constexpr,
@@ -162,15 +175,6 @@ def dnc_forward(
     after every step and ``useds`` ``[T, B, H, N]`` what every write head sorted.
     """
     K: tl.constexpr = R + H
-    WRITE_KEYS: tl.constexpr = R * W + R
-    WRITE_STRENGTHS: tl.constexpr = WRITE_KEYS + H * W
-    ERASE: tl.constexpr = WRITE_STRENGTHS + H
-    ADD: tl.constexpr = ERASE + H * W
-    FREE: tl.constexpr = ADD + H * W
-    ALLOCATE: tl.constexpr = FREE + R
-    MODES: tl.constexpr = ALLOCATE + 2 * H
-    MASKS: tl.constexpr = MODES + R * (1 + 2 * H)
-    POWERS: tl.constexpr = MASKS + (K * W if MASK_MIN is not None else 0)
     batch = tl.program_id(0).to(tl.int64)
     member = batch // rows_per_member
     recurrent += member * (HIDDEN + R * W) * (GATES // LAYERS)
@@ -215,7 +219,7 @@ def dnc_forward(
         new = weights + then * K * N
 
         # Where to write: each head takes what the heads before it left.
-        kept = retained(raw + FREE, old, n, N, R, True)
+        kept = retained(raw + FREE_GATES, old, n, N, R, True)
         taken = 1.0 - unwritten(old + R * N, n, N, H)
         usage = (usage + taken - usage * taken) * kept
         tl.store(usages + then * N + n, usage, mask=in_memory)
@@ -226,10 +230,11 @@ def dnc_forward(
                 tl.store(useds + (row * H + head) * N + n, used, mask=in_memory)
             allocation = tl.where(in_memory, (1.0 - used) * _smaller(used, _before(used, n, N)), 0.0)
             key, strength, mask = lookup_head(
-                raw, WRITE_KEYS + head * W, WRITE_STRENGTHS + head, MASKS + (R + head) * W, w, W, SQUASH, MASK_MIN
+                raw, WRITE_KEYS + head * W, WRITE_STRENGTHS + head, WRITE_MASK + head * W, w, W, SQUASH, MASK_MIN
             )
             content, _ = lookup(tile, norm, key, strength, mask, in_memory, 1.0, MASK_MIN, NORM_EPSILON)
-            allocate, gate = sigmoid(tl.load(raw + ALLOCATE + head)), sigmoid(tl.load(raw + ALLOCATE + H + head))
+            allocate = sigmoid(tl.load(raw + ALLOCATION_GATES + head))
+            gate = sigmoid(tl.load(raw + WRITE_GATES + head))
             chosen = content + allocate * (allocation - content)
             tl.store(new + (R + head) * N + n, gate * chosen, mask=in_memory)
             used += (1.0 - used) * allocate * gate * allocation
@@ -244,10 +249,12 @@ def dnc_forward(
         precedence = (1.0 - tl.sum(write, 1))[:, None] * precedence + write
         norm = slot_norms(tile, NORM_EPSILON)
         for head in range(R):
-            key, strength, mask = lookup_head(raw, head * W, R * W + head, MASKS + head * W, w, W, SQUASH, MASK_MIN)
+            key, strength, mask = lookup_head(
+                raw, READ_KEYS + head * W, READ_STRENGTHS + head, READ_MASK + head * W, w, W, SQUASH, MASK_MIN
+            )
             content, _ = lookup(tile, norm, key, strength, mask, in_memory, 1.0, MASK_MIN, NORM_EPSILON)
-            backward, by_content, forward = _modes(raw + MODES + head * (1 + 2 * H), writes, H)
-            backward_power, forward_power = _powers(raw + POWERS + 2 * H * head, writes, H, SHARPEN)
+            backward, by_content, forward = _modes(raw + READ_MODES + head * (1 + 2 * H), writes, H)
+            backward_power, forward_power = _powers(raw + LINK_POWERS + 2 * H * head, writes, H, SHARPEN)
             last = tl.load(old + head * N + n, mask=in_memory, other=0.0)
             read = by_content * content
             behind = tl.sum(link * last[None, :, None], 1)
@@ -304,6 +311,19 @@ def dnc_backward(
     W: tl.constexpr,
     R: tl.constexpr,
     H: tl.constexpr,
+    READ_KEYS: tl.constexpr,
+    READ_STRENGTHS: tl.constexpr,
+    WRITE_KEYS: tl.constexpr,
+    WRITE_STRENGTHS: tl.constexpr,
+    ERASE: tl.constexpr,
+    ADD: tl.constexpr,
+    FREE_GATES: tl.constexpr,
+    ALLOCATION_GATES: tl.constexpr,
+    WRITE_GATES: tl.constexpr,
+    READ_MODES: tl.constexpr,
+    READ_MASK: tl.constexpr,
+    WRITE_MASK: tl.constexpr,
+    LINK_POWERS: tl.constexpr,
     SQUASH: tl.constexpr,
     WIPE: tl.constexpr,
     MASK_MIN: tl.constexpr,
@@ -321,15 +341,6 @@ def dnc_backward(
 ):
     """One program per sequence, from the last step to the first; see ntm_backward of ntm.py."""
     K: tl.constexpr = R + H
-    WRITE_KEYS: tl.constexpr = R * W + R
-    WRITE_STRENGTHS: tl.constexpr = WRITE_KEYS + H * W
-    ERASE: tl.constexpr = WRITE_STRENGTHS + H
-    ADD: tl.constexpr = ERASE + H * W
-    FREE: tl.constexpr = ADD + H * W
-    ALLOCATE: tl.constexpr = FREE + R
-    MODES: tl.constexpr = ALLOCATE + 2 * H
-    MASKS: tl.constexpr = MODES + R * (1 + 2 * H)
-    POWERS: tl.constexpr = MASKS + (K * W if MASK_MIN is not None else 0)
     batch = tl.program_id(0).to(tl.int64)
     h = tl.arange(0, BLOCK_H)
     f = tl.arange(0, BLOCK_F)
@@ -371,7 +382,7 @@ def dnc_backward(
             raw = interface + row * INTERFACE
             new = weights + ((row + batch_size) * K + R) * N
             if WIPE:
-                tile = tile * retained(raw + FREE, weights + row * K * N, n, N, R, True)[:, None]
+                tile = tile * retained(raw + FREE_GATES, weights + row * K * N, n, N, R, True)[:, None]
             tile = written(tile, new, raw + ERASE, raw + ADD, n, w, N, W, H, True, SQUASH)
             write = tl.load(new + write_offsets, mask=of_writes, other=0.0)
             link = _linked(link, precedence, write, n)
@@ -393,7 +404,7 @@ def dnc_backward(
             link = tl.load(link_room + step * H * N * N + link_offsets, mask=of_links, other=0.0)
             precedence = tl.load(precedence_room + step * H * N + write_offsets, mask=of_writes, other=0.0)
             write = tl.load(new + R * N + write_offsets, mask=of_writes, other=0.0)
-            kept = retained(raw + FREE, old, n, N, R, True)
+            kept = retained(raw + FREE_GATES, old, n, N, R, True)
             wiped = tile
             if WIPE:
                 wiped = tile * kept[:, None]
@@ -408,13 +419,13 @@ def dnc_backward(
                 last = tl.load(old + head * N + n, mask=in_memory, other=0.0)
                 d_weight = tl.load(d_new + head * N + n, mask=in_memory, other=0.0)
                 d_weight += tl.sum(new_tile * d_read[None, :], 1)
-                key, strength, mask = lookup_head(raw, head * W, R * W + head, MASKS + head * W, w, W, SQUASH, MASK_MIN)
-                content, similarities = lookup(
-                    new_tile, norm, key, strength, mask, in_memory, 1.0, MASK_MIN, NORM_EPSILON
+                key, strength, mask = lookup_head(
+                    raw, READ_KEYS + head * W, READ_STRENGTHS + head, READ_MASK + head * W, w, W, SQUASH, MASK_MIN
                 )
-                modes = MODES + head * (1 + 2 * H)
+                content, cosine = lookup(new_tile, norm, key, strength, mask, in_memory, 1.0, MASK_MIN, NORM_EPSILON)
+                modes = READ_MODES + head * (1 + 2 * H)
                 backward, by_content, forward = _modes(raw + modes, writes, H)
-                powers = POWERS + 2 * H * head
+                powers = LINK_POWERS + 2 * H * head
                 backward_power, forward_power = _powers(raw + powers, writes, H, SHARPEN)
                 behind_links = tl.sum(new_link * last[None, :, None], 1)
                 ahead_links = tl.sum(new_link * last[None, None, :], 2)
@@ -443,24 +454,13 @@ def dnc_backward(
                 tl.store(d_old + head * N + n, d_last, mask=in_memory)
                 d_content = by_content * d_weight
                 d_found, d_key, d_strength, d_mask = lookup_backward(
-                    new_tile,
-                    norm,
-                    key,
-                    strength,
-                    mask,
-                    content,
-                    similarities,
-                    d_content,
-                    SQUASH,
-                    1.0,
-                    MASK_MIN,
-                    NORM_EPSILON,
+                    new_tile, norm, key, strength, mask, content, cosine, d_content, SQUASH, 1.0, MASK_MIN, NORM_EPSILON
                 )
                 d_tile += weight[:, None] * d_read[None, :] + d_found
-                tl.store(d_raw + head * W + w, d_key, mask=in_word)
-                tl.store(d_raw + R * W + head, d_strength)
+                tl.store(d_raw + READ_KEYS + head * W + w, d_key, mask=in_word)
+                tl.store(d_raw + READ_STRENGTHS + head, d_strength)
                 if MASK_MIN is not None:
-                    tl.store(d_raw + MASKS + head * W + w, d_mask, mask=in_word)
+                    tl.store(d_raw + READ_MASK + head * W + w, d_mask, mask=in_word)
 
             # Precedence, links and the write.
             d_write = tl.load(d_new + R * N + write_offsets, mask=of_writes, other=0.0)
@@ -471,7 +471,6 @@ def dnc_backward(
             d_precedence += tl.sum(d_link * write[:, :, None], 1)
             d_link *= 1.0 - write[:, :, None] - write[:, None, :]
             # For one head at a time from here on.
-            tl.debug_barrier()
             tl.store(d_new + R * N + write_offsets, d_write, mask=of_writes)
             tl.debug_barrier()
             left_of_all = tl.full([BLOCK_N, BLOCK_W], 1.0, tile.dtype)
@@ -481,7 +480,6 @@ def dnc_backward(
                 )
                 left_of_all *= left
                 d_weight = tl.load(d_new + (R + head) * N + n, mask=in_memory, other=0.0) + d_written
-                tl.debug_barrier()
                 tl.store(d_new + (R + head) * N + n, d_weight, mask=in_memory)
                 tl.store(d_raw + ERASE + head * W + w, d_erase, mask=in_word)
                 tl.store(d_raw + ADD + head * W + w, d_add, mask=in_word)
@@ -502,10 +500,11 @@ def dnc_backward(
                 smaller = _smaller(used, before)
                 allocation = tl.where(in_memory, (1.0 - used) * smaller, 0.0)
                 key, strength, mask = lookup_head(
-                    raw, WRITE_KEYS + head * W, WRITE_STRENGTHS + head, MASKS + (R + head) * W, w, W, SQUASH, MASK_MIN
+                    raw, WRITE_KEYS + head * W, WRITE_STRENGTHS + head, WRITE_MASK + head * W, w, W, SQUASH, MASK_MIN
                 )
-                content, similarities = lookup(tile, norm, key, strength, mask, in_memory, 1.0, MASK_MIN, NORM_EPSILON)
-                allocate, gate = sigmoid(tl.load(raw + ALLOCATE + head)), sigmoid(tl.load(raw + ALLOCATE + H + head))
+                content, cosine = lookup(tile, norm, key, strength, mask, in_memory, 1.0, MASK_MIN, NORM_EPSILON)
+                allocate = sigmoid(tl.load(raw + ALLOCATION_GATES + head))
+                gate = sigmoid(tl.load(raw + WRITE_GATES + head))
                 d_weight = tl.load(d_new + (R + head) * N + n, mask=in_memory, other=0.0)
                 difference = allocation - content
                 d_chosen = gate * d_weight
@@ -520,28 +519,17 @@ def dnc_backward(
                     d_allocate += total * gate
                     d_allocation += d_taken * allocate * gate
                     d_used *= 1.0 - allocate * gate * allocation
-                tl.store(d_raw + ALLOCATE + head, d_allocate * allocate * (1.0 - allocate))
-                tl.store(d_raw + ALLOCATE + H + head, d_gate * gate * (1.0 - gate))
+                tl.store(d_raw + ALLOCATION_GATES + head, d_allocate * allocate * (1.0 - allocate))
+                tl.store(d_raw + WRITE_GATES + head, d_gate * gate * (1.0 - gate))
                 d_content = (1.0 - allocate) * d_chosen
                 d_found, d_key, d_strength, d_mask = lookup_backward(
-                    tile,
-                    norm,
-                    key,
-                    strength,
-                    mask,
-                    content,
-                    similarities,
-                    d_content,
-                    SQUASH,
-                    1.0,
-                    MASK_MIN,
-                    NORM_EPSILON,
+                    tile, norm, key, strength, mask, content, cosine, d_content, SQUASH, 1.0, MASK_MIN, NORM_EPSILON
                 )
                 d_tile += d_found
                 tl.store(d_raw + WRITE_KEYS + head * W + w, d_key, mask=in_word)
                 tl.store(d_raw + WRITE_STRENGTHS + head, d_strength)
                 if MASK_MIN is not None:
-                    tl.store(d_raw + MASKS + (R + head) * W + w, d_mask, mask=in_word)
+                    tl.store(d_raw + WRITE_MASK + head * W + w, d_mask, mask=in_word)
                 d_used += tl.sum(tl.where(before, (d_allocation * allocation)[:, None], 0.0), 0) / used
                 d_used -= d_allocation * smaller
 
@@ -558,12 +546,11 @@ def dnc_backward(
                 tl.store(d_old + (R + head) * N + n, d_weight, mask=in_memory)
             d_use *= 1.0 - taken
             for head in tl.static_range(R):
-                free = sigmoid(tl.load(raw + FREE + head))
-                d_freed = -d_kept * retained(raw + FREE, old, n, N, R, True, head)
+                free = sigmoid(tl.load(raw + FREE_GATES + head))
+                d_freed = -d_kept * retained(raw + FREE_GATES, old, n, N, R, True, head)
                 weight = tl.load(old + head * N + n, mask=in_memory, other=0.0)
-                tl.store(d_raw + FREE + head, tl.sum(d_freed * weight, 0) * free * (1.0 - free))
+                tl.store(d_raw + FREE_GATES + head, tl.sum(d_freed * weight, 0) * free * (1.0 - free))
                 d_weight = tl.load(d_old + head * N + n, mask=in_memory, other=0.0) + d_freed * free
-                tl.debug_barrier()
                 tl.store(d_old + head * N + n, d_weight, mask=in_memory)
             tl.debug_barrier()
 
@@ -624,6 +611,7 @@ class DNC(Recurrence):
     def constants(self) -> dict[str, Any]:
         """See :meth:`Recurrence.constants`."""
         return {
+            **dict.fromkeys(("READ_MASK", "WRITE_MASK", "LINK_POWERS"), 0),
             **super().constants(),
             "SQUASH": self.squash,
             "WIPE": self.wipe,

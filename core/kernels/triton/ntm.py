@@ -75,6 +75,14 @@ def ntm_forward(
     R: tl.constexpr,
     H: tl.constexpr,
     S: tl.constexpr,
+    KEYS: tl.constexpr,
+    STRENGTHS: tl.constexpr,
+    GATE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    SHARPNESS: tl.constexpr,
+    ERASE: tl.constexpr,
+    ADD: tl.constexpr,
+    MASK: tl.constexpr,
     MASK_MIN: tl.constexpr,
     KEEP: tl.constexpr,
     KEEP_EVERY: tl.constexpr,
@@ -97,11 +105,6 @@ def ntm_forward(
     population, ``rows_per_member`` sequences each, have weights of their own.
     """
     K: tl.constexpr = R + H
-    GATE: tl.constexpr = K * W + K
-    SHIFT: tl.constexpr = GATE + K
-    SHARPNESS: tl.constexpr = SHIFT + K * S
-    ERASE: tl.constexpr = SHARPNESS + K
-    MASKS: tl.constexpr = ERASE + 2 * H * W
     batch = tl.program_id(0).to(tl.int64)
     member = batch // rows_per_member
     recurrent += member * (HIDDEN + R * W) * (GATES // LAYERS)
@@ -139,7 +142,9 @@ def ntm_forward(
         gated_row = gated + room * K * N
         norm = slot_norms(tile, NORM_EPSILON)
         for head in range(K):
-            key, strength, mask = lookup_head(raw, head * W, K * W + head, MASKS + head * W, w, W, True, MASK_MIN)
+            key, strength, mask = lookup_head(
+                raw, KEYS + head * W, STRENGTHS + head, MASK + head * W, w, W, True, MASK_MIN
+            )
             content, _ = lookup(tile, norm, key, strength, mask, n < N, 0.0, MASK_MIN, NORM_EPSILON)
             gate = sigmoid(tl.load(raw + GATE + head))
             last = tl.load(old + head * N + n, mask=n < N, other=0.0)
@@ -151,7 +156,7 @@ def ntm_forward(
             tl.store(new + head * N + n, sharpened(shifted, power, n < N, SHARPEN_EPSILON), mask=n < N)
         tl.debug_barrier()
 
-        tile = written(tile, new + R * N, raw + ERASE, raw + ERASE + H * W, n, w, N, W, H, True, True)
+        tile = written(tile, new + R * N, raw + ERASE, raw + ADD, n, w, N, W, H, True, True)
         for head in range(R):
             weight = tl.load(new + head * N + n, mask=n < N, other=0.0)
             tl.store(after + LAYERS * HIDDEN + head * W + w, tl.sum(weight[:, None] * tile, 0), mask=w < W)
@@ -192,6 +197,14 @@ def ntm_backward(
     R: tl.constexpr,
     H: tl.constexpr,
     S: tl.constexpr,
+    KEYS: tl.constexpr,
+    STRENGTHS: tl.constexpr,
+    GATE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    SHARPNESS: tl.constexpr,
+    ERASE: tl.constexpr,
+    ADD: tl.constexpr,
+    MASK: tl.constexpr,
     MASK_MIN: tl.constexpr,
     KEEP_EVERY: tl.constexpr,
     NORM_EPSILON: tl.constexpr,
@@ -212,11 +225,6 @@ def ntm_backward(
     and ``d_interface`` are filled for every step. ``memories`` is room for the memories of KEEP_EVERY steps.
     """
     K: tl.constexpr = R + H
-    GATE: tl.constexpr = K * W + K
-    SHIFT: tl.constexpr = GATE + K
-    SHARPNESS: tl.constexpr = SHIFT + K * S
-    ERASE: tl.constexpr = SHARPNESS + K
-    MASKS: tl.constexpr = ERASE + 2 * H * W
     batch = tl.program_id(0).to(tl.int64)
     h = tl.arange(0, BLOCK_H)
     f = tl.arange(0, BLOCK_F)
@@ -239,8 +247,8 @@ def ntm_backward(
             row = (first + step) * batch_size + batch
             tl.store(memories + step * N * W + within, tile, mask=inside)
             writes = weights + ((row + batch_size) * K + R) * N
-            erase = interface + row * INTERFACE + ERASE
-            tile = written(tile, writes, erase, erase + H * W, n, w, N, W, H, True, True)
+            raw = interface + row * INTERFACE
+            tile = written(tile, writes, raw + ERASE, raw + ADD, n, w, N, W, H, True, True)
         tl.debug_barrier()
 
         for behind in range(count):
@@ -258,14 +266,13 @@ def ntm_backward(
             tile = tl.load(memories + step * N * W + within, mask=inside, other=0.0)
 
             # Reads, then writes: what each head's weighting did to the memory and to the words read.
-            erase, add = raw + ERASE, raw + ERASE + H * W
+            erase, add = raw + ERASE, raw + ADD
             new_tile = written(tile, new + R * N, erase, add, n, w, N, W, H, True, True)
             for head in range(R):
                 d_read = tl.load(d_after + LAYERS * HIDDEN + head * W + w, mask=in_word, other=0.0)[None, :]
                 weight = tl.load(new + head * N + n, mask=in_memory, other=0.0)
                 d_tile += weight[:, None] * d_read
                 d_weight = tl.load(d_new + head * N + n, mask=in_memory, other=0.0) + tl.sum(new_tile * d_read, 1)
-                tl.debug_barrier()
                 tl.store(d_new + head * N + n, d_weight, mask=in_memory)
             kept = tl.full([BLOCK_N, BLOCK_W], 1.0, tile.dtype)
             for head in range(H):
@@ -274,10 +281,9 @@ def ntm_backward(
                 )
                 kept *= left
                 d_weight = tl.load(d_new + (R + head) * N + n, mask=in_memory, other=0.0) + d_written
-                tl.debug_barrier()
                 tl.store(d_new + (R + head) * N + n, d_weight, mask=in_memory)
                 tl.store(d_raw + ERASE + head * W + w, d_erase, mask=in_word)
-                tl.store(d_raw + ERASE + (H + head) * W + w, d_add, mask=in_word)
+                tl.store(d_raw + ADD + head * W + w, d_add, mask=in_word)
             d_tile *= kept
             tl.debug_barrier()
 
@@ -311,21 +317,23 @@ def ntm_backward(
                     share = tl.sum(tl.where(s == index, shares, 0.0), 0)
                     target = (n + index - S // 2 + N * S) % N
                     d_gated += share * tl.load(d_new + head * N + target, mask=in_memory, other=0.0)
-                key, strength, mask = lookup_head(raw, head * W, K * W + head, MASKS + head * W, w, W, True, MASK_MIN)
-                content, similarities = lookup(tile, norm, key, strength, mask, in_memory, 0.0, MASK_MIN, NORM_EPSILON)
+                key, strength, mask = lookup_head(
+                    raw, KEYS + head * W, STRENGTHS + head, MASK + head * W, w, W, True, MASK_MIN
+                )
+                content, cosine = lookup(tile, norm, key, strength, mask, in_memory, 0.0, MASK_MIN, NORM_EPSILON)
                 gate = sigmoid(tl.load(raw + GATE + head))
                 last = tl.load(old + head * N + n, mask=in_memory, other=0.0)
                 tl.store(d_raw + GATE + head, tl.sum(d_gated * (content - last), 0) * gate * (1.0 - gate))
                 tl.store(d_old + head * N + n, (1.0 - gate) * d_gated, mask=in_memory)
                 d_content = gate * d_gated
                 d_found, d_key, d_strength, d_mask = lookup_backward(
-                    tile, norm, key, strength, mask, content, similarities, d_content, True, 0.0, MASK_MIN, NORM_EPSILON
+                    tile, norm, key, strength, mask, content, cosine, d_content, True, 0.0, MASK_MIN, NORM_EPSILON
                 )
                 d_tile += d_found
-                tl.store(d_raw + head * W + w, d_key, mask=in_word)
-                tl.store(d_raw + K * W + head, d_strength)
+                tl.store(d_raw + KEYS + head * W + w, d_key, mask=in_word)
+                tl.store(d_raw + STRENGTHS + head, d_strength)
                 if MASK_MIN is not None:
-                    tl.store(d_raw + MASKS + head * W + w, d_mask, mask=in_word)
+                    tl.store(d_raw + MASK + head * W + w, d_mask, mask=in_word)
             tl.debug_barrier()
 
             d_hidden = interface_backward(d_after, interface_weight, d_raw, h, HIDDEN, INTERFACE, CHUNK)
@@ -380,6 +388,7 @@ class NTM(Recurrence):
     def constants(self) -> dict[str, Any]:
         """See :meth:`Recurrence.constants`."""
         return {
+            "MASK": 0,
             **super().constants(),
             "S": self.shifts,
             "SHARPEN_EPSILON": SHARPEN_EPSILON,

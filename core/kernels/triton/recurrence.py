@@ -64,6 +64,9 @@ class Recurrence(ABC):
     hidden: int
     clip: float | None
     interface: int
+    """I, length of the interface vector."""
+    places: dict[str, int]
+    """Where each of its parts begins."""
     slots: int
     word: int
     reads: int
@@ -96,7 +99,7 @@ class Recurrence(ABC):
         return f"a vector of {widest} elements is too wide for a program" if widest > LARGEST_VECTOR else None
 
     def constants(self) -> dict[str, Any]:
-        """Constants of both kernels."""
+        """Constants of both kernels; a part of the interface vector that there is not is at 0, and not looked at."""
         widest = power_of_two(max(self.hidden, self.hidden + self.reads * self.word, self.interface))
         return {
             "KIND": self.kind,
@@ -106,6 +109,7 @@ class Recurrence(ABC):
             "GATES": self.layers * self.gates,
             "FEATURES": self.features,
             "INTERFACE": self.interface,
+            **{name.upper(): place for name, place in self.places.items()},
             "N": self.slots,
             "W": self.word,
             "R": self.reads,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -48,12 +49,14 @@ def _recurrence(circuit: CircuitView, slots: int) -> Recurrence:
     """What the kernels are told about a circuit with a memory of so many slots."""
     controller: Any = circuit.controller
     accessor: Any = circuit.accessor
+    parts = accessor.interface.sizes
     sizes: dict[str, Any] = {
         "kind": KINDS[type(controller)],
         "layers": controller.num_layers,
         "hidden": controller.hidden_size,
         "clip": controller.clip,
         "interface": accessor.interface.size,
+        "places": dict(zip(parts, accumulate(parts.values(), initial=0), strict=False)),
         "slots": slots,
         "word": accessor.word_size,
         "reads": accessor.num_reads,
