@@ -1,7 +1,8 @@
 """Checkpoint files: written whole or not at all, checked when read, and never able to run code.
 
-Layout: 8 bytes of magic, the format version and the length of the payload as little-endian 64-bit numbers, the
-SHA-256 of the payload, then the payload, which ``torch.load`` reads with ``weights_only=True``.
+A file is the zip archive that ``torch.save`` writes, so plain ``torch.load`` opens it too, with a comment at its end: 8
+bytes of magic, the format version and the length of the archive as little-endian 64-bit numbers, and the SHA-256 of the
+archive without the comment. In version 1 the same 56 bytes came before the archive.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from typing import Any
 import torch
 
 MAGIC = b"TAPEHEAD"
-FORMAT_VERSION = 1
-_HEADER = struct.Struct("<8sQQ32s")
+FORMAT_VERSION = 2
+_SEAL = struct.Struct("<8sQQ32s")
+_COMMENT_LENGTH = struct.Struct("<H")
+"""The last field of a zip archive; the comment follows it."""
 
 
 class CheckpointError(ValueError):
@@ -39,13 +42,14 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    payload = buffer.getbuffer()
-    header = _HEADER.pack(MAGIC, FORMAT_VERSION, len(payload), hashlib.sha256(payload).digest())
+    archive = buffer.getbuffer()
+    seal = _SEAL.pack(MAGIC, FORMAT_VERSION, len(archive), hashlib.sha256(archive).digest())
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(header)
-            file.write(payload)
+            file.write(archive[: -_COMMENT_LENGTH.size])
+            file.write(_COMMENT_LENGTH.pack(len(seal)))
+            file.write(seal)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -72,20 +76,28 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    if not content.startswith(MAGIC):
-        raise CheckpointError(f"{path}: is not a checkpoint of Tapehead")
-    if len(content) < _HEADER.size:
-        raise CheckpointError(f"{path}: is cut off; only {len(content)} bytes are left")
-    _, version, length, digest = _HEADER.unpack_from(content)
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: has format version {version}; this version of Tapehead reads {FORMAT_VERSION}")
-    payload = memoryview(content)[_HEADER.size :]
-    if len(payload) != length:
-        raise CheckpointError(f"{path}: is cut off; it has {len(payload)} of {length} bytes")
-    if hashlib.sha256(payload).digest() != digest:
+    archive, seal = _opened(content)
+    if len(seal) < _SEAL.size or not seal.startswith(MAGIC):
+        raise CheckpointError(f"{path}: is cut off, or not a checkpoint of Tapehead")
+    _, version, length, digest = _SEAL.unpack(seal)
+    if version not in (1, FORMAT_VERSION):
+        raise CheckpointError(
+            f"{path}: has format version {version}; this version of Tapehead reads 1 to {FORMAT_VERSION}"
+        )
+    if len(archive) != length:
+        raise CheckpointError(f"{path}: is cut off; it has {len(archive)} of {length} bytes")
+    if hashlib.sha256(archive).digest() != digest:
         raise CheckpointError(f"{path}: is damaged; its checksum does not agree")
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(io.BytesIO(archive), map_location=device, weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path}: cannot be decoded: {str(error).splitlines()[0]}") from error
     return state
+
+
+def _opened(content: bytes) -> tuple[bytes, bytes]:
+    """The archive as ``torch.save`` wrote it, and the seal that was put on it (at the front in version 1)."""
+    if content.startswith(MAGIC):
+        return content[_SEAL.size :], content[: _SEAL.size]
+    without_comment = _COMMENT_LENGTH.pack(0)
+    return content[: -_SEAL.size - len(without_comment)] + without_comment, content[-_SEAL.size :]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import pickle
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -27,6 +31,33 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["latest.pt"]
 
 
+def test_plain_torch_opens_it(tmp_path: Path) -> None:
+    path = tmp_path / "latest.pt"
+    checkpoint.save(path, STATE)
+    for mapped in (False, True):
+        loaded = torch.load(path, weights_only=True, mmap=mapped)
+        assert torch.equal(loaded["weights"], STATE["weights"])
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+
+
+def test_reads_the_first_format(tmp_path: Path) -> None:
+    """The seal comes before the archive."""
+    path = tmp_path / "old.pt"
+    buffer = io.BytesIO()
+    torch.save(STATE, buffer)
+    archive = buffer.getvalue()
+    content = struct.pack("<8sQQ32s", b"TAPEHEAD", 1, len(archive), hashlib.sha256(archive).digest()) + archive
+    path.write_bytes(content)
+    assert checkpoint.load(path)["name"] == "x"
+    path.write_bytes(content[:-3])
+    with pytest.raises(checkpoint.CheckpointError, match=r"old\.pt: is cut off; it has"):
+        checkpoint.load(path)
+    path.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
+    with pytest.raises(checkpoint.CheckpointError, match="damaged; its checksum"):
+        checkpoint.load(path)
+
+
 def test_overwrites(tmp_path: Path) -> None:
     path = tmp_path / "latest.pt"
     checkpoint.save(path, STATE)
@@ -34,16 +65,16 @@ def test_overwrites(tmp_path: Path) -> None:
     assert checkpoint.load(path) == {"step": 8}
 
 
-@pytest.mark.parametrize("keep", [0, 4, 8, 20, 56, 100, -1])
+@pytest.mark.parametrize("keep", [0, 4, 8, 20, 56, 100, -56, -1])
 def test_cut_off(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "latest.pt"
     checkpoint.save(path, STATE)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(checkpoint.CheckpointError, match=r"latest\.pt: is (cut off|not a checkpoint)"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"latest\.pt: is cut off, or not a checkpoint"):
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize("position", [60, 300, -10])
+@pytest.mark.parametrize("position", [2, 60, 300, -60, -10])
 def test_one_flipped_bit(tmp_path: Path, position: int) -> None:
     path = tmp_path / "latest.pt"
     checkpoint.save(path, STATE)
@@ -58,7 +89,7 @@ def test_newer_format(tmp_path: Path) -> None:
     path = tmp_path / "latest.pt"
     checkpoint.save(path, STATE)
     content = bytearray(path.read_bytes())
-    content[8] = 99
+    content[-48] = 99
     path.write_bytes(content)
     with pytest.raises(checkpoint.CheckpointError, match="format version 99"):
         checkpoint.load(path)
