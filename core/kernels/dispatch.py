@@ -7,6 +7,7 @@ state. Features are the hidden vector and the words read, ``F = hidden_size + R 
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from types import ModuleType
@@ -36,6 +37,10 @@ _POPULATION_ORDER = ("native", "triton")
 logger = logging.getLogger(__name__)
 
 
+class BackendError(RuntimeError):
+    """The backend that a circuit asks for cannot run it here; the message says why."""
+
+
 def check_backend(backend: str) -> None:
     """Raise ValueError naming the allowed backends."""
     check_choice("backend", backend, get_args(Backend))
@@ -45,12 +50,12 @@ def choose(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str:
     """Name of the backend that will run these inputs.
 
     Raises:
-        RuntimeError: the circuit asks for a backend that cannot run here; says why.
+        BackendError: the circuit asks for a backend that cannot run here; says why.
     """
     if circuit.backend != "auto":
         reason = _MODULES[circuit.backend].unavailable(circuit, inputs, state)
         if reason is not None:
-            raise RuntimeError(f"backend: {circuit.backend!r} cannot run this circuit: {reason}")
+            raise BackendError(f"backend: {circuit.backend!r} cannot run this circuit: {reason}")
         return circuit.backend
     for name in _AUTO_ORDER:
         if _MODULES[name].unavailable(circuit, inputs, state) is None:
@@ -61,9 +66,28 @@ def choose(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str:
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
     """Features ``[T, B, F]`` of a sequence and the last state, from the chosen backend."""
     name = choose(circuit, inputs, state)
-    _note(circuit, name)
+    if circuit.chosen_backend != name:
+        fastest = _fastest(inputs)
+        _note(circuit, name, fastest, _MODULES[fastest].unavailable(circuit, inputs, state))
     features, state = _MODULES[name].run(circuit, inputs, state)
     return features, state
+
+
+def choose_population(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> str:
+    """Name of the backend that will run a population with these stacked parameters, ``[P, *S]`` by name.
+
+    Raises:
+        BackendError: the circuit asks for a backend that runs populations, but not this one; says why.
+    """
+    for name in _POPULATION_ORDER:
+        if circuit.backend not in ("auto", name):
+            continue
+        reason = _MODULES[name].population_unavailable(circuit, parameters, inputs)
+        if reason is None:
+            return name
+        if circuit.backend == name:
+            raise BackendError(f"backend: {name!r} cannot run a population of this circuit: {reason}")
+    return "eager"
 
 
 def run_population(circuit: CircuitView, stacks: Mapping[str, Stack], inputs: Tensor) -> Tensor:
@@ -81,27 +105,37 @@ def run_population(circuit: CircuitView, stacks: Mapping[str, Stack], inputs: Te
         ``[T, P, B, O]``
 
     Raises:
-        RuntimeError: the circuit asks for one of these backends, which cannot run this population; says why.
+        BackendError: the circuit asks for one of these backends, which cannot run this population; says why.
     """
     with torch.no_grad():
         parameters = {name: dense(stack) for name, stack in stacks.items()}
-        for name in _POPULATION_ORDER:
-            if circuit.backend not in ("auto", name):
-                continue
-            backend = _MODULES[name]
-            reason = backend.population_unavailable(circuit, parameters, inputs)
-            if reason is None:
-                _note(circuit, name)
-                answers: Tensor = backend.run_population(circuit, parameters, inputs)
-                return answers
-            if circuit.backend == name:
-                raise RuntimeError(f"backend: {name!r} cannot run a population of this circuit: {reason}")
-        _note(circuit, "eager")
-        return map_members(circuit, parameters, inputs)
+        name = choose_population(circuit, parameters, inputs)
+        if circuit.chosen_backend != name:
+            fastest = _fastest(inputs)
+            _note(circuit, name, fastest, _MODULES[fastest].population_unavailable(circuit, parameters, inputs))
+        if name == "eager":
+            return map_members(circuit, parameters, inputs)
+        answers: Tensor = _MODULES[name].run_population(circuit, parameters, inputs)
+        return answers
 
 
-def _note(circuit: CircuitView, name: str) -> None:
-    """Log a change of the backend once."""
-    if circuit.chosen_backend != name:
+def _fastest(inputs: Tensor) -> str:
+    """The backend that is made for the device of the inputs."""
+    return "triton" if inputs.is_cuda else "native"
+
+
+def _note(circuit: CircuitView, name: str, fastest: str, reason: str | None) -> None:
+    """Log a change of the backend; where ``auto`` takes a slower one, with why the fastest cannot run."""
+    circuit.chosen_backend = name
+    if circuit.backend != "auto" or reason is None:
         logger.info("backend: %s", name)
-        circuit.chosen_backend = name
+        return
+    logger.info("backend: %s (%s: %s)", name, fastest, reason)
+    if reason == native.library.load():
+        _warn_of_slowness(reason)
+
+
+@functools.cache
+def _warn_of_slowness(reason: str) -> None:
+    """Once for each reason: library users see warnings, but not what is logged below them."""
+    logger.warning("%s; until then circuits run on the slower eager backend", reason)
