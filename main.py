@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import shutil
 import signal
 import sys
@@ -19,6 +20,7 @@ from tapehead.agents.learning import TrainingError
 from tapehead.core import distributed
 from tapehead.core.agent import Agent
 from tapehead.core.distributed import FirstProcessError, LostProcessError, Processes
+from tapehead.core.kernels.dispatch import BackendError
 from tapehead.envs.images import DataError
 from tapehead.utils import factory, options
 from tapehead.utils.log import LOGGER, log_to
@@ -28,6 +30,7 @@ from tapehead.utils.run import (
     find_checkpoint,
     find_directory,
     find_launch,
+    has_checkpoint,
     load_agent_state,
     new_directory,
     read_options,
@@ -100,14 +103,38 @@ def stop_on_signal(agent: Agent) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def read_saved_arguments(arguments: Sequence[str], saved: dict[str, Any]) -> factory.RunOptions:
+    """Options of a run with ``key=value`` over them; a device that is not here (it may be another machine) is auto.
+
+    Raises:
+        OptionsError: lists every problem.
+    """
+    values = copy.deepcopy(saved)
+    if not _gives(arguments, "device"):
+        try:
+            factory.resolve_device(str(saved.get("device", "auto")))
+        except OptionsError as error:
+            LOGGER.info("%s; takes auto", error)
+            values["device"] = "auto"
+    return read_arguments(arguments, values)
+
+
+def _gives(arguments: Sequence[str], key: str) -> bool:
+    return any(assignment.startswith(f"{key}=") for assignment in arguments)
+
+
 class Start(NamedTuple):
     """What a run begins with."""
 
     chosen: factory.RunOptions
-    directory: Path | None
+    directory: Path | None = None
     """Of the run that goes on; None for a new one."""
-    goes_on: bool
+    goes_on: bool = False
     """Whether that run has a checkpoint to go on from."""
+    any_backend: bool = False
+    """Whether the backend was chosen on what may have been another machine: if it cannot run here, auto stands in."""
+    changes: tuple[str, ...] = ()
+    """Options that are not those of the run so far."""
 
 
 def choose(arguments: argparse.Namespace, processes: Processes) -> Start:
@@ -116,26 +143,53 @@ def choose(arguments: argparse.Namespace, processes: Processes) -> Start:
     Raises:
         OptionsError: lists every problem.
     """
-    directory = find_directory(arguments.resume) if arguments.resume else None
-    saved = read_options(directory) if directory else None
-    first = saved.get("start") if saved else None
-    chosen = read_arguments(arguments.arguments, saved)
-    if directory and chosen.start != first:
-        raise OptionsError(f"start: got {chosen.start!r}; a run that goes on has weights of its own, leave it out")
-    if directory:
-        return Start(chosen, directory, True)
+    if arguments.resume:
+        return choose_resumed(arguments.arguments, find_directory(arguments.resume))
+    chosen = read_arguments(arguments.arguments)
     launched = distributed.launch()
     begun = find_launch(launched) if launched else None
     if begun:
         before = factory.parse(read_options(begun))
         if _same(chosen, before):
-            return Start(before, begun, (begun / "checkpoints" / "latest.pt").exists())
+            return Start(before, begun, has_checkpoint(begun))
     if chosen.start:
         # Recorded as the file that it is: the latest run will be another one soon.
         chosen = chosen.model_copy(update={"start": str(find_checkpoint(chosen.start))})
     if processes.size > 1 and getattr(chosen.agent, "shards", 0) is None:
         chosen = chosen.model_copy(update={"agent": chosen.agent.model_copy(update={"shards": processes.size})})
-    return Start(chosen, None, False)
+    return Start(chosen)
+
+
+def choose_resumed(arguments: Sequence[str], directory: Path) -> Start:
+    """Options of a run that goes on, from its folder and ``key=value``.
+
+    Raises:
+        OptionsError: lists every problem, or an option is given that a run keeps from its beginning.
+    """
+    saved = read_options(directory)
+    chosen = read_saved_arguments(arguments, saved)
+    if chosen.start != saved.get("start"):
+        raise OptionsError(f"start: got {chosen.start!r}; a run that goes on has weights of its own, leave it out")
+    goes_on = has_checkpoint(directory)
+    if goes_on and chosen.seed != saved.get("seed"):
+        raise OptionsError(
+            f"seed: got {chosen.seed}; a run that goes on keeps the random state that it has reached, leave it out "
+            f"(it began with {saved.get('seed')})"
+        )
+    changes = factory.differences(saved, chosen.model_dump(mode="json"))
+    lines = tuple(f"{path}: {before!r} -> {after!r}" for path, before, after in changes)
+    return Start(chosen, directory, goes_on, any_backend=not _gives(arguments, "backend"), changes=lines)
+
+
+def build(chosen: factory.RunOptions, *, resumed: bool, any_backend: bool) -> factory.Parts:
+    """What a run is made of; see :class:`Start` for ``any_backend``."""
+    try:
+        return factory.build(chosen, resumed=resumed)
+    except BackendError as error:
+        if not any_backend:
+            raise
+        LOGGER.info("%s; takes auto", error)
+        return factory.build(chosen.model_copy(update={"backend": "auto"}), resumed=resumed)
 
 
 def _same(chosen: factory.RunOptions, before: factory.RunOptions) -> bool:
@@ -168,7 +222,7 @@ def train(arguments: argparse.Namespace) -> int:
 def prepare(begin: Start, processes: Processes) -> factory.Parts:
     """What a run is made of, with its agent in the state that it begins with, the same in all processes."""
     # A first state that comes from a file is read by the first process alone.
-    parts = factory.build(begin.chosen, resumed=begin.goes_on or not processes.first)
+    parts = build(begin.chosen, resumed=begin.goes_on or not processes.first, any_backend=begin.any_backend)
     agent = parts.agent
     agent.join(processes)
     if begin.goes_on and begin.directory and processes.first:
@@ -185,21 +239,26 @@ def fit(parts: factory.Parts, begin: Start) -> None:
     agent, chosen, resumed = parts.agent, begin.chosen, begin.directory
     directory = resumed or new_directory()
     try:
-        run = Run(directory, chosen)
+        run = Run(directory, chosen, parts.circuit)
     except OptionsError:
         if not resumed:
             shutil.rmtree(directory)
         raise
     with log_to(directory / "log"), run, run.launched(distributed.launch()):
         agent.recorder = run
-        LOGGER.info("run %s%s", directory, " goes on" if resumed else "")
+        if resumed and not begin.goes_on:
+            LOGGER.info("run %s has no checkpoint yet: it starts from the beginning", directory)
+        else:
+            LOGGER.info("run %s%s", directory, f" goes on at step {agent.step}" if resumed else "")
+        for change in begin.changes:
+            LOGGER.info("%s", change)
         if chosen.start and not begin.goes_on:
             LOGGER.info("starts with the weights of %s", chosen.start)
         if agent.processes.size > 1:
             LOGGER.info("%d processes share the work", agent.processes.size)
         description = factory.describe(parts)
         LOGGER.info("%s", description)
-        run.write_options()
+        run.write_options(agent.step)
         run.plotter.text("options", yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False))
         run.plotter.text("circuit", f"{description}\n\n{parts.circuit}")
         if resumed:
@@ -215,12 +274,13 @@ def fit(parts: factory.Parts, begin: Start) -> None:
 def test(arguments: argparse.Namespace) -> int:
     """Test a run on its held-out sets."""
     directory = find_directory(arguments.run)
-    chosen = read_arguments(arguments.arguments, read_options(directory))
+    chosen = read_saved_arguments(arguments.arguments, read_options(directory))
+    names = (arguments.checkpoint,) if arguments.checkpoint else ("best", "latest")
+    state = load_agent_state(directory, names)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    parts = factory.build(chosen, resumed=True)
-    names = (arguments.checkpoint,) if arguments.checkpoint else ("best", "latest")
-    parts.agent.load_state_dict(load_agent_state(directory, names))
+    parts = build(chosen, resumed=True, any_backend=not _gives(arguments.arguments, "backend"))
+    parts.agent.load_state_dict(state)
     tested = directory / "test"
     tested.mkdir(exist_ok=True)
     recorded = Run(tested, chosen, title=f"{directory.name}_test", gif=True)
@@ -252,7 +312,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not first and parsed.command != "train":
         return 0
     try:
-        with log_to("terminal") if first else contextlib.nullcontext():
+        terminal = log_to("terminal") if first else contextlib.nullcontext()
+        with terminal, factory.memory_errors(parsed.command, TrainingError):
             if parsed.command == "train":
                 return train(parsed)
             if parsed.command == "test":
@@ -263,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
     except FirstProcessError:
         return 2
-    except (ValueError, OSError, ImportError, DataError, TrainingError, LostProcessError) as error:
+    except (ValueError, OSError, ImportError, BackendError, DataError, TrainingError, LostProcessError) as error:
         who = "tapehead" if first else f"tapehead, process {distributed.rank_here()}"
         print("\n".join(f"{who}: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1 if isinstance(error, (TrainingError, LostProcessError)) else 2

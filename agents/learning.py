@@ -221,6 +221,9 @@ class LearningAgent(Agent):
             if self.step % options.checkpoint_every == 0:
                 self.recorder.checkpoint("latest", self.state_dict())
         self.recorder.checkpoint("latest", self.state_dict())
+        if self.target_reached or self.step >= self.last_step:
+            # Asked to stop in the very last step: there is nothing to go on with.
+            self.stop_requested = False
         if self.target_reached:
             self.recorder.message(
                 f"{self.unit} {self.step}: target reached after {self.step * self.answers_per_step:,} sequences"

@@ -16,9 +16,10 @@ import torch
 import yaml
 
 import tapehead
+from tapehead.agents import BackpropAgent
 from tapehead.envs import TMazeWorld
 from tapehead.main import main, read_arguments
-from tapehead.utils import checkpoint, options
+from tapehead.utils import checkpoint, factory, options
 from tapehead.utils.run import Run, new_directory, read_metrics
 
 SMALL = [
@@ -285,6 +286,157 @@ def test_bad_input_leaves_nothing_behind(folder: Path, capsys: pytest.CaptureFix
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["backend=triton"], "backend: 'triton' cannot run this circuit: it runs on GPUs, and inputs are on the CPU"),
+        (["backend=native", "precision=bfloat16"], "backend: 'native' cannot run this circuit: it has no autocast"),
+        (
+            ["backend=native", "circuit.controller.type=direct"],
+            "backend: 'native' cannot run this circuit: it has no DirectController",
+        ),
+        (
+            ["backend=native", "agent.type=mixed"],
+            "backend: got 'native'; allowed with agent.type 'mixed': auto, eager",
+        ),
+        (["circuit.memory_size=9999999999999"], "circuit: there is not enough memory; "),
+        (["circuit.memory_size=99999999999999999"], "circuit: there is not enough memory"),
+        (["device=meta"], "device: got 'meta'; allowed: auto, cpu, cuda, cuda:1 and so on, mps"),
+        (["device=gpu"], "device: got 'gpu'; allowed: auto, cpu, cuda, cuda:1 and so on, mps"),
+        (["device=1"], "device: got 1; allowed: a valid string"),
+        (["device=cuda:99"], "device: got 'cuda:99'; torch finds "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_run_here_leaves_nothing_behind(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert main(["train", "ntm-copy", "device=cpu", "agent.batch_size=1", "plots=off", *arguments]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if "left out" not in line]
+    assert len(said) == 1 and said[0].startswith(f"tapehead: {message}"), said
+    assert list(folder.iterdir()) == []
+
+
+def test_memory_that_runs_out_later_is_one_line_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(BackpropAgent, "train_step", lambda agent: torch.empty(10**15))
+    assert main(["train", "ntm-copy", *SMALL, "plots=off"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("tapehead: train: there is not enough memory; 3,725,2")
+
+
+def made_elsewhere(directory: Path) -> None:
+    """Make it look as if a run had been trained on a GPU that is not here."""
+    for name in ("latest", "best"):
+        path = directory / "checkpoints" / f"{name}.pt"
+        content = checkpoint.load(path)
+        content["options"] |= {"device": "cuda:99", "backend": "triton"}
+        checkpoint.save(path, content)
+    path = directory / "options.yaml"
+    path.write_text(
+        path.read_text().replace("device: cpu", "device: cuda:99").replace("backend: auto", "backend: triton")
+    )
+    assert "cuda:99" in path.read_text() and "triton" in path.read_text()
+
+
+def test_a_run_that_was_made_on_another_machine(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["train", "ntm-copy", *SMALL, "agent.steps=5", "plots=off"]) == 0
+    directory = run_directory(folder)
+    made_elsewhere(directory)
+    circuit = tapehead.load_circuit(directory / "checkpoints" / "best.pt")
+    assert isinstance(circuit, tapehead.NTM) and circuit.backend == "auto"
+    capsys.readouterr()
+    assert main(["test", "latest"]) == 0
+    said = capsys.readouterr().err
+    assert "device: got 'cuda:99'; torch finds no CUDA devices here; takes auto" in said
+    assert "backend: 'triton' cannot run this circuit: it runs on GPUs" in said
+    assert not (directory / "test" / "checkpoints").exists()
+    assert main(["test", "latest", "backend=triton"]) == 2
+    assert "tapehead: backend: 'triton' cannot run this circuit" in capsys.readouterr().err
+    assert main(["train", "--resume", "latest", "agent.steps=7"]) == 0
+    assert states(directory)["step"] == 7
+    assert "device: 'cuda:99' -> 'auto'" in (directory / "log").read_text()
+
+
+def test_a_circuit_is_built_without_its_env(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["train", "ntm-copy", *SMALL, "agent.steps=5", "plots=off"]) == 0
+    path = run_directory(folder) / "checkpoints" / "best.pt"
+    older = {name: value for name, value in checkpoint.load(path).items() if name != "sizes"}
+    checkpoint.save(folder / "older.pt", older)
+    assert tapehead.load_circuit(folder / "older.pt").input_size == 5
+
+    def build_env(*arguments: object) -> None:
+        raise AssertionError("an env was built")
+
+    monkeypatch.setattr(factory, "build_env", build_env)
+    assert tapehead.load_circuit(path).input_size == 5
+
+
+def test_a_run_that_goes_on_says_what_is_new_and_keeps_what_was(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "ntm-copy", *SMALL, "agent.steps=5", "plots=off"]) == 0
+    directory = run_directory(folder)
+    first = (directory / "options.yaml").read_text()
+    assert main(["train", "--resume", "latest", "seed=5"]) == 2
+    assert "tapehead: seed: got 5; a run that goes on keeps the random state" in capsys.readouterr().err
+    assert main(["train", "--resume", "latest"]) == 0
+    assert not list(directory.glob("options-*"))
+    assert main(["train", "--resume", "latest", "agent.steps=6", "precision=float64"]) == 0
+    log = (directory / "log").read_text()
+    assert "agent.steps: 5 -> 6" in log and "precision: 'float32' -> 'float64'" in log
+    assert (directory / "options-until-5.yaml").read_text() == first
+    assert yaml.safe_load((directory / "options.yaml").read_text())["agent"]["steps"] == 6
+
+
+def test_a_run_without_a_checkpoint_starts_from_the_beginning(folder: Path) -> None:
+    assert main(["train", "ntm-copy", *SMALL, "agent.steps=6", "plots=off"]) == 0
+    directory = run_directory(folder)
+    before = states(directory)
+    shutil.rmtree(directory / "checkpoints")
+    assert main(["train", "--resume", "latest"]) == 0
+    assert "has no checkpoint yet: it starts from the beginning" in (directory / "log").read_text()
+    assert equal_states(states(directory), before)
+    steps = [row["step"] for row in read_metrics(directory / "metrics.jsonl") if "train/loss" in row]
+    assert steps == [2, 4, 6]
+
+
+def test_a_run_whose_latest_checkpoint_is_gone_goes_on_from_its_best(folder: Path) -> None:
+    assert main(["train", "ntm-copy", *SMALL, "agent.steps=6", "plots=off"]) == 0
+    directory = run_directory(folder)
+    before = states(directory)
+    (directory / "checkpoints" / "latest.pt").unlink()
+    step = checkpoint.load(directory / "checkpoints" / "best.pt")["agent"]["step"]
+    assert main(["train", "--resume", "latest"]) == 0
+    assert f"goes on at step {step}" in (directory / "log").read_text()
+    assert equal_states(states(directory), before)
+
+
+def test_a_stop_in_the_last_step_stops_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_step = BackpropAgent.train_step
+
+    def interrupted(agent: BackpropAgent) -> dict[str, float]:
+        values = train_step(agent)
+        if agent.step == 5:
+            signal.raise_signal(signal.SIGINT)
+        return values
+
+    monkeypatch.setattr(BackpropAgent, "train_step", interrupted)
+    reached = ["agent.target_error=1e9", "agent.target_error_beyond=1e9", "agent.confirmation_sequences=null"]
+    assert main(["train", "ntm-copy", *SMALL[:-2], "device=cpu", *reached, "agent.steps=9", "plots=off"]) == 0
+    log = (run_directory(folder) / "log").read_text()
+    assert "target reached" in log and "done at step 5" in log and "go on with" not in log
+
+
 def test_damaged_checkpoint_and_other_circuit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *SMALL, "agent.steps=5", "plots=off"]) == 0
     directory = run_directory(folder)
@@ -295,8 +447,9 @@ def test_damaged_checkpoint_and_other_circuit(folder: Path, capsys: pytest.Captu
     assert main(["train", "--resume", "latest"]) == 2
     assert "is cut off" in capsys.readouterr().err
     path.unlink()
-    assert main(["train", "--resume", "latest"]) == 2
-    assert "holds none of latest.pt" in capsys.readouterr().err
+    (directory / "checkpoints" / "best.pt").unlink()
+    assert main(["test", "latest"]) == 2
+    assert "holds none of best, latest.pt" in capsys.readouterr().err
 
 
 def test_full_disk_does_not_stop_training(

@@ -6,9 +6,11 @@ Controllers have their table in ``core/controllers``, because circuits look name
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from pydantic import Field, SerializeAsAny, ValidationError
@@ -16,9 +18,12 @@ from pydantic import Field, SerializeAsAny, ValidationError
 from ..agents import BackpropAgent, EmptyAgent, EvolutionAgent, MixedAgent, NodePerturbationAgent
 from ..agents.evaluation import check_state
 from ..circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, NeatCircuit, Tape
+from ..circuits.memory_augmented import MemoryAugmentedCircuit
 from ..core.agent import Agent, Recorder
 from ..core.circuit import Circuit
 from ..core.controllers import CONTROLLERS
+from ..core.env import Env
+from ..core.kernels import dispatch
 from ..core.kernels.dispatch import Backend
 from ..core.options import Options
 from ..core.task import Task
@@ -72,6 +77,9 @@ TABLES: dict[str, dict[str, Any]] = {"env": ENVS, "circuit": CIRCUITS, "agent": 
 
 Precision = Literal["float32", "bfloat16", "float64"]
 
+_BACKENDS = get_args(Backend)
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+
 
 class RunOptions(Options):
     """Everything that describes a run."""
@@ -79,7 +87,7 @@ class RunOptions(Options):
     seed: int = Field(1, ge=0, lt=2**31)
     """Of weights, training data and population."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, …; auto takes a GPU where there is one."""
+    """cpu, cuda, cuda:1, … or mps; auto takes a CUDA device where there is one."""
     backend: Backend = "auto"
     """What runs sequences; auto takes the fastest that can."""
     precision: Precision = "float32"
@@ -113,24 +121,18 @@ def parse(values: Mapping[str, Any]) -> RunOptions:
     """
     problems: list[str] = []
     blocks: dict[str, Any] = {}
-    for name, table in TABLES.items():
-        given = values.get(name)
-        if not isinstance(given, dict):
-            problems.append(f"{name}: {'missing' if given is None else f'got {given!r}'}; expected a block with a type")
-        elif not isinstance(given.get("type"), str) or given["type"] not in table:
-            problems.append(f"{name}.type: got {given.get('type')!r}; allowed: {', '.join(table)}")
-        else:
-            options = table[given["type"]].Options
-            try:
-                blocks[name] = options.model_validate(given)
-            except ValidationError as error:
-                problems += explain(error, name, given, options.model_fields)
+    for name in TABLES:
+        try:
+            blocks[name] = parse_block(name, values.get(name))
+        except OptionsError as error:  # noqa: PERF203 (all problems are listed)
+            problems.append(str(error))
     if "env" in blocks and "agent" in blocks:
         problems += _check_task(blocks["env"].type, blocks["agent"].type)
     if "circuit" in blocks and "agent" in blocks:
         problems += _check_gradient(blocks["circuit"].type, blocks["agent"].type)
     if "agent" in blocks:
         problems += _check_precision(values.get("precision", "float32"), blocks["agent"].type)
+        problems += _check_backend(values.get("backend", "auto"), blocks["agent"].type)
     if values.get("start") is not None and "agent" in blocks:
         problems += _check_start(blocks["agent"])
     rest = {key: value for key, value in values.items() if key not in TABLES}
@@ -139,13 +141,34 @@ def parse(values: Mapping[str, Any]) -> RunOptions:
         RunOptions.model_validate({**rest, **placeholders})
     except ValidationError as error:
         problems += explain(error, "", rest, RunOptions.model_fields)
-    try:
-        resolve_device(str(values.get("device", "auto")))
-    except ValueError as error:
-        problems.append(str(error))
+    device = values.get("device", "auto")
+    if isinstance(device, str):
+        try:
+            resolve_device(device)
+        except OptionsError as error:
+            problems.append(str(error))
     if problems:
         raise OptionsError("\n".join(problems))
     return RunOptions.model_validate({**rest, **blocks})
+
+
+def parse_block(name: str, given: Any) -> Options:
+    """Validate one block, ``env``, ``circuit`` or ``agent``.
+
+    Raises:
+        OptionsError: lists every problem, as :func:`parse` does.
+    """
+    table = TABLES[name]
+    if not isinstance(given, dict):
+        got = "missing" if given is None else f"got {given!r}"
+        raise OptionsError(f"{name}: {got}; expected a block with a type")
+    if not isinstance(given.get("type"), str) or given["type"] not in table:
+        raise OptionsError(f"{name}.type: got {given.get('type')!r}; allowed: {', '.join(table)}")
+    options: type[Options] = table[given["type"]].Options
+    try:
+        return options.model_validate(given)
+    except ValidationError as error:
+        raise OptionsError("\n".join(explain(error, name, given, options.model_fields))) from error
 
 
 def _check_task(env: str, agent: str) -> list[str]:
@@ -173,6 +196,13 @@ def _check_precision(precision: Any, agent: str) -> list[str]:
     return [f"precision: got {precision!r}; allowed with agent.type {agent!r}: float32 (others: {', '.join(able)})"]
 
 
+def _check_backend(backend: Any, agent: str) -> list[str]:
+    """The problem, if an agent looks into the steps of a circuit, which only the eager backend shows."""
+    if backend in ("auto", "eager") or not issubclass(AGENTS[agent], (MixedAgent, NodePerturbationAgent)):
+        return []
+    return [f"backend: got {backend!r}; allowed with agent.type {agent!r}: auto, eager"] if backend in _BACKENDS else []
+
+
 def _check_start(agent: Any) -> list[str]:
     """The problem, if a population would not take up the weights that the circuit starts with."""
     if getattr(getattr(agent, "strategy", None), "initial", None) != "resampled":
@@ -184,15 +214,18 @@ def resolve_device(name: str) -> torch.device:
     """The device of that name; ``auto`` is the first GPU, or the CPU.
 
     Raises:
-        ValueError: no such device here.
+        OptionsError: no such device here.
     """
+    if not _DEVICE.fullmatch(name):
+        raise OptionsError(f"device: got {name!r}; allowed: auto, cpu, cuda, cuda:1 and so on, mps")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device: got {name!r}; not available here: {str(error).splitlines()[0]}") from error
+        return torch.device("cuda" if gpus else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise OptionsError(f"device: got {name!r}; torch finds {gpus or 'no'} CUDA device{'s'[: gpus != 1]} here")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise OptionsError(f"device: got {name!r}; torch finds no such device here")
     return device
 
 
@@ -234,25 +267,69 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
         resumed: the agent's state is to be loaded, which has weights of its own: ``start`` is left alone.
 
     Raises:
-        ValueError: the parts do not fit each other, or the weights of ``start`` do not fit the circuit.
+        ValueError: the parts do not fit each other, the weights of ``start`` do not fit the circuit, or no memory is
+            left for it.
+        BackendError: the backend cannot run this circuit here.
     """
     device = resolve_device(options.device)
     env = build_env(options.env, device)
-    circuit = build_circuit(
-        options.circuit,
-        env.input_size,
-        env.output_size,
-        backend=options.backend,
-        device=device,
-        seed=options.seed,
-        precision=options.precision,
-    )
-    if options.start is not None and not resumed:
-        take_over(options, circuit)
-    agent: Agent = AGENTS[options.agent.type](  # type: ignore[attr-defined]
-        env, circuit, options.agent, seed=options.seed, recorder=recorder
-    )
+    try:
+        with memory_errors("circuit"):
+            circuit = build_circuit(
+                options.circuit,
+                env.input_size,
+                env.output_size,
+                backend=options.backend,
+                device=device,
+                seed=options.seed,
+                precision=options.precision,
+            )
+            try_out(options, env, circuit)
+        if options.start is not None and not resumed:
+            take_over(options, circuit)
+        agent: Agent = AGENTS[options.agent.type](  # type: ignore[attr-defined]
+            env, circuit, options.agent, seed=options.seed, recorder=recorder
+        )
+    except BaseException:
+        env.close()
+        raise
     return Parts(env, circuit, agent)
+
+
+def try_out(options: RunOptions, env: Task, circuit: Circuit) -> None:
+    """See whether there is room for the state of a batch, and whether the backend can run it.
+
+    Raises:
+        BackendError: the backend cannot run this circuit here.
+    """
+    batch_size: int = getattr(options.agent, "batch_size", 1)
+    state = circuit.initial_state(batch_size)
+    if not isinstance(circuit, MemoryAugmentedCircuit):
+        return
+    inputs = state.reads.new_zeros(1, batch_size, circuit.input_size)
+    with circuit.precision(inputs):
+        dispatch.choose(circuit, inputs, state)
+        if isinstance(env, Env) and issubclass(AGENTS[options.agent.type], EvolutionAgent):  # type: ignore[attr-defined]
+            stacked = {name: parameter.detach()[None] for name, parameter in circuit.named_parameters()}
+            dispatch.choose_population(circuit, stacked, inputs)
+
+
+@contextlib.contextmanager
+def memory_errors(what: str, kind: type[Exception] = OptionsError) -> Iterator[None]:
+    """Within the block, running out of memory is an error of this kind, of one line, which says for how much."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch has an error of its own on a GPU alone.
+        message = str(error)
+        if not isinstance(error, MemoryError) and not re.search(r"out of memory|can't allocate|overflow", message):
+            raise
+        asked = re.search(r"tried to allocate ([\d.]+) (\w+)", message, re.IGNORECASE)
+        size = ""
+        if asked:
+            size = f"; {int(asked[1]) / 2**30:,.1f} GiB" if asked[2] == "bytes" else f"; {asked[1]} {asked[2]}"
+            size += " were asked for at once"
+        raise kind(f"{what}: there is not enough memory{size}") from error
 
 
 def take_over(options: RunOptions, circuit: Circuit) -> None:
@@ -271,47 +348,64 @@ def take_over(options: RunOptions, circuit: Circuit) -> None:
         check_state("weight", weights, circuit.state_dict())
     except ValueError as error:
         ours = options.model_dump(mode="json")
-        differences = [line for block in ("env", "circuit") for line in _differences(block, theirs[block], ours[block])]
-        raise OptionsError("\n".join([f"start: {options.start} does not fit; {error}", *differences])) from error
+        lines = [
+            f"{path}: {there!r} there, {here!r} here"
+            for block in ("env", "circuit")
+            for path, there, here in differences(theirs[block], ours[block], block)
+        ]
+        raise OptionsError("\n".join([f"start: {options.start} does not fit; {error}", *lines])) from error
     circuit.load_state_dict(weights)
 
 
-def _differences(path: str, theirs: Any, ours: Any) -> list[str]:
-    """One line for each option of a block that is not the same there and here."""
+def differences(theirs: Any, ours: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Path and both values of each option that is not the same in two sets of options."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         keys = dict.fromkeys([*theirs, *ours])
-        return [line for key in keys for line in _differences(f"{path}.{key}", theirs.get(key), ours.get(key))]
-    return [] if theirs == ours else [f"{path}: {theirs!r} there, {ours!r} here"]
+        below = f"{path}." if path else ""
+        return [found for key in keys for found in differences(theirs.get(key), ours.get(key), f"{below}{key}")]
+    return [] if theirs == ours else [(path, theirs, ours)]
 
 
 def load_circuit(path: str | Path, *, backend: str = "auto", device: torch.device | str = "cpu") -> Circuit:
     """The circuit of a checkpoint file, built from the options saved with it, with its trained weights.
 
+    Device and backend are those given here, whatever the run had; of its options only the circuit's block and the
+    precision count.
+
     Args:
         path: a file such as ``runs/<run>/checkpoints/best.pt``.
         backend: what runs sequences.
-        device: where to.
+        device: where to; ``auto`` takes a CUDA device where there is one.
 
     Raises:
+        OptionsError: no such device here.
         checkpoint.CheckpointError: the file is missing, damaged, foreign or holds no circuit.
     """
-    content = checkpoint.load(Path(path), device)
+    place = resolve_device(str(device))
+    content = checkpoint.load(Path(path), place)
     try:
-        options, weights = parse(content["options"]), content["agent"]["circuit"]
+        options, weights = content["options"], content["agent"]["circuit"]
+        block = parse_block("circuit", options["circuit"])
+        sizes = content.get("sizes") or _sizes(options)
     except (KeyError, TypeError, OptionsError) as error:
         raise checkpoint.CheckpointError(f"{path}: holds no circuit that this version can build: {error}") from error
-    env = build_env(options.env, torch.device(device))
     circuit = build_circuit(
-        options.circuit,
-        env.input_size,
-        env.output_size,
+        block,
+        sizes["input_size"],
+        sizes["output_size"],
         backend=backend,
-        device=torch.device(device),
-        seed=options.seed,
-        precision=options.precision,
+        device=place,
+        seed=0,
+        precision=options.get("precision", "float32"),
     )
     circuit.load_state_dict(weights)
     return circuit
+
+
+def _sizes(options: Mapping[str, Any]) -> dict[str, int]:
+    """Sizes of a circuit whose checkpoint does not hold them: those of its env."""
+    with contextlib.closing(build_env(parse_block("env", options["env"]), torch.device("cpu"))) as env:
+        return {"input_size": env.input_size, "output_size": env.output_size}
 
 
 def describe(parts: Parts) -> str:

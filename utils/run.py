@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..core.agent import Recorder
-from ..core.circuit import Trace
+from ..core.circuit import Circuit, Trace
 from ..core.env import Batch
 from ..core.pictures import Picture
 from . import checkpoint
@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 """Where runs are kept, below the working directory."""
+
+TO_GO_ON_FROM = ("latest", "best")
+"""Checkpoints that a run goes on from: the first one that is there. Early on there may be a best and no latest."""
 
 POSTFIX_SECONDS = 0.5
 """The numbers beside the progress bar change at most this often."""
@@ -104,19 +107,28 @@ def find_checkpoint(name: str, root: Path = RUNS) -> Path:
 class Run(Recorder):
     """Writes what an agent reports into a folder, to visdom and beside a progress bar; a failing disk stops nothing."""
 
-    def __init__(self, directory: Path, options: RunOptions, *, title: str | None = None, gif: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        options: RunOptions,
+        circuit: Circuit | None = None,
+        *,
+        title: str | None = None,
+        gif: bool = False,
+    ) -> None:
         """
         Args:
             directory: an existing folder.
             options: of the run; saved with every checkpoint.
+            circuit: of the run; its sizes are saved with every checkpoint, so that it can be built without the env.
             title: name of the visdom environment; None takes the folder's name.
             gif: also write each episode as an animation of the memory at work.
         """
         self.directory = directory
         self.options = options
+        self.sizes = {"input_size": circuit.input_size, "output_size": circuit.output_size} if circuit else {}
         self.gif = gif
         self.wants_episodes = options.plots != "off"
-        (directory / "checkpoints").mkdir(exist_ok=True)
         (directory / "plots").mkdir(exist_ok=True)
         self.plotter = Plotter(directory, title or directory.name, options.plots, port=options.visdom_port)
         self._bar: tqdm[Any] | None = None
@@ -150,14 +162,18 @@ class Run(Recorder):
         yield
         path.unlink(missing_ok=True)
 
-    def write_options(self) -> None:
-        """Write options.yaml, resolved.
+    def write_options(self, step: int = 0) -> None:
+        """Write options.yaml, resolved; others that held until this step are kept as options-until-<step>.yaml.
 
         Raises:
             OSError: the folder cannot be written.
         """
+        path, kept = self.directory / "options.yaml", self.directory / f"options-until-{step}.yaml"
         text = yaml.safe_dump(self.options.model_dump(mode="json"), sort_keys=False)
-        (self.directory / "options.yaml").write_text(text, encoding="utf-8")
+        # Those of a run that came no further than where it began leave no trace in its state: the earlier ones stay.
+        if path.exists() and not kept.exists() and (before := path.read_text(encoding="utf-8")) != text:
+            kept.write_text(before, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
 
     def message(self, text: str) -> None:
         """One line for a person, to the log."""
@@ -217,9 +233,11 @@ class Run(Recorder):
 
     def checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
         """Save the agent's state and the run's options; when the disk fails, the last checkpoint stays as it is."""
-        content = {"options": self.options.model_dump(mode="json"), "agent": dict(state)}
+        content = {"options": self.options.model_dump(mode="json"), "sizes": self.sizes, "agent": dict(state)}
+        folder = self.directory / "checkpoints"
         try:
-            checkpoint.save(self.directory / "checkpoints" / f"{name}.pt", content)
+            folder.mkdir(exist_ok=True)
+            checkpoint.save(folder / f"{name}.pt", content)
             self._failed.discard(f"checkpoint {name}")
         except OSError as error:
             self._warn_once(f"checkpoint {name}", error)
@@ -242,7 +260,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_options(directory: Path) -> dict[str, Any]:
-    """The options that a run was started with.
+    """The options of a run: those that it was last started with.
 
     Raises:
         OptionsError: the file is missing or damaged.
@@ -250,8 +268,13 @@ def read_options(directory: Path) -> dict[str, Any]:
     return load_file(str(directory / "options.yaml"))
 
 
+def has_checkpoint(directory: Path) -> bool:
+    """Whether a run has a checkpoint to go on from, one of :data:`TO_GO_ON_FROM`."""
+    return any((directory / "checkpoints" / f"{name}.pt").exists() for name in TO_GO_ON_FROM)
+
+
 def load_agent_state(
-    directory: Path, names: tuple[str, ...] = ("latest",), device: torch.device | str = "cpu"
+    directory: Path, names: tuple[str, ...] = TO_GO_ON_FROM, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
     """The agent's state from the first of the named checkpoints that exists.
 
