@@ -160,6 +160,11 @@ class MemoryAugmentedCircuit(Circuit):
         features = torch.cat([hidden, reads.flatten(1)], dim=-1)
         return features, CircuitState(controller_state, accessor_state, reads), heads
 
+    @property
+    def changed_transition(self) -> bool:
+        """Whether a subclass or a user replaced :meth:`transition`, so that no kernel knows what a step is."""
+        return type(self).transition is not MemoryAugmentedCircuit.transition or "transition" in vars(self)
+
     def answer(self, features: Tensor) -> Tensor:
         """Logits from features, ``[…, F]`` -> ``[…, O]``."""
         outputs = self.output(features).to(features.dtype)
@@ -173,10 +178,9 @@ class MemoryAugmentedCircuit(Circuit):
 
     def run(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
         """A whole sequence through the chosen backend; see :meth:`Circuit.run`."""
-        if self.checkpoint_every is None:
-            features, state = dispatch.run(self, inputs, state)
-        else:
-            features, state = checkpointing.run(self, inputs, state, self.checkpoint_every)
+        # To torch.compile a sequence is one call: it would make a graph of every step, and have no kernels.
+        opaque = torch.compiler.is_dynamo_compiling() and self.backend not in ("eager", "compiled")
+        features, state = (_run_opaque if opaque else _run)(self, inputs, state)
         return self.answer(features), state
 
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
@@ -201,3 +205,13 @@ class MemoryAugmentedCircuit(Circuit):
             steps.append(Trace(*(seen.get(name) for name in Trace._fields)))
         recorded = Trace(*(None if parts[0] is None else torch.stack(parts) for parts in zip(*steps, strict=True)))
         return self.answer(torch.stack(features)), state, recorded
+
+
+def _run(circuit: MemoryAugmentedCircuit, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
+    """Features ``[T, B, F]`` and the last state."""
+    if circuit.checkpoint_every is None:
+        return dispatch.run(circuit, inputs, state)
+    return checkpointing.run(circuit, inputs, state, circuit.checkpoint_every)
+
+
+_run_opaque = torch.compiler.disable(_run)

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .. import addressing, sparse_addressing
 from ..circuit import check_sizes
 from ..heads import Interface, lookup_mask, oneplus
 from ..kernels.rows import InPlaceRows, Rows
+from ..kernels.transforms import transform
 from .base import Accessor
 
 ACCESS_THRESHOLD = 0.005
@@ -243,7 +243,7 @@ class SparseAccessor(Accessor):
 
         Under ``torch.compile`` and ``torch.func`` the state itself: they have no rules for changes in place.
         """
-        if _transformed():
+        if transform() is not None:
             return state
         # A step reaches at most so many slots that none reached before; the links start from the first few.
         per_step = self.slots_per_read + self.num_writes
@@ -317,7 +317,7 @@ class SparseAccessor(Accessor):
             if working.nearest is not None:
                 key_norms = torch.sqrt((keys * keys).sum(-1) + addressing.NORM_EPSILON)
                 return working.nearest(memory, norms, keys, key_norms, count)
-            if memory.numel() * self.num_reads <= CACHED_ELEMENTS or _transformed():
+            if memory.numel() * self.num_reads <= CACHED_ELEMENTS or transform() is not None:
                 similarity = sparse_addressing.similarity(memory.unsqueeze(1), keys, mask)
                 return sparse_addressing.top_k(similarity, count).sort(dim=-1).values
             # A matrix product is much faster, but rounds equal words differently: where more slots come near the K
@@ -534,15 +534,6 @@ class WorkingLinks:
             precedence_slots=self.precedence_slots,
             precedence=self.precedence,
         )
-
-
-def _transformed() -> bool:
-    """Whether ``torch.compile`` or ``torch.func`` watches."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-    )
 
 
 def _product_similarity(memory: Tensor, norms: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..heads import Interface
+from ..kernels.transforms import transform
 from .base import Accessor
 
 JUMP_THRESHOLD = 0.5
@@ -124,7 +125,7 @@ class TapeAccessor(Accessor):
 
         Under ``torch.compile`` and ``torch.func`` the state itself: there a step cannot change it in place.
         """
-        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        if transform() is not None:
             return state
         return OpenTape(state.memory.clone(), *state[1:])
 

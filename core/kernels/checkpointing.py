@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from ..circuit import CircuitState, leaves, map_state, rebuild
 from ..stacked import Call
 from . import dispatch
+from .transforms import transform
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView
@@ -41,12 +42,7 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState, every: int) -
     Returns:
         Features ``[T, B, F]`` and the last state.
     """
-    transformed = (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-    )
-    if transformed or not torch.is_grad_enabled() or len(inputs) <= every:
+    if transform() is not None or not torch.is_grad_enabled() or len(inputs) <= every:
         return dispatch.run(circuit, inputs, state)
     names, parameters = zip(*_module(circuit).named_parameters(remove_duplicate=False), strict=True)
     parts = []

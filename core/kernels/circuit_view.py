@@ -41,5 +41,9 @@ class CircuitView(Protocol):
     def clip(self) -> float | None:
         """Bound of the outputs."""
 
+    @property
+    def changed_transition(self) -> bool:
+        """Whether a subclass or a user replaced :meth:`transition`, so that no kernel knows what a step is."""
+
     def transition(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Any]:
         """One step without the output layer: features ``[B, F]``, next state, head parameters."""

@@ -98,6 +98,26 @@ def test_compiled_to_machine_code(name):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at it
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("checkpoint_every", [None, 2])
+@pytest.mark.parametrize("name", ["ntm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dnc", "sdnc"))])
+def test_a_whole_sequence_is_one_call_to_the_compiler(name, checkpoint_every):
+    """It keeps the backend that it has: traced, it would be a graph of all steps, and without kernels."""
+    counter = CompileCounter()
+    circuit, inputs = make(name, checkpoint_every=checkpoint_every), sequence()
+    expected = circuit(inputs)[0]
+    chosen, circuit.chosen_backend = circuit.chosen_backend, None
+    outputs, _ = torch.compile(circuit, backend=counter)(inputs)
+    assert circuit.chosen_backend == chosen
+    assert counter.op_count < 40
+    torch.testing.assert_close(outputs, expected)
+    parameters = list(circuit.parameters())
+    gradients = torch.autograd.grad(outputs.square().sum(), parameters)
+    for one, other in zip(gradients, torch.autograd.grad(expected.square().sum(), parameters), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 # ---- populations -------------------------------------------------------------------------------------------------
 
 

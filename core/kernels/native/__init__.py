@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from ...accessors.dynamic import DynamicAccessor
 from ...accessors.sparse import SparseAccessor
@@ -23,6 +22,8 @@ from ...controllers.lstm import LSTMController, LSTMState
 from ...stacked import map_initial_state
 from .. import eager
 from ..hooks import hooked
+from ..shapes import accessor_shapes
+from ..transforms import transform
 from . import library
 from .nearest import nearest
 from .sequence import Layer, State, Weights, make_problem, run_sequence
@@ -51,13 +52,7 @@ def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> st
 
 
 def _unavailable_here() -> str | None:
-    if torch.compiler.is_compiling():
-        return "torch.compile is tracing it"
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
-        return "it has no rule for torch.func transforms and forward-mode derivatives"
-    if torch.is_autocast_enabled("cpu"):
-        return "it has no autocast"
-    return None
+    return transform() or ("it has no autocast" if torch.is_autocast_enabled("cpu") else None)
 
 
 def _library_reason() -> str | None:
@@ -78,7 +73,9 @@ def _unavailable_parts(circuit: CircuitView) -> str | None:
             return f"it needs plain Linear layers, not {type(layer).__name__}"
     for module in (controller, accessor, accessor.interface, *linears):
         if hooked(module):
-            return f"it would skip the hooks of {type(module).__name__}"
+            return f"it would skip hooks or a replaced forward of {type(module).__name__}"
+    if circuit.changed_transition:
+        return f"it would skip the transition of {type(circuit).__name__}"
     return None
 
 
@@ -107,17 +104,9 @@ def _unavailable_sizes(circuit: CircuitView, inputs: Tensor, state: CircuitState
     controller: Any = circuit.controller
     accessor: Any = circuit.accessor
     steps, batch, _ = inputs.shape
-    hidden, reads, writes, word = controller.hidden_size, accessor.num_reads, accessor.num_writes, accessor.word_size
+    hidden, reads, word = controller.hidden_size, accessor.num_reads, accessor.word_size
     layers, width = controller.num_layers, controller.input_size
-    slots = state.accessor.memory.shape[1] if state.accessor.memory.dim() == 3 else 0
-    leaf_shapes = {
-        "memory": (batch, slots, word),
-        "usage": (batch, slots),
-        "link": (batch, writes, slots, slots),
-        "precedence": (batch, writes, slots),
-        "read_weights": (batch, reads, slots),
-        "write_weights": (batch, writes, slots),
-    }
+    leaf_shapes = accessor_shapes(accessor, state, batch)
     expected: list[Expected] = [
         ("inputs", inputs, (steps, batch, width - reads * word)),
         ("reads", state.reads, (batch, reads, word)),
@@ -170,6 +159,8 @@ def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor
     output: Any = circuit.output
     if reason is None and type(output) is not nn.Linear:
         reason = f"it needs a plain Linear layer for the outputs, not {type(output).__name__}"
+    if reason is None and hooked(output):
+        reason = "it would skip hooks or a replaced forward of the output layer"
     if reason is not None:
         return reason
     layers = _parameters({**_linears(circuit), "output": output})

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from ...accessors.dynamic import DynamicAccessor
 from ...accessors.static import StaticAccessor
 from ...circuit import CircuitState
 from ..hooks import hooked
+from ..shapes import accessor_shapes
+from ..transforms import transform
 
 if TYPE_CHECKING:
     from ..circuit_view import CircuitView
@@ -33,12 +34,9 @@ OLDEST_CAPABILITY = (7, 0)
 
 def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
     """Why the Triton backend cannot run these inputs, or None."""
-    if torch.compiler.is_compiling():
-        return "torch.compile is tracing it"
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
-        return "it has no rule for torch.func transforms and forward-mode derivatives"
     return (
-        _unavailable_device(inputs.device, asked_for=circuit.backend == "triton")
+        transform()
+        or _unavailable_device(inputs.device, asked_for=circuit.backend == "triton")
         or _unavailable_parts(circuit)
         or _unavailable_tensors(circuit, inputs, state)
         or _unavailable_triton(inputs.device)
@@ -70,23 +68,16 @@ def _unavailable_parts(circuit: CircuitView) -> str | None:
         if size > largest:
             return f"its kernels take {name} up to {largest}; this circuit has {size}"
     if hooked(accessor):
-        return f"it would skip the hooks of {type(accessor).__name__}"
+        return f"it would skip hooks or a replaced forward of {type(accessor).__name__}"
+    if circuit.changed_transition:
+        return f"it would skip the transition of {type(circuit).__name__}"
     return None
 
 
 def _unavailable_tensors(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
     """Checks every type, place and shape that kernels rely on: they read memory as they are told."""
     accessor: Any = circuit.accessor
-    batch, reads, writes, word = inputs.shape[1], accessor.num_reads, accessor.num_writes, accessor.word_size
-    slots = state.accessor.memory.shape[1] if state.accessor.memory.dim() == 3 else 0
-    shapes = {
-        "memory": (batch, slots, word),
-        "usage": (batch, slots),
-        "link": (batch, writes, slots, slots),
-        "precedence": (batch, writes, slots),
-        "read_weights": (batch, reads, slots),
-        "write_weights": (batch, writes, slots),
-    }
+    shapes = accessor_shapes(accessor, state, inputs.shape[1])
     named = {**state.accessor._asdict(), "inputs": inputs, "reads": state.reads}
     if not isinstance(state.controller, Tensor) and hasattr(state.controller, "_asdict"):
         named |= state.controller._asdict()

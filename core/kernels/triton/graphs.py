@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import disable_saved_tensors_hooks
 
 from ...circuit import CircuitState, leaves, rebuild
 from ..hooks import hooked
@@ -161,11 +162,22 @@ def side_stream() -> Iterator[None]:
     torch.cuda.synchronize()
 
 
+def _saved_tensors_hooked() -> bool:
+    """Whether the caller sees what is saved, as activation checkpointing, which needs the same when a pass runs again.
+
+    Torch has no question for that before 2.7, but disabling such hooks is an error where there are any.
+    """
+    try:
+        with disable_saved_tensors_hooks("asked only whether there are any"):
+            return False
+    except RuntimeError:
+        return True
+
+
 def run(plain: Run, circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
     """What ``plain`` gives, replayed where these shapes have come often enough and the recording is free."""
     if (
-        # Activation checkpointing runs a pass again and expects it to save the same tensors.
-        torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+        _saved_tensors_hooked()
         or torch.cuda.is_current_stream_capturing()
         or any(hooked(module) for part in (circuit.controller, circuit.accessor) for module in part.modules())
     ):
