@@ -101,22 +101,22 @@ void dot_products_backward(const Slots<T>& slots, int word, const T* memory, con
                 for (int h = 0; h < K; h++) d_dot[h][c] = load(d_dots + (size_t)(first + h) * N + at);
                 d_square[c] = first == 0 ? load(d_norms + at) / load(norms + at) : Vec<T>{};
             }
-            for (int j = 0; j < word; j++) {
+            const int size = word, stride = N;
+            const bool begun = n > 0;
+            const T *x_at = memory + n, *key_at = key;
+            T *d_at = d_memory + n, *total = sums;
+            for (int j = 0; j < size; j++, x_at += stride, d_at += stride, key_at++) {
                 Vec<T> sum[K] = {};
                 for (int c = 0; c < C; c++) {
-                    const size_t at = (size_t)j * N + n + c * LANES<T>;
-                    const Vec<T> x = load(memory + at);
-                    Vec<T> d = load(d_memory + at) + d_square[c] * x;
+                    const Vec<T> x = load(x_at + c * LANES<T>);
+                    Vec<T> d = load(d_at + c * LANES<T>) + d_square[c] * x;
                     for (int h = 0; h < K; h++) {
                         sum[h] += d_dot[h][c] * x;
-                        d += d_dot[h][c] * key[h * word + j];
+                        d += d_dot[h][c] * key_at[h * size];
                     }
-                    store(d_memory + at, d);
+                    store(d_at + c * LANES<T>, d);
                 }
-                for (int h = 0; h < K; h++) {
-                    T* total = sums + (j * K + h) * LANES<T>;
-                    store(total, n == 0 ? sum[h] : load(total) + sum[h]);
-                }
+                for (int h = 0; h < K; h++, total += LANES<T>) store(total, begun ? load(total) + sum[h] : sum[h]);
             }
         });
         lane_sums<T>(sums, K * word, sums);

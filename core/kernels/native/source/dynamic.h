@@ -135,6 +135,8 @@ template <class T> class DynamicAccessor {
         return Tape<T>::length(p) * p.batch * (p.word * round_up<T>((int)p.slots) + matrix_size(p));
     }
 
+    void expect_forward(int64_t, int64_t) const {}  // memories and links are too large to be fetched ahead
+    void expect_backward(int64_t, int64_t) const {}
     int64_t forward_scratch() const { return (1 + writes) * N; }
     void begin(int64_t b) const {
         const int64_t given = b / rows_per_state;

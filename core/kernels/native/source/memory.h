@@ -49,6 +49,8 @@ template <int MOST, class F> inline void row_groups(int count, F&& body) {
     for (; i < count; i++) body(std::integral_constant<int, 1>{}, i);
 }
 
+// Innermost loops run on copies of what their lambdas hold: to the compiler a vector that is stored might change that.
+
 // after = before ∘ kept ∘ Π_h (1 - w_h e_h) + Σ_h w_h a_h; kept may be null; after may be before.
 template <class T>
 void write(const Slots<T>& slots, int word, const T* before, T* after, const T* kept, int heads, const T* weights,
@@ -89,20 +91,22 @@ void write_backward(const Slots<T>& slots, int word, const T* before, const T* k
                 w[c] = load(weights + n + c * LANES<T>);
                 d_w[c] = load(d_weights + n + c * LANES<T>);
             }
-            for (int j = 0; j < word; j++) {
-                const T e = erase[j], a = add[j];
+            const int size = word, stride = N;
+            const bool begun = n > 0;
+            const T *m_at = before + n, *erased = erase, *added = add;
+            T *d_at = d_memory + n, *sum = sums;
+            for (int j = 0; j < size; j++, m_at += stride, d_at += stride, sum += 2 * LANES<T>) {
+                const T e = erased[j], a = added[j];
                 Vec<T> for_erase{}, for_add{};
                 for (int c = 0; c < C; c++) {
-                    const size_t at = (size_t)j * N + n + c * LANES<T>;
-                    const Vec<T> m = load(before + at), d = load(d_memory + at), d_by_weight = d * w[c];
+                    const Vec<T> m = load(m_at + c * LANES<T>), d = load(d_at + c * LANES<T>), d_by_weight = d * w[c];
                     for_add += d_by_weight;
                     for_erase -= d_by_weight * m;
                     d_w[c] += d * (a - m * e);
-                    store(d_memory + at, d - e * d_by_weight);
+                    store(d_at + c * LANES<T>, d - e * d_by_weight);
                 }
-                T *erase_sum = sums + 2 * j * LANES<T>, *add_sum = erase_sum + LANES<T>;
-                store(erase_sum, n == 0 ? for_erase : load(erase_sum) + for_erase);
-                store(add_sum, n == 0 ? for_add : load(add_sum) + for_add);
+                store(sum, begun ? load(sum) + for_erase : for_erase);
+                store(sum + LANES<T>, begun ? load(sum + LANES<T>) + for_add : for_add);
             }
             for (int c = 0; c < C; c++) store(d_weights + n + c * LANES<T>, d_w[c]);
         });
@@ -192,17 +196,19 @@ void read_backward(const Slots<T>& slots, int word, const T* memory, int heads, 
                     w[h][c] = load(weights + (size_t)(first + h) * N + n + c * LANES<T>);
                     d_w[h][c] = load(d_weights + (size_t)(first + h) * N + n + c * LANES<T>);
                 }
-            for (int j = 0; j < word; j++)
+            const int size = word, stride = N;
+            const T *m_at = memory + n, *d_word = d_read;
+            T* d_at = d_memory + n;
+            for (int j = 0; j < size; j++, m_at += stride, d_at += stride, d_word++)
                 for (int c = 0; c < C; c++) {
-                    const size_t at = (size_t)j * N + n + c * LANES<T>;
-                    const Vec<T> m = load(memory + at);
-                    Vec<T> d = load(d_memory + at);
+                    const Vec<T> m = load(m_at + c * LANES<T>);
+                    Vec<T> d = load(d_at + c * LANES<T>);
                     for (int h = 0; h < K; h++) {
-                        const T x = d_read[h * word + j];
+                        const T x = d_word[h * size];
                         d += x * w[h][c];
                         d_w[h][c] += x * m;
                     }
-                    store(d_memory + at, d);
+                    store(d_at + c * LANES<T>, d);
                 }
             for (int h = 0; h < K; h++)
                 for (int c = 0; c < C; c++)
@@ -224,15 +230,16 @@ void write_and_read(const Slots<T>& slots, int word, const T* before, T* after, 
         row_groups<MOST>(word, [&](auto group_of_words, int j) {
             constexpr int WORDS = group_of_words;
             Vec<T> sums[K * WORDS] = {};
-            for (int n = 0; n < N; n += LANES<T>) {
-                const Vec<T> w = load(weights + n);
-                Vec<T> reading[K];
-                for (int h = 0; h < K; h++) reading[h] = load(read_weights + (size_t)h * N + n);
+            const size_t stride = N;
+            const T *from = before + j * stride, *writing = weights, *reading = read_weights;
+            T *to = after + j * stride, e[WORDS], a[WORDS];
+            for (int i = 0; i < WORDS; i++) e[i] = erase[j + i], a[i] = add[j + i];
+            for (size_t n = 0; n < stride; n += LANES<T>) {
+                const Vec<T> w = load(writing + n);
                 for (int i = 0; i < WORDS; i++) {
-                    const size_t at = (size_t)(j + i) * N + n;
-                    const Vec<T> m = load(before + at) * (1 - erase[j + i] * w) + add[j + i] * w;
-                    store(after + at, m);
-                    for (int h = 0; h < K; h++) sums[h * WORDS + i] += m * reading[h];
+                    const Vec<T> m = load(from + i * stride + n) * (1 - e[i] * w) + a[i] * w;
+                    store(to + i * stride + n, m);
+                    for (int h = 0; h < K; h++) sums[h * WORDS + i] += m * load(reading + h * stride + n);
                 }
             }
             if constexpr (K * WORDS <= LANES<T>) {
@@ -268,15 +275,18 @@ void write_and_read_backward(const Slots<T>& slots, int word, const T* before, c
                     d_reading[h][c] = load(d_read_weights + (size_t)h * N + at);
                 }
             }
-            for (int j = 0; j < word; j++) {
-                const T e = erase[j], a = add[j];
+            const int size = word, stride = N;
+            const bool begun = n > 0;
+            const T *m_at = before + n, *erased = erase, *added = add, *d_word = d_reads;
+            T *d_at = d_memory + n, *sum = sums;
+            for (int j = 0; j < size; j++, m_at += stride, d_at += stride, d_word++, sum += 2 * LANES<T>) {
+                const T e = erased[j], a = added[j];
                 Vec<T> for_erase{}, for_add{};
                 for (int c = 0; c < C; c++) {
-                    const size_t at = (size_t)j * N + n + c * LANES<T>;
-                    const Vec<T> m = load(before + at), left = 1 - e * w[c], after = m * left + a * w[c];
-                    Vec<T> d = load(d_memory + at);
+                    const Vec<T> m = load(m_at + c * LANES<T>), left = 1 - e * w[c], after = m * left + a * w[c];
+                    Vec<T> d = load(d_at + c * LANES<T>);
                     for (int h = 0; h < K; h++) {
-                        const T x = d_reads[h * word + j];
+                        const T x = d_word[h * size];
                         d += x * reading[h][c];
                         d_reading[h][c] += x * after;
                     }
@@ -284,11 +294,10 @@ void write_and_read_backward(const Slots<T>& slots, int word, const T* before, c
                     for_add += d_by_weight;
                     for_erase -= d_by_weight * m;
                     d_w[c] += d * (a - m * e);
-                    store(d_memory + at, d * left);
+                    store(d_at + c * LANES<T>, d * left);
                 }
-                T *erase_sum = sums + 2 * j * LANES<T>, *add_sum = erase_sum + LANES<T>;
-                store(erase_sum, n == 0 ? for_erase : load(erase_sum) + for_erase);
-                store(add_sum, n == 0 ? for_add : load(add_sum) + for_add);
+                store(sum, begun ? load(sum) + for_erase : for_erase);
+                store(sum + LANES<T>, begun ? load(sum + LANES<T>) + for_add : for_add);
             }
             for (int c = 0; c < C; c++) {
                 const int at = n + c * LANES<T>;
@@ -345,15 +354,12 @@ template <class T> void softplus_backward(const T* y, T* d, int n, T plus) {
 
 // [slots][word] <-> [word][padded slots]
 template <class T> void to_columns(const Slots<T>& slots, int word, const T* rows, T* columns) {
-    for (int j = 0; j < word; j++) {
-        T* out = columns + (size_t)j * slots.padded;
-        for (int n = 0; n < slots.count; n++) out[n] = rows[(size_t)n * word + j];
-        for (int n = slots.count; n < slots.padded; n++) out[n] = 0;
-    }
+    transpose(slots.count, word, rows, word, columns, slots.padded);
+    for (int j = 0; j < word; j++)
+        for (int n = slots.count; n < slots.padded; n++) columns[(size_t)j * slots.padded + n] = 0;
 }
 template <class T> void to_rows(const Slots<T>& slots, int word, const T* columns, T* rows) {
-    for (int n = 0; n < slots.count; n++)
-        for (int j = 0; j < word; j++) rows[(size_t)n * word + j] = columns[(size_t)j * slots.padded + n];
+    transpose(word, slots.count, columns, slots.padded, rows, word);
 }
 // `heads` rows of `count` values <-> of `padded` values
 template <class T> void pad(const Slots<T>& slots, int heads, const T* from, T* to) {

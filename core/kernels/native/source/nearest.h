@@ -43,13 +43,14 @@ template <class T> struct Best {
     }
 };
 
-// The products of the words of some rows with one key, a row in each lane.
-template <class T> ALWAYS_INLINE Vec<T> products(const T* const (&rows)[LANES<T>], const T* key, int word) {
+// The products of the words of LANES rows with one key, a row in each lane.
+template <class T> ALWAYS_INLINE Vec<T> products(const T* rows, const T* key, int word) {
     Vec<T> sums[LANES<T>];
     for (Vec<T>& sum : sums) sum = Vec<T>{};
     sweep<T>(word, [&](int w, auto io) {
         const Vec<T> k = io.load(key + w);
-        for (int lane = 0; lane < LANES<T>; lane++) sums[lane] += io.load(rows[lane] + w) * k;
+        const T* row = rows + w;
+        for (int lane = 0; lane < LANES<T>; lane++, row += word) sums[lane] += io.load(row) * k;
     });
     return lane_sums<T>(sums);
 }
@@ -58,12 +59,17 @@ template <class T> ALWAYS_INLINE Vec<T> products(const T* const (&rows)[LANES<T>
 template <class T>
 void offer_rows(const T* memory, const T* norms, const T* keys, const T* key_norms, int word, int64_t reads, T epsilon,
                 int64_t begin, int64_t end, Best<T>* best) {
+    std::vector<T> last;  // of fewer rows than lanes
     for (int64_t first = begin; first < end; first += LANES<T>) {
         const int here = int(std::min<int64_t>(LANES<T>, end - first));
         const char* ahead = (const char*)(memory + (first + GROUPS_AHEAD * LANES<T>) * word);
         for (int64_t byte = 0; byte < LANES<T> * word * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(ahead + byte);
-        const T* rows[LANES<T>];
-        for (int lane = 0; lane < LANES<T>; lane++) rows[lane] = memory + (first + std::min(lane, here - 1)) * word;
+        const T* rows = memory + first * word;
+        if (here < LANES<T>) {
+            last.assign(LANES<T> * word, 0);
+            std::copy_n(rows, here * word, last.begin());
+            rows = last.data();
+        }
         const Vec<T> row_norms = here == LANES<T> ? load(norms + first) : Part<T>{here}.load(norms + first);
         for (int64_t r = 0; r < reads; r++) {
             Vec<T> similarity = products<T>(rows, keys + r * word, word) / (row_norms * key_norms[r] + epsilon);

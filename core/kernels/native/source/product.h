@@ -1,6 +1,6 @@
 // Products of a few rows (the batch) with a weight matrix that is packed once and then streamed at every step.
 #pragma once
-#include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "simd.h"
@@ -10,14 +10,15 @@ namespace native {
 // A matrix of k rows and n columns in panels of TILE_VECTORS vectors, each stored row after row; columns beyond n are 0.
 template <class T> struct Packed {
     int k, vectors;
-    std::unique_ptr<T[]> data;
+    Space<T> data;
 
     // Without elements; zeros where not all of them will be put.
-    Packed(int k, int n, bool all = true) : k(k), vectors((n + LANES<T> - 1) / LANES<T>), data(new T[size()]) {
+    Packed(int k, int n, bool all = true) : k(k), vectors((n + LANES<T> - 1) / LANES<T>), data(size()) {
         if (all && n % LANES<T> == 0) return;
         const size_t last = all ? std::min<size_t>(size(), (size_t)k * TILE_VECTORS * LANES<T>) : size();
         std::fill(data.get() + size() - last, data.get() + size(), T(0));
     }
+    void release() { data = Space<T>(0); }
     size_t size() const { return (size_t)k * vectors * LANES<T>; }
 
     // Sets the elements from (row, column) on, `rows` by `columns` of them, from rows that are `stride` apart.
@@ -30,20 +31,7 @@ template <class T> struct Packed {
     // The same from columns that are `stride` apart.
     void put_transposed(int row, int rows, int column, int columns, const T* source, int64_t stride) {
         in_panels(column, columns, [&](T* out, int width, int done, int count) {
-            const T* from = source + done * stride;
-            out += (size_t)row * width;
-            const int whole_rows = rows / LANES<T> * LANES<T>, whole_columns = count / LANES<T> * LANES<T>;
-            for (int j = 0; j < whole_columns; j += LANES<T>) {
-                for (int i = 0; i < whole_rows; i += LANES<T>) {
-                    Vec<T> square[LANES<T>];
-                    for (int lane = 0; lane < LANES<T>; lane++) square[lane] = load(from + (j + lane) * stride + i);
-                    transpose<T>(square);
-                    for (int lane = 0; lane < LANES<T>; lane++) store(out + (size_t)(i + lane) * width + j, square[lane]);
-                }
-            }
-            for (int j = 0; j < count; j++)
-                for (int i = j < whole_columns ? whole_rows : 0; i < rows; i++)
-                    out[(size_t)i * width + j] = from[j * stride + i];
+            transpose(count, rows, source + done * stride, stride, out + (size_t)row * width, width);
         });
     }
 
@@ -60,81 +48,102 @@ template <class T> struct Packed {
     }
 };
 
-// Element (row, p) of a is a[row * lda + p * step].
+// Rows of a matrix: where the first one lies, and how far they are apart.
+template <class T> struct Rows {
+    T* first;
+    int64_t stride;
+};
+template <class T> Rows<const T> const_rows(Rows<T> r) { return {r.first, r.stride}; }
+
+// Element (row, p) of a is a.first[row * a.stride + p * step]. Where `start` is not null, its rows are added.
 template <class T, int ROWS, int VECTORS>
-inline void tile(int k, const T* a, int64_t lda, int64_t step, const T* b, T* c, int64_t ldc, bool add) {
+inline void tile(int k, Rows<const T> a, int64_t step, const T* b, Rows<T> c, Rows<const T> start) {
     Vec<T> sums[ROWS][VECTORS];
     for (int i = 0; i < ROWS; i++)
-        for (int j = 0; j < VECTORS; j++) sums[i][j] = add ? load(c + i * ldc + j * LANES<T>) : Vec<T>{};
+        for (int j = 0; j < VECTORS; j++) sums[i][j] = Vec<T>{};
     for (int p = 0; p < k; p++) {
         Vec<T> row[VECTORS];
         for (int j = 0; j < VECTORS; j++) row[j] = load(b + ((size_t)p * VECTORS + j) * LANES<T>);
         for (int i = 0; i < ROWS; i++) {
-            const T x = a[i * lda + p * step];
+            const T x = a.first[i * a.stride + p * step];
             for (int j = 0; j < VECTORS; j++) sums[i][j] += x * row[j];
         }
     }
+    if (start.first)
+        for (int i = 0; i < ROWS; i++)
+            for (int j = 0; j < VECTORS; j++) sums[i][j] += load(start.first + i * start.stride + j * LANES<T>);
     for (int i = 0; i < ROWS; i++)
-        for (int j = 0; j < VECTORS; j++) store(c + i * ldc + j * LANES<T>, sums[i][j]);
+        for (int j = 0; j < VECTORS; j++) store(c.first + i * c.stride + j * LANES<T>, sums[i][j]);
 }
 
 template <class T, int ROWS>
-void product_rows(const Packed<T>& b, const T* a, int64_t lda, int64_t step, T* c, int64_t ldc, bool add) {
+void product_rows(const Packed<T>& b, Rows<const T> a, int64_t step, Rows<T> c, Rows<const T> start) {
     const T* panel = b.data.get();
     int j = 0;
-    for (; j + TILE_VECTORS <= b.vectors; j += TILE_VECTORS) {
-        tile<T, ROWS, TILE_VECTORS>(b.k, a, lda, step, panel, c + j * LANES<T>, ldc, add);
-        panel += (size_t)b.k * TILE_VECTORS * LANES<T>;
-    }
-    if (b.vectors - j == 2) tile<T, ROWS, 2>(b.k, a, lda, step, panel, c + j * LANES<T>, ldc, add);
-    if (b.vectors - j == 1) tile<T, ROWS, 1>(b.k, a, lda, step, panel, c + j * LANES<T>, ldc, add);
+    auto tiles = [&](auto vectors) {
+        for (; j + vectors <= b.vectors; j += vectors) {
+            tile<T, ROWS, vectors>(b.k, a, step, panel, c, start);
+            panel += (size_t)b.k * vectors * LANES<T>;
+            c.first += vectors * LANES<T>;
+            if (start.first) start.first += vectors * LANES<T>;
+        }
+    };
+    tiles(std::integral_constant<int, TILE_VECTORS>{});
+    tiles(std::integral_constant<int, 2>{});
+    tiles(std::integral_constant<int, 1>{});
 }
 
-// c[rows, n rounded up to whole vectors] (+)= a[rows, k] b[k, n]. Each element is summed in the order of k, whatever
-// the number of rows: a row's result does not depend on how the batch is cut.
+// c[rows, n rounded up to whole vectors] = start + a[rows, k] b[k, n]; start may be null, or c. Each element is summed
+// in the order of k, whatever the number of rows: a row's result does not depend on how the batch is cut.
 template <class T>
-void product(int rows, const Packed<T>& b, const T* a, int64_t lda, T* c, int64_t ldc, bool add, int64_t step = 1) {
+void product(int rows, const Packed<T>& b, Rows<const T> a, Rows<T> c, Rows<const T> start, int64_t step = 1) {
     int i = 0;
-    if (TILE_ROWS == 8)
-        for (; i + 8 <= rows; i += 8) product_rows<T, 8>(b, a + i * lda, lda, step, c + i * ldc, ldc, add);
-    for (; i + 4 <= rows; i += 4) product_rows<T, 4>(b, a + i * lda, lda, step, c + i * ldc, ldc, add);
-    for (; i + 2 <= rows; i += 2) product_rows<T, 2>(b, a + i * lda, lda, step, c + i * ldc, ldc, add);
-    for (; i < rows; i++) product_rows<T, 1>(b, a + i * lda, lda, step, c + i * ldc, ldc, add);
+    auto groups = [&](auto count) {
+        for (; i + count <= rows; i += count) {
+            product_rows<T, count>(b, a, step, c, start);
+            a.first += count * a.stride;
+            c.first += count * c.stride;
+            if (start.first) start.first += count * start.stride;
+        }
+    };
+    if (TILE_ROWS == 8) groups(std::integral_constant<int, 8>{});
+    groups(std::integral_constant<int, 4>{});
+    groups(std::integral_constant<int, 2>{});
+    groups(std::integral_constant<int, 1>{});
 }
 
-// out[i, j] = Σ_p a[p, i] b[p, j] for i in [begin, end): rows of a weight's gradient.
+// A share of a weight's gradient: the columns that it has in common with `count` columns of b.
+template <class T> struct Share {
+    Rows<const T> b;
+    int count;
+    Rows<T> out;  // null: not wanted
+};
+
+// share.out[i, j] = Σ_p a[p, i] share.b[p, j] for i in [begin, end), of every share.
 template <class T>
-void sum_of_products(int64_t count, const T* a, int64_t lda, int begin, int end, const T* b, int64_t ldb, int columns,
-                     T* out, int64_t ldo) {
+void sum_of_products(int64_t count, Rows<const T> a, int begin, int end, const std::vector<Share<T>>& shares) {
     constexpr int64_t AT_ONCE = 256;  // rows of b that stay in cache
-    constexpr int ROWS = 32;          // of the gradient, the same
-    const int width = round_up<T>(columns);
-    std::vector<T> sums((size_t)ROWS * width);
+    int columns = 0;
+    for (const auto& share : shares) columns += share.count;
+    const int64_t width = round_up<T>(columns);
+    const Space<T> sums = zeros<T>((end - begin) * width);
     for (int64_t p = 0; p < count; p += AT_ONCE) {
         const int some = (int)std::min(AT_ONCE, count - p);
         Packed<T> packed(some, columns);
-        packed.put(0, some, 0, columns, b + p * ldb, ldb);
-        for (int first = begin; first < end; first += ROWS) {
-            const int rows = std::min(ROWS, end - first);
-            product<T>(rows, packed, a + p * lda + first, 1, sums.data(), width, false, lda);
-            for (int i = 0; i < rows; i++) {
-                T* to = out + (first + i) * ldo;
-                const T* from = &sums[(size_t)i * width];
-                if (p == 0)
-                    std::memcpy(to, from, columns * sizeof(T));
-                else
-                    sweep<T>(columns, [&](int j, auto io) { io.store(to + j, io.load(to + j) + io.load(from + j)); });
-            }
+        int column = 0;
+        for (const auto& share : shares) {
+            packed.put(0, some, column, share.count, share.b.first + p * share.b.stride, share.b.stride);
+            column += share.count;
         }
+        product<T>(end - begin, packed, {a.first + p * a.stride + begin, 1}, {sums.get(), width}, {sums.get(), width},
+                   a.stride);
     }
-}
-// out[i] = Σ_p a[p, i] for i in [begin, end).
-template <class T> void sum_of_rows(int64_t count, const T* a, int64_t lda, int begin, int end, T* out) {
-    sweep<T>(end - begin, [&](int i, auto io) {
-        Vec<T> sum{};
-        for (int64_t p = 0; p < count; p++) sum += io.load(a + p * lda + begin + i);
-        io.store(out + begin + i, sum);
-    });
+    const T* from = sums.get();
+    for (const auto& share : shares) {
+        for (int i = begin; i < end; i++)
+            std::memcpy(share.out.first + i * share.out.stride, from + (i - begin) * width, share.count * sizeof(T));
+        from += share.count;
+    }
 }
 
 }  // namespace native

@@ -5,8 +5,6 @@
 #include <sys/mman.h>
 #endif
 #include <atomic>
-#include <initializer_list>
-#include <memory>
 #include <new>
 #include <thread>
 #include <type_traits>
@@ -150,6 +148,7 @@ inline void prefer_large_pages(void* start, int64_t bytes) {
 // Asks for what will soon be needed, unless it would push what is needed now out of the cache.
 template <bool TO_WRITE, class T> inline void prefetch(const T* start, int64_t count) {
     if (count * (int64_t)sizeof(T) > 16384) return;
+    asm volatile("");  // GCC drops calls of functions that do nothing but prefetch
     for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(start + i, TO_WRITE);
 }
 
@@ -181,12 +180,6 @@ template <class T> struct Records {
     T* accessor(int64_t s, int64_t b) const { return row(s, b) + accessor_part; }
     // With several recurrent layers, the first one sees its own hidden vector and the words read; else the features.
     bool seen_apart() const { return layers > 1 && !feed_forward; }
-};
-
-// Rows of a matrix: where the first one lies, and how far they are apart.
-template <class T> struct Rows {
-    T* first;
-    int64_t stride;
 };
 
 // The features of every step, [steps, B, F], and the hidden vectors of all layers.
@@ -230,22 +223,22 @@ struct LayerShape {
 template <class T> struct ForwardWeights {
     struct Upper {
         Packed<T> from_own, from_below;
-        std::vector<T> bias;
+        Space<T> bias;
     };
     Packed<T> from_seen, from_inputs, to_interface, to_outputs;
-    std::vector<T> bias;
+    Space<T> bias, interface_bias, output_bias;
     std::vector<Upper> uppers;
-    const T *interface_bias, *output_bias;
 
     ForwardWeights(const Problem& p, const Tensors<T>& x, const Records<T>& r, int64_t member)
         : from_seen(r.seen, r.gates, all_gates(p)), from_inputs((int)p.inputs, r.gates, all_gates(p)),
-          to_interface(r.hidden, (int)p.interface), to_outputs(r.features, (int)p.outputs), interface_bias(x.interface_bias + member * p.interface),
-          output_bias(x.output_bias + member * p.outputs) {
+          to_interface(r.hidden, (int)p.interface), to_outputs(r.features, (int)p.outputs),
+          interface_bias(whole_vectors(x.interface_bias, member, (int)p.interface)),
+          output_bias(whole_vectors(x.output_bias, member, (int)p.outputs)) {
         const int own = r.feed_forward ? 0 : r.hidden, inputs = (int)p.inputs;
         for (int layer = 0; layer < r.layers; layer++) {
             const LayerShape shape(p, layer);
             const Layer<const T>& given = x.layers[layer];
-            std::vector<T> biases(r.gates);
+            Space<T> biases = zeros<T>(r.gates_size);
             const T* weight = given.input_weight + member * shape.rows * shape.below;
             const T* recurrent = given.recurrent_weight + member * shape.rows * own;
             add_bias(shape.input, given.input_bias + member * shape.rows, biases);
@@ -270,12 +263,17 @@ template <class T> struct ForwardWeights {
     }
 
   private:
+    static Space<T> whole_vectors(const T* biases, int64_t member, int count) {
+        Space<T> padded = zeros<T>(round_up<T>(count));
+        std::copy_n(biases + member * count, count, padded.get());
+        return padded;
+    }
     static void pack(Packed<T>& to, int row, int count, const std::vector<GateBlock>& blocks, const T* weight,
                      int64_t stride) {
         for (const auto& block : blocks)
             to.put_transposed(row, count, block.gate, block.count, weight + block.row * stride, stride);
     }
-    static void add_bias(const std::vector<GateBlock>& blocks, const T* from, std::vector<T>& to) {
+    static void add_bias(const std::vector<GateBlock>& blocks, const T* from, const Space<T>& to) {
         for (const auto& block : blocks)
             for (int i = 0; i < block.count; i++) to[block.gate + i] += from[block.row + i];
     }
@@ -290,7 +288,7 @@ void forward_block(const Problem& p, const Tensors<T>& x, const Records<T>& reco
     const int hidden = records.hidden, features = records.features, layers = records.layers;
     const int64_t end = b0 + rows, words = features - hidden, input_rows = p.rows_per_member();
     const int64_t outputs_size = round_up<T>((int)p.outputs);
-    std::vector<T> scratch(accessor.forward_scratch()), outputs(x.outputs ? rows * outputs_size : 0);
+    const Space<T> scratch = zeros<T>(accessor.forward_scratch()), outputs(rows * outputs_size);
     auto keep_words = [&](int64_t s, int64_t b) {
         if (records.seen_apart())
             std::memcpy(records.lower(s, b, 0) + hidden, hiddens.feature(s, b) + hidden, words * sizeof(T));
@@ -312,42 +310,38 @@ void forward_block(const Problem& p, const Tensors<T>& x, const Records<T>& reco
     }
     for (int64_t t = 0; t < p.steps; t++) {
         for (int layer = 0; layer < layers; layer++) {
-            T* gates = records.gate(t + 1, b0, layer);
-            const T* bias = (layer ? weights.uppers[layer - 1].bias : weights.bias).data();
-            for (int64_t i = 0; i < rows; i++)
-                std::memcpy(gates + i * records.size, bias, records.gates * sizeof(T));
-            auto add_product = [&](const Packed<T>& weight, Rows<const T> from) {
-                product<T>((int)rows, weight, from.first, from.stride, gates, records.size, true);
+            const Rows<T> gates{records.gate(t + 1, b0, layer), records.size};
+            const Space<T>& bias = layer ? weights.uppers[layer - 1].bias : weights.bias;
+            auto add = [&](const Packed<T>& weight, Rows<const T> from, Rows<const T> to) {
+                product<T>((int)rows, weight, from, gates, to);
             };
-            auto rows_of = [](Rows<T> r) { return Rows<const T>{r.first, r.stride}; };
+            const Rows<const T> none{bias.get(), 0}, some = const_rows(gates);
             if (layer == 0) {
-                add_product(weights.from_inputs, {x.inputs + (t * input_rows + b0 % input_rows) * p.inputs, p.inputs});
-                add_product(weights.from_seen, rows_of(hiddens.seen(t, b0)));
+                add(weights.from_inputs, {x.inputs + (t * input_rows + b0 % input_rows) * p.inputs, p.inputs}, none);
+                add(weights.from_seen, const_rows(hiddens.seen(t, b0)), some);
             } else {
                 const auto& upper = weights.uppers[layer - 1];
-                add_product(upper.from_below, rows_of(hiddens.layer(t + 1, b0, layer - 1)));
-                if (!records.feed_forward) add_product(upper.from_own, rows_of(hiddens.layer(t, b0, layer)));
+                add(upper.from_below, const_rows(hiddens.layer(t + 1, b0, layer - 1)), none);
+                if (!records.feed_forward) add(upper.from_own, const_rows(hiddens.layer(t, b0, layer)), some);
             }
             for (int64_t b = b0; b < end; b++)
                 controller_forward<T>((int)p.controller, hidden, T(p.clip), records.gate(t + 1, b, layer),
                                       hiddens.layer(t, b, layer).first, records.cell(t, b, layer),
                                       hiddens.layer(t + 1, b, layer).first, records.cell(t + 1, b, layer));
         }
-        for (int64_t b = b0; b < end; b++)
-            std::memcpy(records.interface(t + 1, b), weights.interface_bias, p.interface * sizeof(T));
-        product<T>((int)rows, weights.to_interface, hiddens.feature(t + 1, b0), features, records.interface(t + 1, b0),
-                   records.size, true);
+        product<T>((int)rows, weights.to_interface, {hiddens.feature(t + 1, b0), features},
+                   {records.interface(t + 1, b0), records.size}, {weights.interface_bias.get(), 0});
         for (int64_t b = b0; b < end; b++) {
-            if (p.training && b + 1 < end)
+            if (p.training && b + 1 < end) {
                 prefetch<true>(records.accessor(t + 1, b + 1), records.size - records.accessor_part);
-            accessor.forward(t, b, hiddens.feature(t + 1, b) + hidden, scratch.data());
+                accessor.expect_forward(t, b + 1);
+            }
+            accessor.forward(t, b, hiddens.feature(t + 1, b) + hidden, scratch.get());
             keep_words(t + 1, b);
         }
         if (!x.outputs) continue;
-        for (int64_t i = 0; i < rows; i++)
-            std::memcpy(&outputs[i * outputs_size], weights.output_bias, p.outputs * sizeof(T));
-        product<T>((int)rows, weights.to_outputs, hiddens.feature(t + 1, b0), features, outputs.data(), outputs_size,
-                   true);
+        product<T>((int)rows, weights.to_outputs, {hiddens.feature(t + 1, b0), features},
+                   {outputs.get(), outputs_size}, {weights.output_bias.get(), 0});
         for (int64_t i = 0; i < rows; i++)
             std::memcpy(x.outputs + (t * p.batch + b0 + i) * p.outputs, &outputs[i * outputs_size],
                         p.outputs * sizeof(T));
@@ -381,8 +375,8 @@ template <class T, class Accessor> void forward(const Problem& p, const Tensors<
     auto run = [&](const ForwardWeights<T>& weights, int64_t begin, int64_t end) {
         const int64_t ring = std::min(Accessor::history(p), p.steps) + 1;
         Records<T> own(p, nullptr, Accessor::record_size(p), ring, std::min(p.block, end - begin));
-        std::unique_ptr<T[]> space(p.training ? nullptr : new T[ring * own.batch * own.size]);
-        own.base = space.get();
+        const Space<T> records(p.training ? 0 : ring * own.batch * own.size);
+        own.base = records.get();
         for (int64_t b = begin; b < end; b += p.block) {
             own.first_row = b;
             forward_block<T, Accessor>(p, x, p.training ? all : own, weights, b, std::min(p.block, end - b));
@@ -400,30 +394,22 @@ template <class T, class Accessor> void forward(const Problem& p, const Tensors<
     });
 }
 
-// Gradients of the weights are sums over all steps, in a fixed order whatever the threads. Of one block of a weight's
-// rows, whose columns meet the rows of `parts` in turn.
-template <class T> struct Columns {
-    Rows<const T> rows;
-    int count;
-};
+// Gradients of the weights are sums over all steps, in a fixed order whatever the threads. Of one block of a layer's
+// gates, whose gradients are d; the shares' outputs begin with the first row of the weight.
 template <class T>
-void sum_gradients(const Problem& p, const T* d, int64_t stride, const GateBlock& block,
-                   std::initializer_list<Columns<T>> parts, T* d_weight, T* d_bias) {
+void sum_gradients(const Problem& p, Rows<const T> d, const GateBlock& block, std::vector<Share<T>> shares) {
     const int64_t count = p.steps * p.batch;
+    shares.erase(std::remove_if(shares.begin(), shares.end(), [](const Share<T>& s) { return !s.out.first; }),
+                 shares.end());
     int64_t columns = 0;
-    for (const auto& part : parts) columns += part.count;
-    d += block.gate;
-    for_ranges(threads_for(p, count * columns * block.count), block.count, [&](int64_t begin, int64_t end) {
-        if (d_bias) sum_of_rows(count, d, stride, (int)begin, (int)end, d_bias + block.row);
-        if (!d_weight) return;
-        T* out = d_weight + block.row * columns;
-        for (const auto& part : parts) {
-            if (part.count)
-                sum_of_products<T>(count, d, stride, (int)begin, (int)end, part.rows.first, part.rows.stride, part.count,
-                                   out, columns);
-            out += part.count;
-        }
-    });
+    for (auto& share : shares) {
+        share.out.first += block.row * share.out.stride;
+        columns += share.count;
+    }
+    d.first += block.gate;
+    if (columns == 0) return;
+    for_ranges(threads_for(p, count * columns * block.count), block.count,
+               [&](int64_t begin, int64_t end) { sum_of_products<T>(count, d, (int)begin, (int)end, shares); });
 }
 
 template <class T, class Accessor> void backward(const Problem& p, const Tensors<T>& x) {
@@ -436,10 +422,9 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
     const int64_t count = p.steps * p.batch;
     const int64_t gate_stride = records.gates_size, interface_stride = round_up<T>((int)p.interface);
     const int64_t hidden_stride = records.hidden_size;
-    const int64_t carry_stride = features + LANES<T>;  // room for whole vectors from any place
+    const int64_t carry_stride = round_up<T>(features) + LANES<T>;  // room for whole vectors from any place
     // Gradients of the products: of the gates and of the interface vector, [L, T, B, …] and [T, B, …].
-    std::unique_ptr<T[]> d_all_gates(new T[layers * count * gate_stride]);
-    std::unique_ptr<T[]> d_all_interfaces(new T[count * interface_stride]);
+    const Space<T> d_all_gates(layers * count * gate_stride), d_all_interfaces(count * interface_stride);
     auto d_gates_of = [&](int layer, int64_t t, int64_t b) {
         return &d_all_gates[((layer * p.steps + t) * p.batch + b) * gate_stride];
     };
@@ -448,6 +433,7 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
         for (const auto& block : blocks)
             to.put(block.gate, block.count, column, columns, weight + block.row * stride, stride);
     };
+    const Rows<const T> nothing{nullptr, 0};
     const LayerShape first_shape(p, 0), upper_shape(p, 1);
     const bool all = all_gates(p);
     Packed<T> to_seen(records.gates, records.seen, all), to_hidden((int)p.interface, hidden);
@@ -463,15 +449,14 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
     }
     for_blocks(p, [&](int64_t b0, int64_t rows) {
         const int64_t row_size = accessor.row_scratch();
-        std::vector<T> scratch(accessor.backward_scratch());
-        std::unique_ptr<T[]> row_scratch(new T[rows * row_size]);
+        const Space<T> scratch = zeros<T>(accessor.backward_scratch()), row_scratch(rows * row_size);
         prefer_large_pages(row_scratch.get(), rows * row_size * sizeof(T));
         std::memset(row_scratch.get(), 0, rows * row_size * sizeof(T));
         // Gradients that step t + 1 left for the hidden vectors of step t (the last layer's with the words read).
-        std::vector<T> carries(layers * rows * carry_stride), d_hiddens(rows * hidden_stride);
-        std::vector<T> d_cells(layers * rows * hidden);
+        const Space<T> carries = zeros<T>(layers * rows * carry_stride), d_hiddens(rows * hidden_stride);
+        const Space<T> d_cells = zeros<T>(layers * rows * hidden_stride);
         auto carry_of = [&](int layer, int64_t i) { return &carries[(layer * rows + i) * carry_stride]; };
-        auto d_cell_of = [&](int layer, int64_t i) { return &d_cells[(layer * rows + i) * hidden]; };
+        auto d_cell_of = [&](int layer, int64_t i) { return &d_cells[(layer * rows + i) * hidden_stride]; };
         for (int64_t i = 0; i < rows; i++) {
             const int64_t b = b0 + i;
             for (int layer = 0; x.d_last_cell && layer < layers; layer++)
@@ -482,6 +467,11 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
                 std::memcpy(carry_of(top, i) + hidden, x.d_last_reads + b * words, words * sizeof(T));
             accessor.begin_backward(b, &row_scratch[i * row_size]);
         }
+        auto expect = [&](int64_t t, int64_t b) {
+            prefetch<false>(records.row(t, b), records.size);
+            if (x.d_features) prefetch<false>(x.d_features + (t * p.batch + b) * features, features);
+            accessor.expect_backward(t, b);
+        };
         for (int64_t t = p.steps - 1; t >= 0; t--) {
             T* d_interface = &d_all_interfaces[(t * p.batch + b0) * interface_stride];
             for (int64_t i = 0; i < rows; i++) {
@@ -492,13 +482,14 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
                 }
                 // Records come from far away: the next row's while this one is worked on.
                 if (i + 1 < rows)
-                    prefetch<false>(records.row(t, b0 + i + 1), records.size);
+                    expect(t, b0 + i + 1);
                 else if (t > 0)
-                    prefetch<false>(records.row(t - 1, b0), records.size);
-                accessor.backward(t, b0 + i, carry + hidden, d_interface + i * interface_stride, scratch.data(),
+                    expect(t - 1, b0);
+                accessor.backward(t, b0 + i, carry + hidden, d_interface + i * interface_stride, scratch.get(),
                                   &row_scratch[i * row_size]);
             }
-            product<T>((int)rows, to_hidden, d_interface, interface_stride, d_hiddens.data(), hidden_stride, false);
+            const Rows<T> to_hiddens{d_hiddens.get(), hidden_stride};
+            product<T>((int)rows, to_hidden, {d_interface, interface_stride}, to_hiddens, nothing);
             for (int layer = top; layer >= 0; layer--) {
                 T* d_gates = d_gates_of(layer, t, b0);
                 for (int64_t i = 0; i < rows; i++) {
@@ -512,15 +503,14 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
                                            d_gates + i * gate_stride, carry);
                 }
                 if (layer > 0) {
-                    if (own)
-                        product<T>((int)rows, to_own[layer - 1], d_gates, gate_stride, carry_of(layer, 0), carry_stride,
-                                   true);
-                    product<T>((int)rows, to_below[layer - 1], d_gates, gate_stride, d_hiddens.data(), hidden_stride,
-                               false);
+                    const Rows<T> carry{carry_of(layer, 0), carry_stride};
+                    if (own) product<T>((int)rows, to_own[layer - 1], {d_gates, gate_stride}, carry, const_rows(carry));
+                    product<T>((int)rows, to_below[layer - 1], {d_gates, gate_stride}, to_hiddens, nothing);
                     continue;
                 }
                 T* to = records.seen_apart() ? carry_of(0, 0) : carry_of(top, 0) + records.skipped;
-                product<T>((int)rows, to_seen, d_gates, gate_stride, to, carry_stride, true);
+                const Rows<T> seen{to, carry_stride};
+                product<T>((int)rows, to_seen, {d_gates, gate_stride}, seen, const_rows(seen));
                 if (records.seen_apart())
                     for (int64_t i = 0; i < rows; i++)
                         std::memcpy(carry_of(top, i) + hidden, carry_of(0, i) + hidden,
@@ -538,37 +528,49 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
         }
     });
 
-    auto rows_of = [](Rows<T> r, int64_t skip = 0) { return Rows<const T>{r.first + skip, r.stride}; };
+    to_seen.release(), to_hidden.release();  // the sums find room where these were, and need no fresh memory
+    const T one = 1;
+    const Rows<const T> ones{&one, 0};
     for (int layer = 0; layer < layers; layer++) {
         const LayerShape shape(p, layer);
         const Layer<T>& wanted = x.d_layers[layer];
-        const T* d_gates = d_gates_of(layer, 0, 0);
-        const Rows<const T> last = rows_of(layer ? hiddens.layer(0, 0, layer) : hiddens.seen(0, 0));
-        for (const auto& block : shape.recurrent)
-            sum_gradients<T>(p, d_gates, gate_stride, block, {{last, hidden}}, wanted.recurrent_weight,
-                             wanted.recurrent_bias);
-        for (const auto& block : shape.input) {
-            if (layer)
-                sum_gradients<T>(p, d_gates, gate_stride, block, {{rows_of(hiddens.layer(1, 0, layer - 1)), hidden}},
-                                 wanted.input_weight, wanted.input_bias);
-            else
-                sum_gradients<T>(p, d_gates, gate_stride, block,
-                                 {{{x.inputs, p.inputs}, inputs}, {rows_of(hiddens.seen(0, 0), own), words}},
-                                 wanted.input_weight, wanted.input_bias);
+        const Rows<const T> d_gates{d_gates_of(layer, 0, 0), gate_stride};
+        const Rows<const T> last = const_rows(layer ? hiddens.layer(0, 0, layer) : hiddens.seen(0, 0));
+        std::vector<Share<T>> for_recurrent{{last, hidden, {wanted.recurrent_weight, hidden}},
+                                            {ones, 1, {wanted.recurrent_bias, 1}}};
+        std::vector<Share<T>> for_input{{ones, 1, {wanted.input_bias, 1}}};
+        auto add = [&](Rows<const T> b, int count, int column) {
+            T* out = wanted.input_weight;
+            for_input.push_back({b, count, {out ? out + column : out, shape.below}});
+        };
+        if (layer) {
+            add(const_rows(hiddens.layer(1, 0, layer - 1)), hidden, 0);
+        } else {
+            const Rows<T> seen = hiddens.seen(0, 0);
+            add({x.inputs, p.inputs}, inputs, 0);
+            add({seen.first + own, seen.stride}, words, inputs);
         }
+        if (p.controller == LSTM) {  // all weights meet all gates: one product
+            for_input.insert(for_input.end(), for_recurrent.begin(), for_recurrent.end());
+            for_recurrent.clear();
+        }
+        for (const auto& block : shape.input) sum_gradients<T>(p, d_gates, block, for_input);
+        for (const auto& block : shape.recurrent) sum_gradients<T>(p, d_gates, block, for_recurrent);
     }
-    sum_gradients<T>(p, d_all_interfaces.get(), interface_stride, {0, 0, (int)p.interface},
-                     {{rows_of(hiddens.layer(1, 0, top)), hidden}}, x.d_interface_weight, x.d_interface_bias);
+    sum_gradients<T>(p, {d_all_interfaces.get(), interface_stride}, {0, 0, (int)p.interface},
+                     {{const_rows(hiddens.layer(1, 0, top)), hidden, {x.d_interface_weight, hidden}},
+                      {ones, 1, {x.d_interface_bias, 1}}});
     if (x.d_inputs) {
         Packed<T> to_inputs(records.gates, inputs, all);
         pack(to_inputs, 0, inputs, first_shape.input, x.layers[0].input_weight, first_shape.below);
         const T* d_gates = d_gates_of(0, 0, 0);
         for_ranges(threads_for(p, count * records.gates * p.inputs), count, [&](int64_t begin, int64_t end) {
             const int64_t width = round_up<T>((int)p.inputs);
-            std::vector<T> rows(8 * width);
+            const Space<T> rows(8 * width);
             for (int64_t i = begin; i < end; i += 8) {
                 const int64_t some = std::min<int64_t>(8, end - i);
-                product<T>((int)some, to_inputs, d_gates + i * gate_stride, gate_stride, rows.data(), width, false);
+                product<T>((int)some, to_inputs, {d_gates + i * gate_stride, gate_stride}, {rows.get(), width},
+                           nothing);
                 for (int64_t j = 0; j < some; j++)
                     std::memcpy(x.d_inputs + (i + j) * p.inputs, &rows[j * width], p.inputs * sizeof(T));
             }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -46,6 +47,25 @@ template <class T> inline Vec<T> splat(T x) { return Vec<T>{} + x; }
 // NaN in the first argument stays.
 template <class V> inline V at_least(V x, V low) { return x < low ? low : x; }
 template <class V> inline V at_most(V x, V high) { return x > high ? high : x; }
+
+// Room for values that begins where a line of the cache does: a vector that lies across two lines takes twice the time.
+// Not by aligned new: what glibc gives aligned it does not find again for the next call, and enters fresh pages.
+template <class T> class Space {
+    static constexpr uintptr_t LINE = 64;
+    std::unique_ptr<char[]> room;
+    T* first;
+
+  public:
+    explicit Space(size_t count = 0)
+        : room(new char[count * sizeof(T) + LINE]), first((T*)(((uintptr_t)room.get() + LINE - 1) / LINE * LINE)) {}
+    T* get() const { return first; }
+    T& operator[](size_t i) const { return first[i]; }
+};
+template <class T> Space<T> zeros(size_t count) {
+    Space<T> made(count);
+    std::fill_n(made.get(), count, T(0));
+    return made;
+}
 
 template <class T> inline int round_up(int n) { return (n + LANES<T> - 1) / LANES<T> * LANES<T>; }
 
@@ -116,17 +136,17 @@ template <class T, int HALF> ALWAYS_INLINE Vec<T> fold(Vec<T> a, Vec<T> b) {
 #if defined(__clang__)
     Vec<T> sum;
     for (int i = 0; i < LANES<T>; i++) {
-        const int at = i / (2 * HALF) * (2 * HALF) + i % HALF;
-        sum[i] = i % (2 * HALF) < HALF ? a[at] + a[at + HALF] : b[at] + b[at + HALF];
+        sum[i] = i & HALF ? b[i] + b[i - HALF] : a[i] + a[i + HALF];
     }
     return sum;
 #else
-    typename Traits<T>::Integers first, second;
+    // What stays in its lane costs less than what moves.
+    typename Traits<T>::Integers staying, moving;
     for (int i = 0; i < LANES<T>; i++) {
-        first[i] = i / (2 * HALF) * (2 * HALF) + i % HALF + (i % (2 * HALF) < HALF ? 0 : LANES<T>);
-        second[i] = first[i] + HALF;
+        staying[i] = i & HALF ? LANES<T> + i : i;
+        moving[i] = i & HALF ? LANES<T> + i - HALF : i + HALF;
     }
-    return __builtin_shuffle(a, b, first) + __builtin_shuffle(a, b, second);
+    return __builtin_shuffle(a, b, staying) + __builtin_shuffle(a, b, moving);
 #endif
 }
 // GROUP vectors from x[first] on, those from count on taken as any.
@@ -174,6 +194,22 @@ template <class T, int HALF = LANES<T> / 2> ALWAYS_INLINE void transpose(Vec<T> 
         square[i + HALF] = exchange<T, HALF, HALF>(a, b);
     }
     if constexpr (HALF > 1) transpose<T, HALF / 2>(square);
+}
+// to[j][i] = from[i][j] of so many rows and columns.
+template <class T>
+void transpose(int rows, int columns, const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+    const int whole_rows = rows / LANES<T> * LANES<T>, whole_columns = columns / LANES<T> * LANES<T>;
+    for (int i = 0; i < whole_rows; i += LANES<T>) {
+        for (int j = 0; j < whole_columns; j += LANES<T>) {
+            Vec<T> square[LANES<T>];
+            for (int lane = 0; lane < LANES<T>; lane++) square[lane] = load(from + (i + lane) * from_stride + j);
+            transpose<T>(square);
+            for (int lane = 0; lane < LANES<T>; lane++) store(to + (j + lane) * to_stride + i, square[lane]);
+        }
+    }
+    for (int i = 0; i < rows; i++)
+        for (int j = i < whole_rows ? whole_columns : 0; j < columns; j++)
+            to[j * to_stride + i] = from[i * from_stride + j];
 }
 
 // ---- elementary functions; float after Cephes (1 to 2 ulp, branch free, NaN stays NaN), double lane by lane ----

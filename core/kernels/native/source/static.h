@@ -50,6 +50,7 @@ template <class T> class StaticAccessor {
         return weighted(s, on_ring + n + shift_range, -1);
     }
 
+    bool ends_segment(int64_t t) const { return t == tape.steps - 1 || t % tape.every == tape.every - 1; }
     // The memories inside the segment that ends with step t.
     void write_again(int64_t t, int64_t b, T* again) const {
         for (int64_t s = t - t % tape.every; s < t; s++) {
@@ -96,6 +97,10 @@ template <class T> class StaticAccessor {
         to_columns(slots, word, x.state[MEMORY] + given * slots.count * word, tape.first(b));
         pad(slots, reads, x.state[READ_WEIGHTS] + given * reads * slots.count, first + weights);
         pad(slots, writes, x.state[WRITE_WEIGHTS] + given * writes * slots.count, first + weights + reads * N);
+    }
+    // Asks for what writing will need.
+    void expect_forward(int64_t t, int64_t b) const {
+        if (tape.after(t, b) != tape.before(t, b)) prefetch<true>(tape.after(t, b), memory_size);
     }
     void forward(int64_t t, int64_t b, T* words_read, T* scratch) const {
         T *a = records.interface(t + 1, b), *now = records.accessor(t + 1, b);
@@ -171,12 +176,21 @@ template <class T> class StaticAccessor {
         if (T* d = x.d_state[READ_WEIGHTS]) unpad(slots, reads, d_weights, d + b * reads * n);
         if (T* d = x.d_state[WRITE_WEIGHTS]) unpad(slots, writes, d_weights + reads * N, d + b * writes * n);
     }
+    // Asks for what writing again needs.
+    void expect_backward(int64_t t, int64_t b) const {
+        if (!ends_segment(t)) return;
+        prefetch<false>(tape.base_of(t, b), memory_size);
+        for (int64_t s = t - t % tape.every; s < t; s++) {
+            prefetch<false>(records.interface(s + 1, b) + erase, 2 * writes * word);
+            prefetch<false>(records.accessor(s + 1, b) + weights + (int64_t)reads * N, (int64_t)writes * N);
+        }
+    }
     void backward(int64_t t, int64_t b, const T* d_words_read, T* d, T* scratch, T* row) const {
         const T *a = records.interface(t + 1, b), *now = records.accessor(t + 1, b), *last = records.accessor(t, b);
         T *d_memory = row, *d_weights = row + memory_size, *again = d_weights + weights_size;
         T *on_ring = ring(scratch), *d_ring = ring(scratch + ring_size()), *d_content = scratch + 2 * ring_size();
         T* more_scratch = d_content + weights_size;
-        if (t == tape.steps - 1 || t % tape.every == tape.every - 1) write_again(t, b, again);
+        if (ends_segment(t)) write_again(t, b, again);
         const T *before = tape.before(t, b, again), *after = tape.after(t, b, again);
         const T *read_weights = now + weights, *write_weights = read_weights + (int64_t)reads * N;
 
