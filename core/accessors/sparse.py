@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import addressing, sparse_addressing
 from ..circuit import check_sizes
 from ..heads import Interface, lookup_mask, oneplus
-from ..kernels.rows import InPlaceRows, Rows
+from ..kernels.rows import InPlaceRows, InPlaceTimes, Rows
 from ..kernels.transforms import transform
 from .base import Accessor
 
@@ -25,6 +25,9 @@ ACCESS_THRESHOLD = 0.005
 Nearest = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 """Maps memory ``[B, N, W]``, its norms ``[B, N]``, keys ``[B, R, W]``, their norms ``[B, R]`` and K to the slots of the
 K most similar words, ``[B, R, K]``, in ascending order."""
+
+MANY_SLOTS = 2**17
+"""From so many slots on, a pass over when they were accessed costs more than to keep the least recent at hand."""
 
 CACHED_ELEMENTS = 2**17
 """Elements of the memory that a lookup handles at a time on a CPU."""
@@ -297,7 +300,7 @@ class SparseAccessor(Accessor):
 
     def _write(self, heads: SparseHeads, working: WorkingMemory) -> None:
         """Empty the least recently used slots, then add to them and to what was read last."""
-        emptied = sparse_addressing.least_recent(working.searched(working.last_access), self.num_writes)
+        emptied = working.least_recent(self.num_writes)
         to_emptied = torch.diag_embed(heads.write_modes[..., 0])
         to_read = (heads.write_modes[..., 1:].unsqueeze(-1) * working.read_weights.unsqueeze(1)).flatten(2)
         weights = heads.write_gates.unsqueeze(-1) * torch.cat([to_emptied, to_read], dim=-1)
@@ -375,7 +378,8 @@ class WorkingMemory:
         self._copied = min(size, reach + growth * steps) if in_place else size
         memory = state.memory[:, : self._copied]
         self.memory = rows(memory)
-        self.last_access = rows(state.last_access[:, : self._copied])
+        times = InPlaceTimes if in_place and self._copied >= MANY_SLOTS else rows
+        self.last_access = times(state.last_access[:, : self._copied])
         self.norms = rows(_norms(memory))
         self.steps, self.used = state.steps, state.used
         self.read_slots, self.read_weights = state.read_slots, state.read_weights
@@ -390,6 +394,12 @@ class WorkingMemory:
     def searched(self, rows: Rows) -> Tensor:
         """Those of the first slots among which a search finds what it would find among all."""
         return rows.tensor[:, : self._reach]
+
+    def least_recent(self, count: int) -> Tensor:
+        """The slots that were not accessed for the longest time, ``[B, count]``."""
+        if isinstance(self.last_access, InPlaceTimes):
+            return self.last_access.least_recent(count)
+        return sparse_addressing.least_recent(self.searched(self.last_access), count)
 
     def note_norms(self, slots: Tensor) -> None:
         """The words of these slots ``[B, M]`` have changed."""

@@ -7,6 +7,8 @@ the backward pass is which rows were touched. One gradient of the size of the me
 
 from __future__ import annotations
 
+import mmap
+import sys
 from typing import Any
 
 import torch
@@ -14,7 +16,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ..sparse_addressing import first_of_equals
+from ..sparse_addressing import BLOCK, first_of_equals, least_recent
+
+UNTOUCHED_BYTES = 2**22
+"""On a CPU, a gradient from this size on takes only as much memory as is written of it."""
 
 
 class Rows:
@@ -93,6 +98,57 @@ class InPlaceRows(Rows):
         return tensor
 
 
+class InPlaceTimes(InPlaceRows):
+    """Integers ``[B, N]``, changed in place, the smallest of which are found without a pass over all of them.
+
+    The smallest of each block is at hand: a change costs a pass over the blocks that it touches.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        """
+        Args:
+            tensor: ``[B, N]``; stays as it is.
+        """
+        self.size = tensor.shape[1]
+        rest = tensor.new_full((len(tensor), -self.size % BLOCK), torch.iinfo(tensor.dtype).max)
+        super().__init__(torch.cat([tensor, rest], dim=1))
+        self.minima = self._blocks().amin(-1)
+
+    def _blocks(self, blocks: Tensor | None = None) -> Tensor:
+        """All blocks, or some ``[B, M]``: ``[B, M, BLOCK]``."""
+        whole = self.tensor.unflatten(1, (-1, BLOCK))
+        return whole if blocks is None else whole.gather(1, blocks.unsqueeze(-1).expand(-1, -1, BLOCK))
+
+    def put(self, slots: Tensor, rows: Tensor) -> None:
+        """Replace the values of slots ``[B, M]`` by ``[B, M]``; a slot named twice must have the same value twice."""
+        super().put(slots, rows)
+        blocks = slots // BLOCK
+        self.minima.scatter_(1, blocks, self._blocks(blocks).amin(-1))
+
+    def least_recent(self, count: int) -> Tensor:
+        """What :func:`~tapehead.core.sparse_addressing.least_recent` finds, ``[B, count]``."""
+        # They lie in the blocks with the smallest minima; in order of index, so that the first still win.
+        blocks = least_recent(self.minima, min(count, self.minima.shape[1]))
+        chosen = least_recent(self._blocks(blocks).flatten(1), count)
+        return blocks.gather(1, chosen // BLOCK) * BLOCK + chosen % BLOCK
+
+    def close(self) -> Tensor:
+        """The tensor with all changes; this object must not be used any more."""
+        return self.tensor[:, : self.size]
+
+
+def untouched_zeros(like: Tensor, shape: torch.Size) -> Tensor:
+    """Zeros; large ones, on a CPU, of pages that take neither time nor memory until they are written to."""
+    size = shape.numel() * like.element_size()
+    if like.device.type != "cpu" or size < UNTOUCHED_BYTES:
+        return like.new_zeros(shape)
+    if sys.platform == "win32":
+        memory = mmap.mmap(-1, size)
+    else:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=like.dtype).view(shape)
+
+
 class _Open(Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -136,7 +192,7 @@ class _Take(Function):
             return gradient, None
         (index,) = ctx.saved_tensors
         if gradient is None:
-            gradient = taken.new_zeros(ctx.shape)
+            gradient = untouched_zeros(taken, ctx.shape)
         return gradient.scatter_add_(1, index, taken), None
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tapehead.core.kernels.rows import InPlaceRows, Rows
+from tapehead.core import sparse_addressing
+from tapehead.core.kernels.rows import UNTOUCHED_BYTES, InPlaceRows, InPlaceTimes, Rows
 
 BATCH, SLOTS, WIDTH = 2, 6, 3
 
@@ -81,3 +82,31 @@ def test_whole_numbers_and_two_dimensions():
         assert rows.take(torch.tensor([[1, 0], [5, 3]])).tolist() == [[9, 3], [8, 12]]
         assert rows.close().tolist() == [[3, 9, 2, 3, 4, 5], [7, 7, 8, 12, 14, 8]]
         assert torch.equal(start, torch.arange(12).view(2, 6))
+
+
+@pytest.mark.parametrize("slots", [3, sparse_addressing.BLOCK, 3 * sparse_addressing.BLOCK + 5])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_times_find_the_least_recent_after_every_change(slots, count):
+    generator = torch.Generator().manual_seed(slots + count)
+    given = torch.randint(0, 4, (BATCH, slots), generator=generator)
+    plain, before = given.clone(), given.clone()
+    times = InPlaceTimes(given)
+    for step in range(4, 30):
+        found = times.least_recent(count)
+        assert torch.equal(found, sparse_addressing.least_recent(plain, count))
+        touched = torch.cat([found, torch.randint(0, slots, (BATCH, 2), generator=generator)], dim=1)
+        plain.scatter_(1, touched, step)
+        times.put(touched, torch.full_like(touched, step))
+    assert torch.equal(times.close(), plain)
+    assert torch.equal(given, before)
+
+
+def test_a_large_gradient_is_zero_where_nothing_was_touched():
+    slots = UNTOUCHED_BYTES // (4 * WIDTH) + 1
+    memory = torch.zeros(1, slots, WIDTH, requires_grad=True)
+    rows = InPlaceRows(memory)
+    rows.take(torch.tensor([[1, slots - 1, 1]])).sum().backward()
+    assert memory.grad is not None
+    expected = torch.zeros(1, slots, WIDTH)
+    expected[0, 1], expected[0, -1] = 2, 1
+    assert torch.equal(memory.grad, expected)
