@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tapehead import SAM, SDNC, CircuitState, map_state
 from tapehead.core import addressing
-from tapehead.core.accessors import SparseAccessor, SparseState
+from tapehead.core.accessors import SparseAccessor, SparseState, sparse
 from tapehead.core.accessors.sparse import ACCESS_THRESHOLD
 
 HIDDEN, BATCH, STEPS = 7, 2, 12
@@ -300,3 +300,21 @@ def test_of_equal_words_it_reads_the_first(slots: int, masked_content: bool) -> 
             ]
             best = sorted(range(slots), key=lambda slot: (-scores[slot], slot))[:4]
             assert after.read_slots[row, head].tolist() == sorted(best)
+
+
+@pytest.mark.parametrize("writes", [1, 2])
+def test_many_slots_are_accessed_as_few_are(monkeypatch, writes):
+    torch.manual_seed(0)
+    accessor = SparseAccessor(5, 1200, 4, 2, writes, slots_per_read=3)
+    hidden = torch.randn(12, BATCH, 5)
+
+    def sequence() -> SparseState:
+        working = accessor.begin(accessor.initial_state(BATCH)._replace(used=torch.full((BATCH,), 1200)), len(hidden))
+        for step in hidden:
+            accessor(step, working)
+        return accessor.end(working)
+
+    few = sequence()
+    monkeypatch.setattr(sparse, "MANY_SLOTS", 1)
+    for one, other in zip(few, sequence(), strict=True):
+        assert not isinstance(one, Tensor) or torch.equal(one, other)
