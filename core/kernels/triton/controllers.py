@@ -17,6 +17,9 @@ from .launch import sigmoid, tanh
 
 FEEDFORWARD, LSTM, GRU = 0, 1, 2
 
+IN_FLIGHT = tl.constexpr(32)
+"""Weights of a layer that a thread asks for at a time: one sequence alone waits for the cache."""
+
 
 @triton.jit
 def _clip(x, CLIP: tl.constexpr):
@@ -35,27 +38,31 @@ def _passes(gradient, x, CLIP: tl.constexpr):
 
 
 @triton.jit
-def product(weight, vector, start, out, length, columns, width, CHUNK: tl.constexpr):
+def product(weight, vector, start, out, length, columns, width, THREADS: tl.constexpr):
     """``start + vector @ weight[:, out]`` for a weight ``[length, width]`` and the first ``columns`` of ``out``."""
-    rows = tl.arange(0, CHUNK)
-    # Added up by each thread for itself, and among threads once.
-    sums = tl.zeros([CHUNK, out.shape[0]], start.dtype)
-    for first in range(0, length, CHUNK):
+    # A row is spread over all threads, so that none share a column: those who do would exchange its parts.
+    share: tl.constexpr = out.shape[0] // THREADS
+    each: tl.constexpr = 4 if share > 4 else share if share > 1 else 1
+    fitting: tl.constexpr = IN_FLIGHT * THREADS // out.shape[0]
+    rows = tl.arange(0, fitting if fitting < 64 else 64)
+    sums = tl.zeros([rows.shape[0], out.shape[0]], start.dtype)
+    for first in range(0, length, rows.shape[0]):
         row = first + rows
         x = tl.load(vector + row, mask=row < length, other=0.0)
         inside = (row < length)[:, None] & (out < columns)[None, :]
-        sums += x[:, None] * tl.load(weight + row[:, None] * width + out[None, :], mask=inside, other=0.0)
+        place = tl.max_contiguous(weight + row[:, None] * width + out[None, :], [1, each])
+        sums += x[:, None] * tl.load(place, mask=inside, other=0.0)
     return start + tl.sum(sums, 0)
 
 
 @triton.jit
-def _add_products(gates, weight, vector, h, length, HIDDEN: tl.constexpr, GATES: tl.constexpr, CHUNK: tl.constexpr):
+def _add_products(gates, weight, vector, h, length, HIDDEN: tl.constexpr, GATES: tl.constexpr, THREADS: tl.constexpr):
     """Adds ``vector @ weight`` to the gates of a layer, for a weight ``[length, G]``."""
-    for block in tl.static_range(GATES):
-        sums = gates + block * HIDDEN + h
-        total = tl.load(sums, mask=h < HIDDEN, other=0.0)
-        total = product(weight + block * HIDDEN, vector, total, h, length, HIDDEN, GATES * HIDDEN, CHUNK)
-        tl.store(sums, total, mask=h < HIDDEN)
+    G: tl.constexpr = GATES * HIDDEN
+    g = tl.arange(0, GATES * h.shape[0])
+    sums = tl.load(gates + g, mask=g < G, other=0.0)
+    sums = product(weight, vector, sums, g, length, G, G, THREADS)
+    tl.store(gates + g, sums, mask=g < G)
     tl.debug_barrier()
 
 
@@ -98,7 +105,7 @@ def controller_forward(
     LAYERS: tl.constexpr,
     KIND: tl.constexpr,
     CLIP: tl.constexpr,
-    CHUNK: tl.constexpr,
+    THREADS: tl.constexpr,
 ):
     """Stores the hidden vectors and cells ``[L * hidden]`` of a step, from the features before it.
 
@@ -108,28 +115,28 @@ def controller_forward(
     """
     GATES: tl.constexpr = 1 if KIND == 0 else 4
     own = (LAYERS - 1) * HIDDEN
-    _add_products(gates, recurrent, before + own, h, HIDDEN + WORDS, HIDDEN, GATES, CHUNK)
+    _add_products(gates, recurrent, before + own, h, HIDDEN + WORDS, HIDDEN, GATES, THREADS)
     _layer(before + own, after + own, gates, cells, new_cells, h, HIDDEN, KIND, CLIP)
     for _ in range(1, LAYERS):
         own -= HIDDEN
         gates += GATES * HIDDEN
         cells += HIDDEN
         new_cells += HIDDEN
-        _add_products(gates, upper, after + own + HIDDEN, h, HIDDEN, HIDDEN, GATES, CHUNK)
+        _add_products(gates, upper, after + own + HIDDEN, h, HIDDEN, HIDDEN, GATES, THREADS)
         upper += HIDDEN * GATES * HIDDEN
         if KIND != 0:
-            _add_products(gates, upper, before + own, h, HIDDEN, HIDDEN, GATES, CHUNK)
+            _add_products(gates, upper, before + own, h, HIDDEN, HIDDEN, GATES, THREADS)
         upper += HIDDEN * GATES * HIDDEN
         _layer(before + own, after + own, gates, cells, new_cells, h, HIDDEN, KIND, CLIP)
 
 
 @triton.jit
 def interface_forward(
-    hidden, weight, bias, interface, i, HIDDEN: tl.constexpr, INTERFACE: tl.constexpr, CHUNK: tl.constexpr
+    hidden, weight, bias, interface, i, HIDDEN: tl.constexpr, INTERFACE: tl.constexpr, THREADS: tl.constexpr
 ):
     """Stores the interface vector ``[I]`` of a hidden vector, which is in memory; ``weight`` is ``[hidden, I]``."""
     vector = tl.load(bias + i, mask=i < INTERFACE, other=0.0)
-    vector = product(weight, hidden, vector, i, HIDDEN, INTERFACE, INTERFACE, CHUNK)
+    vector = product(weight, hidden, vector, i, HIDDEN, INTERFACE, INTERFACE, THREADS)
     tl.store(interface + i, vector, mask=i < INTERFACE)
     tl.debug_barrier()
 
@@ -191,11 +198,11 @@ def _layer_backward(
 
 @triton.jit
 def interface_backward(
-    d_after, weight, d_interface, h, HIDDEN: tl.constexpr, INTERFACE: tl.constexpr, CHUNK: tl.constexpr
+    d_after, weight, d_interface, h, HIDDEN: tl.constexpr, INTERFACE: tl.constexpr, THREADS: tl.constexpr
 ):
     """Gradient of the hidden vector of :func:`interface_forward`, on top of that in ``d_after``."""
     d_hidden = tl.load(d_after + h, mask=h < HIDDEN, other=0.0)
-    return product(weight, d_interface, d_hidden, h, INTERFACE, HIDDEN, HIDDEN, CHUNK)
+    return product(weight, d_interface, d_hidden, h, INTERFACE, HIDDEN, HIDDEN, THREADS)
 
 
 @triton.jit
@@ -217,7 +224,7 @@ def controller_backward(
     LAYERS: tl.constexpr,
     KIND: tl.constexpr,
     CLIP: tl.constexpr,
-    CHUNK: tl.constexpr,
+    THREADS: tl.constexpr,
 ):
     """Backward of :func:`controller_forward`: fills ``d_gates``, adds to ``d_before``, changes ``d_cells`` in place.
 
@@ -237,17 +244,17 @@ def controller_backward(
         upper -= G * BOTH
         if KIND != 0:
             d_row = tl.load(d_before + own + h, mask=h < HIDDEN, other=0.0)
-            d_row = product(upper + HIDDEN, d_gates, d_row, h, G, HIDDEN, BOTH, CHUNK)
+            d_row = product(upper + HIDDEN, d_gates, d_row, h, G, HIDDEN, BOTH, THREADS)
             tl.store(d_before + own + h, d_row, mask=h < HIDDEN)
         own += HIDDEN
         d_hidden = tl.load(d_after + own + h, mask=h < HIDDEN, other=0.0)
-        d_hidden = product(upper, d_gates, d_hidden, h, G, HIDDEN, BOTH, CHUNK)
+        d_hidden = product(upper, d_gates, d_hidden, h, G, HIDDEN, BOTH, THREADS)
         gates -= G
         d_gates -= G
         cells -= HIDDEN
         d_cells -= HIDDEN
     _layer_backward(before + own, gates, cells, d_hidden, d_before + own, d_gates, d_cells, h, HIDDEN, KIND, CLIP)
     d_row = tl.load(d_before + own + f, mask=f < HIDDEN + WORDS, other=0.0)
-    d_row = product(recurrent, d_gates, d_row, f, G, HIDDEN + WORDS, HIDDEN + WORDS, CHUNK)
+    d_row = product(recurrent, d_gates, d_row, f, G, HIDDEN + WORDS, HIDDEN + WORDS, THREADS)
     tl.store(d_before + own + f, d_row, mask=f < HIDDEN + WORDS)
     tl.debug_barrier()

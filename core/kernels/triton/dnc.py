@@ -162,7 +162,7 @@ def dnc_forward(
     KEEP_EVERY: tl.constexpr,
     NORM_EPSILON: tl.constexpr,
     USAGE_EPSILON: tl.constexpr,
-    CHUNK: tl.constexpr,
+    THREADS: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -211,10 +211,10 @@ def dnc_forward(
         new_cell = cells + then * LAYERS * HIDDEN
         sums = gates + row * GATES
         controller_forward(
-            before, after, sums, cell, new_cell, recurrent, upper, h, R * W, HIDDEN, LAYERS, KIND, CLIP, CHUNK
+            before, after, sums, cell, new_cell, recurrent, upper, h, R * W, HIDDEN, LAYERS, KIND, CLIP, THREADS
         )
         raw = interface + room * INTERFACE
-        interface_forward(after, interface_weight, interface_bias, raw, i, HIDDEN, INTERFACE, CHUNK)
+        interface_forward(after, interface_weight, interface_bias, raw, i, HIDDEN, INTERFACE, THREADS)
         old = weights + now * K * N
         new = weights + then * K * N
 
@@ -332,7 +332,7 @@ def dnc_backward(
     KEEP_EVERY: tl.constexpr,
     NORM_EPSILON: tl.constexpr,
     USAGE_EPSILON: tl.constexpr,
-    CHUNK: tl.constexpr,
+    THREADS: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -554,7 +554,7 @@ def dnc_backward(
                 tl.store(d_old + head * N + n, d_weight, mask=in_memory)
             tl.debug_barrier()
 
-            d_hidden = interface_backward(d_after, interface_weight, d_raw, h, HIDDEN, INTERFACE, CHUNK)
+            d_hidden = interface_backward(d_after, interface_weight, d_raw, h, HIDDEN, INTERFACE, THREADS)
             controller_backward(
                 features + row * FEATURES,
                 gates + row * GATES,
@@ -573,7 +573,7 @@ def dnc_backward(
                 LAYERS,
                 KIND,
                 CLIP,
-                CHUNK,
+                THREADS,
             )
     tl.store(d_memory + offsets, d_tile, mask=inside)
     tl.store(d_links + link_offsets, d_link, mask=of_links)

@@ -88,7 +88,7 @@ def ntm_forward(
     KEEP_EVERY: tl.constexpr,
     NORM_EPSILON: tl.constexpr,
     SHARPEN_EPSILON: tl.constexpr,
-    CHUNK: tl.constexpr,
+    THREADS: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -131,10 +131,10 @@ def ntm_forward(
         new_cell = cells + then * LAYERS * HIDDEN
         sums = gates + row * GATES
         controller_forward(
-            before, after, sums, cell, new_cell, recurrent, upper, h, R * W, HIDDEN, LAYERS, KIND, CLIP, CHUNK
+            before, after, sums, cell, new_cell, recurrent, upper, h, R * W, HIDDEN, LAYERS, KIND, CLIP, THREADS
         )
         raw = interface + room * INTERFACE
-        interface_forward(after, interface_weight, interface_bias, raw, i, HIDDEN, INTERFACE, CHUNK)
+        interface_forward(after, interface_weight, interface_bias, raw, i, HIDDEN, INTERFACE, THREADS)
 
         # Every head looks content up and moves on from where it was; shifting needs the slots of other threads.
         old = weights + now * K * N
@@ -209,7 +209,7 @@ def ntm_backward(
     KEEP_EVERY: tl.constexpr,
     NORM_EPSILON: tl.constexpr,
     SHARPEN_EPSILON: tl.constexpr,
-    CHUNK: tl.constexpr,
+    THREADS: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -336,7 +336,7 @@ def ntm_backward(
                     tl.store(d_raw + MASK + head * W + w, d_mask, mask=in_word)
             tl.debug_barrier()
 
-            d_hidden = interface_backward(d_after, interface_weight, d_raw, h, HIDDEN, INTERFACE, CHUNK)
+            d_hidden = interface_backward(d_after, interface_weight, d_raw, h, HIDDEN, INTERFACE, THREADS)
             before = features + row * FEATURES
             d_before = d_features + row * FEATURES
             sums, d_sums = gates + row * GATES, d_gates + row * GATES
@@ -359,7 +359,7 @@ def ntm_backward(
                 LAYERS,
                 KIND,
                 CLIP,
-                CHUNK,
+                THREADS,
             )
     tl.store(d_memory + batch * N * W + within, d_tile, mask=inside)
 

@@ -31,9 +31,6 @@ KEEP_EVERY = 8
 WARPS = 8
 """Of a program."""
 
-IN_FLIGHT = 8192
-"""Weights of a layer that a program asks for at a time, 32 per thread: one sequence alone waits for the cache."""
-
 LARGEST_VECTOR = 1024
 """Elements of the widest vector (features, gates, interface), rounded up to a power of two."""
 
@@ -100,7 +97,6 @@ class Recurrence(ABC):
 
     def constants(self) -> dict[str, Any]:
         """Constants of both kernels; a part of the interface vector that there is not is at 0, and not looked at."""
-        widest = power_of_two(max(self.hidden, self.hidden + self.reads * self.word, self.interface))
         return {
             "KIND": self.kind,
             "LAYERS": self.layers,
@@ -117,7 +113,7 @@ class Recurrence(ABC):
             "MASK_MIN": MASK_MIN if self.masked else None,
             "KEEP_EVERY": KEEP_EVERY,
             "NORM_EPSILON": NORM_EPSILON,
-            "CHUNK": min(64, IN_FLIGHT // widest),
+            "THREADS": 32 * WARPS,
             "BLOCK_H": power_of_two(self.hidden),
             "BLOCK_N": power_of_two(self.slots),
             "BLOCK_W": power_of_two(self.word),
