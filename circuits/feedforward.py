@@ -93,9 +93,10 @@ class FeedForwardCircuit(Circuit):
         """Nothing."""
         return FeedForwardCircuitState()
 
-    def step(self, x: Tensor, state: FeedForwardCircuitState) -> tuple[Tensor, FeedForwardCircuitState]:
+    def step(self, x: Tensor, state: FeedForwardCircuitState | None = None) -> tuple[Tensor, FeedForwardCircuitState]:
         """One step; see :meth:`Circuit.step`."""
-        return self.run(x, state)
+        x = self.check_inputs(x, "[B, {}]")
+        return self.run(x, self.check_state(state, x))
 
     def run(self, inputs: Tensor, state: FeedForwardCircuitState) -> tuple[Tensor, FeedForwardCircuitState]:
         """All steps at once, ``[…, I]`` -> ``[…, O]``."""

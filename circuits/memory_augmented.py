@@ -151,7 +151,7 @@ class MemoryAugmentedCircuit(Circuit):
         """
         hidden, controller_state = self.controller(torch.cat([x, state.reads.flatten(1)], dim=-1), state.controller)
         device = hidden.device.type
-        if torch.is_autocast_enabled(device):
+        if device != "meta" and torch.is_autocast_enabled(device):
             hidden = hidden.to(state.reads.dtype)
             with torch.autocast(device, enabled=False):
                 reads, accessor_state, heads = self.accessor(hidden, state.accessor)
@@ -170,8 +170,15 @@ class MemoryAugmentedCircuit(Circuit):
         outputs = self.output(features).to(features.dtype)
         return outputs if self.clip is None else torch.clamp(outputs, -self.clip, self.clip)
 
-    def step(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
+    def initial_state_like(self, state: Any) -> CircuitState:
+        """An initial state of one sequence, with as many slots as this one; see :meth:`Circuit.initial_state_like`."""
+        memory = getattr(getattr(state, "accessor", None), "memory", None)
+        return self.initial_state(1, memory.shape[1] if isinstance(memory, Tensor) and memory.dim() == 3 else None)
+
+    def step(self, x: Tensor, state: CircuitState | None = None) -> tuple[Tensor, CircuitState]:
         """One step; see :meth:`Circuit.step`."""
+        x = self.check_inputs(x, "[B, {}]")
+        state = self.check_state(state, x)
         with self.precision(x):
             features, state, _ = self.transition(x, state)
             return self.answer(features), state

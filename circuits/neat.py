@@ -63,9 +63,10 @@ class NeatCircuit(Circuit):
         """Zeros."""
         return self.graph.initial_state(batch_size)
 
-    def step(self, x: Tensor, state: GraphState) -> tuple[Tensor, GraphState]:
+    def step(self, x: Tensor, state: GraphState | None = None) -> tuple[Tensor, GraphState]:
         """One step; see :meth:`Circuit.step`."""
-        outputs: tuple[Tensor, GraphState] = self.graph(x, state)
+        x = self.check_inputs(x, "[B, {}]")
+        outputs: tuple[Tensor, GraphState] = self.graph(x, self.check_state(state, x))
         return outputs
 
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:

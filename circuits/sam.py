@@ -67,7 +67,7 @@ class SAM(MemoryAugmentedCircuit):
             checkpoint_every: steps of time per chunk: training keeps the state between chunks and runs each chunk again
                 in the backward pass, for less memory; None keeps every step.
             batch_first: sequences are ``[B, T, …]`` rather than ``[T, B, …]``.
-            backend: what runs sequences; ``auto`` takes the fastest that can.
+            backend: what runs sequences; ``auto`` takes the fastest that can. None has second derivatives.
 
         Raises:
             ValueError: an argument that is not allowed; names it, what was given and what is allowed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,15 +16,13 @@ from .options import Options
 State = TypeVar("State")
 
 
-def map_state(function: Callable[..., Tensor], *states: State) -> State:
+def map_state(function: Callable[..., Tensor], state: State, *others: State) -> State:
     """Apply a function to each tensor of a state (a tree of NamedTuples), or to the same leaf of several states."""
-    first = states[0]
-    if isinstance(first, Tensor):
-        return function(*states)  # type: ignore[return-value]
-    if not isinstance(first, tuple):
-        raise TypeError(f"state: got a {type(first).__name__} inside it; allowed are tensors and NamedTuples of them")
-    leaves = [map_state(function, *parts) for parts in zip(*states, strict=True)]
-    return type(first)(*leaves)
+    if isinstance(state, Tensor):
+        return function(state, *others)  # type: ignore[return-value]
+    if not isinstance(state, tuple):
+        raise TypeError(f"state: got a {type(state).__name__} inside it; allowed are tensors and NamedTuples of them")
+    return type(state)(*(map_state(function, *parts) for parts in zip(state, *others, strict=True)))
 
 
 def leaves(state: Any) -> list[Tensor]:
@@ -116,24 +115,31 @@ class Circuit(nn.Module, ABC):
         """
         super().__init__()
         check_sizes(input_size=input_size, output_size=output_size)
-        self.input_size = input_size
-        self.output_size = output_size
+        if not isinstance(batch_first, bool):
+            raise ValueError(f"batch_first: got {batch_first!r}; allowed are True and False")
+        self.input_size = int(input_size)
+        self.output_size = int(output_size)
         self.batch_first = batch_first
+        self._checked_layout: Any = None
+        """Of the last state that :meth:`check_state` found right: the next is most likely the same."""
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> Any:
         """State before the first step: a tree of NamedTuples of tensors, each with the batch as first dimension."""
 
     @abstractmethod
-    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """One step.
 
         Args:
             x: ``[B, I]``.
-            state: from :meth:`initial_state` or the last step.
+            state: from :meth:`initial_state` or the last step; None starts from :meth:`initial_state`.
 
         Returns:
             Logits ``[B, O]`` and the next state.
+
+        Raises:
+            ValueError: as :meth:`forward`.
         """
 
     def run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -162,23 +168,14 @@ class Circuit(nn.Module, ABC):
             Logits ``[T, B, O]`` (or ``[B, T, O]``) and the last state; with ``trace`` the trace as a third.
 
         Raises:
-            ValueError: inputs or state have the wrong shape, or inputs a type that the circuit would have to cut.
+            ValueError: inputs or state have the wrong shape or are no tensors, inputs a type that the circuit would
+                have to cut, or the state is none of this circuit.
         """
-        time_first = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
-        if inputs.dim() != 3 or inputs.shape[-1] != self.input_size or 0 in inputs.shape:
-            raise ValueError(
-                f"inputs: got shape {list(inputs.shape)}; expected {time_first.format(self.input_size)} "
-                "with at least one step and one sequence"
-            )
-        own = next(self.parameters(), inputs).dtype
-        if torch.promote_types(inputs.dtype, own) != own:
-            raise ValueError(f"inputs: got {inputs.dtype}; the circuit has {own} (convert either with .to)")
-        inputs = inputs.to(own)
+        inputs = self.check_inputs(inputs, "[B, T, {}]" if self.batch_first else "[T, B, {}]")
+        own = inputs.dtype
         if self.batch_first:
             inputs = inputs.transpose(0, 1)
-        if state is None:
-            state = self.initial_state(inputs.shape[1])
-        map_state(lambda leaf: _check_batch(leaf, inputs.shape[1]), state)
+        state = self.check_state(state, inputs)
         if not trace:
             with self.precision(inputs):
                 outputs, state = self.run(inputs, state)
@@ -192,6 +189,52 @@ class Circuit(nn.Module, ABC):
             outputs = outputs.transpose(0, 1)
         return outputs, state, recorded
 
+    def check_inputs(self, inputs: Tensor, shape: str) -> Tensor:
+        """The inputs in the circuit's type.
+
+        Args:
+            inputs: what was given.
+            shape: what is expected, with ``{}`` for I.
+
+        Raises:
+            ValueError: no tensor, another shape, nothing in it, or a type that the circuit would have to cut.
+        """
+        expected = f"expected {shape.format(self.input_size)} with at least one step and one sequence"
+        if not isinstance(inputs, Tensor):
+            raise ValueError(f"inputs: got a {type(inputs).__name__}; {expected}, in one torch.Tensor")
+        if inputs.dim() != shape.count(",") + 1 or inputs.shape[-1] != self.input_size or 0 in inputs.shape:
+            raise ValueError(f"inputs: got shape {list(inputs.shape)}; {expected}")
+        own = next(self.parameters(), inputs).dtype
+        if torch.promote_types(inputs.dtype, own) != own:
+            raise ValueError(f"inputs: got {inputs.dtype}; the circuit has {own} (convert either with .to)")
+        return inputs.to(own)
+
+    def check_state(self, state: Any, inputs: Tensor) -> Any:
+        """The state, or the initial one for None.
+
+        Args:
+            state: what was given.
+            inputs: from :meth:`check_inputs`, ``[…, B, I]``.
+
+        Raises:
+            ValueError: another batch than the inputs have, or another structure, shape, type or device of a tensor
+                than a state of this circuit has.
+        """
+        batch_size = inputs.shape[-2]
+        if state is None:
+            return self.initial_state(batch_size)
+        layout = inputs.dtype, inputs.device, _layout(state, batch_size)
+        # To torch.compile the comparison would be a guard, by which the first step was compiled for itself.
+        if not torch.compiler.is_compiling() and layout != self._checked_layout:
+            with torch.no_grad():
+                _compare("state", state, self.initial_state_like(state))
+            self._checked_layout = layout
+        return state
+
+    def initial_state_like(self, state: Any) -> Any:
+        """An initial state of one sequence, as large as this one where sizes are free."""
+        return self.initial_state(1)
+
     def precision(self, inputs: Tensor) -> AbstractContextManager[Any]:
         """What :meth:`forward` runs under: :attr:`autocast` on the device of the inputs, or nothing."""
         if self.autocast is None:
@@ -202,7 +245,11 @@ class Circuit(nn.Module, ABC):
 def check_sizes(*, at_least: int = 1, **sizes: int) -> None:
     """Raise ValueError naming the first size that is not a whole number of at least ``at_least``."""
     for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < at_least:
+        try:
+            allowed = not isinstance(size, bool) and operator.index(size) >= at_least
+        except TypeError:
+            allowed = False
+        if not allowed:
             raise ValueError(f"{name}: got {size!r}; allowed is a whole number of at least {at_least}")
 
 
@@ -220,7 +267,33 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: got {value!r}; allowed: {', '.join(allowed)}")
 
 
-def _check_batch(leaf: Tensor, batch_size: int) -> Tensor:
-    if leaf.shape[0] != batch_size:
-        raise ValueError(f"state: got a batch of {leaf.shape[0]}; the inputs have a batch of {batch_size}")
-    return leaf
+def _layout(state: Any, batch_size: int) -> Any:
+    """What two states of one circuit have in common, whatever their batch is.
+
+    Raises:
+        ValueError: a tensor in it has another batch.
+    """
+    if isinstance(state, Tensor):
+        if state.shape[:1] != (batch_size,):
+            batch = f"a batch of {state.shape[0]}" if state.dim() else "a tensor without dimensions"
+            raise ValueError(f"state: got {batch}; the inputs have a batch of {batch_size}")
+        return state.shape[1:], state.dtype, state.device
+    if isinstance(state, tuple):
+        return type(state), [_layout(part, batch_size) for part in state]
+    return type(state)
+
+
+def _compare(name: str, state: Any, expected: Any) -> None:
+    """Raise ValueError, naming the part, if a state has another layout than the expected one."""
+    if isinstance(state, Tensor) and isinstance(expected, Tensor):
+        if state.shape[1:] != expected.shape[1:]:
+            got, wanted = (", ".join(["B", *map(str, leaf.shape[1:])]) for leaf in (state, expected))
+            raise ValueError(f"{name}: got shape [{got}]; this circuit has [{wanted}]")
+        for what in ("dtype", "device"):
+            if getattr(state, what) != getattr(expected, what):
+                raise ValueError(f"{name}: got {getattr(state, what)}; this circuit has {getattr(expected, what)}")
+    elif type(state) is not type(expected):
+        raise ValueError(f"{name}: got a {type(state).__name__}; this circuit has a {type(expected).__name__}")
+    else:
+        for field, part, wanted in zip(expected._fields, state, expected, strict=True):
+            _compare(f"{name}.{field}", part, wanted)

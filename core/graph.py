@@ -150,9 +150,9 @@ class GraphNetwork(nn.Module):
         super().__init__()
         check_sizes(input_size=input_size, output_size=output_size, max_nodes=max_nodes)
         check_choice("activation", activation, get_args(GraphActivation))
-        self.input_size = input_size
-        self.output_size = output_size
-        self.max_nodes = max_nodes
+        self.input_size = int(input_size)
+        self.output_size = int(output_size)
+        self.max_nodes = int(max_nodes)
         self.activation = activation
         sources = 1 + input_size + max_nodes + output_size
         self.hidden_weight = nn.Parameter(torch.zeros(max_nodes, sources))

@@ -33,11 +33,11 @@ class Accessor(nn.Module, ABC):
             num_reads=num_reads,
             num_writes=num_writes,
         )
-        self.hidden_size = hidden_size
-        self.memory_size = memory_size
-        self.word_size = word_size
-        self.num_reads = num_reads
-        self.num_writes = num_writes
+        self.hidden_size = int(hidden_size)
+        self.memory_size = int(memory_size)
+        self.word_size = int(word_size)
+        self.num_reads = int(num_reads)
+        self.num_writes = int(num_writes)
 
     @abstractmethod
     def initial_state(self, batch_size: int, memory_size: int | None = None) -> Any:

@@ -190,8 +190,8 @@ class SparseAccessor(Accessor):
         check_sizes(at_least=0, links_per_slot=links_per_slot)
         if links_per_slot and num_writes != 1:
             raise ValueError(f"num_writes: got {num_writes}; allowed with temporal links: 1")
-        self.slots_per_read = slots_per_read
-        self.links_per_slot = links_per_slot
+        self.slots_per_read = int(slots_per_read)
+        self.links_per_slot = int(links_per_slot)
         self.masked_content = masked_content
         self._check_memory(memory_size)
         self.interface = SparseInterface(
@@ -244,9 +244,9 @@ class SparseAccessor(Accessor):
     def begin(self, state: SparseState, steps: int, nearest: Nearest | None = None) -> SparseState | WorkingMemory:
         """A private copy of the state for so many steps, with its own way to look words up; see :meth:`Accessor.begin`.
 
-        Under ``torch.compile`` and ``torch.func`` the state itself: they have no rules for changes in place.
+        Under ``torch.compile``, ``torch.func`` and on the meta device the state itself: none changes a part in place.
         """
-        if transform() is not None:
+        if transform() is not None or state.memory.is_meta:
             return state
         # A step reaches at most so many slots that none reached before; the links start from the first few.
         per_step = self.slots_per_read + self.num_writes
@@ -320,7 +320,8 @@ class SparseAccessor(Accessor):
             if working.nearest is not None:
                 key_norms = torch.sqrt((keys * keys).sum(-1) + addressing.NORM_EPSILON)
                 return working.nearest(memory, norms, keys, key_norms, count)
-            if memory.numel() * self.num_reads <= CACHED_ELEMENTS or transform() is not None:
+            small = memory.numel() * self.num_reads <= CACHED_ELEMENTS
+            if small or memory.is_meta or transform() is not None:
                 similarity = sparse_addressing.similarity(memory.unsqueeze(1), keys, mask)
                 return sparse_addressing.top_k(similarity, count).sort(dim=-1).values
             # A matrix product is much faster, but rounds equal words differently: where more slots come near the K

@@ -56,7 +56,7 @@ class StaticAccessor(Accessor):
         """
         super().__init__(hidden_size, memory_size, word_size, num_reads, num_writes)
         check_sizes(at_least=0, shift_range=shift_range)
-        self.shift_range = shift_range
+        self.shift_range = int(shift_range)
         self.masked_content = masked_content
         self.interface = StaticInterface(
             hidden_size,

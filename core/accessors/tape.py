@@ -123,9 +123,9 @@ class TapeAccessor(Accessor):
     def begin(self, state: TapeState, steps: int) -> TapeState:
         """A private copy of the state; see :meth:`Accessor.begin`.
 
-        Under ``torch.compile`` and ``torch.func`` the state itself: there a step cannot change it in place.
+        Under ``torch.compile``, ``torch.func`` and on the meta device the state itself: none changes a part in place.
         """
-        if transform() is not None:
+        if transform() is not None or state.memory.is_meta:
             return state
         return OpenTape(state.memory.clone(), *state[1:])
 

@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
-from ..circuit import CircuitState, leaves, map_state, rebuild
+from ..circuit import CircuitState, check_sizes, leaves, map_state, rebuild
 from ..stacked import Call
 from . import dispatch
 from .transforms import transform
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState, every: int) -> tuple[Tensor, CircuitState]:
     """What :func:`~tapehead.core.kernels.dispatch.run` gives, and the same gradients (of first order), by any backend.
 
-    Where no gradient can be due nothing is cut: under ``torch.no_grad``, and under ``torch.func`` and
-    ``torch.compile``, which decide for themselves what they keep.
+    Where no gradient can be due nothing is cut: under ``torch.no_grad``, on the meta device, and under ``torch.func``
+    and ``torch.compile``, which decide for themselves what they keep.
 
     Args:
         circuit: with the backend that runs each chunk.
@@ -41,8 +41,12 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState, every: int) -
 
     Returns:
         Features ``[T, B, F]`` and the last state.
+
+    Raises:
+        ValueError: ``every`` is below 1.
     """
-    if transform() is not None or not torch.is_grad_enabled() or len(inputs) <= every:
+    check_sizes(checkpoint_every=every)
+    if transform() is not None or inputs.is_meta or not torch.is_grad_enabled() or len(inputs) <= every:
         return dispatch.run(circuit, inputs, state)
     names, parameters = zip(*_module(circuit).named_parameters(remove_duplicate=False), strict=True)
     parts = []

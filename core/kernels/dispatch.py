@@ -52,6 +52,7 @@ def choose(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str:
     Raises:
         BackendError: the circuit asks for a backend that cannot run here; says why.
     """
+    check_backend(circuit.backend)
     if circuit.backend != "auto":
         reason = _MODULES[circuit.backend].unavailable(circuit, inputs, state)
         if reason is not None:
@@ -79,6 +80,7 @@ def choose_population(circuit: CircuitView, parameters: Mapping[str, Tensor], in
     Raises:
         BackendError: the circuit asks for a backend that runs populations, but not this one; says why.
     """
+    check_backend(circuit.backend)
     for name in _POPULATION_ORDER:
         if circuit.backend not in ("auto", name):
             continue

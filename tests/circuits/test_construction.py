@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 import inspect
+import io
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from tapehead import DNC, NTM
+import tapehead
+from tapehead import DNC, NTM, SDNC
 from tapehead.core.controllers import CONTROLLERS, GRUController, LSTMController
+from tapehead.utils.factory import CIRCUITS
 
 
 def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_every_circuit_is_exported_and_its_state_can_be_loaded():
+    for name, circuit in CIRCUITS.items():
+        assert getattr(tapehead, circuit.__name__) is circuit, name
+        state = circuit(3, 2).initial_state(2)
+        file = io.BytesIO()
+        torch.save(state, file)
+        file.seek(0)
+        assert type(torch.load(file)) is type(state)
+
+
+def test_sizes_may_come_from_numpy():
+    sizes = {"hidden_size": 6, "num_layers": 2, "memory_size": 5, "word_size": 3, "num_reads": 2, "num_writes": 1}
+    for circuit, more in ((NTM, {"shift_range": 1}), (DNC, {}), (SDNC, {"slots_per_read": 2, "links_per_slot": 2})):
+        results = []
+        for kind in (int, np.int64):
+            torch.manual_seed(0)
+            built = circuit(kind(4), kind(2), **{name: kind(size) for name, size in {**sizes, **more}.items()})
+            results.append(built(torch.ones(2, 3, 4))[0])
+        assert torch.equal(*results)
 
 
 def test_published_settings_give_the_known_numbers_of_parameters():

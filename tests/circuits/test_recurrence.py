@@ -294,12 +294,70 @@ def test_extreme_inputs_give_finite_outputs_states_and_gradients(name, dtype, ba
 
 
 @each_circuit
+def test_a_step_starts_and_converts_as_a_sequence_does(name):
+    circuit, bits = make(name), sequence() > 0
+    outputs, state = circuit.step(bits[0])
+    torch.testing.assert_close(outputs, circuit(bits[:1])[0][0])
+    assert_same_state(state, circuit(bits[:1])[1])
+
+
+@each_circuit
+def test_second_derivatives(name):
+    """Eager dense circuits have them, as the docstrings say; no other gives wrong ones."""
+    circuit, inputs = make(name), sequence().requires_grad_()
+    (gradient,) = torch.autograd.grad(circuit(inputs)[0].square().sum(), inputs, create_graph=True)
+    if isinstance(circuit, (SAM, SDNC)):
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.square().sum().backward()
+        return
+    gradient.square().sum().backward()
+    assert inputs.grad.abs().max() > 0
+    circuit.backend = "auto"
+    outputs, _ = circuit(inputs)
+    if circuit.chosen_backend != "eager":
+        (gradient,) = torch.autograd.grad(outputs.square().sum(), inputs, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.square().sum().backward()
+
+
+@each_circuit
+def test_attributes_that_were_set_wrongly_are_named(name):
+    circuit = make(name)
+    circuit.checkpoint_every = 0
+    with pytest.raises(ValueError, match="checkpoint_every: got 0"):
+        circuit(sequence())
+    circuit.checkpoint_every, circuit.backend = None, "foo"
+    with pytest.raises(ValueError, match="backend: got 'foo'; allowed: auto, native"):
+        circuit(sequence())
+
+
+@pytest.mark.parametrize("checkpoint_every", [None, 2])
+@each_circuit
+def test_on_the_meta_device(name, checkpoint_every):
+    with torch.device("meta"):
+        circuit = make(name, "auto", checkpoint_every=checkpoint_every)
+        outputs, state = circuit(torch.zeros(STEPS, BATCH, INPUTS, dtype=torch.float64))
+    assert outputs.is_meta and outputs.shape == (STEPS, BATCH, OUTPUTS)
+    assert [leaf.shape for leaf in leaves(state)] == [leaf.shape for leaf in leaves(make(name)(sequence())[1])]
+
+
+@each_circuit
 def test_wrong_calls_are_named(name):
     circuit = make(name)
     with pytest.raises(ValueError, match=r"inputs: got shape \[6, 3, 5\]; expected \[T, B, 4\]"):
         circuit(torch.zeros(STEPS, BATCH, INPUTS + 1))
     with pytest.raises(ValueError, match="state: got a batch of 2; the inputs have a batch of 3"):
         circuit(sequence(), circuit.initial_state(2))
+    other = type(circuit)(INPUTS, OUTPUTS, hidden_size=7, memory_size=5, word_size=2).double()
+    for call in (circuit, lambda inputs, state: circuit.step(inputs[0], state)):
+        with pytest.raises(ValueError, match=r"state\.\w+(\.\w+)?: got .*; this circuit has"):
+            call(sequence(), other.initial_state(BATCH))
+        with pytest.raises(ValueError, match="state: got a tuple; this circuit has a CircuitState"):
+            call(sequence(), tuple(circuit.initial_state(BATCH)))
+        with pytest.raises(ValueError, match=r"state\..*: got torch.float32; this circuit has torch.float64"):
+            call(sequence(), make(name).float().initial_state(BATCH))
+    with pytest.raises(ValueError, match=r"inputs: got shape \[3, 5\]; expected \[B, 4\]"):
+        circuit.step(torch.zeros(BATCH, INPUTS + 1))
     for wrong in (0, -1, 2.0, None):
         with pytest.raises(ValueError, match="batch_size: got"):
             circuit.initial_state(wrong)

@@ -233,6 +233,20 @@ def test_a_state_survives_a_file(name):
 
 
 @each_circuit
+@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward", "direct"])
+def test_a_state_is_saved_as_it_is(name, controller):
+    circuit, inputs = make(name, controller=controller), sequence()
+    with torch.no_grad():
+        _, state, trace = circuit(inputs, trace=True)
+    file = io.BytesIO()
+    torch.save((state, trace), file)
+    file.seek(0)
+    loaded, loaded_trace = torch.load(file)  # weights_only is the default
+    assert torch.equal(circuit(inputs, loaded)[0], circuit(inputs, state)[0])
+    assert torch.equal(loaded_trace.memory, trace.memory)
+
+
+@each_circuit
 def test_whole_numbers_and_bits_are_taken_as_they_are(name):
     circuit, bits = make(name), sequence() > 0
     expected, _ = circuit(bits.double())

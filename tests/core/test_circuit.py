@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -92,9 +93,48 @@ def test_a_state_of_another_batch_is_refused():
         circuit(torch.zeros(2, 5, 3), circuit.initial_state(4))
 
 
-@pytest.mark.parametrize("size", [0, -1, 1.0, "3", None, True])
+@pytest.mark.parametrize("state", [3, [1], (torch.ones(5, 2),), torch.ones(5, 2), Inner(torch.ones(5, 2))])
+def test_a_state_of_another_structure_is_refused(state):
+    circuit = Sum(3, 2)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"state: got a {type(state).__name__}; this circuit has a Outer"):
+            circuit(torch.zeros(2, 5, 3), state)
+        circuit(torch.zeros(2, 5, 3), circuit.initial_state(5))
+    with pytest.raises(ValueError, match=r"state.inner: got a Tensor; this circuit has a Inner"):
+        circuit(torch.zeros(2, 5, 3), Outer(torch.zeros(5, 2), torch.zeros(5, 2)))
+
+
+def test_a_state_of_another_shape_type_or_device_is_refused():
+    circuit, inputs = Sum(3, 2), torch.zeros(2, 5, 3)
+    with pytest.raises(ValueError, match=r"state.inner.total: got shape \[B, 4\]; this circuit has \[B, 2\]"):
+        circuit(inputs, Sum(3, 4).initial_state(5))
+    with pytest.raises(ValueError, match=r"state.inner.total: got torch.float64; this circuit has torch.float32"):
+        circuit(inputs, Sum(3, 2).double().initial_state(5))
+    with pytest.raises(ValueError, match=r"state.inner.total: got meta; this circuit has cpu"):
+        circuit(inputs, Sum(3, 2).to("meta").initial_state(5))
+    with pytest.raises(ValueError, match="state: got a tensor without dimensions; the inputs have a batch of 5"):
+        circuit(inputs, Outer(Inner(torch.tensor(0.0)), torch.zeros(5, 2)))
+    circuit(inputs, circuit.initial_state(5))
+    circuit.double()(inputs.double(), circuit.initial_state(5))
+    with pytest.raises(ValueError, match=r"state.inner.total: got torch.float32"):
+        circuit(inputs.double(), Sum(3, 2).initial_state(5))
+
+
+@pytest.mark.parametrize("inputs", [[[[0.0] * 3]], np.zeros((2, 5, 3), np.float32), None])
+def test_inputs_that_are_no_tensor_are_named(inputs):
+    with pytest.raises(ValueError, match=rf"inputs: got a {type(inputs).__name__}; expected \[T, B, 3\]"):
+        Sum(3, 2)(inputs)
+
+
+@pytest.mark.parametrize("wrong", ["yes", 1, None])
+def test_batch_first_is_a_truth_value(wrong):
+    with pytest.raises(ValueError, match=f"batch_first: got {wrong!r}; allowed are True and False"):
+        Sum(3, 2, batch_first=wrong)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.0, "3", None, True, np.float64(3), torch.tensor(1.5)])
 def test_check_sizes(size):
-    check_sizes(one=1, many=1000)
+    check_sizes(one=1, many=1000, numpy=np.int64(3))
     check_sizes(at_least=0, none=0)
     with pytest.raises(ValueError, match="slots: got .*; allowed is a whole number of at least 1"):
         check_sizes(fine=2, slots=size)

@@ -125,7 +125,8 @@ def assert_agrees(circuit: Circuit, steps: int = STEPS, batch: int = BATCH) -> N
     )
     tolerance, floor = (1e-9, 1e-12) if dtype == torch.float64 else (1e-4, 1e-4)
     assert_close(made, expected, tolerance, floor=floor)
-    assert_close(gradients, expected_gradients, tolerance, floor=floor)
+    # In float32 rounding reaches 1e-4 in the gradient of a weighting, for some weights that a version of torch draws.
+    assert_close(gradients, expected_gradients, tolerance if dtype == torch.float64 else 3e-4, floor=floor)
 
 
 @each_circuit
