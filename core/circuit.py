@@ -223,11 +223,13 @@ class Circuit(nn.Module, ABC):
         batch_size = inputs.shape[-2]
         if state is None:
             return self.initial_state(batch_size)
-        layout = inputs.dtype, inputs.device, _layout(state, batch_size)
-        # To torch.compile the comparison would be a guard, by which the first step was compiled for itself.
-        if not torch.compiler.is_compiling() and layout != self._checked_layout:
+        if torch.compiler.is_compiling():
+            return state  # the comparison would be a guard, by which the first step was compiled for itself
+        layout = batch_size, inputs.dtype, inputs.device, _layout(state)
+        if layout != self._checked_layout:
             with torch.no_grad():
                 _compare("state", state, self.initial_state_like(state))
+            map_state(lambda leaf: _check_batch(leaf, batch_size), state)
             self._checked_layout = layout
         return state
 
@@ -267,27 +269,24 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: got {value!r}; allowed: {', '.join(allowed)}")
 
 
-def _layout(state: Any, batch_size: int) -> Any:
-    """What two states of one circuit have in common, whatever their batch is.
-
-    Raises:
-        ValueError: a tensor in it has another batch.
-    """
-    if isinstance(state, Tensor):
-        if state.shape[:1] != (batch_size,):
-            batch = f"a batch of {state.shape[0]}" if state.dim() else "a tensor without dimensions"
-            raise ValueError(f"state: got {batch}; the inputs have a batch of {batch_size}")
-        return state.shape[1:], state.dtype, state.device
+def _layout(state: Any) -> Any:
+    """Structure, shapes, types and devices of a state."""
     if isinstance(state, tuple):
-        return type(state), [_layout(part, batch_size) for part in state]
-    return type(state)
+        return type(state), [_layout(part) for part in state]
+    return (state.shape, state.dtype, state.device) if isinstance(state, Tensor) else type(state)
+
+
+def _check_batch(leaf: Tensor, batch_size: int) -> Tensor:
+    if leaf.shape[0] != batch_size:
+        raise ValueError(f"state: got a batch of {leaf.shape[0]}; the inputs have a batch of {batch_size}")
+    return leaf
 
 
 def _compare(name: str, state: Any, expected: Any) -> None:
     """Raise ValueError, naming the part, if a state has another layout than the expected one."""
     if isinstance(state, Tensor) and isinstance(expected, Tensor):
-        if state.shape[1:] != expected.shape[1:]:
-            got, wanted = (", ".join(["B", *map(str, leaf.shape[1:])]) for leaf in (state, expected))
+        if state.dim() != expected.dim() or state.shape[1:] != expected.shape[1:]:
+            got, wanted = (", ".join(["B", *map(str, leaf.shape[1:])][: leaf.dim()]) for leaf in (state, expected))
             raise ValueError(f"{name}: got shape [{got}]; this circuit has [{wanted}]")
         for what in ("dtype", "device"):
             if getattr(state, what) != getattr(expected, what):

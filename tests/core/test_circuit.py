@@ -112,7 +112,7 @@ def test_a_state_of_another_shape_type_or_device_is_refused():
         circuit(inputs, Sum(3, 2).double().initial_state(5))
     with pytest.raises(ValueError, match=r"state.inner.total: got meta; this circuit has cpu"):
         circuit(inputs, Sum(3, 2).to("meta").initial_state(5))
-    with pytest.raises(ValueError, match="state: got a tensor without dimensions; the inputs have a batch of 5"):
+    with pytest.raises(ValueError, match=r"state.inner.total: got shape \[\]; this circuit has \[B, 2\]"):
         circuit(inputs, Outer(Inner(torch.tensor(0.0)), torch.zeros(5, 2)))
     circuit(inputs, circuit.initial_state(5))
     circuit.double()(inputs.double(), circuit.initial_state(5))
