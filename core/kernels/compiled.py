@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
     """Why torch.compile cannot run here, or None."""
+    if "transition" in vars(circuit):
+        return f"it compiles the transition of {type(circuit).__name__}, and would skip the one put into this circuit"
     if inputs.device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
         return "torch.compile needs a C++ compiler on the CPU, and none was found on the PATH"
     if inputs.device.type == "cpu" and " " in torch.__file__:
