@@ -204,7 +204,10 @@ class Circuit(nn.Module, ABC):
             raise ValueError(f"inputs: got a {type(inputs).__name__}; {expected}, in one torch.Tensor")
         if inputs.dim() != shape.count(",") + 1 or inputs.shape[-1] != self.input_size or 0 in inputs.shape:
             raise ValueError(f"inputs: got shape {list(inputs.shape)}; {expected}")
-        own = next(self.parameters(), inputs).dtype
+        own = inputs.dtype
+        for parameter in self.parameters():  # next(…, None) is something that torch.compile did not know in torch 2.6
+            own = parameter.dtype
+            break
         if torch.promote_types(inputs.dtype, own) != own:
             raise ValueError(f"inputs: got {inputs.dtype}; the circuit has {own} (convert either with .to)")
         return inputs.to(own)
