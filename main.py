@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help=f"default preset: {DEFAULT_PRESET}")
     train.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, its name, or latest")
     test = commands.add_parser("test", help="test a run on its held-out sets; writes pictures and an animation")
-    test.add_argument("run", metavar="RUN", help="a run's folder, its name, or latest")
+    test.add_argument("run", nargs="?", metavar="RUN", help="a run's folder, its name, or latest")
     test.add_argument("arguments", nargs="*", metavar="key=value")
     test.add_argument("--checkpoint", choices=("best", "latest"), help="default: best, or latest if there is none")
     commands.add_parser("list", help="show presets and everything that options can name")
@@ -67,6 +67,8 @@ def parse_arguments(given: Sequence[str]) -> argparse.Namespace:
         grammar.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         parsed.arguments += rest
+    if parsed.command == "test" and parsed.run is None:
+        grammar.error("test: RUN is missing; allowed is a run's folder, its name, or latest")
     return parsed
 
 
@@ -80,8 +82,8 @@ def read_arguments(arguments: Sequence[str], values: dict[str, Any] | None = Non
     if values is None:
         named = bool(assignments) and "=" not in assignments[0]
         values = options.load_file(assignments.pop(0) if named else DEFAULT_PRESET)
-    for path in options.override(values, assignments):
-        LOGGER.info("%s: left out, it belonged to another type", path)
+    for line in options.override(values, assignments, factory.BLOCKS):
+        LOGGER.info("%s", line)
     return factory.parse(values)
 
 
@@ -294,13 +296,10 @@ def test(arguments: argparse.Namespace) -> int:
 
 def list_entries() -> int:
     """Print presets and everything that options can name."""
-    print("presets:")
-    for name in options.preset_names():
-        print(f"  {name}")
-    for block, table in factory.entries().items():
-        print(f"{block} types:")
+    for title, table in {"presets": options.preset_descriptions(), **factory.entries()}.items():
+        print(f"{title}:")
         for name, description in table.items():
-            print(f"  {name:20} {description}")
+            print(f"  {name:23} {description}".rstrip())
     return 0
 
 

@@ -19,6 +19,8 @@ from .evaluation import check_fit, check_keys, evaluate_all, show_episodes
 class EmptyOptions(Options):
     """Options of :class:`EmptyAgent`."""
 
+    own_meaning = frozenset({"steps"})
+
     type: Literal["empty"] = "empty"
     batch_size: int = Field(16, ge=1)
     """Sequences per step."""

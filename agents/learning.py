@@ -25,6 +25,9 @@ class TrainingError(RuntimeError):
 class LearningOptions(Options):
     """Options of every agent that learns."""
 
+    # Steps of one agent, generations of another.
+    own_meaning = frozenset({"log_every", "evaluate_every", "checkpoint_every", "retry_every"})
+
     batch_size: int = Field(16, ge=1)
     """Sequences (in a world, episodes) per step; in a population every member answers them all."""
     log_every: int = Field(50, ge=1)

@@ -18,6 +18,9 @@ from .sequence import SequenceEnv, SequenceOptions
 class DynamicNGramsOptions(SequenceOptions):
     """Options of :class:`DynamicNGramsEnv`."""
 
+    # Bits, of which it takes many more than the words of other tasks.
+    own_meaning = frozenset({"min_length", "max_length", "test_lengths"})
+
     type: Literal["dynamic-ngrams"] = "dynamic-ngrams"
     order: int = Field(6, ge=2, le=10)
     """n: a bit depends on the n - 1 before it, through a table of 2^(n-1) probabilities."""

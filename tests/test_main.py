@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -45,6 +46,11 @@ SMALL = [
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def last_of_each(*assignments: str) -> list[str]:
+    """The command line refuses a key that is given twice."""
+    return list({assignment.partition("=")[0]: assignment for assignment in assignments}.values())
 
 
 def run_directory(root: Path) -> Path:
@@ -110,6 +116,12 @@ def test_unknown_options_of_the_command_line(word: str, capsys: pytest.CaptureFi
     assert f"unrecognized arguments: {word}" in capsys.readouterr().err
 
 
+def test_test_without_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["test"])
+    assert "test: RUN is missing; allowed is a run's folder, its name, or latest" in capsys.readouterr().err
+
+
 def test_killed_and_resumed_equals_unbroken(folder: Path) -> None:
     """kill -9 at some moment, then --resume: weights, optimiser and rows are those of the unbroken run."""
     command = [sys.executable, "-m", "tapehead.main", "train", "ntm-copy", *SMALL, "agent.steps=200", "plots=off"]
@@ -160,8 +172,13 @@ def test_interrupt_saves_and_says_how_to_go_on(folder: Path) -> None:
 def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     text = capsys.readouterr().out
-    for name in [*options.preset_names(), "backprop", "empty", "ntm", "dnc", "lstm", "gru", "feedforward"]:
-        assert f"  {name}" in text
+    types = ["backprop", "empty", "ntm", "dnc", "lstm", "gru", "feedforward", "snes", "accuracy", "growing"]
+    for name in [*options.preset_names(), *types]:
+        assert re.search(rf"^  {name} +[A-Z]", text, re.MULTILINE), name
+    for name in ["tensorflow-rmsprop", "fashion-mnist"]:
+        assert f"  {name}\n" in text
+    assert "The Neural Turing Machine learns to copy 1 to 20 words of 8 bits (NTM paper, section 4.1).\n" in text
+    assert "`" not in text and ":class:" not in text
     assert main(["show", "dnc-repeat-copy", "agent.lr=3e-4"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["agent"]["lr"] == 3e-4
@@ -188,7 +205,7 @@ def test_empty_agent_from_the_command_line(folder: Path) -> None:
 
 WORLD = [
     *("train", "ntm-copy", "env.type=t-maze", "env.trials=2", "env.test_trials=[3]", "agent.type=evolution"),
-    *("agent.strategy.type=openai-es", "agent.strategy.population=6", "agent.batch_size=2", "agent.generations=4"),
+    *("agent.strategy.type=openai-es", "agent.strategy.population=6", "agent.batch_size=2", "agent.generations=2"),
     *("agent.evaluate_every=2", "agent.evaluation_sequences=2", "circuit.controller.hidden_size=8", "device=cpu"),
 ]
 
@@ -196,7 +213,7 @@ WORLD = [
 def test_evolution_in_a_world_from_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[object] = []
     monkeypatch.setattr(TMazeWorld, "close", lambda world: closed.append(world))
-    assert main([*WORLD, "plots=off", "agent.generations=2"]) == 0
+    assert main([*WORLD, "plots=off"]) == 0
     assert main(["train", "--resume", "latest", "agent.generations=4"]) == 0
     directory = run_directory(folder)
     assert main(["test", "latest", "plots=files"]) == 0
@@ -252,7 +269,7 @@ def test_weights_that_cannot_be_handed_over(folder: Path, capsys: pytest.Capture
         (["start=options.yaml"], ["tapehead: start: got 'options.yaml'"]),
         ([*EVOLVE, "agent.strategy.type=trust", "start=latest"], ["tapehead: agent.strategy.initial: got 'resampled'"]),
     ]:
-        assert main(["train", "ntm-copy", *SMALL[:6], "plots=off", *arguments]) == 2
+        assert main(["train", "ntm-copy", *last_of_each(*SMALL[:6], "plots=off", *arguments)]) == 2
         error = capsys.readouterr().err
         assert all(message in error for message in messages), error
     assert main(["train", "--resume", "latest", "start=latest"]) == 2
@@ -316,7 +333,8 @@ def test_what_cannot_run_here_leaves_nothing_behind(
     message: str,
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    assert main(["train", "ntm-copy", "device=cpu", "agent.batch_size=1", "plots=off", *arguments]) == 2
+    small = last_of_each("device=cpu", "agent.batch_size=1", "plots=off", *arguments)
+    assert main(["train", "ntm-copy", *small]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if "left out" not in line]
     assert len(said) == 1 and said[0].startswith(f"tapehead: {message}"), said
     assert list(folder.iterdir()) == []
@@ -432,7 +450,7 @@ def test_a_stop_in_the_last_step_stops_nothing(folder: Path, monkeypatch: pytest
 
     monkeypatch.setattr(BackpropAgent, "train_step", interrupted)
     reached = ["agent.target_error=1e9", "agent.target_error_beyond=1e9", "agent.confirmation_sequences=null"]
-    assert main(["train", "ntm-copy", *SMALL[:-2], "device=cpu", *reached, "agent.steps=9", "plots=off"]) == 0
+    assert main(["train", "ntm-copy", *last_of_each(*SMALL, *reached, "agent.steps=9", "plots=off")]) == 0
     log = (run_directory(folder) / "log").read_text()
     assert "target reached" in log and "done at step 5" in log and "go on with" not in log
 

@@ -10,7 +10,7 @@ import torch
 
 import tapehead
 from tapehead.utils import options
-from tapehead.utils.factory import AGENTS, parse
+from tapehead.utils.factory import AGENTS, BLOCKS, parse
 
 README = (Path(tapehead.__file__).parent / "README.md").read_text(encoding="utf-8")
 LIBRARY, TRAINING, TASK = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -51,7 +51,8 @@ def test_commands_name_what_there_is(line: str) -> None:
     if not words or words[0] in ("list", "show", "test", "mine.yaml", "latest", "agent.lrr=1e-3"):
         return
     values = options.load_file(words[0])
-    options.override(values, [word for word in words[1:] if not word.startswith(("start=", "env.type=reverse"))])
+    assignments = [word for word in words[1:] if not word.startswith(("start=", "env.type=reverse"))]
+    options.override(values, assignments, BLOCKS)
     parse(values)
 
 

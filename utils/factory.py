@@ -17,6 +17,7 @@ from pydantic import Field, SerializeAsAny, ValidationError
 
 from ..agents import BackpropAgent, EmptyAgent, EvolutionAgent, MixedAgent, NodePerturbationAgent
 from ..agents.evaluation import check_state
+from ..agents.strategies import STRATEGIES
 from ..circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, NeatCircuit, Tape
 from ..circuits.memory_augmented import MemoryAugmentedCircuit
 from ..core.agent import Agent, Recorder
@@ -41,7 +42,7 @@ from ..envs import (
     XorEnv,
 )
 from . import checkpoint
-from .options import OptionsError, explain
+from .options import OptionsError, Types, a_block, explain, first_sentence, types_of
 
 ENVS: dict[str, Any] = {
     "copy": CopyEnv,
@@ -74,6 +75,10 @@ AGENTS: dict[str, Any] = {
 TABLES: dict[str, dict[str, Any]] = {"env": ENVS, "circuit": CIRCUITS, "agent": AGENTS}
 """The blocks of an options file, and the classes that each can name as its type."""
 
+BLOCKS: dict[str, dict[str, type[Options]]] = {
+    block: {name: entry.Options for name, entry in table.items()} for block, table in TABLES.items()
+}
+"""The options of everything in these tables."""
 
 Precision = Literal["float32", "bfloat16", "float64"]
 
@@ -140,7 +145,7 @@ def parse(values: Mapping[str, Any]) -> RunOptions:
     try:
         RunOptions.model_validate({**rest, **placeholders})
     except ValidationError as error:
-        problems += explain(error, "", rest, RunOptions.model_fields)
+        problems += explain(error, "", rest, RunOptions, {})
     device = values.get("device", "auto")
     if isinstance(device, str):
         try:
@@ -158,17 +163,16 @@ def parse_block(name: str, given: Any) -> Options:
     Raises:
         OptionsError: lists every problem, as :func:`parse` does.
     """
-    table = TABLES[name]
+    types = BLOCKS[name]
     if not isinstance(given, dict):
-        got = "missing" if given is None else f"got {given!r}"
-        raise OptionsError(f"{name}: {got}; expected a block with a type")
-    if not isinstance(given.get("type"), str) or given["type"] not in table:
-        raise OptionsError(f"{name}.type: got {given.get('type')!r}; allowed: {', '.join(table)}")
-    options: type[Options] = table[given["type"]].Options
+        raise OptionsError(f"{name}: {'missing' if given is None else f'got {given!r}'}; {a_block(given, types)}")
+    if not isinstance(given.get("type"), str) or given["type"] not in types:
+        raise OptionsError(f"{name}.type: got {given.get('type')!r}; allowed: {', '.join(types)}")
+    model = types[given["type"]]
     try:
-        return options.model_validate(given)
+        return model.model_validate(given)
     except ValidationError as error:
-        raise OptionsError("\n".join(explain(error, name, given, options.model_fields))) from error
+        raise OptionsError("\n".join(explain(error, name, given, model, types))) from error
 
 
 def _check_task(env: str, agent: str) -> list[str]:
@@ -429,9 +433,26 @@ def describe(parts: Parts) -> str:
 
 
 def entries() -> dict[str, dict[str, str]]:
-    """Every name that options can use, by block, with the first line of its class's description."""
-    tables = {**TABLES, "controller": CONTROLLERS}
+    """Every name that options can use, by its option, with the first sentence of what it stands for."""
+    types: dict[str, Types] = {
+        **BLOCKS,
+        "circuit.controller": types_of(NTM.Options.model_fields["controller"].annotation),
+        "agent.strategy": types_of(EvolutionAgent.Options.model_fields["strategy"].annotation),
+        "agent.fitness": types_of(EvolutionAgent.Options.model_fields["fitness"].annotation),
+        "env.curriculum": types_of(CopyEnv.Options.model_fields["curriculum"].annotation),
+    }
+    described = {**TABLES, "circuit.controller": CONTROLLERS, "agent.strategy": STRATEGIES}
+    named = {
+        "agent.optimiser": get_args(BackpropAgent.Options.model_fields["optimiser"].annotation),
+        "env.data": get_args(ImagesEnv.Options.model_fields["data"].annotation),
+    }
     return {
-        block: {name: (entry.__doc__ or "").strip().splitlines()[0] for name, entry in table.items()}
-        for block, table in tables.items()
+        **{
+            f"{block}.type": {
+                name: first_sentence((described.get(block, models)[name].__doc__ or "").split("\n\n")[0])
+                for name in models
+            }
+            for block, models in types.items()
+        },
+        **{option: dict.fromkeys(names, "") for option, names in named.items()},
     }

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
 
+from ..core.options import Options
+
 PRESETS = Path(__file__).resolve().parent.parent / "options"
+
+
+Types = Mapping[str, type[Options]]
+"""The options of each type that a block can have, by the type's name."""
+
+NEAR = 0.7
+"""How much alike two names are, from 0 to 1, for one to be suggested for the other."""
 
 
 class OptionsError(ValueError):
@@ -48,6 +59,15 @@ def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[An
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_repeats)
 
 
+def _number(loader: _Loader, node: yaml.ScalarNode) -> float | int:
+    """1e3 is a whole number, which may stand where one is wanted."""
+    value: float = loader.construct_yaml_float(node)
+    return int(value) if "e" in node.value.lower() and value.is_integer() else value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _number)
+
+
 def parse_yaml(text: str, source: str) -> Any:
     """Read YAML with the safe loader.
 
@@ -67,6 +87,23 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
+def preset_descriptions() -> dict[str, str]:
+    """The first sentence of the comment that every preset begins with, by the preset's name."""
+    descriptions = {}
+    for name in preset_names():
+        lines = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        descriptions[name] = first_sentence(
+            " ".join(line[1:].strip() for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
+        )
+    return descriptions
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of a text, on one line, without the markup of docstrings."""
+    sentence = re.split(r"(?<=\.)\s+(?=[A-Z])", " ".join(text.split()), maxsplit=1)[0]
+    return re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`|``([^`]*)``", lambda found: found[1] or found[2], sentence)
+
+
 def load_file(name: str) -> dict[str, Any]:
     """Options of a preset, or of a YAML file given by its path.
 
@@ -78,9 +115,13 @@ def load_file(name: str) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         if path.parent == PRESETS:
-            raise OptionsError(
-                f"preset: got {name!r}; allowed: {', '.join(preset_names())}, or a path to a .yaml file"
-            ) from error
+            near = _near(name, preset_names())
+            allowed = (
+                f"did you mean {near!r}? allowed: the presets that `list` shows"
+                if near
+                else (f"allowed: {', '.join(preset_names())}")
+            )
+            raise OptionsError(f"preset: got {name!r}; {allowed}, or a path to a .yaml file") from error
         raise OptionsError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     values = parse_yaml(text, name)
     if not isinstance(values, dict):
@@ -88,26 +129,61 @@ def load_file(name: str) -> dict[str, Any]:
     return values
 
 
-def override(values: dict[str, Any], assignments: Iterable[str]) -> list[str]:
+def types_of(annotation: Any) -> dict[str, type[Options]]:
+    """What a block can be, from the annotation of its option: one model, or several that its ``type`` tells apart."""
+    if get_origin(annotation) in (Annotated, Union, UnionType):
+        members = get_args(annotation)[: 1 if get_origin(annotation) is Annotated else None]
+        return {name: model for member in members for name, model in types_of(member).items()}
+    if isinstance(annotation, type) and issubclass(annotation, Options) and "type" in annotation.model_fields:
+        return {annotation.model_fields["type"].default: annotation}
+    return {}
+
+
+def types_at(path: Sequence[str], block: Any, types: Types) -> Types:
+    """The types that a block within a block can have; none where there is no such block.
+
+    Args:
+        path: of the inner block, from the outer one.
+        block: the raw values of the outer block.
+        types: of the outer block.
+    """
+    for part in path:
+        model = types.get(block.get("type", "")) if isinstance(block, dict) else None
+        if model is None or part not in model.model_fields:
+            return {}
+        types, block = types_of(model.model_fields[part].annotation), block.get(part)
+    return types
+
+
+def override(values: dict[str, Any], assignments: Iterable[str], blocks: Mapping[str, Types]) -> list[str]:
     """Set ``path.to.key=value`` in place; values are read as YAML.
 
-    Giving a block another ``type`` drops those of its options that were set for the old type.
+    A block that gets another ``type`` keeps those of its options that mean the same there.
+
+    Args:
+        values: what to change.
+        assignments: of the form ``path.to.key=value``, each path once.
+        blocks: the types of each outermost block.
 
     Returns:
-        The paths of dropped options.
+        A line for each block that has lost options to its new type.
 
     Raises:
-        OptionsError: not of the form key=value, or a path through something that is not a block.
+        OptionsError: not of the form key=value, a path that is given twice or goes through something that is not a
+            block.
     """
-    parsed = []
+    parsed: dict[tuple[str, ...], Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals or not all(key.split(".")):
+        path = tuple(key.split("."))
+        if not equals or not all(path):
             raise OptionsError(f"{assignment!r}: expected key=value, such as agent.lr=3e-4")
-        parsed.append((key.split("."), parse_yaml(text, key)))
-    dropped = []
-    # Types first: what is set for the new type must outlive the change of type.
-    for path, value in sorted(parsed, key=lambda item: item[0][-1] != "type"):
+        if path in parsed:
+            raise OptionsError(f"{key}: given twice")
+        parsed[path] = parse_yaml(text, key)
+    lost = []
+    # Types first, the outermost before all: what is set for the new type must outlive the change of type.
+    for path, value in sorted(parsed.items(), key=lambda item: (item[0][-1] != "type", len(item[0]))):
         block = values
         for depth, part in enumerate(path[:-1]):
             block = block.setdefault(part, {})
@@ -115,23 +191,56 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> list[str]:
                 raise OptionsError(
                     f"{'.'.join(path)}: {'.'.join(path[: depth + 1])} is {block!r}, not a block of options"
                 )
-        if path[-1] == "type" and block.get("type", value) != value:
-            prefix = ".".join(path[:-1])
-            dropped += [f"{prefix}.{key}" for key in block if key not in ("type", "controller")]
-            for key in [key for key in block if key not in ("type", "controller")]:
-                del block[key]
+        if path[-1] == "type" and len(path) > 1 and block.get("type", value) != value:
+            types = types_at(path[1:-1], values[path[0]], blocks.get(path[0], {}))
+            keys = change_type(block, types, value)
+            if keys:
+                lost.append(f"{'.'.join(path)}={value}: left out what means nothing or something else there: {keys}")
         block[path[-1]] = value
-    return dropped
+    return lost
 
 
-def explain(error: ValidationError, prefix: str, given: Any, known: Mapping[str, Any] | None = None) -> list[str]:
+def change_type(block: dict[str, Any], types: Types, name: Any) -> str:
+    """Give a block another type, with those of its options that mean the same there and have a value that it takes.
+
+    Returns:
+        The options that the block has lost.
+    """
+    old, new = types.get(block["type"]), types.get(name) if isinstance(name, str) else None
+    if new is None:
+        return ""  # What is wrong about it is for the validation to say.
+    related = old is not None and (issubclass(old, new) or issubclass(new, old))
+    particular = frozenset() if related or old is None else old.own_meaning | new.own_meaning
+    waiting = [key for key in block if key in new.model_fields and key != "type" and key not in particular]
+    kept: dict[str, Any] = {"type": name}
+    # An option may be possible only together with another one: until no more of them are, each is tried again.
+    while accepted := [key for key in waiting if _is_valid(new, {**kept, key: block[key]})]:
+        kept[accepted[0]] = block[accepted[0]]
+        waiting.remove(accepted[0])
+    lost = [key for key in block if key not in kept]
+    for key in lost:
+        del block[key]
+    block["type"] = name
+    return ", ".join(lost)
+
+
+def _is_valid(model: type[Options], block: Mapping[str, Any]) -> bool:
+    try:
+        model.model_validate(block)
+    except ValidationError:
+        return False
+    return True
+
+
+def explain(error: ValidationError, prefix: str, given: Any, model: type[Options], types: Types) -> list[str]:
     """One line per problem: path of the key, what was given, what is allowed.
 
     Args:
         error: from pydantic.
         prefix: path of the block that was validated.
         given: the raw block.
-        known: options of the block, to suggest a name for a mistyped one.
+        model: what the block was validated by.
+        types: what else the block could be, to say where an option belongs that is not known here.
     """
     lines = []
     for problem in error.errors(include_url=False):
@@ -139,21 +248,14 @@ def explain(error: ValidationError, prefix: str, given: Any, known: Mapping[str,
         where = ".".join(part for part in (prefix, *path) if part)
         value, kind, context = problem["input"], problem["type"], problem.get("ctx", {})
         if kind == "extra_forbidden":
-            close = difflib.get_close_matches(path[-1], list(known or ()), n=1) if len(path) == 1 else []
-            hint = (
-                f"did you mean {close[0]!r}?"
-                if close
-                else f"known here: {', '.join(known)}"
-                if known and len(path) == 1
-                else "no such option"
-            )
-            lines.append(f"{where}: unknown option; {hint}")
+            lines.append(f"{where}: unknown option; {_hint(prefix, path, given, model, types)}")
         elif kind == "missing":
             lines.append(f"{where}: missing")
         elif kind == "union_tag_invalid":
             lines.append(f"{where}.type: got {context['tag']!r}; allowed: {context['expected_tags']}")
-        elif kind == "union_tag_not_found":
-            lines.append(f"{where}: got {_short(value)}; expected a block with a type")
+        elif kind in ("union_tag_not_found", "model_type", "model_attributes_type"):
+            names = types_at(path, given, types)
+            lines.append(f"{where}: got {_short(value)}; {a_block(value, names)}")
         elif kind == "value_error":
             message = str(context["error"])
             lines.append(f"{where}.{message}" if re.match(r"^[a-z_0-9.]+: ", message) else f"{where}: {message}")
@@ -161,6 +263,35 @@ def explain(error: ValidationError, prefix: str, given: Any, known: Mapping[str,
             message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
             lines.append(f"{where}: got {_short(value)}; allowed: {message}")
     return lines
+
+
+def a_block(given: Any, types: Iterable[str]) -> str:
+    """What is said where a block was expected, with an example that is what was meant if that can be guessed."""
+    names = list(types)
+    example = given if given in names else names[0] if names else None
+    return "expected a block with a type" + (f", such as {{type: {example}}}" if example else "")
+
+
+def _hint(prefix: str, path: list[str], given: Any, model: type[Options], types: Types) -> str:
+    """What an unknown option may have meant: one that another type of its block has, or one with a similar name."""
+    known: type[Options] | None = model
+    for part in path[:-1]:
+        types = types_at([part], given, types)
+        given = given.get(part) if isinstance(given, dict) else None
+        known = types.get(given.get("type", "")) if isinstance(given, dict) else None
+        prefix = f"{prefix}.{part}"
+    having = [name for name, other in types.items() if path[-1] in other.model_fields]
+    if having:
+        return f"{prefix}.type {' or '.join(having)} has it"
+    if known is None:
+        return "no such option"
+    near = _near(path[-1], known.model_fields)
+    return f"did you mean {near!r}?" if near else f"known here: {', '.join(known.model_fields)}"
+
+
+def _near(name: str, names: Iterable[str]) -> str | None:
+    """The name that is most like a mistyped one, if any is like it."""
+    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=NEAR)), None)
 
 
 def _path(location: tuple[int | str, ...], given: Any) -> list[str]:

@@ -22,6 +22,8 @@ Initial = Literal["resampled", "copied"]
 class StrategyOptions(Options):
     """Options that every strategy has."""
 
+    own_meaning = frozenset({"sigma", "lr", "sigma_lr"})
+
     type: str
     population: int | None = Field(200, ge=2)
     """P, members of a generation."""

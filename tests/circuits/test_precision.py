@@ -111,7 +111,7 @@ SMALL = ["agent.steps=2", "agent.batch_size=2", "agent.evaluation_sequences=2", 
 
 def parts_of(*assignments: str, preset: str = "ntm-copy") -> factory.Parts:
     values = options.load_file(preset)
-    options.override(values, [*SMALL, *assignments])
+    options.override(values, [*SMALL, *assignments], factory.BLOCKS)
     return factory.build(factory.parse(values))
 
 
@@ -135,7 +135,7 @@ def test_precisions_that_do_not_exist_or_fit_are_named():
     with pytest.raises(options.OptionsError, match="precision: got 'half'"):
         parts_of("precision=half")
     values = options.load_file("mnist-es")
-    options.override(values, ["precision=bfloat16"])
+    options.override(values, ["precision=bfloat16"], factory.BLOCKS)
     with pytest.raises(
         options.OptionsError, match="precision: got 'bfloat16'; allowed with agent.type 'evolution': fl"
     ):

@@ -168,6 +168,7 @@ def test_evolution_finds_how_to_copy():
             "threads=1",
             "device=cpu",
         ],
+        factory.BLOCKS,
     )
     agent = factory.build(factory.parse(values)).agent
     errors = agent.fit()

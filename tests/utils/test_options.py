@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from tapehead.agents import BackpropOptions
 from tapehead.envs import images
 from tapehead.utils import factory, options
 from tapehead.utils.options import OptionsError
@@ -16,7 +17,7 @@ from tapehead.utils.options import OptionsError
 
 def parse(*assignments: str, preset: str = "ntm-copy") -> factory.RunOptions:
     values = options.load_file(preset)
-    options.override(values, assignments)
+    options.override(values, assignments, factory.BLOCKS)
     return factory.parse(values)
 
 
@@ -60,7 +61,7 @@ WRONG = [
     ("agent={type: backprop, retry_every: 5}", "agent.retry_every: needs target_error"),
     ("agent.final_lr=1", "agent.final_lr: got 1.0; allowed is at most lr (0.003)"),
     ("agent.type=backprob", "agent.type: got 'backprob'; allowed: backprop, "),
-    ("agent=backprop", "agent: got 'backprop'; expected a block with a type"),
+    ("agent=backprop", "agent: got 'backprop'; expected a block with a type, such as {type: backprop}"),
     ("agent=", "agent: missing; expected a block with a type"),
     ("circuit.type=rnn", "circuit.type: got 'rnn'; allowed: ntm, dnc, sam, sdnc, feedforward"),
     ("circuit.type=", "circuit.type: got None; allowed: ntm, dnc, sam, sdnc, feedforward"),
@@ -72,12 +73,21 @@ WRONG = [
         "circuit.memory_init: got 'zero'; allowed: 'constant', 'learned' or 'truncated_normal'",
     ),
     ("circuit.weight_init=last", "circuit.weight_init: got 'last'; allowed: 'first', 'uniform' or 'learned'"),
-    ("circuit.link_sharpening=true", "circuit.link_sharpening: unknown option"),
+    ("circuit.link_sharpening=true", "circuit.link_sharpening: unknown option; circuit.type dnc has it"),
+    ("agent.strategy.type=snes", "agent.strategy: unknown option; agent.type evolution or mixed has it"),
+    ("agent.zzz=1", "agent.zzz: unknown option; known here: batch_size, "),
+    (
+        "circuit.controller.max_nodes=3",
+        "circuit.controller.max_nodes: unknown option; circuit.controller.type neat has it",
+    ),
     ("circuit.clip=0", "circuit.clip: got 0; allowed: greater than 0"),
-    ("circuit.controller=lstm", "circuit.controller: got 'lstm'"),
+    ("circuit.controller=lstm", "circuit.controller: got 'lstm'; expected a block with a type, such as {type: lstm}"),
+    ("env.curriculum=growing", "env.curriculum: got 'growing'; expected a block with a type, such as {type: growing}"),
+    ("env.curriculum=3", "env.curriculum: got 3; expected a block with a type, such as {type: fixed}"),
+    ("env.curriculum={start: 3}", "env.curriculum: got {'start': 3}; expected a block with a type, such as {type: fix"),
     ("circuit.controller.type=rnn", "circuit.controller.type: got 'rnn'; allowed: 'lstm', 'gru', 'feedforward'"),
     ("circuit.controller.hidden_size=0", "circuit.controller.hidden_size: got 0; allowed: greater than or equal to 1"),
-    ("circuit.controller.hiden_size=10", "circuit.controller.hiden_size: unknown option"),
+    ("circuit.controller.hiden_size=10", "circuit.controller.hiden_size: unknown option; did you mean 'hidden_size'?"),
     ("env.type=coppy", "env.type: got 'coppy'; allowed: copy, "),
     ("env.width=0", "env.width: got 0; allowed: greater than or equal to 1"),
     ("env.min_length=30", "env.min_length: got 30; allowed is at most max_length, which is 20"),
@@ -108,6 +118,12 @@ def test_wrong_value(assignment: str, message: str) -> None:
 def test_not_an_assignment(assignment: str) -> None:
     with pytest.raises(OptionsError, match="expected key=value"):
         parse(assignment)
+
+
+def test_first_sentences_are_plain() -> None:
+    text = """Inputs of :mod:`~tapehead.core.graph`, by ``torch`` (arXiv 1410.5401),
+    in two lines. More."""
+    assert options.first_sentence(text) == "Inputs of graph, by torch (arXiv 1410.5401), in two lines."
 
 
 def test_path_through_a_value() -> None:
@@ -152,7 +168,7 @@ def test_agents_that_take_no_rewards_are_refused_in_a_world(agent: str) -> None:
 
 
 def test_unknown_preset_and_missing_file() -> None:
-    with pytest.raises(OptionsError, match="preset: got 'ntm-cpy'; allowed: dnc-"):
+    with pytest.raises(OptionsError, match="preset: got 'ntm-cpy'; did you mean 'ntm-copy'"):
         options.load_file("ntm-cpy")
     with pytest.raises(OptionsError, match=r"nowhere/x\.yaml: cannot be read: No such file"):
         options.load_file("nowhere/x.yaml")
@@ -178,13 +194,89 @@ def test_values_as_people_write_them(text: str, value: Any) -> None:
     assert options.parse_yaml(text, "test") == value
 
 
-def test_another_type_drops_the_old_types_options() -> None:
+def test_a_key_is_given_once() -> None:
+    with pytest.raises(OptionsError, match=r"^agent\.lr: given twice$"):
+        parse("agent.lr=1e-3", "seed=2", "agent.lr=1e-3")
+
+
+def test_whole_numbers_may_have_exponents() -> None:
+    agent = parse("agent.steps=1e3", "agent.lr=1e0").agent
+    assert isinstance(agent, BackpropOptions)
+    assert agent.steps == 1000 and type(agent.steps) is int
+    assert agent.lr == 1 and type(agent.lr) is float
+    with pytest.raises(OptionsError, match=r"^agent\.steps: got 0\.1; allowed: a valid integer"):
+        parse("agent.steps=1e-1")
+
+
+def change(preset: str, *assignments: str) -> tuple[dict[str, Any], list[str]]:
+    """The raw values of a preset under assignments, which are valid, and what is said about them."""
+    values = options.load_file(preset)
+    lines = options.override(values, assignments, factory.BLOCKS)
+    factory.parse(values)
+    return values, lines
+
+
+def test_another_type_keeps_what_means_the_same() -> None:
+    values, lines = change("dnc-repeat-copy", "circuit.controller.type=gru")
+    assert values["circuit"]["controller"] == {"type": "gru", "hidden_size": 64} and not lines
+    values, lines = change("ntm-copy", "circuit.type=dnc", "circuit.word_size=12")
+    assert values["circuit"]["controller"] == {"type": "lstm", "hidden_size": 100} and not lines
+    assert (values["circuit"]["memory_size"], values["circuit"]["word_size"]) == (128, 12)
+
+
+@pytest.mark.parametrize("name", ["neat", "feedforward"])
+def test_another_type_drops_what_it_does_not_have(name: str) -> None:
+    learns = ["agent.type=evolution"] if name == "neat" else []
+    values, lines = change("ntm-copy", f"circuit.type={name}", *learns)
+    assert values["circuit"] == {"type": name}
+    line = f"circuit.type={name}: left out what means nothing or something else there: "
+    assert [each for each in lines if "circuit" in each] == [line + "controller, memory_size, word_size"]
+
+
+def test_steps_are_not_taken_for_generations() -> None:
+    before = options.load_file("ntm-copy")["agent"]
+    values, lines = change("ntm-copy", "agent.strategy.type=snes", "agent.type=evolution", "agent.log_every=7")
+    same = ("batch_size", "target_error", "target_error_beyond", "confirmation_sequences", "best_by")
+    assert values["agent"] == {
+        "type": "evolution",
+        "strategy": {"type": "snes"},
+        "log_every": 7,
+        **{key: before[key] for key in same if key in before},
+    }
+    assert len(lines) == 1 and lines[0].startswith("agent.type=evolution: left out ") and "evaluate_every" in lines[0]
+    values, lines = change("ntm-copy", "agent.type=node-perturbation")
+    assert values["agent"] == before | {"type": "node-perturbation"} and not lines
+    values, lines = change("ntm-copy", "agent.type=empty")
+    assert values["agent"] == {"type": "empty", "batch_size": before["batch_size"]}
+
+
+def test_a_learning_rate_of_one_strategy_is_none_of_another() -> None:
+    values, _ = change("mnist-es", "agent.strategy.type=snes")
+    before = options.load_file("mnist-es")["agent"]["strategy"]
+    assert {"lr", "sigma", "population"} <= before.keys()
+    assert values["agent"]["strategy"] == {"type": "snes", "population": before["population"]}
+
+
+def test_values_that_the_new_type_refuses_are_dropped() -> None:
+    values, lines = change("mnist-es", "agent.type=mixed")  # whose members take up what they have learned
+    assert "strategy" not in values["agent"]
+    assert lines == ["agent.type=mixed: left out what means nothing or something else there: strategy"]
+
+
+def test_options_that_need_each_other_are_kept_together_in_any_order() -> None:
     values = options.load_file("ntm-copy")
-    dropped = options.override(values, ["circuit.memory_size=32", "circuit.type=dnc"])
-    assert values["circuit"]["memory_size"] == 32
-    assert "circuit.word_size" in dropped
-    assert values["circuit"]["controller"]["type"] == "lstm"
-    assert factory.parse(values).circuit.type == "dnc"  # type: ignore[attr-defined]
+    values["env"] = {"type": "copy", "min_length": 15, "max_length": 30}
+    options.override(values, ["env.type=repeat-copy"], factory.BLOCKS)
+    assert values["env"] == {"type": "repeat-copy", "min_length": 15, "max_length": 30}
+    options.override(values, ["env.type=dynamic-ngrams"], factory.BLOCKS)
+    assert values["env"] == {"type": "dynamic-ngrams"}
+
+
+def test_an_unknown_type_is_the_one_thing_wrong() -> None:
+    with pytest.raises(OptionsError, match=r"^circuit\.type: got 'lstm'; allowed: ntm, [^\n]*$"):
+        parse("circuit.type=lstm")
+    with pytest.raises(OptionsError, match=r"^circuit\.type: got \[\]; allowed: ntm, [^\n]*$"):
+        parse("circuit.type=[]")
 
 
 def test_swapping_a_controller_keeps_its_size() -> None:
