@@ -83,6 +83,7 @@ BLOCKS: dict[str, dict[str, type[Options]]] = {
 Precision = Literal["float32", "bfloat16", "float64"]
 
 _BACKENDS = get_args(Backend)
+_NO_MEMORY = re.compile(r"out of memory|can't allocate|size calculation overflow|multiplication overflow")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 
 
@@ -326,7 +327,7 @@ def memory_errors(what: str, kind: type[Exception] = OptionsError) -> Iterator[N
     except (MemoryError, RuntimeError) as error:
         # torch has an error of its own on a GPU alone.
         message = str(error)
-        if not isinstance(error, MemoryError) and not re.search(r"out of memory|can't allocate|overflow", message):
+        if not isinstance(error, MemoryError) and not _NO_MEMORY.search(message):
             raise
         asked = re.search(r"tried to allocate ([\d.]+) (\w+)", message, re.IGNORECASE)
         size = ""

@@ -116,12 +116,12 @@ def load_file(name: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         if path.parent == PRESETS:
             near = _near(name, preset_names())
-            allowed = (
-                f"did you mean {near!r}? allowed: the presets that `list` shows"
+            names = (
+                f"did you mean {near!r}? allowed: what `list` shows"
                 if near
-                else (f"allowed: {', '.join(preset_names())}")
+                else f"allowed: {', '.join(preset_names())}"
             )
-            raise OptionsError(f"preset: got {name!r}; {allowed}, or a path to a .yaml file") from error
+            raise OptionsError(f"preset: got {name!r}; {names}, or a path to a .yaml file") from error
         raise OptionsError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     values = parse_yaml(text, name)
     if not isinstance(values, dict):
@@ -139,6 +139,12 @@ def types_of(annotation: Any) -> dict[str, type[Options]]:
     return {}
 
 
+def _model(block: Any, types: Types) -> type[Options] | None:
+    """The options of the type that raw values name, if they name one."""
+    name = block.get("type") if isinstance(block, dict) else None
+    return types.get(name) if isinstance(name, str) else None
+
+
 def types_at(path: Sequence[str], block: Any, types: Types) -> Types:
     """The types that a block within a block can have; none where there is no such block.
 
@@ -148,7 +154,7 @@ def types_at(path: Sequence[str], block: Any, types: Types) -> Types:
         types: of the outer block.
     """
     for part in path:
-        model = types.get(block.get("type", "")) if isinstance(block, dict) else None
+        model = _model(block, types)
         if model is None or part not in model.model_fields:
             return {}
         types, block = types_of(model.model_fields[part].annotation), block.get(part)
@@ -206,7 +212,7 @@ def change_type(block: dict[str, Any], types: Types, name: Any) -> str:
     Returns:
         The options that the block has lost.
     """
-    old, new = types.get(block["type"]), types.get(name) if isinstance(name, str) else None
+    old, new = _model(block, types), _model({"type": name}, types)
     if new is None:
         return ""  # What is wrong about it is for the validation to say.
     related = old is not None and (issubclass(old, new) or issubclass(new, old))
@@ -214,7 +220,7 @@ def change_type(block: dict[str, Any], types: Types, name: Any) -> str:
     waiting = [key for key in block if key in new.model_fields and key != "type" and key not in particular]
     kept: dict[str, Any] = {"type": name}
     # An option may be possible only together with another one: until no more of them are, each is tried again.
-    while accepted := [key for key in waiting if _is_valid(new, {**kept, key: block[key]})]:
+    while accepted := [key for key in waiting if _is_possible(new, {**kept, key: block[key]})]:
         kept[accepted[0]] = block[accepted[0]]
         waiting.remove(accepted[0])
     lost = [key for key in block if key not in kept]
@@ -224,11 +230,12 @@ def change_type(block: dict[str, Any], types: Types, name: Any) -> str:
     return ", ".join(lost)
 
 
-def _is_valid(model: type[Options], block: Mapping[str, Any]) -> bool:
+def _is_possible(model: type[Options], block: Mapping[str, Any]) -> bool:
+    """Whether values are valid, apart from others that are to come."""
     try:
         model.model_validate(block)
-    except ValidationError:
-        return False
+    except ValidationError as error:
+        return all(problem["type"] == "missing" for problem in error.errors())
     return True
 
 
@@ -278,7 +285,7 @@ def _hint(prefix: str, path: list[str], given: Any, model: type[Options], types:
     for part in path[:-1]:
         types = types_at([part], given, types)
         given = given.get(part) if isinstance(given, dict) else None
-        known = types.get(given.get("type", "")) if isinstance(given, dict) else None
+        known = _model(given, types)
         prefix = f"{prefix}.{part}"
     having = [name for name, other in types.items() if path[-1] in other.model_fields]
     if having:

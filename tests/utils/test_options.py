@@ -272,6 +272,23 @@ def test_options_that_need_each_other_are_kept_together_in_any_order() -> None:
     assert values["env"] == {"type": "dynamic-ngrams"}
 
 
+def test_what_is_kept_need_not_be_all_that_the_new_type_needs() -> None:
+    values = options.load_file("ntm-copy")
+    values["env"]["curriculum"] = {"type": "growing", "threshold": 2.5, "start": 3}
+    lessons = ["env.curriculum.type=lessons", "env.curriculum.lessons=[{length: [1, 5]}]"]
+    (line,) = options.override(values, lessons, factory.BLOCKS)
+    assert line == "env.curriculum.type=lessons: left out what means nothing or something else there: start"
+    assert values["env"]["curriculum"] == {"type": "lessons", "lessons": [{"length": [1, 5]}], "threshold": 2.5}
+    factory.parse(values)
+
+
+def test_a_type_that_is_no_name_can_be_replaced() -> None:
+    values = options.load_file("ntm-copy")
+    values["circuit"]["type"] = values["circuit"]["controller"]["type"] = [1]
+    options.override(values, ["circuit.controller.type=gru", "circuit.type=dnc"], factory.BLOCKS)
+    assert factory.parse(values).circuit.controller.type == "gru"  # type: ignore[attr-defined]
+
+
 def test_an_unknown_type_is_the_one_thing_wrong() -> None:
     with pytest.raises(OptionsError, match=r"^circuit\.type: got 'lstm'; allowed: ntm, [^\n]*$"):
         parse("circuit.type=lstm")
