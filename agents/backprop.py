@@ -34,8 +34,6 @@ class BackpropOptions(LearningOptions):
     final_lr: float = Field(0.0, ge=0)
     restart_every: int | None = Field(None, ge=1)
     """Steps after which the schedule starts anew; null falls once, over all ``steps``."""
-    restart_factor: float = Field(1.0, gt=0, le=1)
-    """Each new start begins at this share of the learning rate that the last one began at."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises from zero."""
     betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
@@ -152,14 +150,12 @@ class BackpropAgent(LearningAgent):
         if step < options.warmup_steps:
             return options.lr * (step + 1) / options.warmup_steps
         falls = options.restart_every or max(length - options.warmup_steps, 1)
-        restarts, done = divmod(step - options.warmup_steps, falls)
-        highest = options.lr * options.restart_factor**restarts
+        fallen = (step - options.warmup_steps) % falls / falls
         if options.schedule == "constant":
-            return highest
-        fallen = done / falls
+            return options.lr
         if options.schedule == "cosine":
             fallen = 0.5 * (1 - math.cos(math.pi * fallen))
-        return highest + (min(options.final_lr, highest) - highest) * fallen
+        return options.lr + (options.final_lr - options.lr) * fallen
 
     def _begin_again(self) -> None:
         """Take the weights that the run started from and a fresh optimiser; the sequences go on."""

@@ -362,16 +362,6 @@ def test_learning_rate_starts_anew() -> None:
     assert rates == pytest.approx([1.0, 0.75, 0.5, 0.25, 1.0, 0.75, 0.5, 0.25, 1.0, 0.75])
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_each_new_start_of_the_learning_rate_is_lower(schedule: str) -> None:
-    restarts = {"restart_every": 4, "restart_factor": 0.5, "retry_every": 10, "target_error": 0.0}
-    agent = make(steps=100, lr=1.0, final_lr=0.3, warmup_steps=2, schedule=schedule, **restarts)
-    rates = [agent.learning_rate(step) for step in range(40)]
-    assert (rates[2], rates[6]) == (1.0, 0.5) and max(rates[6:10]) == 0.5 and min(rates[2:10]) >= 0.3
-    # Another try begins at the full rate.
-    assert rates[10:] == rates[:10] * 3
-
-
 def test_gradients_are_clipped() -> None:
     agent = make(clip_norm=1e-3, clip_value=None)
     agent.train_step()
