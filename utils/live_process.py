@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import functools
 import html
 import importlib.util
 import io
@@ -421,21 +420,25 @@ class Visdom:
             ]
             self.plot(f"curve {panel}", title, traces, {"xaxis": {"title": "training step"}, "yaxis": vertical})
 
-    def text(self, name: str, text: str) -> None:
-        """Take a text and show it, after the first curves: the page is laid out in the order of arrival."""
-        self.texts[name] = text
+    def add(self, what: Callable[[], Any]) -> None:
+        """Show something, once there are curves: the page is laid out in the order of arrival, and they come first."""
         if self.panels:
-            self.attempt(lambda: self.show_text(name, text))
+            self.attempt(what)
+
+    def text(self, name: str, text: str) -> None:
+        """Take a text and show it."""
+        self.texts[name] = text
+        self.add(lambda: self.show_text(name, text))
 
     def episode(self, step: int, episode: Episode) -> None:
         """Take an episode and show it in place of the last of its name."""
         self.episodes[episode.name] = (step, episode)
-        self.attempt(lambda: self.show_episode(step, episode))
+        self.add(lambda: self.show_episode(step, episode))
 
     def image(self, name: str, content: bytes) -> None:
         """Take a PNG and show it in place of the last of its name."""
         self.images[name] = content
-        self.attempt(lambda: self.show_image(name, content))
+        self.add(lambda: self.show_image(name, content))
 
     def curves(self, history: History) -> None:
         """Show all curves."""
@@ -482,8 +485,7 @@ class Visdom:
             say("warning", f"the visdom page's scripts were not fetched in time: {MISSING_FILES}")
         self.check_files()
         if not self.panels:
-            for name, text in self.texts.items():
-                self.attempt(functools.partial(self.show_text, name, text))
+            self.attempt(self.everything)
         if self.client is not None:
             self.save()
         if self.server.process is not None:
