@@ -62,6 +62,8 @@ KEPT_PICTURES = 40
 MAX_POINTS = 1000
 """Of a curve in the visdom page."""
 WINDOW: dict[str, Any] = {"width": 400, "height": 300}
+LEGEND_WIDTH = 200
+"""What a window with several curves is wider."""
 MISSING_FILES = f"curves are kept, but the page stays empty until `{visdom_files.COMMAND}` has run"
 MAX_ROWS = 50_000
 """Of numbers kept in memory for the curves; beyond that, neighbouring rows are thinned out."""
@@ -378,6 +380,8 @@ class Visdom:
         legend = {"x": 1.02, "xanchor": "left", "y": 1, "font": {"size": 10}}
         layout = {"margin": {"l": 55, "r": 15, "t": 25, "b": 40}, "legend": legend, **axes}
         opts = {"title": title, **WINDOW}
+        if sum(trace.get("showlegend", True) for trace in traces) > 1:
+            opts["width"] += LEGEND_WIDTH
         self.client._send({"data": traces, "win": window, "eid": self.settings.title, "layout": layout, "opts": opts})
 
     def show_text(self, name: str, text: str) -> None:
