@@ -76,7 +76,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    archive, seal = _opened(content)
+    readable, seal, archive = _opened(content)
     if len(seal) < _SEAL.size or not seal.startswith(MAGIC):
         raise CheckpointError(f"{path}: is cut off, or not a checkpoint of Tapehead")
     _, version, length, digest = _SEAL.unpack(seal)
@@ -84,20 +84,26 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: has format version {version}; this version of Tapehead reads 1 to {FORMAT_VERSION}"
         )
-    if len(archive) != length:
-        raise CheckpointError(f"{path}: is cut off; it has {len(archive)} of {length} bytes")
-    if hashlib.sha256(archive).digest() != digest:
+    left = sum(map(len, archive))
+    if left != length:
+        raise CheckpointError(f"{path}: is cut off; it has {left} of {length} bytes")
+    checksum = hashlib.sha256()
+    for part in archive:
+        checksum.update(part)
+    if checksum.digest() != digest:
         raise CheckpointError(f"{path}: is damaged; its checksum does not agree")
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(archive), map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(io.BytesIO(readable), map_location=device, weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path}: cannot be decoded: {str(error).splitlines()[0]}") from error
     return state
 
 
-def _opened(content: bytes) -> tuple[bytes, bytes]:
-    """The archive as ``torch.save`` wrote it, and the seal that was put on it (at the front in version 1)."""
-    if content.startswith(MAGIC):
-        return content[_SEAL.size :], content[: _SEAL.size]
+def _opened(content: bytes) -> tuple[bytes | memoryview, bytes, tuple[bytes | memoryview, ...]]:
+    """What ``torch.load`` reads, the seal, and the parts of the archive as ``torch.save`` wrote it, without a copy."""
+    view = memoryview(content)
+    if content.startswith(MAGIC):  # version 1
+        archive = view[_SEAL.size :]
+        return archive, content[: _SEAL.size], (archive,)
     without_comment = _COMMENT_LENGTH.pack(0)
-    return content[: -_SEAL.size - len(without_comment)] + without_comment, content[-_SEAL.size :]
+    return content, content[-_SEAL.size :], (view[: -_SEAL.size - len(without_comment)], without_comment)

@@ -557,7 +557,7 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
 
     def draw_curves() -> None:
         curves.put_off()
-        if len({step for step, _ in history.rows}) < 2:
+        if all(step == history.rows[0][0] for step, _ in history.rows):
             return
         with drawing("the curves"):
             files.curves(history)
