@@ -1,4 +1,4 @@
-"""Tapehead: memory-augmented neural networks in PyTorch."""
+"""Papertape: memory-augmented neural networks in PyTorch."""
 
 from torch.serialization import add_safe_globals
 

@@ -1,4 +1,4 @@
-"""Set up Tapehead in .venv, then run it. Needs Python 3.10 or newer with pip, a package index, and nothing else.
+"""Set up Papertape in .venv, then run it. Needs Python 3.10 or newer with pip, a package index, and nothing else.
 
 python3 bootstrap.py               set up only
 python3 bootstrap.py train [...]   set up, then `python main.py train [...]`: the NTM on copy, with live plots
@@ -79,7 +79,7 @@ def create() -> None:
 
 
 def install() -> None:
-    """Install Tapehead, editable, with all that it can use and what its tests need."""
+    """Install Papertape, editable, with all that it can use and what its tests need."""
     # The constraints hold where packages are built, too: by PIP_CONSTRAINT before pip 25.3, then PIP_BUILD_CONSTRAINT.
     # Both split their value at spaces; an address has none. PIP_USE_PEP517 makes old pips build apart from .venv.
     constraints = (ROOT / "constraints.txt").as_uri()
@@ -146,7 +146,7 @@ def main() -> int:
     try:
         if sys.version_info < OLDEST_PYTHON:
             raise SetupError(
-                "Tapehead needs Python {}.{} or newer, and {} is {}.{}: call this file with a newer one.".format(
+                "Papertape needs Python {}.{} or newer, and {} is {}.{}: call this file with a newer one.".format(
                     *OLDEST_PYTHON, sys.executable, *sys.version_info
                 )
             )

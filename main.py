@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-import tapehead
-from tapehead.agents.learning import TrainingError
-from tapehead.core import distributed
-from tapehead.core.agent import Agent
-from tapehead.core.distributed import FirstProcessError, LostProcessError, Processes
-from tapehead.core.kernels.dispatch import BackendError
-from tapehead.envs.images import DataError
-from tapehead.utils import factory, options
-from tapehead.utils.log import LOGGER, log_to
-from tapehead.utils.options import OptionsError
-from tapehead.utils.run import (
+import papertape
+from papertape.agents.learning import TrainingError
+from papertape.core import distributed
+from papertape.core.agent import Agent
+from papertape.core.distributed import FirstProcessError, LostProcessError, Processes
+from papertape.core.kernels.dispatch import BackendError
+from papertape.envs.images import DataError
+from papertape.utils import factory, options
+from papertape.utils.log import LOGGER, log_to
+from papertape.utils.options import OptionsError
+from papertape.utils.run import (
     Run,
     find_checkpoint,
     find_directory,
@@ -42,9 +42,9 @@ DEFAULT_PRESET = "ntm-copy"
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = argparse.ArgumentParser(
-        prog="tapehead", description="Train and watch circuits that read and write an external memory."
+        prog="papertape", description="Train and watch circuits that read and write an external memory."
     )
-    top.add_argument("--version", action="version", version=tapehead.__version__)
+    top.add_argument("--version", action="version", version=papertape.__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train a preset, or go on with a run")
     train.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help=f"default preset: {DEFAULT_PRESET}")
@@ -268,9 +268,9 @@ def fit(parts: factory.Parts, begin: Start) -> None:
         with stop_on_signal(agent):
             agent.fit()
         if agent.stop_requested:
-            LOGGER.info("stopped at step %d; go on with: tapehead train --resume %s", agent.step, directory)
+            LOGGER.info("stopped at step %d; go on with: papertape train --resume %s", agent.step, directory)
         else:
-            LOGGER.info("done at step %d; look closer with: tapehead test %s", agent.step, directory)
+            LOGGER.info("done at step %d; look closer with: papertape test %s", agent.step, directory)
 
 
 def test(arguments: argparse.Namespace) -> int:
@@ -324,11 +324,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FirstProcessError:
         return 2
     except (ValueError, OSError, ImportError, BackendError, DataError, TrainingError, LostProcessError) as error:
-        who = "tapehead" if first else f"tapehead, process {distributed.rank_here()}"
+        who = "papertape" if first else f"papertape, process {distributed.rank_here()}"
         print("\n".join(f"{who}: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1 if isinstance(error, (TrainingError, LostProcessError)) else 2
     except KeyboardInterrupt:
-        print("tapehead: interrupted", file=sys.stderr)
+        print("papertape: interrupted", file=sys.stderr)
         return 130
 
 

@@ -1,4 +1,4 @@
-"""Packaging: the repository root is the import package ``tapehead``. What is no code is said in pyproject.toml."""
+"""Packaging: the repository root is the import package ``papertape``. What is no code is said in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BuildPackage(build_py):
     def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
         """Name every module of a package, as (package, module, file)."""
         modules = super().find_package_modules(package, package_dir)
-        return [found for found in modules if package != "tapehead" or found[1] in ROOT_MODULES]
+        return [found for found in modules if package != "papertape" or found[1] in ROOT_MODULES]
 
 
 class BuildNative(build_ext):
@@ -59,7 +59,7 @@ def native_extensions() -> list[Extension]:
     general = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-pthread"]
     return [
         Extension(
-            f"tapehead.core.kernels.native.{name}",
+            f"papertape.core.kernels.native.{name}",
             sources=[str(folder / "source" / "library.cpp")],
             depends=[str(path) for path in sorted((folder / "source").glob("*.h"))],
             define_macros=[("BUILD_IDENTITY", f'"{identity}"')],
@@ -73,11 +73,11 @@ def native_extensions() -> list[Extension]:
 
 setup(
     packages=[
-        "tapehead",
-        *(f"tapehead.{room}" for room in find_packages(str(ROOT), include=[*ROOMS, *(f"{room}.*" for room in ROOMS)])),
+        "papertape",
+        *(f"papertape.{room}" for room in find_packages(str(ROOT), include=[*ROOMS, *(f"{room}.*" for room in ROOMS)])),
     ],
-    package_dir={"tapehead": "."},
-    package_data={"tapehead": ["py.typed", "options/*.yaml"]},
+    package_dir={"papertape": "."},
+    package_data={"papertape": ["py.typed", "options/*.yaml"]},
     ext_modules=native_extensions(),
     cmdclass={"build_py": BuildPackage, "build_ext": BuildNative},
 )

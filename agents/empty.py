@@ -42,7 +42,7 @@ class EmptyAgent(Agent):
         seed: int = 0,
         recorder: Recorder | None = None,
     ) -> None:
-        """Arguments and errors as in :class:`~tapehead.agents.BackpropAgent`."""
+        """Arguments and errors as in :class:`~papertape.agents.BackpropAgent`."""
         check_fit(env, circuit)
         self.env = env
         self.circuit = circuit
@@ -57,7 +57,7 @@ class EmptyAgent(Agent):
         """Draw and answer batches.
 
         Raises:
-            ValueError: the env handed out a batch that breaks the contract of :class:`~tapehead.core.env.Env`.
+            ValueError: the env handed out a batch that breaks the contract of :class:`~papertape.core.env.Env`.
         """
         options = self.options
         values: dict[str, float] = {}

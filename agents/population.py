@@ -30,9 +30,9 @@ class _Step(nn.Module):
 class Population:
     """Evaluates P genomes on the same B sequences with stacked parameters: no loop over members, no gradients.
 
-    Circuits that have a ``run_population`` (see :class:`~tapehead.circuits.feedforward.FeedForwardCircuit`) answer for
+    Circuits that have a ``run_population`` (see :class:`~papertape.circuits.feedforward.FeedForwardCircuit`) answer for
     all members themselves; every other circuit's step is mapped over the members with ``torch.func.vmap``
-    (:func:`~tapehead.core.stacked.map_members`).
+    (:func:`~papertape.core.stacked.map_members`).
     """
 
     def __init__(self, circuit: Circuit, *, memory_budget: float = 512.0) -> None:

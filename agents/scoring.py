@@ -60,7 +60,7 @@ class Asked(NamedTuple):
 
 
 class BatchScoring(Scoring):
-    """Fitness of the answers to a batch; see :func:`~tapehead.agents.fitness.fitness`."""
+    """Fitness of the answers to a batch; see :func:`~papertape.agents.fitness.fitness`."""
 
     def __init__(
         self, env: Env, population: Population, options: LossFitness | AccuracyFitness | RewardFitness | None

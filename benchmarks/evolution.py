@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import tapehead
-from tapehead.agents.evolution import EvolutionAgent, EvolutionOptions
-from tapehead.circuits import FeedForwardCircuit
-from tapehead.core.env import Batch, EnvOptions
-from tapehead.envs import CopyEnv, CopyOptions
-from tapehead.envs.classification import ClassificationEnv
+import papertape
+from papertape.agents.evolution import EvolutionAgent, EvolutionOptions
+from papertape.circuits import FeedForwardCircuit
+from papertape.core.env import Batch, EnvOptions
+from papertape.envs import CopyEnv, CopyOptions
+from papertape.envs.classification import ClassificationEnv
 
 POPULATION, IMAGES, HIDDEN = 200, 200, 64
 
@@ -202,7 +202,7 @@ def members() -> dict[str, Callable[[], object]]:
     env = CopyEnv(CopyOptions(min_length=10, max_length=10))
     sizes: dict[str, Any] = {"hidden_size": 32, "memory_size": 32, "word_size": 10}
     eager, chosen = (
-        tapehead.NTM(env.input_size, env.output_size, controller="feedforward", backend=backend, **sizes)
+        papertape.NTM(env.input_size, env.output_size, controller="feedforward", backend=backend, **sizes)
         for backend in ("eager", "auto")
     )
     options = EvolutionOptions.model_validate({"strategy": {"type": "openai-es", "population": 256}})
@@ -212,7 +212,7 @@ def members() -> dict[str, Callable[[], object]]:
     batch = asked.batch
 
     @torch.no_grad()
-    def loop(circuit: tapehead.NTM) -> None:
+    def loop(circuit: papertape.NTM) -> None:
         for genome in genomes:
             agent.population.layout.write(genome, circuit)
             env.loss(circuit(batch.inputs)[0], batch)

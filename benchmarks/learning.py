@@ -4,7 +4,7 @@
 
 Prints, for each seed, the sequences seen until the held-out error on the training range fell under 0.1 and under 0.01
 and stayed there to the end, the time, and the error on every held-out set; then median and worst over the seeds. The
-weights judged are those of the best checkpoint, which ``tapehead test`` takes too.
+weights judged are those of the best checkpoint, which ``papertape test`` takes too.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tapehead.agents.evaluation import evaluate_all
-from tapehead.agents.learning import LearningAgent
-from tapehead.core.agent import Recorder
-from tapehead.utils import factory, options
+from papertape.agents.evaluation import evaluate_all
+from papertape.agents.learning import LearningAgent
+from papertape.core.agent import Recorder
+from papertape.utils import factory, options
 
 THRESHOLDS = (0.1, 0.01)
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-import tapehead
+import papertape
 
 
 class Case(NamedTuple):
@@ -32,10 +32,10 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "ntm-long": Case(tapehead.NTM, {}, 2000, 16, (0, 50)),
-    "dnc-long": Case(tapehead.DNC, {"hidden_size": 64, "memory_size": 128, "word_size": 32}, 2000, 4, (0, 50)),
-    "dnc-2048": Case(tapehead.DNC, {"hidden_size": 64, "memory_size": 2048, "word_size": 32}, 50, 1, (0, 7)),
-    "sam-65536": Case(tapehead.SAM, {"memory_size": 65_536}, 2000, 1, (0, 100)),
+    "ntm-long": Case(papertape.NTM, {}, 2000, 16, (0, 50)),
+    "dnc-long": Case(papertape.DNC, {"hidden_size": 64, "memory_size": 128, "word_size": 32}, 2000, 4, (0, 50)),
+    "dnc-2048": Case(papertape.DNC, {"hidden_size": 64, "memory_size": 2048, "word_size": 32}, 50, 1, (0, 7)),
+    "sam-65536": Case(papertape.SAM, {"memory_size": 65_536}, 2000, 1, (0, 100)),
 }
 CHANNELS = 8
 

@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 
-from tapehead.agents.evaluation import evaluate
-from tapehead.agents.evolution import EvolutionAgent, EvolutionOptions
-from tapehead.circuits import NeatCircuit
-from tapehead.core.graph import GraphNetwork
-from tapehead.envs import XorEnv, XorOptions
-from tapehead.utils import factory, options
+from papertape.agents.evaluation import evaluate
+from papertape.agents.evolution import EvolutionAgent, EvolutionOptions
+from papertape.circuits import NeatCircuit
+from papertape.core.graph import GraphNetwork
+from papertape.envs import XorEnv, XorOptions
+from papertape.utils import factory, options
 
 POPULATION = 150
 TABLE = [((0.0, 0.0), 0.0), ((0.0, 1.0), 1.0), ((1.0, 0.0), 1.0), ((1.0, 1.0), 0.0)]
@@ -190,7 +190,7 @@ def neat_python(size: int, seed: int) -> Callable[[], object]:
 
 def speed(population: int, rounds: int, generations: int) -> None:
     """Generations per second of both, round by round."""
-    contestants: dict[str, Callable[[int, int], Callable[[], object]]] = {"tapehead": ours}
+    contestants: dict[str, Callable[[int, int], Callable[[], object]]] = {"papertape": ours}
     if importlib.util.find_spec("neat") is not None:
         contestants["neat-python"] = neat_python
     else:
@@ -209,7 +209,7 @@ def speed(population: int, rounds: int, generations: int) -> None:
         print(f"  {name}: {statistics.median(found):.1f} generations ({min(found):.1f} to {max(found):.1f})")
     if len(rates) == 2:
         mine, theirs = (statistics.median(found) for found in rates.values())
-        print(f"  tapehead / neat-python: {mine / theirs:.1f}")
+        print(f"  papertape / neat-python: {mine / theirs:.1f}")
 
 
 def main() -> None:

@@ -28,8 +28,8 @@ from unittest import mock
 import torch
 from speed import CASES, Case, training_step
 
-from tapehead.core.kernels.native import library
-from tapehead.core.kernels.native.sequence import keep_every
+from papertape.core.kernels.native import library
+from papertape.core.kernels.native.sequence import keep_every
 
 FLOAT = 4
 """Bytes."""

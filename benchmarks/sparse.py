@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from memory import peak
 
-import tapehead
+import papertape
 
-CIRCUITS: dict[str, Any] = {"sam": tapehead.SAM, "sdnc": tapehead.SDNC, "ntm": tapehead.NTM}
+CIRCUITS: dict[str, Any] = {"sam": papertape.SAM, "sdnc": papertape.SDNC, "ntm": papertape.NTM}
 CHANNELS, HIDDEN, WORD, READS = 8, 100, 32, 4
 DENSE_STEPS = 3
 

@@ -26,8 +26,8 @@ from plain import PlainCircuit, PlainDNC, PlainNTM
 from torch import Tensor, nn
 from torch.nn import functional
 
-import tapehead
-from tapehead.core.circuit import Circuit
+import papertape
+from papertape.core.circuit import Circuit
 
 
 class Case(NamedTuple):
@@ -50,7 +50,7 @@ class Case(NamedTuple):
 
     def circuit(self, backend: str) -> Circuit:
         """The library's circuit."""
-        kinds = {"ntm": tapehead.NTM, "dnc": tapehead.DNC}
+        kinds = {"ntm": papertape.NTM, "dnc": papertape.DNC}
         return kinds[self.kind](
             self.input_size,
             self.output_size,

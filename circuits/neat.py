@@ -24,7 +24,7 @@ class NeatCircuitOptions(Options):
 
 
 class NeatCircuit(Circuit):
-    """Inputs, hidden nodes and outputs connected in any way, recurrently too; see :mod:`~tapehead.core.graph`.
+    """Inputs, hidden nodes and outputs connected in any way, recurrently too; see :mod:`~papertape.core.graph`.
 
     The topology is in the weights: a connection is there where its weight is not zero. At first every input is
     connected to every output. What recurrent connections from outputs carry has gone through the activation; what the

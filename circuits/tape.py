@@ -78,7 +78,7 @@ class Tape(MemoryAugmentedCircuit):
             word_size: W, length of a cell.
             tied: with a direct controller, the O outputs and the first O elements of input, of the word to write and of
                 the word read are the bits of a word, and layers treat them alike
-                (:class:`~tapehead.core.tied.TiedLinear`): few weights, and as many for any O above 1.
+                (:class:`~papertape.core.tied.TiedLinear`): few weights, and as many for any O above 1.
             clip: hidden state, cell state and outputs are kept in [-clip, clip]; None leaves them.
             batch_first: sequences are ``[B, T, …]`` rather than ``[T, B, …]``.
             backend: what runs sequences; ``auto`` takes the fastest that can.

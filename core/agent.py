@@ -18,7 +18,7 @@ from .task import Task
 class Recorder:
     """Receives what a run has to say; this one keeps nothing, so library users need none.
 
-    ``tapehead.utils.run.Run`` writes it to a run directory and to visdom.
+    ``papertape.utils.run.Run`` writes it to a run directory and to visdom.
     """
 
     wants_episodes: bool = False

@@ -100,7 +100,7 @@ class Circuit(nn.Module, ABC):
     """Lower type for matrix products, ``torch.bfloat16``; None leaves it to the caller. Outputs keep the own type.
 
     What else keeps it is for each circuit to say; see
-    :class:`~tapehead.circuits.memory_augmented.MemoryAugmentedCircuit`.
+    :class:`~papertape.circuits.memory_augmented.MemoryAugmentedCircuit`.
     """
 
     def __init__(self, input_size: int, output_size: int, *, batch_first: bool = False) -> None:

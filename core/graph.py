@@ -21,7 +21,7 @@ GraphActivation = Literal["tanh", "relu", "sigmoid", "steep-sigmoid"]
 """Of hidden nodes and of outputs; steep-sigmoid is 1 / (1 + exp(-4.9 x)) (Stanley & Miikkulainen 2002, section 4.1)."""
 
 HIDDEN_WEIGHT, OUTPUT_WEIGHT = "hidden_weight", "output_weight"
-"""Names of the parameters, by which :mod:`~tapehead.agents.strategies.neat` finds them in a circuit."""
+"""Names of the parameters, by which :mod:`~papertape.agents.strategies.neat` finds them in a circuit."""
 
 
 class GraphState(NamedTuple):

@@ -129,7 +129,7 @@ class StaticInterface(Interface):
         masked_content: bool = False,
         head_init: HeadInit = "parked",
     ) -> None:
-        """Sizes and options as in :class:`tapehead.NTM`.
+        """Sizes and options as in :class:`papertape.NTM`.
 
         Raises:
             ValueError: an unknown ``head_init``.
@@ -193,7 +193,7 @@ class DynamicInterface(Interface):
         masked_content: bool = False,
         link_sharpening: bool = False,
     ) -> None:
-        """Sizes and options as in :class:`tapehead.DNC`."""
+        """Sizes and options as in :class:`papertape.DNC`."""
         sizes = {
             "read_keys": num_reads * word_size,
             "read_strengths": num_reads,

@@ -19,7 +19,7 @@ BLOCK = 512
 
 
 def similarity(words: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Cosine similarity as in :func:`~tapehead.core.addressing.cosine_similarity`, equal for equal words.
+    """Cosine similarity as in :func:`~papertape.core.addressing.cosine_similarity`, equal for equal words.
 
     The sum of each word is taken on its own. In a matrix product it depends on the word's place how its sum is rounded,
     and words that were written together are often equal.

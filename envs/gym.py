@@ -1,4 +1,4 @@
-"""Any of gymnasium's environments as a world (https://gymnasium.farama.org; install ``tapehead[gym]``)."""
+"""Any of gymnasium's environments as a world (https://gymnasium.farama.org; install ``papertape[gym]``)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class GymWorld(World):
         try:
             import gymnasium
         except ImportError as error:
-            raise ImportError('env type gym: gymnasium is not installed; pip install "tapehead[gym]"') from error
+            raise ImportError('env type gym: gymnasium is not installed; pip install "papertape[gym]"') from error
         self.options = options
         self.device = torch.device(device)
         self._spaces = gymnasium.spaces

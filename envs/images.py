@@ -71,7 +71,7 @@ class ImagesOptions(ClassificationOptions):
 
     type: Literal["images"] = "images"
     data: Literal["mnist", "fashion-mnist"] = "mnist"
-    """Which data set; read from (or downloaded into) its own folder in ``$TAPEHEAD_DATA`` or ``~/.cache/tapehead``."""
+    """Which data set; read from (or downloaded into) a folder in ``$PAPERTAPE_DATA`` or ``~/.cache/papertape``."""
     validation: int = Field(5000, ge=0)
     """How many training images, the last ones, are kept aside: runs are judged by them rather than by the test images.
     With 0 all are trained on and judged by."""
@@ -142,7 +142,7 @@ def load(name: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         DataError: a file is not to be had, not the published one, or does not fit the others.
     """
     data_set = DATA_SETS[name]
-    folder = Path(os.environ.get("TAPEHEAD_DATA") or Path.home() / ".cache" / "tapehead") / name
+    folder = Path(os.environ.get("PAPERTAPE_DATA") or Path.home() / ".cache" / "papertape") / name
     arrays = [read_idx(fetch(folder / file, data_set.mirrors, md5)) for file, md5 in data_set.checksums.items()]
     pairs = []
     for images, labels in (arrays[:2], arrays[2:]):
@@ -180,7 +180,7 @@ def fetch(path: Path, mirrors: tuple[str, ...], md5: str, timeout: float = 20.0)
         reasons.append(f"{mirror}: {content}")
     raise DataError(
         f"{path}: not there, and not to be downloaded ({'; '.join(reasons)}); "
-        "put the file there or point TAPEHEAD_DATA at the folder that holds it"
+        "put the file there or point PAPERTAPE_DATA at the folder that holds it"
     )
 
 

@@ -34,7 +34,7 @@ def triton_interpreter() -> Iterator[None]:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    from tapehead.core.kernels.triton import launch
+    from papertape.core.kernels.triton import launch
 
     if not launch.interpreted():
         assert torch.cuda.is_available(), "Triton was imported before TRITON_INTERPRET was set"

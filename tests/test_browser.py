@@ -21,12 +21,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tapehead import DNC, NTM
-from tapehead.core.circuit import Circuit
-from tapehead.core.env import Batch
-from tapehead.utils import visdom_files
-from tapehead.utils.live import Plotter
-from tapehead.utils.plots import Episode, episode_from
+from papertape import DNC, NTM
+from papertape.core.circuit import Circuit
+from papertape.core.env import Batch
+from papertape.utils import visdom_files
+from papertape.utils.live import Plotter
+from papertape.utils.plots import Episode, episode_from
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VISDOM = importlib.util.find_spec("visdom")
@@ -187,7 +187,7 @@ def test_the_command_line_shows_a_run_while_it_trains(tmp_path: Path) -> None:
     """`main.py train` starts a server; the page shows curves and memory; Ctrl-C ends the run in good order."""
     visdom_files.fetch("npm" if shutil.which("npm") else "any")
     port = free_port()
-    command = [sys.executable, "-m", "tapehead.main", "train", "ntm-copy", *SMALL_RUN, f"visdom_port={port}"]
+    command = [sys.executable, "-m", "papertape.main", "train", "ntm-copy", *SMALL_RUN, f"visdom_port={port}"]
     environment = {**os.environ, "HOME": str(tmp_path)}  # visdom keeps its environments there
     run = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     try:
@@ -214,4 +214,4 @@ def test_the_command_line_shows_a_run_while_it_trains(tmp_path: Path) -> None:
         run.send_signal(signal.SIGINT)
         _, said = run.communicate(timeout=90)
     assert run.returncode == 0
-    assert f"go on with: tapehead train --resume runs/{directory.name}" in said
+    assert f"go on with: papertape train --resume runs/{directory.name}" in said

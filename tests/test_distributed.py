@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tapehead.agents import EvolutionAgent
-from tapehead.core.distributed import Processes
-from tapehead.main import choose, main, parser
-from tapehead.utils import checkpoint, factory
-from tapehead.utils.run import read_metrics
+from papertape.agents import EvolutionAgent
+from papertape.core.distributed import Processes
+from papertape.main import choose, main, parser
+from papertape.utils import checkpoint, factory
+from papertape.utils.run import read_metrics
 
 SMALL = [
     *("ntm-copy", "env.width=3", "env.max_length=3", "env.test_lengths=[4]", "circuit.controller.hidden_size=8"),
@@ -50,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def torchrun(*arguments: str, restarts: int = 0) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += [f"--max-restarts={restarts}", "--monitor-interval=0.1", "-m", "tapehead.main", *arguments]
+    command += [f"--max-restarts={restarts}", "--monitor-interval=0.1", "-m", "papertape.main", *arguments]
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
 
 

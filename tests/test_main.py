@@ -16,12 +16,12 @@ import pytest
 import torch
 import yaml
 
-import tapehead
-from tapehead.agents import BackpropAgent
-from tapehead.envs import TMazeWorld
-from tapehead.main import main, read_arguments
-from tapehead.utils import checkpoint, factory, options
-from tapehead.utils.run import Run, new_directory, read_metrics
+import papertape
+from papertape.agents import BackpropAgent
+from papertape.envs import TMazeWorld
+from papertape.main import main, read_arguments
+from papertape.utils import checkpoint, factory, options
+from papertape.utils.run import Run, new_directory, read_metrics
 
 SMALL = [
     "env.width=3",
@@ -93,7 +93,7 @@ def test_train_leaves_a_run_behind(folder: Path, capsys: pytest.CaptureFixture[s
     assert "BackpropAgent" in log
     assert "NTM: " in log
     assert "bits wrong held out" in log
-    assert f"done at step 10; look closer with: tapehead test runs/{directory.name}" in log
+    assert f"done at step 10; look closer with: papertape test runs/{directory.name}" in log
     assert "done at step 10" in capsys.readouterr().err
 
 
@@ -124,7 +124,7 @@ def test_test_without_a_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_killed_and_resumed_equals_unbroken(folder: Path) -> None:
     """kill -9 at some moment, then --resume: weights, optimiser and rows are those of the unbroken run."""
-    command = [sys.executable, "-m", "tapehead.main", "train", "ntm-copy", *SMALL, "agent.steps=200", "plots=off"]
+    command = [sys.executable, "-m", "papertape.main", "train", "ntm-copy", *SMALL, "agent.steps=200", "plots=off"]
     command += ["threads=1"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     writer = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
@@ -154,7 +154,7 @@ def test_killed_and_resumed_equals_unbroken(folder: Path) -> None:
 
 
 def test_interrupt_saves_and_says_how_to_go_on(folder: Path) -> None:
-    command = [sys.executable, "-m", "tapehead.main", "train", *SMALL, "agent.steps=1000000", "plots=off"]
+    command = [sys.executable, "-m", "papertape.main", "train", *SMALL, "agent.steps=1000000", "plots=off"]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list(folder.glob("runs/*/checkpoints/latest.pt")) and time.monotonic() < deadline:
@@ -164,7 +164,7 @@ def test_interrupt_saves_and_says_how_to_go_on(folder: Path) -> None:
     assert process.returncode == 0
     directory = run_directory(folder)
     step = states(directory)["step"]
-    assert f"stopped at step {step}; go on with: tapehead train --resume runs/{directory.name}" in error
+    assert f"stopped at step {step}; go on with: papertape train --resume runs/{directory.name}" in error
     assert main(["train", "--resume", "latest", f"agent.steps={step + 2}"]) == 0  # type: ignore[operator]
     assert states(directory)["step"] == step + 2  # type: ignore[operator]
 
@@ -260,14 +260,17 @@ def test_weights_that_cannot_be_handed_over(folder: Path, capsys: pytest.Capture
         (
             ["start=latest", "circuit.word_size=5", "env.width=4"],
             [
-                f"tapehead: start: runs/{run.name}/checkpoints/best.pt does not fit; checkpoint: weight",
-                "tapehead: env.width: 3 there, 4 here",
-                "tapehead: circuit.word_size: 4 there, 5 here",
+                f"papertape: start: runs/{run.name}/checkpoints/best.pt does not fit; checkpoint: weight",
+                "papertape: env.width: 3 there, 4 here",
+                "papertape: circuit.word_size: 4 there, 5 here",
             ],
         ),
-        (["start=nowhere"], ["tapehead: start: got 'nowhere'; allowed is the path of a run's folder"]),
-        (["start=options.yaml"], ["tapehead: start: got 'options.yaml'"]),
-        ([*EVOLVE, "agent.strategy.type=trust", "start=latest"], ["tapehead: agent.strategy.initial: got 'resampled'"]),
+        (["start=nowhere"], ["papertape: start: got 'nowhere'; allowed is the path of a run's folder"]),
+        (["start=options.yaml"], ["papertape: start: got 'options.yaml'"]),
+        (
+            [*EVOLVE, "agent.strategy.type=trust", "start=latest"],
+            ["papertape: agent.strategy.initial: got 'resampled'"],
+        ),
     ]:
         assert main(["train", "ntm-copy", *last_of_each(*SMALL[:6], "plots=off", *arguments)]) == 2
         error = capsys.readouterr().err
@@ -283,7 +286,7 @@ def test_gymnasium_that_is_missing(
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     assert main(["train", "gym-cartpole"]) == 2
     said = capsys.readouterr().err.strip()
-    assert said == 'tapehead: env type gym: gymnasium is not installed; pip install "tapehead[gym]"'
+    assert said == 'papertape: env type gym: gymnasium is not installed; pip install "papertape[gym]"'
     assert list(folder.iterdir()) == []
 
 
@@ -298,7 +301,7 @@ def test_bad_input_leaves_nothing_behind(folder: Path, capsys: pytest.CaptureFix
     ]:
         assert main(arguments) == 2
         error = capsys.readouterr().err
-        assert f"tapehead: {message}" in error
+        assert f"papertape: {message}" in error
         assert "Traceback" not in error
     assert list(folder.iterdir()) == []
 
@@ -336,7 +339,7 @@ def test_what_cannot_run_here_leaves_nothing_behind(
     small = last_of_each("device=cpu", "agent.batch_size=1", "plots=off", *arguments)
     assert main(["train", "ntm-copy", *small]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if "left out" not in line]
-    assert len(said) == 1 and said[0].startswith(f"tapehead: {message}"), said
+    assert len(said) == 1 and said[0].startswith(f"papertape: {message}"), said
     assert list(folder.iterdir()) == []
 
 
@@ -345,7 +348,7 @@ def test_memory_that_runs_out_later_is_one_line_too(
 ) -> None:
     monkeypatch.setattr(BackpropAgent, "train_step", lambda agent: torch.empty(10**15))
     assert main(["train", "ntm-copy", *SMALL, "plots=off"]) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("tapehead: train: there is not enough memory; 3,725,2")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("papertape: train: there is not enough memory; 3,725,2")
 
 
 def made_elsewhere(directory: Path) -> None:
@@ -370,8 +373,8 @@ def test_a_run_that_was_made_on_another_machine(
     assert main(["train", "ntm-copy", *SMALL, "agent.steps=5", "plots=off"]) == 0
     directory = run_directory(folder)
     made_elsewhere(directory)
-    circuit = tapehead.load_circuit(directory / "checkpoints" / "best.pt")
-    assert isinstance(circuit, tapehead.NTM) and circuit.backend == "auto"
+    circuit = papertape.load_circuit(directory / "checkpoints" / "best.pt")
+    assert isinstance(circuit, papertape.NTM) and circuit.backend == "auto"
     capsys.readouterr()
     assert main(["test", "latest"]) == 0
     said = capsys.readouterr().err
@@ -379,7 +382,7 @@ def test_a_run_that_was_made_on_another_machine(
     assert "backend: 'triton' cannot run this circuit: it runs on GPUs" in said
     assert not (directory / "test" / "checkpoints").exists()
     assert main(["test", "latest", "backend=triton"]) == 2
-    assert "tapehead: backend: 'triton' cannot run this circuit" in capsys.readouterr().err
+    assert "papertape: backend: 'triton' cannot run this circuit" in capsys.readouterr().err
     assert main(["train", "--resume", "latest", "agent.steps=7"]) == 0
     assert states(directory)["step"] == 7
     assert "device: 'cuda:99' -> 'auto'" in (directory / "log").read_text()
@@ -390,13 +393,13 @@ def test_a_circuit_is_built_without_its_env(folder: Path, monkeypatch: pytest.Mo
     path = run_directory(folder) / "checkpoints" / "best.pt"
     older = {name: value for name, value in checkpoint.load(path).items() if name != "sizes"}
     checkpoint.save(folder / "older.pt", older)
-    assert tapehead.load_circuit(folder / "older.pt").input_size == 5
+    assert papertape.load_circuit(folder / "older.pt").input_size == 5
 
     def build_env(*arguments: object) -> None:
         raise AssertionError("an env was built")
 
     monkeypatch.setattr(factory, "build_env", build_env)
-    assert tapehead.load_circuit(path).input_size == 5
+    assert papertape.load_circuit(path).input_size == 5
 
 
 def test_a_run_that_goes_on_says_what_is_new_and_keeps_what_was(
@@ -406,7 +409,7 @@ def test_a_run_that_goes_on_says_what_is_new_and_keeps_what_was(
     directory = run_directory(folder)
     first = (directory / "options.yaml").read_text()
     assert main(["train", "--resume", "latest", "seed=5"]) == 2
-    assert "tapehead: seed: got 5; a run that goes on keeps the random state" in capsys.readouterr().err
+    assert "papertape: seed: got 5; a run that goes on keeps the random state" in capsys.readouterr().err
     assert main(["train", "--resume", "latest"]) == 0
     assert not list(directory.glob("options-*"))
     assert main(["train", "--resume", "latest", "agent.steps=6", "precision=float64"]) == 0
@@ -486,16 +489,16 @@ def test_full_disk_does_not_stop_training(
 def test_circuit_from_a_checkpoint(folder: Path) -> None:
     assert main(["train", *SMALL, "agent.steps=5", "plots=off"]) == 0
     path = run_directory(folder) / "checkpoints" / "best.pt"
-    circuit = tapehead.load_circuit(path)
-    assert isinstance(circuit, tapehead.NTM)
+    circuit = papertape.load_circuit(path)
+    assert isinstance(circuit, papertape.NTM)
     outputs, _ = circuit(torch.zeros(6, 2, 5))
     assert outputs.shape == (6, 2, 3)
     torch.save({"x": 1}, folder / "other.pt")
-    with pytest.raises(checkpoint.CheckpointError, match="not a checkpoint of Tapehead"):
-        tapehead.load_circuit(folder / "other.pt")
+    with pytest.raises(checkpoint.CheckpointError, match="not a checkpoint of Papertape"):
+        papertape.load_circuit(folder / "other.pt")
     checkpoint.save(folder / "empty.pt", {"step": 1})
     with pytest.raises(checkpoint.CheckpointError, match="holds no circuit"):
-        tapehead.load_circuit(folder / "empty.pt")
+        papertape.load_circuit(folder / "empty.pt")
 
 
 def test_names_of_runs_never_collide(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What an installed tapehead holds, and the ways to start it."""
+"""What an installed papertape holds, and the ways to start it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import tapehead
+import papertape
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("agents", "circuits", "core", "envs", "utils")
@@ -41,17 +41,17 @@ def relative(folder: Path, pattern: str) -> set[str]:
 
 def test_all_modules_are_in_it_and_no_script_test_or_benchmark(built: Path) -> None:
     rooms = set().union(*(relative(ROOT, f"{room}/**/*.py") for room in ROOMS))
-    assert relative(built / "tapehead", "**/*.py") == rooms | {"__init__.py", "main.py"}
+    assert relative(built / "papertape", "**/*.py") == rooms | {"__init__.py", "main.py"}
 
 
 def test_presets_and_type_marker_are_in_it(built: Path) -> None:
-    assert relative(built / "tapehead", "options/*") == relative(ROOT, "options/*.yaml")
-    assert (built / "tapehead" / "py.typed").is_file()
+    assert relative(built / "papertape", "options/*") == relative(ROOT, "options/*.yaml")
+    assert (built / "papertape" / "py.typed").is_file()
 
 
 def test_nothing_else_lands_in_site_packages(built: Path) -> None:
-    assert {path.name for path in built.iterdir() if path.suffix != ".dist-info"} == {"tapehead"}
-    assert {path.name for path in (built / "tapehead").iterdir()} == {
+    assert {path.name for path in built.iterdir() if path.suffix != ".dist-info"} == {"papertape"}
+    assert {path.name for path in (built / "papertape").iterdir()} == {
         *ROOMS,
         "options",
         "__init__.py",
@@ -61,7 +61,7 @@ def test_nothing_else_lands_in_site_packages(built: Path) -> None:
 
 
 def test_version_and_licence(metadata: Message) -> None:
-    assert metadata["Version"] == tapehead.__version__
+    assert metadata["Version"] == papertape.__version__
     assert metadata["License-Expression"] == "MIT"
 
 
@@ -73,22 +73,22 @@ def test_visdom_is_an_extra(metadata: Message) -> None:
 
 
 def test_changelog_knows_this_version() -> None:
-    assert f"## [{tapehead.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{papertape.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_imports_without_visdom_and_gymnasium(tmp_path: Path) -> None:
-    script = "import sys; sys.modules['visdom'] = sys.modules['gymnasium'] = None; import tapehead.main"
+    script = "import sys; sys.modules['visdom'] = sys.modules['gymnasium'] = None; import papertape.main"
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
-    [[sys.executable, str(ROOT / "main.py")], [sys.executable, "-m", "tapehead.main"], ["tapehead"]],
+    [[sys.executable, str(ROOT / "main.py")], [sys.executable, "-m", "papertape.main"], ["papertape"]],
     ids=["main.py", "module", "console script"],
 )
 def test_starts_from_any_folder(command: list[str], tmp_path: Path) -> None:
-    if command == ["tapehead"]:
-        command = [str(Path(sys.executable).parent / "tapehead")]
+    if command == ["papertape"]:
+        command = [str(Path(sys.executable).parent / "papertape")]
     out = subprocess.run([*command, "--version"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-    assert out.strip() == tapehead.__version__
+    assert out.strip() == papertape.__version__

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import tapehead
-from tapehead.utils import options
-from tapehead.utils.factory import AGENTS, BLOCKS, parse
+import papertape
+from papertape.utils import options
+from papertape.utils.factory import AGENTS, BLOCKS, parse
 
-README = (Path(tapehead.__file__).parent / "README.md").read_text(encoding="utf-8")
+README = (Path(papertape.__file__).parent / "README.md").read_text(encoding="utf-8")
 LIBRARY, TRAINING, TASK = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -27,7 +27,7 @@ def test_the_library_is_used_as_it_says() -> None:
     names: dict[str, object] = {}
     run(LIBRARY.split("trained = ")[0], names)
     trace = names["trace"]
-    assert isinstance(trace, tapehead.Trace)
+    assert isinstance(trace, papertape.Trace)
     assert trace.read_weights.shape == (50, 16, 2, 64)
     assert trace.memory.shape == (50, 16, 64, 32)
 
@@ -38,8 +38,8 @@ def test_a_circuit_is_trained_as_it_says(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_task_is_added_as_it_says() -> None:
-    names: dict[str, object] = {"__name__": "tapehead.envs.reverse"}
-    run(TASK.replace("from ..core", "from tapehead.core"), names)
+    names: dict[str, object] = {"__name__": "papertape.envs.reverse"}
+    run(TASK.replace("from ..core", "from papertape.core"), names)
     env = names["ReverseEnv"](names["ReverseOptions"]())  # type: ignore[operator]
     batch = env.sample(3, torch.Generator().manual_seed(0))
     assert torch.equal(batch.targets[10:], batch.inputs[:10].flip(0))

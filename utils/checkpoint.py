@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-MAGIC = b"TAPEHEAD"
+MAGIC = b"PAPERTAPE"
 FORMAT_VERSION = 2
 _SEAL = struct.Struct("<8sQQ32s")
 _COMMENT_LENGTH = struct.Struct("<H")
@@ -78,11 +78,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     readable, seal, archive = _opened(content)
     if len(seal) < _SEAL.size or not seal.startswith(MAGIC):
-        raise CheckpointError(f"{path}: is cut off, or not a checkpoint of Tapehead")
+        raise CheckpointError(f"{path}: is cut off, or not a checkpoint of Papertape")
     _, version, length, digest = _SEAL.unpack(seal)
     if version not in (1, FORMAT_VERSION):
         raise CheckpointError(
-            f"{path}: has format version {version}; this version of Tapehead reads 1 to {FORMAT_VERSION}"
+            f"{path}: has format version {version}; this version of Papertape reads 1 to {FORMAT_VERSION}"
         )
     left = sum(map(len, archive))
     if left != length:

@@ -12,9 +12,9 @@ from typing import Any
 BOOT = """
 import importlib, sys, types
 sys.path[:] = [path for path in sys.path if path]
-package = types.ModuleType("tapehead")
+package = types.ModuleType("papertape")
 package.__path__ = [sys.argv[1]]
-sys.modules["tapehead"] = package
+sys.modules["papertape"] = package
 getattr(importlib.import_module(sys.argv[2]), sys.argv[3])(*sys.argv[4:])
 """
 
@@ -23,7 +23,7 @@ def command(function: Callable[..., Any], *arguments: str) -> list[str]:
     """The command line that calls a function of one of this package's modules that do without torch.
 
     Args:
-        function: takes texts; its module must be called ``tapehead.…``.
+        function: takes texts; its module must be called ``papertape.…``.
         arguments: what it is called with.
     """
     root = Path(__file__).parent.parent

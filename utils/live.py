@@ -76,7 +76,7 @@ class Plotter:
             return
         if mode == "visdom" and importlib.util.find_spec("visdom") is None:
             raise OptionsError(
-                "plots: got 'visdom', which is not installed; `pip install \"tapehead[visdom]\"` gets it, "
+                "plots: got 'visdom', which is not installed; `pip install \"papertape[visdom]\"` gets it, "
                 "plots=files and plots=off work without it"
             )
         settings = {

@@ -1,4 +1,4 @@
-"""The child process of :class:`~tapehead.utils.live.Plotter`: draws files and talks to visdom.
+"""The child process of :class:`~papertape.utils.live.Plotter`: draws files and talks to visdom.
 
 It reads messages from its standard input and writes lines for the log to its standard output. It must not import torch.
 """
@@ -70,7 +70,7 @@ MAX_ROWS = 50_000
 
 
 class Settings(NamedTuple):
-    """What the run says at the start; see :class:`~tapehead.utils.live.Plotter`."""
+    """What the run says at the start; see :class:`~papertape.utils.live.Plotter`."""
 
     directory: str
     title: str
@@ -500,7 +500,7 @@ class Visdom:
 def start_visdom(settings: Settings) -> Visdom | None:
     """Connect to visdom, or say why not; None where it can never be had."""
     if importlib.util.find_spec("visdom") is None:
-        say("info", 'pictures go to files alone; `pip install "tapehead[visdom]"` gets live plots')
+        say("info", 'pictures go to files alone; `pip install "papertape[visdom]"` gets live plots')
         return None
     visdom = Visdom(settings)
     problem = visdom.connect()

@@ -11,7 +11,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-LOGGER = logging.getLogger("tapehead")
+LOGGER = logging.getLogger("papertape")
 
 
 class _TerminalHandler(logging.Handler):
@@ -29,7 +29,7 @@ class _FileHandler(logging.FileHandler):
 
 @contextlib.contextmanager
 def log_to(target: Path | Literal["terminal"]) -> Iterator[None]:
-    """Within the block, lines of the ``tapehead`` loggers go to the terminal or to a file."""
+    """Within the block, lines of the ``papertape`` loggers go to the terminal or to a file."""
     handler: logging.Handler
     if target == "terminal":
         handler = _TerminalHandler()

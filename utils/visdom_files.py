@@ -2,7 +2,7 @@
 
 visdom downloads them from several sites when it is first started by its own command. This module fetches them
 beforehand, from those sites or, where only a package index can be reached, from the npm registry; by hand with
-``python -m tapehead.utils.visdom_files``.
+``python -m papertape.utils.visdom_files``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 FETCH_SECONDS = 300.0
-COMMAND = "python -m tapehead.utils.visdom_files"
+COMMAND = "python -m papertape.utils.visdom_files"
 
 BOOTSTRAP_FONT = "fonts/glyphicons-halflings-regular"
 MATHJAX = (
@@ -73,7 +73,7 @@ def package_directory() -> Path:
     """
     spec = importlib.util.find_spec("visdom")
     if spec is None or spec.origin is None:
-        raise FilesError('visdom is not installed; `pip install "tapehead[visdom]"` gets it')
+        raise FilesError('visdom is not installed; `pip install "papertape[visdom]"` gets it')
     return Path(spec.origin).parent
 
 

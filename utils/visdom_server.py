@@ -1,6 +1,6 @@
 """A visdom server: find one, start one on this machine, talk to one.
 
-``python -m tapehead.utils.visdom_server`` serves what runs have left behind, until Ctrl-C.
+``python -m papertape.utils.visdom_server`` serves what runs have left behind, until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ERRORS = (OSError, ValueError, RuntimeError)
 ANSWER_SECONDS = 5.0
 """A server that takes longer to answer counts as lost."""
 START_SECONDS = 25.0
-COMMAND = "python -m tapehead.utils.visdom_server"
+COMMAND = "python -m papertape.utils.visdom_server"
 LOCAL = ("localhost", "127.0.0.1")
 
 
@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--data", help="folder of the environments (default: ~/.visdom)")
     options = parser.parse_args()
     if importlib.util.find_spec("visdom") is None:
-        raise SystemExit('visdom is not installed; `pip install "tapehead[visdom]"` gets it')
+        raise SystemExit('visdom is not installed; `pip install "papertape[visdom]"` gets it')
     print(f"http://localhost:{options.port}, until Ctrl-C")
     if visdom_files.missing_files():
         print(f"the page stays empty until `{visdom_files.COMMAND}` has fetched its files")

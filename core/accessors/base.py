@@ -68,6 +68,6 @@ class Accessor(nn.Module, ABC):
         return state
 
     def observed(self, state: Any) -> dict[str, Tensor]:
-        """What a :class:`~tapehead.core.circuit.Trace` shows of a state, by name; here, all of it."""
+        """What a :class:`~papertape.core.circuit.Trace` shows of a state, by name; here, all of it."""
         seen: dict[str, Tensor] = state._asdict()
         return seen

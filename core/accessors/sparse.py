@@ -148,11 +148,11 @@ class SparseAccessor(Accessor):
     With links, as in the DNC, the words before and after those read last count too: w = π_1 b + π_2 c + π_3 f, of
     which the K heaviest slots are kept. b and f follow the L strongest links of each slot.
 
-    With K = N (and L = N) nothing is left out. Reading then equals :func:`~tapehead.core.addressing.content_weights`
-    and :func:`~tapehead.core.addressing.read` over the whole memory, writing equals
-    :func:`~tapehead.core.addressing.write` with an erase vector of ones for the emptied slot, and links equal
-    :func:`~tapehead.core.addressing.link`, :func:`~tapehead.core.addressing.precedence` and
-    :func:`~tapehead.core.addressing.directional_weights` of the DNC. What is then still not an NTM or a DNC is how a
+    With K = N (and L = N) nothing is left out. Reading then equals :func:`~papertape.core.addressing.content_weights`
+    and :func:`~papertape.core.addressing.read` over the whole memory, writing equals
+    :func:`~papertape.core.addressing.write` with an erase vector of ones for the emptied slot, and links equal
+    :func:`~papertape.core.addressing.link`, :func:`~papertape.core.addressing.precedence` and
+    :func:`~papertape.core.addressing.directional_weights` of the DNC. What is then still not an NTM or a DNC is how a
     write finds its slots: by least recent use and by what was read, not by location, content or a usage between 0 and
     1. The choices of slots (the K nearest, the L strongest, the least recently used) have no gradient; everything else
     has, exactly.
@@ -564,7 +564,7 @@ def _product_similarity(memory: Tensor, norms: Tensor, keys: Tensor, mask: Tenso
 
 
 def _norms(memory: Tensor) -> Tensor:
-    """Norm of each word as in :func:`~tapehead.core.addressing.cosine_similarity`, ``[B, N, W]`` -> ``[B, N]``."""
+    """Norm of each word as in :func:`~papertape.core.addressing.cosine_similarity`, ``[B, N, W]`` -> ``[B, N]``."""
     # A norm, then its square: the squares of all elements would be a second memory.
     return torch.sqrt(torch.linalg.vector_norm(memory.detach(), dim=-1).square() + addressing.NORM_EPSILON)
 

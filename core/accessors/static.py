@@ -46,9 +46,9 @@ class StaticAccessor(Accessor):
         Args:
             hidden_size, memory_size, word_size, num_reads, num_writes: see :class:`Accessor`.
             shift_range: largest shift in slots, to either side.
-            memory_init: contents before the first step; see :class:`~tapehead.core.memory.InitialMemory`.
-            weight_init: weightings before the first step; see :class:`~tapehead.core.memory.InitialWeights`.
-            head_init: how the heads start; see :data:`~tapehead.core.heads.HeadInit`.
+            memory_init: contents before the first step; see :class:`~papertape.core.memory.InitialMemory`.
+            weight_init: weightings before the first step; see :class:`~papertape.core.memory.InitialWeights`.
+            head_init: how the heads start; see :data:`~papertape.core.heads.HeadInit`.
             masked_content: lookups weigh the elements of a word (improved DNC).
 
         Raises:

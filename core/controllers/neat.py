@@ -24,7 +24,7 @@ class NeatControllerOptions(LayeredControllerOptions):
 
 
 class NeatController(Controller):
-    """A network of any topology, recurrent connections included; see :mod:`~tapehead.core.graph`.
+    """A network of any topology, recurrent connections included; see :mod:`~papertape.core.graph`.
 
     The topology is in the weights: a connection is there where its weight is not zero. So it is evolved by NEAT, or by
     any other strategy, and goes on by backprop, which changes the weights of the connections that there are.

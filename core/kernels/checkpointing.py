@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState, every: int) -> tuple[Tensor, CircuitState]:
-    """What :func:`~tapehead.core.kernels.dispatch.run` gives, and the same gradients (of first order), by any backend.
+    """What :func:`~papertape.core.kernels.dispatch.run` gives, and the same gradients (of first order), by any backend.
 
     Where no gradient can be due nothing is cut: under ``torch.no_grad``, on the meta device, and under ``torch.func``
     and ``torch.compile``, which decide for themselves what they keep.

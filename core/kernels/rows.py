@@ -126,7 +126,7 @@ class InPlaceTimes(InPlaceRows):
         self.minima.scatter_(1, blocks, self._blocks(blocks).amin(-1))
 
     def least_recent(self, count: int) -> Tensor:
-        """What :func:`~tapehead.core.sparse_addressing.least_recent` finds, ``[B, count]``."""
+        """What :func:`~papertape.core.sparse_addressing.least_recent` finds, ``[B, count]``."""
         # They lie in the blocks with the smallest minima; in order of index, so that the first still win.
         blocks = least_recent(self.minima, min(count, self.minima.shape[1]))
         chosen = least_recent(self._blocks(blocks).flatten(1), count)

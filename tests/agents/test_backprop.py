@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import tapehead
-from tapehead.agents import BackpropAgent, BackpropOptions
-from tapehead.agents.learning import TrainingError
-from tapehead.agents.optimisers import TensorFlowRMSprop
-from tapehead.core.agent import Recorder
-from tapehead.core.env import Batch
-from tapehead.envs import CopyEnv, CopyOptions
-from tapehead.utils import checkpoint
+import papertape
+from papertape.agents import BackpropAgent, BackpropOptions
+from papertape.agents.learning import TrainingError
+from papertape.agents.optimisers import TensorFlowRMSprop
+from papertape.core.agent import Recorder
+from papertape.core.env import Batch
+from papertape.envs import CopyEnv, CopyOptions
+from papertape.utils import checkpoint
 
 SMALL = {"batch_size": 4, "log_every": 2, "evaluate_every": 3, "checkpoint_every": 4, "evaluation_sequences": 5}
 
@@ -53,7 +53,7 @@ def make(seed: int = 0, circuit: str = "ntm", recorder: Recorder | None = None, 
     env = CopyEnv(CopyOptions(width=3, max_length=3, test_lengths=[5]))
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {"hidden_size": 8, "memory_size": 6, "word_size": 4}
-    built = tapehead.NTM(5, 3, **sizes) if circuit == "ntm" else tapehead.DNC(5, 3, num_reads=2, **sizes)
+    built = papertape.NTM(5, 3, **sizes) if circuit == "ntm" else papertape.DNC(5, 3, num_reads=2, **sizes)
     return BackpropAgent(env, built, BackpropOptions(**{**SMALL, **options}), seed=seed, recorder=recorder)
 
 
@@ -103,10 +103,10 @@ def test_curriculum_is_resumed() -> None:
         curriculum={"type": "growing", "threshold": 100.0},  # type: ignore[arg-type]
     )
     env = CopyEnv(options)
-    agent = BackpropAgent(env, tapehead.NTM(5, 3, memory_size=6), BackpropOptions(**SMALL, steps=6))
+    agent = BackpropAgent(env, papertape.NTM(5, 3, memory_size=6), BackpropOptions(**SMALL, steps=6))
     agent.fit()
     assert env.state_dict()["level"] == 2
-    other = BackpropAgent(CopyEnv(options), tapehead.NTM(5, 3, memory_size=6), BackpropOptions(**SMALL, steps=6))
+    other = BackpropAgent(CopyEnv(options), papertape.NTM(5, 3, memory_size=6), BackpropOptions(**SMALL, steps=6))
     other.load_state_dict(agent.state_dict())
     assert other.env.state_dict()["level"] == 2
 
@@ -115,7 +115,7 @@ def test_learns() -> None:
     env = CopyEnv(CopyOptions(width=3, max_length=3, test_lengths=[]))
     torch.manual_seed(1)
     options = BackpropOptions(batch_size=16, steps=500, lr=1e-2, clip_norm=10.0, evaluate_every=50, target_error=0.2)
-    agent = BackpropAgent(env, tapehead.NTM(5, 3, hidden_size=32, memory_size=8, word_size=8), options, seed=1)
+    agent = BackpropAgent(env, papertape.NTM(5, 3, hidden_size=32, memory_size=8, word_size=8), options, seed=1)
     before = agent.evaluate()["held_out/length 1-3/bits_wrong"]
     after = agent.fit()["held_out/length 1-3/bits_wrong"]
     assert before > 1.5
@@ -181,7 +181,7 @@ def test_truncation_cuts_the_gradient_and_nothing_else() -> None:
     outputs, state = [], None
     for start in range(0, batch.inputs.shape[0], 2):
         answered, state = agent.circuit(batch.inputs[start : start + 2], state)
-        state = tapehead.detach(state)
+        state = papertape.detach(state)
         outputs.append(answered)
     agent.env.loss(torch.cat(outputs), batch).backward()
     expected = [parameter.grad for parameter in agent.circuit.parameters() if parameter.grad is not None]
@@ -253,8 +253,8 @@ def test_target_must_hold_on_more_sequences(monkeypatch: pytest.MonkeyPatch) -> 
         asked.append((env.options.max_length, sequences))
         return {"bits_wrong": next(many)}
 
-    monkeypatch.setattr("tapehead.agents.learning.evaluate_all", on_few)
-    monkeypatch.setattr("tapehead.agents.learning.evaluate", on_many)
+    monkeypatch.setattr("papertape.agents.learning.evaluate_all", on_few)
+    monkeypatch.setattr("papertape.agents.learning.evaluate", on_many)
     agent.fit()
     assert agent.step == 9
     assert asked == [(5, 40), (5, 40), (3, 40)]
@@ -280,7 +280,7 @@ def test_begins_again_with_the_first_lesson() -> None:
     env = CopyEnv(
         CopyOptions(width=3, max_length=3, test_lengths=[], curriculum={"type": "growing", "threshold": 100.0})  # type: ignore[arg-type]
     )
-    circuit = tapehead.NTM(5, 3, hidden_size=8, memory_size=6, word_size=4)
+    circuit = papertape.NTM(5, 3, hidden_size=8, memory_size=6, word_size=4)
     settings = {**SMALL, "steps": 6, "log_every": 1, "retry_every": 5, "target_error": 0.0}
     agent = BackpropAgent(env, circuit, BackpropOptions(**settings))  # type: ignore[arg-type]
     while agent.step < 5:
@@ -390,11 +390,11 @@ def test_rmsprop_as_in_tensorflow() -> None:
 def test_circuit_that_does_not_fit() -> None:
     env = CopyEnv(CopyOptions(width=3))
     with pytest.raises(ValueError, match="input_size: the circuit has 6, the env 5"):
-        BackpropAgent(env, tapehead.NTM(6, 3))
+        BackpropAgent(env, papertape.NTM(6, 3))
     with pytest.raises(ValueError, match="output_size: the circuit has 4, the env 3"):
-        BackpropAgent(env, tapehead.NTM(5, 4))
+        BackpropAgent(env, papertape.NTM(5, 4))
     with pytest.raises(ValueError, match="batch_first: got True"):
-        BackpropAgent(env, tapehead.NTM(5, 3, batch_first=True))
+        BackpropAgent(env, papertape.NTM(5, 3, batch_first=True))
 
 
 def test_foreign_checkpoints() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-import tapehead
-from tapehead.agents import EmptyAgent, EmptyOptions
-from tapehead.core.env import Batch
-from tapehead.envs import CopyEnv, CopyOptions
+import papertape
+from papertape.agents import EmptyAgent, EmptyOptions
+from papertape.core.env import Batch
+from papertape.envs import CopyEnv, CopyOptions
 
 
 class WrongMask(CopyEnv):
@@ -20,7 +20,7 @@ class WrongMask(CopyEnv):
 
 def test_drives_an_env_without_learning() -> None:
     agent = EmptyAgent(
-        CopyEnv(CopyOptions(width=3, max_length=4, test_lengths=[6])), tapehead.NTM(5, 3), EmptyOptions(steps=3)
+        CopyEnv(CopyOptions(width=3, max_length=4, test_lengths=[6])), papertape.NTM(5, 3), EmptyOptions(steps=3)
     )
     before = {name: value.clone() for name, value in agent.circuit.state_dict().items()}
     assert set(agent.fit()) == {"loss", "bits_wrong"}
@@ -30,6 +30,6 @@ def test_drives_an_env_without_learning() -> None:
 
 
 def test_names_what_is_wrong_with_an_env() -> None:
-    agent = EmptyAgent(WrongMask(CopyOptions(width=3, min_length=4, max_length=4)), tapehead.NTM(5, 3))
+    agent = EmptyAgent(WrongMask(CopyOptions(width=3, min_length=4, max_length=4)), papertape.NTM(5, 3))
     with pytest.raises(ValueError, match=r"mask: the env handed out shape \[3, 16\]; expected \[10, 16\]"):
         agent.fit()

@@ -11,17 +11,17 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-import tapehead
-from tapehead.agents import BackpropAgent, BackpropOptions
-from tapehead.agents.evaluation import held_out_errors
-from tapehead.agents.evolution import EvolutionAgent, EvolutionOptions
-from tapehead.agents.learning import TrainingError
-from tapehead.agents.strategies import STRATEGIES
-from tapehead.circuits import FeedForwardCircuit
-from tapehead.core.agent import Recorder
-from tapehead.core.env import Env
-from tapehead.core.pictures import Picture
-from tapehead.envs import CopyEnv, CopyOptions
+import papertape
+from papertape.agents import BackpropAgent, BackpropOptions
+from papertape.agents.evaluation import held_out_errors
+from papertape.agents.evolution import EvolutionAgent, EvolutionOptions
+from papertape.agents.learning import TrainingError
+from papertape.agents.strategies import STRATEGIES
+from papertape.circuits import FeedForwardCircuit
+from papertape.core.agent import Recorder
+from papertape.core.env import Env
+from papertape.core.pictures import Picture
+from papertape.envs import CopyEnv, CopyOptions
 
 SMALL: dict[str, Any] = {
     "batch_size": 4,
@@ -76,8 +76,8 @@ def make(strategy="openai-es", *, seed=0, recorder=None, env=None, kind="ntm", w
     block = {"type": strategy, "population": 8} if isinstance(strategy, str) else strategy
     controller = "neat" if block["type"] == "neat" else "feedforward"
     circuit = {
-        "ntm": lambda: tapehead.NTM(env.input_size, env.output_size, controller=controller, **sizes),
-        "dnc": lambda: tapehead.DNC(env.input_size, env.output_size, controller="gru", num_reads=1, **sizes),
+        "ntm": lambda: papertape.NTM(env.input_size, env.output_size, controller=controller, **sizes),
+        "dnc": lambda: papertape.DNC(env.input_size, env.output_size, controller="gru", num_reads=1, **sizes),
         "feedforward": lambda: FeedForwardCircuit(env.input_size, env.output_size, hidden_sizes=[4]),
     }[kind]()
     if block["type"] == "deep-ga":

@@ -2,9 +2,9 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from tapehead import envs
-from tapehead.agents.fitness import AccuracyFitness, AnyFitness, LossFitness, RewardFitness, fitness
-from tapehead.core.env import Batch
+from papertape import envs
+from papertape.agents.fitness import AccuracyFitness, AnyFitness, LossFitness, RewardFitness, fitness
+from papertape.core.env import Batch
 
 MEMBERS, SIZE = 5, 6
 NAMES = ("Copy", "RepeatCopy", "AssociativeRecall", "DynamicNGrams", "PrioritySort", "Letters")

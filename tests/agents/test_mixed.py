@@ -9,13 +9,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-import tapehead
-from tapehead.agents import MixedAgent, MixedOptions
-from tapehead.agents.evaluation import held_out_errors
-from tapehead.circuits import FeedForwardCircuit
-from tapehead.core.agent import Recorder
-from tapehead.core.stacked import Layout
-from tapehead.envs import CopyEnv, CopyOptions
+import papertape
+from papertape.agents import MixedAgent, MixedOptions
+from papertape.agents.evaluation import held_out_errors
+from papertape.circuits import FeedForwardCircuit
+from papertape.core.agent import Recorder
+from papertape.core.stacked import Layout
+from papertape.envs import CopyEnv, CopyOptions
 
 SMALL = {"batch_size": 4, "log_every": 2, "evaluate_every": 3, "checkpoint_every": 4, "evaluation_sequences": 5}
 TIMED = "train/sequences_per_second"
@@ -37,7 +37,7 @@ def make(*, seed=0, recorder=None, kind="ntm", env=None, dtype=torch.float64, **
     torch.manual_seed(1)
     sizes = {"hidden_size": 4, "memory_size": 4, "word_size": 3}
     if kind == "ntm":
-        circuit = tapehead.NTM(env.input_size, env.output_size, controller="gru", **sizes)
+        circuit = papertape.NTM(env.input_size, env.output_size, controller="gru", **sizes)
     else:
         circuit = FeedForwardCircuit(env.input_size, env.output_size, hidden_sizes=[4])
     block = {"type": "trust", "population": 6, "mutation_scale": 0.3}

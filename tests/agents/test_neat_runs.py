@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tapehead.agents.evaluation import evaluate
-from tapehead.utils import factory, options
+from papertape.agents.evaluation import evaluate
+from papertape.utils import factory, options
 
 
 @pytest.mark.slow

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-import tapehead
-from tapehead.agents import BackpropAgent, BackpropOptions, NodePerturbationAgent, NodePerturbationOptions
-from tapehead.circuits import FeedForwardCircuit
-from tapehead.core.circuit import Circuit
-from tapehead.core.distributed import Processes
-from tapehead.core.env import Env
-from tapehead.envs import CopyEnv, CopyOptions
-from tapehead.utils import factory, options
+import papertape
+from papertape.agents import BackpropAgent, BackpropOptions, NodePerturbationAgent, NodePerturbationOptions
+from papertape.circuits import FeedForwardCircuit
+from papertape.core.circuit import Circuit
+from papertape.core.distributed import Processes
+from papertape.core.env import Env
+from papertape.envs import CopyEnv, CopyOptions
+from papertape.utils import factory, options
 
 
 def small_env() -> CopyEnv:
@@ -23,7 +23,7 @@ def small_circuit(kind: str, env: Env) -> Circuit:
     torch.manual_seed(1)
     if kind == "layers":
         return FeedForwardCircuit(env.input_size, env.output_size, hidden_sizes=[5]).double()
-    return tapehead.NTM(
+    return papertape.NTM(
         env.input_size, env.output_size, controller=kind, hidden_size=6, memory_size=4, word_size=3
     ).double()
 
@@ -93,7 +93,7 @@ def test_a_resumed_run_equals_an_unbroken_one() -> None:
 
 def test_circuits_with_other_weights_are_refused() -> None:
     env = small_env()
-    circuit = tapehead.NTM(env.input_size, env.output_size, memory_init="learned")
+    circuit = papertape.NTM(env.input_size, env.output_size, memory_init="learned")
     with pytest.raises(ValueError, match=r"agent\.type: got 'node-perturbation', but the circuit's weight .*contents"):
         NodePerturbationAgent(env, circuit)
 

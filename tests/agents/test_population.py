@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from tapehead import DNC, NTM
-from tapehead.agents.population import Population
-from tapehead.agents.strategies import OpenAIES, OpenAIESOptions
-from tapehead.circuits import FeedForwardCircuit, NeatCircuit
+from papertape import DNC, NTM
+from papertape.agents.population import Population
+from papertape.agents.strategies import OpenAIES, OpenAIESOptions
+from papertape.circuits import FeedForwardCircuit, NeatCircuit
 
 CIRCUITS = {
     "feedforward": lambda: FeedForwardCircuit(5, 3, hidden_sizes=[6, 4]),

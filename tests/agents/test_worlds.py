@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import tapehead
-from tapehead.agents import EvolutionAgent, EvolutionOptions
-from tapehead.agents.evaluation import evaluate, show_episodes
-from tapehead.agents.population import Population
-from tapehead.circuits import FeedForwardCircuit
-from tapehead.core.agent import Recorder
-from tapehead.core.world import Step, World, WorldOptions, carrying, check_episodes
-from tapehead.envs import TMazeOptions, TMazeWorld
+import papertape
+from papertape.agents import EvolutionAgent, EvolutionOptions
+from papertape.agents.evaluation import evaluate, show_episodes
+from papertape.agents.population import Population
+from papertape.circuits import FeedForwardCircuit
+from papertape.core.agent import Recorder
+from papertape.core.world import Step, World, WorldOptions, carrying, check_episodes
+from papertape.envs import TMazeOptions, TMazeWorld
 
 SMALL = {"batch_size": 3, "log_every": 2, "evaluate_every": 3, "checkpoint_every": 4, "evaluation_sequences": 5}
 TIMED = "train/sequences_per_second"
@@ -51,7 +51,7 @@ def circuit_for(task: World, kind: str = "gru"):
     if kind == "feedforward":
         return FeedForwardCircuit(task.input_size, task.output_size, hidden_sizes=[5])
     sizes = {"hidden_size": 5, "memory_size": 4, "word_size": 3, "num_reads": 1}
-    made = tapehead.DNC if kind == "dnc" else tapehead.NTM
+    made = papertape.DNC if kind == "dnc" else papertape.NTM
     return made(task.input_size, task.output_size, controller="lstm" if kind == "dnc" else kind, **sizes)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tapehead import DNC, NTM
+from papertape import DNC, NTM
 
 EVERYWHERE = ["eager", "auto"]
 """The reference, and what users get."""

@@ -10,8 +10,8 @@ import torch
 from backends import each_circuit_and_backend, shape
 from circuit_loops import Loops
 
-from tapehead import DNC, NTM
-from tapehead.core.controllers import CONTROLLERS
+from papertape import DNC, NTM
+from papertape.core.controllers import CONTROLLERS
 
 SIZES = {"hidden_size": 5, "memory_size": 4, "word_size": 3}
 STEPS, BATCH, INPUTS, OUTPUTS = 7, 2, 3, 2

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-import tapehead
-from tapehead import DNC, NTM, SDNC
-from tapehead.core.controllers import CONTROLLERS, GRUController, LSTMController
-from tapehead.utils.factory import CIRCUITS
+import papertape
+from papertape import DNC, NTM, SDNC
+from papertape.core.controllers import CONTROLLERS, GRUController, LSTMController
+from papertape.utils.factory import CIRCUITS
 
 
 def count(module: torch.nn.Module) -> int:
@@ -22,7 +22,7 @@ def count(module: torch.nn.Module) -> int:
 
 def test_every_circuit_is_exported_and_its_state_can_be_loaded():
     for name, circuit in CIRCUITS.items():
-        assert getattr(tapehead, circuit.__name__) is circuit, name
+        assert getattr(papertape, circuit.__name__) is circuit, name
         state = circuit(3, 2).initial_state(2)
         file = io.BytesIO()
         torch.save(state, file)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tapehead import NTM
-from tapehead.circuits import NeatCircuit, NeatCircuitOptions
-from tapehead.core.controllers import NeatControllerOptions
+from papertape import NTM
+from papertape.circuits import NeatCircuit, NeatCircuitOptions
+from papertape.core.controllers import NeatControllerOptions
 
 
 def recurrent_circuit() -> NeatCircuit:

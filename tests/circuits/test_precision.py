@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tapehead import DNC, NTM, SAM, SDNC, map_state
-from tapehead.agents import BackpropAgent
-from tapehead.circuits import MemoryAugmentedCircuit
-from tapehead.utils import factory, options
+from papertape import DNC, NTM, SAM, SDNC, map_state
+from papertape.agents import BackpropAgent
+from papertape.circuits import MemoryAugmentedCircuit
+from papertape.utils import factory, options
 
 STEPS, BATCH, INPUTS, OUTPUTS = 5, 3, 4, 2
 CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {

@@ -9,9 +9,9 @@ import torch
 from backends import each_circuit_and_backend, has_triton_kernels, shape
 from torch import Tensor, nn
 
-from tapehead import DNC, NTM, SAM, SDNC, detach, map_state
-from tapehead.circuits import MemoryAugmentedCircuit, Tape
-from tapehead.core import addressing
+from papertape import DNC, NTM, SAM, SDNC, detach, map_state
+from papertape.circuits import MemoryAugmentedCircuit, Tape
+from papertape.core import addressing
 
 IMPROVED = {"masked_content": True, "memory_wipe": True, "link_sharpening": True, "squash": "tanh"}
 CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {

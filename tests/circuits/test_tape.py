@@ -7,14 +7,14 @@ import inspect
 import pytest
 import torch
 
-from tapehead import map_state
-from tapehead.agents import BackpropAgent, MixedAgent
-from tapehead.circuits import Tape
-from tapehead.core.controllers import CONTROLLERS
-from tapehead.core.stacked import Layout, map_members
-from tapehead.envs.copy import CopyEnv, CopyOptions
-from tapehead.utils import factory, options
-from tapehead.utils.options import OptionsError
+from papertape import map_state
+from papertape.agents import BackpropAgent, MixedAgent
+from papertape.circuits import Tape
+from papertape.core.controllers import CONTROLLERS
+from papertape.core.stacked import Layout, map_members
+from papertape.envs.copy import CopyEnv, CopyOptions
+from papertape.utils import factory, options
+from papertape.utils.options import OptionsError
 
 
 def answers_of_each(circuit: Tape, genomes: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.func import functional_call, stack_module_state, vmap
 
-from tapehead import DNC, NTM, SAM, SDNC, map_state
-from tapehead.circuits import MemoryAugmentedCircuit
+from papertape import DNC, NTM, SAM, SDNC, map_state
+from papertape.circuits import MemoryAugmentedCircuit
 
 CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {
     "ntm": (NTM, {}),

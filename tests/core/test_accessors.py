@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tapehead.core import addressing
-from tapehead.core.accessors import Accessor, DynamicAccessor, DynamicState, StaticAccessor
-from tapehead.core.circuit import map_state
+from papertape.core import addressing
+from papertape.core.accessors import Accessor, DynamicAccessor, DynamicState, StaticAccessor
+from papertape.core.circuit import map_state
 
 WIDTH = 6
 OPEN, SHUT = 60.0, -60.0

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tapehead.core import addressing
+from papertape.core import addressing
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
 dtypes = st.sampled_from([torch.float32, torch.float64])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tapehead.core.circuit import Circuit, Trace, check_choice, check_clip, check_sizes, detach, map_state
+from papertape.core.circuit import Circuit, Trace, check_choice, check_clip, check_sizes, detach, map_state
 
 
 class Inner(NamedTuple):

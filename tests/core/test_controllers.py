@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tapehead.core.circuit import map_state
-from tapehead.core.controllers import (
+from papertape.core.circuit import map_state
+from papertape.core.controllers import (
     CONTROLLERS,
     DirectController,
     FeedForwardController,

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tapehead.core import distributed
-from tapehead.core.distributed import Processes
+from papertape.core import distributed
+from papertape.core.distributed import Processes
 
 
 @given(st.integers(1, 9), st.integers(0, 40))

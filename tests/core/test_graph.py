@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapehead.core.graph import GraphNetwork, GraphState, longest_path, split_weights, used_nodes
+from papertape.core.graph import GraphNetwork, GraphState, longest_path, split_weights, used_nodes
 
 ACTIVATIONS = {
     "tanh": math.tanh,

@@ -7,8 +7,8 @@ from typing import Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from tapehead import DNC, NTM
-from tapehead.core.options import Options
+from papertape import DNC, NTM
+from papertape.core.options import Options
 
 
 class Small(Options):

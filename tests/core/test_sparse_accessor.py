@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tapehead import SAM, SDNC, CircuitState, map_state
-from tapehead.core import addressing
-from tapehead.core.accessors import SparseAccessor, SparseState, sparse
-from tapehead.core.accessors.sparse import ACCESS_THRESHOLD
+from papertape import SAM, SDNC, CircuitState, map_state
+from papertape.core import addressing
+from papertape.core.accessors import SparseAccessor, SparseState, sparse
+from papertape.core.accessors.sparse import ACCESS_THRESHOLD
 
 HIDDEN, BATCH, STEPS = 7, 2, 12
 

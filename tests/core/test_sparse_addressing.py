@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapehead.core import sparse_addressing
+from papertape.core import sparse_addressing
 
 
 def largest_by_sorting(values: list[float], count: int) -> list[int]:

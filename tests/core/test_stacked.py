@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from tapehead.core.stacked import Layout, Mirrored, dense, linear
+from papertape.core.stacked import Layout, Mirrored, dense, linear
 
 SHAPES = {"weight": (4, 6), "bias": (4,), "scale": (), "cube": (2, 3, 2)}
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapehead.core.accessors import TapeAccessor, TapeState
-from tapehead.core.accessors.tape import TapeHeads, nearest
+from papertape.core.accessors import TapeAccessor, TapeState
+from papertape.core.accessors.tape import TapeHeads, nearest
 
 
 def random_heads(batch: int, width: int, generator: torch.Generator, coarse: bool = True) -> TapeHeads:

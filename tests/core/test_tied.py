@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from tapehead.core.tied import TiedLinear
+from papertape.core.tied import TiedLinear
 
 blocks = st.lists(st.booleans(), min_size=1, max_size=4)
 """Which of some blocks are words."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tapehead.core.world import Episodes, Step, World, WorldOptions, check_episodes
+from papertape.core.world import Episodes, Step, World, WorldOptions, check_episodes
 
 
 class Countdown(World):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tapehead.envs import AssociativeRecallEnv, AssociativeRecallOptions
+from papertape.envs import AssociativeRecallEnv, AssociativeRecallOptions
 
 
 @pytest.mark.parametrize("lengths", ["batch", "sequence"])

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from tapehead.envs import LettersEnv, LettersOptions
-from tapehead.envs.classification import Pictures
+from papertape.envs import LettersEnv, LettersOptions
+from papertape.envs.classification import Pictures
 
 
 def generator(seed: int = 0) -> torch.Generator:

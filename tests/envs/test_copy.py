@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tapehead.envs import CopyEnv, CopyOptions
+from papertape.envs import CopyEnv, CopyOptions
 
 
 @pytest.mark.parametrize("lengths", ["batch", "sequence"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tapehead.envs.curriculum import Curriculum, FixedOptions, GrowingOptions, LessonsOptions
+from papertape.envs.curriculum import Curriculum, FixedOptions, GrowingOptions, LessonsOptions
 
 RANGES = {"length": (2, 7), "repeats": (1, 3)}
 LESSONS = [

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from tapehead.envs import DynamicNGramsEnv, DynamicNGramsOptions
-from tapehead.envs.dynamic_ngrams import optimal_estimates
+from papertape.envs import DynamicNGramsEnv, DynamicNGramsOptions
+from papertape.envs.dynamic_ngrams import optimal_estimates
 
 
 def logits(estimates: torch.Tensor) -> torch.Tensor:

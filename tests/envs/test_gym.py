@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from tapehead.envs import GymOptions, GymWorld
+from papertape.envs import GymOptions, GymWorld
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -191,7 +191,7 @@ def test_wrong_options_are_refused(options: dict) -> None:
 
 def test_without_gymnasium_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(ImportError, match=r"gymnasium is not installed; pip install \"tapehead\[gym\]\""):
+    with pytest.raises(ImportError, match=r"gymnasium is not installed; pip install \"papertape\[gym\]\""):
         GymWorld(GymOptions())
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tapehead.envs import ImagesEnv, ImagesOptions
-from tapehead.envs import images as module
-from tapehead.envs.images import DATA_SETS, DataError, DataSet, fetch, load, read_idx
+from papertape.envs import ImagesEnv, ImagesOptions
+from papertape.envs import images as module
+from papertape.envs.images import DATA_SETS, DataError, DataSet, fetch, load, read_idx
 
 NAMES = list(DATA_SETS["mnist"].checksums)
 TRAIN, TEST = 30, 7
@@ -49,7 +49,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     checksums = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
     mirrors = ((tmp_path / "gone").as_uri() + "/", folder.as_uri() + "/")
     monkeypatch.setitem(module.DATA_SETS, "mnist", DataSet(tuple("0123456789"), mirrors, checksums))
-    monkeypatch.setenv("TAPEHEAD_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("PAPERTAPE_DATA", str(tmp_path / "data"))
     return folder
 
 
@@ -64,19 +64,19 @@ def test_downloads_once_from_the_first_mirror_that_has_it(mirror: Path, tmp_path
     assert sorted(path.name for path in (tmp_path / "data" / "mnist").iterdir()) == sorted(NAMES)
 
 
-def test_without_tapehead_data_files_go_to_the_cache(
+def test_without_papertape_data_files_go_to_the_cache(
     mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("TAPEHEAD_DATA")
+    monkeypatch.delenv("PAPERTAPE_DATA")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     load("mnist")
-    assert (tmp_path / "home" / ".cache" / "tapehead" / "mnist" / NAMES[0]).exists()
+    assert (tmp_path / "home" / ".cache" / "papertape" / "mnist" / NAMES[0]).exists()
 
 
 def test_offline_is_one_clear_line(mirror: Path) -> None:
     for name in NAMES:
         (mirror / name).unlink()
-    with pytest.raises(DataError, match=f"{NAMES[0]}: not there, and not to be downloaded .*TAPEHEAD_DATA") as error:
+    with pytest.raises(DataError, match=f"{NAMES[0]}: not there, and not to be downloaded .*PAPERTAPE_DATA") as error:
         load("mnist")
     assert "\n" not in str(error.value)
 
@@ -205,10 +205,10 @@ def test_wrong_options_are_refused(options: dict, message: str) -> None:
         ImagesOptions(**options)
 
 
-HERE = Path(os.environ.get("TAPEHEAD_DATA", "nowhere"), "mnist", NAMES[0])
+HERE = Path(os.environ.get("PAPERTAPE_DATA", "nowhere"), "mnist", NAMES[0])
 
 
-@pytest.mark.skipif(not HERE.exists(), reason="MNIST is not in TAPEHEAD_DATA")
+@pytest.mark.skipif(not HERE.exists(), reason="MNIST is not in PAPERTAPE_DATA")
 def test_mnist_itself() -> None:
     env = ImagesEnv(ImagesOptions())
     assert (env.input_size, env.output_size, env.image_size) == (784, 10, (28, 28))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tapehead.envs import LettersEnv, LettersOptions
-from tapehead.envs.letters import draw_letters, font_path, shifted
+from papertape.envs import LettersEnv, LettersOptions
+from papertape.envs.letters import draw_letters, font_path, shifted
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tapehead.envs import PrioritySortEnv, PrioritySortOptions
+from papertape.envs import PrioritySortEnv, PrioritySortOptions
 
 
 @pytest.mark.parametrize("lengths", ["batch", "sequence"])

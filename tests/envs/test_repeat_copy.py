@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-import tapehead
-from tapehead.envs import RepeatCopyEnv, RepeatCopyOptions
+import papertape
+from papertape.envs import RepeatCopyEnv, RepeatCopyOptions
 
 
 @pytest.mark.parametrize("lengths", ["batch", "sequence"])
@@ -39,6 +39,6 @@ def test_every_sequence_repeats_its_words_as_told(lengths: str) -> None:
 
 def test_sizes_of_the_small_dnc_preset() -> None:
     env = RepeatCopyEnv(RepeatCopyOptions(width=4, max_length=2, max_repeats=2))
-    circuit = tapehead.DNC(env.input_size, env.output_size, hidden_size=64, memory_size=16, word_size=16)
+    circuit = papertape.DNC(env.input_size, env.output_size, hidden_size=64, memory_size=16, word_size=16)
     assert sum(parameter.numel() for parameter in circuit.parameters()) == 44_236
     assert list(env.held_out())[1:] == ["length 4, repeats 2", "length 2, repeats 4"]

@@ -7,15 +7,15 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional
 
-from tapehead.core.env import Batch, Env
-from tapehead.envs import (
+from papertape.core.env import Batch, Env
+from papertape.envs import (
     AssociativeRecallEnv,
     CopyEnv,
     DynamicNGramsEnv,
     PrioritySortEnv,
     RepeatCopyEnv,
 )
-from tapehead.envs.sequence import SequenceEnv, place
+from papertape.envs.sequence import SequenceEnv, place
 
 SMALL = [
     (CopyEnv, {"width": 3, "max_length": 5}),

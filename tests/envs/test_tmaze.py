@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from tapehead.envs import TMazeOptions, TMazeWorld
-from tapehead.envs.tmaze import END, HOME, JUNCTION, REWARD
+from papertape.envs import TMazeOptions, TMazeWorld
+from papertape.envs.tmaze import END, HOME, JUNCTION, REWARD
 
 
 def generator(seed: int = 0) -> torch.Generator:

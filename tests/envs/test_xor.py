@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tapehead.envs import XorEnv, XorOptions
+from papertape.envs import XorEnv, XorOptions
 
 
 def test_truth_table():

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tapehead.utils import checkpoint
+from papertape.utils import checkpoint
 
 STATE = {"weights": torch.arange(6.0).view(2, 3), "step": 7, "name": "x", "nested": {"best": 0.5, "list": [1, 2]}}
 
@@ -47,7 +47,7 @@ def test_reads_the_first_format(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(STATE, buffer)
     archive = buffer.getvalue()
-    content = struct.pack("<8sQQ32s", b"TAPEHEAD", 1, len(archive), hashlib.sha256(archive).digest()) + archive
+    content = struct.pack("<8sQQ32s", b"PAPERTAPE", 1, len(archive), hashlib.sha256(archive).digest()) + archive
     path.write_bytes(content)
     assert checkpoint.load(path)["name"] == "x"
     path.write_bytes(content[:-3])
@@ -100,7 +100,7 @@ def test_missing_and_foreign(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "none.pt")
     path = tmp_path / "plain.pt"
     torch.save(STATE, path)
-    with pytest.raises(checkpoint.CheckpointError, match="not a checkpoint of Tapehead"):
+    with pytest.raises(checkpoint.CheckpointError, match="not a checkpoint of Papertape"):
         checkpoint.load(path)
 
 
@@ -140,7 +140,7 @@ def test_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monkey
 WRITER = """
 import sys, torch
 from pathlib import Path
-from tapehead.utils import checkpoint
+from papertape.utils import checkpoint
 step = 0
 while True:
     checkpoint.save(Path(sys.argv[1]), {"step": step, "weights": torch.full((200_000,), float(step))})

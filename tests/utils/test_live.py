@@ -25,13 +25,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tapehead.core.pictures import Areas, Connection, Histogram, Network, Picture
-from tapehead.utils import light_process, live, live_process
-from tapehead.utils.live import Plotter
-from tapehead.utils.live_process import Files, History
-from tapehead.utils.options import OptionsError
-from tapehead.utils.plots import Episode
-from tapehead.utils.visdom_server import Server, client
+from papertape.core.pictures import Areas, Connection, Histogram, Network, Picture
+from papertape.utils import light_process, live, live_process
+from papertape.utils.live import Plotter
+from papertape.utils.live_process import Files, History
+from papertape.utils.options import OptionsError
+from papertape.utils.plots import Episode
+from papertape.utils.visdom_server import Server, client
 
 needs_visdom = pytest.mark.skipif(importlib.util.find_spec("visdom") is None, reason="visdom is not installed")
 needs_signals = pytest.mark.skipif(os.name != "posix", reason="stops and kills processes by signals")
@@ -111,7 +111,7 @@ def test_the_child_does_without_torch() -> None:
     command = light_process.command(live_process.main, "{}")
     listed = subprocess.run([command[0], "-X", "importtime", *command[1:]], capture_output=True, text=True, check=False)
     modules = {line.rpartition("|")[2].strip() for line in listed.stderr.splitlines()}
-    assert "tapehead.utils.plots" in modules
+    assert "papertape.utils.plots" in modules
     assert "torch" not in modules
 
 
@@ -119,7 +119,7 @@ def test_visdom_that_is_not_installed_is_refused_with_the_way_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(OptionsError, match=r"plots: got 'visdom'.*pip install \"tapehead\[visdom\]\".*plots=files"):
+    with pytest.raises(OptionsError, match=r"plots: got 'visdom'.*pip install \"papertape\[visdom\]\".*plots=files"):
         Plotter(tmp_path, "a_run", "visdom")
 
 
@@ -187,7 +187,7 @@ def test_ctrl_c_does_not_reach_the_child(tmp_path: Path) -> None:
 def test_the_child_ends_with_a_killed_run_and_draws_what_it_has(tmp_path: Path) -> None:
     code = (
         "import os, pathlib, signal, time\n"
-        "from tapehead.utils.live import Plotter\n"
+        "from papertape.utils.live import Plotter\n"
         f"plotter = Plotter(pathlib.Path({str(tmp_path)!r}), 'a_run', 'files')\n"
         "plotter.metrics(1, {'train/loss': 1.0})\n"
         "plotter.metrics(2, {'train/loss': 0.5})\n"

@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from tapehead.agents import BackpropOptions
-from tapehead.envs import images
-from tapehead.utils import factory, options
-from tapehead.utils.options import OptionsError
+from papertape.agents import BackpropOptions
+from papertape.envs import images
+from papertape.utils import factory, options
+from papertape.utils.options import OptionsError
 
 
 def parse(*assignments: str, preset: str = "ntm-copy") -> factory.RunOptions:
@@ -121,7 +121,7 @@ def test_not_an_assignment(assignment: str) -> None:
 
 
 def test_first_sentences_are_plain() -> None:
-    text = """Inputs of :mod:`~tapehead.core.graph`, by ``torch`` (arXiv 1410.5401),
+    text = """Inputs of :mod:`~papertape.core.graph`, by ``torch`` (arXiv 1410.5401),
     in two lines. More."""
     assert options.first_sentence(text) == "Inputs of graph, by torch (arXiv 1410.5401), in two lines."
 

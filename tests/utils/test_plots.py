@@ -12,13 +12,13 @@ import torch
 from matplotlib.patches import FancyArrowPatch
 from PIL import Image
 
-from tapehead import DNC, NTM
-from tapehead.core.circuit import Circuit, Trace
-from tapehead.core.env import Batch
-from tapehead.core.graph import GraphNetwork
-from tapehead.core.pictures import Areas, Connection, Histogram, Network, Picture
-from tapehead.utils.factory import CIRCUITS
-from tapehead.utils.plots import (
+from papertape import DNC, NTM
+from papertape.core.circuit import Circuit, Trace
+from papertape.core.env import Batch
+from papertape.core.graph import GraphNetwork
+from papertape.core.pictures import Areas, Connection, Histogram, Network, Picture
+from papertape.utils.factory import CIRCUITS
+from papertape.utils.plots import (
     Episode,
     curve_panels,
     curves_figure,
@@ -30,8 +30,8 @@ from tapehead.utils.plots import (
     thinned,
     wrong_bits,
 )
-from tapehead.utils.plots.episode import used_slots
-from tapehead.utils.plots.panels import pooled
+from papertape.utils.plots.episode import used_slots
+from papertape.utils.plots.panels import pooled
 
 
 def answered(circuit: Circuit | None, steps: int = 7, batch_size: int = 3) -> tuple[Batch, torch.Tensor, Trace | None]:

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from tapehead.utils import visdom_files
-from tapehead.utils.visdom_files import NPM, FilesError
-from tapehead.utils.visdom_server import Server
+from papertape.utils import visdom_files
+from papertape.utils.visdom_files import NPM, FilesError
+from papertape.utils.visdom_server import Server
 
 needs_visdom = pytest.mark.skipif(importlib.util.find_spec("visdom") is None, reason="visdom is not installed")
 

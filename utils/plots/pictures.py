@@ -1,4 +1,4 @@
-"""Pictures of the plain data of :mod:`tapehead.core.pictures`: areas, histograms and networks."""
+"""Pictures of the plain data of :mod:`papertape.core.pictures`: areas, histograms and networks."""
 
 from __future__ import annotations
 

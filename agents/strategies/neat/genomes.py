@@ -155,7 +155,7 @@ class Innovations:
 
 
 class Codec:
-    """Between genes and the weights of a circuit that has one :class:`~tapehead.core.graph.GraphNetwork`."""
+    """Between genes and the weights of a circuit that has one :class:`~papertape.core.graph.GraphNetwork`."""
 
     def __init__(self, layout: Layout) -> None:
         """

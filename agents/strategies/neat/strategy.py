@@ -30,7 +30,7 @@ class NeatOptions(StrategyOptions):
     the circuit has room for."""
 
     excess: float = Field(1.0, ge=0)
-    """c1 of the distance; see :class:`~tapehead.agents.strategies.neat.species.Distance`."""
+    """c1 of the distance; see :class:`~papertape.agents.strategies.neat.species.Distance`."""
     disjoint: float = Field(1.0, ge=0)
     """c2 of the distance."""
     weight_difference: float = Field(0.4, ge=0)
@@ -87,7 +87,7 @@ THRESHOLD_STEP = 0.1
 class Neat(Strategy):
     """Networks grow from minimal ones; species protect what is new; innovation numbers tell which genes match.
 
-    What evolves is the one :class:`~tapehead.core.graph.GraphNetwork` of the circuit (a controller or a circuit of type
+    What evolves is the one :class:`~papertape.core.graph.GraphNetwork` of the circuit (a controller or circuit of type
     neat). The first genomes have the connections that the circuit has when the strategy is made. The circuit's other
     weights evolve beside it by Gaussian mutation and uniform crossover; they count for no distance between species.
 

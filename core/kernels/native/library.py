@@ -101,7 +101,7 @@ def load(level: int | None = None) -> ctypes.CDLL | str:
     Args:
         level: use the variant of this index rather than the best that the processor runs.
     """
-    again = "install tapehead again with a C++ compiler present (`pip install -e .` in a checkout)"
+    again = "install papertape again with a C++ compiler present (`pip install -e .` in a checkout)"
     try:
         baseline = _open(VARIANTS[0])
         if baseline is None:

@@ -1,6 +1,6 @@
 """Usage and allocation without a sort, and their backward.
 
-Computes :func:`~tapehead.core.addressing.usage` and :func:`~tapehead.core.addressing.allocation_weights`. The product
+Computes :func:`~papertape.core.addressing.usage` and :func:`~papertape.core.addressing.allocation_weights`. The product
 of all smaller usages is a sum of logarithms over the slots that a stable sort would put before: N² comparisons in
 registers, none of which waits for another, where a sort takes log² N rounds.
 B batch, N slots, R read heads, H write heads.
@@ -270,8 +270,8 @@ def usage_and_allocation(
     """Usage ``[B, N]`` and the allocation of every write head from it, ``[B, H, N]``.
 
     Args:
-        previous, write_weights, free_gates, read_weights: see :func:`tapehead.core.addressing.usage`.
+        previous, write_weights, free_gates, read_weights: see :func:`papertape.core.addressing.usage`.
         gates: allocation gate times write gate of each head, ``[B, H]``; see
-            :func:`tapehead.core.addressing.allocation_weights`.
+            :func:`papertape.core.addressing.allocation_weights`.
     """
     return _UsageAllocation.apply(previous, write_weights, free_gates, read_weights, gates)

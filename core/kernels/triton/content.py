@@ -1,6 +1,6 @@
 """Content addressing in one launch: normalise, dot product, strength, softmax over slots; and its backward.
 
-Computes :func:`~tapehead.core.addressing.content_weights`. B batch, N slots, W word size, K heads.
+Computes :func:`~papertape.core.addressing.content_weights`. B batch, N slots, W word size, K heads.
 """
 
 from __future__ import annotations
@@ -294,5 +294,5 @@ class _Content(torch.autograd.Function):
 
 
 def content_weights(memory: Tensor, keys: Tensor, strengths: Tensor, mask: Tensor | None = None) -> Tensor:
-    """See :func:`tapehead.core.addressing.content_weights`."""
+    """See :func:`papertape.core.addressing.content_weights`."""
     return _Content.apply(memory, keys, strengths, mask)

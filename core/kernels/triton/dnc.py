@@ -171,7 +171,7 @@ def dnc_forward(
 ):
     """One program per sequence.
 
-    As :func:`~tapehead.core.kernels.triton.ntm.ntm_forward`. With KEEP, ``usages`` ``[T + 1, B, N]`` records the usage
+    As :func:`~papertape.core.kernels.triton.ntm.ntm_forward`. With KEEP, ``usages`` ``[T + 1, B, N]`` records the usage
     after every step and ``useds`` ``[T, B, H, N]`` what every write head sorted.
     """
     K: tl.constexpr = R + H

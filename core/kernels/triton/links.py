@@ -1,7 +1,7 @@
 """Links, the weightings along them and precedence, in one pass over the link matrix; and their backward.
 
-Computes :func:`~tapehead.core.addressing.link`, :func:`~tapehead.core.addressing.directional_weights` both ways and
-:func:`~tapehead.core.addressing.precedence`. Each tile of the old links is read once and written once; the products
+Computes :func:`~papertape.core.addressing.link`, :func:`~papertape.core.addressing.directional_weights` both ways and
+:func:`~papertape.core.addressing.precedence`. Each tile of the old links is read once and written once; the products
 with the read weightings take the new tile from registers. B batch, N slots, R read heads, H write heads.
 
 The backward pass of a step needs the links before it. Of the steps of a :class:`Chunk` only the first keeps them; the
@@ -290,6 +290,6 @@ def follow_links(
 
     Returns:
         New links ``[B, H, N, N]``, new precedence ``[B, H, N]``, and the backward and the forward weightings along the
-        new links, ``[B, R, H, N]`` each; see :func:`tapehead.core.addressing.link` and what follows it.
+        new links, ``[B, R, H, N]`` each; see :func:`papertape.core.addressing.link` and what follows it.
     """
     return _Links.apply(Chunk() if chunk is None else chunk, previous, precedence, write_weights, read_weights)

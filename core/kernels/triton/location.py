@@ -1,6 +1,6 @@
 """NTM location addressing in one launch: interpolate, shift, sharpen; and its backward.
 
-Computes :func:`~tapehead.core.addressing.location_weights`. B batch, K heads, N slots, S shifts.
+Computes :func:`~papertape.core.addressing.location_weights`. B batch, K heads, N slots, S shifts.
 """
 
 from __future__ import annotations
@@ -184,5 +184,5 @@ class _Location(torch.autograd.Function):
 
 
 def location_weights(content: Tensor, previous: Tensor, gate: Tensor, shift: Tensor, sharpness: Tensor) -> Tensor:
-    """See :func:`tapehead.core.addressing.location_weights`."""
+    """See :func:`papertape.core.addressing.location_weights`."""
     return _Location.apply(content, previous, gate, shift, sharpness)

@@ -1,6 +1,6 @@
 """Write and read in one launch, and their backward.
 
-Computes :func:`~tapehead.core.addressing.write` and, from the new memory, :func:`~tapehead.core.addressing.read`.
+Computes :func:`~papertape.core.addressing.write` and, from the new memory, :func:`~papertape.core.addressing.read`.
 B batch, N slots, W word size, R read heads, H write heads.
 """
 
@@ -247,7 +247,7 @@ class _Access(torch.autograd.Function):
 
 
 def write(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor) -> Tensor:
-    """See :func:`tapehead.core.addressing.write`."""
+    """See :func:`papertape.core.addressing.write`."""
     return _Access.apply(memory, weights, erase, add, None)[0]
 
 
@@ -256,6 +256,6 @@ def write_and_read(
 ) -> tuple[Tensor, Tensor]:
     """New memory ``[B, N, W]`` and the words read from it ``[B, R, W]``.
 
-    See :func:`tapehead.core.addressing.write` and :func:`tapehead.core.addressing.read`.
+    See :func:`papertape.core.addressing.write` and :func:`papertape.core.addressing.read`.
     """
     return _Access.apply(memory, weights, erase, add, read_weights)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def static_step(accessor: StaticAccessor, hidden: Tensor, state: StaticState) -> tuple[Tensor, StaticState]:
-    """Words read ``[B, R, W]`` and the next state; see :class:`~tapehead.core.accessors.static.StaticAccessor`."""
+    """Words read ``[B, R, W]`` and the next state; see :class:`~papertape.core.accessors.static.StaticAccessor`."""
     heads = accessor.interface(hidden)
     weights = location_weights(
         content_weights(state.memory, heads.keys, heads.strengths, heads.mask),
@@ -43,7 +43,7 @@ def static_step(accessor: StaticAccessor, hidden: Tensor, state: StaticState) ->
 def dynamic_step(
     accessor: DynamicAccessor, hidden: Tensor, state: DynamicState, chunk: Chunk | None = None
 ) -> tuple[Tensor, DynamicState]:
-    """Words read ``[B, R, W]`` and the next state; see :class:`~tapehead.core.accessors.dynamic.DynamicAccessor`."""
+    """Words read ``[B, R, W]`` and the next state; see :class:`~papertape.core.accessors.dynamic.DynamicAccessor`."""
     heads = accessor.interface(hidden)
     written = state.write_weights if accessor.usage_gradient else state.write_weights.detach()
     gates = heads.allocation_gates * heads.write_gates

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tapehead.agents.strategies import CMAES, CMAESOptions, SepCMAES, SepCMAESOptions
-from tapehead.agents.strategies.cma_es import rates
+from papertape.agents.strategies import CMAES, CMAESOptions, SepCMAES, SepCMAESOptions
+from papertape.agents.strategies.cma_es import rates
 
 
 def by_the_book(n, lam, separable):

@@ -5,8 +5,8 @@ import io
 import pytest
 import torch
 
-from tapehead.agents.strategies import STRATEGIES
-from tapehead.core.stacked import Layout, dense
+from papertape.agents.strategies import STRATEGIES
+from papertape.core.stacked import Layout, dense
 
 SIZE = 14
 LAYOUT = Layout({"weight": (3, 4), "bias": (2,)})

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tapehead.agents.strategies import DeepGA, DeepGAOptions
+from papertape.agents.strategies import DeepGA, DeepGAOptions
 
 
 def build(size=37, **values):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tapehead.agents.strategies import PGPE, SNES, PGPEOptions, SNESOptions
+from papertape.agents.strategies import PGPE, SNES, PGPEOptions, SNESOptions
 
 
 def start(size):

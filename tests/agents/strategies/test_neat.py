@@ -9,14 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tapehead import NTM
-from tapehead.agents.population import Population
-from tapehead.agents.strategies import Neat, NeatOptions
-from tapehead.agents.strategies.neat import mutation
-from tapehead.agents.strategies.neat.genomes import EMPTY, Genomes, Markers, crossover
-from tapehead.agents.strategies.neat.species import Distance, quotas, speciate
-from tapehead.circuits import NeatCircuit
-from tapehead.core.stacked import Layout
+from papertape import NTM
+from papertape.agents.population import Population
+from papertape.agents.strategies import Neat, NeatOptions
+from papertape.agents.strategies.neat import mutation
+from papertape.agents.strategies.neat.genomes import EMPTY, Genomes, Markers, crossover
+from papertape.agents.strategies.neat.species import Distance, quotas, speciate
+from papertape.circuits import NeatCircuit
+from papertape.core.stacked import Layout
 
 INPUTS, OUTPUTS, NODES = 3, 2, 5
 FIRST = 1 + INPUTS

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from tapehead.agents.strategies import OpenAIES, OpenAIESOptions
-from tapehead.agents.strategies.shaping import centred_ranks
-from tapehead.core.stacked import Layout, dense
+from papertape.agents.strategies import OpenAIES, OpenAIESOptions
+from papertape.agents.strategies.shaping import centred_ranks
+from papertape.core.stacked import Layout, dense
 
 LAYOUT = Layout({"weight": (6, 5), "bias": (6,), "narrow": (2, 9)})
 

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from tapehead.agents.strategies import STRATEGIES, AnyStrategyOptions
+from papertape.agents.strategies import STRATEGIES, AnyStrategyOptions
 
 ADAPTER = TypeAdapter(AnyStrategyOptions)
 

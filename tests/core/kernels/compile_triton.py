@@ -19,8 +19,8 @@ from triton import compile as compile_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-import tapehead
-from tapehead.core.kernels.triton import allocation, content, links, location, memory, recurrence, sequences, steps
+import papertape
+from papertape.core.kernels.triton import allocation, content, links, location, memory, recurrence, sequences, steps
 
 TYPES = {torch.float32: "fp32", torch.float64: "fp64"}
 
@@ -55,17 +55,17 @@ def circuits() -> Iterator[Any]:
     """Together they launch every kernel, in both types, with every option that changes one, and where it is largest."""
     sizes = {"hidden_size": 5, "memory_size": 33, "word_size": 3, "num_reads": 2}
     for dtype in (torch.float32, torch.float64):
-        yield tapehead.NTM(2, 2, **sizes, num_writes=2).to(dtype)
-        yield tapehead.DNC(2, 2, **sizes, num_writes=2).to(dtype)
+        yield papertape.NTM(2, 2, **sizes, num_writes=2).to(dtype)
+        yield papertape.DNC(2, 2, **sizes, num_writes=2).to(dtype)
     improved = {"masked_content": True, "memory_wipe": True, "link_sharpening": True}
-    yield tapehead.DNC(2, 2, **improved, num_layers=2, num_writes=2, **{**sizes, "memory_size": 11})
-    yield tapehead.DNC(2, 2, squash="tanh", usage_gradient=True, **{**sizes, "memory_size": 11}).double()
-    yield tapehead.NTM(2, 2, controller="gru", num_layers=2, clip=None, masked_content=True, **sizes)
-    yield tapehead.NTM(2, 2, masked_content=True, **{**sizes, "memory_size": 5000})
+    yield papertape.DNC(2, 2, **improved, num_layers=2, num_writes=2, **{**sizes, "memory_size": 11})
+    yield papertape.DNC(2, 2, squash="tanh", usage_gradient=True, **{**sizes, "memory_size": 11}).double()
+    yield papertape.NTM(2, 2, controller="gru", num_layers=2, clip=None, masked_content=True, **sizes)
+    yield papertape.NTM(2, 2, masked_content=True, **{**sizes, "memory_size": 5000})
     # The largest that one program holds.
-    yield tapehead.NTM(2, 2, hidden_size=256, memory_size=128, word_size=64)
-    yield tapehead.DNC(2, 2, hidden_size=256, memory_size=64, word_size=64)
-    yield tapehead.DNC(2, 2, hidden_size=128, memory_size=32, word_size=64, num_reads=1, num_writes=4)
+    yield papertape.NTM(2, 2, hidden_size=256, memory_size=128, word_size=64)
+    yield papertape.DNC(2, 2, hidden_size=256, memory_size=64, word_size=64)
+    yield papertape.DNC(2, 2, hidden_size=128, memory_size=32, word_size=64, num_reads=1, num_writes=4)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ def triton_device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """The CPU, in Triton's interpreter with the checks of sanitizer.py, and a GPU where there is one."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
-    from tapehead.core.kernels.triton import launch
+    from papertape.core.kernels.triton import launch
 
     if request.param == "cuda" and launch.interpreted():
         pytest.skip("no CUDA device, or TRITON_INTERPRET is 1")

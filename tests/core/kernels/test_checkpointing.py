@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tapehead import DNC, NTM, SAM, SDNC, map_state
-from tapehead.circuits import MemoryAugmentedCircuit
+from papertape import DNC, NTM, SAM, SDNC, map_state
+from papertape.circuits import MemoryAugmentedCircuit
 
 STEPS, BATCH, INPUTS, OUTPUTS = 7, 3, 4, 2
 CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {

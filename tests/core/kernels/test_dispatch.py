@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tapehead import NTM, SAM
-from tapehead.core.kernels import dispatch, native
-from tapehead.core.kernels.dispatch import BackendError
+from papertape import NTM, SAM
+from papertape.core.kernels import dispatch, native
+from papertape.core.kernels.dispatch import BackendError
 
 SIZES = {"hidden_size": 4, "memory_size": 5, "word_size": 3}
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module as of_all_modules
 
-from tapehead import DNC, NTM
-from tapehead.circuits import MemoryAugmentedCircuit
-from tapehead.core.kernels import native, triton
+from papertape import DNC, NTM
+from papertape.circuits import MemoryAugmentedCircuit
+from papertape.core.kernels import native, triton
 
 STEPS, BATCH, INPUTS, OUTPUTS = 3, 2, 4, 2
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import tapehead
-from tapehead.core.circuit import Circuit, detach, map_state
-from tapehead.core.kernels import native
-from tapehead.core.kernels.native import library
-from tapehead.core.stacked import Layout
+import papertape
+from papertape.core.circuit import Circuit, detach, map_state
+from papertape.core.kernels import native
+from papertape.core.kernels.native import library
+from papertape.core.stacked import Layout
 
 pytestmark = pytest.mark.skipif(isinstance(library.load(), str), reason=str(library.load()))
 
@@ -43,13 +43,13 @@ def ntm(shape: tuple[int, ...] = SHAPES[0], **options: Any) -> Circuit:
     slots, word, reads, writes, hidden = shape
     sizes = {"memory_size": slots, "word_size": word, "num_reads": reads, "num_writes": writes, "hidden_size": hidden}
     defaults = {"memory_init": "truncated_normal", "weight_init": "learned"}
-    return tapehead.NTM(INPUTS, OUTPUTS, **(sizes | defaults | options))
+    return papertape.NTM(INPUTS, OUTPUTS, **(sizes | defaults | options))
 
 
 def dnc(shape: tuple[int, ...] = SHAPES[0], **options: Any) -> Circuit:
     slots, word, reads, writes, hidden = shape
     sizes = {"memory_size": slots, "word_size": word, "num_reads": reads, "num_writes": writes, "hidden_size": hidden}
-    return tapehead.DNC(INPUTS, OUTPUTS, **(sizes | options))
+    return papertape.DNC(INPUTS, OUTPUTS, **(sizes | options))
 
 
 BUILDERS: dict[str, Callable[..., Circuit]] = {"ntm": ntm, "dnc": dnc}

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tapehead import SAM, SDNC
-from tapehead.core.addressing import NORM_EPSILON
-from tapehead.core.kernels.native import library
-from tapehead.core.kernels.native.nearest import nearest
+from papertape import SAM, SDNC
+from papertape.core.addressing import NORM_EPSILON
+from papertape.core.kernels.native import library
+from papertape.core.kernels.native.nearest import nearest
 
 pytestmark = pytest.mark.skipif(isinstance(library.load(), str), reason=str(library.load()))
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tapehead.core import sparse_addressing
-from tapehead.core.kernels.rows import UNTOUCHED_BYTES, InPlaceRows, InPlaceTimes, Rows
+from papertape.core import sparse_addressing
+from papertape.core.kernels.rows import UNTOUCHED_BYTES, InPlaceRows, InPlaceTimes, Rows
 
 BATCH, SLOTS, WIDTH = 2, 6, 3
 

@@ -12,9 +12,9 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor
 
-import tapehead
-from tapehead.core.circuit import Circuit, map_state
-from tapehead.core.kernels import triton
+import papertape
+from papertape.core.circuit import Circuit, map_state
+from papertape.core.kernels import triton
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -24,11 +24,11 @@ TINY = {"memory_size": 5, "word_size": 3, "num_reads": 2, "hidden_size": 4}
 
 def ntm(**options: Any) -> Circuit:
     defaults = {"memory_init": "truncated_normal", "weight_init": "learned"}
-    return tapehead.NTM(INPUTS, OUTPUTS, **(TINY | defaults | options))
+    return papertape.NTM(INPUTS, OUTPUTS, **(TINY | defaults | options))
 
 
 def dnc(**options: Any) -> Circuit:
-    return tapehead.DNC(INPUTS, OUTPUTS, **(TINY | options))
+    return papertape.DNC(INPUTS, OUTPUTS, **(TINY | options))
 
 
 CIRCUITS: dict[str, Callable[[], Circuit]] = {
@@ -52,7 +52,7 @@ STEP_BY_STEP = {"ntm-gru", "dnc-steps", "dnc-two-writes", "dnc-two-layers"}
 @pytest.fixture
 def step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if no sequence fitted into a kernel."""
-    from tapehead.core.kernels.triton import sequences
+    from papertape.core.kernels.triton import sequences
 
     monkeypatch.setattr(sequences, "unavailable", lambda *_: "this is a test of the steps")
 
@@ -121,7 +121,7 @@ def gradients(circuit: Circuit, inputs: Tensor, loss: Callable[[Tensor, Any], Te
 @pytest.mark.usefixtures("step_by_step")
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_links_are_kept_for_few_steps(steps: int, triton_device: torch.device) -> None:
-    from tapehead.core.kernels.triton import steps as stepwise
+    from papertape.core.kernels.triton import steps as stepwise
 
     torch.manual_seed(0)
     circuit = dnc(memory_size=11, backend="triton").to(triton_device, torch.float64)
@@ -220,7 +220,7 @@ def test_without_gradients_and_step_by_step(build: Callable[..., Circuit], trito
 def test_what_no_kernel_runs_whole_runs_step_by_step(
     build: Callable[[], Circuit], whole: bool, monkeypatch: pytest.MonkeyPatch, triton_device: torch.device
 ) -> None:
-    from tapehead.core.kernels.triton import sequences, steps
+    from papertape.core.kernels.triton import sequences, steps
 
     taken: list[Any] = []
 
@@ -314,7 +314,7 @@ def test_wrong_shapes_and_autocast_are_left_to_eager(monkeypatch: pytest.MonkeyP
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stands in for CUDA's graphs: a replay computes again, into the tensors of the recording. Lists what happened."""
     pytest.importorskip("triton")
-    from tapehead.core.kernels.triton import graphs, steps
+    from papertape.core.kernels.triton import graphs, steps
 
     events: list[str] = []
 
@@ -338,7 +338,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(graphs, "side_stream", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     # The logic is the same for any kernels, and eager ones are faster than interpreted ones.
-    from tapehead.core.kernels import eager
+    from papertape.core.kernels import eager
 
     monkeypatch.setattr(steps, "run", eager.run)
     monkeypatch.setattr(triton, "run", lambda *arguments: graphs.run(eager.run, *arguments))
@@ -364,7 +364,7 @@ def test_replayed_graphs_give_the_same(build: Callable[..., Circuit], recorded: 
 
 
 def test_a_replay_gives_its_gradients_to_the_weights_of_this_call(recorded: list[str]) -> None:
-    from tapehead.core.kernels.triton import graphs
+    from papertape.core.kernels.triton import graphs
 
     torch.manual_seed(0)
     circuit = ntm(backend="triton")
@@ -439,7 +439,7 @@ def test_checkpointed_passes_are_not_replayed(recorded: list[str]) -> None:
 
 
 def test_graphs_are_kept_for_few_shapes(recorded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from tapehead.core.kernels.triton import graphs
+    from papertape.core.kernels.triton import graphs
 
     monkeypatch.setattr(graphs, "KEPT", 2)
     circuit = ntm(backend="triton")
@@ -456,7 +456,7 @@ def test_graphs_are_kept_for_few_shapes(recorded: list[str], monkeypatch: pytest
 def test_many_shapes_in_turn_are_not_recorded_all_the_time(
     recorded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tapehead.core.kernels.triton import graphs
+    from papertape.core.kernels.triton import graphs
 
     monkeypatch.setattr(graphs, "KEPT", 2)
     circuit = ntm(backend="triton")
@@ -509,7 +509,7 @@ def test_inference_mode_has_recordings_of_its_own(recorded: list[str]) -> None:
 def test_what_cannot_be_recorded_runs_without(
     recorded: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from tapehead.core.kernels.triton import graphs
+    from papertape.core.kernels.triton import graphs
 
     def fail(*_: Any) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing")

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import tapehead
-from tapehead.core.circuit import Circuit, map_state
-from tapehead.core.kernels import dispatch, eager
-from tapehead.core.stacked import map_members
+import papertape
+from papertape.core.circuit import Circuit, map_state
+from papertape.core.kernels import dispatch, eager
+from papertape.core.stacked import map_members
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from tapehead.core.kernels.triton import recurrence, sequences
+from papertape.core.kernels.triton import recurrence, sequences
 
 INPUTS, OUTPUTS = 3, 2
 IMPROVED = {"masked_content": True, "memory_wipe": True, "link_sharpening": True}
@@ -27,12 +27,12 @@ IMPROVED = {"masked_content": True, "memory_wipe": True, "link_sharpening": True
 def ntm(slots: int = 6, word: int = 3, reads: int = 1, writes: int = 1, hidden: int = 4, **options: Any) -> Circuit:
     sizes = {"memory_size": slots, "word_size": word, "num_reads": reads, "num_writes": writes, "hidden_size": hidden}
     defaults = {"memory_init": "truncated_normal", "weight_init": "learned"}
-    return prepared(tapehead.NTM(INPUTS, OUTPUTS, **(sizes | defaults | options)))
+    return prepared(papertape.NTM(INPUTS, OUTPUTS, **(sizes | defaults | options)))
 
 
 def dnc(slots: int = 6, word: int = 3, reads: int = 2, hidden: int = 4, **options: Any) -> Circuit:
     sizes = {"memory_size": slots, "word_size": word, "num_reads": reads, "hidden_size": hidden}
-    return prepared(tapehead.DNC(INPUTS, OUTPUTS, **(sizes | options)))
+    return prepared(papertape.DNC(INPUTS, OUTPUTS, **(sizes | options)))
 
 
 def prepared(circuit: Circuit) -> Circuit:
@@ -199,7 +199,7 @@ def test_members_of_a_population(build: Callable[[], Circuit], triton_device: to
         (lambda: ntm(slots=400, word=40), "a memory of 400 x 40 fills more"),
         (lambda: ntm(hidden=400), "a vector of 1600 elements"),
         (lambda: dnc(slots=64, num_writes=2), "the links of 2 write heads"),
-        (lambda: tapehead.DNC(INPUTS, OUTPUTS, memory_size=65, word_size=3), "a memory of 65 x 3 and its links"),
+        (lambda: papertape.DNC(INPUTS, OUTPUTS, memory_size=65, word_size=3), "a memory of 65 x 3 and its links"),
     ],
 )
 def test_what_does_not_fit_says_why(circuit: Callable[[], Circuit], reason: str) -> None:

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tapehead.core import addressing
+from papertape.core import addressing
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-from tapehead.core.kernels.triton import location
-from tapehead.core.kernels.triton.allocation import usage_and_allocation
-from tapehead.core.kernels.triton.content import content_weights
-from tapehead.core.kernels.triton.links import follow_links
-from tapehead.core.kernels.triton.location import location_weights
-from tapehead.core.kernels.triton.memory import write, write_and_read
+from papertape.core.kernels.triton import location
+from papertape.core.kernels.triton.allocation import usage_and_allocation
+from papertape.core.kernels.triton.content import content_weights
+from papertape.core.kernels.triton.links import follow_links
+from papertape.core.kernels.triton.location import location_weights
+from papertape.core.kernels.triton.memory import write, write_and_read
 
 # Batch, slots, word size, read heads, write heads: one of each, odd ones, whole tiles, more than one tile.
 SHAPES = [(1, 1, 1, 1, 1), (3, 7, 5, 1, 1), (2, 16, 8, 4, 1), (2, 37, 6, 3, 3), (1, 70, 33, 1, 2)]
