@@ -45,11 +45,17 @@ class InitialMemory(nn.Module):
             # One word serves all slots, so that the number of slots may change after training.
             self.register_buffer("contents", torch.full((1, word_size), CONSTANT), persistent=False)
             return
-        drawn = nn.init.trunc_normal_(torch.empty(memory_size, word_size), std=SPREAD, a=-2 * SPREAD, b=2 * SPREAD)
+        drawn = torch.empty(memory_size, word_size)
         if init == "learned":
             self.contents = nn.Parameter(drawn)
         else:
             self.register_buffer("contents", drawn)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the contents anew, where they are drawn."""
+        if self.init != "constant":
+            nn.init.trunc_normal_(self.contents, std=SPREAD, a=-2 * SPREAD, b=2 * SPREAD)
 
     def forward(self, batch_size: int, memory_size: int) -> Tensor:
         """Contents ``[B, N, W]``.
@@ -89,10 +95,16 @@ class InitialWeights(nn.Module):
         self.init = init
         self.num_heads = num_heads
         if init == "learned":
-            self.logits = nn.Parameter(torch.randn(num_heads, memory_size))
+            self.logits = nn.Parameter(torch.empty(num_heads, memory_size))
+            self.reset_parameters()
         else:
             # Carries the device and type of the module.
             self.register_buffer("logits", torch.zeros(num_heads, 1), persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Draw the weightings anew, where they are learned."""
+        if self.init == "learned":
+            nn.init.normal_(self.logits)
 
     def forward(self, batch_size: int, memory_size: int) -> Tensor:
         """Weightings ``[B, K, N]``, each summing to 1.
