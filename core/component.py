@@ -92,9 +92,13 @@ class Component:
         kept = {name: values[name] for name in model.model_fields if name in values}
         self.options = model.model_construct(_fields_set=set(keywords) & set(kept), **kept)
         self.setup()
+        self.after_setup()
 
     def setup(self) -> None:
         """Build what the object needs besides its fields, which are set."""
+
+    def after_setup(self) -> None:
+        """What a contract does with all that :meth:`setup` has built."""
 
     @classmethod
     def check_options(cls, options: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .circuit import map_state
+from .state import map_state
 
 Run = Callable[[Tensor, Any], tuple[Any, Any]]
 """Maps inputs ``[T, B, I]`` and a state to tensors ``[T, B, …]`` (one, or several by name) and the last state."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -31,3 +32,20 @@ class Options(BaseModel):
 def near(name: str, names: Iterable[str]) -> str | None:
     """The name that is most like a mistyped one, if any is like it."""
     return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=NEAR)), None)
+
+
+def check_sizes(*, at_least: int = 1, **sizes: int) -> None:
+    """Raise ValueError naming the first size that is not a whole number of at least ``at_least``."""
+    for name, size in sizes.items():
+        try:
+            allowed = not isinstance(size, bool) and operator.index(size) >= at_least
+        except TypeError:
+            allowed = False
+        if not allowed:
+            raise ValueError(f"{name}: got {size!r}; allowed is a whole number of at least {at_least}")
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError if the value is none of the allowed ones, naming the argument, the value and the choices."""
+    if value not in allowed:
+        raise ValueError(f"{name}: got {value!r}; allowed: {', '.join(allowed)}")

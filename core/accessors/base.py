@@ -19,18 +19,21 @@ from ..trace import TraceField
 class Accessor(Component, nn.Module, ABC):
     """A memory with its heads: one step maps the controller's output and a state to the words read and a new state.
 
-    A subclass has two attributes, as options or set in :meth:`setup`: ``num_reads``, how many words a step reads, and
-    ``word_size``, their length.
+    A subclass declares its options and what a trace shows, makes an :class:`~papertape.core.interface.Interface` (or
+    any layer of ``hidden_size`` inputs) in :meth:`setup`, and implements the methods that are abstract here.
     """
 
     hidden_size: int = Field(kw_only=False, ge=1, description="size of the controller's output")
-    num_reads: int = Field(init=False)
-    word_size: int = Field(init=False)
 
     trace_fields: ClassVar[Mapping[str, TraceField]] = {}
     """What :meth:`observed` shows, in the order in which it is drawn."""
     differentiable: ClassVar[bool] = True
     """Whether what is read has a gradient, without which a circuit can only evolve."""
+
+    @classmethod
+    def read_shape(cls, options: Any) -> tuple[int, int]:
+        """R and W: how many words a step reads, and their length; here, the options ``num_reads`` and ``word_size``."""
+        return options.num_reads, options.word_size
 
     @abstractmethod
     def initial_state(self, batch_size: int, **sizes: int) -> Any:
