@@ -8,12 +8,13 @@ from .core.accessors.dynamic import DynamicState
 from .core.accessors.sparse import NoLinks, SparseLinks, SparseState
 from .core.accessors.static import StaticState
 from .core.accessors.tape import TapeState
-from .core.circuit import CircuitState, Trace, detach, map_state
 from .core.controllers.direct import DirectState
 from .core.controllers.feedforward import FeedForwardState
 from .core.controllers.gru import GRUState
 from .core.controllers.lstm import LSTMState
 from .core.graph import GraphState
+from .core.state import CircuitState, detach, map_state
+from .core.trace import Trace
 from .utils.factory import load_circuit
 
 __version__ = "0.1.0"

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..core.agent import Recorder
-from ..core.circuit import Circuit, detach
+from ..core.circuit import Circuit
 from ..core.distributed import Processes
 from ..core.env import Batch, Env
+from ..core.state import detach
 from .learning import LearningAgent, LearningOptions, TrainingError
 from .optimisers import TensorFlowRMSprop
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..core.agent import Recorder
-from ..core.circuit import Circuit, Trace
+from ..core.circuit import Circuit
 from ..core.env import Batch, Env
 from ..core.graph import GraphNetwork
 from ..core.task import Task
+from ..core.trace import Trace
 from ..core.world import World, carrying, join_episodes
 
 

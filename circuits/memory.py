@@ -11,13 +11,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.accessors import AnyAccessor
-from ..core.circuit import Circuit, CircuitState
+from ..core.circuit import Circuit
 from ..core.component import build, options_of
 from ..core.controllers import AnyController
 from ..core.kernels import checkpointing, dispatch
-from ..core.options import Options
+from ..core.kernels.transforms import one_call
+from ..core.options import Options, check_sizes
 from ..core.registry import lookup, register
 from ..core.stacked import Stack
+from ..core.state import CircuitState
 from ..core.tied import TiedLinear
 from ..core.trace import TraceField
 

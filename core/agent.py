@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .circuit import Trace
 from .distributed import Processes
 from .env import Batch, Env
 from .pictures import Picture
 from .task import Task
+from .trace import Trace
 
 
 class Recorder:

@@ -73,8 +73,6 @@ class Component:
             value = cls._fields[name] = cls.__dict__.get(name, PydanticUndefined)
             if value is not PydanticUndefined:
                 delattr(cls, name)  # or a module of the same name, built in setup, would stay behind it
-            if isinstance(value, FieldInfo) and value.init is False:
-                setattr(cls, name, value.default)
 
     def __init__(self, *given: Any, **keywords: Any) -> None:
         """Arguments are the fields of the class.
@@ -83,11 +81,12 @@ class Component:
             TypeError: an argument is unknown, missing or given twice.
             ValueError: a value is not allowed; names the argument, what was given and what is allowed.
         """
-        values = check_arguments(type(self), given, keywords)
-        super().__init__()
-        for name, value in values.items():
-            setattr(self, name, value)
         cls: Any = type(self)
+        values = check_arguments(cls, given, keywords)
+        super().__init__()
+        same = {name: field.default for name, field in fields_of(cls).items() if field.init is False}
+        for name, value in {**same, **values}.items():
+            setattr(self, name, value)
         model = options_of(cls)
         kept = {name: values[name] for name in model.model_fields if name in values}
         self.options = model.model_construct(_fields_set=set(keywords) & set(kept), **kept)

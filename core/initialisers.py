@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from .circuit import check_choice
+from .options import check_choice
 
 MemoryInit = Literal["constant", "learned", "truncated_normal"]
 WeightInit = Literal["first", "uniform", "learned"]

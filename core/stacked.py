@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from .circuit import Circuit, map_state
+from .state import map_state
+
+if TYPE_CHECKING:
+    from .circuit import Circuit
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def map_members(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor) -> Te
     """
 
     def run(circuit: Circuit) -> Tensor:
-        return Circuit.run(circuit, inputs, circuit.initial_state(inputs.shape[1]))[0]
+        return circuit._run(inputs, circuit.initial_state(inputs.shape[1]))[0]
 
     outputs: Tensor = _map(circuit, run, stacks, at=1)
     return outputs

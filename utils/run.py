@@ -20,9 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..core.agent import Recorder
-from ..core.circuit import Circuit, Trace
+from ..core.circuit import Circuit
 from ..core.env import Batch
 from ..core.pictures import Picture
+from ..core.trace import Trace
 from . import checkpoint
 from .factory import RunOptions
 from .live import Plotter

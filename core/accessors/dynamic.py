@@ -95,7 +95,6 @@ class DynamicAccessor(DynamicOptions, SlotAccessor):
         "allocation_gates": TraceField("H", "gate", "allocation against content"),
         "free_gates": TraceField("R", "gate", "whether what each read head read is freed"),
         "read_modes": TraceField("R M", "weighting", "shares of backward, content and forward"),
-        "link": TraceField("H N N", "matrix", "how surely a slot was written after another"),
     }
 
     def setup(self) -> None:

@@ -157,3 +157,7 @@ class StaticAccessor(StaticOptions, SlotAccessor):
         return addressing.read(memory, read_weights), StaticState(memory, read_weights, write_weights), heads
 
 
+def _weights(memory: Tensor, heads: StaticHeads, last: Tensor) -> Tensor:
+    """Weightings ``[B, K, N]`` of some heads on a memory ``[B, N, W]``, from their last ones."""
+    content = addressing.content_weights(memory, heads.keys, heads.strengths, heads.mask)
+    return addressing.location_weights(content, last, heads.gate, heads.shift, heads.sharpness)

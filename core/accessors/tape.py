@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -99,6 +99,11 @@ class TapeAccessor(TapeOptions, SlotAccessor):
         "interpolation": TraceField("", "gate", "share of the cell that the word replaces"),
         "jump": TraceField("", "gate", "whether the head jumps"),
     }
+
+    @classmethod
+    def read_shape(cls, options: Any) -> tuple[int, int]:
+        """One word."""
+        return 1, options.word_size
 
     def setup(self) -> None:
         """Make the interface: a word, two gates, and three numbers of which the largest says where to move."""

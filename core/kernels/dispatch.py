@@ -16,20 +16,22 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..circuit import CircuitState, check_choice
+from ..options import check_choice
 from ..stacked import Stack, dense, map_members
-from . import compiled, eager, native, triton
+from ..state import CircuitState
+from . import eager, native, triton
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView
 
-Backend = Literal["auto", "native", "triton", "eager", "compiled"]
+Backend = Literal["auto", "native", "triton", "eager"]
+
+BACKENDS = get_args(Backend)
 
 _MODULES: dict[str, ModuleType] = {
     "native": native,
     "triton": triton,
     "eager": eager,
-    "compiled": compiled,
 }
 _AUTO_ORDER = ("native", "triton", "eager")
 _POPULATION_ORDER = ("native", "triton")
@@ -43,7 +45,7 @@ class BackendError(RuntimeError):
 
 def check_backend(backend: str) -> None:
     """Raise ValueError naming the allowed backends."""
-    check_choice("backend", backend, get_args(Backend))
+    check_choice("backend", backend, BACKENDS)
 
 
 def choose(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..circuit import CircuitState
+from ..state import CircuitState
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView

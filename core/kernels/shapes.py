@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..circuit import CircuitState
+from ..state import CircuitState
 
 
 def accessor_shapes(accessor: Any, state: CircuitState, batch: int) -> dict[str, tuple[int, ...]]:

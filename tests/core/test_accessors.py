@@ -15,7 +15,7 @@ from torch import Tensor
 
 from papertape.core import addressing
 from papertape.core.accessors import Accessor, DynamicAccessor, DynamicState, StaticAccessor
-from papertape.core.circuit import map_state
+from papertape.core.state import map_state
 
 WIDTH = 6
 OPEN, SHUT = 60.0, -60.0

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from papertape.core.circuit import Circuit, Trace, check_choice, check_clip, check_sizes, detach, map_state
+from papertape.core.circuit import Circuit, check_clip
+from papertape.core.options import check_choice, check_sizes
+from papertape.core.state import detach, map_state
+from papertape.core.trace import Trace
 
 
 class Inner(NamedTuple):

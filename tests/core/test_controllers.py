@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from papertape.core.circuit import map_state
 from papertape.core.controllers import (
     CONTROLLERS,
     DirectController,
@@ -19,6 +18,7 @@ from papertape.core.controllers import (
     NeatController,
     NeatControllerOptions,
 )
+from papertape.core.state import map_state
 
 each_controller = pytest.mark.parametrize("name", CONTROLLERS)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from papertape.core.memory import CONSTANT, InitialMemory, InitialWeights
+from papertape.core.initialisers import CONSTANT, InitialMemory, InitialWeights
 
 MEMORY = ["constant", "learned", "truncated_normal"]
 WEIGHTS = ["first", "uniform", "learned"]

@@ -13,10 +13,11 @@ from matplotlib.patches import FancyArrowPatch
 from PIL import Image
 
 from papertape import DNC, NTM
-from papertape.core.circuit import Circuit, Trace
+from papertape.core.circuit import Circuit
 from papertape.core.env import Batch
 from papertape.core.graph import GraphNetwork
 from papertape.core.pictures import Areas, Connection, Histogram, Network, Picture
+from papertape.core.trace import Trace
 from papertape.utils.factory import CIRCUITS
 from papertape.utils.plots import (
     Episode,

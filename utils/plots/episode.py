@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...core.circuit import Trace
     from ...core.env import Batch
+    from ...core.trace import Trace
 
 
 Array: TypeAlias = NDArray[np.float32]

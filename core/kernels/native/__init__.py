@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ...accessors.dynamic import DynamicAccessor
 from ...accessors.sparse import SparseAccessor
 from ...accessors.static import StaticAccessor
-from ...circuit import CircuitState
 from ...controllers.feedforward import FeedForwardController, FeedForwardState
 from ...controllers.gru import GRUController, GRUState
 from ...controllers.lstm import LSTMController, LSTMState
 from ...stacked import map_initial_state
+from ...state import CircuitState
 from .. import eager
 from ..hooks import hooked
 from ..shapes import accessor_shapes

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...accessors.dynamic import DynamicAccessor
 from ...accessors.static import StaticAccessor
-from ...circuit import CircuitState
+from ...state import CircuitState
 from ..hooks import hooked
 from ..shapes import accessor_shapes
 from ..transforms import transform

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import disable_saved_tensors_hooks
 
-from ...circuit import CircuitState, leaves, rebuild
+from ...state import CircuitState, leaves, rebuild
 from ..hooks import hooked
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...addressing import NORM_EPSILON
-from ...heads import MASK_MIN
+from ...interface import MASK_MIN
 from .controllers import FEEDFORWARD
 from .launch import launch, parts, power_of_two
 

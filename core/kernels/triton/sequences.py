@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from ...accessors.dynamic import DynamicAccessor, DynamicState
 from ...accessors.static import StaticAccessor, StaticState
-from ...circuit import CircuitState, map_state
 from ...controllers.feedforward import FeedForwardController
 from ...controllers.gru import GRUController, GRUState
 from ...controllers.lstm import LSTMController, LSTMState
 from ...stacked import map_initial_state
+from ...state import CircuitState, map_state
 from ..hooks import hooked
 from .controllers import FEEDFORWARD, GRU, LSTM
 from .dnc import DNC

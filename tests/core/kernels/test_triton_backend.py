@@ -13,8 +13,9 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 import papertape
-from papertape.core.circuit import Circuit, map_state
+from papertape.core.circuit import Circuit
 from papertape.core.kernels import triton
+from papertape.core.state import map_state
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 

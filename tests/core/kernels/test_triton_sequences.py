@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 import papertape
-from papertape.core.circuit import Circuit, map_state
+from papertape.core.circuit import Circuit
 from papertape.core.kernels import dispatch, eager
 from papertape.core.stacked import map_members
+from papertape.core.state import map_state
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
