@@ -66,6 +66,8 @@ class MemoryCircuit(Circuit):
                 f"controller: its input_size is {self.controller.input_size}; expected {wanted}, the circuit's "
                 f"input_size and {reads} words of {word} elements"
             )
+        if isinstance(self.controller.options, Options):
+            self.options = self.options.model_copy(update={"controller": self.controller.options})
         self.accessor = build(memory, self.controller.hidden_size)
         if self.accessor.hidden_size != self.controller.hidden_size:
             raise ValueError(

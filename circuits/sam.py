@@ -22,5 +22,4 @@ class SDNC(SparseOptions, MemoryCircuit):
     """Sparse DNC: reads and writes as SAM does, and also reads what was written before or after what it read last."""
 
     accessor: str = Field("sparse", init=False)
-    num_writes: int = Field(1, init=False)
     links_per_slot: int = Field(8, ge=1, description="L, temporal links that each slot keeps")
