@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a preset, or go on with a run")
     train.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help=f"default preset: {DEFAULT_PRESET}")
     train.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, its name, or latest")
-    test = commands.add_parser("test", help="test a run on its held-out sets; writes pictures and an animation")
+    test = commands.add_parser("test", help="test a run on sequences of their own; writes pictures and an animation")
     test.add_argument("run", nargs="?", metavar="RUN", help="a run's folder, its name, or latest")
     test.add_argument("arguments", nargs="*", metavar="key=value")
     test.add_argument("--checkpoint", choices=("best", "latest"), help="default: best, or latest if there is none")
@@ -274,7 +274,7 @@ def fit(parts: factory.Parts, begin: Start) -> None:
 
 
 def test(arguments: argparse.Namespace) -> int:
-    """Test a run on its held-out sets."""
+    """Test a run on the sets of the test stream."""
     directory = find_directory(arguments.run)
     chosen = read_saved_arguments(arguments.arguments, read_options(directory))
     names = (arguments.checkpoint,) if arguments.checkpoint else ("best", "latest")

@@ -91,7 +91,7 @@ class BackpropAgent(LearningAgent):
             env: the task, on the circuit's device.
             circuit: what learns; time-major.
             options: default options when None.
-            seed: of the training sequences; held-out sequences have their own.
+            seed: of the run; each stream of data has one of its own made from it.
             recorder: where metrics, pictures and checkpoints go; None keeps nothing.
 
         Raises:
@@ -225,7 +225,6 @@ class BackpropAgent(LearningAgent):
         self.optimiser.step()
         if self.step % options.log_every == 0:
             values |= self._metrics(outputs, share) | {"bad_steps": float(self.bad_steps)}
-            self.level_errors.append(values[self.env.error_metric])
         return values
 
     def _metrics(self, outputs: Tensor, share: Batch) -> dict[str, float]:

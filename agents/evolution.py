@@ -14,6 +14,7 @@ from ..core.agent import Recorder
 from ..core.circuit import Circuit
 from ..core.env import Env
 from ..core.stacked import Stack
+from ..core.streams import stream_seed
 from ..core.task import Task
 from ..core.world import World
 from .fitness import AnyFitness
@@ -42,7 +43,8 @@ class EvolutionOptions(LearningOptions):
     log_every: int = Field(10, ge=1)
     """Generations between rows of training metrics."""
     evaluate_every: int = Field(50, ge=1)
-    """Generations between evaluations of the best genome on the held-out sets."""
+    """Generations between evaluations of the best genome on the validation sets, by which the run decides; see
+    :class:`LearningOptions`."""
     checkpoint_every: int = Field(100, ge=1)
     """Generations between checkpoints."""
     max_bad_generations: int = Field(20, ge=1)
@@ -78,7 +80,7 @@ class EvolutionAgent(LearningAgent):
             env: an env or a world, on the circuit's device.
             circuit: what each member is, and where the best genome is put; time-major.
             options: default options when None.
-            seed: of the training sequences and of the strategy; held-out sequences have their own.
+            seed: of the run; each stream of data and the strategy have one of their own made from it.
             recorder: where metrics, pictures and checkpoints go; None keeps nothing.
 
         Raises:
@@ -88,7 +90,7 @@ class EvolutionAgent(LearningAgent):
         super().__init__(env, circuit, options or EvolutionOptions(), seed=seed, recorder=recorder)
         self.population = Population(circuit, memory_budget=self.options.memory_budget)
         self.scoring = scoring_of(env, self.population, self.options.fitness)
-        self.strategy = self._build_strategy(self.population.layout.read(circuit), seed + 1)
+        self.strategy = self._build_strategy(self.population.layout.read(circuit), stream_seed(seed, "strategy"))
         self.bad_generations_in_a_row = 0
 
     def _build_strategy(self, initial: Tensor, seed: int) -> Strategy:
@@ -184,7 +186,6 @@ class EvolutionAgent(LearningAgent):
         values = _summary(told)
         if self.step % options.log_every == 0:
             answered = self.processes.share(lambda: self.scoring.metrics(self.circuit, drawn))
-            self.level_errors.append(answered[self.env.error_metric])
             values |= {f"best_{name}": value for name, value in answered.items()}
             values |= {**strategy.metrics(), "bad_fitness": float(strategy.bad_fitness)}
         return values

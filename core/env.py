@@ -52,10 +52,6 @@ class Env(Task):
             generator: the only source of randomness; on the env's device.
         """
 
-    def held_out(self) -> dict[str, Env]:
-        """See :meth:`Task.held_out`."""
-        return {"trained": self}
-
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Masked cross-entropy of each position, summed over its bits, in nats.
 

@@ -87,10 +87,6 @@ class World(Task):
         """Actions from a circuit's outputs ``[B, O]``; here the number of the largest, ``[B]``."""
         return outputs.argmax(-1)
 
-    def held_out(self) -> dict[str, World]:
-        """See :meth:`Task.held_out`."""
-        return {"trained": self}
-
     def metrics(self, episodes: Episodes) -> dict[str, float]:
         """Numbers that people quote, as means over episodes: reward, steps and what the world counts itself."""
         values = {"reward": episodes.returns, "steps": episodes.lengths, **episodes.info}

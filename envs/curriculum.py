@@ -96,9 +96,14 @@ class Curriculum:
             drawn[name] = low + (share * (high - low + 1)).long()
         return drawn
 
+    @property
+    def at_the_last(self) -> bool:
+        """Whether no level is left to move on to."""
+        return self.level + 1 == len(self.levels)
+
     def advance(self, error: float) -> bool:
         """Move one level up if the error is under the threshold and a level is left; True if it moved."""
-        if error < self.threshold and self.level + 1 < len(self.levels):
+        if error < self.threshold and not self.at_the_last:
             self.level += 1
             return True
         return False

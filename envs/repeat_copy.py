@@ -70,7 +70,7 @@ class RepeatCopyEnv(SequenceEnv):
         targets[:, :, width] = (step == end).to(words.dtype)
         return Batch(inputs, targets, answer.to(words.dtype))
 
-    def tests(self) -> list[dict[str, Range]]:
+    def beyond(self) -> list[dict[str, Range]]:
         """``test_sizes``."""
         most = self.options
         sizes = most.test_sizes

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ..core.streams import Stream
 from ..core.world import Step, World, WorldOptions, check_episodes
 
 LEFT, STRAIGHT, RIGHT = range(3)
@@ -159,7 +160,7 @@ class TMazeWorld(World):
             self._info(self._state),
         )
 
-    def held_out(self) -> dict[str, World]:
+    def sets(self, stream: Stream) -> dict[str, World]:
         """The training range first, then longer lives: ``trials 40``."""
         counts = [self.options.trials, *self.options.test_trials]
         return {

@@ -116,8 +116,8 @@ def test_learns() -> None:
     torch.manual_seed(1)
     options = BackpropOptions(batch_size=16, steps=500, lr=1e-2, clip_norm=10.0, evaluate_every=50, target_error=0.2)
     agent = BackpropAgent(env, papertape.NTM(5, 3, hidden_size=32, memory_size=8, word_size=8), options, seed=1)
-    before = agent.evaluate()["held_out/length 1-3/bits_wrong"]
-    after = agent.fit()["held_out/length 1-3/bits_wrong"]
+    before = agent.evaluate()["validation/length 1-3/bits_wrong"]
+    after = agent.fit()["validation/length 1-3/bits_wrong"]
     assert before > 1.5
     assert after <= 0.2
 
@@ -127,12 +127,12 @@ def test_reports_what_it_promises() -> None:
     agent = make(steps=6, recorder=kept)
     last = agent.fit()
     assert [step for step, values in kept.rows if "train/loss" in values] == [2, 4, 6]
-    assert [step for step, values in kept.rows if "held_out/length 5/bits_wrong" in values] == [3, 6]
+    assert [step for step, values in kept.rows if "validation/length 5/bits_wrong" in values] == [3, 6]
     expected = {"loss", "objective", "bits_wrong", "gradient_norm", "learning_rate", "bad_steps"}
     assert {name.removeprefix("train/") for name in kept.rows[0][1]} == expected
     assert kept.episodes == [(3, "length 1-3"), (3, "length 5"), (6, "length 1-3"), (6, "length 5")]
     assert [name for name, _ in kept.states].count("latest") == 2
-    assert last == agent.last_held_out == kept.rows[-1][1]
+    assert last == agent.last_validation == kept.rows[-1][1]
 
 
 def test_whole_run_depends_on_the_seed_alone() -> None:
@@ -147,7 +147,7 @@ def test_whole_run_depends_on_the_seed_alone() -> None:
     assert not same(runs[0], runs[2])
 
 
-def test_held_out_sequences_are_the_same_at_every_evaluation() -> None:
+def test_validation_sequences_are_the_same_at_every_evaluation() -> None:
     agent = make()
     assert agent.evaluate() == agent.evaluate()
 
@@ -245,9 +245,9 @@ def test_target_must_hold_on_more_sequences(monkeypatch: pytest.MonkeyPatch) -> 
     quick = iter([0.0, 5.0, 0.5])
     many = iter([2.5, 1.5, 0.9])
 
-    def on_few(env: Any, circuit: Any, **settings: Any) -> dict[str, float]:
+    def on_few(env: Any, circuit: Any, stream: str, **settings: Any) -> dict[str, float]:
         error = next(quick)
-        return {f"held_out/{name}/bits_wrong": error for name in ("length 1-3", "length 5")}
+        return {f"validation/{name}/bits_wrong": error for name in ("length 1-3", "length 5")}
 
     def on_many(env: Any, circuit: Any, *, sequences: int, batch_size: int, seed: int) -> dict[str, float]:
         asked.append((env.options.max_length, sequences))
@@ -258,7 +258,7 @@ def test_target_must_hold_on_more_sequences(monkeypatch: pytest.MonkeyPatch) -> 
     agent.fit()
     assert agent.step == 9
     assert asked == [(5, 40), (5, 40), (3, 40)]
-    assert agent.last_held_out["held_out/length 5/bits_wrong"] == 0.5
+    assert agent.last_validation["validation/length 5/bits_wrong"] == 0.5
 
 
 def test_confirmation_takes_other_sequences(monkeypatch: pytest.MonkeyPatch) -> None:

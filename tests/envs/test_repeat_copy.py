@@ -41,4 +41,4 @@ def test_sizes_of_the_small_dnc_preset() -> None:
     env = RepeatCopyEnv(RepeatCopyOptions(width=4, max_length=2, max_repeats=2))
     circuit = papertape.DNC(env.input_size, env.output_size, hidden_size=64, memory_size=16, word_size=16)
     assert sum(parameter.numel() for parameter in circuit.parameters()) == 44_236
-    assert list(env.held_out())[1:] == ["length 4, repeats 2", "length 2, repeats 4"]
+    assert list(env.sets("test"))[1:] == ["length 4, repeats 2", "length 2, repeats 4"]

@@ -57,7 +57,7 @@ WRONG = [
     ("agent.betas=[0.9]", "agent.betas"),
     ("agent.betas=[0.9,1.0]", "agent.betas: got [0.9, 1.0]; allowed are two numbers from 0 to below 1"),
     ("agent.momentum=1", "agent.momentum: got 1; allowed: less than 1"),
-    ("agent.target_error=null", "agent.target_error_beyond: needs target_error"),
+    ("agent={type: backprop, target_error_beyond: 0.3}", "agent.target_error_beyond: needs target_error"),
     ("agent={type: backprop, retry_every: 5}", "agent.retry_every: needs target_error"),
     ("agent.final_lr=1", "agent.final_lr: got 1.0; allowed is at most lr (0.003)"),
     ("agent.type=backprob", "agent.type: got 'backprob'; allowed: backprop, "),
@@ -236,7 +236,7 @@ def test_another_type_drops_what_it_does_not_have(name: str) -> None:
 def test_steps_are_not_taken_for_generations() -> None:
     before = options.load_file("ntm-copy")["agent"]
     values, lines = change("ntm-copy", "agent.strategy.type=snes", "agent.type=evolution", "agent.log_every=7")
-    same = ("batch_size", "target_error", "target_error_beyond", "confirmation_sequences", "best_by")
+    same = ("batch_size", "target_error", "target_error_beyond", "confirmation_sequences")
     assert values["agent"] == {
         "type": "evolution",
         "strategy": {"type": "snes"},
