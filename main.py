@@ -139,7 +139,7 @@ class Start(NamedTuple):
     """Options that are not those of the run so far."""
 
 
-def choose(arguments: argparse.Namespace, processes: Processes) -> Start:
+def choose(arguments: argparse.Namespace) -> Start:
     """Options and folder of a run from the command line; torchrun's restarts find the run that they have begun.
 
     Raises:
@@ -157,8 +157,6 @@ def choose(arguments: argparse.Namespace, processes: Processes) -> Start:
     if chosen.start:
         # Recorded as the file that it is: the latest run will be another one soon.
         chosen = chosen.model_copy(update={"start": str(find_checkpoint(chosen.start))})
-    if processes.size > 1 and getattr(chosen.agent, "shards", 0) is None:
-        chosen = chosen.model_copy(update={"agent": chosen.agent.model_copy(update={"shards": processes.size})})
     return Start(chosen)
 
 
@@ -199,15 +197,13 @@ def _same(chosen: factory.RunOptions, before: factory.RunOptions) -> bool:
     given, kept = chosen.model_dump(), before.model_dump()
     for values in (given, kept):
         values.pop("start")
-    if given["agent"].get("shards", 0) is None:
-        given["agent"]["shards"] = kept["agent"].get("shards")
     return given == kept
 
 
 def train(arguments: argparse.Namespace) -> int:
     """Train a preset, or go on with a run; under torchrun, together with other processes."""
     with distributed.join() as processes:
-        begin = processes.share(lambda: choose(arguments, processes))
+        begin = processes.share(lambda: choose(arguments))
         if begin.chosen.threads:
             torch.set_num_threads(begin.chosen.threads)
         # Built and loaded before the first folder is made: bad input leaves nothing behind.

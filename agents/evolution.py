@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.agent import Recorder
 from ..core.circuit import Circuit
+from ..core.distributed import Processes
 from ..core.env import Env
 from ..core.stacked import Stack
 from ..core.streams import stream_seed
@@ -34,10 +35,10 @@ class EvolutionOptions(LearningOptions):
     """What makes a member fit; null takes the env's loss, negative, or in a world the mean return of the episodes."""
     generations: int = Field(1000, ge=1)
     """Generations at most."""
-    shards: int | None = Field(None, ge=1)
-    """Parts in which the population is evaluated, shared out among the processes that torchrun starts; null: as many as
-    there are processes when the run begins. The same number gives the same generations, bit for bit, on one process or
-    many; another one may round differently."""
+    shards: int = Field(1, ge=1)
+    """Parts in which the population is evaluated, shared out among the processes that torchrun starts: at least one for
+    each. The number of processes changes nothing; another number of parts may round differently, and draws other
+    answers where a fitness samples them."""
     memory_budget: float = Field(512.0, gt=0)
     """MiB that the evaluation of a population may take; what does not fit is evaluated in chunks."""
     log_every: int = Field(10, ge=1)
@@ -142,21 +143,22 @@ class EvolutionAgent(LearningAgent):
 
     def _shards(self, members: int) -> list[slice]:
         """Where the shards of so many members lie; bounds are even, so that mirrored pairs stay together."""
-        size = math.ceil(members / (self.options.shards or self.processes.size) / 2) * 2
+        size = math.ceil(members / self.options.shards / 2) * 2
         return [slice(start, min(start + size, members)) for start in range(0, members, size)]
 
     def found(self) -> Tensor:
         """The genome ``[D]`` that the circuit carries after a generation: the strategy's best."""
         return self.strategy.best
 
-    def fit(self) -> dict[str, float]:
-        """See :meth:`LearningAgent.fit`."""
+    def join(self, processes: Processes) -> None:
+        """See :meth:`Agent.join`; each process needs a shard of the population."""
         shards = len(self._shards(self.strategy.population))
-        if shards < self.processes.size:
-            self.recorder.message(
-                f"agent.shards: there are {shards} for {self.processes.size} processes; the others have nothing to do"
+        if shards < processes.size:
+            raise ValueError(
+                f"agent.shards: got {self.options.shards}, by which a population of {self.strategy.population} has "
+                f"{shards} parts; {processes.size} processes share them out, allowed is at least one for each"
             )
-        return super().fit()
+        super().join(processes)
 
     @torch.no_grad()
     def train_step(self) -> dict[str, float]:
