@@ -29,8 +29,8 @@ RUNS = {
         *("agent.fitness={type: reward, prediction: sampled}", "agent.retry_every=20"),
     ],
     "world": [
-        *("tmaze-single", *ALL, *EVOLUTION, "env.trials=4", "env.test_trials=[6]", "agent.batch_size=3"),
-        *("agent.strategy={type: trust, population: 10}", "agent.generations=12"),
+        *("tmaze-single", *ALL, *EVOLUTION, "env.trials=3", "env.test_trials=[4]", "agent.batch_size=2"),
+        *("agent.strategy={type: trust, population: 6}", "agent.generations=12"),
     ],
 }
 WAYS = {

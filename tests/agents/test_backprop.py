@@ -114,7 +114,7 @@ def test_curriculum_is_resumed() -> None:
 def test_learns() -> None:
     env = CopyEnv(CopyOptions(width=3, max_length=3, test_lengths=[]))
     torch.manual_seed(1)
-    options = BackpropOptions(batch_size=16, steps=500, lr=1e-2, clip_norm=10.0, evaluate_every=50, target_error=0.2)
+    options = BackpropOptions(batch_size=16, steps=800, lr=1e-2, clip_norm=10.0, evaluate_every=50, target_error=0.2)
     agent = BackpropAgent(env, papertape.NTM(5, 3, hidden_size=32, memory_size=8, word_size=8), options, seed=1)
     before = agent.evaluate()["validation/length 1-3/bits_wrong"]
     after = agent.fit()["validation/length 1-3/bits_wrong"]
@@ -233,9 +233,67 @@ def test_stops_at_the_target() -> None:
     assert [name for name, _ in kept.states] == ["best", "latest"]
     agent.fit()
     assert agent.step == 3
-    strict = make(steps=6, target_error=1000.0, target_error_beyond=0.0)
-    strict.fit()
-    assert strict.step == 6
+
+
+class Told(BackpropAgent):
+    """Is told what validation says: errors on the training range, on longer sequences and on the lesson."""
+
+    def __init__(self, *errors: tuple[float, float], **options: Any) -> None:
+        agent = make(steps=2 * len(errors), evaluate_every=2, recorder=Keep(), **options)
+        super().__init__(agent.env, agent.circuit, agent.options, recorder=agent.recorder)
+        self.errors = iter(errors)
+
+    def evaluate(self, stream: Any = "validation") -> dict[str, float]:
+        assert stream == "validation"
+        trained, beyond = next(self.errors)
+        return {"validation/length 1-3/bits_wrong": trained, "validation/length 5/bits_wrong": beyond}
+
+
+@pytest.mark.parametrize(
+    ("beyond", "best", "end"),
+    [
+        (None, [2, 6], 8),  # the training range alone: 3, then 1, and 1 is enough once it is at most 0.5
+        (2.0, [2, 4, 6], 10),  # the mean of both: 6, 5.5, 3
+    ],
+)
+def test_sets_beyond_the_training_range_decide_only_where_asked_for(
+    beyond: float | None, best: list[int], end: int
+) -> None:
+    errors = [(3.0, 9.0), (4.0, 7.0), (1.0, 5.0), (0.5, 6.0), (0.5, 2.0), (0.0, 0.0)]
+    agent = Told(*errors, target_error=0.5, target_error_beyond=beyond)
+    agent.fit()
+    assert isinstance(agent.recorder, Keep)
+    assert agent.step == end and agent.target_reached
+    assert [state["step"] for name, state in agent.recorder.states if name == "best"] == [*best, end]
+
+
+def test_an_error_that_is_no_number_reaches_no_target() -> None:
+    agent = Told((math.nan, 0.0), (0.0, math.nan), target_error=1000.0, target_error_beyond=1000.0)
+    agent.fit()
+    assert agent.step == 4 and not agent.target_reached
+
+
+def test_no_step_draws_from_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training, validation and confirmation have sequences of their own, and the test has others."""
+    seeds: dict[int, set[str]] = {}
+    sample, sets = CopyEnv.sample, CopyEnv.sets
+
+    def watched(self: CopyEnv, batch_size: int, generator: torch.Generator) -> Batch:
+        seeds.setdefault(generator.initial_seed(), set()).add(stage)
+        return sample(self, batch_size, generator)
+
+    def no_test(self: CopyEnv, stream: Any) -> Any:
+        assert stage == "test" or stream == "validation"
+        return sets(self, stream)
+
+    monkeypatch.setattr(CopyEnv, "sample", watched)
+    monkeypatch.setattr(CopyEnv, "sets", no_test)
+    stage, agent = "fit", make(steps=3, target_error=100.0, confirmation_sequences=6, recorder=Keep())
+    assert all(name.startswith("validation/") for name in agent.fit())
+    assert agent.target_reached
+    stage = "test"
+    assert all(name.startswith("test/") for name in agent.test())
+    assert sorted(map(sorted, seeds.values())) == [["fit"], ["fit"], ["fit"], ["test"]]
 
 
 def test_target_must_hold_on_more_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,37 +319,21 @@ def test_target_must_hold_on_more_sequences(monkeypatch: pytest.MonkeyPatch) -> 
     assert agent.last_validation["validation/length 5/bits_wrong"] == 0.5
 
 
-def test_confirmation_takes_other_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = make(steps=3, target_error=100.0, confirmation_sequences=6)
-    seeds = []
-    original = agent.env.sample
-
-    def sample(batch_size: int, generator: torch.Generator) -> Batch:
-        seeds.append(generator.initial_seed())
-        return original(batch_size, generator)
-
-    monkeypatch.setattr(CopyEnv, "sample", lambda self, *arguments: sample(*arguments))
-    agent.fit()
-    assert len(set(seeds)) == 3
-
-
 def test_begins_again_with_the_first_lesson() -> None:
     """First weights cannot do what the curriculum had moved on to."""
     env = CopyEnv(
         CopyOptions(width=3, max_length=3, test_lengths=[], curriculum={"type": "growing", "threshold": 100.0})  # type: ignore[arg-type]
     )
     circuit = papertape.NTM(5, 3, hidden_size=8, memory_size=6, word_size=4)
-    settings = {**SMALL, "steps": 6, "log_every": 1, "retry_every": 5, "target_error": 0.0}
+    settings = {**SMALL, "steps": 6, "retry_every": 5, "target_error": 0.0}
     agent = BackpropAgent(env, circuit, BackpropOptions(**settings))  # type: ignore[arg-type]
     while agent.step < 5:
         agent.train_step()
         if agent.step == 3:
             agent.judge()
     assert env.curriculum.level == 1
-    assert len(agent.level_errors) == 2
     agent.train_step()
     assert env.curriculum.level == 0
-    assert len(agent.level_errors) == 1  # of the step just made
 
 
 def test_begins_again_when_the_target_is_out_of_reach() -> None:

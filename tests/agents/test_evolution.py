@@ -236,13 +236,18 @@ def test_stops_when_asked_and_saves():
 
 
 def test_curriculum_moves_on():
-    agent = make(generations=6)
-    told = []
-    agent.env.advance = lambda error: told.append(error) or len(told) == 1
-    kept = agent.recorder = Keep()
+    """By the best genome's error on the lesson, at each evaluation, as long as there is a lesson left."""
+    env, kept = copy_env(max_length=3, curriculum={"type": "growing", "threshold": 100.0}), Keep()
+    lessons, lesson = [], env.lesson
+    env.lesson = lambda: lessons.append(lesson()) or lessons[-1]
+    agent = make(generations=9, env=env, recorder=kept)
     agent.fit()
-    assert len(told) == 2 and all(error >= 0 for error in told)
-    assert sum("curriculum moves on" in text for text in kept.messages) == 1
+    assert [text for text in kept.messages if "moves on" in text] == [
+        f"generation {step}: the curriculum moves on" for step in (3, 6)
+    ]
+    judged = [next(iter(lesson.sets("validation"))) for lesson in lessons if lesson]
+    assert list(dict.fromkeys(judged)) == ["length 1", "length 1-2"]
+    assert [step for step, values in kept.rows if "validation/lesson/bits_wrong" in values] == [3, 6]
 
 
 def test_pictures_of_the_strategy_and_of_the_network():

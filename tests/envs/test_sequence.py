@@ -162,6 +162,25 @@ def test_names_of_sets(env_class: type[SequenceEnv], options: dict, names: list[
         assert list(make(env_class, **options).sets(stream)) == names
 
 
+@pytest.mark.parametrize(("env_class", "options"), SMALL)
+def test_a_lesson_is_the_current_level_alone(env_class: type[SequenceEnv], options: dict) -> None:
+    env = make(env_class, **options, curriculum={"type": "growing", "start": 3})
+    while (lesson := env.lesson()) is not None:
+        assert isinstance(lesson, SequenceEnv) and lesson.options.lengths == "sequence"
+        assert lesson.options.ranges() == env.curriculum.levels[env.curriculum.level]
+        assert lesson.lesson() is None
+        assert env.advance(0.0)
+    assert not env.advance(0.0)
+    assert make(env_class, **options).lesson() is None
+
+
+def test_sets_have_many_lengths_where_training_has_one_in_a_batch() -> None:
+    env = make(CopyEnv, max_length=20)
+    for task, least, most in ((env, 1, 1), (env.sets("validation")["length 1-20"], 12, 20)):
+        lengths = task.sample(64, generator()).mask.sum(0)  # type: ignore[union-attr]
+        assert least <= len(lengths.unique()) <= most
+
+
 def test_curriculum_is_part_of_the_state() -> None:
     options = {"max_length": 9, "curriculum": {"type": "growing", "start": 2, "step": 3, "threshold": 0.5}}
     env = make(CopyEnv, **options)
