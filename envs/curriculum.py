@@ -30,7 +30,7 @@ class GrowingOptions(Options):
     step: int = Field(1, ge=1)
     """How much the upper ends rise at a time."""
     threshold: float = Field(1.0, gt=0)
-    """The error on the current level, in the task's error metric, under which the level rises."""
+    """The validation error on the current level, in the task's error metric, under which the level rises."""
 
 
 class LessonsOptions(Options):
@@ -42,7 +42,7 @@ class LessonsOptions(Options):
     mix: float = Field(0.1, ge=0, le=1)
     """Share of draws that come from a lesson picked evenly among those met so far, against forgetting."""
     threshold: float = Field(1.0, gt=0)
-    """The error on the current lesson, in the task's error metric, under which the next one starts."""
+    """The validation error on the current lesson, in the task's error metric, under which the next one starts."""
 
     @model_validator(mode="after")
     def _check_ranges(self) -> LessonsOptions:
