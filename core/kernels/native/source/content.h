@@ -14,30 +14,37 @@ template <class T> inline T norm(const T* x, int size) {
     return std::sqrt(lane_sum<T>(sum) + T(NORM_EPSILON));
 }
 
+// dot_products of K heads; the norms are made with MAKE_NORMS alone.
+template <class T, int K, bool MAKE_NORMS>
+void dot_products_of(const Slots<T>& slots, int word, const T* memory, const T* keys, T* out, T* norms) {
+    const int N = slots.padded;
+    chunks<T, CHUNK>(N, [&](auto chunk, int n) {
+        constexpr int C = chunk;
+        Vec<T> dot[K][C] = {}, square[C] = {};
+        for (int j = 0; j < word; j++) {
+            for (int c = 0; c < C; c++) {
+                const Vec<T> x = load(memory + (size_t)j * N + n + c * LANES<T>);
+                if constexpr (MAKE_NORMS) square[c] += x * x;
+                for (int h = 0; h < K; h++) dot[h][c] += keys[h * word + j] * x;
+            }
+        }
+        for (int c = 0; c < C; c++) {
+            const int at = n + c * LANES<T>;
+            for (int h = 0; h < K; h++) store(out + (size_t)h * N + at, dot[h][c]);
+            if constexpr (MAKE_NORMS) store(norms + at, square_root(square[c] + T(NORM_EPSILON)));
+        }
+    });
+}
 // out[head][slot] = key · memory word; norms[slot] = sqrt(|word|² + epsilon) unless null.
 template <class T>
 void dot_products(const Slots<T>& slots, int word, const T* memory, int heads, const T* keys, T* out, T* norms) {
-    const int N = slots.padded;
     head_groups(heads, [&](auto group, int first) {
-        constexpr int K = group;
         const T* key = keys + first * word;
-        T* norm_out = first == 0 ? norms : nullptr;
-        chunks<T, CHUNK>(N, [&](auto chunk, int n) {
-            constexpr int C = chunk;
-            Vec<T> dot[K][C] = {}, square[C] = {};
-            for (int j = 0; j < word; j++) {
-                for (int c = 0; c < C; c++) {
-                    const Vec<T> x = load(memory + (size_t)j * N + n + c * LANES<T>);
-                    square[c] += x * x;
-                    for (int h = 0; h < K; h++) dot[h][c] += key[h * word + j] * x;
-                }
-            }
-            for (int c = 0; c < C; c++) {
-                const int at = n + c * LANES<T>;
-                for (int h = 0; h < K; h++) store(out + (size_t)(first + h) * N + at, dot[h][c]);
-                if (norm_out) store(norm_out + at, square_root(square[c] + T(NORM_EPSILON)));
-            }
-        });
+        T* found = out + (size_t)first * slots.padded;
+        if (norms && first == 0)
+            dot_products_of<T, group, true>(slots, word, memory, key, found, norms);
+        else
+            dot_products_of<T, group, false>(slots, word, memory, key, found, nullptr);
     });
 }
 // The same of the memory that one head writes, in one pass; for at most 4 heads.
