@@ -55,6 +55,12 @@ class StaticHeads(NamedTuple):
     mask: Tensor | None
     """Element weights of the lookup, ``[B, K, W]`` in (0.1, 1), with ``masked_content``"""
 
+    def only(self, heads: slice) -> StaticHeads:
+        """How these of the K heads address; erase and add, which only write heads have, stay whole."""
+        addressing = (part[:, heads] for part in (self.keys, self.strengths, self.gate, self.shift, self.sharpness))
+        mask = None if self.mask is None else self.mask[:, heads]
+        return StaticHeads(*addressing, self.erase, self.add, mask)
+
 
 class DynamicHeads(NamedTuple):
     """Parameters of DNC heads at one step."""

@@ -143,13 +143,16 @@ class Loops:
         add = take(vector, self.num_writes, width, math.tanh)
         masked = self.options.get("masked_content", False)
         masks = take(vector, heads, width, lookup_mask) if masked else [None] * heads
-        weights = []
-        for head, previous in enumerate([*self.read_weights, *self.write_weights]):
+
+        def address(head: int, previous: Array) -> Array:
             found = loops.content(self.memory, keys[head], strengths[head], masks[head])
-            weights.append(loops.location(found, previous, gates[head], shifts[head], sharpness[head]))
-        self.read_weights = np.array(weights[: self.num_reads])
-        self.write_weights = np.array(weights[self.num_reads :])
+            return loops.location(found, previous, gates[head], shifts[head], sharpness[head])
+
+        # NTM eqs. 2 and 5: what is read at a step is looked up in the memory of that step, which is written first.
+        written = enumerate(self.write_weights, start=self.num_reads)
+        self.write_weights = np.array([address(head, previous) for head, previous in written])
         self.memory = loops.write(self.memory, self.write_weights, erase, add)
+        self.read_weights = np.array([address(head, previous) for head, previous in enumerate(self.read_weights)])
 
     def access_dynamic(self, vector: Iterator[float]) -> None:
         reads, writes, width = self.num_reads, self.num_writes, self.word_size
