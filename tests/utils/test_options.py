@@ -144,6 +144,30 @@ def test_another_optimiser_takes_over_no_settings() -> None:
     assert options.override(values, ["agent.optimiser=graves-rmsprop"], factory.BLOCKS) == []
 
 
+@pytest.mark.parametrize(
+    ("paper", "preset", "expected"),
+    [
+        (
+            "the NTM paper",
+            "ntm-copy",
+            {"optimiser": "graves-rmsprop", "smoothing": 0.95, "momentum": 0.9, "epsilon": 1e-4, "clip_value": 10.0},
+        ),
+        (
+            "DeepMind's DNC",
+            "dnc-repeat-copy",
+            {"optimiser": "tensorflow-rmsprop", "smoothing": 0.9, "momentum": 0.0, "epsilon": 1e-10, "clip_norm": 50.0},
+        ),
+    ],
+)
+def test_settings_of_papers_are_as_documented(paper: str, preset: str, expected: dict[str, Any]) -> None:
+    page = (options.PRESETS.parent / "docs" / "formulas.md").read_text(encoding="utf-8")
+    (line,) = (line for line in page.splitlines() if line.startswith(f"| settings of {paper} |"))
+    agent = parse(*line.split("`")[1].split(), preset=preset).agent.model_dump()
+    assert {name: agent[name] for name in expected} == expected
+    assert agent["lr"] == agent["final_lr"] == 1e-4 and agent["warmup_steps"] == 0
+    assert (agent["clip_norm"] is None) == (paper == "the NTM paper")
+
+
 def test_path_through_a_value() -> None:
     with pytest.raises(OptionsError, match=r"seed\.x: seed is 3, not a block"):
         parse("seed=3", "seed.x=1")
