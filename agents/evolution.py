@@ -128,7 +128,7 @@ class EvolutionAgent(LearningAgent):
             function: maps the parameters of some members and the number of their shard to ``[members, width]``.
 
         Returns:
-            ``[P, width]``
+            ``[P, width]`` in float64
         """
         shards = self._shards(len(next(iter(stacks.values()))))
         found = [
@@ -139,7 +139,7 @@ class EvolutionAgent(LearningAgent):
             sum(shards[number].stop - shards[number].start for number in self.processes.share_of(rank, len(shards)))
             for rank in range(self.processes.size)
         ]
-        return self.processes.gather(torch.cat(found) if found else None, rows, self.strategy.initial)
+        return self.processes.gather(torch.cat(found) if found else None, rows, self.strategy.initial.device)
 
     def _shards(self, members: int) -> list[slice]:
         """Where the shards of so many members lie; bounds are even, so that mirrored pairs stay together."""

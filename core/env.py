@@ -62,7 +62,7 @@ class Env(Task):
         Returns:
             ``[T, B]``.
         """
-        bits = functional.binary_cross_entropy_with_logits(outputs, batch.targets, reduction="none")
+        bits = functional.binary_cross_entropy_with_logits(outputs, batch.targets.to(outputs.dtype), reduction="none")
         return bits.sum(-1) * batch.mask
 
     def right(self, outputs: Tensor, batch: Batch) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -20,3 +21,6 @@ class Options(BaseModel):
 
     own_meaning: ClassVar[frozenset[str]] = frozenset()
     """Options whose values mean something else in another type of the same block, which does not take them over."""
+
+    settings_of: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """By option, those that set up what it names, and which another name does not take over."""

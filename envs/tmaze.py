@@ -143,7 +143,8 @@ class TMazeWorld(World):
         miss = arrived & ~hit
         avoidable = avoidable + (crashed | (miss & (found | (missed >= self.num_ends - 1))))
         missed, found, hits = missed + miss, found | hit, hits + hit
-        rewards = hit * self.options.high_reward + miss * self.options.low_reward + crashed * self.options.crash_reward
+        options = self.options
+        rewards = hit.double() * options.high_reward + miss * options.low_reward + crashed * options.crash_reward
 
         next_trial = ~over & (leaving | crashed)
         trial = trial + next_trial
@@ -154,7 +155,7 @@ class TMazeWorld(World):
         terminated = trial >= self.options.trials
         return Step(
             self._observations(self._state),
-            rewards.to(torch.get_default_dtype()),
+            rewards,
             terminated,
             torch.zeros_like(terminated),
             self._info(self._state),

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 import papertape
 from papertape.agents import BackpropAgent, BackpropOptions
 from papertape.agents.learning import TrainingError
-from papertape.agents.optimisers import TensorFlowRMSprop
+from papertape.agents.optimisers import OPTIMISERS, OPTIONS, GravesRMSprop, TensorFlowRMSprop
 from papertape.core.agent import Recorder
 from papertape.core.env import Batch
 from papertape.envs import CopyEnv, CopyOptions
@@ -69,10 +70,12 @@ def same(left: Any, right: Any) -> bool:
 
 
 @pytest.mark.parametrize("circuit", ["ntm", "dnc"])
-@pytest.mark.parametrize("optimiser", ["adam", "rmsprop", "tensorflow-rmsprop"])
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_resumed_equals_unbroken(tmp_path: Path, circuit: str, optimiser: str) -> None:
     """Stopped at any step, saved to a file and taken up by a new process's objects."""
-    settings = {"steps": 9, "optimiser": optimiser, "schedule": "cosine", "momentum": 0.9}
+    settings = {"steps": 9, "optimiser": optimiser, "schedule": "cosine"}
+    if "momentum" in OPTIMISERS[optimiser].defaults:
+        settings["momentum"] = 0.9
     whole = Keep()
     unbroken = make(circuit=circuit, recorder=whole, **settings)
     unbroken.fit()
@@ -414,19 +417,95 @@ def test_gradients_are_clipped() -> None:
     assert max(float(p.grad.abs().max()) for p in agent.circuit.parameters() if p.grad is not None) <= 1.0001e-4
 
 
-def test_rmsprop_as_in_tensorflow() -> None:
+def rmsprop(
+    gradients: list[list[float]], lr: float, smoothing: float, momentum: float, epsilon: float, kind: str
+) -> list[float]:
+    """What two weights of 1 and -2 become, by the equations of TensorFlow or of Graves (2013, eqs. 38 to 41)."""
+    weights = [1.0, -2.0]
+    for i in range(2):
+        square, mean, update = 1.0 if kind == "tensorflow" else 0.0, 0.0, 0.0
+        for gradient in gradients:
+            square = smoothing * square + (1 - smoothing) * gradient[i] ** 2
+            mean = smoothing * mean + (1 - smoothing) * gradient[i]
+            spread = square - (0.0 if kind == "tensorflow" else mean**2)
+            update = momentum * update - lr * gradient[i] / math.sqrt(spread + epsilon)
+            weights[i] += update
+    return weights
+
+
+GRADIENTS = [[math.sin(step), math.cos(3 * step) + step] for step in range(6)]
+
+
+@pytest.mark.parametrize("given", [None, {"smoothing": 0.8, "momentum": 0.5, "epsilon": 1e-3}])
+@pytest.mark.parametrize("kind", ["tensorflow", "graves"])
+def test_rmsprop_with_epsilon_inside_the_root(kind: str, given: dict[str, float] | None) -> None:
+    """Also with nothing but the name given: DeepMind's settings of the DNC, and those of the NTM paper."""
+    published = {
+        "tensorflow": {"lr": 1e-4, "smoothing": 0.9, "momentum": 0.0, "epsilon": 1e-10},
+        "graves": {"lr": 1e-4, "smoothing": 0.95, "momentum": 0.9, "epsilon": 1e-4},
+    }[kind]
+    entry = OPTIMISERS[f"{kind}-rmsprop"]
+    assert entry.build is {"tensorflow": TensorFlowRMSprop, "graves": GravesRMSprop}[kind]
+    agent = make(optimiser=f"{kind}-rmsprop", **(given or {}))
+    settings = {**published, **(given or {})}
+    assert {name: agent.optimiser.param_groups[0][name] for name in settings} == settings
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
-    optimiser = TensorFlowRMSprop([weight], 0.1, smoothing=0.9, momentum=0.5, epsilon=1e-3)
-    value, square, update = [1.0, -2.0], [1.0, 1.0], [0.0, 0.0]
-    for step in range(5):
-        gradient = [2 * value[0], math.sin(value[1]) + step]
+    optimiser = entry.build([weight], **settings)
+    for gradient in GRADIENTS:
         weight.grad = torch.tensor(gradient, dtype=torch.float64)
         optimiser.step()
-        for i in range(2):
-            square[i] = 0.9 * square[i] + 0.1 * gradient[i] ** 2
-            update[i] = 0.5 * update[i] + 0.1 * gradient[i] / math.sqrt(square[i] + 1e-3)
-            value[i] -= update[i]
-        assert weight.tolist() == pytest.approx(value, rel=1e-12)
+    assert weight.tolist() == pytest.approx(rmsprop(GRADIENTS, **settings, kind=kind), rel=1e-12)
+
+
+def test_a_variance_that_rounds_below_zero_is_none() -> None:
+    """Equal gradients that are large, in float32: the squares differ from the squared average by more than epsilon."""
+    weight = torch.nn.Parameter(torch.zeros(50))
+    optimiser = GravesRMSprop([weight], 1e-4, smoothing=0.95, momentum=0.9, epsilon=1e-4)
+    for _ in range(400):
+        weight.grad = torch.linspace(1e3, 1e4, 50)
+        optimiser.step()
+        assert weight.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "expected"),
+    [
+        ("adam", torch.optim.Adam([torch.zeros(1)])),
+        ("rmsprop", torch.optim.RMSprop([torch.zeros(1)])),
+    ],
+)
+def test_optimisers_of_torch_have_its_settings(optimiser: str, expected: torch.optim.Optimizer) -> None:
+    made = make(optimiser=optimiser).optimiser
+    assert type(made) is type(expected)
+    assert {**made.defaults, "fused": None} == {**expected.defaults, "fused": None}
+    given = {"adam": {"betas": [0.5, 0.6]}, "rmsprop": {"smoothing": 0.7, "momentum": 0.6}}[optimiser]
+    group = make(optimiser=optimiser, lr=0.5, epsilon=0.1, weight_decay=0.2, **given).optimiser.param_groups[0]
+    assert (group["lr"], group["eps"], group["weight_decay"]) == (0.5, 0.1, 0.2)
+    if optimiser == "adam":
+        assert group["betas"] == (0.5, 0.6)
+    else:
+        assert (group["alpha"], group["momentum"]) == (0.7, 0.6)
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_that_the_optimiser_does_not_have_is_refused(optimiser: str, option: str) -> None:
+    assert getattr(BackpropOptions(**{"optimiser": optimiser, option: None}), option) == OPTIMISERS[
+        optimiser
+    ].defaults.get(option)
+    given = {"betas": [0.1, 0.2]}.get(option, 0.1)
+    if option in OPTIMISERS[optimiser].defaults:
+        return
+    with pytest.raises(ValidationError, match=f"{option}: got .*; optimiser {optimiser} has no such option, allowed"):
+        BackpropOptions(**{"optimiser": optimiser, option: given})
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_published_settings_are_shown_and_survive_a_round_trip(optimiser: str) -> None:
+    options = BackpropOptions(optimiser=optimiser)
+    shown = options.model_dump(mode="json")
+    assert all(shown[name] is not None for name in OPTIMISERS[optimiser].defaults)
+    assert BackpropOptions(**shown) == options
 
 
 def test_circuit_that_does_not_fit() -> None:
