@@ -22,4 +22,4 @@ class SDNC(SparseOptions, MemoryCircuit):
     """Sparse DNC: reads and writes as SAM does, and also reads what was written before or after what it read last."""
 
     accessor: str = Field("sparse", init=False)
-    links_per_slot: int = Field(8, ge=1, description="L, temporal links that each slot keeps")
+    links_per_slot: int = Field(8, ge=1, description="L, links that each slot keeps to slots before it, and after it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -27,6 +27,10 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
 
     own_meaning: ClassVar[frozenset[str]] = frozenset()
+    """Options whose values mean something else in another type of the same block, which does not take them over."""
+
+    settings_of: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """By option, those that set up what it names, and which another name does not take over."""
 
 
 def near(name: str, names: Iterable[str]) -> str | None:

@@ -131,7 +131,7 @@ class GymWorld(World):
         over = (self._terminated | self._truncated).unsqueeze(-1)
         return Step(
             self._observations(observations).masked_fill(over, 0),
-            rewards.to(torch.get_default_dtype()),
+            rewards,
             self._terminated,
             self._truncated,
             self._info(),

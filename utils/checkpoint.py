@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-MAGIC = b"PAPERTAPE"
+MAGIC = b"PAPERTAP"
 FORMAT_VERSION = 2
 _SEAL = struct.Struct("<8sQQ32s")
 _COMMENT_LENGTH = struct.Struct("<H")

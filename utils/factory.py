@@ -196,9 +196,10 @@ def _check_gradient(circuit: str, agent: str) -> list[str]:
 def _check_precision(precision: Any, agent: str) -> list[str]:
     """The problem, if an agent would not calculate as precisely as asked for."""
     able = [name for name, entry in AGENTS.items() if not issubclass(entry, EvolutionAgent)]
-    if agent in able or precision not in ("bfloat16", "float64"):
+    if agent in able or precision != "bfloat16":
         return []
-    return [f"precision: got {precision!r}; allowed with agent.type {agent!r}: float32 (others: {', '.join(able)})"]
+    allowed = "float32, float64"
+    return [f"precision: got {precision!r}; allowed with agent.type {agent!r}: {allowed} (others: {', '.join(able)})"]
 
 
 def _check_backend(backend: Any, agent: str) -> list[str]:

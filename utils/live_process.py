@@ -62,7 +62,7 @@ KEPT_PICTURES = 40
 MAX_POINTS = 1000
 """Of a curve in the visdom page."""
 WINDOW: dict[str, Any] = {"width": 400, "height": 300}
-LEGEND_WIDTH = 200
+LEGEND_WIDTH = 240
 """What a window with several curves is wider."""
 MISSING_FILES = f"curves are kept, but the page stays empty until `{visdom_files.COMMAND}` has run"
 MAX_ROWS = 50_000
@@ -143,7 +143,7 @@ class History:
         self.rows: list[tuple[int, dict[str, float]]] = []
 
     def add(self, rows: list[tuple[int, dict[str, float]]]) -> None:
-        """Add rows; of training steps without held-out numbers, every second one goes when there are too many."""
+        """Add rows; of training steps without validation, every second one goes when there are too many."""
         self.rows += rows
         while len(self.rows) > MAX_ROWS:
             before = len(self.rows)

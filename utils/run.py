@@ -181,7 +181,7 @@ class Run(Recorder):
         logger.info("%s", text)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Append a row to metrics.jsonl and to the curves; held-out errors also go to the log."""
+        """Append a row to metrics.jsonl and to the curves; errors in validation and test also go to the log."""
         row = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
         try:
             with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -189,14 +189,14 @@ class Run(Recorder):
         except OSError as error:
             self._warn_once("metrics.jsonl", error)
         self.plotter.metrics(step, values)
-        held_out: dict[str, list[str]] = {}
+        judged: dict[str, list[str]] = {}
         for name, value in values.items():
             kind, *parts = name.split("/")
             # What has more parts, such as the accuracy of each class, is for the curves.
-            if kind == "held_out" and len(parts) == 2 and parts[1] != "loss":
-                held_out.setdefault(parts[1].replace("_", " "), []).append(f"{parts[0]}: {value:.4g}")
-        for metric, numbers in held_out.items():
-            logger.info("step %d, %s held out: %s", step, metric, ", ".join(numbers))
+            if kind in ("validation", "test") and len(parts) == 2 and parts[1] != "loss":
+                judged.setdefault(f"{kind}, {parts[1].replace('_', ' ')}", []).append(f"{parts[0]}: {value:.4g}")
+        for metric, numbers in judged.items():
+            logger.info("step %d, %s: %s", step, metric, ", ".join(numbers))
 
     def forget_after(self, step: int) -> None:
         """Drop rows of metrics.jsonl after a step, which the run is about to go through again."""

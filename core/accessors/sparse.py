@@ -44,7 +44,9 @@ class SparseOptions(SlotOptions):
     slots_per_read: int = Field(
         4, ge=1, description="K, slots that a read head reads; all of them where the memory has fewer"
     )
-    links_per_slot: int = Field(0, ge=0, description="L, temporal links that each slot keeps; 0 has none")
+    links_per_slot: int = Field(
+        0, ge=0, description="L, links that each slot keeps to slots before it, and to slots after it; 0 has none"
+    )
 
     @classmethod
     def check_options(cls, options: Any) -> None:
@@ -73,7 +75,8 @@ class SparseLinks(NamedTuple):
     values: Tensor
     """How surely, ``[B, N, L]``: row i holds the largest entries of row i of the DNC's link matrix"""
     followers: Tensor
-    """The slots that were written after each slot, ``[B, N, L]``; a link exists where both ends list it"""
+    """The slots that were written after each slot, ``[B, N, L]``: the largest of its column; a link exists where
+    both ends list it"""
     precedence_slots: Tensor
     """The slots written last, ``[B, L]``"""
     precedence: Tensor
@@ -131,7 +134,9 @@ class SparseAccessor(SparseOptions, SlotAccessor):
 
     Read, each head: softmax of strength · cosine over the K slots that are most similar to its key, found exactly.
     With links, as in the DNC, the words before and after those read last count too: w = π_1 b + π_2 c + π_3 f, of
-    which the K heaviest slots are kept. b and f follow the L strongest links of each slot.
+    which the K heaviest slots are kept. Of the link matrix each row keeps its L largest entries, and then each column,
+    so that b and f follow at most L links of each slot read (Rae et al., supplement D; their eqs. 19 and 20 let links
+    decay less than the DNC does, and a forward weighting sum to more than 1).
 
     With K = N (and L = N) nothing is left out. Reading then equals :func:`~papertape.core.addressing.content_weights`
     and :func:`~papertape.core.addressing.read` over the whole memory, writing equals

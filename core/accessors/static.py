@@ -130,7 +130,9 @@ class StaticAccessor(StaticOptions, SlotAccessor):
         """State before the first step, for N = ``memory_size`` slots (default: as built)."""
         slots = self.memory_size if memory_size is None else memory_size
         # Laid out in memory as every later state is, so that a compiled step serves the first one too.
-        read_weights, write_weights = self.initial_weights(batch_size, slots).split([self.num_reads, self.num_writes], 1)
+        read_weights, write_weights = self.initial_weights(batch_size, slots).split(
+            [self.num_reads, self.num_writes], 1
+        )
         memory = self.initial_memory(batch_size, slots).contiguous()
         return StaticState(memory, read_weights.contiguous(), write_weights.contiguous())
 

@@ -140,7 +140,7 @@ def test_outputs_become_actions(actions: Any, outputs: list, decided: list) -> N
     torch.testing.assert_close(found, torch.tensor(decided, dtype=found.dtype))
     world.reset(2, generator())
     rewards = world.step(found).rewards
-    torch.testing.assert_close(rewards, torch.tensor(decided, dtype=torch.float32).reshape(2, -1).sum(-1))
+    torch.testing.assert_close(rewards, torch.tensor(decided, dtype=torch.float64).reshape(2, -1).sum(-1))
     assert world.play(lambda observations: torch.tensor(outputs), 2, generator()).lengths.tolist() == [[3, 3]]
 
 

@@ -93,7 +93,7 @@ def test_off_starts_no_process_and_takes_everything(tmp_path: Path) -> None:
 def test_files_are_drawn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with plotting(tmp_path) as plotter:
         for step in range(100):
-            plotter.metrics(step, {"train/loss": 1 / (step + 1), "held_out/length 40/bits_wrong": 0.0})
+            plotter.metrics(step, {"train/loss": 1 / (step + 1), "validation/length 40/bits_wrong": 0.0})
         plotter.episode(500, "length 3", episode())
         plotter.animation("length 3", episode())
         plotter.text("options", "seed: 1")
@@ -328,7 +328,7 @@ def test_a_long_history_is_thinned_out_but_for_evaluations(monkeypatch: pytest.M
     monkeypatch.setattr(live_process, "MAX_ROWS", 100)
     history = History()
     for step in range(1000):
-        values = {"train/loss": 1.0} | ({"held_out/length 3/loss": 1.0} if step % 50 == 0 else {})
+        values = {"train/loss": 1.0} | ({"validation/length 3/loss": 1.0} if step % 50 == 0 else {})
         history.add([(step, values)])
     assert len(history.rows) <= 100
     assert [step for step, values in history.rows if len(values) == 2] == list(range(0, 1000, 50))
@@ -368,7 +368,7 @@ def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> No
     with plotting(run, "visdom", port=server.port) as plotter:
         plotter.text("options", "loss: <bit>")
         plotter.metrics(1, {"train/loss": 0.5, "train/bits_wrong": 0.0})
-        plotter.metrics(2, {"train/loss": 0.25, "train/bits_wrong": 40.0, "held_out/length 3/loss": 0.3})
+        plotter.metrics(2, {"train/loss": 0.25, "train/bits_wrong": 40.0, "validation/length 3/loss": 0.3})
         plotter.episode(2, "length 3", episode())
         plotter.picture(2, "trust", Histogram([1.0, 2.0], "trust"))
     shown = windows(server.port)
@@ -381,8 +381,8 @@ def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> No
         "picture trust",
         *(f"length 3 {part}" for part in parts),
     }
-    train, held_out = shown["curve loss"]["content"]["data"]
-    assert (train["x"], train["y"], held_out["y"]) == ([1, 2], [0.5, 0.25], [0.3])
+    train, judged = shown["curve loss"]["content"]["data"]
+    assert (train["x"], train["y"], judged["y"]) == ([1, 2], [0.5, 0.25], [0.3])
     assert "&lt;bit&gt;" in shown["text options"]["content"]
     (heatmap,) = shown["length 3 memory"]["content"]["data"]
     assert heatmap["type"] == "heatmap"
@@ -397,7 +397,7 @@ def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> No
 def test_one_step_makes_no_curves(tmp_path: Path) -> None:
     """A test run has nothing but points."""
     with plotting(tmp_path) as plotter:
-        plotter.metrics(1600, {"held_out/length 3/loss": 0.3, "held_out/length 4/loss": 0.4})
+        plotter.metrics(1600, {"validation/length 3/loss": 0.3, "validation/length 4/loss": 0.4})
         plotter.episode(1600, "length 3", episode())
     assert {path.name for path in (tmp_path / "plots").glob("*.*")} == {"length-3.png"}
 

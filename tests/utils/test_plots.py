@@ -188,7 +188,7 @@ def test_sharing_cells_keeps_single_spikes() -> None:
 
 ROWS = [
     (0, {"train/loss": 0.7, "train/learning_rate": 1e-4, "fitness/best": -3.0, "temperature": 1.0}),
-    (10, {"train/loss": float("nan"), "held_out/length 40/loss": 0.5, "held_out/length 40/bits_wrong": 0.0}),
+    (10, {"train/loss": float("nan"), "validation/length 40/loss": 0.5, "validation/length 40/bits_wrong": 0.0}),
     (20, {"train/loss": 0.1, "train/bits_wrong": 20.0, "fitness/worst": -9.0}),
 ]
 
@@ -196,7 +196,7 @@ ROWS = [
 def test_metrics_are_sorted_into_panels() -> None:
     panels = curve_panels(ROWS)
     assert list(panels) == ["loss", "bits_wrong", "learning_rate", "fitness", "temperature"]
-    assert [curve.label for curve in panels["loss"]] == ["train", "length 40"]
+    assert [curve.label for curve in panels["loss"]] == ["train", "validation length 40"]
     assert panels["loss"][0].steps.tolist() == [0, 20] and panels["loss"][0].values.tolist() == [0.7, 0.1]
     assert [curve.label for curve in panels["fitness"]] == ["best", "worst"]
 

@@ -40,10 +40,10 @@ class Curve(NamedTuple):
 
 
 def curve_panels(rows: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, list[Curve]]:
-    """Sort metrics into panels: one for a metric of training and held-out sets, one for others of a prefix.
+    """Sort metrics into panels: one for a metric of training, validation and test, one for others of a prefix.
 
     Args:
-        rows: step and values by name, such as ``train/loss``, ``held_out/length 40/bits_wrong`` or ``fitness/best``.
+        rows: step and values by name, such as ``train/loss``, ``validation/length 40/bits_wrong`` or ``fitness/best``.
 
     Returns:
         The curves of each panel by its name (``loss``, ``bits_wrong``, ``fitness``), without infinite values and NaN.
@@ -52,12 +52,12 @@ def curve_panels(rows: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, l
     for step, values in rows:
         for name, value in values.items():
             first, _, rest = name.partition("/")
-            if first in ("train", "held_out") and rest:
+            if first in ("train", "validation", "test") and rest:
                 label, _, panel = rest.rpartition("/")
                 family = panel.partition("_")[0]
                 if not label and family in FAMILIES:
                     panel, label = family, panel.removeprefix(f"{family}_").replace("_", " ")
-                label = label or first.replace("_", " ")
+                label = label if first == "train" and label else f"{first} {label}".rstrip()
             else:
                 panel, _, label = name.rpartition("/")
                 panel, label = panel or name, label.replace("_", " ")

@@ -107,6 +107,8 @@ template <class T> class StaticAccessor {
         d[gate + h] = lane_sum<T>(for_gate);
     }
 
+    // The most common access, of which some parts take one pass together.
+    bool simple() const { return reads <= 4 && writes == 1 && !read_lookup.masked(); }
     bool ends_segment(int64_t t) const { return t == tape.steps - 1 || t % tape.every == tape.every - 1; }
     // The memories inside the segment that ends with step t.
     void write_again(int64_t t, int64_t b, T* again) const {
@@ -188,8 +190,14 @@ template <class T> class StaticAccessor {
         T* made = write_lookup.masked() ? now + write_norms : nullptr;
         write_lookup.forward(a, before, made ? made : last + norms, made, now + cosine + written, now + content + written);
         for (int h = reads; h < heads; h++) locate(h, a, last, now, on_ring);
-        write<T>(slots, word, before, after, nullptr, writes, write_weights, a + erase, a + add);
-        read_lookup.forward(a, after, now + norms, now + norms, now + cosine, now + content);
+        if (simple()) {
+            write_and_dot_products(slots, word, before, after, write_weights, a + erase, a + add, reads, a + keys,
+                                   now + cosine, now + norms);
+            read_lookup.weigh(a, now + norms, now + cosine, now + content);
+        } else {
+            write<T>(slots, word, before, after, nullptr, writes, write_weights, a + erase, a + add);
+            read_lookup.forward(a, after, now + norms, now + norms, now + cosine, now + content);
+        }
         for (int h = 0; h < reads; h++) locate(h, a, last, now, on_ring);
         read(slots, word, after, reads, read_weights, words_read);
     }
@@ -204,7 +212,7 @@ template <class T> class StaticAccessor {
     int64_t row_scratch() const { return memory_size + weights_size + tape.again_size(); }
     int64_t backward_scratch() const {
         return 2 * ring_size() + weights_size +
-               std::max({read_lookup.backward_scratch(), write_lookup.backward_scratch(), 2 * word * (int64_t)LANES<T>});
+               std::max(read_lookup.backward_scratch(), write_lookup.backward_scratch()) + 2 * word * LANES<T>;
     }
     void begin_backward(int64_t b, T* row) const {
         const int64_t n = slots.count;
@@ -239,11 +247,23 @@ template <class T> class StaticAccessor {
         const T *read_weights = now + weights, *write_weights = read_weights + (int64_t)reads * N;
 
         const int64_t written = (int64_t)reads * N;
-        read_backward(slots, word, after, reads, read_weights, d_words_read, d_memory, d_weights);
-        for (int h = 0; h < reads; h++) locate_backward(h, a, last, now, on_ring, d_ring, d_weights, d_content, d);
-        read_lookup.backward(a, after, now + norms, now + cosine, now + content, d_content, d_memory, d, more_scratch);
-        write_backward<T>(slots, word, before, nullptr, writes, write_weights, a + erase, a + add, d_memory,
-                          d_weights + written, d + erase, d + add, nullptr, more_scratch);
+        if (simple()) {
+            T *d_norms = more_scratch, *key_scales = d_norms + N, *sums = key_scales + round_up<T>(reads);
+            dot_products<T>(slots, word, after, reads, d_words_read, d_content, nullptr);
+            for (int64_t n = 0; n < written; n += LANES<T>) store(d_weights + n, load(d_weights + n) + load(d_content + n));
+            for (int h = 0; h < reads; h++) locate_backward(h, a, last, now, on_ring, d_ring, d_weights, d_content, d);
+            read_lookup.weigh_backward(a, now + norms, now + cosine, now + content, d_content, d, d_norms, key_scales);
+            write_and_dot_products_backward(slots, word, before, write_weights, a + erase, a + add, reads, now + norms,
+                                            d_norms, a + keys, d_content, read_weights, d_words_read, d_memory,
+                                            d_weights + written, d + erase, d + add, d + keys, sums);
+            read_lookup.key_norms_backward(a, key_scales, d);
+        } else {
+            read_backward(slots, word, after, reads, read_weights, d_words_read, d_memory, d_weights);
+            for (int h = 0; h < reads; h++) locate_backward(h, a, last, now, on_ring, d_ring, d_weights, d_content, d);
+            read_lookup.backward(a, after, now + norms, now + cosine, now + content, d_content, d_memory, d, more_scratch);
+            write_backward<T>(slots, word, before, nullptr, writes, write_weights, a + erase, a + add, d_memory,
+                              d_weights + written, d + erase, d + add, nullptr, more_scratch);
+        }
         for (int h = reads; h < heads; h++) locate_backward(h, a, last, now, on_ring, d_ring, d_weights, d_content, d);
         write_lookup.backward(a, before, write_lookup.masked() ? now + write_norms : last + norms, now + cosine + written,
                               now + content + written, d_content + written, d_memory, d, more_scratch);
