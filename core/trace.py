@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
+from torch.serialization import add_safe_globals
 
 FieldKind = Literal["weighting", "gate", "words", "memory", "matrix"]
 """What a field of a trace is, which decides how it is drawn.
@@ -86,3 +87,6 @@ class Trace(Mapping[str, Tensor]):
     def of_kind(self, *kinds: FieldKind) -> dict[str, Tensor]:
         """The fields of some kinds, by name."""
         return {name: tensor for name, tensor in self.items() if self.fields[name].kind in kinds}
+
+
+add_safe_globals([Trace, TraceField])
