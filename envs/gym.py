@@ -1,4 +1,4 @@
-"""Any of gymnasium's environments as a world (https://gymnasium.farama.org; install ``papertape[gym]``)."""
+"""Any of gymnasium's environments as a world (https://gymnasium.farama.org)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from ..core import install
 from ..core.world import Step, World, WorldOptions, check_episodes
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class GymWorld(World):
         try:
             import gymnasium
         except ImportError as error:
-            raise ImportError('env type gym: gymnasium is not installed; pip install "papertape[gym]"') from error
+            raise ImportError(f"env type gym: gymnasium is not installed; {install.GYMNASIUM}") from error
         self.options = options
         self.device = torch.device(device)
         self._spaces = gymnasium.spaces

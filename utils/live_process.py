@@ -29,6 +29,7 @@ from matplotlib.colors import Colormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ..core import install
 from ..core import pictures as kinds
 from ..core.pictures import Picture
 from . import light_process, visdom_files, visdom_server
@@ -500,7 +501,7 @@ class Visdom:
 def start_visdom(settings: Settings) -> Visdom | None:
     """Connect to visdom, or say why not; None where it can never be had."""
     if importlib.util.find_spec("visdom") is None:
-        say("info", 'pictures go to files alone; `pip install "papertape[visdom]"` gets live plots')
+        say("info", f"pictures go to files alone; `{install.VISDOM}` gets live plots")
         return None
     visdom = Visdom(settings)
     problem = visdom.connect()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
+from ..core import install
 from . import light_process, visdom_files
 
 ERRORS = (OSError, ValueError, RuntimeError)
@@ -200,7 +201,7 @@ def main() -> None:
     parser.add_argument("--data", help="folder of the environments (default: ~/.visdom)")
     options = parser.parse_args()
     if importlib.util.find_spec("visdom") is None:
-        raise SystemExit('visdom is not installed; `pip install "papertape[visdom]"` gets it')
+        raise SystemExit(f"visdom is not installed; `{install.VISDOM}` gets it")
     print(f"http://localhost:{options.port}, until Ctrl-C")
     if visdom_files.missing_files():
         print(f"the page stays empty until `{visdom_files.COMMAND}` has fetched its files")

@@ -191,7 +191,7 @@ def test_wrong_options_are_refused(options: dict) -> None:
 
 def test_without_gymnasium_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(ImportError, match=r"gymnasium is not installed; pip install \"papertape\[gym\]\""):
+    with pytest.raises(ImportError, match=r"gymnasium is not installed; pip install \"gymnasium>=1.0\""):
         GymWorld(GymOptions())
 
 

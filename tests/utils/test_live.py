@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from papertape.core import install
 from papertape.core.pictures import Areas, Connection, Histogram, Network, Picture
 from papertape.utils import light_process, live, live_process
 from papertape.utils.live import Plotter
@@ -119,7 +121,7 @@ def test_visdom_that_is_not_installed_is_refused_with_the_way_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(OptionsError, match=r"plots: got 'visdom'.*pip install \"papertape\[visdom\]\".*plots=files"):
+    with pytest.raises(OptionsError, match=rf"plots: got 'visdom'.*{re.escape(install.VISDOM)}.*plots=files"):
         Plotter(tmp_path, "a_run", "visdom")
 
 

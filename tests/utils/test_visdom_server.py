@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from papertape.core import install
 from papertape.utils import visdom_files
 from papertape.utils.visdom_files import NPM, FilesError
 from papertape.utils.visdom_server import Server
@@ -143,7 +145,7 @@ def test_all_sources_are_tried_in_turn(package: Path, monkeypatch: pytest.Monkey
 
 def test_no_visdom_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FilesError, match="pip install"):
+    with pytest.raises(FilesError, match=re.escape(install.VISDOM)):
         visdom_files.missing_files()
 
 
