@@ -102,6 +102,9 @@ class RunOptions(Options):
     """CPU threads; null takes all cores."""
     plots: Literal["auto", "visdom", "files", "off"] = "auto"
     """Where pictures go: files writes PNGs, visdom shows them live as well, auto does so where it is installed."""
+    visdom_host: str = Field("localhost", pattern=r"^[\w.:-]+$")
+    """Where the visdom server is, by name or address; one is started if it is localhost and none is there. If it asks
+    for a login, the environment variables VISDOM_USERNAME and VISDOM_PASSWORD say whose."""
     visdom_port: int = Field(8097, ge=1, le=65535)
     start: str | None = Field(None, min_length=1)
     """Whose weights the circuit starts with: a run's folder, its name or ``latest`` (its best checkpoint), or a

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 MAX_PICTURES = 8
 """Pictures that wait at most; more are dropped."""
-MAX_ROWS = 200_000
+MAX_ROWS = 20_000
 """Rows of numbers that wait at most; then every second one is dropped."""
 SEND_SECONDS = 0.25
 """Numbers are collected for this long before they are sent."""

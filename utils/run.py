@@ -130,7 +130,13 @@ class Run(Recorder):
         self.gif = gif
         self.wants_episodes = options.plots != "off"
         (directory / "plots").mkdir(exist_ok=True)
-        self.plotter = Plotter(directory, title or directory.name, options.plots, port=options.visdom_port)
+        self.plotter = Plotter(
+            directory,
+            title or directory.name,
+            options.plots,
+            hostname=options.visdom_host,
+            port=options.visdom_port,
+        )
         self._bar: tqdm[Any] | None = None
         self._postfix_due = 0.0
         self._shown: dict[str, float] = {}
