@@ -32,7 +32,7 @@ from papertape.utils import light_process, live, live_process, visdom_files, vis
 from papertape.utils.live import Plotter
 from papertape.utils.live_process import Files
 from papertape.utils.options import OptionsError
-from papertape.utils.plots import Episode
+from papertape.utils.plots import Episode, History, curves
 from papertape.utils.visdom_server import Server
 
 needs_visdom = pytest.mark.skipif(importlib.util.find_spec("visdom") is None, reason="visdom is not installed")
@@ -324,6 +324,49 @@ def test_only_some_earlier_pictures_are_kept(tmp_path: Path, monkeypatch: pytest
     assert 3 <= len(kept) <= 4
     assert kept[0] == "length-3-0000000.png"
     assert kept[-1] == "length-3-0000900.png"
+
+
+def memory(process: subprocess.Popen[bytes]) -> int:
+    """MiB that a process holds."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) // 1024
+
+
+METRICS = ("loss", "objective", "learning_rate", "gradient_norm", "bits_wrong", "sequences_per_second")
+
+
+def test_a_history_takes_no_more_memory_as_it_gets_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curves, "MAX_STRETCHES", 64)
+    history = History()
+
+    def size(first: int, last: int) -> int:
+        for step in range(first, last):
+            history.add([(step, {f"train/{name}": float(step) for name in METRICS})])
+        return len(pickle.dumps(history))
+
+    before = size(0, 1000)
+    assert abs(size(1000, 20_000) - before) < before / 5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="/proc says how much memory a process holds")
+def test_the_child_does_not_grow_over_a_million_rows(tmp_path: Path) -> None:
+    with plotting(tmp_path) as plotter:
+        held = {}
+        for step in range(1, 1_000_001):
+            plotter.metrics(step, {f"train/{name}": step / 7 for name in METRICS})
+            if step % 100 == 0:
+                plotter.metrics(step, {f"held_out/length {length}/loss": 1 / step for length in (20, 40)})
+            if step % 20_000 == 0:
+                plotter.episode(step, "length 20", episode())
+            while len(plotter._rows) > 5000:
+                time.sleep(0.01)
+            if step in (100_000, 1_000_000):
+                wait_for(lambda: not plotter._rows and not plotter._pictures)
+                time.sleep(2)
+                held[step] = memory(child(plotter))
+    assert held[1_000_000] - held[100_000] < 16, held
+    assert len(list((tmp_path / "plots" / "history").iterdir())) <= live_process.KEPT_PICTURES
 
 
 def free_port() -> int:
