@@ -187,6 +187,8 @@ def main() -> None:
         fetch(options.source)
     except FilesError as error:
         raise SystemExit(f"visdom's page: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     print("visdom's page has all of its files")
 
 

@@ -282,8 +282,7 @@ def serve(port: int, data: str | None = None, owner: IO[bytes] | None = None) ->
             ioloop.add_callback(ioloop.stop)
 
         threading.Thread(target=wait_for_owner, daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt):
-        ioloop.start()
+    ioloop.start()
 
 
 def serve_owner(port: str, data: str) -> None:
@@ -299,10 +298,16 @@ def main() -> None:
     options = parser.parse_args()
     if importlib.util.find_spec("visdom") is None:
         raise SystemExit(f"visdom is not installed; `{install.VISDOM}` gets it")
-    print(f"http://localhost:{options.port}, until Ctrl-C")
-    if visdom_files.missing_files():
-        print(f"the page stays empty until `{visdom_files.COMMAND}` has fetched its files")
-    serve(options.port, options.data)
+    with contextlib.suppress(KeyboardInterrupt):
+        print(f"http://localhost:{options.port}, until Ctrl-C", flush=True)
+        if visdom_files.missing_files():
+            print(f"the page stays empty until `{visdom_files.COMMAND}` has fetched its files", flush=True)
+        try:
+            serve(options.port, options.data)
+        except OSError as error:
+            raise SystemExit(
+                f"a visdom server could not be started at port {options.port} ({error.strerror})"
+            ) from error
 
 
 if __name__ == "__main__":

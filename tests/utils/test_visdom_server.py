@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from papertape.core import install
-from papertape.utils import factory, options, visdom_files
+from papertape.utils import factory, options, visdom_files, visdom_server
 from papertape.utils.live import Plotter
 from papertape.utils.options import OptionsError
 from papertape.utils.visdom_files import NPM, FilesError
@@ -284,7 +284,31 @@ def test_addresses_of_the_sixth_version_stand_in_brackets() -> None:
 
 def test_what_is_no_host_is_refused() -> None:
     values = options.load_file("ntm-copy")
-    for host in ("http://elsewhere", "two words", ""):
-        with pytest.raises(OptionsError, match="visdom_host: got"):
+    for host in ("http://elsewhere", "two words", "", "elsewhere:8097"):
+        with pytest.raises(OptionsError, match=f"visdom_host: got '{host}'; allowed: the name or the address"):
             factory.parse({**values, "visdom_host": host})
-    assert factory.parse({**values, "visdom_host": "plots.example.org"}).visdom_host == "plots.example.org"
+    for host in ("plots.example.org", "10.0.0.7", "::1"):
+        assert factory.parse({**values, "visdom_host": host}).visdom_host == host
+
+
+@needs_visdom
+def test_serving_what_runs_left_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(error: BaseException) -> Any:
+        def serve(port: int, data: str | None) -> None:
+            raise error
+
+        return serve
+
+    monkeypatch.setattr(sys, "argv", ["visdom_server", "--port", "8123"])
+    monkeypatch.setattr(visdom_server, "serve", failing(KeyboardInterrupt()))
+    visdom_server.main()
+    monkeypatch.setattr(visdom_server, "serve", failing(OSError(98, os.strerror(98))))
+    with pytest.raises(SystemExit, match=f"could not be started at port 8123 .{os.strerror(98)}"):
+        visdom_server.main()
+    assert "http://localhost:8123, until Ctrl-C" in capsys.readouterr().out
+    monkeypatch.setattr(visdom_files, "fetch", lambda source: failing(KeyboardInterrupt())(0, None))
+    monkeypatch.setattr(sys, "argv", ["visdom_files"])
+    with pytest.raises(SystemExit, match="130"):
+        visdom_files.main()
