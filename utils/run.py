@@ -186,7 +186,7 @@ class Run(Recorder):
         logger.info("%s", text)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Append a row to the curves, to metrics.jsonl if :func:`is_kept`, and validation and test errors to the log."""
+        """Append a row to the curves, and to metrics.jsonl if it :func:`is_kept`; what was judged is logged, too."""
         row = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
         try:
             if is_kept(step, values, getattr(self.options.agent, "log_every", 1)):

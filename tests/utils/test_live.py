@@ -356,7 +356,7 @@ def test_the_child_does_not_grow_over_a_million_rows(tmp_path: Path) -> None:
         for step in range(1, 1_000_001):
             plotter.metrics(step, {f"train/{name}": step / 7 for name in METRICS})
             if step % 100 == 0:
-                plotter.metrics(step, {f"held_out/length {length}/loss": 1 / step for length in (20, 40)})
+                plotter.metrics(step, {f"validation/length {length}/loss": 1 / step for length in (20, 40)})
             if step % 20_000 == 0:
                 plotter.episode(step, "length 20", episode())
             while len(plotter._rows) > 5000:

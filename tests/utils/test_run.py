@@ -25,7 +25,7 @@ def test_rows_of_training_become_rarer_and_all_others_are_kept(log_every: int) -
     assert numbers[:2047] == list(range(1, 2048))
     gaps = {(number.bit_length(), after - number) for number, after in itertools.pairwise(numbers[2047:])}
     assert gaps == {(12, 2), (13, 4), (14, 8), (15, 16)}
-    assert is_kept(16_385 * log_every, LOSS | {"held_out/length 3/loss": 1.0}, log_every)
+    assert is_kept(16_385 * log_every, LOSS | {"validation/length 3/loss": 1.0}, log_every)
     assert is_kept(16_385 * log_every, {"fitness/best": 1.0}, log_every)
     assert not is_kept(16_385 * log_every, LOSS, log_every)
     assert log_every == 1 or is_kept(16_385 * log_every + 1, LOSS, log_every)
@@ -54,7 +54,7 @@ def test_a_run_that_goes_on_keeps_the_rows_that_it_would_have_kept(
                 if step % 5 == 0:
                     recorder.metrics(step, LOSS)
                 if step % 70 == 0:
-                    recorder.metrics(step, {"held_out/length 3/loss": 1.0})
+                    recorder.metrics(step, {"validation/length 3/loss": 1.0})
         return [row["step"] for row in read_metrics(directory / "metrics.jsonl")]
 
     straight = report(tmp_path / "straight", 1, 400)
