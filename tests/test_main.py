@@ -287,7 +287,7 @@ def test_gymnasium_that_is_missing(
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     assert main(["train", "gym-cartpole"]) == 2
     said = capsys.readouterr().err.strip()
-    assert said == 'papertape: env type gym: gymnasium is not installed; pip install "papertape[gym]"'
+    assert said == 'papertape: env type gym: gymnasium is not installed; pip install "gymnasium>=1.0"'
     assert list(folder.iterdir()) == []
 
 

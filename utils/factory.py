@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from pydantic import Field, SerializeAsAny, ValidationError
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
 from ..agents import BackpropAgent, EmptyAgent, EvolutionAgent, MixedAgent, NodePerturbationAgent
 from ..agents.evaluation import check_state
@@ -85,6 +85,7 @@ Precision = Literal["float32", "bfloat16", "float64"]
 _BACKENDS = get_args(Backend)
 _NO_MEMORY = re.compile(r"out of memory|can't allocate|size calculation overflow|multiplication overflow")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+_HOST = re.compile(r"[\w.-]+|[\da-fA-F:.]+")
 
 
 class RunOptions(Options):
@@ -102,6 +103,9 @@ class RunOptions(Options):
     """CPU threads; null takes all cores."""
     plots: Literal["auto", "visdom", "files", "off"] = "auto"
     """Where pictures go: files writes PNGs, visdom shows them live as well, auto does so where it is installed."""
+    visdom_host: str = "localhost"
+    """Where the visdom server is, by name or address; one is started if it is localhost and none is there. If it asks
+    for a login, the environment variables VISDOM_USERNAME and VISDOM_PASSWORD say whose."""
     visdom_port: int = Field(8097, ge=1, le=65535)
     start: str | None = Field(None, min_length=1)
     """Whose weights the circuit starts with: a run's folder, its name or ``latest`` (its best checkpoint), or a
@@ -109,6 +113,13 @@ class RunOptions(Options):
     env: SerializeAsAny[Options]
     circuit: SerializeAsAny[Options]
     agent: SerializeAsAny[Options]
+
+    @field_validator("visdom_host")
+    @classmethod
+    def _check_host(cls, host: str) -> str:
+        if not _HOST.fullmatch(host):
+            raise ValueError(f"got {host!r}; allowed: the name or the address of a machine, without http:// and port")
+        return host
 
 
 class Parts(NamedTuple):

@@ -131,7 +131,13 @@ class Run(Recorder):
         self.gif = gif
         self.wants_episodes = options.plots != "off"
         (directory / "plots").mkdir(exist_ok=True)
-        self.plotter = Plotter(directory, title or directory.name, options.plots, port=options.visdom_port)
+        self.plotter = Plotter(
+            directory,
+            title or directory.name,
+            options.plots,
+            hostname=options.visdom_host,
+            port=options.visdom_port,
+        )
         self._bar: tqdm[Any] | None = None
         self._postfix_due = 0.0
         self._shown: dict[str, float] = {}
@@ -181,11 +187,12 @@ class Run(Recorder):
         logger.info("%s", text)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Append a row to metrics.jsonl and to the curves; errors in validation and test also go to the log."""
+        """Append a row to the curves, and to metrics.jsonl if it :func:`is_kept`; what was judged is logged, too."""
         row = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
         try:
-            with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            if is_kept(step, values, getattr(self.options.agent, "log_every", 1)):
+                with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
         except OSError as error:
             self._warn_once("metrics.jsonl", error)
         self.plotter.metrics(step, values)
@@ -246,6 +253,28 @@ class Run(Recorder):
 
 HIDDEN_VALUES = ("objective", "gradient_norm", "learning_rate", "bad_steps")
 """Numbers that the progress bar leaves to the curves."""
+
+
+EVERY_ROW = 2048
+"""So many rows of training are kept at first."""
+
+
+def is_kept(step: int, values: Mapping[str, float], log_every: int) -> bool:
+    """Whether a row goes to metrics.jsonl: all do that hold more than training's own numbers, or at other steps.
+
+    Of training, the first :data:`EVERY_ROW` do, then every second one until there were twice as many, then every
+    fourth, and so on: a million rows leave 11,000. That depends on the step alone, so that a run that was stopped and
+    goes on keeps the same ones.
+
+    Args:
+        step: of the row.
+        values: by name.
+        log_every: steps from one row of training to the next.
+    """
+    number, between = divmod(step, log_every)
+    if between or not all(name.startswith("train/") for name in values):
+        return True
+    return number % 2 ** max(0, number.bit_length() - EVERY_ROW.bit_length() + 1) == 0
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

@@ -41,7 +41,7 @@ def test_every_sequence_repeats_its_words_as_told(lengths: str) -> None:
 
 @pytest.mark.parametrize(("fewest", "most"), [(1, 10), (3, 8), (2, 2)])
 def test_the_number_of_repeats_as_in_the_ntm_paper(fewest: int, most: int) -> None:
-    """Mean 0 and variance 1 over the training range; the sets beyond it are told in the same measure."""
+    """Mean 0 and variance 1 over the training range; sets beyond it are told in the same measure."""
     env = RepeatCopyEnv(
         RepeatCopyOptions(max_length=2, min_repeats=fewest, max_repeats=most, repeat_scale=None, lengths="sequence")
     )
@@ -61,9 +61,9 @@ def test_the_number_of_repeats_as_in_the_ntm_paper(fewest: int, most: int) -> No
         assert seen == set(repeats)
 
     told(env, counts)
-    held_out = env.held_out()
-    told(held_out[f"length 2, repeats {2 * most}"], [2 * most])
-    told(held_out[f"length 4, repeats {most}"], [most])
+    sets = env.sets("test")
+    told(sets[f"length 2, repeats {2 * most}"], [2 * most])
+    told(sets[f"length 4, repeats {most}"], [most])
 
 
 def test_presets_tell_the_number_of_repeats_as_their_papers_do() -> None:
