@@ -70,9 +70,9 @@ class StaticHeads(NamedTuple):
 
     def only(self, heads: slice) -> StaticHeads:
         """How these of the K heads address; erase and add, which only write heads have, stay whole."""
-        addressing = (part[:, heads] for part in (self.keys, self.strengths, self.gate, self.shift, self.sharpness))
-        mask = None if self.mask is None else self.mask[:, heads]
-        return StaticHeads(*addressing, self.erase, self.add, mask)
+        keys, strengths, gate, shift, sharpness, erase, add, mask = self
+        addressing = (part[:, heads] for part in (keys, strengths, gate, shift, sharpness))
+        return StaticHeads._make((*addressing, erase, add, None if mask is None else mask[:, heads]))
 
 
 @register("accessor", "static")

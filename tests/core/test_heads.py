@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from papertape.core.accessors.sparse import SparseInterface
-from papertape.core.heads import MASK_MIN, DynamicInterface, Interface, StaticInterface, oneplus
+from papertape.core.interface import MASK_MIN, DynamicInterface, Interface, StaticInterface, oneplus
 
 
 def size(interface: Interface) -> int:
