@@ -54,9 +54,9 @@ class Env(Task):
         """Draw two sequences; see :meth:`Task.check`."""
         batch = self.sample(2, torch.Generator(self.device).manual_seed(0))
         name = f"{type(self).__qualname__}.sample"
-        if not isinstance(batch, tuple) or len(batch) != 3:
-            raise TypeError(f"{name}: returns a {type(batch).__name__}; expected a Batch of inputs, targets and mask")
-        steps = batch[0].shape[0]
+        if not isinstance(batch, Batch) or not all(isinstance(part, Tensor) for part in batch):
+            raise TypeError(f"{name}: returns a {type(batch).__name__}; expected a Batch of three tensors")
+        steps = batch.mask.shape[0] if batch.mask.dim() else 1
         shapes = ((steps, 2, self.input_size), (steps, 2, self.output_size), (steps, 2))
         for part, tensor, shape in zip(Batch._fields, batch, shapes, strict=True):
             if tensor.shape != shape or not tensor.is_floating_point():
@@ -64,6 +64,11 @@ class Env(Task):
                     f"{name}: {part} of 2 sequences are {tensor.dtype} of shape {list(tensor.shape)}; "
                     f"expected floats of shape {list(shape)}, time first"
                 )
+        known = self.tallies(torch.zeros_like(batch.targets), batch)
+        if self.error_metric not in known:
+            raise TypeError(
+                f"{type(self).__qualname__}: error_metric is {self.error_metric!r}; expected one of {', '.join(known)}"
+            )
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Masked cross-entropy of each position, summed over its bits, in nats.

@@ -87,7 +87,8 @@ class DeltaAccessor(papertape.Accessor):
         """Write, then read: ``[B, hidden_size]`` -> words ``[B, H, V]``, the next state, and what the heads did."""
         parts = self.interface(hidden)
         keys, queries = (
-            functional.normalize(parts[name].unflatten(-1, (self.num_heads, -1)), dim=-1) for name in ("keys", "queries")
+            functional.normalize(parts[name].unflatten(-1, (self.num_heads, -1)), dim=-1)
+            for name in ("keys", "queries")
         )
         heads = DeltaHeads(
             keys, queries, parts["values"].unflatten(-1, (self.num_heads, -1)), torch.sigmoid(parts["write_gates"])

@@ -1,14 +1,10 @@
-"""A task of one's own: a class with its options, registered by a name. Nothing in Papertape has to know it.
+"""A task of your own: brackets of several kinds open and close, and a circuit says which is open innermost.
 
-The task: brackets of several kinds open and close at random, and after each one the circuit says which kind is open
-innermost. That takes a stack, which a memory can be.
-
-From the folder above this one:
+That takes a stack, which a memory can be. One class is all that there is to write: its options, its sizes, one batch,
+and what it is judged on. Options files then name it like any other task:
 
     papertape train examples/own_task.yaml
-    papertape train examples/own_task.yaml env.kinds=4 agent.type=empty      # see that it runs, without learning
-
-or with any preset: `papertape train ntm-copy --import examples.own_task env.type=brackets`.
+    papertape train ntm-copy --import examples.own_task env.type=brackets env.kinds=4
 """
 
 from __future__ import annotations
