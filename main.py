@@ -32,6 +32,7 @@ from papertape.utils.run import (
     find_launch,
     has_checkpoint,
     load_agent_state,
+    locked,
     new_directory,
     read_options,
 )
@@ -139,18 +140,26 @@ class Start(NamedTuple):
     """Options that are not those of the run so far."""
 
 
-def choose(arguments: argparse.Namespace, processes: Processes) -> Start:
+def choose(arguments: argparse.Namespace, processes: Processes, held: contextlib.ExitStack) -> Start:
     """Options and folder of a run from the command line; torchrun's restarts find the run that they have begun.
+
+    Args:
+        arguments: of ``train``.
+        processes: those that share the work.
+        held: takes the lock of a run that goes on.
 
     Raises:
         OptionsError: lists every problem.
     """
     if arguments.resume:
-        return choose_resumed(arguments.arguments, find_directory(arguments.resume))
+        directory = find_directory(arguments.resume)
+        held.enter_context(locked(directory))
+        return choose_resumed(arguments.arguments, directory)
     chosen = read_arguments(arguments.arguments)
     launched = distributed.launch()
     begun = find_launch(launched) if launched else None
     if begun:
+        held.enter_context(locked(begun))
         before = factory.parse(read_options(begun))
         if _same(chosen, before):
             return Start(before, begun, has_checkpoint(begun))
@@ -206,15 +215,15 @@ def _same(chosen: factory.RunOptions, before: factory.RunOptions) -> bool:
 
 def train(arguments: argparse.Namespace) -> int:
     """Train a preset, or go on with a run; under torchrun, together with other processes."""
-    with distributed.join() as processes:
-        begin = processes.share(lambda: choose(arguments, processes))
+    with distributed.join() as processes, contextlib.ExitStack() as held:
+        begin = processes.share(lambda: choose(arguments, processes, held))
         if begin.chosen.threads:
             torch.set_num_threads(begin.chosen.threads)
         # Built and loaded before the first folder is made: bad input leaves nothing behind.
         parts = prepare(begin, processes)
         with contextlib.closing(parts.env):
             if processes.first:
-                fit(parts, begin)
+                fit(parts, begin, held)
             else:
                 with stop_on_signal(parts.agent):
                     parts.agent.fit()
@@ -236,16 +245,17 @@ def prepare(begin: Start, processes: Processes) -> factory.Parts:
     return parts
 
 
-def fit(parts: factory.Parts, begin: Start) -> None:
-    """Let the agent learn, and record it in the run's folder."""
+def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
+    """Let the agent learn, and record it in the run's folder, whose lock ``held`` keeps."""
     agent, chosen, resumed = parts.agent, begin.chosen, begin.directory
     directory = resumed or new_directory()
-    try:
-        run = Run(directory, chosen, parts.circuit)
-    except OptionsError:
+    with contextlib.ExitStack() as undone:
         if not resumed:
-            shutil.rmtree(directory)
-        raise
+            undone.callback(shutil.rmtree, directory)
+            held.enter_context(locked(directory))
+        run = undone.enter_context(Run(directory, chosen, parts.circuit))
+        run.write_options(agent.step)
+        undone.pop_all()
     with log_to(directory / "log"), run, run.launched(distributed.launch()):
         agent.recorder = run
         if resumed and not begin.goes_on:
@@ -260,7 +270,6 @@ def fit(parts: factory.Parts, begin: Start) -> None:
             LOGGER.info("%d processes share the work", agent.processes.size)
         description = factory.describe(parts)
         LOGGER.info("%s", description)
-        run.write_options(agent.step)
         run.plotter.text("options", yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False))
         run.plotter.text("circuit", f"{description}\n\n{parts.circuit}")
         if resumed:
