@@ -11,6 +11,8 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from .files import append_line
+
 LOGGER = logging.getLogger("papertape")
 
 
@@ -28,9 +30,9 @@ class _FileHandler(logging.FileHandler):
         Args:
             path: what is there already stays; a line that was cut off is ended.
         """
+        if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
+            append_line(path, "")
         super().__init__(path, encoding="utf-8")
-        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-            self.stream.write("\n")
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (name given by logging)
         """Drop the line."""

@@ -26,8 +26,8 @@ from ..core.circuit import Circuit, Trace
 from ..core.env import Batch
 from ..core.pictures import Picture
 from . import checkpoint
-from .files import append_line, clear_parts, replace_text
 from .factory import RunOptions
+from .files import append_line, clear_parts, replace_text
 from .live import Plotter
 from .options import OptionsError, load_file
 from .plots import episode_from
