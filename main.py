@@ -174,6 +174,8 @@ def choose(arguments: argparse.Namespace, processes: Processes, held: contextlib
 def choose_resumed(arguments: Sequence[str], directory: Path) -> Start:
     """Options of a run that goes on, from its folder and ``key=value``.
 
+    Options that may change hold from here on; those that a run keeps (:attr:`Options.kept`) are refused.
+
     Raises:
         OptionsError: lists every problem, or an option is given that a run keeps from its beginning.
     """
@@ -182,14 +184,11 @@ def choose_resumed(arguments: Sequence[str], directory: Path) -> Start:
     if chosen.start != saved.get("start"):
         raise OptionsError(f"start: got {chosen.start!r}; a run that goes on has weights of its own, leave it out")
     goes_on = has_checkpoint(directory)
-    if goes_on and chosen.seed != saved.get("seed"):
-        raise OptionsError(
-            f"seed: got {chosen.seed}; a run that goes on keeps the random state that it has reached, leave it out "
-            f"(it began with {saved.get('seed')})"
-        )
+    if goes_on and (lines := list(chosen.refused(saved))):
+        raise OptionsError("\n".join(lines))
     changes = factory.differences(saved, chosen.model_dump(mode="json"))
-    lines = tuple(f"{path}: {before!r} -> {after!r}" for path, before, after in changes)
-    return Start(chosen, directory, goes_on, any_backend=not _gives(arguments, "backend"), changes=lines)
+    said = tuple(f"{path}: {before!r} -> {after!r}" for path, before, after in changes)
+    return Start(chosen, directory, goes_on, any_backend=not _gives(arguments, "backend"), changes=said)
 
 
 def build(chosen: factory.RunOptions, *, resumed: bool, any_backend: bool) -> factory.Parts:
@@ -237,7 +236,13 @@ def prepare(begin: Start, processes: Processes) -> factory.Parts:
     agent = parts.agent
     agent.join(processes)
     if begin.goes_on and begin.directory and processes.first:
-        agent.load_state_dict(load_agent_state(begin.directory))
+        state = load_agent_state(begin.directory)
+        try:
+            agent.load_state_dict(state)
+        except ValueError as error:
+            if not begin.changes:
+                raise
+            raise OptionsError(f"{', '.join(begin.changes)}; the run cannot go on with that: {error}") from error
     if processes.size > 1:
         state = processes.share_state(agent.state_dict)
         if not processes.first:

@@ -16,12 +16,16 @@ from ..core.agent import Recorder
 from ..core.circuit import Circuit, detach
 from ..core.distributed import Processes
 from ..core.env import Batch, Env
+from ..core.options import refusal
+from .evaluation import check_keys
 from .learning import LearningAgent, LearningOptions, TrainingError
-from .optimisers import TensorFlowRMSprop
+from .optimisers import TensorFlowRMSprop, load_moments
 
 
 class BackpropOptions(LearningOptions):
     """Options of :class:`BackpropAgent`."""
+
+    kept = LearningOptions.kept | {"optimiser"}
 
     type: Literal["backprop"] = "backprop"
     steps: int = Field(20_000, ge=1)
@@ -256,7 +260,8 @@ class BackpropAgent(LearningAgent):
     def state_dict(self) -> dict[str, Any]:
         """What every learning agent remembers, with the optimiser and the weights to begin again with."""
         return super().state_dict() | {
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": self.options.optimiser,
+            "moments": self.optimiser.state_dict()["state"],
             "bad_steps": self.bad_steps,
             "bad_steps_in_a_row": self.bad_steps_in_a_row,
             "first_weights": self.first_weights,
@@ -264,8 +269,16 @@ class BackpropAgent(LearningAgent):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
+        check_keys(state, self.state_dict())
+        if state["optimiser"] != self.options.optimiser:
+            raise ValueError(refusal("agent.optimiser", state["optimiser"], self.options.optimiser))
+        if self.options.retry_every and not state["first_weights"]:
+            raise ValueError(
+                f"{refusal('agent.retry_every', None, self.options.retry_every)}: without it, the weights to begin "
+                "again with were not kept"
+            )
         super().load_state_dict(state)
-        self.optimiser.load_state_dict(state["optimiser"])
+        load_moments(self.optimiser, state["moments"])
         self.bad_steps = state["bad_steps"]
         self.bad_steps_in_a_row = state["bad_steps_in_a_row"]
         self.first_weights = dict(state["first_weights"])

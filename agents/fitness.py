@@ -16,11 +16,15 @@ from ..core.options import Options
 class LossFitness(Options):
     """The env's training loss, negative."""
 
+    kept = frozenset()
+
     type: Literal["loss"] = "loss"
 
 
 class AccuracyFitness(Options):
     """Share of the bits (or classes) that are right."""
+
+    kept = frozenset()
 
     type: Literal["accuracy"] = "accuracy"
     exponent: float = Field(1.0, gt=0)
@@ -30,6 +34,8 @@ class AccuracyFitness(Options):
 
 class RewardFitness(Options):
     """A reward for each right answer and another for each wrong one; an answer is all bits of a position."""
+
+    kept = frozenset()
 
     type: Literal["reward"] = "reward"
     right: float = 10.0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,3 +58,20 @@ class TensorFlowRMSprop(Optimizer):
                 )
                 parameter.sub_(update)
         return loss
+
+
+def load_moments(optimiser: Optimizer, moments: Mapping[Any, Any]) -> None:
+    """Give an optimiser what one of its kind has gathered, averages and counts; its settings stay as they are.
+
+    Args:
+        optimiser: of as many parameters.
+        moments: the part ``state`` of the other's ``state_dict()``.
+    """
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    if isinstance(optimiser, torch.optim.RMSprop):
+        # It has a buffer only with momentum: one that is switched on begins at rest.
+        for group in optimiser.param_groups:
+            for gathered in (optimiser.state[parameter] for parameter in group["params"] if optimiser.state[parameter]):
+                buffer = gathered.pop("momentum_buffer", torch.zeros_like(gathered["square_avg"]))
+                if group["momentum"]:
+                    gathered["momentum_buffer"] = buffer

@@ -16,6 +16,8 @@ from .memory_augmented import MemoryAugmentedCircuit, MemoryAugmentedOptions, bu
 class NTMOptions(MemoryAugmentedOptions):
     """Options of :class:`NTM`."""
 
+    kept = MemoryAugmentedOptions.kept | {"head_init"}
+
     type: Literal["ntm"] = "ntm"
     shift_range: int = Field(1, ge=0)
     """Largest shift in slots, to either side."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,3 +21,25 @@ class Options(BaseModel):
 
     own_meaning: ClassVar[frozenset[str]] = frozenset()
     """Options whose values mean something else in another type of the same block, which does not take them over."""
+    kept: ClassVar[frozenset[str]] = frozenset({"type"})
+    """Options that a run keeps from its beginning: another value would not fit what it has learned, or do nothing. All
+    others may change when it goes on, and hold from then on."""
+
+    def refused(self, before: Mapping[str, Any]) -> Iterator[str]:
+        """A line for each option that a run keeps and that is another one here.
+
+        Args:
+            before: the run's options so far, as plain values.
+        """
+        now = self.model_dump(mode="json")
+        for name in type(self).model_fields.keys() & before.keys():
+            block = getattr(self, name)
+            if name in self.kept and before[name] != now[name]:
+                yield refusal(name, before[name], now[name])
+            elif isinstance(block, Options) and isinstance(before[name], Mapping):
+                yield from (f"{name}.{line}" for line in block.refused(before[name]))
+
+
+def refusal(path: str, before: Any, now: Any) -> str:
+    """What is said where a run cannot go on with another value of an option."""
+    return f"{path}: {before!r} -> {now!r}; a run that goes on keeps it (start=RUN begins another with its weights)"

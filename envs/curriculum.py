@@ -18,11 +18,15 @@ Range = tuple[int, int]
 class FixedOptions(Options):
     """Always the full range of the task."""
 
+    kept = frozenset()
+
     type: Literal["fixed"] = "fixed"
 
 
 class GrowingOptions(Options):
     """The upper end of every range grows until it reaches the task's own (Zaremba & Sutskever 2014)."""
+
+    kept = frozenset()
 
     type: Literal["growing"] = "growing"
     start: int = Field(1, ge=1)
@@ -35,6 +39,8 @@ class GrowingOptions(Options):
 
 class LessonsOptions(Options):
     """A list of lessons, each giving every range of the task, mixed with earlier ones (Graves et al. 2016, Methods)."""
+
+    kept = frozenset()
 
     type: Literal["lessons"] = "lessons"
     lessons: list[dict[str, Annotated[list[int], Field(min_length=2, max_length=2)]]] = Field(min_length=1)

@@ -90,6 +90,8 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 class RunOptions(Options):
     """Everything that describes a run."""
 
+    kept = frozenset({"seed"})
+
     seed: int = Field(1, ge=0, lt=2**31)
     """Of weights, training data and population."""
     device: str = "auto"
