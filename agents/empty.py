@@ -13,7 +13,7 @@ from ..core.agent import Agent, Recorder
 from ..core.circuit import Circuit
 from ..core.env import Env
 from ..core.options import Options
-from .evaluation import check_fit, check_keys, evaluate_all, show_episodes
+from .evaluation import check_fit, check_keys, check_state, evaluate_all, show_episodes
 
 
 class EmptyOptions(Options):
@@ -94,6 +94,7 @@ class EmptyAgent(Agent):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         check_keys(state, self.state_dict())
+        check_state("weight", state["circuit"], self.circuit.state_dict())
         self.circuit.load_state_dict(state["circuit"])
         self.generator.set_state(state["generator"].cpu())
         self.step = state["step"]
