@@ -16,7 +16,7 @@ from ..core.agent import Recorder
 from ..core.circuit import Circuit, detach
 from ..core.distributed import Processes
 from ..core.env import Batch, Env
-from ..core.options import refusal
+from ..core.options import LARGEST_STEP, refusal
 from .evaluation import check_keys
 from .learning import LearningAgent, LearningOptions, TrainingError
 from .optimisers import TensorFlowRMSprop, load_moments
@@ -28,7 +28,7 @@ class BackpropOptions(LearningOptions):
     kept = LearningOptions.kept | {"optimiser"}
 
     type: Literal["backprop"] = "backprop"
-    steps: int = Field(20_000, ge=1)
+    steps: int = Field(20_000, ge=1, le=LARGEST_STEP)
     """Updates at most."""
     optimiser: Literal["adam", "rmsprop", "tensorflow-rmsprop"] = "adam"
     lr: float = Field(1e-3, gt=0)
@@ -36,9 +36,9 @@ class BackpropOptions(LearningOptions):
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """How the learning rate falls to ``final_lr``."""
     final_lr: float = Field(0.0, ge=0)
-    restart_every: int | None = Field(None, ge=1)
+    restart_every: int | None = Field(None, ge=1, le=LARGEST_STEP)
     """Steps after which the schedule starts anew; null falls once, over all ``steps``."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0, le=LARGEST_STEP)
     """Steps over which the learning rate rises from zero."""
     betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
     """Averaging of Adam's gradient and squared gradient."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.agent import Agent, Recorder
 from ..core.circuit import Circuit
 from ..core.env import Env
-from ..core.options import Options
+from ..core.options import LARGEST_STEP, Options
 from .evaluation import check_fit, check_keys, check_state, evaluate_all, show_episodes
 
 
@@ -24,7 +24,7 @@ class EmptyOptions(Options):
     type: Literal["empty"] = "empty"
     batch_size: int = Field(16, ge=1)
     """Sequences per step."""
-    steps: int = Field(10, ge=1)
+    steps: int = Field(10, ge=1, le=LARGEST_STEP)
     """Batches to draw."""
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.agent import Recorder
 from ..core.circuit import Circuit
 from ..core.env import Env
+from ..core.options import LARGEST_STEP
 from ..core.stacked import Stack
 from ..core.task import Task
 from ..core.world import World
@@ -31,7 +32,7 @@ class EvolutionOptions(LearningOptions):
     """How the next population comes from the last."""
     fitness: AnyFitness | None = None
     """What makes a member fit; null takes the env's loss, negative, or in a world the mean return of the episodes."""
-    generations: int = Field(1000, ge=1)
+    generations: int = Field(1000, ge=1, le=LARGEST_STEP)
     """Generations at most."""
     shards: int | None = Field(None, ge=1)
     """Parts in which the population is evaluated, shared out among the processes that torchrun starts; null: as many as
@@ -39,11 +40,11 @@ class EvolutionOptions(LearningOptions):
     many; another one may round differently."""
     memory_budget: float = Field(512.0, gt=0)
     """MiB that the evaluation of a population may take; what does not fit is evaluated in chunks."""
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(10, ge=1, le=LARGEST_STEP)
     """Generations between rows of training metrics."""
-    evaluate_every: int = Field(50, ge=1)
+    evaluate_every: int = Field(50, ge=1, le=LARGEST_STEP)
     """Generations between evaluations of the best genome on the held-out sets."""
-    checkpoint_every: int = Field(100, ge=1)
+    checkpoint_every: int = Field(100, ge=1, le=LARGEST_STEP)
     """Generations between checkpoints."""
     max_bad_generations: int = Field(20, ge=1)
     """Generations in a row without a single finite fitness, after which the run stops with an error."""

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from ..core.agent import Agent, Recorder
 from ..core.circuit import Circuit
-from ..core.options import Options
+from ..core.options import LARGEST_STEP, Options
 from ..core.task import Task
 from .evaluation import check_fit, check_keys, check_state, evaluate, evaluate_all, held_out_errors, show_episodes
 
@@ -30,14 +30,14 @@ class LearningOptions(Options):
 
     batch_size: int = Field(16, ge=1)
     """Sequences (in a world, episodes) per step; in a population every member answers them all."""
-    log_every: int = Field(50, ge=1)
+    log_every: int = Field(50, ge=1, le=LARGEST_STEP)
     """Steps between rows of training metrics."""
-    evaluate_every: int = Field(500, ge=1)
+    evaluate_every: int = Field(500, ge=1, le=LARGEST_STEP)
     """Steps between evaluations on the held-out sets."""
     evaluation_sequences: int = Field(128, ge=1)
     """Sequences or episodes of each held-out set."""
     evaluation_batch_size: int = Field(64, ge=1)
-    checkpoint_every: int = Field(500, ge=1)
+    checkpoint_every: int = Field(500, ge=1, le=LARGEST_STEP)
     """Steps between checkpoints."""
     target_error: float | None = Field(None, ge=0)
     """Stop once the held-out error on the training range is at or under this."""
@@ -45,7 +45,7 @@ class LearningOptions(Options):
     """Stop only once the error on every held-out set beyond the training range is at or under this, too."""
     confirmation_sequences: int | None = Field(None, ge=1)
     """Other sequences of each held-out set on which the target errors must hold as well before the run stops."""
-    retry_every: int | None = Field(None, ge=1)
+    retry_every: int | None = Field(None, ge=1, le=LARGEST_STEP)
     """Steps (generations) after which a run that has not reached its target begins again with the weights that it
     started from, a fresh optimiser or population, the first lesson of the curriculum, and new sequences; null
     never does."""

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+LARGEST_SIZE = 10**7
+"""Whole numbers of options without a bound of their own are at most this."""
+LARGEST_STEP = 10**9
+"""The same for those that count steps, which take no memory, and no time before they are reached."""
+LARGEST, SMALLEST = 1e9, 1e-37
+"""Magnitudes between which other numbers lie, unless they are 0: what float32 holds."""
 
 
 class Options(BaseModel):
@@ -21,6 +28,20 @@ class Options(BaseModel):
 
     own_meaning: ClassVar[frozenset[str]] = frozenset()
     """Options whose values mean something else in another type of the same block, which does not take them over."""
+
+    @field_validator("*")
+    @classmethod
+    def _check_magnitude(cls, value: Any, info: ValidationInfo) -> Any:
+        bounded = any(
+            hasattr(bound, "le") or hasattr(bound, "lt") for bound in cls.model_fields[str(info.field_name)].metadata
+        )
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, float) and number and not SMALLEST <= abs(number) <= LARGEST:
+                raise ValueError(f"got {number}; allowed: 0, or from {SMALLEST:g} to {LARGEST:g} in magnitude")
+            if isinstance(number, int) and not bounded and abs(number) > LARGEST_SIZE:
+                raise ValueError(f"got {number}; allowed: at most {LARGEST_SIZE}")
+        return value
+
     kept: ClassVar[frozenset[str]] = frozenset({"type"})
     """Options that a run keeps from its beginning: another value would not fit what it has learned, or do nothing. All
     others may change when it goes on, and hold from then on."""

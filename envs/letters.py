@@ -28,7 +28,7 @@ class LettersOptions(ClassificationOptions):
     fonts: list[str] = Field(["DejaVu Sans"], min_length=1)
     """Fonts to train on: names of families that this machine has (DejaVu always comes with matplotlib), or paths of
     font files."""
-    font_sizes: list[Annotated[int, Field(ge=4)]] = Field([64], min_length=1)
+    font_sizes: list[Annotated[int, Field(ge=4, le=1000)]] = Field([64], min_length=1)
     """Sizes to train on, in pixels."""
     max_shift: int = Field(0, ge=0)
     """Most pixels by which a letter is moved from the middle, across and down; may cut it off at the edge."""

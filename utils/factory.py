@@ -41,7 +41,7 @@ from ..envs import (
     TMazeWorld,
     XorEnv,
 )
-from . import checkpoint
+from . import checkpoint, resources
 from .options import OptionsError, Types, a_block, explain, first_sentence, types_of
 
 ENVS: dict[str, Any] = {
@@ -100,7 +100,7 @@ class RunOptions(Options):
     """What runs sequences; auto takes the fastest that can."""
     precision: Precision = "float32"
     """Of all numbers; bfloat16 is for the matrix products of controller and outputs alone, and learns by backprop."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads; null takes all cores."""
     plots: Literal["auto", "visdom", "files", "off"] = "auto"
     """Where pictures go: files writes PNGs, visdom shows them live as well, auto does so where it is installed."""
@@ -253,16 +253,27 @@ def build_circuit(
     precision: Precision = "float32",
 ) -> Circuit:
     """The circuit that a block of options names, with weights that depend on the seed alone."""
-    arguments = {name: getattr(options, name) for name in type(options).model_fields if name != "type"}
     # Drawn on the CPU, so that the same seed gives the same weights on every device; the caller's state is untouched.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        circuit: Circuit = CIRCUITS[options.type](  # type: ignore[attr-defined]
-            input_size, output_size, backend=backend, **arguments
-        )
+        circuit = _make_circuit(options, input_size, output_size, backend)
     if precision == "bfloat16":
         circuit.autocast = torch.bfloat16
     return circuit.to(device, torch.float64 if precision == "float64" else torch.float32)
+
+
+def _make_circuit(options: Options, input_size: int, output_size: int, backend: str) -> Circuit:
+    arguments = {name: getattr(options, name) for name in type(options).model_fields if name != "type"}
+    circuit: Circuit = CIRCUITS[options.type](  # type: ignore[attr-defined]
+        input_size, output_size, backend=backend, **arguments
+    )
+    return circuit
+
+
+def outline(options: RunOptions, env: Task) -> Circuit:
+    """The circuit of a run on the meta device: it has all sizes, and takes neither memory nor time."""
+    with torch.device("meta"):
+        return _make_circuit(options.circuit, env.input_size, env.output_size, "auto")
 
 
 def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: bool = False) -> Parts:
@@ -282,6 +293,7 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
     env = build_env(options.env, device)
     try:
         with memory_errors("circuit"):
+            resources.check_memory(options, env, outline(options, env), device)
             circuit = build_circuit(
                 options.circuit,
                 env.input_size,

@@ -25,7 +25,7 @@ class LayeredControllerOptions(ControllerOptions):
 
     hidden_size: int = Field(100, ge=1)
     """Size of each layer and of the controller's output."""
-    num_layers: int = Field(1, ge=1)
+    num_layers: int = Field(1, ge=1, le=100)
 
 
 class Controller(nn.Module, ABC):

@@ -1,9 +1,13 @@
-"""Every option of everything, changed when a run goes on: it holds from then on, or is refused before that."""
+"""Every option of everything.
+
+Changed when a run goes on, it holds from then on or is refused before that; huge, it is refused at once or harmless.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
@@ -12,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -116,6 +121,12 @@ def at(block: Any, path: list[str]) -> Any:
     return block
 
 
+def at_options(options: Any, where: str) -> Any:
+    for part in where.split(".") if where else ():
+        options = getattr(options, part)
+    return options
+
+
 def others(annotation: Any, value: Any) -> Iterator[Any]:
     """Other values that an option might take."""
     if get_origin(annotation) is Literal:
@@ -162,9 +173,7 @@ NEED_TARGET = ("agent.target_error_beyond", "agent.retry_every")
 
 def changes(options: Any, where: str) -> Iterator[tuple[str, list[Any]]]:
     """The path of each option of a block, with other values that it might take; blocks within it are for others."""
-    block = options
-    for part in where.split(".") if where else ():
-        block = getattr(block, part)
+    block = at_options(options, where)
     for name, field in type(block).model_fields.items():
         path = f"{where}.{name}" if where else name
         value = getattr(block, name)
@@ -307,6 +316,83 @@ def ignored(
     if moved and moved <= learned and state_after(got.agent) == next_state:
         return "it says only how a run begins"
     return ""
+
+
+def models(model: type[Options] = Options) -> Iterator[type[Options]]:
+    for below in model.__subclasses__():
+        if below.__module__.startswith("papertape"):
+            yield below
+            yield from models(below)
+
+
+def numbers_in(annotation: Any) -> set[type]:
+    """Kinds of numbers that an option can be or hold."""
+    if annotation in (int, float):
+        return {annotation}
+    if get_origin(annotation) in (Literal, dict):
+        return set()
+    return {kind for part in get_args(annotation) for kind in numbers_in(part)}
+
+
+@pytest.mark.parametrize("model", list(models()), ids=lambda model: model.__name__)
+def test_no_number_is_beyond_what_can_be(model: type[Options]) -> None:
+    for name, field in model.model_fields.items():
+        for kind in numbers_in(field.annotation):
+            for number in (10**9 + 1, 10**12, 10**400) if kind is int else (1e300, -1e300, 1e-300, 1e39):
+                for value in (number, [number], [number, number], [[number, number]]):
+                    with pytest.raises(ValidationError) as caught:
+                        model.model_validate({name: value})
+                    assert any(problem["loc"][0] == name for problem in caught.value.errors()), (name, value)
+
+
+def largest(annotation: Any, value: Any) -> Any:
+    """The largest size that an option may have by itself."""
+    if isinstance(value, list):
+        return [10**7] * max(len(value), 1)
+    return 10**7 if int in numbers_in(annotation) and not isinstance(value, bool) else None
+
+
+@pytest.mark.parametrize("home", HOMES, ids=name_of)
+def test_the_largest_sizes_are_refused_at_once_or_do_no_harm(
+    home: tuple[str, Blocks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    made_up = (torch.rand(40, 28, 28, generator=generator), torch.arange(40) % 10)
+    monkeypatch.setattr(images, "load", lambda name: (made_up, made_up))
+    where, blocks = home
+    before = factory.parse({**blocks, "plots": "off", "device": "cpu"})
+    block = at_options(before, where)
+    for name, field in type(block).model_fields.items():
+        value = largest(field.annotation, getattr(block, name))
+        if value is None:
+            continue
+        path, began = f"{where}.{name}".lstrip("."), time.monotonic()
+        try:
+            parts = factory.build(factory.parse(asked(before.model_dump(mode="json"), path, value)))
+        except ValueError as error:
+            assert name in str(error) and "\n" not in str(error), error  # noqa: PT017 (it need not fail)
+        else:
+            parts.env.close()
+        assert time.monotonic() - began < 5, f"{path}={value}"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"circuit": {**NTM, "memory_size": 10**7, "word_size": 10**4}}, "circuit.memory_size 10000000"),
+        ({"agent": {**BACKPROP, "batch_size": 10**7}, "circuit": {**NTM, "memory_size": 10**4}}, "agent.batch_size"),
+        ({"env": {**COPY, "test_lengths": [10**7]}, "agent": {**BACKPROP, "evaluation_sequences": 1000,
+          "evaluation_batch_size": 1000}}, "env.test_lengths 10000000"),
+        ({"env": {**COPY, "max_length": 10**7}, "agent": {**BACKPROP, "batch_size": 10**3}}, "env.max_length"),
+        ({"circuit": {**NTM, "controller": {"type": "lstm", "hidden_size": 10**7}}}, "circuit.controller.hidden_size"),
+        ({"agent": {**EVOLUTION, "strategy": {"type": "trust", "population": 10**7}}}, "agent.strategy.population"),
+    ],
+)  # fmt: skip
+def test_memory_that_the_machine_does_not_have(options: Blocks, named: str) -> None:
+    chosen = factory.parse({"env": COPY, "circuit": NTM, "agent": BACKPROP, "device": "cpu", **options})
+    with pytest.raises(OptionsError, match=r"there is not enough memory; a run takes at least [\d,.]+ GiB, ") as caught:
+        factory.build(chosen)
+    assert named in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_it_goes_on_with_the_new_value_at_the_next_resume_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
