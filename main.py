@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import os
 import shutil
 import signal
 import sys
@@ -37,6 +38,8 @@ from papertape.utils.run import (
     read_options,
 )
 
+QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+"""What tells the threads of each kind of OpenMP to sleep while they wait."""
 DEFAULT_PRESET = "ntm-copy"
 
 
@@ -216,8 +219,7 @@ def train(arguments: argparse.Namespace) -> int:
     """Train a preset, or go on with a run; under torchrun, together with other processes."""
     with distributed.join() as processes, contextlib.ExitStack() as held:
         begin = processes.share(lambda: choose(arguments, processes, held))
-        if begin.chosen.threads:
-            torch.set_num_threads(begin.chosen.threads)
+        use_threads(begin.chosen, may_restart=arguments.restarts and processes.size == 1)
         # Built and loaded before the first folder is made: bad input leaves nothing behind.
         parts = prepare(begin, processes)
         with contextlib.closing(parts.env):
@@ -227,6 +229,27 @@ def train(arguments: argparse.Namespace) -> int:
                 with stop_on_signal(parts.agent):
                     parts.agent.fit()
     return 0
+
+
+def use_threads(chosen: factory.RunOptions, *, may_restart: bool) -> None:
+    """Calculate with as many threads as a run wants; several of them sleep while they wait for each other.
+
+    Spinning, as they do otherwise, takes the cores from whoever else works here, themselves included. What says so is
+    read when torch is loaded, so this program starts again, with the same process number.
+    """
+    count = factory.count_threads(chosen)
+    if may_restart and count > 1 and not os.environ.keys() & QUIET.keys():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **QUIET})
+    torch.set_num_threads(count)
+
+
+def show(chosen: factory.RunOptions) -> None:
+    """Print options, fully resolved."""
+    text = yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False)
+    if chosen.threads == "auto":
+        with contextlib.suppress(ValueError, OSError, ImportError, DataError):  # without its data, say
+            text = text.replace("threads: auto", f"threads: auto  # {factory.count_threads(chosen)} here", 1)
+    print(text, end="")
 
 
 def prepare(begin: Start, processes: Processes) -> factory.Parts:
@@ -273,7 +296,7 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
             LOGGER.info("starts with the weights of %s", chosen.start)
         if agent.processes.size > 1:
             LOGGER.info("%d processes share the work", agent.processes.size)
-        description = factory.describe(parts)
+        description = f"{factory.describe(parts)}\n  {torch.get_num_threads()} CPU thread(s)"
         LOGGER.info("%s", description)
         run.plotter.text("options", yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False))
         run.plotter.text("circuit", f"{description}\n\n{parts.circuit}")
@@ -293,8 +316,7 @@ def test(arguments: argparse.Namespace) -> int:
     chosen = read_saved_arguments(arguments.arguments, read_options(directory))
     names = (arguments.checkpoint,) if arguments.checkpoint else ("best", "latest")
     state = load_agent_state(directory, names)
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
+    use_threads(chosen, may_restart=arguments.restarts)
     parts = build(chosen, resumed=True, any_backend=not _gives(arguments.arguments, "backend"))
     parts.agent.load_state_dict(state)
     tested = directory / "test"
@@ -321,6 +343,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 training failed, 2 bad input, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parsed = parse_arguments(given or ["train"])
+    # A program of its own, not a function that another one has called.
+    parsed.restarts = arguments is None
     first = distributed.rank_here() == 0
     if not first and parsed.command != "train":
         return 0
@@ -333,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return test(parsed)
             if parsed.command == "list":
                 return list_entries()
-            print(yaml.safe_dump(read_arguments(parsed.arguments).model_dump(mode="json"), sort_keys=False), end="")
+            show(read_arguments(parsed.arguments))
             return 0
     except FirstProcessError:
         return 2

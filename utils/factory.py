@@ -10,10 +10,10 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
-from pydantic import Field, SerializeAsAny, ValidationError
+from pydantic import Field, PlainValidator, SerializeAsAny, ValidationError
 
 from ..agents import BackpropAgent, EmptyAgent, EvolutionAgent, MixedAgent, NodePerturbationAgent
 from ..agents.evaluation import check_state
@@ -80,11 +80,19 @@ BLOCKS: dict[str, dict[str, type[Options]]] = {
 }
 """The options of everything in these tables."""
 
+MOST_THREADS = 1024
+
 Precision = Literal["float32", "bfloat16", "float64"]
 
 _BACKENDS = get_args(Backend)
 _NO_MEMORY = re.compile(r"out of memory|can't allocate|size calculation overflow|multiplication overflow")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+
+
+def _check_threads(value: Any) -> int | str:
+    if value == "auto" or (type(value) is int and 1 <= value <= MOST_THREADS):
+        return value
+    raise ValueError(f"got {value!r}; allowed: auto, or a whole number from 1 to {MOST_THREADS}")
 
 
 class RunOptions(Options):
@@ -100,8 +108,8 @@ class RunOptions(Options):
     """What runs sequences; auto takes the fastest that can."""
     precision: Precision = "float32"
     """Of all numbers; bfloat16 is for the matrix products of controller and outputs alone, and learns by backprop."""
-    threads: int | None = Field(None, ge=1, le=1024)
-    """CPU threads; null takes all cores."""
+    threads: Annotated[int | str, PlainValidator(_check_threads)] = "auto"
+    """CPU threads; auto takes one where the circuit is small, which more would slow down, and all cores otherwise."""
     plots: Literal["auto", "visdom", "files", "off"] = "auto"
     """Where pictures go: files writes PNGs, visdom shows them live as well, auto does so where it is installed."""
     visdom_port: int = Field(8097, ge=1, le=65535)
@@ -274,6 +282,18 @@ def outline(options: RunOptions, env: Task) -> Circuit:
     """The circuit of a run on the meta device: it has all sizes, and takes neither memory nor time."""
     with torch.device("meta"):
         return _make_circuit(options.circuit, env.input_size, env.output_size, "auto")
+
+
+def count_threads(options: RunOptions) -> int:
+    """CPU threads of a run; what auto stands for follows from the sizes.
+
+    Raises:
+        ValueError: the parts do not fit each other.
+    """
+    if not isinstance(options.threads, str):
+        return options.threads
+    with contextlib.closing(build_env(options.env, torch.device("cpu"))) as env:
+        return resources.worthwhile_threads(options.agent, outline(options, env))
 
 
 def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: bool = False) -> Parts:
