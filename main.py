@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a preset, or go on with a run")
     train.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help=f"default preset: {DEFAULT_PRESET}")
     train.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, its name, or latest")
-    test = commands.add_parser("test", help="test a run on its held-out sets; writes pictures and an animation")
+    test = commands.add_parser("test", help="test a run on sequences of their own; writes pictures and an animation")
     test.add_argument("run", nargs="?", metavar="RUN", help="a run's folder, its name, or latest")
     test.add_argument("arguments", nargs="*", metavar="key=value")
     test.add_argument("--checkpoint", choices=("best", "latest"), help="default: best, or latest if there is none")
@@ -143,12 +143,11 @@ class Start(NamedTuple):
     """Options that are not those of the run so far."""
 
 
-def choose(arguments: argparse.Namespace, processes: Processes, held: contextlib.ExitStack) -> Start:
+def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
     """Options and folder of a run from the command line; torchrun's restarts find the run that they have begun.
 
     Args:
         arguments: of ``train``.
-        processes: those that share the work.
         held: takes the lock of a run that goes on.
 
     Raises:
@@ -169,8 +168,6 @@ def choose(arguments: argparse.Namespace, processes: Processes, held: contextlib
     if chosen.start:
         # Recorded as the file that it is: the latest run will be another one soon.
         chosen = chosen.model_copy(update={"start": str(find_checkpoint(chosen.start))})
-    if processes.size > 1 and getattr(chosen.agent, "shards", 0) is None:
-        chosen = chosen.model_copy(update={"agent": chosen.agent.model_copy(update={"shards": processes.size})})
     return Start(chosen)
 
 
@@ -210,15 +207,13 @@ def _same(chosen: factory.RunOptions, before: factory.RunOptions) -> bool:
     given, kept = chosen.model_dump(), before.model_dump()
     for values in (given, kept):
         values.pop("start")
-    if given["agent"].get("shards", 0) is None:
-        given["agent"]["shards"] = kept["agent"].get("shards")
     return given == kept
 
 
 def train(arguments: argparse.Namespace) -> int:
     """Train a preset, or go on with a run; under torchrun, together with other processes."""
     with distributed.join() as processes, contextlib.ExitStack() as held:
-        begin = processes.share(lambda: choose(arguments, processes, held))
+        begin = processes.share(lambda: choose(arguments, held))
         use_threads(begin.chosen, may_restart=arguments.restarts and processes.size == 1)
         # Built and loaded before the first folder is made: bad input leaves nothing behind.
         parts = prepare(begin, processes)
@@ -311,7 +306,7 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
 
 
 def test(arguments: argparse.Namespace) -> int:
-    """Test a run on its held-out sets."""
+    """Test a run on the sets of the test stream."""
     directory = find_directory(arguments.run)
     chosen = read_saved_arguments(arguments.arguments, read_options(directory))
     names = (arguments.checkpoint,) if arguments.checkpoint else ("best", "latest")

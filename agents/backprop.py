@@ -19,20 +19,23 @@ from ..core.env import Batch, Env
 from ..core.options import LARGEST_STEP, refusal
 from .evaluation import check_keys
 from .learning import LearningAgent, LearningOptions, TrainingError
-from .optimisers import TensorFlowRMSprop, load_moments
+from .optimisers import OPTIMISERS, OPTIONS, load_moments
 
 
 class BackpropOptions(LearningOptions):
     """Options of :class:`BackpropAgent`."""
 
     kept = LearningOptions.kept | {"optimiser"}
+    settings_of = {"optimiser": tuple(name for name in OPTIONS if name != "lr")}  # noqa: RUF012 (not an option)
 
     type: Literal["backprop"] = "backprop"
     steps: int = Field(20_000, ge=1, le=LARGEST_STEP)
     """Updates at most."""
-    optimiser: Literal["adam", "rmsprop", "tensorflow-rmsprop"] = "adam"
+    optimiser: Literal["adam", "rmsprop", "tensorflow-rmsprop", "graves-rmsprop"] = "adam"
+    """What makes updates out of gradients. Each has published settings of its own, which the options that are null or
+    not given take; those that it does not have must be null."""
     lr: float = Field(1e-3, gt=0)
-    """Learning rate."""
+    """Learning rate: 1e-3 for adam, 1e-2 for rmsprop, 1e-4 for the other two."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """How the learning rate falls to ``final_lr``."""
     final_lr: float = Field(0.0, ge=0)
@@ -40,16 +43,17 @@ class BackpropOptions(LearningOptions):
     """Steps after which the schedule starts anew; null falls once, over all ``steps``."""
     warmup_steps: int = Field(0, ge=0, le=LARGEST_STEP)
     """Steps over which the learning rate rises from zero."""
-    betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
-    """Averaging of Adam's gradient and squared gradient."""
-    momentum: float = Field(0.0, ge=0, lt=1)
-    """Of RMSprop; 0.9 in the NTM paper."""
-    smoothing: float = Field(0.95, ge=0, lt=1)
-    """Averaging of RMSprop's squared gradient."""
-    epsilon: float = Field(1e-8, gt=0)
-    """Added to the root (inside it with tensorflow-rmsprop) of the squared average."""
-    weight_decay: float = Field(0.0, ge=0)
-    """L2 penalty, with adam and rmsprop."""
+    betas: tuple[float, float] | None = Field(None, strict=False)
+    """Averaging of the gradient and the squared gradient: [0.9, 0.999] for adam."""
+    momentum: float | None = Field(None, ge=0, lt=1)
+    """Share of the last update that is kept: 0 for rmsprop and tensorflow-rmsprop, 0.9 for graves-rmsprop."""
+    smoothing: float | None = Field(None, ge=0, lt=1)
+    """Averaging of the squared gradient: 0.99 for rmsprop, 0.9 for tensorflow-rmsprop, 0.95 for graves-rmsprop."""
+    epsilon: float | None = Field(None, gt=0)
+    """Added to the root of the average: 1e-8 for adam and rmsprop; inside the root: 1e-10 for tensorflow-rmsprop, 1e-4
+    for graves-rmsprop."""
+    weight_decay: float | None = Field(None, ge=0)
+    """L2 penalty: 0 for adam and rmsprop."""
     clip_norm: float | None = Field(50.0, gt=0)
     """Gradients are scaled down to this global norm; null leaves them."""
     clip_value: float | None = Field(None, gt=0)
@@ -59,9 +63,25 @@ class BackpropOptions(LearningOptions):
     max_bad_steps: int = Field(100, ge=1)
     """Steps in a row with a loss or gradient that is not finite, after which the run stops with an error."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_published_settings(cls, given: Any) -> Any:
+        name = given.get("optimiser", "adam") if isinstance(given, Mapping) else None
+        if not isinstance(name, str) or name not in OPTIMISERS:
+            return given
+        published = OPTIMISERS[name].defaults
+        return {**given, **{key: value for key, value in published.items() if given.get(key) is None}}
+
     @model_validator(mode="after")
     def _check(self) -> BackpropOptions:
-        if not all(0 <= beta < 1 for beta in self.betas):
+        for name in OPTIONS:
+            if getattr(self, name) is not None and name not in OPTIMISERS[self.optimiser].defaults:
+                having = ", ".join(other for other, entry in OPTIMISERS.items() if name in entry.defaults)
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)!r}; optimiser {self.optimiser} has no such option, allowed: "
+                    f"null (it belongs to {having})"
+                )
+        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: got {list(self.betas)}; allowed are two numbers from 0 to below 1")
         if self.final_lr > self.lr:
             raise ValueError(f"final_lr: got {self.final_lr}; allowed is at most lr ({self.lr})")
@@ -95,7 +115,7 @@ class BackpropAgent(LearningAgent):
             env: the task, on the circuit's device.
             circuit: what learns; time-major.
             options: default options when None.
-            seed: of the training sequences; held-out sequences have their own.
+            seed: of the run; each stream of data has one of its own made from it.
             recorder: where metrics, pictures and checkpoints go; None keeps nothing.
 
         Raises:
@@ -118,33 +138,8 @@ class BackpropAgent(LearningAgent):
         return self.options.batch_size
 
     def _build_optimiser(self) -> Optimizer:
-        options = self.options
-        parameters = self.circuit.parameters()
-        if options.optimiser == "adam":
-            return torch.optim.Adam(
-                parameters,
-                options.lr,
-                options.betas,
-                options.epsilon,
-                weight_decay=options.weight_decay,
-                fused=True,  # one kernel instead of a dozen for every parameter
-            )
-        if options.optimiser == "rmsprop":
-            return torch.optim.RMSprop(
-                parameters,
-                options.lr,
-                alpha=options.smoothing,
-                eps=options.epsilon,
-                momentum=options.momentum,
-                weight_decay=options.weight_decay,
-            )
-        return TensorFlowRMSprop(
-            parameters,
-            options.lr,
-            smoothing=options.smoothing,
-            momentum=options.momentum,
-            epsilon=options.epsilon,
-        )
+        entry = OPTIMISERS[self.options.optimiser]
+        return entry.build(self.circuit.parameters(), **{name: getattr(self.options, name) for name in entry.defaults})
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -229,7 +224,6 @@ class BackpropAgent(LearningAgent):
         self.optimiser.step()
         if self.step % options.log_every == 0:
             values |= self._metrics(outputs, share) | {"bad_steps": float(self.bad_steps)}
-            self.level_errors.append(values[self.env.error_metric])
         return values
 
     def _metrics(self, outputs: Tensor, share: Batch) -> dict[str, float]:

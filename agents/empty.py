@@ -13,6 +13,7 @@ from ..core.agent import Agent, Recorder
 from ..core.circuit import Circuit
 from ..core.env import Env
 from ..core.options import LARGEST_STEP, Options
+from ..core.streams import stream_seed
 from .evaluation import check_fit, check_keys, check_state, evaluate_all, show_episodes
 
 
@@ -49,7 +50,7 @@ class EmptyAgent(Agent):
         self.options = options or EmptyOptions()
         self.seed = seed
         self.recorder = recorder or Recorder()
-        self.generator = torch.Generator(env.device).manual_seed(seed)
+        self.generator = torch.Generator(env.device).manual_seed(stream_seed(seed, "training"))
         self.step = 0
 
     @torch.no_grad()
@@ -81,10 +82,10 @@ class EmptyAgent(Agent):
         return values
 
     def test(self) -> dict[str, float]:
-        """Metrics and pictures of the held-out sets."""
-        values = evaluate_all(self.env, self.circuit, sequences=64, batch_size=64, seed=self.seed)
+        """Metrics and pictures of the test sets."""
+        values = evaluate_all(self.env, self.circuit, "test", sequences=64, batch_size=64, seed=self.seed)
         self.recorder.metrics(self.step, values)
-        show_episodes(self.env, self.circuit, self.recorder, self.step, self.seed)
+        show_episodes(self.env, self.circuit, self.recorder, self.step, "test", self.seed)
         return values
 
     def state_dict(self) -> dict[str, Any]:

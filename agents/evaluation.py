@@ -1,7 +1,8 @@
-"""How well a circuit answers sequences that it has not been trained on."""
+"""How well a circuit answers sequences that it is not trained on."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..core.agent import Recorder
 from ..core.circuit import Circuit, Trace
 from ..core.env import Batch, Env
 from ..core.graph import GraphNetwork
+from ..core.streams import Stream, stream_seed
 from ..core.task import Task
 from ..core.world import World, carrying, join_episodes
 
@@ -47,30 +49,57 @@ def _env(task: Task) -> Env:
     return task
 
 
-def evaluate_all(task: Task, circuit: Circuit, *, sequences: int, batch_size: int, seed: int) -> dict[str, float]:
-    """Metrics on every held-out set of a task, named ``held_out/<set>/<metric>``."""
-    values = {}
-    for name, variant in task.held_out().items():
-        for metric, value in evaluate(variant, circuit, sequences=sequences, batch_size=batch_size, seed=seed).items():
-            values[f"held_out/{name}/{metric}"] = value
-    return values
+LESSON = "lesson"
+"""The name of the current lesson among the validation sets."""
+
+
+def evaluate_all(
+    task: Task, circuit: Circuit, stream: Stream, *, sequences: int, batch_size: int, seed: int
+) -> dict[str, float]:
+    """Metrics on every set of a stream, named ``<stream>/<set>/<metric>``; in validation also on the current lesson.
+
+    Args:
+        task: what is answered.
+        circuit: answers.
+        stream: validation or test.
+        sequences: as in :func:`evaluate`, of each set.
+        batch_size: how many at a time.
+        seed: of the run; the stream has one of its own.
+    """
+    sets, lesson = dict(task.sets(stream)), task.lesson()
+    if stream == "validation" and lesson is not None:
+        sets[LESSON] = lesson
+    own = stream_seed(seed, stream)
+    return {
+        f"{stream}/{name}/{metric}": value
+        for name, variant in sets.items()
+        for metric, value in evaluate(variant, circuit, sequences=sequences, batch_size=batch_size, seed=own).items()
+    }
 
 
 @torch.no_grad()
-def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, seed: int) -> None:
-    """Hand a recorder that draws one answered sequence or episode of the first and of the last held-out set.
+def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, stream: Stream, seed: int) -> None:
+    """Hand a recorder that draws one answered sequence or episode of the first and of the last set of a stream.
 
     The network of a circuit that has one of any topology is drawn, too.
 
     Each comes with its trace. An episode has the observations as its inputs and the rewards as its targets, none of
     which counts as an answer that could be wrong.
+
+    Args:
+        task: what is answered.
+        circuit: answers.
+        recorder: draws, or does not.
+        step: of training.
+        stream: validation or test.
+        seed: of the run; the stream has one of its own.
     """
     if not recorder.wants_episodes:
         return
-    held_out = task.held_out()
-    for name in dict.fromkeys([next(iter(held_out)), list(held_out)[-1]]):
-        variant = held_out[name]
-        generator = torch.Generator(variant.device).manual_seed(seed)
+    sets = task.sets(stream)
+    for name in dict.fromkeys([next(iter(sets)), list(sets)[-1]]):
+        variant = sets[name]
+        generator = torch.Generator(variant.device).manual_seed(stream_seed(seed, stream))
         if isinstance(variant, World):
             recorder.episode(step, name, *_traced_episode(variant, circuit, generator))
             continue
@@ -92,7 +121,7 @@ def _traced_episode(world: World, circuit: Circuit, generator: torch.Generator) 
         answered, state, trace = circuit(inputs[-1], state, trace=True)
         step = world.step(world.decide(answered[0]))
         observations, over = step.observations, bool((step.terminated | step.truncated).all())
-        rewards.append(step.rewards.view(1, 1, 1))
+        rewards.append(step.rewards.view(1, 1, 1).to(inputs[-1]))
         outputs.append(answered)
         traces.append(trace)
     parts = (None if steps[0] is None else torch.cat(steps) for steps in zip(*traces, strict=True))
@@ -100,9 +129,9 @@ def _traced_episode(world: World, circuit: Circuit, generator: torch.Generator) 
     return Batch(torch.cat(inputs), targets, torch.zeros_like(targets[..., 0])), torch.cat(outputs), Trace(*parts)
 
 
-def held_out_errors(task: Task, values: Mapping[str, float]) -> list[float]:
-    """The error of each held-out set, in their order; the first is that of the training range."""
-    return [values[f"held_out/{name}/{task.error_metric}"] for name in task.held_out()]
+def set_error(task: Task, values: Mapping[str, float], stream: Stream, name: str) -> float:
+    """The error of one set among the metrics of :func:`evaluate_all`; not a number where it was not answered."""
+    return values.get(f"{stream}/{name}/{task.error_metric}", math.nan)
 
 
 def check_state(kind: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

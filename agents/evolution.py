@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ..core.agent import Recorder
 from ..core.circuit import Circuit
+from ..core.distributed import Processes
 from ..core.env import Env
 from ..core.options import LARGEST_STEP
 from ..core.stacked import Stack
+from ..core.streams import stream_seed
 from ..core.task import Task
 from ..core.world import World
 from .fitness import AnyFitness
@@ -34,16 +36,17 @@ class EvolutionOptions(LearningOptions):
     """What makes a member fit; null takes the env's loss, negative, or in a world the mean return of the episodes."""
     generations: int = Field(1000, ge=1, le=LARGEST_STEP)
     """Generations at most."""
-    shards: int | None = Field(None, ge=1)
-    """Parts in which the population is evaluated, shared out among the processes that torchrun starts; null: as many as
-    there are processes when the run begins. The same number gives the same generations, bit for bit, on one process or
-    many; another one may round differently."""
+    shards: int = Field(1, ge=1)
+    """Parts in which the population is evaluated, shared out among the processes that torchrun starts: at least one for
+    each. The number of processes changes nothing; another number of parts may round differently, and draws other
+    answers where a fitness samples them."""
     memory_budget: float = Field(512.0, gt=0)
     """MiB that the evaluation of a population may take; what does not fit is evaluated in chunks."""
     log_every: int = Field(10, ge=1, le=LARGEST_STEP)
     """Generations between rows of training metrics."""
     evaluate_every: int = Field(50, ge=1, le=LARGEST_STEP)
-    """Generations between evaluations of the best genome on the held-out sets."""
+    """Generations between evaluations of the best genome on the validation sets, by which the run decides; see
+    :class:`LearningOptions`."""
     checkpoint_every: int = Field(100, ge=1, le=LARGEST_STEP)
     """Generations between checkpoints."""
     max_bad_generations: int = Field(20, ge=1)
@@ -79,7 +82,7 @@ class EvolutionAgent(LearningAgent):
             env: an env or a world, on the circuit's device.
             circuit: what each member is, and where the best genome is put; time-major.
             options: default options when None.
-            seed: of the training sequences and of the strategy; held-out sequences have their own.
+            seed: of the run; each stream of data and the strategy have one of their own made from it.
             recorder: where metrics, pictures and checkpoints go; None keeps nothing.
 
         Raises:
@@ -89,7 +92,7 @@ class EvolutionAgent(LearningAgent):
         super().__init__(env, circuit, options or EvolutionOptions(), seed=seed, recorder=recorder)
         self.population = Population(circuit, memory_budget=self.options.memory_budget)
         self.scoring = scoring_of(env, self.population, self.options.fitness)
-        self.strategy = self._build_strategy(self.population.layout.read(circuit), seed + 1)
+        self.strategy = self._build_strategy(self.population.layout.read(circuit), stream_seed(seed, "strategy"))
         self.bad_generations_in_a_row = 0
 
     def _build_strategy(self, initial: Tensor, seed: int) -> Strategy:
@@ -126,7 +129,7 @@ class EvolutionAgent(LearningAgent):
             function: maps the parameters of some members and the number of their shard to ``[members, width]``.
 
         Returns:
-            ``[P, width]``
+            ``[P, width]`` in float64
         """
         shards = self._shards(len(next(iter(stacks.values()))))
         found = [
@@ -137,25 +140,26 @@ class EvolutionAgent(LearningAgent):
             sum(shards[number].stop - shards[number].start for number in self.processes.share_of(rank, len(shards)))
             for rank in range(self.processes.size)
         ]
-        return self.processes.gather(torch.cat(found) if found else None, rows, self.strategy.initial)
+        return self.processes.gather(torch.cat(found) if found else None, rows, self.strategy.initial.device)
 
     def _shards(self, members: int) -> list[slice]:
         """Where the shards of so many members lie; bounds are even, so that mirrored pairs stay together."""
-        size = math.ceil(members / (self.options.shards or self.processes.size) / 2) * 2
+        size = math.ceil(members / self.options.shards / 2) * 2
         return [slice(start, min(start + size, members)) for start in range(0, members, size)]
 
     def found(self) -> Tensor:
         """The genome ``[D]`` that the circuit carries after a generation: the strategy's best."""
         return self.strategy.best
 
-    def fit(self) -> dict[str, float]:
-        """See :meth:`LearningAgent.fit`."""
+    def join(self, processes: Processes) -> None:
+        """See :meth:`Agent.join`; each process needs a shard of the population."""
         shards = len(self._shards(self.strategy.population))
-        if shards < self.processes.size:
-            self.recorder.message(
-                f"agent.shards: there are {shards} for {self.processes.size} processes; the others have nothing to do"
+        if shards < processes.size:
+            raise ValueError(
+                f"agent.shards: got {self.options.shards}, by which a population of {self.strategy.population} has "
+                f"{shards} parts; {processes.size} processes share them out, allowed is at least one for each"
             )
-        return super().fit()
+        super().join(processes)
 
     @torch.no_grad()
     def train_step(self) -> dict[str, float]:
@@ -185,7 +189,6 @@ class EvolutionAgent(LearningAgent):
         values = _summary(told)
         if self.step % options.log_every == 0:
             answered = self.processes.share(lambda: self.scoring.metrics(self.circuit, drawn))
-            self.level_errors.append(answered[self.env.error_metric])
             values |= {f"best_{name}": value for name, value in answered.items()}
             values |= {**strategy.metrics(), "bad_fitness": float(strategy.bad_fitness)}
         return values

@@ -66,16 +66,18 @@ def fitness(
         generator: draws the answers where they are sampled.
 
     Returns:
-        ``[P, B]``: negative losses and shares of right bits sum up to those of the batch, rewards are added up.
+        ``[P, B]`` in float64: negative losses and shares of right bits sum up to those of the batch, rewards are added
+        up.
     """
     if options.type == "loss":
         losses: Tensor = vmap(env.losses, in_dims=(1, None), out_dims=1)(outputs, batch)
-        return -losses.sum(0) / env.normaliser(batch)
+        return -losses.sum(0, dtype=torch.float64) / env.normaliser(batch)
     if options.type == "accuracy":
         right: Tensor = vmap(env.right, in_dims=(1, None), out_dims=1)(outputs, batch)
+        shares, counted = right.sum(0, dtype=torch.float64), batch.mask.sum(0, dtype=torch.float64)
         if options.exponent == 1:
-            return right.sum(0) / batch.mask.sum().clamp(min=1)
-        return (right.sum(0) / batch.mask.sum(0).clamp(min=1)) ** options.exponent / batch.mask.shape[1]
+            return shares / counted.sum().clamp(min=1)
+        return (shares / counted.clamp(min=1)) ** options.exponent / batch.mask.shape[1]
     if options.prediction == "likeliest":
         # A position is right when none of its bits is wrong.
         probability = (vmap(env.right, in_dims=(1, None), out_dims=1)(outputs, batch) >= 1).to(outputs.dtype)
@@ -86,4 +88,4 @@ def fitness(
             # A probability that is not a number stays one.
             probability = torch.where(probability.isnan(), probability, (draws < probability).to(outputs.dtype))
     rewards = options.wrong + (options.right - options.wrong) * probability
-    return (rewards * batch.mask.unsqueeze(1)).sum(0)
+    return (rewards * batch.mask.unsqueeze(1)).sum(0, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What all agents that learn share: evaluation on held-out sets, targets, checkpoints, stopping and going on."""
+"""What all agents that learn share: evaluation, targets, checkpoints, stopping and going on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -14,8 +14,9 @@ from pydantic import Field, model_validator
 from ..core.agent import Agent, Recorder
 from ..core.circuit import Circuit
 from ..core.options import LARGEST_STEP, Options
+from ..core.streams import Stream, stream_seed
 from ..core.task import Task
-from .evaluation import check_fit, check_keys, check_state, evaluate, evaluate_all, held_out_errors, show_episodes
+from .evaluation import LESSON, check_fit, check_keys, check_state, evaluate, evaluate_all, set_error, show_episodes
 
 
 class TrainingError(RuntimeError):
@@ -31,26 +32,27 @@ class LearningOptions(Options):
     batch_size: int = Field(16, ge=1)
     """Sequences (in a world, episodes) per step; in a population every member answers them all."""
     log_every: int = Field(50, ge=1, le=LARGEST_STEP)
-    """Steps between rows of training metrics."""
+    """Steps between rows of training metrics; changes nothing in what is learned."""
     evaluate_every: int = Field(500, ge=1, le=LARGEST_STEP)
-    """Steps between evaluations on the held-out sets."""
+    """Steps between evaluations on the validation sets. By these a run decides which weights are the best, whether the
+    curriculum moves on and whether to stop, so another number here is another run."""
     evaluation_sequences: int = Field(128, ge=1)
-    """Sequences or episodes of each held-out set."""
+    """Sequences or episodes of each set that has no end of them."""
     evaluation_batch_size: int = Field(64, ge=1)
     checkpoint_every: int = Field(500, ge=1, le=LARGEST_STEP)
-    """Steps between checkpoints."""
+    """Steps between checkpoints; changes nothing in what is learned."""
     target_error: float | None = Field(None, ge=0)
-    """Stop once the held-out error on the training range is at or under this."""
+    """Stop once the validation error on the training range is at or under this."""
     target_error_beyond: float | None = Field(None, ge=0)
-    """Stop only once the error on every held-out set beyond the training range is at or under this, too."""
+    """Let the validation sets beyond the training range decide, too: stop only once the error on each of them is at or
+    under this, and take the weights with the lowest error on average over all sets for the best; null only reports
+    them."""
     confirmation_sequences: int | None = Field(None, ge=1)
-    """Other sequences of each held-out set on which the target errors must hold as well before the run stops."""
+    """Other validation sequences on which the target errors must hold as well before the run stops."""
     retry_every: int | None = Field(None, ge=1, le=LARGEST_STEP)
     """Steps (generations) after which a run that has not reached its target begins again with the weights that it
     started from, a fresh optimiser or population, the first lesson of the curriculum, and new sequences; null
     never does."""
-    best_by: Literal["trained", "all"] = "trained"
-    """Whether ``best`` is the checkpoint with the lowest error on the training range, or on average over all sets."""
 
     @model_validator(mode="after")
     def _check_targets(self) -> LearningOptions:
@@ -78,7 +80,7 @@ class LearningAgent(Agent):
             env: the env or world to be good at, on the circuit's device.
             circuit: what learns; time-major.
             options: of the agent.
-            seed: of the training sequences; held-out sequences have their own.
+            seed: of the run; each stream of data has one of its own made from it.
             recorder: where metrics, pictures and checkpoints go; None keeps nothing.
 
         Raises:
@@ -95,11 +97,10 @@ class LearningAgent(Agent):
         self.options = options
         self.seed = seed
         self.recorder = recorder or Recorder()
-        self.generator = torch.Generator(env.device).manual_seed(seed)
+        self.generator = torch.Generator(env.device).manual_seed(stream_seed(seed, "training"))
         self.step = 0
         self.best_error = math.inf
-        self.last_held_out: dict[str, float] = {}
-        self.level_errors: list[float] = []
+        self.last_validation: dict[str, float] = {}
         self.target_reached = False
         self.first_lesson = env.state_dict()
 
@@ -121,39 +122,34 @@ class LearningAgent(Agent):
             TrainingError: it cannot go on.
         """
 
-    def evaluate(self) -> dict[str, float]:
-        """Held-out metrics, ``held_out/<set>/<metric>``; the same sequences at every call."""
+    def evaluate(self, stream: Stream = "validation") -> dict[str, float]:
+        """Metrics on the sets of a stream, ``<stream>/<set>/<metric>``; the same sequences at every call."""
         self.circuit.eval()
         return evaluate_all(
             self.env,
             self.circuit,
+            stream,
             sequences=self.options.evaluation_sequences,
             batch_size=self.options.evaluation_batch_size,
-            seed=self.held_out_seed,
+            seed=self.seed,
         )
 
-    @property
-    def held_out_seed(self) -> int:
-        """Seed of the held-out sequences: never that of the training sequences."""
-        return self.seed + 1_000_003
-
     def judge(self) -> None:
-        """Evaluate, report, move the curriculum on, save the best checkpoint, see whether the target is reached."""
+        """Evaluate on validation; report, move the curriculum on, save the best checkpoint, see whether to stop."""
         values, self.target_reached = self.processes.share(self._examine)
-        self.last_held_out = values
+        self.last_validation = values
         self.recorder.metrics(self.step, values)
-        show_episodes(self.env, self.circuit, self.recorder, self.step, self.held_out_seed)
-        if self.level_errors and self.env.advance(sum(self.level_errors) / len(self.level_errors)):
+        show_episodes(self.env, self.circuit, self.recorder, self.step, "validation", self.seed)
+        if self.env.lesson() and self.env.advance(set_error(self.env, values, "validation", LESSON)):
             self.recorder.message(f"{self.unit} {self.step}: the curriculum moves on")
-        self.level_errors.clear()
-        errors = held_out_errors(self.env, values)
-        score = errors[0] if self.options.best_by == "trained" else sum(errors) / len(errors)
+        errors = self._deciding_errors(values)
+        score = sum(errors.values()) / len(errors)
         if score < self.best_error or self.target_reached:
             self.best_error = score
             self.recorder.checkpoint("best", self.state_dict())
 
     def _examine(self) -> tuple[dict[str, float], bool]:
-        """Held-out metrics, and whether the target is reached."""
+        """Validation metrics, and whether the target is reached."""
         values = self.evaluate()
         return values, self.meets_target(values) and self._confirmed()
 
@@ -164,36 +160,41 @@ class LearningAgent(Agent):
         if again:
             self.recorder.message(f"{self.unit} {self.step}: target not reached, begins again with the first weights")
             self.env.load_state_dict(self.first_lesson)
-            self.level_errors.clear()
         return again
 
-    def _limit(self, name: str) -> float:
-        """The target error of a held-out set."""
-        options = self.options
-        limit = options.target_error if name == next(iter(self.env.held_out())) else options.target_error_beyond
-        return math.inf if limit is None else limit
+    @property
+    def limits(self) -> dict[str, float | None]:
+        """The target error of each validation set that decides: the training range, others only where asked for."""
+        trained, *beyond = self.env.sets("validation")
+        limits = {trained: self.options.target_error}
+        if self.options.target_error_beyond is not None:
+            limits |= dict.fromkeys(beyond, self.options.target_error_beyond)
+        return limits
+
+    def _deciding_errors(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The error of each validation set that decides."""
+        return {name: set_error(self.env, values, "validation", name) for name in self.limits}
 
     def meets_target(self, values: Mapping[str, float]) -> bool:
-        """Whether held-out metrics are at or under the target errors."""
-        if self.options.target_error is None:
-            return False
-        errors = zip(self.env.held_out(), held_out_errors(self.env, values), strict=True)
-        return all(error <= self._limit(name) for name, error in errors)
+        """Whether validation metrics are at or under the target errors."""
+        errors = self._deciding_errors(values)
+        return all(limit is not None and errors[name] <= limit for name, limit in self.limits.items())
 
     def _confirmed(self) -> bool:
         """Whether the target holds on many other sequences as well; the hardest set, the last, is looked at first."""
         options = self.options
         if options.confirmation_sequences is None:
             return True
-        for name, variant in reversed([*self.env.held_out().items()]):
+        sets = self.env.sets("validation")
+        for name, limit in reversed(self.limits.items()):
             values = evaluate(
-                variant,
+                sets[name],
                 self.circuit,
                 sequences=options.confirmation_sequences,
                 batch_size=options.evaluation_batch_size,
-                seed=self.held_out_seed + 1,
+                seed=stream_seed(self.seed, "confirmation"),
             )
-            if values[self.env.error_metric] > self._limit(name):
+            if limit is None or not values[self.env.error_metric] <= limit:
                 return False
         return True
 
@@ -201,7 +202,7 @@ class LearningAgent(Agent):
         """Learn until the target is reached, the steps are used up or a stop is requested.
 
         Returns:
-            The last held-out metrics.
+            The last validation metrics.
 
         Raises:
             TrainingError: see :meth:`train_step`.
@@ -231,7 +232,7 @@ class LearningAgent(Agent):
             self.recorder.message(
                 f"{self.unit} {self.step}: target reached after {self.step * self.answers_per_step:,} sequences"
             )
-        return self.last_held_out
+        return self.last_validation
 
     def _stops(self) -> bool:
         """Whether any process was asked to stop; all stop at the same step."""
@@ -239,10 +240,10 @@ class LearningAgent(Agent):
         return self.stop_requested
 
     def test(self) -> dict[str, float]:
-        """Held-out metrics and pictures, without learning."""
-        values = self.evaluate()
+        """Metrics and pictures of the test stream, without learning."""
+        values = self.evaluate("test")
         self.recorder.metrics(self.step, values)
-        show_episodes(self.env, self.circuit, self.recorder, self.step, self.held_out_seed)
+        show_episodes(self.env, self.circuit, self.recorder, self.step, "test", self.seed)
         return values
 
     def state_dict(self) -> dict[str, Any]:
@@ -253,8 +254,7 @@ class LearningAgent(Agent):
             "generator": self.generator.get_state(),
             "step": self.step,
             "best_error": self.best_error,
-            "last_held_out": dict(self.last_held_out),
-            "level_errors": list(self.level_errors),
+            "last_validation": dict(self.last_validation),
             "target_reached": self.target_reached,
         }
 
@@ -267,7 +267,6 @@ class LearningAgent(Agent):
         self.generator.set_state(state["generator"].cpu())
         self.step = state["step"]
         self.best_error = state["best_error"]
-        self.last_held_out = dict(state["last_held_out"])
-        self.level_errors = list(state["level_errors"])
+        self.last_validation = dict(state["last_validation"])
         # With another target than before, going on is what was asked for.
-        self.target_reached = state["target_reached"] and self.meets_target(self.last_held_out)
+        self.target_reached = state["target_reached"] and self.meets_target(self.last_validation)

@@ -143,7 +143,7 @@ class MixedAgent(EvolutionAgent):
         optimiser = self._optimiser(list(parameters.values()))
         for batch in self._lessons:
             optimiser.zero_grad(set_to_none=True)
-            outputs = map_members(self.circuit, parameters, batch.inputs)
+            outputs = map_members(self.circuit, parameters, batch.inputs.to(self.population.dtype))
             losses = vmap(self.env.losses, in_dims=(1, None), out_dims=1)(outputs, batch)
             (losses.sum() / self.env.normaliser(batch)).backward()
             self._step(optimiser, list(parameters.values()))

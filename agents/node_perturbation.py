@@ -66,7 +66,7 @@ class NodePerturbationAgent(BackpropAgent):
             env: the task, on the circuit's device.
             circuit: what learns; time-major; all its weights belong to linear layers.
             options: default options when None.
-            seed: of the training sequences and the noise; held-out sequences have their own.
+            seed: of the run; each stream of data has one of its own made from it, and the noise comes from training's.
             recorder: where metrics, pictures and checkpoints go; None keeps nothing.
 
         Raises:

@@ -48,6 +48,8 @@ class Population:
             raise ValueError("parameters: the circuit's have different types or devices; a genome has one")
         self.circuit = circuit
         self.layout = Layout.of(circuit)
+        self.dtype = next(circuit.parameters()).dtype
+        """What members compute in."""
         self.memory_budget = memory_budget
         self._step = _Step(circuit)
 
@@ -61,7 +63,7 @@ class Population:
         Returns:
             ``[T, P, B, O]``
         """
-        run_population = getattr(self.circuit, "run_population", None)
+        run_population, inputs = getattr(self.circuit, "run_population", None), inputs.to(self.dtype)
         with torch.no_grad():
             if run_population is not None:
                 answered: Tensor = run_population(stacks, inputs)
@@ -147,7 +149,7 @@ class Population:
             elements += 3 * length * batch * widest
         else:
             elements += 3 * batch * widest
-        size = int(self.memory_budget * MEBIBYTE / (elements * inputs.element_size()))
+        size = int(self.memory_budget * MEBIBYTE / (elements * self.dtype.itemsize))
         return max(2, size // 2 * 2)
 
 

@@ -43,7 +43,7 @@ class Scoring(ABC):
             part: which part of the population these members are; parts differ in what is drawn at random for them.
 
         Returns:
-            ``[P, count]``
+            ``[P, count]`` in float64
         """
 
     @abstractmethod

@@ -1,10 +1,15 @@
 """How soon and how well a preset learns, over several seeds.
 
     python benchmarks/learning.py ntm-copy --seeds 10 --processes 2 --final "env.test_lengths=[10,20,30,50,80,100,120]"
+    python benchmarks/learning.py ntm-copy --seeds 10 --processes 2 agent.target_error_beyond=0.3
 
-Prints, for each seed, the sequences seen until the held-out error on the training range fell under 0.1 and under 0.01
-and stayed there to the end, the time, and the error on every held-out set; then median and worst over the seeds. The
-weights judged are those of the best checkpoint, which ``papertape test`` takes too.
+The first stops and chooses its best weights by the training range alone, the second by longer validation sequences,
+too.
+
+Prints, for each seed, the sequences seen until the validation error on the training range fell under 0.1 and under 0.01
+and stayed there to the end, the time, and the error on every set of the test; then median and worst over the seeds. The
+weights tested are those of the best checkpoint, which ``papertape test`` takes too. Test sequences decide nothing in
+training.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from papertape.agents.evaluation import evaluate_all
+from papertape.agents.evaluation import evaluate_all, set_error
 from papertape.agents.learning import LearningAgent
 from papertape.core.agent import Recorder
 from papertape.utils import factory, options
@@ -33,21 +38,21 @@ class Outcome(NamedTuple):
     steps: int
     seconds: float
     learning_curve: list[tuple[int, float]]
-    """Sequences seen and held-out error on the training range, at every evaluation."""
+    """Sequences seen and validation error on the training range, at every evaluation."""
     errors: dict[str, float]
     """Error on every set of the final test."""
     bad_steps: int
 
 
 class _Memory(Recorder):
-    """Keeps the best state and every held-out row."""
+    """Keeps the best state and every validation row."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.states: dict[str, Mapping[str, Any]] = {}
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        if any(name.startswith("held_out/") for name in values):
+        if any(name.startswith("validation/") for name in values):
             self.rows.append((step, dict(values)))
 
     def checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
@@ -71,14 +76,14 @@ def learn(preset: str, assignments: list[str], final: list[str], seed: int, sequ
     circuit.load_state_dict(recorder.states.get("best", recorder.states["latest"])["circuit"])
     options.override(values, final, factory.BLOCKS)
     tested = factory.build_env(factory.parse(values).env, env.device)
-    metrics = evaluate_all(tested, circuit, sequences=sequences, batch_size=64, seed=seed + 77_777_777)
-    first = next(iter(env.held_out()))
+    metrics = evaluate_all(tested, circuit, "test", sequences=sequences, batch_size=64, seed=seed)
+    first = next(iter(env.sets("validation")))
     return Outcome(
         seed,
         agent.step,
         seconds,
-        [(step * agent.answers_per_step, row[f"held_out/{first}/{env.error_metric}"]) for step, row in recorder.rows],
-        {name: metrics[f"held_out/{name}/{env.error_metric}"] for name in tested.held_out()},
+        [(step * agent.answers_per_step, set_error(env, row, "validation", first)) for step, row in recorder.rows],
+        {name: set_error(env, metrics, "test", name) for name in tested.sets("test")},
         int(getattr(agent, "bad_steps", 0)),
     )
 
@@ -87,7 +92,7 @@ def reached(curve: list[tuple[int, float]], threshold: float) -> int | None:
     """Sequences after which the error stayed under a threshold; None if it did not."""
     since = None
     for sequences, error in curve:
-        if error >= threshold:
+        if not error < threshold:
             since = None
         elif since is None:
             since = sequences

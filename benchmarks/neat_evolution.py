@@ -28,6 +28,7 @@ from papertape.agents.evaluation import evaluate
 from papertape.agents.evolution import EvolutionAgent, EvolutionOptions
 from papertape.circuits import NeatCircuit
 from papertape.core.graph import GraphNetwork
+from papertape.core.streams import stream_seed
 from papertape.envs import XorEnv, XorOptions
 from papertape.utils import factory, options
 
@@ -144,7 +145,9 @@ def cartpole(seeds: int) -> None:
     solved = 0
     for seed in range(1, seeds + 1):
         agent, seconds = learn("neat-cartpole", seed)
-        steps = evaluate(agent.env, agent.circuit, sequences=100, batch_size=100, seed=10**6 + seed)["steps"]
+        steps = evaluate(agent.env, agent.circuit, sequences=100, batch_size=100, seed=stream_seed(seed, "test"))[
+            "steps"
+        ]
         solved += steps == 500
         nodes = hidden_nodes(agent)
         print(f"  seed {seed:2}: {steps:.1f} steps, generation {agent.step}, {nodes} nodes, {seconds:.1f} s")

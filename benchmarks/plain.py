@@ -66,14 +66,21 @@ class PlainNTM(PlainCircuit):
         gate = torch.sigmoid(gate).unsqueeze(-1)
         shift = functional.softmax(shift.view(-1, 2, 3), -1)
         sharpness = 1 + functional.softplus(sharpness).unsqueeze(-1)
-        content = functional.softmax(strengths * cosine(memory, keys), -1)
-        gated = gate * content + (1 - gate) * weights
-        shifted = gated.roll(-1, -1) * shift[..., :1] + gated * shift[..., 1:2] + gated.roll(1, -1) * shift[..., 2:]
-        powered = (shifted + 1e-16) ** sharpness
-        weights = powered / powered.sum(-1, keepdim=True)
-        written = weights[:, 1].unsqueeze(-1)
+
+        def address(head: slice) -> Tensor:
+            content = functional.softmax(strengths[:, head] * cosine(memory, keys[:, head]), -1)
+            gated = gate[:, head] * content + (1 - gate[:, head]) * weights[:, head]
+            back, stay, on = shift[:, head].split(1, -1)
+            shifted = gated.roll(-1, -1) * back + gated * stay + gated.roll(1, -1) * on
+            powered = (shifted + 1e-16) ** sharpness[:, head]
+            return powered / powered.sum(-1, keepdim=True)
+
+        writing = address(slice(1, 2))
+        written = writing.transpose(1, 2)
         memory = memory * (1 - written * torch.sigmoid(erase).unsqueeze(1)) + written * torch.tanh(add).unsqueeze(1)
-        read = (weights[:, :1] @ memory).squeeze(1)
+        reading = address(slice(0, 1))
+        weights = torch.cat([reading, writing], 1)
+        read = (reading @ memory).squeeze(1)
         return self.output(torch.cat([hidden, read], 1)), hidden, cell, memory, weights, read
 
 

@@ -19,7 +19,7 @@ class SDNCOptions(SAMOptions):
     type: Literal["sdnc"] = "sdnc"  # type: ignore[assignment]
     num_writes: Literal[1] = 1
     links_per_slot: int = Field(8, ge=1)
-    """L, temporal links that each slot keeps."""
+    """L, temporal links that each slot keeps to slots before it, and to slots after it."""
 
 
 class SDNC(MemoryAugmentedCircuit):
@@ -61,7 +61,8 @@ class SDNC(MemoryAugmentedCircuit):
             num_reads: R, number of read heads.
             num_writes: 1; temporal links follow one write head.
             slots_per_read: K, slots that a read head reads; all of them where the memory has fewer.
-            links_per_slot: L, temporal links that each slot keeps; all of them where the memory has fewer slots.
+            links_per_slot: L, temporal links that each slot keeps to slots before it, and to slots after it; all of
+                them where the memory has fewer slots.
             masked_content: lookups weigh the elements of a word (improved DNC); each lookup then costs twice as much.
             clip: hidden state, cell state and outputs are kept in [-clip, clip]; None leaves them.
             checkpoint_every: steps of time per chunk: training keeps the state between chunks and runs each chunk again

@@ -28,7 +28,7 @@ class Recorder:
         """One line for a person to read."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers at a training step, named like ``train/loss`` or ``held_out/length 40/bits_wrong``."""
+        """Numbers at a training step, named like ``train/loss`` or ``validation/length 40/bits_wrong``."""
 
     def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
         """Where the run stands; called at every step, so it must be cheap."""
@@ -68,11 +68,11 @@ class Agent(ABC):
 
     @abstractmethod
     def fit(self) -> dict[str, float]:
-        """Train until done or asked to stop; return the last held-out metrics."""
+        """Train until done or asked to stop; return the last validation metrics."""
 
     @abstractmethod
     def test(self) -> dict[str, float]:
-        """Evaluate on every held-out set without learning; return its metrics."""
+        """Evaluate on every set of the test stream without learning; return its metrics."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

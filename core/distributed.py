@@ -62,23 +62,23 @@ class Processes:
         """Which of so many things are a process's share."""
         return range(rank * count // self.size, (rank + 1) * count // self.size)
 
-    def gather(self, own: Tensor | None, rows: Sequence[int], like: Tensor) -> Tensor:
+    def gather(self, own: Tensor | None, rows: Sequence[int], device: torch.device) -> Tensor:
         """What all processes have found, one after another; through the CPU, as float64, which keeps every bit.
 
         Args:
             own: ``[rows of this process, width]``; None where it has none.
             rows: how many rows each process has.
-            like: gives the type and the device of the result.
+            device: where to.
 
         Returns:
-            ``[sum of rows, width]``
+            ``[sum of rows, width]`` in float64
 
         Raises:
             LostProcessError: another process is gone.
         """
         if self.size == 1:
             assert own is not None
-            return own
+            return own.to(device, torch.float64)
         width = torch.tensor([0 if own is None else own.shape[1]])
         with _or_lost():
             distributed.all_reduce(width, distributed.ReduceOp.MAX)
@@ -88,7 +88,7 @@ class Processes:
         received = [torch.empty_like(sent) for _ in range(self.size)]
         with _or_lost():
             distributed.all_gather(received, sent)
-        return torch.cat([part[:count] for part, count in zip(received, rows, strict=True)]).to(like)
+        return torch.cat([part[:count] for part, count in zip(received, rows, strict=True)]).to(device)
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all processes, in place, all in one message.

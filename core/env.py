@@ -52,10 +52,6 @@ class Env(Task):
             generator: the only source of randomness; on the env's device.
         """
 
-    def held_out(self) -> dict[str, Env]:
-        """See :meth:`Task.held_out`."""
-        return {"trained": self}
-
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Masked cross-entropy of each position, summed over its bits, in nats.
 
@@ -66,7 +62,7 @@ class Env(Task):
         Returns:
             ``[T, B]``.
         """
-        bits = functional.binary_cross_entropy_with_logits(outputs, batch.targets, reduction="none")
+        bits = functional.binary_cross_entropy_with_logits(outputs, batch.targets.to(outputs.dtype), reduction="none")
         return bits.sum(-1) * batch.mask
 
     def right(self, outputs: Tensor, batch: Batch) -> Tensor:

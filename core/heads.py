@@ -55,6 +55,12 @@ class StaticHeads(NamedTuple):
     mask: Tensor | None
     """Element weights of the lookup, ``[B, K, W]`` in (0.1, 1), with ``masked_content``"""
 
+    def only(self, heads: slice) -> StaticHeads:
+        """How these of the K heads address; erase and add, which only write heads have, stay whole."""
+        keys, strengths, gate, shift, sharpness, erase, add, mask = self
+        addressing = (part[:, heads] for part in (keys, strengths, gate, shift, sharpness))
+        return StaticHeads._make((*addressing, erase, add, None if mask is None else mask[:, heads]))
+
 
 class DynamicHeads(NamedTuple):
     """Parameters of DNC heads at one step."""

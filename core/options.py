@@ -29,13 +29,16 @@ class Options(BaseModel):
     own_meaning: ClassVar[frozenset[str]] = frozenset()
     """Options whose values mean something else in another type of the same block, which does not take them over."""
 
+    settings_of: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """By option, those that set up what it names, and which another name does not take over."""
+
     @field_validator("*")
     @classmethod
     def _check_magnitude(cls, value: Any, info: ValidationInfo) -> Any:
         bounded = any(
             hasattr(bound, "le") or hasattr(bound, "lt") for bound in cls.model_fields[str(info.field_name)].metadata
         )
-        for number in value if isinstance(value, list | tuple) else [value]:
+        for number in _flat(value):
             if isinstance(number, float) and number and not SMALLEST <= abs(number) <= LARGEST:
                 raise ValueError(f"got {number}; allowed: 0, or from {SMALLEST:g} to {LARGEST:g} in magnitude")
             if isinstance(number, int) and not bounded and abs(number) > LARGEST_SIZE:
@@ -59,6 +62,15 @@ class Options(BaseModel):
                 yield refusal(name, before[name], now[name])
             elif isinstance(block, Options) and isinstance(before[name], Mapping):
                 yield from (f"{name}.{line}" for line in block.refused(before[name]))
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """What is in lists in lists, one by one."""
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _flat(part)
+    else:
+        yield value
 
 
 def refusal(path: str, before: Any, now: Any) -> str:

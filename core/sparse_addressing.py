@@ -76,14 +76,14 @@ def _top_k(values: Tensor, count: int) -> Tensor:
 
 
 def least_recent(last_access: Tensor, count: int) -> Tensor:
-    """The slots that were not accessed for the longest time, the first ones first among equals.
+    """The slots that were not accessed for the longest time, of equal ones the first.
 
     Args:
         last_access: step of the last access, ``[B, N]``.
         count: how many, at most N.
 
     Returns:
-        ``[B, count]``
+        ``[B, count]``, in ascending order of the slots.
     """
     if count == 1:
         return last_access.argmin(-1, keepdim=True)

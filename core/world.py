@@ -24,7 +24,7 @@ class Step(NamedTuple):
     observations: Tensor
     """``[B, I]``; zeros where the episode is over."""
     rewards: Tensor
-    """``[B]``; zero where the episode was over before."""
+    """``[B]`` in float64; zero where the episode was over before."""
     terminated: Tensor
     """bool ``[B]``: the episode has come to its end; stays so until the next reset."""
     truncated: Tensor
@@ -37,7 +37,7 @@ class Episodes(NamedTuple):
     """Episodes played to the end by M members of a population (or one circuit, M = 1), E by each."""
 
     returns: Tensor
-    """Sum of rewards, ``[M, E]``."""
+    """Sum of rewards, ``[M, E]`` in float64."""
     lengths: Tensor
     """Steps taken, ``[M, E]``."""
     info: dict[str, Tensor]
@@ -87,10 +87,6 @@ class World(Task):
         """Actions from a circuit's outputs ``[B, O]``; here the number of the largest, ``[B]``."""
         return outputs.argmax(-1)
 
-    def held_out(self) -> dict[str, World]:
-        """See :meth:`Task.held_out`."""
-        return {"trained": self}
-
     def metrics(self, episodes: Episodes) -> dict[str, float]:
         """Numbers that people quote, as means over episodes: reward, steps and what the world counts itself."""
         values = {"reward": episodes.returns, "steps": episodes.lengths, **episodes.info}
@@ -114,7 +110,7 @@ class World(Task):
             copies: M, how often each is played.
         """
         observations, info = self.reset(episodes, generator, copies=copies)
-        returns = observations.new_zeros(copies * episodes)
+        returns = observations.new_zeros(copies * episodes, dtype=torch.float64)
         lengths = torch.zeros_like(returns, dtype=torch.long)
         running = torch.ones_like(returns, dtype=torch.bool)
         while running.any():

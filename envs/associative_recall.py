@@ -72,6 +72,6 @@ class AssociativeRecallEnv(SequenceEnv):
         targets = place(words, (query + 1) * size + step - start - size - 2, answer)
         return Batch(inputs, targets, answer.to(words.dtype))
 
-    def tests(self) -> list[dict[str, Range]]:
+    def beyond(self) -> list[dict[str, Range]]:
         """``test_items``."""
         return [{"items": (items, items)} for items in self.options.test_items]

@@ -59,6 +59,6 @@ class CopyEnv(SequenceEnv):
         inputs[:, :, width + 1] = (step == length + 1).to(words.dtype)
         return Batch(inputs, place(words, step - length - 2, answer), answer.to(words.dtype))
 
-    def tests(self) -> list[dict[str, Range]]:
+    def beyond(self) -> list[dict[str, Range]]:
         """``test_lengths``."""
         return [{"length": (length, length)} for length in self.options.test_lengths]

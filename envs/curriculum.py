@@ -34,7 +34,7 @@ class GrowingOptions(Options):
     step: int = Field(1, ge=1)
     """How much the upper ends rise at a time."""
     threshold: float = Field(1.0, gt=0)
-    """The error on the current level, in the task's error metric, under which the level rises."""
+    """The validation error on the current level, in the task's error metric, under which the level rises."""
 
 
 class LessonsOptions(Options):
@@ -48,7 +48,7 @@ class LessonsOptions(Options):
     mix: float = Field(0.1, ge=0, le=1)
     """Share of draws that come from a lesson picked evenly among those met so far, against forgetting."""
     threshold: float = Field(1.0, gt=0)
-    """The error on the current lesson, in the task's error metric, under which the next one starts."""
+    """The validation error on the current lesson, in the task's error metric, under which the next one starts."""
 
     @model_validator(mode="after")
     def _check_ranges(self) -> LessonsOptions:
@@ -102,9 +102,14 @@ class Curriculum:
             drawn[name] = low + (share * (high - low + 1)).long()
         return drawn
 
+    @property
+    def at_the_last(self) -> bool:
+        """Whether no level is left to move on to."""
+        return self.level + 1 == len(self.levels)
+
     def advance(self, error: float) -> bool:
         """Move one level up if the error is under the threshold and a level is left; True if it moved."""
-        if error < self.threshold and self.level + 1 < len(self.levels):
+        if error < self.threshold and not self.at_the_last:
             self.level += 1
             return True
         return False

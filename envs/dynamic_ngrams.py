@@ -88,7 +88,7 @@ class DynamicNGramsEnv(SequenceEnv):
             "excess_bits": (bits - optimal_bits, sequences),
         }
 
-    def tests(self) -> list[dict[str, Range]]:
+    def beyond(self) -> list[dict[str, Range]]:
         """``test_lengths``."""
         return [{"length": (length, length)} for length in self.options.test_lengths]
 

@@ -1,4 +1,4 @@
-"""Any of gymnasium's environments as a world (https://gymnasium.farama.org; install ``papertape[gym]``)."""
+"""Any of gymnasium's environments as a world (https://gymnasium.farama.org)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
+from ..core import install
 from ..core.world import Step, World, WorldOptions, check_episodes
+from ..utils.vector_environments import Batch, Workers, cores
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
+
+MOST_WHOLE_NUMBERS = 2**24
+"""Between the bounds of an action: all are within reach of an output in single precision."""
+LARGEST_WHOLE_NUMBER = 2**53
+"""Up to here double precision holds every whole number."""
 
 
 class GymOptions(WorldOptions):
@@ -26,13 +33,25 @@ class GymOptions(WorldOptions):
     arguments: dict[str, Any] = Field({})
     """Passed on to the environment."""
     vectorization: Literal["sync", "async", "vector_entry_point"] = "sync"
-    """How episodes run side by side, as in ``gymnasium.make_vec``: one after the other, in processes, or in the
-    environment's own vectorised version. That one is fast, but takes a single seed for all its episodes, so that the
-    members of a population begin in different places."""
+    """How episodes run side by side: one after the other, shared out over processes, or in the environment's own
+    vectorised version. That one is fast, but takes a single seed for all its episodes, so that the members of a
+    population begin in different places."""
+    workers: int | None = Field(None, ge=1, le=1024)
+    """Processes that async shares the episodes out over, at most; null takes one for each core. However many they are,
+    the episodes are those of sync."""
     max_steps: int | None = Field(None, ge=1)
     """Cuts an episode off; null leaves it to the environment, which must have a limit then."""
     target: float | None = None
     """Return from which on the task counts as solved; null takes the reward threshold that gymnasium gives."""
+
+    @model_validator(mode="after")
+    def _check(self) -> GymOptions:
+        if self.workers is not None and self.vectorization != "async":
+            raise ValueError(
+                f"workers: got {self.workers}; allowed with vectorization {self.vectorization!r} is null, "
+                "only async has processes"
+            )
+        return self
 
 
 class GymWorld(World):
@@ -40,7 +59,8 @@ class GymWorld(World):
 
     Observations are flattened, discrete ones one-hot. Outputs become actions so: the largest one of a discrete action
     (of each of several), yes above 0 for binary ones, and for continuous ones the logistic function of an output
-    between the bounds, or the output itself where there are none.
+    between the bounds, or the output itself where there are none. Of an action that is a whole number between bounds,
+    each number has an equal part of the logistic function's range; without bounds, the output is rounded.
     """
 
     Options = GymOptions
@@ -57,7 +77,8 @@ class GymWorld(World):
         Args:
             options: of this world.
             device: where observations and rewards are handed out.
-            make: returns a vector environment of so many episodes, in place of the one that the options name.
+            make: returns a vector environment of so many episodes, in any mode of autoreset, in place of the one that
+                the options name; it gets one seed for all episodes if ``vectorization`` is vector_entry_point.
 
         Raises:
             ImportError: gymnasium is not installed.
@@ -67,23 +88,30 @@ class GymWorld(World):
         try:
             import gymnasium
         except ImportError as error:
-            raise ImportError('env type gym: gymnasium is not installed; pip install "papertape[gym]"') from error
+            raise ImportError(f"env type gym: gymnasium is not installed; {install.GYMNASIUM}") from error
         self.options = options
         self.device = torch.device(device)
         self._spaces = gymnasium.spaces
         self._begun = False
         make_vec: Callable[..., VectorEnv] = gymnasium.make_vec
-        self._make: Callable[[int], VectorEnv] = make or (
-            lambda count: make_vec(
-                options.id, num_envs=count, vectorization_mode=options.vectorization, **options.arguments
-            )
+        # What the processes of async hold is as in sync.
+        mode = "sync" if options.vectorization == "async" else options.vectorization
+        batch = Batch(
+            make or (lambda count: make_vec(options.id, num_envs=count, vectorization_mode=mode, **options.arguments)),
+            one_seed=mode == "vector_entry_point",
         )
         try:
-            self._envs: VectorEnv | None = self._make(1)
-        except (gymnasium.error.Error, ImportError, TypeError) as error:
+            envs = batch.envs = batch.make(1)
+        except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             raise ValueError(f"id: got {options.id!r}; gymnasium says: {' '.join(str(error).split())}") from error
-        self.observation_space: Any = self._envs.single_observation_space
-        self.action_space: Any = self._envs.single_action_space
+        self._episodes: Batch | Workers = batch
+        self._spec = envs.spec
+        self.observation_space: Any = envs.single_observation_space
+        self.action_space: Any = envs.single_action_space
+        if options.vectorization == "async" and make is None:
+            assert envs.spec is not None
+            batch.close()
+            self._episodes = Workers(envs.spec, options.workers or cores())
         self.input_size = self._observation_size()
         self.output_size = self._action_size()
         self.max_steps = self._setting("max_steps", options.max_steps, "max_episode_steps")
@@ -91,8 +119,8 @@ class GymWorld(World):
 
     def _setting(self, name: str, value: float | None, in_spec: str) -> float:
         """An option, or where it is null what gymnasium knows about the environment."""
-        if value is None and self._envs is not None:
-            value = getattr(self._envs.spec, in_spec, None)
+        if value is None:
+            value = getattr(self._spec, in_spec, None)
         if value is None:
             raise ValueError(f"{name}: got null, but gymnasium knows no {in_spec} of {self.options.id}; give a number")
         return value
@@ -100,10 +128,8 @@ class GymWorld(World):
     def reset(self, episodes: int, generator: torch.Generator, *, copies: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
         """Begin episodes, each from a seed of its own; see :meth:`World.reset`."""
         check_episodes(episodes, copies)
-        envs = self._hold(episodes * copies)
         seeds = torch.randint(2**31, (episodes,), generator=generator, device=generator.device).repeat(copies).tolist()
-        seed: Any = seeds[0] if self.options.vectorization == "vector_entry_point" else seeds
-        observations, _ = envs.reset(seed=seed)
+        observations = self._episodes.reset(seeds)
         self._returns = torch.zeros(len(seeds), dtype=torch.float64, device=self.device)
         self._terminated = torch.zeros(len(seeds), dtype=torch.bool, device=self.device)
         self._truncated = torch.zeros_like(self._terminated)
@@ -117,12 +143,12 @@ class GymWorld(World):
         Raises:
             RuntimeError: there was no reset before.
         """
-        if self._envs is None or not self._begun:
+        if not self._begun:
             raise RuntimeError("step: there was no reset before")
-        observations, rewards, terminated, truncated, _ = self._envs.step(self._numpy(actions))
+        shown, rewarded, terminated, truncated = self._episodes.step(self._numpy(actions))
         self._steps += 1
         over = self._terminated | self._truncated
-        rewards = torch.as_tensor(rewards, dtype=torch.float64, device=self.device).masked_fill(over, 0)
+        rewards = torch.as_tensor(rewarded, dtype=torch.float64, device=self.device).masked_fill(over, 0)
         self._returns = self._returns + rewards
         self._terminated = self._terminated | (torch.as_tensor(terminated, device=self.device) & ~over)
         cut = torch.as_tensor(truncated, device=self.device) | (self._steps >= self.max_steps)
@@ -130,8 +156,8 @@ class GymWorld(World):
         # An environment begins anew by itself when its episode is over: what it shows then is none of ours.
         over = (self._terminated | self._truncated).unsqueeze(-1)
         return Step(
-            self._observations(observations).masked_fill(over, 0),
-            rewards.to(torch.get_default_dtype()),
+            self._observations(shown).masked_fill(over, 0),
+            rewards,
             self._terminated,
             self._truncated,
             self._info(),
@@ -148,24 +174,25 @@ class GymWorld(World):
             return torch.stack([part.argmax(-1) for part in parts], dim=-1) + start
         if isinstance(space, spaces.MultiBinary):
             return (outputs > 0).long()
-        low, high = (torch.as_tensor(bound.flatten(), device=outputs.device) for bound in (space.low, space.high))
-        bounded = low.isfinite() & high.isfinite()
-        scaled = low.nan_to_num(0, 0, 0) + (high.nan_to_num(0, 0, 0) - low.nan_to_num(0, 0, 0)) * torch.sigmoid(outputs)
-        return torch.where(bounded, scaled, outputs.maximum(low).minimum(high))
+        low, high = (
+            torch.as_tensor(bound.astype(np.float64).flatten(), device=outputs.device)
+            for bound in (space.low, space.high)
+        )
+        bounded = torch.as_tensor((space.bounded_below & space.bounded_above).flatten(), device=outputs.device)
+        given = outputs.double()
+        share = torch.sigmoid(given)
+        if np.issubdtype(space.dtype, np.floating):
+            scaled = low * (1 - share) + high * share
+            return torch.where(bounded, scaled, given).clamp(low, high)
+        low, high = (bound.clamp(-LARGEST_WHOLE_NUMBER, LARGEST_WHOLE_NUMBER) for bound in (low, high))
+        chosen = torch.where(bounded, low + torch.floor(share * (high - low + 1)), torch.round(given))
+        # What is not a number would be any, once it is whole.
+        return torch.where(chosen.isnan(), low, chosen).clamp(low, high).long()
 
     def close(self) -> None:
         """Close the environments; the next reset opens new ones."""
-        if self._envs is not None:
-            self._envs.close()
-            self._envs, self._begun = None, False
-
-    def _hold(self, count: int) -> VectorEnv:
-        """That many environments, kept from the last reset if they were as many."""
-        if self._envs is not None and self._envs.num_envs != count:
-            self.close()
-        if self._envs is None:
-            self._envs = self._make(count)
-        return self._envs
+        self._episodes.close()
+        self._begun = False
 
     def _observation_size(self) -> int:
         spaces, space = self._spaces, self.observation_space
@@ -184,11 +211,26 @@ class GymWorld(World):
         if isinstance(space, spaces.MultiDiscrete):
             return int(space.nvec.sum())
         if isinstance(space, spaces.Box | spaces.MultiBinary):
+            self._check_whole_numbers()
             return int(np.prod(space.shape))
         raise ValueError(
             f"id: got {self.options.id!r}, which has actions {space}; "
             "allowed are Box, Discrete, MultiDiscrete and MultiBinary"
         )
+
+    def _check_whole_numbers(self) -> None:
+        """Raise ValueError if an action is one of more whole numbers than outputs can tell apart."""
+        space = self.action_space
+        if not isinstance(space, self._spaces.Box) or np.issubdtype(space.dtype, np.floating):
+            return
+        bounds = zip(*(bound.astype(object).flatten() for bound in (space.low, space.high)), strict=True)
+        bounded = (space.bounded_below & space.bounded_above).flatten()
+        for low, high in (pair for pair, known in zip(bounds, bounded, strict=True) if known):
+            if high - low >= MOST_WHOLE_NUMBERS or max(-low, high) > LARGEST_WHOLE_NUMBER:
+                raise ValueError(
+                    f"id: got {self.options.id!r}, which has whole numbers from {low} to {high} as actions; allowed "
+                    f"are at most {MOST_WHOLE_NUMBERS:,} of them, none beyond {LARGEST_WHOLE_NUMBER:,}"
+                )
 
     def _observations(self, observations: Any) -> Tensor:
         found = torch.as_tensor(np.asarray(observations), device=self.device)

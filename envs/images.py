@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..core.env import Batch, Env
+from ..core.streams import Stream
 from .classification import ClassificationEnv, ClassificationOptions, Pictures
 
 
@@ -73,8 +74,8 @@ class ImagesOptions(ClassificationOptions):
     data: Literal["mnist", "fashion-mnist"] = "mnist"
     """Which data set; read from (or downloaded into) a folder in ``$PAPERTAPE_DATA`` or ``~/.cache/papertape``."""
     validation: int = Field(5000, ge=0)
-    """How many training images, the last ones, are kept aside: runs are judged by them rather than by the test images.
-    With 0 all are trained on and judged by."""
+    """How many training images, the last ones, are kept aside: they are the validation set. With 0 all are trained on
+    and are the validation set as well. The test images are left to the test."""
 
 
 class ImagesEnv(ClassificationEnv):
@@ -104,9 +105,8 @@ class ImagesEnv(ClassificationEnv):
         self.input_size = images.shape[1] * images.shape[2]
         self.output_size = len(self.classes)
         self.pictures = self._pictures(images[:kept], labels[:kept])
-        judged_by = self._pictures(images[kept:], labels[kept:]) if options.validation else self.pictures
-        name = "validation images" if options.validation else "training images"
-        self._held_out = {name: judged_by, "test images": self._pictures(test_images, test_labels)}
+        self._validation = self._pictures(images[kept:], labels[kept:]) if options.validation else self.pictures
+        self._test = self._pictures(test_images, test_labels)
 
     def _pictures(self, images: Tensor, labels: Tensor) -> Pictures:
         return Pictures(images.to(self.device), labels.to(self.device), len(self.classes))
@@ -119,14 +119,11 @@ class ImagesEnv(ClassificationEnv):
         """Every image once, in the order of the files."""
         return self.pictures.batches(batch_size)
 
-    def held_out(self) -> dict[str, Env]:
-        """``validation images`` (``training images`` where none are kept aside) and ``test images``."""
-        variants: dict[str, Env] = {}
-        for name, pictures in self._held_out.items():
-            variant = copy(self)
-            variant.pictures = pictures
-            variants[name] = variant
-        return variants
+    def sets(self, stream: Stream) -> dict[str, Env]:
+        """``images``: those kept aside, or the test images; ``training images`` where validation has none aside."""
+        variant = copy(self)
+        variant.pictures = self._test if stream == "test" else self._validation
+        return {"training images" if variant.pictures is self.pictures else "images": variant}
 
 
 def load(name: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

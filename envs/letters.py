@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..core.env import Batch, Env
+from ..core.streams import Stream
 from .classification import ClassificationEnv, ClassificationOptions, Pictures
 
 
@@ -47,7 +48,9 @@ class LettersOptions(ClassificationOptions):
 class LettersEnv(ClassificationEnv):
     """White capital letters on black: inputs ``[1, B, image_size²]`` in [0, 1], targets one-hot ``[1, B, 26]``.
 
-    Every letter is drawn once in each font and size, centred; batches pick among these and move them.
+    Every letter is drawn once in each font and size, centred; batches pick among these and move them. Where none are
+    moved these few are the whole task, so training, validation and test all see them; ``test_fonts`` are for the test
+    alone.
     """
 
     Options = LettersOptions
@@ -86,13 +89,13 @@ class LettersEnv(ClassificationEnv):
         """Every letter once in each font and size; None where letters are moved about."""
         return None if self.options.max_shift else self.pictures.batches(batch_size)
 
-    def held_out(self) -> dict[str, Env]:
-        """``trained fonts``, and ``new fonts`` where there are ``test_fonts``."""
-        held_out: dict[str, Env] = {"trained fonts": self}
-        if self.options.test_fonts:
+    def sets(self, stream: Stream) -> dict[str, Env]:
+        """``trained fonts``; in the test stream also ``new fonts``, where there are ``test_fonts``."""
+        sets: dict[str, Env] = {"trained fonts": self}
+        if stream == "test" and self.options.test_fonts:
             options = self.options.model_copy(update={"fonts": self.options.test_fonts, "test_fonts": []})
-            held_out["new fonts"] = LettersEnv(options, self.device)
-        return held_out
+            sets["new fonts"] = LettersEnv(options, self.device)
+        return sets
 
 
 def draw_letters(font: str, font_size: int, image_size: int) -> Tensor:

@@ -70,6 +70,6 @@ class PrioritySortEnv(SequenceEnv):
         ordered = words.gather(0, order.unsqueeze(-1).expand_as(words))
         return Batch(inputs, place(ordered, step - items - 1, answer), answer.to(words.dtype))
 
-    def tests(self) -> list[dict[str, Range]]:
+    def beyond(self) -> list[dict[str, Range]]:
         """``test_items``."""
         return [{"items": (items, items)} for items in self.options.test_items]

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..core.env import Env, EnvOptions
+from ..core.streams import Stream
 from .curriculum import Curriculum, CurriculumOptions, FixedOptions, Range
 
 Sizes = list[Annotated[int, Field(ge=1)]]
@@ -73,19 +74,26 @@ class SequenceEnv(Env):
         return torch.arange(count, device=self.device).unsqueeze(-1)
 
     def variant(self, **ranges: Range) -> SequenceEnv:
-        """The same task with other ranges and no curriculum."""
-        changes: dict[str, Any] = {"curriculum": FixedOptions()}
+        """The same task with other ranges and no curriculum; lengths are drawn for each sequence, since an error is the
+        mean over many.
+        """
+        changes: dict[str, Any] = {"curriculum": FixedOptions(), "lengths": "sequence"}
         for name, (low, high) in ranges.items():
             changes |= {f"min_{name}": low, f"max_{name}": high}
         return type(self)(self.options.model_copy(update=changes), self.device)
 
-    def tests(self) -> list[dict[str, Range]]:
-        """Ranges beyond the training range to be tested on."""
+    def beyond(self) -> list[dict[str, Range]]:
+        """Ranges beyond the training range to be judged on."""
         return []
 
-    def held_out(self) -> dict[str, Env]:
+    def sets(self, stream: Stream) -> dict[str, Env]:
         """The full training range, then the ranges beyond it, each named by its quantities: ``length 1-20``."""
-        return {_name(ranges): self.variant(**ranges) for ranges in [self.options.ranges(), *self.tests()]}
+        return {_name(ranges): self.variant(**ranges) for ranges in [self.options.ranges(), *self.beyond()]}
+
+    def lesson(self) -> Env | None:
+        """The ranges of the current level, without any earlier ones; None at the last level."""
+        curriculum = self.curriculum
+        return None if curriculum.at_the_last else self.variant(**curriculum.levels[curriculum.level])
 
     def advance(self, error: float) -> bool:
         """Raise the curriculum's level if the error is under its threshold; True if it rose."""

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ..core.streams import Stream
 from ..core.world import Step, World, WorldOptions, check_episodes
 
 LEFT, STRAIGHT, RIGHT = range(3)
@@ -142,7 +143,8 @@ class TMazeWorld(World):
         miss = arrived & ~hit
         avoidable = avoidable + (crashed | (miss & (found | (missed >= self.num_ends - 1))))
         missed, found, hits = missed + miss, found | hit, hits + hit
-        rewards = hit * self.options.high_reward + miss * self.options.low_reward + crashed * self.options.crash_reward
+        options = self.options
+        rewards = hit.double() * options.high_reward + miss * options.low_reward + crashed * options.crash_reward
 
         next_trial = ~over & (leaving | crashed)
         trial = trial + next_trial
@@ -153,13 +155,13 @@ class TMazeWorld(World):
         terminated = trial >= self.options.trials
         return Step(
             self._observations(self._state),
-            rewards.to(torch.get_default_dtype()),
+            rewards,
             terminated,
             torch.zeros_like(terminated),
             self._info(self._state),
         )
 
-    def held_out(self) -> dict[str, World]:
+    def sets(self, stream: Stream) -> dict[str, World]:
         """The training range first, then longer lives: ``trials 40``."""
         counts = [self.options.trials, *self.options.test_trials]
         return {

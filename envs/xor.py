@@ -25,7 +25,8 @@ class XorEnv(Env):
     """The truth table of exclusive or, a row a sequence of a single step: inputs ``[1, B, I]``, targets ``[1, B, 1]``.
 
     Every batch has each row as often as any other, in the order of the table; what is left over where their number does
-    not divide the batch goes to rows drawn at random.
+    not divide the batch goes to rows drawn at random. The table is the whole task: training, validation and test all
+    see every row.
     """
 
     Options = XorOptions

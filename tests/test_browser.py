@@ -107,14 +107,14 @@ def test_the_page_shows_the_curves_and_the_memory_of_a_run(tmp_path: Path) -> No
     with Plotter(tmp_path, "short_run", "visdom", port=port, data=tmp_path / "data") as plotter:
         plotter.text("options", "env: copy & paste")
         for step in range(60):
-            held_out = {"held_out/length 12/loss": 0.8 / (step + 1)} if step % 10 == 9 else {}
+            judged = {"validation/length 12/loss": 0.8 / (step + 1)} if step % 10 == 9 else {}
             train = {
                 "loss": 1 / (step + 1),
                 "bits_wrong": 59.0 - step,
                 "learning_rate": 1e-4,
                 "gradient_norm": 1.0 + step % 7,
             }
-            plotter.metrics(step, {f"train/{name}": value for name, value in train.items()} | held_out)
+            plotter.metrics(step, {f"train/{name}": value for name, value in train.items()} | judged)
         for name, circuit in circuits.items():
             plotter.episode(60, name, answered(circuit, name))
 
@@ -175,7 +175,6 @@ SMALL_RUN = [
     "agent.evaluate_every=2000",
     "agent.retry_every=null",
     "agent.target_error=null",
-    "agent.target_error_beyond=null",
     "agent.steps=1000000",
     "device=cpu",
     "threads=1",
@@ -205,7 +204,7 @@ def test_the_command_line_shows_a_run_while_it_trains(tmp_path: Path) -> None:
             if {*curves, *parts} <= shown.keys() and all(len(page.lines(title)) == 3 for title in curves):
                 break
         for title in curves:
-            assert len(page.lines(title)) == 3  # training and both held-out sets
+            assert len(page.lines(title)) == 3  # training and both validation sets
         assert "memory_size: 8" in page.windows["options"]
         assert "StaticAccessor: memory 8 x 4" in page.windows["circuit"]
         for part in parts:

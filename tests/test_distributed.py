@@ -24,7 +24,7 @@ SMALL = [
 ]
 EVERY = ["agent.log_every=2", "agent.evaluate_every=5", "agent.checkpoint_every=5", "agent.evaluation_sequences=4"]
 BACKPROP = ["train", *SMALL, *EVERY, "agent.batch_size=5", "agent.steps=10", "agent.target_error=null"]
-BACKPROP += ["agent.target_error_beyond=null", "agent.retry_every=null", "agent.warmup_steps=0"]
+BACKPROP += ["agent.retry_every=null", "agent.warmup_steps=0"]
 EVOLUTION = [
     *("train", *SMALL, "agent.type=evolution", *EVERY, "agent.batch_size=4", "agent.generations=200"),
     *("agent.strategy.type=trust", "agent.strategy.population=10", "agent.fitness.type=reward"),
@@ -175,12 +175,12 @@ def test_a_restart_finds_the_run_that_it_has_begun(folder: Path, monkeypatch: py
     assert len(list((folder / "runs").iterdir())) == 3
 
 
-def test_shards_are_recorded_and_more_processes_than_sequences_are_refused() -> None:
-    chosen = choose(parser().parse_args(["train", *EVOLUTION[1:-1]]), Processes(0, 4)).chosen
-    assert chosen.agent.shards == 4  # type: ignore[attr-defined]
-    chosen = choose(parser().parse_args(EVOLUTION), Processes(0, 4)).chosen
-    assert chosen.agent.shards == 3  # type: ignore[attr-defined]
-    agent = factory.build(choose(parser().parse_args(BACKPROP), Processes()).chosen).agent
+def test_more_processes_than_there_is_work_for_are_refused() -> None:
+    agent = factory.build(choose(parser().parse_args(EVOLUTION)).chosen).agent
+    agent.join(Processes(0, 3))
+    with pytest.raises(ValueError, match=r"agent\.shards: got 3, .* of 10 has 3 parts; 4 processes share them out"):
+        agent.join(Processes(0, 4))
+    agent = factory.build(choose(parser().parse_args(BACKPROP)).chosen).agent
     agent.join(Processes(0, 5))
     with pytest.raises(ValueError, match=r"agent\.batch_size: got 5; 6 processes share each batch"):
         agent.join(Processes(0, 6))

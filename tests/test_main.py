@@ -37,7 +37,6 @@ SMALL = [
     "agent.checkpoint_every=5",
     "agent.retry_every=null",
     "agent.target_error=null",
-    "agent.target_error_beyond=null",
     "device=cpu",
 ]
 
@@ -86,13 +85,13 @@ def test_train_leaves_a_run_behind(folder: Path, capsys: pytest.CaptureFixture[s
     assert saved["circuit"]["memory_init"] == "constant"
     rows = list(read_metrics(directory / "metrics.jsonl"))
     assert [row["step"] for row in rows if "train/loss" in row] == [2, 4, 6, 8, 10]
-    assert [row["step"] for row in rows if "held_out/length 4/bits_wrong" in row] == [5, 10]
+    assert [row["step"] for row in rows if "validation/length 4/bits_wrong" in row] == [5, 10]
     assert {path.name for path in (directory / "checkpoints").iterdir()} == {"latest.pt", "best.pt"}
     assert any(path.suffix == ".png" for path in (directory / "plots").iterdir())
     log = (directory / "log").read_text()
     assert "BackpropAgent" in log
     assert "NTM: " in log
-    assert "bits wrong held out" in log
+    assert "validation, bits wrong" in log
     assert f"done at step 10; look closer with: papertape test runs/{directory.name}" in log
     assert "done at step 10" in capsys.readouterr().err
 
@@ -106,7 +105,9 @@ def test_test_writes_pictures_and_an_animation(folder: Path) -> None:
     assert pictures == {".png", ".gif"}
     (row,) = read_metrics(directory / "test" / "metrics.jsonl")
     assert row["step"] == 5
+    assert all(name.startswith("test/") for name in row if name != "step")
     assert any(name.endswith("bits_wrong") for name in row)
+    assert not any("test/" in name for trained in read_metrics(directory / "metrics.jsonl") for name in trained)
 
 
 @pytest.mark.parametrize("word", ["--chekpoint", "--resume"])
@@ -191,10 +192,10 @@ def test_the_log_has_a_line_for_each_metric_but_not_for_each_part_of_it(
     values = {"loss": 1.5, "error": 0.2, "accuracy/0": 0.7, "accuracy/1": 0.9, "accuracy": 0.8}
     caplog.set_level("INFO")
     with Run(tmp_path, read_arguments(["plots=off"])) as run:
-        run.metrics(7, {f"held_out/test images/{name}": value for name, value in values.items()})
+        run.metrics(7, {f"test/images/{name}": value for name, value in values.items()})
     assert caplog.messages == [
-        "step 7, error held out: test images: 0.2",
-        "step 7, accuracy held out: test images: 0.8",
+        "step 7, test, error: images: 0.2",
+        "step 7, test, accuracy: images: 0.8",
     ]
 
 
@@ -219,7 +220,7 @@ def test_evolution_in_a_world_from_the_command_line(folder: Path, monkeypatch: p
     assert main(["test", "latest", "plots=files"]) == 0
     assert len(closed) == 3
     rows = list(read_metrics(directory / "metrics.jsonl"))
-    assert [row["step"] for row in rows if "held_out/trials 3/avoidable_misses" in row] == [2, 4]
+    assert [row["step"] for row in rows if "validation/trials 3/avoidable_misses" in row] == [2, 4]
     names = {path.name for path in (directory / "test" / "plots").iterdir() if path.is_file()}
     assert {"trials-2.png", "trials-2.gif", "trials-3.png"} <= names
 
@@ -286,7 +287,7 @@ def test_gymnasium_that_is_missing(
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     assert main(["train", "gym-cartpole"]) == 2
     said = capsys.readouterr().err.strip()
-    assert said == 'papertape: env type gym: gymnasium is not installed; pip install "papertape[gym]"'
+    assert said == 'papertape: env type gym: gymnasium is not installed; pip install "gymnasium>=1.0"'
     assert list(folder.iterdir()) == []
 
 
@@ -452,7 +453,7 @@ def test_a_stop_in_the_last_step_stops_nothing(folder: Path, monkeypatch: pytest
         return values
 
     monkeypatch.setattr(BackpropAgent, "train_step", interrupted)
-    reached = ["agent.target_error=1e9", "agent.target_error_beyond=1e9", "agent.confirmation_sequences=null"]
+    reached = ["agent.target_error=1e9", "agent.confirmation_sequences=null"]
     assert main(["train", "ntm-copy", *last_of_each(*SMALL, *reached, "agent.steps=9", "plots=off")]) == 0
     log = (run_directory(folder) / "log").read_text()
     assert "target reached" in log and "done at step 5" in log and "go on with" not in log

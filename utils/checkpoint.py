@@ -18,7 +18,7 @@ import torch
 
 from .files import replacing
 
-MAGIC = b"PAPRTAPE"
+MAGIC = b"PAPERTAP"
 FORMAT_VERSION = 2
 _SEAL = struct.Struct("<8sQQ32s")
 _COMMENT_LENGTH = struct.Struct("<H")

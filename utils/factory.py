@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
-from pydantic import Field, PlainValidator, SerializeAsAny, ValidationError
+from pydantic import Field, PlainValidator, SerializeAsAny, ValidationError, field_validator
 
 from ..agents import BackpropAgent, EmptyAgent, EvolutionAgent, MixedAgent, NodePerturbationAgent
 from ..agents.evaluation import check_state
@@ -87,6 +87,7 @@ Precision = Literal["float32", "bfloat16", "float64"]
 _BACKENDS = get_args(Backend)
 _NO_MEMORY = re.compile(r"out of memory|can't allocate|size calculation overflow|multiplication overflow")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+_HOST = re.compile(r"[\w.-]+|[\da-fA-F:.]+")
 
 
 def _check_threads(value: Any) -> int | str:
@@ -112,6 +113,9 @@ class RunOptions(Options):
     """CPU threads; auto takes one where the circuit is small, which more would slow down, and all cores otherwise."""
     plots: Literal["auto", "visdom", "files", "off"] = "auto"
     """Where pictures go: files writes PNGs, visdom shows them live as well, auto does so where it is installed."""
+    visdom_host: str = "localhost"
+    """Where the visdom server is, by name or address; one is started if it is localhost and none is there. If it asks
+    for a login, the environment variables VISDOM_USERNAME and VISDOM_PASSWORD say whose."""
     visdom_port: int = Field(8097, ge=1, le=65535)
     start: str | None = Field(None, min_length=1)
     """Whose weights the circuit starts with: a run's folder, its name or ``latest`` (its best checkpoint), or a
@@ -119,6 +123,13 @@ class RunOptions(Options):
     env: SerializeAsAny[Options]
     circuit: SerializeAsAny[Options]
     agent: SerializeAsAny[Options]
+
+    @field_validator("visdom_host")
+    @classmethod
+    def _check_host(cls, host: str) -> str:
+        if not _HOST.fullmatch(host):
+            raise ValueError(f"got {host!r}; allowed: the name or the address of a machine, without http:// and port")
+        return host
 
 
 class Parts(NamedTuple):
@@ -206,9 +217,10 @@ def _check_gradient(circuit: str, agent: str) -> list[str]:
 def _check_precision(precision: Any, agent: str) -> list[str]:
     """The problem, if an agent would not calculate as precisely as asked for."""
     able = [name for name, entry in AGENTS.items() if not issubclass(entry, EvolutionAgent)]
-    if agent in able or precision not in ("bfloat16", "float64"):
+    if agent in able or precision != "bfloat16":
         return []
-    return [f"precision: got {precision!r}; allowed with agent.type {agent!r}: float32 (others: {', '.join(able)})"]
+    allowed = "float32, float64"
+    return [f"precision: got {precision!r}; allowed with agent.type {agent!r}: {allowed} (others: {', '.join(able)})"]
 
 
 def _check_backend(backend: Any, agent: str) -> list[str]:

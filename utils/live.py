@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from ..core import install
 from ..core.pictures import Picture
 from . import light_process, live_process
 from .options import OptionsError
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 MAX_PICTURES = 8
 """Pictures that wait at most; more are dropped."""
-MAX_ROWS = 200_000
+MAX_ROWS = 20_000
 """Rows of numbers that wait at most; then every second one is dropped."""
 SEND_SECONDS = 0.25
 """Numbers are collected for this long before they are sent."""
@@ -76,7 +77,7 @@ class Plotter:
             return
         if mode == "visdom" and importlib.util.find_spec("visdom") is None:
             raise OptionsError(
-                "plots: got 'visdom', which is not installed; `pip install \"papertape[visdom]\"` gets it, "
+                f"plots: got 'visdom', which is not installed; `{install.VISDOM}` gets it, "
                 "plots=files and plots=off work without it"
             )
         settings = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import html
 import importlib.util
 import io
@@ -29,6 +30,7 @@ from matplotlib.colors import Colormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ..core import install
 from ..core import pictures as kinds
 from ..core.pictures import Picture
 from . import light_process, visdom_files, visdom_server
@@ -39,8 +41,8 @@ from .plots import (
     Array,
     Curve,
     Episode,
+    History,
     colour_limits,
-    curve_panels,
     curve_title,
     curves_figure,
     episode_figure,
@@ -58,16 +60,16 @@ SAVE_SECONDS = 60.0
 """The visdom environment is saved to disk this often, and at the end."""
 ORPHAN_SECONDS = 20.0
 """How long the process may take to finish when the run has died."""
+CLOSE_SECONDS = 30.0
+"""How long the page may take over what it still has to show when the run is over."""
 KEPT_PICTURES = 40
 """Of one name; beyond that, every second one is deleted."""
 MAX_POINTS = 1000
 """Of a curve in the visdom page."""
 WINDOW: dict[str, Any] = {"width": 400, "height": 300}
-LEGEND_WIDTH = 200
+LEGEND_WIDTH = 240
 """What a window with several curves is wider."""
 MISSING_FILES = f"curves are kept, but the page stays empty until `{visdom_files.COMMAND}` has run"
-MAX_ROWS = 50_000
-"""Of numbers kept in memory for the curves; beyond that, neighbouring rows are thinned out."""
 
 
 class Settings(NamedTuple):
@@ -87,7 +89,9 @@ def say(kind: str, text: str = "") -> None:
     """Send a line to the run: ``info`` and ``warning`` go to its log."""
     # A run that is gone does not listen; the last pictures are drawn all the same.
     with contextlib.suppress(OSError):
-        print(f"{kind}: {' '.join(text.split())}", flush=True)
+        # In one piece: another thread may have something to say at the same time.
+        sys.stdout.write(f"{kind}: {' '.join(text.split())}\n")
+        sys.stdout.flush()
 
 
 def file_name(name: str) -> str:
@@ -121,40 +125,27 @@ class Budget:
     def __init__(self) -> None:
         """Nothing is spent yet."""
         self.free_at = 0.0
+        self.failed: set[str] = set()
 
     def left(self) -> bool:
         """Whether there is something to spend."""
         return time.monotonic() >= self.free_at
 
     @contextlib.contextmanager
-    def spend(self) -> Iterator[None]:
-        """Do some work; wait four times as long as it kept the core busy before the next."""
-        start = time.process_time()
+    def spend(self, what: str) -> Iterator[None]:
+        """Do some work; the next waits four times as long as it kept the core busy.
+
+        What cannot be done costs one warning, and nothing of the rest.
+        """
+        start = time.thread_time()
         try:
             yield
+        except Exception as error:
+            if what not in self.failed:
+                say("warning", f"{what} could not be drawn: {type(error).__name__}: {error}")
+            self.failed.add(what)
         finally:
-            self.free_at = time.monotonic() + 4 * (time.process_time() - start)
-
-
-class History:
-    """Rows of numbers of the whole run, thinned out where there are too many."""
-
-    def __init__(self) -> None:
-        """Empty."""
-        self.rows: list[tuple[int, dict[str, float]]] = []
-
-    def add(self, rows: list[tuple[int, dict[str, float]]]) -> None:
-        """Add rows; of training steps without held-out numbers, every second one goes when there are too many."""
-        self.rows += rows
-        while len(self.rows) > MAX_ROWS:
-            before = len(self.rows)
-            self.rows = [
-                row
-                for index, row in enumerate(self.rows)
-                if index % 2 == 0 or any(not name.startswith("train/") for name in row[1])
-            ]
-            if len(self.rows) == before:
-                self.rows = self.rows[::2]
+            self.free_at = max(self.free_at, time.monotonic()) + 4 * (time.thread_time() - start)
 
 
 def png(figure: Figure) -> bytes:
@@ -185,10 +176,10 @@ class Files:
                 say("warning", f"pictures cannot be written: {error}")
             self.failed = True
 
-    def curves(self, history: History) -> None:
+    def curves(self, panels: dict[str, list[Curve]]) -> None:
         """Write ``curves.png``."""
         with self.forgiving(), replacing(self.plots / "curves.png") as path:
-            curves_figure(history.rows).savefig(path, format="png")
+            curves_figure(panels).savefig(path, format="png")
 
     def episode(self, step: int, episode: Episode) -> None:
         """Write ``<name>.png``, and a copy that bears the step to ``history/``."""
@@ -281,18 +272,19 @@ def episode_windows(episode: Episode) -> list[Window]:
 def curve_traces(curve: Curve, colour: str, floor: float) -> list[dict[str, Any]]:
     """What plotly draws: the curve or, if it is long, its points faintly and the means of stretches of it on top."""
 
-    def trace(shown: Curve, **style: Any) -> dict[str, Any]:
-        values = np.maximum(shown.values, floor) if floor else shown.values
-        points = {"x": jsonable(shown.steps), "y": jsonable(values), "name": curve.label, "type": "scatter"}
-        return {**points, "mode": "lines+markers" if len(shown.steps) < 12 else "lines", **style}
+    def trace(steps: NDArray[np.float64], values: NDArray[np.float64], **style: Any) -> dict[str, Any]:
+        values = np.maximum(values, floor) if floor else values
+        points = {"x": jsonable(steps), "y": jsonable(values), "name": curve.label, "type": "scatter"}
+        return {**points, "mode": "lines+markers" if len(steps) < 12 else "lines", **style}
 
     bold = {"color": colour, "width": 2}
-    if len(curve.steps) <= RAW_POINTS:
-        return [trace(curve, line=bold)]
+    if len(curve.stretches) <= RAW_POINTS:
+        return [trace(curve.steps, curve.values, line=bold)]
     red, green, blue = (int(part * 255) for part in to_rgb(colour))
     thin = {"color": f"rgba({red}, {green}, {blue}, 0.25)", "width": 1}
-    points = trace(thinned(curve, MAX_POINTS), line=thin, showlegend=False, hoverinfo="skip")
-    return [points, trace(thinned(curve, RAW_POINTS // 2), line=bold)]
+    points = trace(*thinned(curve, MAX_POINTS // 2).outline, line=thin, showlegend=False, hoverinfo="skip")
+    means = thinned(curve, RAW_POINTS // 2)
+    return [points, trace(means.steps, means.values, line=bold)]
 
 
 class Visdom:
@@ -323,7 +315,7 @@ class Visdom:
         problem = self.server.ensure()
         if not problem:
             try:
-                self.client = visdom_server.client(self.settings.hostname, self.settings.port, self.settings.title)
+                self.client = self.server.client(self.settings.title)
                 self.everything()
             except visdom_server.ERRORS as error:
                 self.client = None
@@ -397,7 +389,7 @@ class Visdom:
     def show_curves(self) -> None:
         """A window for each panel of curves."""
         for panel, curves in self.panels.items():
-            values = np.concatenate([curve.values for curve in curves])
+            values = np.concatenate([curve.outline[1] for curve in curves])
             positive = values[values > 0]
             title = curve_title(panel)
             vertical: dict[str, Any] = {"rangemode": "tozero"}
@@ -435,10 +427,10 @@ class Visdom:
         self.images[name] = content
         self.add(lambda: self.show_image(name, content))
 
-    def curves(self, history: History) -> None:
+    def curves(self, panels: dict[str, list[Curve]]) -> None:
         """Show all curves."""
         begins = not self.panels
-        self.panels = curve_panels(history.rows)
+        self.panels = panels
         self.attempt(self.everything if begins else self.show_curves)
         if time.monotonic() >= self.save_due:
             self.save()
@@ -447,6 +439,18 @@ class Visdom:
         """Have the server save the environment to disk."""
         self.save_due = time.monotonic() + SAVE_SECONDS
         self.attempt(lambda: self.client.save([self.settings.title]))
+
+    def start(self) -> None:
+        """Connect to the server, or say why not."""
+        problem = self.connect()
+        if problem and self.settings.mode == "visdom":
+            say("refused", problem)
+        elif problem:
+            say("info", f"{problem}; pictures go to files alone until one answers there")
+        else:
+            say("ready")
+            say("info", f"watch the run at {self.server.environment_url(self.settings.title)}")
+            self.fetch_files()
 
     def fetch_files(self) -> None:
         """Start fetching the page's files if they are missing; curves are kept meanwhile."""
@@ -457,6 +461,7 @@ class Visdom:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
+                start_new_session=True,
             )
 
     def check_files(self) -> None:
@@ -466,44 +471,81 @@ class Visdom:
         if self.fetching.returncode == 0:
             say("info", f"the visdom page is ready: {self.server.environment_url(self.settings.title)}")
         else:
-            said = (self.fetching.communicate()[1].decode(errors="replace").strip() or "no reason given").splitlines()[
-                -1
-            ]
-            say("warning", f"the visdom page's scripts could not be fetched: {MISSING_FILES} ({said})")
+            said = (self.fetching.communicate()[1].decode(errors="replace").strip() or "no reason given").splitlines()
+            say("warning", f"the visdom page's scripts could not be fetched: {MISSING_FILES} ({said[-1]})")
         self.fetching = None
 
-    def close(self) -> None:
-        """Save, and stop the server if it was started here."""
-        if self.fetching is not None and self.fetching.poll() is None:
-            self.fetching.kill()
-            self.fetching.wait()
-            say("warning", f"the visdom page's scripts were not fetched in time: {MISSING_FILES}")
-        self.check_files()
+    def finish(self) -> None:
+        """Show what has had to wait for curves that never came, and save."""
         if not self.panels:
             self.attempt(self.everything)
         if self.client is not None:
             self.save()
+
+    def end(self) -> None:
+        """Stop what was started here: the server, and the fetching of files with all that it has started itself."""
+        self.check_files()
+        if self.fetching is not None:
+            with contextlib.suppress(OSError):
+                os.killpg(self.fetching.pid, signal.SIGKILL)
+            self.fetching.communicate()
+            self.fetching = None
+            say("warning", f"the visdom page's scripts were not fetched in time: {MISSING_FILES}")
         if self.server.process is not None:
             say("info", f"the visdom server ends with this run; `{visdom_server.COMMAND}` shows its curves again")
         self.server.stop()
 
 
-def start_visdom(settings: Settings) -> Visdom | None:
-    """Connect to visdom, or say why not; None where it can never be had."""
-    if importlib.util.find_spec("visdom") is None:
-        say("info", 'pictures go to files alone; `pip install "papertape[visdom]"` gets live plots')
-        return None
-    visdom = Visdom(settings)
-    problem = visdom.connect()
-    if problem and settings.mode == "visdom":
-        say("refused", problem)
-    elif problem:
-        say("info", f"{problem}; pictures go to files alone until one answers there")
-    else:
-        say("ready")
-        say("info", f"watch the run at {visdom.server.environment_url(settings.title)}")
-        visdom.fetch_files()
-    return visdom
+class Page:
+    """The visdom page, in a thread of its own: whatever the server does, files are drawn and the run ends in time."""
+
+    def __init__(self, settings: Settings, budget: Budget) -> None:
+        """
+        Args:
+            settings: where the server is.
+            budget: shared with what draws the files.
+        """
+        self.visdom = Visdom(settings)
+        self.budget = budget
+        self._changed = threading.Condition()
+        self._waiting: dict[str, Callable[[], Any]] = {}
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, daemon=True, name="page")
+        self._thread.start()
+
+    def put(self, what: str, show: Callable[[], Any]) -> None:
+        """Have something shown; what waits under the same name gives way to it."""
+        with self._changed:
+            self._waiting[what] = show
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Show all that waits, unless the server takes too long over it, and end what was started."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():
+            say("warning", f"the visdom page did not take the last pictures within {CLOSE_SECONDS:g} seconds")
+        self.visdom.end()
+
+    def _work(self) -> None:
+        with self.budget.spend("the visdom page"):
+            self.visdom.start()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or (self._waiting and self.budget.left()), POLL_SECONDS)
+                if self._closing and not self._waiting:
+                    break
+                ready = self._waiting and (self._closing or self.budget.left())
+                what = next(iter(self._waiting)) if ready else ""
+                show = self._waiting.pop(what, None)
+            self.visdom.check_files()
+            if show is not None:
+                with self.budget.spend(f"{what} on the page"):
+                    show()
+        with self.budget.spend("the visdom page"):
+            self.visdom.finish()
 
 
 def read_messages(pipe: IO[bytes], messages: queue.Queue[tuple[str, Any]]) -> None:
@@ -527,49 +569,44 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
     threading.Thread(target=read_messages, args=(pipe, messages), daemon=True).start()
     files = Files(Path(settings.directory))
     history = History()
-    visdom: Visdom | None = None
-    if settings.mode != "files":
-        visdom = start_visdom(settings)
     curves = Schedule(CURVES_SECONDS)
     budget = Budget()
+    page: Page | None = None
+    if settings.mode != "files":
+        if importlib.util.find_spec("visdom") is None:
+            say("info", f"pictures go to files alone; `{install.VISDOM}` gets live plots")
+        else:
+            page = Page(settings, budget)
     pictures: dict[tuple[str, str], tuple[int, Episode | Picture]] = {}
-    failed = set()
 
-    @contextlib.contextmanager
-    def drawing(what: str) -> Iterator[None]:
-        # One picture that cannot be drawn must not cost all the others.
-        with budget.spend():
-            try:
-                yield
-            except Exception as error:
-                if what not in failed:
-                    say("warning", f"{what} could not be drawn: {type(error).__name__}: {error}")
-                failed.add(what)
+    def on_page(what: str, show: Callable[[Visdom], Any]) -> None:
+        if page is not None:
+            visdom = page.visdom
+            page.put(what, lambda: show(visdom))
 
     def draw_curves() -> None:
         curves.put_off()
-        if all(step == history.rows[0][0] for step, _ in history.rows):
+        if history.one_step:
             return
-        with drawing("the curves"):
-            files.curves(history)
-            if visdom is not None:
-                visdom.curves(history)
+        with budget.spend("the curves"):
+            panels = history.panels()
+            files.curves(panels)
+            on_page("the curves", lambda visdom: visdom.curves(panels))
 
     def draw_picture() -> None:
         kind, name = next(iter(pictures))
         step, shown = pictures.pop((kind, name))
-        with drawing(f"the picture of {name}"):
+        what = f"the picture of {name}"
+        with budget.spend(what):
             if not isinstance(shown, Episode):
                 content = png(picture_figure(f"{name}, step {step}", shown))
                 files.drawn(step, name, content)
-                if visdom is not None:
-                    visdom.image(name, content)
+                on_page(what, lambda visdom: visdom.image(name, content))
             elif kind == "animation":
                 files.animation(shown)
             else:
                 files.episode(step, shown)
-                if visdom is not None:
-                    visdom.episode(step, shown)
+                on_page(what, lambda visdom: visdom.episode(step, shown))
 
     open_ = True
     changed = False
@@ -584,8 +621,9 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
         if kind == "metrics":
             history.add(content)
             changed = True
-        elif kind == "text" and visdom is not None:
-            visdom.text(*content)
+        elif kind == "text":
+            name, text = content
+            on_page(f"the text {name}", functools.partial(Visdom.text, name=name, text=text))
         elif kind in ("episode", "animation"):
             step, fields = content
             episode = Episode(**fields)
@@ -596,8 +634,6 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
             pictures[kind, name] = (step, getattr(kinds, what)(**fields))
         elif kind == "close":
             open_ = False
-        if visdom is not None:
-            visdom.check_files()
         if not budget.left():
             continue
         # Turn by turn: either alone could use up the budget for ever.
@@ -612,8 +648,8 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
         draw_curves()
     while pictures:
         draw_picture()
-    if visdom is not None:
-        visdom.close()
+    if page is not None:
+        page.close()
 
 
 def main(settings: str) -> None:

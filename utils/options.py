@@ -164,7 +164,8 @@ def types_at(path: Sequence[str], block: Any, types: Types) -> Types:
 def override(values: dict[str, Any], assignments: Iterable[str], blocks: Mapping[str, Types]) -> list[str]:
     """Set ``path.to.key=value`` in place; values are read as YAML.
 
-    A block that gets another ``type`` keeps those of its options that mean the same there.
+    A block that gets another ``type`` keeps those of its options that mean the same there; so does one that gets
+    another name for something that has settings of its own.
 
     Args:
         values: what to change.
@@ -172,7 +173,7 @@ def override(values: dict[str, Any], assignments: Iterable[str], blocks: Mapping
         blocks: the types of each outermost block.
 
     Returns:
-        A line for each block that has lost options to its new type.
+        A line for each block that has lost options to its new type or name.
 
     Raises:
         OptionsError: not of the form key=value, a path that is given twice or goes through something that is not a
@@ -202,6 +203,14 @@ def override(values: dict[str, Any], assignments: Iterable[str], blocks: Mapping
             keys = change_type(block, types, value)
             if keys:
                 lost.append(f"{'.'.join(path)}={value}: left out what means nothing or something else there: {keys}")
+        elif len(path) > 1 and block.get(path[-1], value) != value:
+            model = _model(block, types_at(path[1:-1], values[path[0]], blocks.get(path[0], {})))
+            settings = model.settings_of.get(path[-1], ()) if model else ()
+            gone = [key for key in settings if key in block and (*path[:-1], key) not in parsed]
+            for key in gone:
+                del block[key]
+            if gone:
+                lost.append(f"{'.'.join(path)}={value}: left out what belongs to {block[path[-1]]}: {', '.join(gone)}")
         block[path[-1]] = value
     return lost
 

@@ -44,7 +44,7 @@ def longest(env: Task, *, test: bool) -> int:
     if not isinstance(env, SequenceEnv):
         return 1
     lengths = []
-    for variant in env.held_out().values() if test else [env]:
+    for variant in env.sets("validation").values() if test else [env]:
         length = 1
         for _, high in variant.options.ranges().values():  # type: ignore[attr-defined]
             length *= high
@@ -77,8 +77,9 @@ def needed_bytes(agent: Any, env: Task, circuit: Circuit) -> tuple[int, str]:
     }
     if isinstance(agent, EvolutionAgent.Options):
         strategy: Any = agent.strategy
-        # Mirrored pairs share their noise; that of low rank is small.
-        share = 0 if getattr(strategy, "rank", None) else 1 if strategy.type not in ("openai-es", "pgpe") else 0.5
+        # Mirrored pairs share their noise, that of low rank is small; trust has two populations that take turns.
+        shares = {"openai-es": 0 if getattr(strategy, "rank", None) else 0.5, "pgpe": 0.5, "trust": 2}
+        share = shares.get(strategy.type, 1)
         always["the population"] = int((strategy.population or 0) * weights * share)
         training["the fitness"] = (strategy.population or 0) * batch_size
     needed = always | max(training, testing, key=lambda parts: sum(parts.values()))

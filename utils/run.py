@@ -160,7 +160,13 @@ class Run(Recorder):
         self.gif = gif
         self.wants_episodes = options.plots != "off"
         (directory / "plots").mkdir(exist_ok=True)
-        self.plotter = Plotter(directory, title or directory.name, options.plots, port=options.visdom_port)
+        self.plotter = Plotter(
+            directory,
+            title or directory.name,
+            options.plots,
+            hostname=options.visdom_host,
+            port=options.visdom_port,
+        )
         self._bar: tqdm[Any] | None = None
         self._postfix_due = 0.0
         self._shown: dict[str, float] = {}
@@ -212,21 +218,22 @@ class Run(Recorder):
         logger.info("%s", text)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Append a row to metrics.jsonl and to the curves; held-out errors also go to the log."""
+        """Append a row to the curves, and to metrics.jsonl if it :func:`is_kept`; what was judged is logged, too."""
         row = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
         try:
-            append_line(self.directory / "metrics.jsonl", json.dumps(row))
+            if is_kept(step, values, getattr(self.options.agent, "log_every", 1)):
+                append_line(self.directory / "metrics.jsonl", json.dumps(row))
         except OSError as error:
             self._warn_once("metrics.jsonl", error)
         self.plotter.metrics(step, values)
-        held_out: dict[str, list[str]] = {}
+        judged: dict[str, list[str]] = {}
         for name, value in values.items():
             kind, *parts = name.split("/")
             # What has more parts, such as the accuracy of each class, is for the curves.
-            if kind == "held_out" and len(parts) == 2 and parts[1] != "loss":
-                held_out.setdefault(parts[1].replace("_", " "), []).append(f"{parts[0]}: {value:.4g}")
-        for metric, numbers in held_out.items():
-            logger.info("step %d, %s held out: %s", step, metric, ", ".join(numbers))
+            if kind in ("validation", "test") and len(parts) == 2 and parts[1] != "loss":
+                judged.setdefault(f"{kind}, {parts[1].replace('_', ' ')}", []).append(f"{parts[0]}: {value:.4g}")
+        for metric, numbers in judged.items():
+            logger.info("step %d, %s: %s", step, metric, ", ".join(numbers))
 
     def forget_after(self, step: int) -> None:
         """Drop rows of metrics.jsonl after a step, which the run is about to go through again."""
@@ -276,6 +283,28 @@ class Run(Recorder):
 
 HIDDEN_VALUES = ("objective", "gradient_norm", "learning_rate", "bad_steps")
 """Numbers that the progress bar leaves to the curves."""
+
+
+EVERY_ROW = 2048
+"""So many rows of training are kept at first."""
+
+
+def is_kept(step: int, values: Mapping[str, float], log_every: int) -> bool:
+    """Whether a row goes to metrics.jsonl: all do that hold more than training's own numbers, or at other steps.
+
+    Of training, the first :data:`EVERY_ROW` do, then every second one until there were twice as many, then every
+    fourth, and so on: a million rows leave 11,000. That depends on the step alone, so that a run that was stopped and
+    goes on keeps the same ones.
+
+    Args:
+        step: of the row.
+        values: by name.
+        log_every: steps from one row of training to the next.
+    """
+    number, between = divmod(step, log_every)
+    if between or not all(name.startswith("train/") for name in values):
+        return True
+    return number % 2 ** max(0, number.bit_length() - EVERY_ROW.bit_length() + 1) == 0
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

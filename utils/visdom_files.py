@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
+from ..core import install
+
 FETCH_SECONDS = 300.0
 COMMAND = "python -m papertape.utils.visdom_files"
 
@@ -73,7 +75,7 @@ def package_directory() -> Path:
     """
     spec = importlib.util.find_spec("visdom")
     if spec is None or spec.origin is None:
-        raise FilesError('visdom is not installed; `pip install "papertape[visdom]"` gets it')
+        raise FilesError(f"visdom is not installed; `{install.VISDOM}` gets it")
     return Path(spec.origin).parent
 
 
@@ -185,6 +187,8 @@ def main() -> None:
         fetch(options.source)
     except FilesError as error:
         raise SystemExit(f"visdom's page: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     print("visdom's page has all of its files")
 
 

@@ -7,27 +7,35 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import http.client
 import importlib
 import importlib.util
+import io
 import json
+import os
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 import warnings
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from urllib.parse import quote
 
+from ..core import install
 from . import light_process, visdom_files
 
 ERRORS = (OSError, ValueError, RuntimeError)
-"""What goes wrong when a server fails; requests' errors and the client's are OSErrors."""
+"""What goes wrong when a server fails."""
 ANSWER_SECONDS = 5.0
-"""A server that takes longer to answer counts as lost."""
+"""A server that takes longer to answer, to the last byte, counts as lost."""
+ANSWER_BYTES = 2**24
+"""An answer that is longer is none of visdom's."""
+USERNAME, PASSWORD = "VISDOM_USERNAME", "VISDOM_PASSWORD"
+"""Environment variables, the ones that visdom's own server reads: options are saved with a run, for all to read."""
 START_SECONDS = 25.0
 COMMAND = "python -m papertape.utils.visdom_server"
 LOCAL = ("localhost", "127.0.0.1")
@@ -48,27 +56,70 @@ def import_visdom(module: str = "visdom") -> Any:
             del sys.modules["torch"]
 
 
-def client(hostname: str, port: int, environment: str) -> Any:
-    """A visdom client that gives up in time and raises one of ``ERRORS`` if anything is wrong."""
-    visdom = import_visdom()
-    requests = importlib.import_module("requests")
-    session = requests.Session()
-    # A proxy for the internet is of no use on the way to a server in the house.
-    session.trust_env = False
+class Answer(NamedTuple):
+    """To a request."""
 
-    class Client(visdom.Visdom):  # type: ignore[misc, name-defined]
-        def _handle_post(self, url: str, data: Any = None) -> str:
-            answer = session.post(url, data=data or {}, timeout=ANSWER_SECONDS)
-            answer.raise_for_status()
-            text: str = answer.text
-            return text
+    status: int
+    text: str
+    cookie: str
+    """What the server wants to be shown with the next request; of a login."""
 
-    with warnings.catch_warnings():
-        # visdom's own use of logging is out of date.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return Client(
-            server=f"http://{hostname}", port=port, env=environment, use_incoming_socket=False, raise_exceptions=True
-        )
+
+class UnreachableError(OSError):
+    """There is no way to a server."""
+
+
+class _Received:
+    """What http.client takes for a socket: all that a server has sent."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def makefile(self, *_: Any) -> io.BytesIO:
+        return io.BytesIO(self.content)
+
+
+def request(hostname: str, port: int, path: str, message: Any = None, cookie: str = "") -> Answer:
+    """Post a message to a server, or get a page if there is none, through no proxy and within ``ANSWER_SECONDS``.
+
+    Raises:
+        ConnectionRefusedError: nothing listens there.
+        UnreachableError: there is no such machine, or no way to it.
+        OSError: no answer comes in time, or none by HTTP.
+    """
+    deadline = time.monotonic() + ANSWER_SECONDS
+    body = b"" if message is None else (message if isinstance(message, str) else json.dumps(message)).encode()
+    lines = [
+        f"{'GET' if message is None else 'POST'} {quote(path, safe='/%')} HTTP/1.0",
+        f"Host: {hostname}:{port}",
+        f"Content-Length: {len(body)}",
+        *([f"Cookie: {cookie}"] if cookie else []),
+    ]
+    received = bytearray()
+    try:
+        connection = socket.create_connection((hostname, port), ANSWER_SECONDS)
+    except ConnectionRefusedError:
+        raise
+    except OSError as error:
+        raise UnreachableError(f"{hostname} cannot be reached ({error.strerror or error})") from error
+    with connection:
+        connection.sendall("".join(f"{line}\r\n" for line in [*lines, ""]).encode() + body)
+        # A timeout of each part alone would let a server take a second for every byte.
+        while (left := deadline - time.monotonic()) > 0 and len(received) < ANSWER_BYTES:
+            connection.settimeout(left)
+            part = connection.recv(2**16)
+            if not part:
+                break
+            received += part
+        else:
+            raise TimeoutError(f"no whole answer within {ANSWER_SECONDS:g} seconds")
+    answer = http.client.HTTPResponse(_Received(bytes(received)))  # type: ignore[arg-type]
+    try:
+        answer.begin()
+        text = answer.read().decode(errors="replace")
+    except http.client.HTTPException as error:
+        raise ConnectionError("it does not answer by HTTP") from error
+    return Answer(answer.status, text, (answer.getheader("Set-Cookie") or "").partition(";")[0])
 
 
 class Server:
@@ -77,13 +128,14 @@ class Server:
     def __init__(self, hostname: str, port: int, data: str | None = None) -> None:
         """
         Args:
-            hostname: one is started only on ``localhost``.
+            hostname: of the machine; one is started only on ``localhost``.
             port: of the server.
             data: where a server that is started keeps its environments; None takes visdom's own, ``~/.visdom``.
         """
-        self.url = f"http://{hostname}:{port}"
-        self.local = hostname in LOCAL
+        self.url = f"http://{f'[{hostname}]' if ':' in hostname else hostname}:{port}"
+        self.hostname = hostname
         self.port = port
+        self.cookie = ""
         self.data = data
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -91,26 +143,72 @@ class Server:
         """The page of an environment."""
         return f"{self.url}/env/{quote(environment)}"
 
-    def answers(self) -> bool | None:
-        """Whether a visdom server answers; None if nothing listens there at all."""
-        question = json.dumps({"eid": "main", "win": "title"}).encode()
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    def client(self, environment: str) -> Any:
+        """A visdom client that gives up in time and raises one of ``ERRORS`` if anything is wrong."""
+        visdom = import_visdom()
+
+        class Client(visdom.Visdom):  # type: ignore[misc, name-defined]
+            def _handle_post(client, url: str, data: Any = None) -> str:  # noqa: N805 (self is the server)
+                answer = request(self.hostname, self.port, url.removeprefix(self.url), data or {}, self.cookie)
+                if answer.status >= 400:
+                    raise ConnectionError(f"it answers with status {answer.status}")
+                return answer.text
+
+        with warnings.catch_warnings():
+            # visdom's own use of logging is out of date.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return Client(
+                server=self.url.rpartition(":")[0],
+                port=self.port,
+                env=environment,
+                use_incoming_socket=False,
+                raise_exceptions=True,
+            )
+
+    def problem(self) -> str | None:
+        """Why a visdom server cannot be used here, or an empty text if it can; None if nothing listens at all."""
+        question = {"eid": "main", "win": "title"}
         try:
-            with opener.open(f"{self.url}/win_exists", question, ANSWER_SECONDS) as answer:
-                return answer.read(16) in (b"true", b"false")
-        except urllib.error.URLError as error:
-            return None if isinstance(error.reason, ConnectionRefusedError) else False
+            answer = request(self.hostname, self.port, "/win_exists", question, self.cookie)
+            # With an empty answer of this kind it refuses whoever has not logged in.
+            if (answer.status, answer.text) == (400, "") and "Visdom Login" in self._page():
+                refused = self._log_in()
+                if refused:
+                    return refused
+                answer = request(self.hostname, self.port, "/win_exists", question, self.cookie)
+        except ConnectionRefusedError:
+            return None
+        except UnreachableError as error:
+            return f"there is no visdom server at {self.url}: {error}"
         except (OSError, ValueError):
-            return False
+            pass
+        else:
+            if (answer.status, answer.text) in ((200, "true"), (200, "false")):
+                return ""
+        return f"what listens at {self.url} does not answer as a visdom server does"
+
+    def _page(self) -> str:
+        return request(self.hostname, self.port, "/", cookie=self.cookie).text
+
+    def _log_in(self) -> str:
+        """Why the server does not let this user in, or an empty text if it does."""
+        username, password = os.environ.get(USERNAME), os.environ.get(PASSWORD)
+        asks = f"the visdom server at {self.url} asks for a login"
+        if not username or not password:
+            return f"{asks}; the environment variables {USERNAME} and {PASSWORD} say whose"
+        digest = hashlib.sha256(password.encode()).hexdigest()
+        answer = request(self.hostname, self.port, "/", {"username": username, "password": digest})
+        if answer.status != 200 or not answer.cookie:
+            return f"{asks} and refuses that of {USERNAME}={username!r}"
+        self.cookie = answer.cookie
+        return ""
 
     def ensure(self) -> str:
         """Find the server or start it; return what is in the way, or an empty text."""
-        answers = self.answers()
-        if answers:
-            return ""
-        if answers is False:
-            return f"what listens at {self.url} does not answer as a visdom server does"
-        if not self.local:
+        problem = self.problem()
+        if problem is not None:
+            return problem
+        if self.hostname not in LOCAL:
             return f"there is no visdom server at {self.url}"
         return self._start()
 
@@ -121,7 +219,7 @@ class Server:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors)
             deadline = time.monotonic() + START_SECONDS
             while time.monotonic() < deadline and self.process.poll() is None:
-                if self.answers():
+                if self.problem() == "":
                     return ""
                 time.sleep(0.2)
             self.stop()
@@ -184,8 +282,7 @@ def serve(port: int, data: str | None = None, owner: IO[bytes] | None = None) ->
             ioloop.add_callback(ioloop.stop)
 
         threading.Thread(target=wait_for_owner, daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt):
-        ioloop.start()
+    ioloop.start()
 
 
 def serve_owner(port: str, data: str) -> None:
@@ -200,11 +297,17 @@ def main() -> None:
     parser.add_argument("--data", help="folder of the environments (default: ~/.visdom)")
     options = parser.parse_args()
     if importlib.util.find_spec("visdom") is None:
-        raise SystemExit('visdom is not installed; `pip install "papertape[visdom]"` gets it')
-    print(f"http://localhost:{options.port}, until Ctrl-C")
-    if visdom_files.missing_files():
-        print(f"the page stays empty until `{visdom_files.COMMAND}` has fetched its files")
-    serve(options.port, options.data)
+        raise SystemExit(f"visdom is not installed; `{install.VISDOM}` gets it")
+    with contextlib.suppress(KeyboardInterrupt):
+        print(f"http://localhost:{options.port}, until Ctrl-C", flush=True)
+        if visdom_files.missing_files():
+            print(f"the page stays empty until `{visdom_files.COMMAND}` has fetched its files", flush=True)
+        try:
+            serve(options.port, options.data)
+        except OSError as error:
+            raise SystemExit(
+                f"a visdom server could not be started at port {options.port} ({error.strerror})"
+            ) from error
 
 
 if __name__ == "__main__":

@@ -130,8 +130,9 @@ class Strategy(ABC):
         """Take the fitness of the population that was asked for.
 
         Args:
-            fitness: ``[P]``, or ``[P, B]`` with :attr:`per_sample`; higher is better. What is not finite counts as the
-                worst finite one (0 where there is none) and is counted in :attr:`bad_fitness`.
+            fitness: ``[P]``, or ``[P, B]`` with :attr:`per_sample`; higher is better. It is taken as float64: members
+                that are nearly alike differ in its last digits. What is not finite counts as the worst finite one (0
+                where there is none) and is counted in :attr:`bad_fitness`.
 
         Raises:
             RuntimeError: no population was asked for.
@@ -142,7 +143,7 @@ class Strategy(ABC):
         if fitness.dim() != (2 if self.per_sample else 1) or len(fitness) != self.population:
             expected = f"[{self.population}, B]" if self.per_sample else f"[{self.population}]"
             raise ValueError(f"fitness: got shape {list(fitness.shape)}; expected {expected}")
-        fitness = self._finite(fitness.to(self.initial.device, torch.float32))
+        fitness = self._finite(fitness.to(self.initial.device, torch.float64))
         self.best_fitness = float(fitness.sum(1).max() if self.per_sample else fitness.max())
         drawn, self._drawn = self._drawn, None
         self.update(fitness, drawn)

@@ -13,10 +13,10 @@ def centred_ranks(fitness: Tensor) -> Tensor:
         fitness: ``[P]``, higher is better.
 
     Returns:
-        ``[P]``, summing to 0.
+        ``[P]`` in float64, summing to 0.
     """
     ascending = torch.sort(fitness).values
     below = torch.searchsorted(ascending, fitness)
     not_above = torch.searchsorted(ascending, fitness, right=True)
-    ranks = (below + not_above - 1).to(torch.float32) / 2
+    ranks = (below + not_above - 1).double() / 2
     return ranks / (len(fitness) - 1) - 0.5

@@ -85,7 +85,7 @@ class Trust(Strategy):
         """See :class:`Strategy`."""
         super().__init__(options, initial, population=options.population, seed=seed, layout=layout)
         self.mutation_scale = options.mutation_scale
-        self.trust = torch.zeros(options.population, device=initial.device)
+        self.trust = torch.zeros(options.population, device=initial.device, dtype=torch.float64)
         """``[P]``"""
         self.champion = self.initial.clone()
         """The genome that had the highest trust in the last generation, as it was evaluated, ``[D]``."""
@@ -149,7 +149,7 @@ class Trust(Strategy):
         """
         if children == 0:
             return torch.empty(2, 0, dtype=torch.long, device=trust.device)
-        weights = (trust - trust[-1].clamp(max=0)).double()
+        weights = trust - trust[-1].clamp(max=0)
         if not weights.sum() > 0:
             weights = torch.ones_like(weights)
         if not self.options.crossover:
@@ -201,7 +201,7 @@ class Trust(Strategy):
 
     def metrics(self) -> dict[str, float]:
         """See :meth:`Strategy.metrics`; also the trust of the population, least to most."""
-        shares = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], device=self.trust.device)
+        shares = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], device=self.trust.device, dtype=self.trust.dtype)
         names = ("trust_least", "trust_lower_quartile", "trust_median", "trust_upper_quartile", "trust_most")
         quantiles = torch.quantile(self.trust, shares).tolist()
         return {**super().metrics(), **dict(zip(names, quantiles, strict=True)), "mutation_scale": self.mutation_scale}

@@ -45,7 +45,8 @@ class SparseLinks(NamedTuple):
     values: Tensor
     """How surely, ``[B, N, L]``: row i holds the largest entries of row i of the DNC's link matrix"""
     followers: Tensor
-    """The slots that were written after each slot, ``[B, N, L]``; a link exists where both ends list it"""
+    """The slots that were written after each slot, ``[B, N, L]``: the largest of its column; a link exists where
+    both ends list it"""
     precedence_slots: Tensor
     """The slots written last, ``[B, L]``"""
     precedence: Tensor
@@ -146,7 +147,9 @@ class SparseAccessor(Accessor):
 
     Read, each head: softmax of strength · cosine over the K slots that are most similar to its key, found exactly.
     With links, as in the DNC, the words before and after those read last count too: w = π_1 b + π_2 c + π_3 f, of
-    which the K heaviest slots are kept. b and f follow the L strongest links of each slot.
+    which the K heaviest slots are kept. Of the link matrix each row keeps its L largest entries, and then each column,
+    so that b and f follow at most L links of each slot read (Rae et al., supplement D; their eqs. 19 and 20 let links
+    decay less than the DNC does, and a forward weighting sum to more than 1).
 
     With K = N (and L = N) nothing is left out. Reading then equals :func:`~papertape.core.addressing.content_weights`
     and :func:`~papertape.core.addressing.read` over the whole memory, writing equals
@@ -179,7 +182,7 @@ class SparseAccessor(Accessor):
         Args:
             hidden_size, memory_size, word_size, num_reads, num_writes: see :class:`Accessor`.
             slots_per_read: K, slots that a read head reads; all of them where the memory has fewer.
-            links_per_slot: L, links that each slot keeps; 0 has no temporal links.
+            links_per_slot: L, links that each slot keeps to slots before it, and to slots after it; 0 has none.
             masked_content: lookups weigh the elements of a word (improved DNC).
 
         Raises:

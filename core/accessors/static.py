@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .. import addressing
@@ -25,8 +24,18 @@ class StaticState(NamedTuple):
     """``[B, H, N]``"""
 
 
+def _weights(memory: Tensor, heads: StaticHeads, last: Tensor) -> Tensor:
+    """Weightings ``[B, K, N]`` of some heads on a memory ``[B, N, W]``, from their last ones."""
+    content = addressing.content_weights(memory, heads.keys, heads.strengths, heads.mask)
+    return addressing.location_weights(content, last, heads.gate, heads.shift, heads.sharpness)
+
+
 class StaticAccessor(Accessor):
-    """NTM memory: every head finds its slot by content, by its last position and by a shift."""
+    """NTM memory: every head finds its slot by content, by its last position and by a shift.
+
+    Write heads look content up in the memory of the last step; read heads in the one just written, from which they
+    read (NTM eqs. 2 and 5).
+    """
 
     def __init__(
         self,
@@ -74,20 +83,16 @@ class StaticAccessor(Accessor):
         """State before the first step, for N = ``memory_size`` slots (default: as built)."""
         slots = self.memory_size if memory_size is None else memory_size
         # Laid out in memory as every later state is, so that a compiled step serves the first one too.
-        weights = self.initial_weights(batch_size, slots).contiguous()
+        read_weights, write_weights = self.initial_weights(batch_size, slots).split(
+            [self.num_reads, self.num_writes], 1
+        )
         memory = self.initial_memory(batch_size, slots).contiguous()
-        return StaticState(memory, weights[:, : self.num_reads], weights[:, self.num_reads :])
+        return StaticState(memory, read_weights.contiguous(), write_weights.contiguous())
 
     def forward(self, hidden: Tensor, state: StaticState) -> tuple[Tensor, StaticState, StaticHeads]:
         """One step of access; see :meth:`Accessor.forward`."""
         heads = self.interface(hidden)
-        weights = addressing.location_weights(
-            addressing.content_weights(state.memory, heads.keys, heads.strengths, heads.mask),
-            torch.cat([state.read_weights, state.write_weights], dim=1),
-            heads.gate,
-            heads.shift,
-            heads.sharpness,
-        )
-        read_weights, write_weights = weights[:, : self.num_reads], weights[:, self.num_reads :]
+        write_weights = _weights(state.memory, heads.only(slice(self.num_reads, None)), state.write_weights)
         memory = addressing.write(state.memory, write_weights, heads.erase, heads.add)
+        read_weights = _weights(memory, heads.only(slice(self.num_reads)), state.read_weights)
         return addressing.read(memory, read_weights), StaticState(memory, read_weights, write_weights), heads

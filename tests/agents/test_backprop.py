@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 import papertape
 from papertape.agents import BackpropAgent, BackpropOptions
 from papertape.agents.learning import TrainingError
-from papertape.agents.optimisers import TensorFlowRMSprop
+from papertape.agents.optimisers import OPTIMISERS, OPTIONS, GravesRMSprop, TensorFlowRMSprop
 from papertape.core.agent import Recorder
 from papertape.core.env import Batch
 from papertape.envs import CopyEnv, CopyOptions
@@ -69,10 +70,12 @@ def same(left: Any, right: Any) -> bool:
 
 
 @pytest.mark.parametrize("circuit", ["ntm", "dnc"])
-@pytest.mark.parametrize("optimiser", ["adam", "rmsprop", "tensorflow-rmsprop"])
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_resumed_equals_unbroken(tmp_path: Path, circuit: str, optimiser: str) -> None:
     """Stopped at any step, saved to a file and taken up by a new process's objects."""
-    settings = {"steps": 9, "optimiser": optimiser, "schedule": "cosine", "momentum": 0.9}
+    settings = {"steps": 9, "optimiser": optimiser, "schedule": "cosine"}
+    if "momentum" in OPTIMISERS[optimiser].defaults:
+        settings["momentum"] = 0.9
     whole = Keep()
     unbroken = make(circuit=circuit, recorder=whole, **settings)
     unbroken.fit()
@@ -114,10 +117,10 @@ def test_curriculum_is_resumed() -> None:
 def test_learns() -> None:
     env = CopyEnv(CopyOptions(width=3, max_length=3, test_lengths=[]))
     torch.manual_seed(1)
-    options = BackpropOptions(batch_size=16, steps=500, lr=1e-2, clip_norm=10.0, evaluate_every=50, target_error=0.2)
+    options = BackpropOptions(batch_size=16, steps=800, lr=1e-2, clip_norm=10.0, evaluate_every=50, target_error=0.2)
     agent = BackpropAgent(env, papertape.NTM(5, 3, hidden_size=32, memory_size=8, word_size=8), options, seed=1)
-    before = agent.evaluate()["held_out/length 1-3/bits_wrong"]
-    after = agent.fit()["held_out/length 1-3/bits_wrong"]
+    before = agent.evaluate()["validation/length 1-3/bits_wrong"]
+    after = agent.fit()["validation/length 1-3/bits_wrong"]
     assert before > 1.5
     assert after <= 0.2
 
@@ -127,12 +130,12 @@ def test_reports_what_it_promises() -> None:
     agent = make(steps=6, recorder=kept)
     last = agent.fit()
     assert [step for step, values in kept.rows if "train/loss" in values] == [2, 4, 6]
-    assert [step for step, values in kept.rows if "held_out/length 5/bits_wrong" in values] == [3, 6]
+    assert [step for step, values in kept.rows if "validation/length 5/bits_wrong" in values] == [3, 6]
     expected = {"loss", "objective", "bits_wrong", "gradient_norm", "learning_rate", "bad_steps"}
     assert {name.removeprefix("train/") for name in kept.rows[0][1]} == expected
     assert kept.episodes == [(3, "length 1-3"), (3, "length 5"), (6, "length 1-3"), (6, "length 5")]
     assert [name for name, _ in kept.states].count("latest") == 2
-    assert last == agent.last_held_out == kept.rows[-1][1]
+    assert last == agent.last_validation == kept.rows[-1][1]
 
 
 def test_whole_run_depends_on_the_seed_alone() -> None:
@@ -147,7 +150,7 @@ def test_whole_run_depends_on_the_seed_alone() -> None:
     assert not same(runs[0], runs[2])
 
 
-def test_held_out_sequences_are_the_same_at_every_evaluation() -> None:
+def test_validation_sequences_are_the_same_at_every_evaluation() -> None:
     agent = make()
     assert agent.evaluate() == agent.evaluate()
 
@@ -233,9 +236,67 @@ def test_stops_at_the_target() -> None:
     assert [name for name, _ in kept.states] == ["best", "latest"]
     agent.fit()
     assert agent.step == 3
-    strict = make(steps=6, target_error=1000.0, target_error_beyond=0.0)
-    strict.fit()
-    assert strict.step == 6
+
+
+class Told(BackpropAgent):
+    """Is told what validation says: errors on the training range, on longer sequences and on the lesson."""
+
+    def __init__(self, *errors: tuple[float, float], **options: Any) -> None:
+        agent = make(steps=2 * len(errors), evaluate_every=2, recorder=Keep(), **options)
+        super().__init__(agent.env, agent.circuit, agent.options, recorder=agent.recorder)
+        self.errors = iter(errors)
+
+    def evaluate(self, stream: Any = "validation") -> dict[str, float]:
+        assert stream == "validation"
+        trained, beyond = next(self.errors)
+        return {"validation/length 1-3/bits_wrong": trained, "validation/length 5/bits_wrong": beyond}
+
+
+@pytest.mark.parametrize(
+    ("beyond", "best", "end"),
+    [
+        (None, [2, 6], 8),  # the training range alone: 3, then 1, and 1 is enough once it is at most 0.5
+        (2.0, [2, 4, 6], 10),  # the mean of both: 6, 5.5, 3
+    ],
+)
+def test_sets_beyond_the_training_range_decide_only_where_asked_for(
+    beyond: float | None, best: list[int], end: int
+) -> None:
+    errors = [(3.0, 9.0), (4.0, 7.0), (1.0, 5.0), (0.5, 6.0), (0.5, 2.0), (0.0, 0.0)]
+    agent = Told(*errors, target_error=0.5, target_error_beyond=beyond)
+    agent.fit()
+    assert isinstance(agent.recorder, Keep)
+    assert agent.step == end and agent.target_reached
+    assert [state["step"] for name, state in agent.recorder.states if name == "best"] == [*best, end]
+
+
+def test_an_error_that_is_no_number_reaches_no_target() -> None:
+    agent = Told((math.nan, 0.0), (0.0, math.nan), target_error=1000.0, target_error_beyond=1000.0)
+    agent.fit()
+    assert agent.step == 4 and not agent.target_reached
+
+
+def test_no_step_draws_from_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training, validation and confirmation have sequences of their own, and the test has others."""
+    seeds: dict[int, set[str]] = {}
+    sample, sets = CopyEnv.sample, CopyEnv.sets
+
+    def watched(self: CopyEnv, batch_size: int, generator: torch.Generator) -> Batch:
+        seeds.setdefault(generator.initial_seed(), set()).add(stage)
+        return sample(self, batch_size, generator)
+
+    def no_test(self: CopyEnv, stream: Any) -> Any:
+        assert stage == "test" or stream == "validation"
+        return sets(self, stream)
+
+    monkeypatch.setattr(CopyEnv, "sample", watched)
+    monkeypatch.setattr(CopyEnv, "sets", no_test)
+    stage, agent = "fit", make(steps=3, target_error=100.0, confirmation_sequences=6, recorder=Keep())
+    assert all(name.startswith("validation/") for name in agent.fit())
+    assert agent.target_reached
+    stage = "test"
+    assert all(name.startswith("test/") for name in agent.test())
+    assert sorted(map(sorted, seeds.values())) == [["fit"], ["fit"], ["fit"], ["test"]]
 
 
 def test_target_must_hold_on_more_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,9 +306,9 @@ def test_target_must_hold_on_more_sequences(monkeypatch: pytest.MonkeyPatch) -> 
     quick = iter([0.0, 5.0, 0.5])
     many = iter([2.5, 1.5, 0.9])
 
-    def on_few(env: Any, circuit: Any, **settings: Any) -> dict[str, float]:
+    def on_few(env: Any, circuit: Any, stream: str, **settings: Any) -> dict[str, float]:
         error = next(quick)
-        return {f"held_out/{name}/bits_wrong": error for name in ("length 1-3", "length 5")}
+        return {f"validation/{name}/bits_wrong": error for name in ("length 1-3", "length 5")}
 
     def on_many(env: Any, circuit: Any, *, sequences: int, batch_size: int, seed: int) -> dict[str, float]:
         asked.append((env.options.max_length, sequences))
@@ -258,21 +319,7 @@ def test_target_must_hold_on_more_sequences(monkeypatch: pytest.MonkeyPatch) -> 
     agent.fit()
     assert agent.step == 9
     assert asked == [(5, 40), (5, 40), (3, 40)]
-    assert agent.last_held_out["held_out/length 5/bits_wrong"] == 0.5
-
-
-def test_confirmation_takes_other_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = make(steps=3, target_error=100.0, confirmation_sequences=6)
-    seeds = []
-    original = agent.env.sample
-
-    def sample(batch_size: int, generator: torch.Generator) -> Batch:
-        seeds.append(generator.initial_seed())
-        return original(batch_size, generator)
-
-    monkeypatch.setattr(CopyEnv, "sample", lambda self, *arguments: sample(*arguments))
-    agent.fit()
-    assert len(set(seeds)) == 3
+    assert agent.last_validation["validation/length 5/bits_wrong"] == 0.5
 
 
 def test_begins_again_with_the_first_lesson() -> None:
@@ -281,17 +328,15 @@ def test_begins_again_with_the_first_lesson() -> None:
         CopyOptions(width=3, max_length=3, test_lengths=[], curriculum={"type": "growing", "threshold": 100.0})  # type: ignore[arg-type]
     )
     circuit = papertape.NTM(5, 3, hidden_size=8, memory_size=6, word_size=4)
-    settings = {**SMALL, "steps": 6, "log_every": 1, "retry_every": 5, "target_error": 0.0}
+    settings = {**SMALL, "steps": 6, "retry_every": 5, "target_error": 0.0}
     agent = BackpropAgent(env, circuit, BackpropOptions(**settings))  # type: ignore[arg-type]
     while agent.step < 5:
         agent.train_step()
         if agent.step == 3:
             agent.judge()
     assert env.curriculum.level == 1
-    assert len(agent.level_errors) == 2
     agent.train_step()
     assert env.curriculum.level == 0
-    assert len(agent.level_errors) == 1  # of the step just made
 
 
 def test_begins_again_when_the_target_is_out_of_reach() -> None:
@@ -372,19 +417,95 @@ def test_gradients_are_clipped() -> None:
     assert max(float(p.grad.abs().max()) for p in agent.circuit.parameters() if p.grad is not None) <= 1.0001e-4
 
 
-def test_rmsprop_as_in_tensorflow() -> None:
+def rmsprop(
+    gradients: list[list[float]], lr: float, smoothing: float, momentum: float, epsilon: float, kind: str
+) -> list[float]:
+    """What two weights of 1 and -2 become, by the equations of TensorFlow or of Graves (2013, eqs. 38 to 41)."""
+    weights = [1.0, -2.0]
+    for i in range(2):
+        square, mean, update = 1.0 if kind == "tensorflow" else 0.0, 0.0, 0.0
+        for gradient in gradients:
+            square = smoothing * square + (1 - smoothing) * gradient[i] ** 2
+            mean = smoothing * mean + (1 - smoothing) * gradient[i]
+            spread = square - (0.0 if kind == "tensorflow" else mean**2)
+            update = momentum * update - lr * gradient[i] / math.sqrt(spread + epsilon)
+            weights[i] += update
+    return weights
+
+
+GRADIENTS = [[math.sin(step), math.cos(3 * step) + step] for step in range(6)]
+
+
+@pytest.mark.parametrize("given", [None, {"smoothing": 0.8, "momentum": 0.5, "epsilon": 1e-3}])
+@pytest.mark.parametrize("kind", ["tensorflow", "graves"])
+def test_rmsprop_with_epsilon_inside_the_root(kind: str, given: dict[str, float] | None) -> None:
+    """Also with nothing but the name given: DeepMind's settings of the DNC, and those of the NTM paper."""
+    published = {
+        "tensorflow": {"lr": 1e-4, "smoothing": 0.9, "momentum": 0.0, "epsilon": 1e-10},
+        "graves": {"lr": 1e-4, "smoothing": 0.95, "momentum": 0.9, "epsilon": 1e-4},
+    }[kind]
+    entry = OPTIMISERS[f"{kind}-rmsprop"]
+    assert entry.build is {"tensorflow": TensorFlowRMSprop, "graves": GravesRMSprop}[kind]
+    agent = make(optimiser=f"{kind}-rmsprop", **(given or {}))
+    settings = {**published, **(given or {})}
+    assert {name: agent.optimiser.param_groups[0][name] for name in settings} == settings
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
-    optimiser = TensorFlowRMSprop([weight], 0.1, smoothing=0.9, momentum=0.5, epsilon=1e-3)
-    value, square, update = [1.0, -2.0], [1.0, 1.0], [0.0, 0.0]
-    for step in range(5):
-        gradient = [2 * value[0], math.sin(value[1]) + step]
+    optimiser = entry.build([weight], **settings)
+    for gradient in GRADIENTS:
         weight.grad = torch.tensor(gradient, dtype=torch.float64)
         optimiser.step()
-        for i in range(2):
-            square[i] = 0.9 * square[i] + 0.1 * gradient[i] ** 2
-            update[i] = 0.5 * update[i] + 0.1 * gradient[i] / math.sqrt(square[i] + 1e-3)
-            value[i] -= update[i]
-        assert weight.tolist() == pytest.approx(value, rel=1e-12)
+    assert weight.tolist() == pytest.approx(rmsprop(GRADIENTS, **settings, kind=kind), rel=1e-12)
+
+
+def test_a_variance_that_rounds_below_zero_is_none() -> None:
+    """Equal gradients that are large, in float32: the squares differ from the squared average by more than epsilon."""
+    weight = torch.nn.Parameter(torch.zeros(50))
+    optimiser = GravesRMSprop([weight], 1e-4, smoothing=0.95, momentum=0.9, epsilon=1e-4)
+    for _ in range(400):
+        weight.grad = torch.linspace(1e3, 1e4, 50)
+        optimiser.step()
+        assert weight.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "expected"),
+    [
+        ("adam", torch.optim.Adam([torch.zeros(1)])),
+        ("rmsprop", torch.optim.RMSprop([torch.zeros(1)])),
+    ],
+)
+def test_optimisers_of_torch_have_its_settings(optimiser: str, expected: torch.optim.Optimizer) -> None:
+    made = make(optimiser=optimiser).optimiser
+    assert type(made) is type(expected)
+    assert {**made.defaults, "fused": None} == {**expected.defaults, "fused": None}
+    given = {"adam": {"betas": [0.5, 0.6]}, "rmsprop": {"smoothing": 0.7, "momentum": 0.6}}[optimiser]
+    group = make(optimiser=optimiser, lr=0.5, epsilon=0.1, weight_decay=0.2, **given).optimiser.param_groups[0]
+    assert (group["lr"], group["eps"], group["weight_decay"]) == (0.5, 0.1, 0.2)
+    if optimiser == "adam":
+        assert group["betas"] == (0.5, 0.6)
+    else:
+        assert (group["alpha"], group["momentum"]) == (0.7, 0.6)
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_that_the_optimiser_does_not_have_is_refused(optimiser: str, option: str) -> None:
+    assert getattr(BackpropOptions(**{"optimiser": optimiser, option: None}), option) == OPTIMISERS[
+        optimiser
+    ].defaults.get(option)
+    given = {"betas": [0.1, 0.2]}.get(option, 0.1)
+    if option in OPTIMISERS[optimiser].defaults:
+        return
+    with pytest.raises(ValidationError, match=f"{option}: got .*; optimiser {optimiser} has no such option, allowed"):
+        BackpropOptions(**{"optimiser": optimiser, option: given})
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_published_settings_are_shown_and_survive_a_round_trip(optimiser: str) -> None:
+    options = BackpropOptions(optimiser=optimiser)
+    shown = options.model_dump(mode="json")
+    assert all(shown[name] is not None for name in OPTIMISERS[optimiser].defaults)
+    assert BackpropOptions(**shown) == options
 
 
 def test_circuit_that_does_not_fit() -> None:

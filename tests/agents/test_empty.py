@@ -26,7 +26,7 @@ def test_drives_an_env_without_learning() -> None:
     assert set(agent.fit()) == {"loss", "bits_wrong"}
     assert agent.step == 3
     assert all(torch.equal(value, before[name]) for name, value in agent.circuit.state_dict().items())
-    assert any(name.startswith("held_out/length 6/") for name in agent.test())
+    assert any(name.startswith("test/length 6/") for name in agent.test())
 
 
 def test_names_what_is_wrong_with_an_env() -> None:

@@ -25,7 +25,7 @@ def test_each_fitness_against_a_loop_over_members(name):
     generator = torch.Generator().manual_seed(3)
     for options in (LossFitness(), AccuracyFitness(), RewardFitness(), RewardFitness(prediction="expected")):
         found = fitness(options, env, outputs, batch, generator)
-        assert found.shape == (MEMBERS, SIZE)
+        assert found.shape == (MEMBERS, SIZE) and found.dtype == torch.float64
         for member in range(MEMBERS):
             own = outputs[:, member]
             if options.type == "loss":
@@ -37,7 +37,7 @@ def test_each_fitness_against_a_loop_over_members(name):
                 if options.prediction == "expected":
                     share = torch.exp(-env.losses(own, batch))
                 expected = ((11.5 * share - 1.5) * batch.mask).sum()
-            torch.testing.assert_close(found[member].sum(), expected)
+            torch.testing.assert_close(found[member].sum(), expected.double(), rtol=1e-5, atol=1e-6)
 
 
 def test_sampled_answers_are_right_as_often_as_expected():
@@ -89,4 +89,4 @@ def test_an_exponent_counts_sequences_by_a_power_of_their_share():
         for row in range(SIZE):
             asked = batch.mask[:, row] > 0
             right = (outputs[asked, member, row] > 0) == (batch.targets[asked, row] > 0.5)
-            torch.testing.assert_close(found[member, row], right.float().mean() ** 3 / SIZE)
+            torch.testing.assert_close(found[member, row], right.double().mean() ** 3 / SIZE)

@@ -14,6 +14,7 @@ from papertape.agents.evaluation import evaluate, show_episodes
 from papertape.agents.population import Population
 from papertape.circuits import FeedForwardCircuit
 from papertape.core.agent import Recorder
+from papertape.core.streams import stream_seed
 from papertape.core.world import Step, World, WorldOptions, carrying, check_episodes
 from papertape.envs import TMazeOptions, TMazeWorld
 
@@ -121,7 +122,7 @@ def test_everything_is_reported():
     kept = Keep()
     agent = make("trust", recorder=kept, generations=6)
     last = agent.fit()
-    assert {f"held_out/trials {trials}/avoidable_misses" for trials in (6, 9)} <= set(last)
+    assert {f"validation/trials {trials}/avoidable_misses" for trials in (6, 9)} <= set(last)
     train = [values for _, values in kept.rows if "train/fitness_best" in values]
     assert {"train/best_reward", "train/best_avoidable_misses", "train/trust_median"} <= set(train[0])
     assert kept.states[0][0] == "best"
@@ -142,15 +143,15 @@ def test_evaluation_does_not_depend_on_how_many_are_played_at_once():
 def test_an_episode_is_shown_with_its_trace():
     task, kept = world(), Keep()
     circuit = circuit_for(task)
-    show_episodes(task, circuit, kept, 0, seed=2)
+    show_episodes(task, circuit, kept, 0, "test", seed=2)
     name, batch, outputs, trace = kept.episodes[0]
-    alone = task.play(carrying(circuit), 1, torch.Generator().manual_seed(2))
+    alone = task.play(carrying(circuit), 1, torch.Generator().manual_seed(stream_seed(2, "test")))
     steps = int(alone.lengths)
     assert name == "trials 6"
     assert batch.inputs.shape == (steps, 1, 4) and outputs.shape == (steps, 1, 3)
     assert trace.read_weights.shape == (steps, 1, 1, 4)
     assert trace.usage is None
-    torch.testing.assert_close(batch.targets.sum(), alone.returns.sum())
+    torch.testing.assert_close(batch.targets.sum().double(), alone.returns.sum())
     assert not batch.mask.any()
     torch.testing.assert_close(circuit(batch.inputs)[0], outputs)
 

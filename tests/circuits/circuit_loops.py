@@ -6,29 +6,13 @@ An oracle for tests, written from the papers; it takes the parameters of a circu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import addressing_loops as loops
 import numpy as np
-from addressing_loops import Array
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
-
-
-def softplus(x: float) -> float:
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
-
-
-def oneplus(x: float) -> float:
-    return 1 + softplus(x)
-
-
-def lookup_mask(x: float) -> float:
-    return 0.1 + 0.9 * sigmoid(x)
+from addressing_loops import Array, lookup_mask, oneplus, sigmoid, softplus, take
 
 
 def clip(values: Array, bound: float | None) -> Array:
@@ -143,13 +127,16 @@ class Loops:
         add = take(vector, self.num_writes, width, math.tanh)
         masked = self.options.get("masked_content", False)
         masks = take(vector, heads, width, lookup_mask) if masked else [None] * heads
-        weights = []
-        for head, previous in enumerate([*self.read_weights, *self.write_weights]):
+
+        def address(head: int, previous: Array) -> Array:
             found = loops.content(self.memory, keys[head], strengths[head], masks[head])
-            weights.append(loops.location(found, previous, gates[head], shifts[head], sharpness[head]))
-        self.read_weights = np.array(weights[: self.num_reads])
-        self.write_weights = np.array(weights[self.num_reads :])
+            return loops.location(found, previous, gates[head], shifts[head], sharpness[head])
+
+        # NTM eqs. 2 and 5: what is read at a step is looked up in the memory of that step, which is written first.
+        written = enumerate(self.write_weights, start=self.num_reads)
+        self.write_weights = np.array([address(head, previous) for head, previous in written])
         self.memory = loops.write(self.memory, self.write_weights, erase, add)
+        self.read_weights = np.array([address(head, previous) for head, previous in enumerate(self.read_weights)])
 
     def access_dynamic(self, vector: Iterator[float]) -> None:
         reads, writes, width = self.num_reads, self.num_writes, self.word_size
@@ -197,9 +184,3 @@ class Loops:
             ways = [*ways[:writes], found, *ways[writes:]]
             new.append(sum(mode * way for mode, way in zip(modes[head], ways, strict=True)))
         self.read_weights = np.array(new)
-
-
-def take(vector: Iterator[float], rows: int, columns: int, function: Callable[[float], float] | None = None) -> Array:
-    """The next ``rows * columns`` numbers, each put through a function."""
-    numbers = [next(vector) for _ in range(rows * columns)]
-    return np.array([function(x) if function else x for x in numbers]).reshape(rows, columns)

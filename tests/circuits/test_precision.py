@@ -131,6 +131,18 @@ def test_a_run_learns_in_each_precision(precision):
     assert parts.circuit.chosen_backend == ("eager" if precision == "bfloat16" else plain.chosen_backend)
 
 
+@pytest.mark.parametrize("agent", ["evolution", "mixed"])
+def test_a_population_evolves_in_float64(agent):
+    values = options.load_file("mixed-copy")
+    options.override(
+        values, [*SMALL[1:], f"agent.type={agent}", "agent.generations=2", "precision=float64"], factory.BLOCKS
+    )
+    parts = factory.build(factory.parse(values))
+    parts.agent.fit()
+    assert all(parameter.dtype == torch.float64 for parameter in parts.circuit.parameters())
+    assert parts.agent.strategy.genomes.dtype == torch.float64
+
+
 def test_precisions_that_do_not_exist_or_fit_are_named():
     with pytest.raises(options.OptionsError, match="precision: got 'half'"):
         parts_of("precision=half")

@@ -390,3 +390,28 @@ def test_trace_has_the_allocation_of_every_step() -> None:
         torch.testing.assert_close(trace.allocation_weights[step], expected)
     gated = trace.write_gates * trace.allocation_gates
     assert (gated.unsqueeze(-1) * trace.allocation_weights <= trace.write_weights + 1e-6).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"num_reads": 3, "num_writes": 2}, {"masked_content": True}], ids=str)
+def test_an_ntm_finds_what_it_writes_in_the_very_step(options, backend):
+    """NTM eqs. 2 and 5: what is read from the memory of a step is looked up in it too, not in the one before."""
+    ntm = NTM(1, 1, controller="feedforward", hidden_size=2, memory_size=6, word_size=4, backend=backend, **options)
+    ntm.double()
+    interface = ntm.accessor.interface
+    reads, heads = ntm.accessor.num_reads, interface.num_heads
+    with torch.no_grad():
+        interface.linear.weight.zero_()
+        interface.linear.bias.zero_()
+        parts = dict(zip(interface.sizes, interface.linear.bias.split(list(interface.sizes.values())), strict=True))
+        parts["add"].fill_(9)  # write heads stay on the first slot and leave a word of ones there;
+        parts["erase"].fill_(9)
+        parts["gate"].fill_(-30)
+        parts["shift"].view(heads, -1)[:, 1] = 30
+        parts["gate"][:reads] = 30  # read heads look for such a word, by content alone
+        parts["keys"].view(heads, -1)[:reads] = 9
+        parts["strengths"][:reads] = 30
+    before = ntm.initial_state(1)
+    before = before._replace(accessor=before.accessor._replace(memory=-torch.ones(1, 6, 4, dtype=torch.float64)))
+    _, after = ntm(torch.zeros(1, 1, 1, dtype=torch.float64), before)
+    assert after.accessor.read_weights[..., 0].min() > 0.999
+    torch.testing.assert_close(after.reads, after.accessor.memory[:, :1].expand(1, reads, 4), rtol=0, atol=1e-3)

@@ -171,6 +171,6 @@ def test_evolution_finds_how_to_copy():
         factory.BLOCKS,
     )
     agent = factory.build(factory.parse(values)).agent
-    errors = agent.fit()
+    agent.fit()
     assert agent.target_reached
-    assert errors["held_out/length 100/bits_wrong"] == 0
+    assert agent.test()["test/length 100/bits_wrong"] == 0

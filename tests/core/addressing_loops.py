@@ -8,6 +8,7 @@ of ``core.addressing`` states.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,29 @@ Array = NDArray[np.float64]
 
 NORM_EPSILON = 1e-6
 USAGE_EPSILON = 1e-6
+MASK_MIN = 0.1
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def softplus(x: float) -> float:
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+def oneplus(x: float) -> float:
+    return 1 + softplus(x)
+
+
+def lookup_mask(x: float) -> float:
+    return MASK_MIN + (1 - MASK_MIN) * sigmoid(x)
+
+
+def take(vector: Iterator[float], rows: int, columns: int, function: Callable[[float], float] | None = None) -> Array:
+    """The next ``rows * columns`` numbers, each put through a function."""
+    numbers = [next(vector) for _ in range(rows * columns)]
+    return np.array([function(x) if function else x for x in numbers]).reshape(rows, columns)
 
 
 def softmax(values: list[float] | Array) -> Array:

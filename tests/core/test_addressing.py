@@ -241,6 +241,41 @@ def cases(dtype: torch.dtype = torch.float64) -> dict[str, tuple[Callable[..., T
     }
 
 
+def each(loop: Callable[..., Any]) -> Callable[..., np.ndarray]:
+    """A loop for one head, for several."""
+    return lambda *heads: np.stack([loop(*head) for head in zip(*heads, strict=True)])
+
+
+def each_key(loop: Callable[..., Any]) -> Callable[..., np.ndarray]:
+    """A loop for one key or weighting in a memory, for several."""
+    return lambda memory, *heads: np.stack([loop(memory, *head) for head in zip(*heads, strict=True)])
+
+
+def each_read_and_link(loop: Callable[..., Any]) -> Callable[..., np.ndarray]:
+    return lambda links, reads: np.stack([[loop(link, read) for link in links] for read in reads])
+
+
+LOOPS: dict[str, Callable[..., np.ndarray]] = {
+    "cosine_similarity": each_key(lambda memory, key: [loops.cosine(key, word) for word in memory]),
+    "content_weights": each_key(loops.content),
+    "content_weights masked": each_key(loops.content),
+    "sharpen": each(loops.sharpen),
+    "shift_weights": each(loops.shift),
+    "location_weights": each(loops.location),
+    "write_union": loops.union,
+    "retention": loops.retention,
+    "usage": loops.usage,
+    "allocation_weights": loops.allocations,
+    "link": each(loops.link),
+    "precedence": each(loops.precedence),
+    "directional_weights forward": each_read_and_link(loops.forward),
+    "directional_weights backward": each_read_and_link(loops.backward),
+    "sharpen_links": each(loops.sharpen_links),
+    "write": loops.write,
+    "read": each_key(loops.read),
+}
+
+
 each_case = pytest.mark.parametrize("name", cases())
 
 
@@ -251,6 +286,13 @@ def test_every_public_function_has_a_case():
         if callable(value) and getattr(value, "__module__", "") == addressing.__name__
     }
     assert public == {name.split()[0] for name in cases()}
+
+
+@each_case
+def test_every_public_function_equals_its_loop(name):
+    for dtype in (torch.float32, torch.float64):
+        function, arguments = cases(dtype)[name]
+        assert_same(function(*arguments), by_row(LOOPS[name], *arguments))
 
 
 @each_case
@@ -387,6 +429,19 @@ def test_sharpening_equal_weights_and_zeros(dtype, power):
     torch.testing.assert_close(finite_with_gradients(addressing.sharpen, pair, powers), pair)
     # Nothing at all is not a weighting, but must not poison a run either.
     torch.testing.assert_close(finite_with_gradients(addressing.sharpen, 0 * equal, powers), equal)
+
+
+def test_sharpening_is_equation_9_at_every_power():
+    """Also where published code, with 1e-16 in the denominator, gives weightings that sum to far less than 1."""
+    draw = Draw(3)
+    for slots, power in itertools.product((2, 16, 128, 1024), (1.0, 1.5, 5.0, 9.0, 30.0, 100.0)):
+        for scale in (0.0, 1.0, 10.0):
+            weights = draw.weighting(3, slots, scale=scale)
+            weights[1] = torch.where(draw.gate(slots) < 0.4, 0, weights[1])
+            weights[1] /= weights[1].sum()
+            found = addressing.sharpen(weights, torch.full((3,), power, dtype=torch.float64))
+            expected = np.stack([loops.sharpen(row, power) for row in weights.numpy()])
+            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=2e-13)
 
 
 def test_power_one_changes_nothing():

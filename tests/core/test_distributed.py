@@ -22,9 +22,10 @@ def test_everything_is_shared_out_once_and_evenly(size: int, count: int) -> None
 
 
 def test_a_process_alone_keeps_what_it_has() -> None:
-    alone, tensor = Processes(), torch.randn(3, 2)
+    alone, tensor = Processes(), torch.randn(3, 2, dtype=torch.float64)
     assert alone.first
-    assert alone.gather(tensor, [3], tensor) is tensor
+    assert alone.gather(tensor, [3], tensor.device) is tensor
+    assert torch.equal(alone.gather(tensor.float(), [3], tensor.device), tensor.float().double())
     kept = tensor.clone()
     alone.add_up([tensor])
     assert torch.equal(tensor, kept)
@@ -32,6 +33,22 @@ def test_a_process_alone_keeps_what_it_has() -> None:
     assert alone.share(lambda: "computed") == "computed"
     state = alone.share_state(lambda: {"weight": tensor, "step": 3})
     assert torch.equal(state["weight"], tensor) and state["step"] == 3
+
+
+def test_what_is_gathered_keeps_every_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two processes, this one and another with fewer rows; fitness near 1000 differs in its last digits."""
+    own = 1000 + 1e-12 * torch.arange(6, dtype=torch.float64).view(3, 2)
+    other = torch.zeros_like(own)
+    other[:1] = own[:1] + 1e-11
+
+    def all_gather(received: list[torch.Tensor], sent: torch.Tensor) -> None:
+        received[0].copy_(sent)
+        received[1].copy_(other)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)
+    monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
+    found = Processes(0, 2).gather(own, [3, 1], own.device)
+    assert torch.equal(found, torch.cat([own, other[:1]]))
 
 
 def test_without_torchrun_there_is_one_process_and_no_launch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
+import addressing_loops as loops
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional
 
+from papertape.core.accessors.sparse import SparseInterface
 from papertape.core.heads import MASK_MIN, DynamicInterface, Interface, StaticInterface, oneplus
 
 
@@ -47,63 +52,90 @@ def identity(interface: Interface) -> Interface:
     return interface
 
 
+Order = list[tuple[str, tuple[int, ...], Callable[[float], float] | None]]
+"""Name, shape and function of each part of the interface vector; None is a softmax over the last dimension."""
+
+
+def assert_parts(interface: Interface, order: Order) -> None:
+    """That the interface hands these parts over in this order, each put through its function by plain loops."""
+    numbers = np.linspace(-3, 3, size(interface))
+    heads = identity(interface)(torch.from_numpy(np.stack([numbers, numbers[::-1].copy()])))
+    for row, vector in enumerate((iter(numbers), iter(numbers[::-1]))):
+        for name, shape, function in order:
+            columns = shape[-1]
+            expected = loops.take(vector, math.prod(shape[:-1]), columns, function)
+            if function is None:
+                expected = np.array([loops.softmax(part) for part in expected])
+            found = getattr(heads, name)[row]
+            assert found.shape == shape
+            np.testing.assert_allclose(found.detach().numpy().reshape(-1, columns), expected, rtol=1e-12, atol=1e-15)
+        assert not list(vector)
+    assert [name for name, value in heads._asdict().items() if value is not None] == [name for name, *_ in order]
+
+
+def unchanged(x: float) -> float:
+    return x
+
+
 @pytest.mark.parametrize("options", [{}, {"masked_content": True, "link_sharpening": True, "squash": "tanh"}])
 def test_dynamic_parts_come_in_the_order_of_the_paper(options):
     width, reads, writes = 3, 2, 2
-    interface = identity(DynamicInterface(1, width, reads, writes, **options))
-    vector = torch.linspace(-3, 3, size(interface), dtype=torch.float64).expand(2, -1)
-    heads, position = interface(vector), 0
-    squash = torch.tanh if options else (lambda raw: raw)
-    order = [
+    squash = math.tanh if options else unchanged
+    order: Order = [
         ("read_keys", (reads, width), squash),
-        ("read_strengths", (reads,), oneplus),
+        ("read_strengths", (reads,), loops.oneplus),
         ("write_keys", (writes, width), squash),
-        ("write_strengths", (writes,), oneplus),
-        ("erase", (writes, width), torch.sigmoid),
+        ("write_strengths", (writes,), loops.oneplus),
+        ("erase", (writes, width), loops.sigmoid),
         ("add", (writes, width), squash),
-        ("free_gates", (reads,), torch.sigmoid),
-        ("allocation_gates", (writes,), torch.sigmoid),
-        ("write_gates", (writes,), torch.sigmoid),
-        ("read_modes", (reads, 1 + 2 * writes), lambda raw: torch.softmax(raw, -1)),
+        ("free_gates", (reads,), loops.sigmoid),
+        ("allocation_gates", (writes,), loops.sigmoid),
+        ("write_gates", (writes,), loops.sigmoid),
+        ("read_modes", (reads, 1 + 2 * writes), None),
     ]
     if options:
         order += [
-            ("read_mask", (reads, width), lambda raw: MASK_MIN + (1 - MASK_MIN) * torch.sigmoid(raw)),
-            ("write_mask", (writes, width), lambda raw: MASK_MIN + (1 - MASK_MIN) * torch.sigmoid(raw)),
-            ("link_powers", (reads, 2 * writes), oneplus),
+            ("read_mask", (reads, width), loops.lookup_mask),
+            ("write_mask", (writes, width), loops.lookup_mask),
+            ("link_powers", (reads, 2 * writes), loops.oneplus),
         ]
-    for name, shape, function in order:
-        length = torch.Size(shape).numel()
-        raw = vector[:, position : position + length].reshape(2, *shape)
-        torch.testing.assert_close(getattr(heads, name), function(raw))
-        position += length
-    assert position == vector.shape[1]
-    assert [name for name, value in heads._asdict().items() if value is not None] == [name for name, *_ in order]
+    assert_parts(DynamicInterface(1, width, reads, writes, **options), order)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_static_parts(masked):
     width, reads, writes = 3, 2, 2
-    interface = identity(StaticInterface(1, width, reads, writes, 1, masked_content=masked))
-    vector = torch.linspace(-3, 3, size(interface), dtype=torch.float64).expand(2, -1)
-    heads, position, count = interface(vector), 0, reads + writes
-    order = [
-        ("keys", (count, width), torch.tanh),
-        ("strengths", (count,), functional.softplus),
-        ("gate", (count,), torch.sigmoid),
-        ("shift", (count, 3), lambda raw: torch.softmax(raw, -1)),
-        ("sharpness", (count,), oneplus),
-        ("erase", (writes, width), torch.sigmoid),
-        ("add", (writes, width), torch.tanh),
+    count = reads + writes
+    order: Order = [
+        ("keys", (count, width), math.tanh),
+        ("strengths", (count,), loops.softplus),
+        ("gate", (count,), loops.sigmoid),
+        ("shift", (count, 3), None),
+        ("sharpness", (count,), loops.oneplus),
+        ("erase", (writes, width), loops.sigmoid),
+        ("add", (writes, width), math.tanh),
     ]
     if masked:
-        order.append(("mask", (count, width), lambda raw: MASK_MIN + (1 - MASK_MIN) * torch.sigmoid(raw)))
-    for name, shape, function in order:
-        length = torch.Size(shape).numel()
-        raw = vector[:, position : position + length].reshape(2, *shape)
-        torch.testing.assert_close(getattr(heads, name), function(raw))
-        position += length
-    assert position == vector.shape[1]
+        order.append(("mask", (count, width), loops.lookup_mask))
+    assert_parts(StaticInterface(1, width, reads, writes, 1, masked_content=masked), order)
+
+
+@pytest.mark.parametrize(("links", "writes"), [(False, 2), (True, 1)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_sparse_parts(masked, links, writes):
+    width, reads = 3, 2
+    order: Order = [
+        ("read_keys", (reads, width), unchanged),
+        ("read_strengths", (reads,), loops.oneplus),
+        ("add", (writes, width), unchanged),
+        ("write_gates", (writes,), loops.sigmoid),
+        ("write_modes", (writes, 1 + reads), None),
+    ]
+    if links:
+        order.append(("read_modes", (reads, 3), None))
+    if masked:
+        order.append(("read_mask", (reads, width), loops.lookup_mask))
+    assert_parts(SparseInterface(1, width, reads, writes, links=links, masked_content=masked), order)
 
 
 @settings(deadline=None, max_examples=30)

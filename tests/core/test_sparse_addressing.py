@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
+import addressing_loops as loops
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -60,3 +66,103 @@ def test_merging_adds_up_and_keeps_the_heaviest():
     (gradient,) = torch.autograd.grad((full * torch.arange(6)).sum(), weights)
     assert gradient.tolist() == [[4, 1, 4, 0, 2, 1]]
     assert sparse_addressing.merged(slots, weights, 1)[0].tolist() == [[4]]
+
+
+def total_by_slot(slots: list[int], weights: list[float]) -> dict[int, float]:
+    """Each slot's weight over all entries that name it, in the order in which they are named."""
+    found: dict[int, float] = {}
+    for slot, weight in zip(slots, weights, strict=True):
+        found[slot] = found.get(slot, 0.0) + weight
+    return found
+
+
+def heaviest(entries: list[tuple[int, float]], count: int) -> list[tuple[int, float]]:
+    """The heaviest entries, of equal ones the first, those without a slot last."""
+    order = largest_by_sorting([weight if slot >= 0 else -math.inf for slot, weight in entries], count)
+    return sorted(entries[index] for index in order)
+
+
+def spread(entries: dict[int, float], size: int) -> list[float]:
+    return [entries.get(slot, 0.0) for slot in range(size)]
+
+
+ORACLES: dict[str, Callable[..., Any]] = {
+    "similarity": lambda words, key, mask: [
+        loops.cosine(np.array(key), np.array(word), np.array(mask)) for word in words
+    ],
+    "top_k": lambda values, count: sorted(largest_by_sorting(values, count)),
+    "least_recent": lambda times, count: sorted(largest_by_sorting([-time for time in times], count)),
+    "owners": lambda slots: [slots.index(slot) for slot in slots],
+    "first_of_equals": lambda slots: [slot not in slots[:place] for place, slot in enumerate(slots)],
+    "totals": lambda slots, weights: [total_by_slot(slots, weights)[slot] for slot in slots],
+    "largest": heaviest,
+    "merged": lambda slots, weights, count: heaviest(list(total_by_slot(slots, weights).items()), count),
+    "dense": lambda slots, weights, size: spread(total_by_slot(slots, weights), size),
+}
+
+
+def test_every_public_function_has_an_oracle() -> None:
+    public = {
+        name
+        for name, value in vars(sparse_addressing).items()
+        if callable(value) and getattr(value, "__module__", "") == sparse_addressing.__name__ and name[0] != "_"
+    }
+    assert public == set(ORACLES)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 8), st.integers(1, 6), st.booleans())
+def test_each_function_against_its_oracle(seed: int, entries: int, size: int, masked: bool) -> None:
+    """Two rows of random entries, some of which name the same slot, or none; weights that are equal or 0 now and then.
+
+    Computed in float64.
+    """
+    generator = np.random.default_rng(seed)
+    slots = generator.integers(-1, size, (2, entries))
+    weights = generator.choice([0.0, 0.25, 0.5, generator.normal(), generator.normal()], (2, entries))
+    times = generator.integers(0, 4, (2, entries))
+    words, key = generator.normal(size=(2, entries, 3)), generator.normal(size=(2, 3))
+    mask = generator.uniform(0.1, 1, (2, 3)) if masked else None
+    count = int(generator.integers(1, entries + 1))
+
+    def same(name: str, found: torch.Tensor, *arguments: Any) -> None:
+        for row in range(2):
+            expected = ORACLES[name](
+                *(part[row].tolist() if isinstance(part, np.ndarray) else part for part in arguments)
+            )
+            np.testing.assert_allclose(found[row].numpy(), expected, rtol=1e-12, atol=1e-14)
+
+    def same_entries(name: str, found: tuple[torch.Tensor, torch.Tensor], rows: list[Any], kept: int) -> None:
+        for row in range(2):
+            pairs = sorted(zip(found[0][row].tolist(), found[1][row].tolist(), strict=True))
+            np.testing.assert_allclose(pairs, ORACLES[name](*rows[row], kept), rtol=1e-12, atol=1e-14)
+
+    given_slots, given_weights = torch.tensor(slots), torch.tensor(weights)
+    ones = np.ones((2, 3)) if mask is None else mask
+    cosine = sparse_addressing.similarity(
+        torch.tensor(words), torch.tensor(key), None if mask is None else torch.tensor(mask)
+    )
+    same("similarity", cosine, words, key, ones)
+    same("top_k", sparse_addressing.top_k(given_weights, count).sort(dim=-1).values, weights, count)
+    same("least_recent", sparse_addressing.least_recent(torch.tensor(times), count), times, count)
+    same("owners", sparse_addressing.owners(given_slots), slots)
+    same("first_of_equals", sparse_addressing.first_of_equals(given_slots), slots)
+    same("totals", sparse_addressing.totals(given_slots, given_weights), slots, weights)
+    named = np.abs(slots)
+    same("dense", sparse_addressing.dense(torch.tensor(named), given_weights, size + 1), named, weights, size + 1)
+
+    each_once = np.stack([generator.permutation(entries) - 1 for _ in range(2)])
+    pairs = [[list(zip(a.tolist(), b.tolist(), strict=True))] for a, b in zip(each_once, weights, strict=True)]
+    same_entries("largest", sparse_addressing.largest(torch.tensor(each_once), given_weights, count), pairs, count)
+    different = min(len(set(row.tolist()) - {-1}) for row in slots)
+    if different:
+        merged = sparse_addressing.merged(given_slots, given_weights, different)
+        same_entries(
+            "merged", merged, [[a.tolist(), b.tolist()] for a, b in zip(slots, weights, strict=True)], different
+        )
+
+
+def test_what_is_no_number_is_the_least_similar() -> None:
+    words = torch.tensor([[[1.0, 0.0], [float("nan"), 1.0], [-1.0, 0.0]]])
+    found = sparse_addressing.similarity(words, torch.tensor([[1.0, 0.0]]))
+    assert found[0, 1] == -math.inf and (found[0, [0, 2]].abs() > 0.99).all()

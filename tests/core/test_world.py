@@ -63,7 +63,7 @@ def test_numbers_below_one_are_refused(episodes: int, copies: int, name: str) ->
         Countdown().play(lambda observations: observations, episodes, generator(), copies=copies)
 
 
-def test_held_out_is_the_world_itself_by_default() -> None:
+def test_judged_on_itself_by_default() -> None:
     world = Countdown()
-    assert world.held_out() == {"trained": world}
+    assert world.sets("test") == {"trained": world}
     world.close()

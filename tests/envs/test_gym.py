@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from papertape.envs import GymOptions, GymWorld
+from papertape.utils.vector_environments import Batch, Workers, cores
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -87,11 +92,12 @@ def test_other_ways_to_run_side_by_side(vectorization: str) -> None:
 def test_environments_are_kept_between_resets_of_one_size() -> None:
     world = GymWorld(GymOptions())
     world.reset(2, generator())
-    held = world._envs
+    assert isinstance(world._episodes, Batch)
+    held = world._episodes.envs
     world.reset(1, generator(), copies=2)
-    assert world._envs is held
+    assert world._episodes.envs is held
     world.reset(3, generator())
-    assert world._envs is not held
+    assert world._episodes.envs is not held
     world.close()
     with pytest.raises(RuntimeError, match="no reset"):
         world.step(torch.zeros(3, dtype=torch.long))
@@ -109,7 +115,7 @@ class Echo(gymnasium.Env):
         return self.observation_space.sample(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
-        assert self.action_space.contains(action), action
+        assert self.action_space.contains(np.asarray(action)), action
         return self.observation_space.sample(), float(np.sum(action)), False, False, {}
 
 
@@ -131,6 +137,16 @@ def echo(observations: Any, actions: Any) -> GymWorld:
         (gymnasium.spaces.Box(-2, 6, (2,)), [[0.0, 100], [-100, 0]], [[2, 6], [-2, 2]]),
         (gymnasium.spaces.Box(-np.inf, np.inf, (1,)), [[7.5], [-3]], [[7.5], [-3]]),
         (gymnasium.spaces.Box(0, np.inf, (1,)), [[7.5], [-3]], [[7.5], [0]]),
+        (gymnasium.spaces.Box(0, 0.1, (1,), np.float64), [[100.0], [0]], [[0.1], [0.05]]),
+        (gymnasium.spaces.Box(-1.5e308, 1.5e308, (1,), np.float64), [[-1000.0], [0]], [[-1.5e308], [0]]),
+        (gymnasium.spaces.Box(-2, 2, (), np.int64), [[0.0], [100]], [[0], [2]]),
+        (gymnasium.spaces.Box(3, np.inf, (1,), np.int64), [[7.6], [0]], [[8], [3]]),
+        (gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.int32), [[7.6], [-7.6]], [[8], [-8]]),
+        (
+            gymnasium.spaces.Box(np.array([0, 5]), np.array([1, 5]), dtype=np.uint8),
+            [[0.1, 9], [-9, -9]],
+            [[1, 5], [0, 5]],
+        ),
     ],
 )
 def test_outputs_become_actions(actions: Any, outputs: list, decided: list) -> None:
@@ -140,8 +156,49 @@ def test_outputs_become_actions(actions: Any, outputs: list, decided: list) -> N
     torch.testing.assert_close(found, torch.tensor(decided, dtype=found.dtype))
     world.reset(2, generator())
     rewards = world.step(found).rewards
-    torch.testing.assert_close(rewards, torch.tensor(decided, dtype=torch.float32).reshape(2, -1).sum(-1))
+    torch.testing.assert_close(rewards, torch.tensor(decided, dtype=torch.float64).reshape(2, -1).sum(-1))
     assert world.play(lambda observations: torch.tensor(outputs), 2, generator()).lengths.tolist() == [[3, 3]]
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gymnasium.spaces.Box(0, 1, (1,), np.int8),
+        gymnasium.spaces.Box(-128, 127, (1,), np.int8),
+        gymnasium.spaces.Box(0, 255, (1,), np.uint8),
+        gymnasium.spaces.Box(-10, 10, (1,), np.int64),
+        gymnasium.spaces.Box(-10, 10, (), np.int32),
+        gymnasium.spaces.Box(10**15, 10**15 + 2, (1,), np.uint64),
+        gymnasium.spaces.Box(0, 2**24 - 1, (1,), np.int64),
+    ],
+    ids=str,
+)
+def test_every_whole_number_has_an_equal_part(space: Any) -> None:
+    world = echo(None, space)
+    low, high = int(space.low.flatten()[0]), int(space.high.flatten()[0])
+    count = high - low + 1
+    numbers = torch.arange(count) if count < 1000 else torch.randint(count, (5000,), generator=generator())
+    # Where there are many, the ends of a part are all but the same output in single precision.
+    for place in (0.1, 0.5, 0.9) if count < 1000 else (0.5,):
+        outputs = torch.logit((numbers.double() + place) / count).float().unsqueeze(-1)
+        assert torch.equal(world.decide(outputs).flatten(), low + numbers)
+    ends = world.decide(torch.tensor([[-1e30], [1e30], [-torch.inf], [torch.inf], [torch.nan]])).flatten()
+    assert ends.tolist() == [low, high, low, high, low]
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gymnasium.spaces.Box(0, 2**24, (1,), np.int64),
+        gymnasium.spaces.Box(-(2**31), 2**31 - 1, (2, 2), np.int32),
+        gymnasium.spaces.Box(0, 2**64 - 1, (1,), np.uint64),
+        gymnasium.spaces.Box(2**60, 2**60 + 1, (1,), np.int64),
+    ],
+    ids=str,
+)
+def test_whole_numbers_beyond_what_outputs_tell_apart_are_refused(space: Any) -> None:
+    with pytest.raises(ValueError, match=r"id: got .* which has whole numbers from .*allowed are at most 16,777,216"):
+        echo(None, space)
 
 
 @pytest.mark.parametrize(
@@ -183,15 +240,184 @@ def test_environments_that_do_not_serve_are_refused(options: dict, message: str)
         GymWorld(GymOptions(**options))
 
 
-@pytest.mark.parametrize("options", [{"id": ""}, {"max_steps": 0}, {"vectorization": "threads"}, {"arguments": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"id": ""},
+        {"max_steps": 0},
+        {"vectorization": "threads"},
+        {"arguments": 3},
+        {"workers": 0, "vectorization": "async"},
+        {"workers": 2},
+    ],
+)
 def test_wrong_options_are_refused(options: dict) -> None:
     with pytest.raises(ValidationError, match=next(iter(options))):
         GymOptions(**options)
 
 
+def autoreset_modes() -> list[Any]:
+    return [*getattr(gymnasium.vector, "AutoresetMode", ())]
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("mode", [*autoreset_modes(), *(mode.value for mode in autoreset_modes())])
+def test_every_mode_of_autoreset_plays_the_same_episodes(mode: Any, vectorization: str) -> None:
+    expected = GymWorld(GymOptions()).play(clumsy, 4, generator())
+    assert len(set(expected.lengths.flatten().tolist())) > 1
+    try:
+        world = GymWorld(GymOptions(vectorization=vectorization, arguments={"vector_kwargs": {"autoreset_mode": mode}}))
+    except ValueError as error:
+        if isinstance(mode, str) and "autoreset_mode" in str(error):
+            pytest.skip("this gymnasium takes no text")
+        raise
+    for _ in range(2):
+        found = world.play(clumsy, 4, generator())
+        assert torch.equal(found.lengths, expected.lengths) and torch.equal(found.returns, expected.returns)
+    world.close()
+
+
+@pytest.mark.parametrize("mode", autoreset_modes())
+@pytest.mark.parametrize("kind", ["SyncVectorEnv", "AsyncVectorEnv"])
+def test_vector_environments_of_ones_own_may_have_any_mode_of_autoreset(kind: str, mode: Any) -> None:
+    world = GymWorld(
+        GymOptions(max_steps=60, target=0.0),
+        make=lambda count: getattr(gymnasium.vector, kind)(
+            [lambda: gymnasium.make("CartPole-v1")] * count, autoreset_mode=mode
+        ),
+    )
+    found = world.play(clumsy, 3, generator())
+    assert torch.equal(found.lengths, GymWorld(GymOptions(max_steps=60)).play(clumsy, 3, generator()).lengths)
+    world.close()
+
+
+def test_an_unknown_mode_of_autoreset_is_refused() -> None:
+    with pytest.raises(ValueError, match="(?i)id: got 'CartPole-v1'; gymnasium says: .*autoreset_?mode"):
+        GymWorld(GymOptions(arguments={"vector_kwargs": {"autoreset_mode": "Sometimes"}}))
+
+
+def processes(world: GymWorld) -> list[subprocess.Popen[bytes]]:
+    assert isinstance(world._episodes, Workers)
+    return world._episodes.processes
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_few_processes_play_the_same_episodes_whatever_their_number(workers: int) -> None:
+    world, alone = GymWorld(GymOptions(vectorization="async", workers=workers)), GymWorld(GymOptions())
+    for episodes, copies in ((1, 1), (3, 2), (1, 1), (2, 4)):
+        observations, _ = world.reset(episodes, generator(5), copies=copies)
+        assert torch.equal(observations, alone.reset(episodes, generator(5), copies=copies)[0])
+        for _ in range(40):
+            step, expected = (each.step(each.decide(clumsy(observations))) for each in (world, alone))
+            assert torch.equal(step.observations, expected.observations)
+            assert torch.equal(step.rewards, expected.rewards)
+            assert torch.equal(step.terminated, expected.terminated)
+            assert torch.equal(step.truncated, expected.truncated)
+            observations = step.observations
+    world.close()
+
+
+def test_a_generation_of_hundreds_is_shared_out_over_processes_that_stay() -> None:
+    world = GymWorld(GymOptions(vectorization="async", workers=2, max_steps=3))
+    world.play(clumsy, 1, generator())
+    (first,) = processes(world)
+    world.play(clumsy, 4, generator(), copies=150)
+    started = list(processes(world))
+    assert len(started) == 2 and started[0] is first
+    world.play(clumsy, 100, generator())
+    assert processes(world) == started
+    world.close()
+    assert all(process.returncode == 0 for process in started)
+    assert GymWorld(GymOptions(vectorization="async"))._episodes.count == cores()  # type: ignore[union-attr]
+
+
+needs_signals = pytest.mark.skipif(os.name != "posix", reason="kills processes by signals")
+
+
+@needs_signals
+def test_ctrl_c_does_not_reach_the_processes_and_their_death_is_said() -> None:
+    world = GymWorld(GymOptions(vectorization="async", workers=1))
+    world.reset(2, generator())
+    (process,) = processes(world)
+    assert os.getsid(process.pid) != os.getsid(0)
+    process.kill()
+    with pytest.raises(ChildProcessError, match="vectorization: a process .* of CartPole-v1 ended with status -9"):
+        world.step(torch.zeros(2, dtype=torch.long))
+    assert not processes(world)
+    assert world.play(clumsy, 2, generator()).lengths.shape == (1, 2)
+    world.close()
+
+
+@needs_signals
+def test_processes_end_with_a_killed_run() -> None:
+    code = (
+        "import os, signal, torch\n"
+        "from papertape.envs import GymOptions, GymWorld\n"
+        "world = GymWorld(GymOptions(vectorization='async', workers=2))\n"
+        "world.reset(2, torch.Generator())\n"
+        "print(*[process.pid for process in world._episodes.processes], flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    pids = killed.stdout.split()
+    assert len(pids) == 2
+
+    def runs(pid: str) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    deadline = time.monotonic() + 20
+    while any(map(runs, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+OWN = """
+import gymnasium, sys, torch
+import papertape.envs
+
+class Own(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        import own_words
+        print("printed by an environment")
+        return self.np_random.uniform(-1, 1, 2).astype("float32"), {}
+    def step(self, action):
+        if action:
+            raise ZeroDivisionError("no second action")
+        return self.np_random.uniform(-1, 1, 2).astype("float32"), 1.0, False, False, {}
+
+gymnasium.register("Own-v0", entry_point=Own, max_episode_steps=4)
+if __name__ == "__main__":
+    options = papertape.envs.GymOptions(id="Own-v0", vectorization="async", workers=2, target=1.0)
+    world = papertape.envs.GymWorld(options)
+    lengths = world.play(lambda seen: torch.tensor([[1.0, 0.0]]).expand(3, 2), 3, torch.Generator()).lengths
+    assert lengths.tolist() == [[4, 4, 4]], lengths
+    try:
+        world.play(lambda seen: torch.tensor([[0.0, 1.0]]).expand(3, 2), 3, torch.Generator())
+    except RuntimeError as error:
+        assert "Own-v0 failed" in str(error) and "no second action" in str(error)
+    else:
+        raise AssertionError
+    world.close()
+"""
+
+
+@pytest.mark.slow
+def test_environments_of_a_script_and_of_modules_beside_it_reach_the_processes(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(OWN)
+    (tmp_path / "own_words.py").write_text("from papertape import NTM\n")
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_gymnasium_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(ImportError, match=r"gymnasium is not installed; pip install \"papertape\[gym\]\""):
+    with pytest.raises(ImportError, match=r"gymnasium is not installed; pip install \"gymnasium>=1.0\""):
         GymWorld(GymOptions())
 
 

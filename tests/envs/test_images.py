@@ -162,14 +162,15 @@ def test_training_validation_and_test_images_stay_apart(mirror: Path, validation
     env = ImagesEnv(ImagesOptions(validation=validation))
     assert (env.input_size, env.output_size, env.image_size) == (20, 10, (4, 5))
     images, labels, test_images, test_labels = small_set()
-    held_out = env.held_out()
-    assert list(held_out) == ["validation images" if validation else "training images", "test images"]
+    ((name, judge),) = env.sets("validation").items()
+    ((tested, test),) = env.sets("test").items()
+    assert (name, tested) == ("images" if validation else "training images", "images")
     kept = TRAIN - validation
     judged = slice(kept, None) if validation else slice(None)
     for part, some_images, some_labels in [
         (env, images[:kept], labels[:kept]),
-        (held_out[next(iter(held_out))], images[judged], labels[judged]),
-        (held_out["test images"], test_images, test_labels),
+        (judge, images[judged], labels[judged]),
+        (test, test_images, test_labels),
     ]:
         whole = next(part.batches(100))
         torch.testing.assert_close(whole.inputs[0], some_images.flatten(1) / 255)
@@ -213,7 +214,7 @@ def test_mnist_itself() -> None:
     env = ImagesEnv(ImagesOptions())
     assert (env.input_size, env.output_size, env.image_size) == (784, 10, (28, 28))
     counts = torch.zeros(10)
-    for batch in env.held_out()["test images"].batches(3000):
+    for batch in env.sets("test")["images"].batches(3000):
         counts += batch.targets.sum((0, 1))
     assert counts.tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert len(env.pictures) == 55_000

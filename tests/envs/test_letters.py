@@ -100,13 +100,14 @@ def test_every_font_size_and_place_turns_up() -> None:
     assert torch.equal(again.inputs, batch.inputs)
 
 
-def test_held_out_sets() -> None:
+def test_fonts_of_the_test_are_not_looked_at_before() -> None:
     env = LettersEnv(LettersOptions(image_size=20, font_sizes=[12], test_fonts=["DejaVu Serif", "DejaVu Sans Mono"]))
-    held_out = env.held_out()
-    assert list(held_out) == ["trained fonts", "new fonts"]
-    sizes = [sum(part.inputs.shape[1] for part in variant.batches(10)) for variant in held_out.values()]
+    assert list(env.sets("validation")) == ["trained fonts"]
+    sets = env.sets("test")
+    assert list(sets) == ["trained fonts", "new fonts"]
+    sizes = [sum(part.inputs.shape[1] for part in variant.batches(10)) for variant in sets.values()]
     assert sizes == [26, 52]
-    assert list(LettersEnv(LettersOptions(image_size=20, font_sizes=[12])).held_out()) == ["trained fonts"]
+    assert list(LettersEnv(LettersOptions(image_size=20, font_sizes=[12])).sets("test")) == ["trained fonts"]
     moving = LettersEnv(LettersOptions(image_size=20, font_sizes=[12], max_shift=1))
     assert moving.batches(10) is None
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import papertape
+from papertape.core.env import Env
 from papertape.envs import RepeatCopyEnv, RepeatCopyOptions
+from papertape.utils import factory, options
 
 
 @pytest.mark.parametrize("lengths", ["batch", "sequence"])
@@ -37,8 +39,46 @@ def test_every_sequence_repeats_its_words_as_told(lengths: str) -> None:
     assert (len(seen) == 1) == (lengths == "batch")
 
 
+@pytest.mark.parametrize(("fewest", "most"), [(1, 10), (3, 8), (2, 2)])
+def test_the_number_of_repeats_as_in_the_ntm_paper(fewest: int, most: int) -> None:
+    """Mean 0 and variance 1 over the training range; sets beyond it are told in the same measure."""
+    env = RepeatCopyEnv(
+        RepeatCopyOptions(max_length=2, min_repeats=fewest, max_repeats=most, repeat_scale=None, lengths="sequence")
+    )
+    counts = list(range(fewest, most + 1))
+    mean = sum(counts) / len(counts)
+    deviation = (sum((count - mean) ** 2 for count in counts) / len(counts)) ** 0.5 or 1.0
+
+    def told(env: Env, repeats: list[int]) -> None:
+        inputs, _, mask = env.sample(4000, torch.Generator().manual_seed(1))
+        assert torch.equal(inputs[0, :, -2], torch.ones(4000))
+        seen = set()
+        for b in range(4000):
+            answers, end = int(mask[:, b].sum()), int(mask[:, b].nonzero()[0]) - 1
+            repeated = (answers - 1) // (end - 1)
+            seen.add(repeated)
+            assert inputs[end, b, -1].item() == pytest.approx((repeated - mean) / deviation, abs=1e-6)
+        assert seen == set(repeats)
+
+    told(env, counts)
+    sets = env.sets("test")
+    told(sets[f"length 2, repeats {2 * most}"], [2 * most])
+    told(sets[f"length 4, repeats {most}"], [most])
+
+
+def test_presets_tell_the_number_of_repeats_as_their_papers_do() -> None:
+    def env(preset: str) -> RepeatCopyEnv:
+        made = factory.build_env(factory.parse(options.load_file(preset)).env, torch.device("cpu"))
+        assert isinstance(made, RepeatCopyEnv)
+        return made
+
+    ntm, dnc = env("ntm-repeat-copy"), env("dnc-repeat-copy")
+    assert (ntm.repeat_mean, ntm.repeat_scale) == (5.5, pytest.approx(8.25**0.5))
+    assert (dnc.repeat_mean, dnc.repeat_scale) == (0.0, 10.0)
+
+
 def test_sizes_of_the_small_dnc_preset() -> None:
     env = RepeatCopyEnv(RepeatCopyOptions(width=4, max_length=2, max_repeats=2))
     circuit = papertape.DNC(env.input_size, env.output_size, hidden_size=64, memory_size=16, word_size=16)
     assert sum(parameter.numel() for parameter in circuit.parameters()) == 44_236
-    assert list(env.held_out())[1:] == ["length 4, repeats 2", "length 2, repeats 4"]
+    assert list(env.sets("test"))[1:] == ["length 4, repeats 2", "length 2, repeats 4"]

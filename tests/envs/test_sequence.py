@@ -125,17 +125,17 @@ def test_right_answers_have_no_bits_wrong() -> None:
 
 
 @pytest.mark.parametrize(("env_class", "options"), SMALL)
-def test_held_out_sets_stay_while_the_curriculum_moves(env_class: type[SequenceEnv], options: dict) -> None:
+def test_sets_stay_while_the_curriculum_moves(env_class: type[SequenceEnv], options: dict) -> None:
     env = make(env_class, **options, curriculum={"type": "growing", "start": 3})
-    before = env.held_out()
+    before = env.sets("validation")
     while env.advance(0.0):
         pass
-    after = env.held_out()
+    after = env.sets("validation")
     assert list(before) == list(after) and len(before) > 1
     for name, variant in after.items():
         assert (variant.input_size, variant.output_size) == (env.input_size, env.output_size)
         assert not variant.advance(0.0)
-        samples = [held_out[name].sample(2, generator()) for held_out in (before, after)]
+        samples = [sets[name].sample(2, generator()) for sets in (before, after)]
         assert all(torch.equal(a, b) for a, b in zip(*samples, strict=True))
     first = next(iter(after.values()))
     assert isinstance(first, SequenceEnv) and first.curriculum.ranges == env.options.ranges()
@@ -157,8 +157,28 @@ def test_held_out_sets_stay_while_the_curriculum_moves(env_class: type[SequenceE
         (PrioritySortEnv, {}, ["items 20", "items 30", "items 40"]),
     ],
 )
-def test_names_of_held_out_sets(env_class: type[SequenceEnv], options: dict, names: list[str]) -> None:
-    assert list(make(env_class, **options).held_out()) == names
+def test_names_of_sets(env_class: type[SequenceEnv], options: dict, names: list[str]) -> None:
+    for stream in ("validation", "test"):
+        assert list(make(env_class, **options).sets(stream)) == names
+
+
+@pytest.mark.parametrize(("env_class", "options"), SMALL)
+def test_a_lesson_is_the_current_level_alone(env_class: type[SequenceEnv], options: dict) -> None:
+    env = make(env_class, **options, curriculum={"type": "growing", "start": 3})
+    while (lesson := env.lesson()) is not None:
+        assert isinstance(lesson, SequenceEnv) and lesson.options.lengths == "sequence"
+        assert lesson.options.ranges() == env.curriculum.levels[env.curriculum.level]
+        assert lesson.lesson() is None
+        assert env.advance(0.0)
+    assert not env.advance(0.0)
+    assert make(env_class, **options).lesson() is None
+
+
+def test_sets_have_many_lengths_where_training_has_one_in_a_batch() -> None:
+    env = make(CopyEnv, max_length=20)
+    for task, least, most in ((env, 1, 1), (env.sets("validation")["length 1-20"], 12, 20)):
+        lengths = task.sample(64, generator()).mask.sum(0)  # type: ignore[union-attr]
+        assert least <= len(lengths.unique()) <= most
 
 
 def test_curriculum_is_part_of_the_state() -> None:

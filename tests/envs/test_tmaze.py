@@ -174,11 +174,11 @@ def test_copies_meet_the_same_episodes() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_held_out_sets_are_longer_lives() -> None:
+def test_sets_beyond_training_are_longer_lives() -> None:
     world = TMazeWorld(TMazeOptions(maze="double", trials=7, test_trials=[9]))
-    held_out = world.held_out()
-    assert list(held_out) == ["trials 7", "trials 9"]
-    variant = held_out["trials 9"]
+    sets = world.sets("test")
+    assert list(sets) == ["trials 7", "trials 9"]
+    variant = sets["trials 9"]
     assert variant.play(Searcher(4, 2), 2, generator()).lengths.tolist() == [[9 * (world.end + 1)] * 2]
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import signal
 import socket
 import subprocess
@@ -25,13 +26,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from papertape.core import install
 from papertape.core.pictures import Areas, Connection, Histogram, Network, Picture
-from papertape.utils import light_process, live, live_process
+from papertape.utils import light_process, live, live_process, visdom_files, visdom_server
 from papertape.utils.live import Plotter
-from papertape.utils.live_process import Files, History
+from papertape.utils.live_process import Files
 from papertape.utils.options import OptionsError
-from papertape.utils.plots import Episode
-from papertape.utils.visdom_server import Server, client
+from papertape.utils.plots import Episode, History, curves
+from papertape.utils.visdom_server import Server
 
 needs_visdom = pytest.mark.skipif(importlib.util.find_spec("visdom") is None, reason="visdom is not installed")
 needs_signals = pytest.mark.skipif(os.name != "posix", reason="stops and kills processes by signals")
@@ -93,7 +95,7 @@ def test_off_starts_no_process_and_takes_everything(tmp_path: Path) -> None:
 def test_files_are_drawn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with plotting(tmp_path) as plotter:
         for step in range(100):
-            plotter.metrics(step, {"train/loss": 1 / (step + 1), "held_out/length 40/bits_wrong": 0.0})
+            plotter.metrics(step, {"train/loss": 1 / (step + 1), "validation/length 40/bits_wrong": 0.0})
         plotter.episode(500, "length 3", episode())
         plotter.animation("length 3", episode())
         plotter.text("options", "seed: 1")
@@ -119,7 +121,7 @@ def test_visdom_that_is_not_installed_is_refused_with_the_way_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(OptionsError, match=r"plots: got 'visdom'.*pip install \"papertape\[visdom\]\".*plots=files"):
+    with pytest.raises(OptionsError, match=rf"plots: got 'visdom'.*{re.escape(install.VISDOM)}.*plots=files"):
         Plotter(tmp_path, "a_run", "visdom")
 
 
@@ -274,7 +276,7 @@ def test_drawing_keeps_to_its_budget() -> None:
     budget = live_process.Budget()
     assert budget.left()
     start = time.process_time()
-    with budget.spend():
+    with budget.spend("nothing"):
         while time.process_time() < start + 0.02:
             pass
     assert not budget.left()
@@ -292,7 +294,7 @@ def test_curves_and_pictures_take_turns(tmp_path: Path, monkeypatch: pytest.Monk
         drawn.append(what)
 
     monkeypatch.setattr(live_process, "CURVES_SECONDS", 0.0)
-    monkeypatch.setattr(Files, "curves", lambda self, history: draw("curves"))
+    monkeypatch.setattr(Files, "curves", lambda self, panels: draw("curves"))
     monkeypatch.setattr(Files, "episode", lambda self, step, episode: draw(episode.name))
     settings = live_process.Settings(str(tmp_path), "run", "files", "localhost", 1, None, 1.0, os.getppid())
     reader, writer = os.pipe()
@@ -324,16 +326,47 @@ def test_only_some_earlier_pictures_are_kept(tmp_path: Path, monkeypatch: pytest
     assert kept[-1] == "length-3-0000900.png"
 
 
-def test_a_long_history_is_thinned_out_but_for_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_process, "MAX_ROWS", 100)
+def memory(process: subprocess.Popen[bytes]) -> int:
+    """MiB that a process holds."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) // 1024
+
+
+METRICS = ("loss", "objective", "learning_rate", "gradient_norm", "bits_wrong", "sequences_per_second")
+
+
+def test_a_history_takes_no_more_memory_as_it_gets_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curves, "MAX_STRETCHES", 64)
     history = History()
-    for step in range(1000):
-        values = {"train/loss": 1.0} | ({"held_out/length 3/loss": 1.0} if step % 50 == 0 else {})
-        history.add([(step, values)])
-    assert len(history.rows) <= 100
-    assert [step for step, values in history.rows if len(values) == 2] == list(range(0, 1000, 50))
-    history.add([(step, {"fitness/best": 1.0}) for step in range(500)])
-    assert len(history.rows) <= 100
+
+    def size(first: int, last: int) -> int:
+        for step in range(first, last):
+            history.add([(step, {f"train/{name}": float(step) for name in METRICS})])
+        return len(pickle.dumps(history))
+
+    before = size(0, 1000)
+    assert abs(size(1000, 20_000) - before) < before / 5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="/proc says how much memory a process holds")
+def test_the_child_does_not_grow_over_a_million_rows(tmp_path: Path) -> None:
+    with plotting(tmp_path) as plotter:
+        held = {}
+        for step in range(1, 1_000_001):
+            plotter.metrics(step, {f"train/{name}": step / 7 for name in METRICS})
+            if step % 100 == 0:
+                plotter.metrics(step, {f"validation/length {length}/loss": 1 / step for length in (20, 40)})
+            if step % 20_000 == 0:
+                plotter.episode(step, "length 20", episode())
+            while len(plotter._rows) > 5000:
+                time.sleep(0.01)
+            if step in (100_000, 1_000_000):
+                wait_for(lambda: not plotter._rows and not plotter._pictures)
+                time.sleep(2)
+                held[step] = memory(child(plotter))
+    assert held[1_000_000] - held[100_000] < 16, held
+    assert len(list((tmp_path / "plots" / "history").iterdir())) <= live_process.KEPT_PICTURES
 
 
 def free_port() -> int:
@@ -368,7 +401,7 @@ def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> No
     with plotting(run, "visdom", port=server.port) as plotter:
         plotter.text("options", "loss: <bit>")
         plotter.metrics(1, {"train/loss": 0.5, "train/bits_wrong": 0.0})
-        plotter.metrics(2, {"train/loss": 0.25, "train/bits_wrong": 40.0, "held_out/length 3/loss": 0.3})
+        plotter.metrics(2, {"train/loss": 0.25, "train/bits_wrong": 40.0, "validation/length 3/loss": 0.3})
         plotter.episode(2, "length 3", episode())
         plotter.picture(2, "trust", Histogram([1.0, 2.0], "trust"))
     shown = windows(server.port)
@@ -381,8 +414,8 @@ def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> No
         "picture trust",
         *(f"length 3 {part}" for part in parts),
     }
-    train, held_out = shown["curve loss"]["content"]["data"]
-    assert (train["x"], train["y"], held_out["y"]) == ([1, 2], [0.5, 0.25], [0.3])
+    train, judged = shown["curve loss"]["content"]["data"]
+    assert (train["x"], train["y"], judged["y"]) == ([1, 2], [0.5, 0.25], [0.3])
     assert "&lt;bit&gt;" in shown["text options"]["content"]
     (heatmap,) = shown["length 3 memory"]["content"]["data"]
     assert heatmap["type"] == "heatmap"
@@ -391,13 +424,13 @@ def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> No
     assert base64.b64decode(image) == (run / "plots" / "trust.png").read_bytes()
     assert json.loads((tmp_path / "data" / "a_run.json").read_text())["jsons"].keys() == shown.keys()
     assert (run / "plots" / "curves.png").exists()
-    assert server.answers()
+    assert server.problem() == ""
 
 
 def test_one_step_makes_no_curves(tmp_path: Path) -> None:
     """A test run has nothing but points."""
     with plotting(tmp_path) as plotter:
-        plotter.metrics(1600, {"held_out/length 3/loss": 0.3, "held_out/length 4/loss": 0.4})
+        plotter.metrics(1600, {"validation/length 3/loss": 0.3, "validation/length 4/loss": 0.4})
         plotter.episode(1600, "length 3", episode())
     assert {path.name for path in (tmp_path / "plots").glob("*.*")} == {"length-3.png"}
 
@@ -413,13 +446,13 @@ def test_texts_without_curves_are_shown_in_the_end(tmp_path: Path, server: Serve
 def test_a_server_is_started_here_alone_and_ends_with_the_run(tmp_path: Path) -> None:
     port = free_port()
     with plotting(tmp_path, "visdom", port=port, data=tmp_path / "data") as plotter:
-        assert Server("localhost", port).answers()
+        assert Server("localhost", port).problem() == ""
         with socket.socket() as elsewhere, pytest.raises(OSError, match="refused"):
             # Another address of this machine: the server must listen on none but 127.0.0.1.
             elsewhere.connect(("127.0.0.2", port))
         plotter.metrics(1, {"train/loss": 1.0})
         plotter.metrics(2, {"train/loss": 0.5})
-    assert Server("localhost", port).answers() is None
+    assert Server("localhost", port).problem() is None
     assert "curve loss" in json.loads((tmp_path / "data" / "a_run.json").read_text())["jsons"]
 
 
@@ -429,7 +462,7 @@ def test_a_started_server_ends_with_a_killed_child(tmp_path: Path) -> None:
     port = free_port()
     with plotting(tmp_path, "visdom", port=port, data=tmp_path / "data") as plotter:
         child(plotter).kill()
-        wait_for(lambda: Server("localhost", port).answers() is None)
+        wait_for(lambda: Server("localhost", port).problem() is None)
 
 
 @needs_visdom
@@ -457,10 +490,11 @@ def test_a_server_that_dies_gets_everything_again_when_it_is_back(
     assert len(warnings(caplog)) <= 1
 
 
-class Silent:
-    """A server that accepts and never answers."""
+class Stranger:
+    """A server that is none of visdom's: it sends bytes, one after the other with pauses between, and no more."""
 
-    def __init__(self, *, after: int = 0) -> None:
+    def __init__(self, says: bytes = b"", pause: float = 0.0) -> None:
+        self.says, self.pause = says, pause
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.socket.getsockname()[1]
         self.calls: list[socket.socket] = []
@@ -470,44 +504,113 @@ class Silent:
         with contextlib.suppress(OSError):
             while True:
                 self.calls.append(self.socket.accept()[0])
+                threading.Thread(target=self.answer, args=(self.calls[-1],), daemon=True).start()
+
+    def answer(self, call: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            if self.pause:
+                for byte in self.says:
+                    call.sendall(bytes([byte]))
+                    time.sleep(self.pause)
+            elif self.says:
+                call.recv(2**16)
+                call.sendall(self.says)
+                call.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for each in (self.socket, *self.calls):
+            each.close()
+
+
+OTHERS = {
+    "silent": Stranger,
+    "a byte a second": lambda: Stranger(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ntrue", pause=1.0),
+    "SSH": lambda: Stranger(b"SSH-2.0-OpenSSH_9.2\r\n"),
+    "not a byte of HTTP": lambda: Stranger(bytes(range(128, 256)) * 4),
+    "endless headers": lambda: Stranger(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 500),
+    "cut off": lambda: Stranger(b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\ntrue"),
+    "not found": lambda: Stranger(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"),
+    "bad request": lambda: Stranger(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"),
+    "another page": lambda: Stranger(b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n<html></html>"),
+}
 
 
 @pytest.fixture
-def silent() -> Iterator[Silent]:
-    silent = Silent()
-    yield silent
-    silent.socket.close()
-    for call in silent.calls:
-        call.close()
+def stranger(request: pytest.FixtureRequest) -> Iterator[Stranger]:
+    stranger = OTHERS[request.param]()
+    yield stranger
+    stranger.close()
 
 
 @needs_visdom
-def test_a_server_that_never_answers_leaves_the_files(
-    tmp_path: Path, silent: Silent, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("stranger", OTHERS, indirect=True)
+def test_a_server_that_is_none_of_visdoms_leaves_the_files(
+    tmp_path: Path, stranger: Stranger, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    with plotting(tmp_path, "auto", port=silent.port) as plotter:
+    with plotting(tmp_path, "auto", port=stranger.port) as plotter:
         start = time.thread_time()
         for step in range(1000):
             plotter.metrics(step, {"train/loss": 1.0})
         plotter.episode(1, "length 3", episode())
         assert time.thread_time() - start < 0.5
-    assert silent.calls
+        wait_for(lambda: (tmp_path / "plots" / "curves.png").exists())
+        wait_for(lambda: stranger.calls and "as a visdom server does" in caplog.text)
+        start = time.monotonic()
+    assert time.monotonic() - start < 10
+    assert child(plotter).returncode == 0
     assert (tmp_path / "plots" / "length-3.png").exists()
-    assert "does not answer as a visdom server does; pictures go to files alone" in caplog.text
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "does not answer as a visdom server does; pictures go to files alone" in said
 
 
 @needs_visdom
-def test_a_run_that_insists_on_visdom_is_refused_without_a_server(tmp_path: Path, silent: Silent) -> None:
+def test_files_do_not_wait_for_a_server_that_is_being_looked_for(tmp_path: Path) -> None:
+    stranger = Stranger()
+    with plotting(tmp_path, "auto", port=stranger.port) as plotter:
+        wait_for(lambda: stranger.calls)
+        asked = time.monotonic()
+        plotter.episode(1, "length 3", episode())
+        wait_for(lambda: (tmp_path / "plots" / "length-3.png").exists())
+        assert time.monotonic() - asked < visdom_server.ANSWER_SECONDS - 1
+    stranger.close()
+
+
+@needs_visdom
+def test_missing_scripts_of_the_page_are_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether their fetching has failed when the run ends, or still goes on."""
+    settings = live_process.Settings(str(tmp_path), "run", "auto", "localhost", free_port(), None, 1.0, os.getpid())
+    monkeypatch.setattr(visdom_files, "missing_files", lambda: ["main.js"])
+    for code, message in (("import time; time.sleep(60)", "in time"), ("raise SystemExit('no way')", "(no way)")):
+        monkeypatch.setattr(light_process, "command", lambda function, code=code: [sys.executable, "-c", code])
+        visdom = live_process.Visdom(settings)
+        visdom.server.process = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+        visdom.fetch_files()
+        assert visdom.fetching is not None
+        if "in time" not in message:
+            visdom.fetching.wait()
+        visdom.end()
+        visdom.end()
+        (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning:")]
+        assert message in said and "page stays empty until" in said
+        assert visdom.fetching is None
+
+
+@needs_visdom
+def test_a_run_that_insists_on_visdom_is_refused_without_a_server(tmp_path: Path) -> None:
+    silent = Stranger()
     with pytest.raises(OptionsError, match=r"plots: got 'visdom', but .* does not answer.*plots=files"):
         Plotter(tmp_path, "a_run", "visdom", port=silent.port)
     with pytest.raises(OptionsError, match="there is no visdom server at http://127.0.0.3"):
         Plotter(tmp_path, "a_run", "visdom", hostname="127.0.0.3", port=free_port())
+    silent.close()
 
 
 @needs_visdom
 def test_the_client_raises_when_the_server_is_gone(server: Server) -> None:
-    connected = client("127.0.0.1", server.port, "a_run")
+    connected = server.client("a_run")
     assert connected.win_exists("title") is False
     server.stop()
     with pytest.raises(ConnectionError):

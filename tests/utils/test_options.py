@@ -52,12 +52,16 @@ WRONG = [
     ("agent.batch_size=true", "agent.batch_size: got True; allowed: a valid integer"),
     ("agent.batch_size='16'", "agent.batch_size: got '16'; allowed: a valid integer"),
     ("agent.batch_size=", "agent.batch_size: got None; allowed: a valid integer"),
-    ("agent.optimiser=sgd", "agent.optimiser: got 'sgd'; allowed: 'adam', 'rmsprop' or 'tensorflow-rmsprop'"),
+    ("agent.optimiser=sgd", "agent.optimiser: got 'sgd'; allowed: 'adam', 'rmsprop', 'tensorflow-rmsprop' or "),
     ("agent.schedule=step", "agent.schedule: got 'step'; allowed: 'constant', 'cosine' or 'linear'"),
     ("agent.betas=[0.9]", "agent.betas"),
     ("agent.betas=[0.9,1.0]", "agent.betas: got [0.9, 1.0]; allowed are two numbers from 0 to below 1"),
     ("agent.momentum=1", "agent.momentum: got 1; allowed: less than 1"),
-    ("agent.target_error=null", "agent.target_error_beyond: needs target_error"),
+    ("agent={type: backprop, target_error_beyond: 0.3}", "agent.target_error_beyond: needs target_error"),
+    (
+        "agent.momentum=0.5",
+        "agent.momentum: got 0.5; optimiser adam has no such option, allowed: null (it belongs to rms",
+    ),
     ("agent={type: backprop, retry_every: 5}", "agent.retry_every: needs target_error"),
     ("agent.final_lr=1", "agent.final_lr: got 1.0; allowed is at most lr (0.003)"),
     ("agent.type=backprob", "agent.type: got 'backprob'; allowed: backprop, "),
@@ -124,6 +128,44 @@ def test_first_sentences_are_plain() -> None:
     text = """Inputs of :mod:`~papertape.core.graph`, by ``torch`` (arXiv 1410.5401),
     in two lines. More."""
     assert options.first_sentence(text) == "Inputs of graph, by torch (arXiv 1410.5401), in two lines."
+
+
+def test_another_optimiser_takes_over_no_settings() -> None:
+    """As when a run goes on, whose options are all written down; what is given for the new one counts."""
+    values = parse("agent.epsilon=1e-5", "agent.weight_decay=0.1").model_dump(mode="json")
+    lost = options.override(values, ["agent.smoothing=0.8", "agent.optimiser=graves-rmsprop"], factory.BLOCKS)
+    assert lost == [
+        "agent.optimiser=graves-rmsprop: left out what belongs to adam: betas, epsilon, weight_decay, momentum"
+    ]
+    agent: Any = factory.parse(values).agent
+    assert (agent.epsilon, agent.smoothing, agent.momentum) == (1e-4, 0.8, 0.9)
+    assert agent.betas is None and agent.weight_decay is None
+    assert agent.lr == parse().agent.lr  # type: ignore[attr-defined]
+    assert options.override(values, ["agent.optimiser=graves-rmsprop"], factory.BLOCKS) == []
+
+
+@pytest.mark.parametrize(
+    ("paper", "preset", "expected"),
+    [
+        (
+            "the NTM paper",
+            "ntm-copy",
+            {"optimiser": "graves-rmsprop", "smoothing": 0.95, "momentum": 0.9, "epsilon": 1e-4, "clip_value": 10.0},
+        ),
+        (
+            "DeepMind's DNC",
+            "dnc-repeat-copy",
+            {"optimiser": "tensorflow-rmsprop", "smoothing": 0.9, "momentum": 0.0, "epsilon": 1e-10, "clip_norm": 50.0},
+        ),
+    ],
+)
+def test_settings_of_papers_are_as_documented(paper: str, preset: str, expected: dict[str, Any]) -> None:
+    page = (options.PRESETS.parent / "docs" / "formulas.md").read_text(encoding="utf-8")
+    (line,) = (line for line in page.splitlines() if line.startswith(f"| settings of {paper} |"))
+    agent = parse(*line.split("`")[1].split(), preset=preset).agent.model_dump()
+    assert {name: agent[name] for name in expected} == expected
+    assert agent["lr"] == agent["final_lr"] == 1e-4 and agent["warmup_steps"] == 0
+    assert (agent["clip_norm"] is None) == (paper == "the NTM paper")
 
 
 def test_path_through_a_value() -> None:
@@ -236,7 +278,7 @@ def test_another_type_drops_what_it_does_not_have(name: str) -> None:
 def test_steps_are_not_taken_for_generations() -> None:
     before = options.load_file("ntm-copy")["agent"]
     values, lines = change("ntm-copy", "agent.strategy.type=snes", "agent.type=evolution", "agent.log_every=7")
-    same = ("batch_size", "target_error", "target_error_beyond", "confirmation_sequences", "best_by")
+    same = ("batch_size", "target_error", "target_error_beyond", "confirmation_sequences")
     assert values["agent"] == {
         "type": "evolution",
         "strategy": {"type": "snes"},

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ from papertape.core.graph import GraphNetwork
 from papertape.core.pictures import Areas, Connection, Histogram, Network, Picture
 from papertape.utils.factory import CIRCUITS
 from papertape.utils.plots import (
+    Curve,
     Episode,
-    curve_panels,
+    History,
+    curves,
     curves_figure,
     episode_figure,
     episode_from,
@@ -185,46 +188,78 @@ def test_sharing_cells_keeps_single_spikes() -> None:
     assert shared.min() == -7 and np.count_nonzero(shared) == 1
 
 
-ROWS = [
+Rows = Sequence[tuple[int, Mapping[str, float]]]
+ROWS: Rows = [
     (0, {"train/loss": 0.7, "train/learning_rate": 1e-4, "fitness/best": -3.0, "temperature": 1.0}),
-    (10, {"train/loss": float("nan"), "held_out/length 40/loss": 0.5, "held_out/length 40/bits_wrong": 0.0}),
+    (10, {"train/loss": float("nan"), "validation/length 40/loss": 0.5, "validation/length 40/bits_wrong": 0.0}),
     (20, {"train/loss": 0.1, "train/bits_wrong": 20.0, "fitness/worst": -9.0}),
 ]
 
 
+def panels_of(rows: Rows) -> dict[str, list[Curve]]:
+    history = History()
+    history.add(rows)
+    return history.panels()
+
+
 def test_metrics_are_sorted_into_panels() -> None:
-    panels = curve_panels(ROWS)
+    panels = panels_of(ROWS)
     assert list(panels) == ["loss", "bits_wrong", "learning_rate", "fitness", "temperature"]
-    assert [curve.label for curve in panels["loss"]] == ["train", "length 40"]
+    assert [curve.label for curve in panels["loss"]] == ["train", "validation length 40"]
     assert panels["loss"][0].steps.tolist() == [0, 20] and panels["loss"][0].values.tolist() == [0.7, 0.1]
     assert [curve.label for curve in panels["fitness"]] == ["best", "worst"]
 
 
 def test_troubles_have_a_panel_when_there_are_any() -> None:
-    assert not curve_panels([(1, {"train/bad_steps": 0.0}), (2, {"train/bad_steps": 0.0})])
-    (curve,) = curve_panels([(1, {"train/bad_steps": 0.0}), (2, {"train/bad_steps": 1.0})])["bad_steps"]
+    assert not panels_of([(1, {"train/bad_steps": 0.0}), (2, {"train/bad_steps": 0.0})])
+    (curve,) = panels_of([(1, {"train/bad_steps": 0.0}), (2, {"train/bad_steps": 1.0})])["bad_steps"]
     assert curve.values.tolist() == [0.0, 1.0]
 
 
 def test_curves_are_drawn_on_a_scale_that_shows_zero() -> None:
-    rows = [(step, {"train/bits_wrong": value}) for step, value in enumerate([30.0, 3.0, 0.02, 0.0])]
-    (axes,) = curves_figure(rows).axes
+    def scaled(rows: Rows) -> Any:
+        (axes,) = curves_figure(panels_of(rows)).axes
+        return axes
+
+    axes = scaled([(step, {"train/bits_wrong": value}) for step, value in enumerate([30.0, 3.0, 0.02, 0.0])])
     assert axes.get_yscale() == "symlog" and axes.get_ylim()[0] <= 0
-    (axes,) = curves_figure([(step, {"train/loss": 10.0**-step}) for step in range(4)]).axes
-    assert axes.get_yscale() == "log"
-    (axes,) = curves_figure([(step, {"fitness/best": step - 5.0}) for step in range(100)]).axes
-    assert axes.get_yscale() == "linear"
-    (axes,) = curves_figure([(0, {"train/bits_wrong": 0.0})]).axes
-    assert axes.get_yscale() == "linear"
+    assert scaled([(step, {"train/loss": 10.0**-step}) for step in range(4)]).get_yscale() == "log"
+    assert scaled([(step, {"fitness/best": step - 5.0}) for step in range(100)]).get_yscale() == "linear"
+    assert scaled([(0, {"train/bits_wrong": 0.0})]).get_yscale() == "linear"
 
 
 def test_curves_of_nothing_and_of_much_are_drawn(tmp_path: Path) -> None:
-    curves_figure([]).savefig(tmp_path / "nothing.png")
-    curves_figure([(3, {"train/loss": float("inf")})]).savefig(tmp_path / "infinite.png")
-    rows = [(step, {"train/loss": 1 / (step + 1)}) for step in range(20_000)]
-    curves_figure(rows).savefig(tmp_path / "much.png")
-    short = thinned(curve_panels(rows)["loss"][0], 100)
-    assert len(short.steps) == 100 and short.steps[0] == pytest.approx(99.5)
+    curves_figure({}).savefig(tmp_path / "nothing.png")
+    curves_figure(panels_of([(3, {"train/loss": float("inf")})])).savefig(tmp_path / "infinite.png")
+    panels = panels_of([(step, {"train/loss": 1 / (step + 1)}) for step in range(20_000)])
+    curves_figure(panels).savefig(tmp_path / "much.png")
+    (axes,) = curves_figure(panels).axes
+    outline, means = axes.lines
+    assert outline.get_ydata()[[0, -1]].tolist() == [1, 1 / 20_000]  # type: ignore[index]
+    assert len(means.get_xdata()) <= 150  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 63, 64, 65, 1000])
+def test_a_curve_keeps_first_last_extremes_and_means(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curves, "MAX_STRETCHES", 8)
+    values = np.random.default_rng(count).standard_normal(count)
+    steps = np.arange(count) * 10
+    rows = [(int(step), {"train/loss": float(value)}) for step, value in zip(steps, values, strict=True)]
+    (curve,) = panels_of(rows)["loss"]
+    assert curve.exact == (count <= 8)
+    assert len(curve.stretches) <= 8 and curve.stretches[:, 0].sum() == count
+    size = int(curve.stretches[0, 0])
+    for number, (mean, low, high) in enumerate(curve.stretches[:, [2, 4, 6]]):
+        part = values[number * size : (number + 1) * size]
+        np.testing.assert_allclose([mean / len(part), low, high], [part.mean(), part.min(), part.max()])
+    drawn_steps, drawn = curve.outline
+    assert (np.diff(drawn_steps) >= 0).all()
+    assert all(values[int(step) // 10] == value for step, value in zip(drawn_steps, drawn, strict=True))
+    assert {values[0], values[-1], values.min(), values.max()} <= set(drawn.tolist())
+    assert drawn_steps[[0, -1]].tolist() == [0, steps[-1]]
+    fewer = thinned(curve, 3)
+    assert len(fewer.stretches) <= 3 and {values[0], values[-1], values.min(), values.max()} <= set(fewer.outline[1])
+    assert (fewer.values * fewer.stretches[:, 0]).sum() == pytest.approx(values.sum())
 
 
 def test_the_gif_has_a_frame_for_each_step(tmp_path: Path) -> None:
@@ -246,7 +281,7 @@ def test_a_long_gif_skips_steps(tmp_path: Path) -> None:
 
 def test_fitness_of_a_population_shares_a_panel() -> None:
     names = ("fitness_best", "fitness_median", "fitness_worst", "trust_most", "best_loss")
-    panels = curve_panels([(1, {f"train/{name}": 1.0 for name in names})])
+    panels = panels_of([(1, {f"train/{name}": 1.0 for name in names})])
     assert [curve.label for curve in panels["fitness"]] == ["best", "median", "worst"]
     assert [curve.label for curve in panels["trust"]] == ["most"]
     assert set(panels) == {"fitness", "trust", "best_loss"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +17,10 @@ from typing import Any
 
 import pytest
 
-from papertape.utils import visdom_files
+from papertape.core import install
+from papertape.utils import factory, options, visdom_files, visdom_server
+from papertape.utils.live import Plotter
+from papertape.utils.options import OptionsError
 from papertape.utils.visdom_files import NPM, FilesError
 from papertape.utils.visdom_server import Server
 
@@ -143,7 +147,7 @@ def test_all_sources_are_tried_in_turn(package: Path, monkeypatch: pytest.Monkey
 
 def test_no_visdom_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FilesError, match="pip install"):
+    with pytest.raises(FilesError, match=re.escape(install.VISDOM)):
         visdom_files.missing_files()
 
 
@@ -177,7 +181,7 @@ def test_a_server_that_is_there_is_used(server: Server) -> None:
     assert not second.ensure()
     assert second.process is None
     second.stop()
-    assert server.answers()
+    assert server.problem() == ""
 
 
 @needs_visdom
@@ -191,3 +195,120 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 def test_an_environment_has_an_address() -> None:
     assert Server("localhost", 8097).environment_url("a run_1") == "http://localhost:8097/env/a%20run_1"
+
+
+LOGIN_SERVER = """
+import sys, tornado.ioloop
+from papertape.utils.visdom_server import import_visdom
+port, data = int(sys.argv[1]), sys.argv[2]
+utils = import_visdom("visdom.utils.server_utils")
+credential = {"username": "me", "password": utils.hash_password(utils.hash_password("secret"))}
+application = import_visdom("visdom.server.app").Application(port=port, env_path=data, user_credential=credential)
+application.listen(port, address="127.0.0.1")
+print("listens", flush=True)
+tornado.ioloop.IOLoop.current().start()
+"""
+
+
+@pytest.fixture(scope="module")
+def login_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Of a server that only lets in ``me`` with the password ``secret``."""
+    home = tmp_path_factory.mktemp("home")
+    (home / ".visdom").mkdir()
+    (home / ".visdom" / "COOKIE_SECRET").write_text("x" * 32)
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOGIN_SERVER, str(port), str(home)],
+        env={**os.environ, "HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None and process.stdout.readline()
+    yield port
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+@needs_visdom
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({}, r"asks for a login; the environment variables VISDOM_USERNAME and VISDOM_PASSWORD say whose"),
+        ({"VISDOM_USERNAME": "me"}, r"asks for a login; the environment variables"),
+        ({"VISDOM_USERNAME": "me", "VISDOM_PASSWORD": "guess"}, r"asks for a login and refuses that of .*='me'"),
+        ({"VISDOM_USERNAME": "me", "VISDOM_PASSWORD": "secret"}, r"^$"),
+    ],
+)
+def test_a_server_that_asks_for_a_login(
+    login_port: int, given: dict[str, str], problem: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("VISDOM_USERNAME", "VISDOM_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    server = Server("localhost", login_port)
+    found = server.ensure()
+    assert re.search(problem, found), found
+    assert "secret" not in found and "guess" not in found
+    if found:
+        with pytest.raises(OptionsError, match="plots: got 'visdom', but the visdom server at .* asks for a login"):
+            Plotter(tmp_path, "a_run", "visdom", port=login_port)
+        return
+    client = server.client("a_run")
+    assert client.win_exists("title") is False
+    client.text("words", win="title")
+    assert client.win_exists("title") is True
+    with Plotter(tmp_path, "another_run", "visdom", port=login_port) as plotter:
+        plotter.text("options", "seed: 1")
+    assert server.client("another_run").win_exists("text options") is True
+
+
+@needs_visdom
+def test_a_login_is_not_told_to_a_server_that_asks_for_none(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISDOM_USERNAME", "me")
+    monkeypatch.setenv("VISDOM_PASSWORD", "secret")
+    asked = Server("localhost", server.port)
+    monkeypatch.setattr(asked, "_log_in", lambda: pytest.fail("told"))
+    assert not asked.ensure()
+
+
+def test_a_machine_that_cannot_be_reached_is_named() -> None:
+    problem = Server("no-such-machine.invalid", 8097).ensure()
+    assert "there is no visdom server at http://no-such-machine.invalid:8097: no-such-machine.invalid cannot" in problem
+
+
+def test_addresses_of_the_sixth_version_stand_in_brackets() -> None:
+    assert Server("::1", 8097).url == "http://[::1]:8097"
+
+
+def test_what_is_no_host_is_refused() -> None:
+    values = options.load_file("ntm-copy")
+    for host in ("http://elsewhere", "two words", "", "elsewhere:8097"):
+        with pytest.raises(OptionsError, match=f"visdom_host: got '{host}'; allowed: the name or the address"):
+            factory.parse({**values, "visdom_host": host})
+    for host in ("plots.example.org", "10.0.0.7", "::1"):
+        assert factory.parse({**values, "visdom_host": host}).visdom_host == host
+
+
+@needs_visdom
+def test_serving_what_runs_left_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(error: BaseException) -> Any:
+        def serve(port: int, data: str | None) -> None:
+            raise error
+
+        return serve
+
+    monkeypatch.setattr(sys, "argv", ["visdom_server", "--port", "8123"])
+    monkeypatch.setattr(visdom_server, "serve", failing(KeyboardInterrupt()))
+    visdom_server.main()
+    monkeypatch.setattr(visdom_server, "serve", failing(OSError(98, os.strerror(98))))
+    with pytest.raises(SystemExit, match=f"could not be started at port 8123 .{os.strerror(98)}"):
+        visdom_server.main()
+    assert "http://localhost:8123, until Ctrl-C" in capsys.readouterr().out
+    monkeypatch.setattr(visdom_files, "fetch", lambda source: failing(KeyboardInterrupt())(0, None))
+    monkeypatch.setattr(sys, "argv", ["visdom_files"])
+    with pytest.raises(SystemExit, match="130"):
+        visdom_files.main()

@@ -5,7 +5,7 @@ be drawn in any thread or process.
 """
 
 from .animation import memory_gif
-from .curves import RAW_POINTS, Curve, curve_panels, curve_title, curves_figure, thinned
+from .curves import RAW_POINTS, Curve, History, curve_title, curves_figure, thinned
 from .episode import Array, Episode, episode_from, wrong_bits
 from .memory import episode_figure
 from .panels import LINES, colour_limits
@@ -17,8 +17,8 @@ __all__ = [
     "Array",
     "Curve",
     "Episode",
+    "History",
     "colour_limits",
-    "curve_panels",
     "curve_title",
     "curves_figure",
     "episode_figure",

@@ -27,48 +27,153 @@ TROUBLES = ("bad_steps",)
 """Panels that are left out as long as there is nothing in them but zeros."""
 FAMILIES = ("fitness", "trust")
 """Metrics of training whose names begin so (fitness_best, fitness_median, …) share a panel."""
+MAX_STRETCHES = 2048
+"""Of a curve. Where there are more points, neighbours are joined: mean, lowest and highest are kept of them."""
 RAW_POINTS = 300
 """A curve with more points is drawn faintly, with the means of stretches of it on top."""
 
 
 class Curve(NamedTuple):
-    """One line of a panel."""
+    """One line of a panel, of as many points as there are, in at most :data:`MAX_STRETCHES` stretches."""
 
     label: str
-    steps: NDArray[np.float64]
-    values: NDArray[np.float64]
+    first: tuple[float, float]
+    """Step and value of the first point; of NaN if there is none."""
+    last: tuple[float, float]
+    stretches: NDArray[np.float64]
+    """``[N, 7]``: how many points a stretch has, the sums of their steps and values, step and value of the lowest and
+    of the highest."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether each point is a stretch of its own."""
+        return not len(self.stretches) or bool(self.stretches[:, 0].max() == 1)
+
+    @property
+    def steps(self) -> NDArray[np.float64]:
+        """The mean step of each stretch, ``[N]``."""
+        return self.stretches[:, 1] / self.stretches[:, 0]
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """The mean value of each stretch, ``[N]``."""
+        return self.stretches[:, 2] / self.stretches[:, 0]
+
+    @property
+    def outline(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Steps and values of the lowest and the highest point of each stretch, in order, and of first and last."""
+        if self.exact:
+            return self.steps, self.values
+        extremes = self.stretches[:, 3:].reshape(-1, 2)
+        points = np.concatenate([[self.first], extremes, [self.last]])
+        return tuple(points[np.argsort(points[:, 0], kind="stable")].T)
 
 
-def curve_panels(rows: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, list[Curve]]:
-    """Sort metrics into panels: one for a metric of training and held-out sets, one for others of a prefix.
+class _Line:
+    """Takes the points of a curve one by one, in bounded memory."""
 
-    Args:
-        rows: step and values by name, such as ``train/loss``, ``held_out/length 40/bits_wrong`` or ``fitness/best``.
+    def __init__(self) -> None:
+        self.first = self.last = (math.nan, math.nan)
+        self.stretches = np.empty((MAX_STRETCHES, 7))
+        self.count = 0
+        self.size = 1
+        """Points in a stretch."""
+        self.open: list[float] = []
+        """The stretch that takes the next point; not yet among the others."""
 
-    Returns:
-        The curves of each panel by its name (``loss``, ``bits_wrong``, ``fitness``), without infinite values and NaN.
+    def add(self, step: float, value: float) -> None:
+        self.last = (step, value)
+        if not self.open:
+            self.first = self.last
+        elif self.open[0] < self.size:
+            self.open[:3] = self.open[0] + 1, self.open[1] + step, self.open[2] + value
+            if value < self.open[4]:
+                self.open[3:5] = self.last
+            if value > self.open[6]:
+                self.open[5:7] = self.last
+            return
+        else:
+            self.stretches[self.count] = self.open
+            self.count += 1
+            if self.count == MAX_STRETCHES:
+                self.count, self.size = self.count // 2, 2 * self.size
+                self.stretches[: self.count] = _halved(self.stretches)
+        self.open = [1, *self.last, *self.last, *self.last]
+
+    def curve(self, label: str) -> Curve:
+        last = np.array(self.open, dtype=np.float64).reshape(-1, 7)
+        return Curve(label, self.first, self.last, np.concatenate([self.stretches[: self.count], last]))
+
+
+def _joined(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Stretches ``[…, 7]`` and those that follow them as one each."""
+    joined = left + right
+    joined[..., 3:5] = np.where(right[..., 4:5] < left[..., 4:5], right[..., 3:5], left[..., 3:5])
+    joined[..., 5:7] = np.where(right[..., 6:7] > left[..., 6:7], right[..., 5:7], left[..., 5:7])
+    return joined
+
+
+def _halved(stretches: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Neighbouring stretches joined to half as many; an odd last one stays."""
+    even = len(stretches) // 2 * 2
+    return np.concatenate([_joined(stretches[:even:2], stretches[1:even:2]), stretches[even:]])
+
+
+class History:
+    """Numbers of the whole run, as curves; memory depends on the number of curves, not on the length of the run.
+
+    Metrics are sorted into panels: one for a metric of training, validation and test, one for others of a prefix.
     """
-    points: dict[str, dict[str, list[tuple[int, float]]]] = {name: {} for name in FIRST_PANELS}
-    for step, values in rows:
-        for name, value in values.items():
-            first, _, rest = name.partition("/")
-            if first in ("train", "held_out") and rest:
-                label, _, panel = rest.rpartition("/")
-                family = panel.partition("_")[0]
-                if not label and family in FAMILIES:
-                    panel, label = family, panel.removeprefix(f"{family}_").replace("_", " ")
-                label = label or first.replace("_", " ")
-            else:
-                panel, _, label = name.rpartition("/")
-                panel, label = panel or name, label.replace("_", " ")
-            line = points.setdefault(panel, {}).setdefault(label, [])
-            if math.isfinite(value):
-                line.append((step, value))
-    return {
-        panel: [Curve(label, *np.array(line, dtype=np.float64).reshape(-1, 2).T) for label, line in lines.items()]
-        for panel, lines in points.items()
-        if lines and (panel not in TROUBLES or any(value for line in lines.values() for _, value in line))
-    }
+
+    def __init__(self) -> None:
+        """Empty."""
+        self._lines: dict[str, dict[str, _Line]] = {name: {} for name in FIRST_PANELS}
+        self._steps: tuple[float, float] | None = None
+
+    @property
+    def one_step(self) -> bool:
+        """Whether there is no more than one step, of which no curve can be drawn."""
+        return self._steps is None or self._steps[0] == self._steps[1]
+
+    def add(self, rows: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Add step and values by name, such as ``train/loss``, ``validation/length 40/loss`` or ``fitness/best``.
+
+        Infinite values and NaN are left out.
+        """
+        for step, values in rows:
+            low, high = self._steps or (step, step)
+            self._steps = min(low, step), max(high, step)
+            for name, value in values.items():
+                panel, label = _place(name)
+                lines = self._lines.setdefault(panel, {})
+                if label not in lines:
+                    lines[label] = _Line()
+                if math.isfinite(value):
+                    lines[label].add(step, value)
+
+    def panels(self) -> dict[str, list[Curve]]:
+        """The curves of each panel by its name (``loss``, ``bits_wrong``, ``fitness``)."""
+        panels = {
+            panel: [line.curve(label) for label, line in lines.items()] for panel, lines in self._lines.items() if lines
+        }
+        return {
+            panel: curves
+            for panel, curves in panels.items()
+            if panel not in TROUBLES or any(curve.outline[1].any() for curve in curves)
+        }
+
+
+def _place(name: str) -> tuple[str, str]:
+    """The panel of a metric, and its label there."""
+    first, _, rest = name.partition("/")
+    if first in ("train", "validation", "test") and rest:
+        label, _, panel = rest.rpartition("/")
+        family = panel.partition("_")[0]
+        if not label and family in FAMILIES:
+            panel, label = family, panel.removeprefix(f"{family}_").replace("_", " ")
+        return panel, label if first == "train" and label else f"{first} {label}".rstrip()
+    panel, _, label = name.rpartition("/")
+    return panel or name, label.replace("_", " ")
 
 
 def curve_title(panel: str) -> str:
@@ -76,14 +181,12 @@ def curve_title(panel: str) -> str:
     return CURVE_TITLES.get(panel, panel.replace("_", " "))
 
 
-def thinned(curve: Curve, points: int) -> Curve:
-    """The means of at most ``points`` stretches of a curve, or the curve itself if it is that short."""
-    count = len(curve.steps)
-    if count <= points:
-        return curve
-    edges = np.linspace(0, count, points + 1).astype(int)[:-1]
-    sizes = np.diff(edges, append=count)
-    return Curve(curve.label, np.add.reduceat(curve.steps, edges) / sizes, np.add.reduceat(curve.values, edges) / sizes)
+def thinned(curve: Curve, stretches: int) -> Curve:
+    """A curve in at most so many stretches."""
+    fewer = curve.stretches
+    while len(fewer) > stretches:
+        fewer = _halved(fewer)
+    return curve._replace(stretches=fewer)
 
 
 def _last(curve: Curve) -> str:
@@ -96,7 +199,7 @@ def _last(curve: Curve) -> str:
 
 def _scale_values(axes: Axes, curves: Sequence[Curve]) -> None:
     """A logarithmic axis where the values span more than a decade, linear near zero if some are zero."""
-    values = np.concatenate([curve.values for curve in curves])
+    values = np.concatenate([curve.outline[1] for curve in curves])
     positive = values[values > 0]
     if not len(positive) or values.min() < 0 or positive.max() < 10 * positive.min():
         if len(values) and values.min() >= 0:
@@ -110,13 +213,12 @@ def _scale_values(axes: Axes, curves: Sequence[Curve]) -> None:
     axes.set_ylim(bottom=-0.1 * floor)
 
 
-def curves_figure(rows: Iterable[tuple[int, Mapping[str, float]]]) -> Figure:
+def curves_figure(panels: Mapping[str, Sequence[Curve]]) -> Figure:
     """Loss, error, learning rate, gradient norm and every other metric against the training step.
 
     Args:
-        rows: step and values by name; see :func:`curve_panels`.
+        panels: from a :class:`History`.
     """
-    panels = curve_panels(rows)
     columns = min(len(panels), 2) or 1
     lines = math.ceil(len(panels) / columns) or 1
     figure = Figure(figsize=(5.8 * columns, 2.7 * lines), dpi=110, layout="constrained")
@@ -125,10 +227,10 @@ def curves_figure(rows: Iterable[tuple[int, Mapping[str, float]]]) -> Figure:
         axes = figure.add_subplot(lines, columns, place)
         for index, curve in enumerate(curves):
             colour = LINES[index % len(LINES)]
-            smooth = thinned(curve, RAW_POINTS // 2) if len(curve.steps) > RAW_POINTS else curve
-            if smooth is not curve:
-                raw = thinned(curve, 4000)
-                axes.plot(raw.steps, raw.values, color=colour, alpha=0.2, linewidth=0.6)
+            smooth = curve
+            if len(curve.stretches) > RAW_POINTS:
+                smooth = thinned(curve, RAW_POINTS // 2)
+                axes.plot(*curve.outline, color=colour, alpha=0.2, linewidth=0.6)
             marker = "o" if len(curve.steps) < 12 else None
             axes.plot(
                 smooth.steps,

@@ -207,7 +207,7 @@ class Neat(Strategy):
     def _quotas(self, numbers: Tensor, member_of: Tensor, fitness: Tensor, best: int) -> Tensor:
         """Children of each species, ``[M]``, P together; that of the best member has one at least."""
         options = self.options
-        champions = torch.tensor([record for _, record, _ in self.records], device=fitness.device)
+        champions = fitness.new_tensor([record for _, record, _ in self.records])
         since = torch.tensor([since for _, _, since in self.records], device=fitness.device)
         allowed = self.generation - since < options.species_patience
         if self.generation - self.improved[1] > options.population_patience:
@@ -217,7 +217,7 @@ class Neat(Strategy):
             self.improved = (self.improved[0], self.generation)
             self.records = [(number, record, self.generation) for number, record, _ in self.records]
         allowed[member_of[best]] = True
-        earned = (fitness - fitness.min().clamp(max=0)).double()
+        earned = fitness - fitness.min().clamp(max=0)
         means = earned.new_zeros(len(numbers)).index_add_(0, member_of, earned) / torch.bincount(member_of)
         if not (means * allowed).any():
             means = torch.ones_like(means)

@@ -101,7 +101,7 @@ def load(level: int | None = None) -> ctypes.CDLL | str:
     Args:
         level: use the variant of this index rather than the best that the processor runs.
     """
-    again = "install papertape again with a C++ compiler present (`pip install -e .` in a checkout)"
+    again = "`pip install -e .` in a clone of the repository builds it where there is a C++ compiler"
     try:
         baseline = _open(VARIANTS[0])
         if baseline is None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ... import install
 from ...accessors.dynamic import DynamicAccessor
 from ...accessors.static import StaticAccessor
 from ...circuit import CircuitState
@@ -99,7 +100,7 @@ def _unavailable_tensors(circuit: CircuitView, inputs: Tensor, state: CircuitSta
 def _unavailable_triton(device: torch.device) -> str | None:
     """Why Triton does not work here: it may be missing, or lack the C compiler that it builds its launcher with."""
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (on Linux, pip install triton)"
+        return f"Triton is not installed (on Linux, {install.TRITON})"
     try:
         from .content import content_weights
         from .launch import interpreted

@@ -1,7 +1,6 @@
-"""Write and read in one launch, and their backward.
+"""Writing of all heads in one launch, and its backward.
 
-Computes :func:`~papertape.core.addressing.write` and, from the new memory, :func:`~papertape.core.addressing.read`.
-B batch, N slots, W word size, R read heads, H write heads.
+Computes :func:`~papertape.core.addressing.write`. B batch, N slots, W word size, H write heads.
 """
 
 from __future__ import annotations
@@ -15,9 +14,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .launch import launch, parts, power_of_two, rows_per_tile, sigmoid, tanh, warps
-
-COLUMNS = 32
-"""Word elements that a program of the forward pass takes: a row of its tile is one line of the cache in float32."""
 
 
 @triton.jit
@@ -96,63 +92,44 @@ def write_backward(
 
 
 @triton.jit
-def access_forward(
+def memory_forward(
     memory,
     weights,
     erase,
     add,
-    read_weights,
     new_memory,
-    reads,
     N: tl.constexpr,
     W: tl.constexpr,
     H: tl.constexpr,
-    R: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
-    BLOCK_R: tl.constexpr,
 ):
-    """One program per sequence and block of word elements, over all slots, so that reads come out whole."""
+    """One program per sequence and block of slots."""
     batch = tl.program_id(0).to(tl.int64)
-    weights += batch * H * N
-    erase += batch * H * W
-    add += batch * H * W
-    w = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
-    r = tl.arange(0, BLOCK_R)
-    read = tl.zeros([BLOCK_R, BLOCK_W], memory.dtype.element_ty)
-    for start in range(0, N, BLOCK_N):
-        n = start + tl.arange(0, BLOCK_N)
-        inside = (n < N)[:, None] & (w < W)[None, :]
-        offsets = batch * N * W + n[:, None] * W + w[None, :]
-        tile = tl.load(memory + offsets, mask=inside, other=0.0)
-        tile = written(tile, weights, erase, add, n, w, N, W, H, False, False)
-        tl.store(new_memory + offsets, tile, mask=inside)
-        for head in tl.static_range(R):
-            weight = tl.load(read_weights + (batch * R + head) * N + n, mask=n < N, other=0.0)
-            read += tl.where(r[:, None] == head, tl.sum(weight[:, None] * tile, 0)[None, :], 0.0)
-    if R > 0:
-        inside = (r < R)[:, None] & (w < W)[None, :]
-        tl.store(reads + (batch * R + r[:, None]) * W + w[None, :], read, mask=inside)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    w = tl.arange(0, BLOCK_W)
+    inside = (n < N)[:, None] & (w < W)[None, :]
+    offsets = batch * N * W + n[:, None] * W + w[None, :]
+    tile = tl.load(memory + offsets, mask=inside, other=0.0)
+    rows = batch * H * W
+    tile = written(tile, weights + batch * H * N, erase + rows, add + rows, n, w, N, W, H, False, False)
+    tl.store(new_memory + offsets, tile, mask=inside)
 
 
 @triton.jit
-def access_backward(
+def memory_backward(
     memory,
     weights,
     erase,
     add,
-    read_weights,
     d_new_memory,
-    d_reads,
     d_memory,
     d_weights,
     d_erase,
     d_add,
-    d_read_weights,
     N: tl.constexpr,
     W: tl.constexpr,
     H: tl.constexpr,
-    R: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
@@ -169,15 +146,6 @@ def access_backward(
     offsets = batch * N * W + n[:, None] * W + w[None, :]
     tile = tl.load(memory + offsets, mask=inside, other=0.0)
     d_tile = tl.load(d_new_memory + offsets, mask=inside, other=0.0)
-    if R > 0:
-        new_tile = written(tile, weights, erase, add, n, w, N, W, H, False, False)
-        for head in tl.static_range(R):
-            row = batch * R + head
-            d_read = tl.load(d_reads + row * W + w, mask=in_word, other=0.0)[None, :]
-            weight = tl.load(read_weights + row * N + n, mask=in_memory, other=0.0)[:, None]
-            d_tile += weight * d_read
-            tl.store(d_read_weights + row * N + n, tl.sum(new_tile * d_read, 1), mask=in_memory)
-
     kept = tl.full([BLOCK_N, BLOCK_W], 1.0, tile.dtype)
     # Loops, not copies of their bodies: of H² large bodies the compiler would not see the end.
     for head in range(H):
@@ -191,71 +159,48 @@ def access_backward(
     tl.store(d_memory + offsets, d_tile * kept, mask=inside)
 
 
-class _Access(torch.autograd.Function):
+class _Write(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor, read_weights: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        given = [part.contiguous() for part in (memory, weights, erase, add)]
-        given.append(given[0].new_empty(0) if read_weights is None else read_weights.contiguous())
+    def forward(ctx: Any, *arguments: Tensor) -> Tensor:
+        memory, weights, erase, add = (part.contiguous() for part in arguments)
         batch, slots, word = memory.shape
-        heads = 0 if read_weights is None else read_weights.shape[1]
-        ctx.sizes = {"N": slots, "W": word, "H": weights.shape[1], "R": heads}
-        columns = min(power_of_two(word), COLUMNS)
-        block = rows_per_tile(slots, columns)
-        new_memory = torch.empty_like(given[0])
-        reads = new_memory.new_empty(batch, heads, word)
+        block = rows_per_tile(slots, word)
+        ctx.constants = {
+            "N": slots,
+            "W": word,
+            "H": weights.shape[1],
+            "BLOCK_N": block,
+            "BLOCK_W": power_of_two(word),
+            "num_warps": warps(block * power_of_two(word)),
+        }
+        new_memory = torch.empty_like(memory)
         launch(
-            access_forward,
-            (batch, parts(word, columns)),
-            *given,
-            new_memory,
-            reads,
-            **ctx.sizes,
-            BLOCK_N=block,
-            BLOCK_W=columns,
-            BLOCK_R=power_of_two(max(heads, 1)),
-            num_warps=warps(block * columns),
+            memory_forward,
+            (batch, parts(slots, block)),
+            *(memory, weights, erase, add, new_memory),
+            **ctx.constants,
         )
-        ctx.save_for_backward(*given)
-        return new_memory, reads
+        ctx.save_for_backward(memory, weights, erase, add)
+        return new_memory
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_new_memory: Tensor, d_reads: Tensor) -> tuple[Tensor | None, ...]:
-        given = ctx.saved_tensors
-        memory, weights, erase, _, read_weights = given
-        batch, slots, word = memory.shape
-        block = rows_per_tile(slots, word)
-        blocks = parts(slots, block)
+    def backward(ctx: Any, d_new_memory: Tensor) -> tuple[Tensor, ...]:
+        memory, weights, erase, add = ctx.saved_tensors
+        batch, slots, _ = memory.shape
+        blocks = parts(slots, ctx.constants["BLOCK_N"])
         d_memory, d_weights = torch.empty_like(memory), torch.empty_like(weights)
         d_erase = erase.new_empty(batch, blocks, *erase.shape[1:])
-        d_add, d_read_weights = torch.empty_like(d_erase), torch.empty_like(read_weights)
+        d_add = torch.empty_like(d_erase)
         launch(
-            access_backward,
+            memory_backward,
             (batch, blocks),
-            *given,
-            d_new_memory.contiguous(),
-            d_reads.contiguous(),
-            *(d_memory, d_weights, d_erase, d_add, d_read_weights),
-            **ctx.sizes,
-            BLOCK_N=block,
-            BLOCK_W=power_of_two(word),
-            num_warps=warps(block * power_of_two(word)),
+            *(memory, weights, erase, add, d_new_memory.contiguous(), d_memory, d_weights, d_erase, d_add),
+            **ctx.constants,
         )
-        return d_memory, d_weights, d_erase.sum(1), d_add.sum(1), d_read_weights if ctx.sizes["R"] else None
+        return d_memory, d_weights, d_erase.sum(1), d_add.sum(1)
 
 
 def write(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor) -> Tensor:
     """See :func:`papertape.core.addressing.write`."""
-    return _Access.apply(memory, weights, erase, add, None)[0]
-
-
-def write_and_read(
-    memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor, read_weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    """New memory ``[B, N, W]`` and the words read from it ``[B, R, W]``.
-
-    See :func:`papertape.core.addressing.write` and :func:`papertape.core.addressing.read`.
-    """
-    return _Access.apply(memory, weights, erase, add, read_weights)
+    return _Write.apply(memory, weights, erase, add)

@@ -45,6 +45,132 @@ def _shifted(gated, shares, s, n, N: tl.constexpr, S: tl.constexpr):
     return result
 
 
+@triton.jit
+def _locate(
+    tile,
+    raw,
+    old,
+    new,
+    gated,
+    n,
+    w,
+    s,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+    N: tl.constexpr,
+    W: tl.constexpr,
+    S: tl.constexpr,
+    KEYS: tl.constexpr,
+    STRENGTHS: tl.constexpr,
+    GATE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    SHARPNESS: tl.constexpr,
+    MASK: tl.constexpr,
+    MASK_MIN: tl.constexpr,
+    NORM_EPSILON: tl.constexpr,
+    SHARPEN_EPSILON: tl.constexpr,
+):
+    """Weightings ``new`` of heads FIRST to LAST - 1: each looks content up in the tile and moves on from ``old``.
+
+    Shifting needs the slots of other threads: what is ``gated`` goes through memory, and so does what comes out.
+    """
+    norm = slot_norms(tile, NORM_EPSILON)
+    for head in range(FIRST, LAST):
+        key, strength, mask = lookup_head(raw, KEYS + head * W, STRENGTHS + head, MASK + head * W, w, W, True, MASK_MIN)
+        content, _ = lookup(tile, norm, key, strength, mask, n < N, 0.0, MASK_MIN, NORM_EPSILON)
+        gate = sigmoid(tl.load(raw + GATE + head))
+        last = tl.load(old + head * N + n, mask=n < N, other=0.0)
+        tl.store(gated + head * N + n, last + gate * (content - last), mask=n < N)
+    tl.debug_barrier()
+    for head in range(FIRST, LAST):
+        shifted = _shifted(gated + head * N, _shares(raw + SHIFT + head * S, s, S), s, n, N, S)
+        power = 1.0 + softplus(tl.load(raw + SHARPNESS + head))
+        tl.store(new + head * N + n, sharpened(shifted, power, n < N, SHARPEN_EPSILON), mask=n < N)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _locate_backward(
+    tile,
+    d_tile,
+    raw,
+    d_raw,
+    old,
+    d_old,
+    new,
+    d_new,
+    gated,
+    n,
+    w,
+    s,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+    N: tl.constexpr,
+    W: tl.constexpr,
+    S: tl.constexpr,
+    KEYS: tl.constexpr,
+    STRENGTHS: tl.constexpr,
+    GATE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    SHARPNESS: tl.constexpr,
+    MASK: tl.constexpr,
+    MASK_MIN: tl.constexpr,
+    NORM_EPSILON: tl.constexpr,
+    SHARPEN_EPSILON: tl.constexpr,
+):
+    """Backward of :func:`_locate`: the gradient of the tile, with what the lookups add to it.
+
+    ``d_new`` is lost; ``d_old`` and what ``d_raw`` has of these heads are set.
+    """
+    in_memory, in_word = n < N, w < W
+    # Sharpening and the shift, whose gradient goes to the slots of other threads: it replaces that of the weighting in
+    # memory.
+    for head in range(FIRST, LAST):
+        weight = tl.load(new + head * N + n, mask=in_memory, other=0.0)
+        d_logit = softmax_backward(weight, tl.load(d_new + head * N + n, mask=in_memory, other=0.0))
+        shares = _shares(raw + SHIFT + head * S, s, S)
+        shifted = _shifted(gated + head * N, shares, s, n, N, S) + SHARPEN_EPSILON
+        raw_power = tl.load(raw + SHARPNESS + head)
+        d_power = tl.sum(d_logit * tl.log(shifted), 0) * softplus_slope(raw_power)
+        tl.store(d_raw + SHARPNESS + head, d_power)
+        d_shifted = d_logit * (1.0 + softplus(raw_power)) / shifted
+        tl.debug_barrier()
+        tl.store(d_new + head * N + n, d_shifted, mask=in_memory)
+        d_shares = tl.zeros_like(shares)
+        for index in tl.static_range(S):
+            source = (n + S // 2 - index + N * S) % N
+            product = d_shifted * tl.load(gated + head * N + source, mask=in_memory, other=0.0)
+            d_shares += tl.where(s == index, tl.sum(product, 0), 0.0)
+        tl.store(d_raw + SHIFT + head * S + s, softmax_backward(shares, d_shares), mask=s < S)
+    tl.debug_barrier()
+
+    # Interpolation and content.
+    norm = slot_norms(tile, NORM_EPSILON)
+    for head in range(FIRST, LAST):
+        shares = _shares(raw + SHIFT + head * S, s, S)
+        d_gated = tl.zeros_like(norm)
+        for index in tl.static_range(S):
+            share = tl.sum(tl.where(s == index, shares, 0.0), 0)
+            target = (n + index - S // 2 + N * S) % N
+            d_gated += share * tl.load(d_new + head * N + target, mask=in_memory, other=0.0)
+        key, strength, mask = lookup_head(raw, KEYS + head * W, STRENGTHS + head, MASK + head * W, w, W, True, MASK_MIN)
+        content, cosine = lookup(tile, norm, key, strength, mask, in_memory, 0.0, MASK_MIN, NORM_EPSILON)
+        gate = sigmoid(tl.load(raw + GATE + head))
+        last = tl.load(old + head * N + n, mask=in_memory, other=0.0)
+        tl.store(d_raw + GATE + head, tl.sum(d_gated * (content - last), 0) * gate * (1.0 - gate))
+        tl.store(d_old + head * N + n, (1.0 - gate) * d_gated, mask=in_memory)
+        d_found, d_key, d_strength, d_mask = lookup_backward(
+            tile, norm, key, strength, mask, content, cosine, gate * d_gated, True, 0.0, MASK_MIN, NORM_EPSILON
+        )
+        d_tile += d_found
+        tl.store(d_raw + KEYS + head * W + w, d_key, mask=in_word)
+        tl.store(d_raw + STRENGTHS + head, d_strength)
+        if MASK_MIN is not None:
+            tl.store(d_raw + MASK + head * W + w, d_mask, mask=in_word)
+    tl.debug_barrier()
+    return d_tile
+
+
 @triton.jit(do_not_specialize=["steps", "batch_size", "rows_per_member"])
 def ntm_forward(
     features,
@@ -136,27 +262,58 @@ def ntm_forward(
         raw = interface + room * INTERFACE
         interface_forward(after, interface_weight, interface_bias, raw, i, HIDDEN, INTERFACE, THREADS)
 
-        # Every head looks content up and moves on from where it was; shifting needs the slots of other threads.
         old = weights + now * K * N
         new = weights + then * K * N
         gated_row = gated + room * K * N
-        norm = slot_norms(tile, NORM_EPSILON)
-        for head in range(K):
-            key, strength, mask = lookup_head(
-                raw, KEYS + head * W, STRENGTHS + head, MASK + head * W, w, W, True, MASK_MIN
-            )
-            content, _ = lookup(tile, norm, key, strength, mask, n < N, 0.0, MASK_MIN, NORM_EPSILON)
-            gate = sigmoid(tl.load(raw + GATE + head))
-            last = tl.load(old + head * N + n, mask=n < N, other=0.0)
-            tl.store(gated_row + head * N + n, last + gate * (content - last), mask=n < N)
-        tl.debug_barrier()
-        for head in range(K):
-            shifted = _shifted(gated_row + head * N, _shares(raw + SHIFT + head * S, s, S), s, n, N, S)
-            power = 1.0 + softplus(tl.load(raw + SHARPNESS + head))
-            tl.store(new + head * N + n, sharpened(shifted, power, n < N, SHARPEN_EPSILON), mask=n < N)
-        tl.debug_barrier()
-
+        _locate(
+            tile,
+            raw,
+            old,
+            new,
+            gated_row,
+            n,
+            w,
+            s,
+            R,
+            K,
+            N,
+            W,
+            S,
+            KEYS,
+            STRENGTHS,
+            GATE,
+            SHIFT,
+            SHARPNESS,
+            MASK,
+            MASK_MIN,
+            NORM_EPSILON,
+            SHARPEN_EPSILON,
+        )
         tile = written(tile, new + R * N, raw + ERASE, raw + ADD, n, w, N, W, H, True, True)
+        _locate(
+            tile,
+            raw,
+            old,
+            new,
+            gated_row,
+            n,
+            w,
+            s,
+            0,
+            R,
+            N,
+            W,
+            S,
+            KEYS,
+            STRENGTHS,
+            GATE,
+            SHIFT,
+            SHARPNESS,
+            MASK,
+            MASK_MIN,
+            NORM_EPSILON,
+            SHARPEN_EPSILON,
+        )
         for head in range(R):
             weight = tl.load(new + head * N + n, mask=n < N, other=0.0)
             tl.store(after + LAYERS * HIDDEN + head * W + w, tl.sum(weight[:, None] * tile, 0), mask=w < W)
@@ -265,7 +422,7 @@ def ntm_backward(
             d_after = d_features + (row + batch_size) * FEATURES
             tile = tl.load(memories + step * N * W + within, mask=inside, other=0.0)
 
-            # Reads, then writes: what each head's weighting did to the memory and to the words read.
+            # Reads and what found them, in the new memory; then writes and what found those, in the old one.
             erase, add = raw + ERASE, raw + ADD
             new_tile = written(tile, new + R * N, erase, add, n, w, N, W, H, True, True)
             for head in range(R):
@@ -274,6 +431,35 @@ def ntm_backward(
                 d_tile += weight[:, None] * d_read
                 d_weight = tl.load(d_new + head * N + n, mask=in_memory, other=0.0) + tl.sum(new_tile * d_read, 1)
                 tl.store(d_new + head * N + n, d_weight, mask=in_memory)
+            tl.debug_barrier()
+            d_tile = _locate_backward(
+                new_tile,
+                d_tile,
+                raw,
+                d_raw,
+                old,
+                d_old,
+                new,
+                d_new,
+                gated_row,
+                n,
+                w,
+                s,
+                0,
+                R,
+                N,
+                W,
+                S,
+                KEYS,
+                STRENGTHS,
+                GATE,
+                SHIFT,
+                SHARPNESS,
+                MASK,
+                MASK_MIN,
+                NORM_EPSILON,
+                SHARPEN_EPSILON,
+            )
             kept = tl.full([BLOCK_N, BLOCK_W], 1.0, tile.dtype)
             for head in range(H):
                 d_written, d_erase, d_add, left = write_backward(
@@ -287,54 +473,34 @@ def ntm_backward(
             d_tile *= kept
             tl.debug_barrier()
 
-            # Sharpening and the shift, whose gradient goes to the slots of other threads: it replaces that of the
-            # weighting in memory.
-            for head in range(K):
-                weight = tl.load(new + head * N + n, mask=in_memory, other=0.0)
-                d_logit = softmax_backward(weight, tl.load(d_new + head * N + n, mask=in_memory, other=0.0))
-                shares = _shares(raw + SHIFT + head * S, s, S)
-                shifted = _shifted(gated_row + head * N, shares, s, n, N, S) + SHARPEN_EPSILON
-                raw_power = tl.load(raw + SHARPNESS + head)
-                d_power = tl.sum(d_logit * tl.log(shifted), 0) * softplus_slope(raw_power)
-                tl.store(d_raw + SHARPNESS + head, d_power)
-                d_shifted = d_logit * (1.0 + softplus(raw_power)) / shifted
-                tl.debug_barrier()
-                tl.store(d_new + head * N + n, d_shifted, mask=in_memory)
-                d_shares = tl.zeros_like(shares)
-                for index in tl.static_range(S):
-                    source = (n + S // 2 - index + N * S) % N
-                    product = d_shifted * tl.load(gated_row + head * N + source, mask=in_memory, other=0.0)
-                    d_shares += tl.where(s == index, tl.sum(product, 0), 0.0)
-                tl.store(d_raw + SHIFT + head * S + s, softmax_backward(shares, d_shares), mask=s < S)
-            tl.debug_barrier()
-
-            # Interpolation and content.
-            norm = slot_norms(tile, NORM_EPSILON)
-            for head in range(K):
-                shares = _shares(raw + SHIFT + head * S, s, S)
-                d_gated = tl.zeros_like(norm)
-                for index in tl.static_range(S):
-                    share = tl.sum(tl.where(s == index, shares, 0.0), 0)
-                    target = (n + index - S // 2 + N * S) % N
-                    d_gated += share * tl.load(d_new + head * N + target, mask=in_memory, other=0.0)
-                key, strength, mask = lookup_head(
-                    raw, KEYS + head * W, STRENGTHS + head, MASK + head * W, w, W, True, MASK_MIN
-                )
-                content, cosine = lookup(tile, norm, key, strength, mask, in_memory, 0.0, MASK_MIN, NORM_EPSILON)
-                gate = sigmoid(tl.load(raw + GATE + head))
-                last = tl.load(old + head * N + n, mask=in_memory, other=0.0)
-                tl.store(d_raw + GATE + head, tl.sum(d_gated * (content - last), 0) * gate * (1.0 - gate))
-                tl.store(d_old + head * N + n, (1.0 - gate) * d_gated, mask=in_memory)
-                d_content = gate * d_gated
-                d_found, d_key, d_strength, d_mask = lookup_backward(
-                    tile, norm, key, strength, mask, content, cosine, d_content, True, 0.0, MASK_MIN, NORM_EPSILON
-                )
-                d_tile += d_found
-                tl.store(d_raw + KEYS + head * W + w, d_key, mask=in_word)
-                tl.store(d_raw + STRENGTHS + head, d_strength)
-                if MASK_MIN is not None:
-                    tl.store(d_raw + MASK + head * W + w, d_mask, mask=in_word)
-            tl.debug_barrier()
+            d_tile = _locate_backward(
+                tile,
+                d_tile,
+                raw,
+                d_raw,
+                old,
+                d_old,
+                new,
+                d_new,
+                gated_row,
+                n,
+                w,
+                s,
+                R,
+                K,
+                N,
+                W,
+                S,
+                KEYS,
+                STRENGTHS,
+                GATE,
+                SHIFT,
+                SHARPNESS,
+                MASK,
+                MASK_MIN,
+                NORM_EPSILON,
+                SHARPEN_EPSILON,
+            )
 
             d_hidden = interface_backward(d_after, interface_weight, d_raw, h, HIDDEN, INTERFACE, THREADS)
             before = features + row * FEATURES

@@ -15,29 +15,29 @@ from ... import addressing
 from ...accessors.dynamic import DynamicAccessor, DynamicState
 from ...accessors.static import StaticAccessor, StaticState
 from ...circuit import CircuitState
+from ...heads import StaticHeads
 from .allocation import usage_and_allocation
 from .content import content_weights
 from .links import Chunk, follow_links
 from .location import location_weights
-from .memory import write, write_and_read
+from .memory import write
 
 if TYPE_CHECKING:
     from ..circuit_view import CircuitView
 
 
+def _static_weights(memory: Tensor, heads: StaticHeads, last: Tensor) -> Tensor:
+    content = content_weights(memory, heads.keys, heads.strengths, heads.mask)
+    return location_weights(content, last, heads.gate, heads.shift, heads.sharpness)
+
+
 def static_step(accessor: StaticAccessor, hidden: Tensor, state: StaticState) -> tuple[Tensor, StaticState]:
     """Words read ``[B, R, W]`` and the next state; see :class:`~papertape.core.accessors.static.StaticAccessor`."""
     heads = accessor.interface(hidden)
-    weights = location_weights(
-        content_weights(state.memory, heads.keys, heads.strengths, heads.mask),
-        torch.cat([state.read_weights, state.write_weights], dim=1),
-        heads.gate,
-        heads.shift,
-        heads.sharpness,
-    )
-    read_weights, write_weights = weights[:, : accessor.num_reads], weights[:, accessor.num_reads :]
-    memory, reads = write_and_read(state.memory, write_weights, heads.erase, heads.add, read_weights)
-    return reads, StaticState(memory, read_weights, write_weights)
+    write_weights = _static_weights(state.memory, heads.only(slice(accessor.num_reads, None)), state.write_weights)
+    memory = write(state.memory, write_weights, heads.erase, heads.add)
+    read_weights = _static_weights(memory, heads.only(slice(accessor.num_reads)), state.read_weights)
+    return addressing.read(memory, read_weights), StaticState(memory, read_weights, write_weights)
 
 
 def dynamic_step(

@@ -219,6 +219,31 @@ def test_finds_the_optimum_of_the_sphere(name):
     assert float((strategy.best - 0.5).abs().max()) < tolerance
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["cma-es", "sep-cma-es", "snes"])
+def test_fitness_keeps_the_digits_that_a_large_offset_leaves(name, kind):
+    """Of the sphere plus 1000, float64 leaves differences of 1e-13, float32 of 6e-5."""
+    strategy = build(name, layout=None, genome=torch.linspace(-1, 1, 10).to(kind), population=None)
+    for _ in range(600):
+        strategy.tell(sphere(strategy.ask().double()) - 1000)
+    assert -float(sphere(strategy.best.double()[None])) < 1e-12
+
+
+def test_nearly_equal_fitness_is_ranked_by_every_strategy():
+    """Told in float64, the better half differs from the worse by less than float32 can hold, as 1000 + 1e-9 does."""
+    offsets = torch.tensor([0.0, 1e-9] * 6, dtype=torch.float64)
+    for name in NAMES:
+        near, far = build(name), build(name)
+        if name == "deep-ga":
+            near.options = far.options = near.options.model_copy(update={"elite_candidates": 0})
+        near.ask(), far.ask()
+        scale = 1e9 if name not in ("trust", "neat") else 1.0  # ranks alone count, but for what is earned
+        near.tell(1000 + offsets)
+        far.tell(1000 + offsets * scale)
+        assert torch.equal(near.best, far.best), name
+        assert near.best_fitness == 1000 + 1e-9
+
+
 def test_cma_es_finds_the_optimum_of_rosenbrock():
     strategy = build("cma-es", layout=None, genome=torch.zeros(4, dtype=torch.float64))
     for _ in range(250):

@@ -27,7 +27,7 @@ def test_generations_against_a_loop_over_members():
         # The survivors, the most trusted first.
         assert [row.tolist() for row in after[:6]] == [genomes[member] for member in ranking]
         survivors = [trust[member] for member in ranking]
-        torch.testing.assert_close(strategy.trust[:6], torch.tensor(survivors))
+        torch.testing.assert_close(strategy.trust[:6], torch.tensor(survivors, dtype=torch.float64))
         # Every child is a copy of one of them and has its share of the trust of that one.
         for row, inherited in zip(after[6:], strategy.trust[6:], strict=True):
             parents = [trust[member] for member in ranking if genomes[member] == row.tolist()]
@@ -37,7 +37,7 @@ def test_generations_against_a_loop_over_members():
 
 def test_decay_per_sample_against_a_loop_over_samples():
     strategy = build(survivors=1.0, decay_per="sample", decay=0.1)
-    expected = torch.zeros(20)
+    expected = torch.zeros(20, dtype=torch.float64)
     generator = torch.Generator().manual_seed(1)
     for _ in range(3):
         strategy.ask()
@@ -90,7 +90,7 @@ def test_crossover_mixes_two_parents_evenly_and_sums_their_trust():
     assert torch.equal(children.unique(), torch.tensor([8.0, 9.0]))
     shares = (children == 9).float().mean(1)
     assert ((shares > 0.45) & (shares < 0.55)).all()
-    torch.testing.assert_close(strategy.trust[2:], torch.full((8,), 8.5))
+    torch.testing.assert_close(strategy.trust[2:], torch.full((8,), 8.5, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.07, 0.3, 0.8, 1.0])

@@ -12,7 +12,7 @@ import pytest
 
 KERNELS = {
     *("content_forward", "content_backward", "location_forward", "location_backward"),
-    *("access_forward", "access_backward", "allocation_forward", "allocation_backward", "usage_backward"),
+    *("memory_forward", "memory_backward", "allocation_forward", "allocation_backward", "usage_backward"),
     *("links_forward", "links_backward", "links_again", "ntm_forward", "ntm_backward", "dnc_forward", "dnc_backward"),
 }
 

@@ -19,7 +19,7 @@ from papertape.core.kernels.triton.allocation import usage_and_allocation
 from papertape.core.kernels.triton.content import content_weights
 from papertape.core.kernels.triton.links import follow_links
 from papertape.core.kernels.triton.location import location_weights
-from papertape.core.kernels.triton.memory import write, write_and_read
+from papertape.core.kernels.triton.memory import write
 
 # Batch, slots, word size, read heads, write heads: one of each, odd ones, whole tiles, more than one tile.
 SHAPES = [(1, 1, 1, 1, 1), (3, 7, 5, 1, 1), (2, 16, 8, 4, 1), (2, 37, 6, 3, 3), (1, 70, 33, 1, 2)]
@@ -74,11 +74,6 @@ def normal(*shape: int) -> Tensor:
 
 def weighting(*shape: int) -> Tensor:
     return torch.softmax(2 * normal(*shape), dim=-1)
-
-
-def written_and_read(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor, reads: Tensor) -> tuple[Tensor, ...]:
-    memory = addressing.write(memory, weights, erase, add)
-    return memory, addressing.read(memory, reads)
 
 
 def used_and_allocated(
@@ -155,17 +150,15 @@ def test_location_sharpens_empty_slots(power: float, triton_device: torch.device
 
 
 @each_shape
-def test_write_and_read(shape: tuple[int, ...], triton_device: torch.device) -> None:
+def test_write(shape: tuple[int, ...], triton_device: torch.device) -> None:
     torch.manual_seed(0)
-    batch, slots, word, reads, writes = shape
+    batch, slots, word, _, writes = shape
     erase = uniform(batch, writes, word)
     erase[0, 0, 0] = 1
     weights = weighting(batch, writes, slots)
     weights[0, 0] = torch.eye(slots, dtype=torch.float64)[0]
     arguments = [normal(batch, slots, word), weights, erase, normal(batch, writes, word)]
     assert_agrees(write, addressing.write, arguments, triton_device)
-    arguments.append(weighting(batch, reads, slots))
-    assert_agrees(write_and_read, written_and_read, arguments, triton_device)
 
 
 @each_shape
@@ -215,9 +208,7 @@ def test_arguments_need_not_be_contiguous(triton_device: torch.device) -> None:
     assert_agrees(content_weights, addressing.content_weights, [memory, keys, uniform(3, 2).T, None], triton_device)
     heads = weighting(2, 5, 6)
     erase = uniform(1, 2, 4).expand(2, -1, -1)
-    assert_agrees(
-        write_and_read, written_and_read, [memory, heads[:, 3:], erase, keys[:, 1:], heads[:, :3]], triton_device
-    )
+    assert_agrees(write, addressing.write, [memory, heads[:, 3:], erase, keys[:, 1:]], triton_device)
     arguments = [weighting(2, 6, 3).transpose(1, 2), heads[:, ::2], uniform(3, 2).T, uniform(2, 3, 6)[..., ::2]]
     assert_agrees(location_weights, addressing.location_weights, [*arguments, 1 + uniform(3, 2).T], triton_device)
     links = uniform(6, 2, 1, 6).permute(1, 2, 3, 0)

@@ -14,28 +14,68 @@ template <class T> inline T norm(const T* x, int size) {
     return std::sqrt(lane_sum<T>(sum) + T(NORM_EPSILON));
 }
 
+// dot_products of K heads; the norms are made with MAKE_NORMS alone.
+template <class T, int K, bool MAKE_NORMS>
+void dot_products_of(const Slots<T>& slots, int word, const T* memory, const T* keys, T* out, T* norms) {
+    const int N = slots.padded;
+    chunks<T, CHUNK>(N, [&](auto chunk, int n) {
+        constexpr int C = chunk;
+        Vec<T> dot[K][C] = {}, square[C] = {};
+        for (int j = 0; j < word; j++) {
+            for (int c = 0; c < C; c++) {
+                const Vec<T> x = load(memory + (size_t)j * N + n + c * LANES<T>);
+                if constexpr (MAKE_NORMS) square[c] += x * x;
+                for (int h = 0; h < K; h++) dot[h][c] += keys[h * word + j] * x;
+            }
+        }
+        for (int c = 0; c < C; c++) {
+            const int at = n + c * LANES<T>;
+            for (int h = 0; h < K; h++) store(out + (size_t)h * N + at, dot[h][c]);
+            if constexpr (MAKE_NORMS) store(norms + at, square_root(square[c] + T(NORM_EPSILON)));
+        }
+    });
+}
 // out[head][slot] = key · memory word; norms[slot] = sqrt(|word|² + epsilon) unless null.
 template <class T>
 void dot_products(const Slots<T>& slots, int word, const T* memory, int heads, const T* keys, T* out, T* norms) {
-    const int N = slots.padded;
     head_groups(heads, [&](auto group, int first) {
-        constexpr int K = group;
         const T* key = keys + first * word;
-        T* norm_out = first == 0 ? norms : nullptr;
-        chunks<T, CHUNK>(N, [&](auto chunk, int n) {
+        T* found = out + (size_t)first * slots.padded;
+        if (norms && first == 0)
+            dot_products_of<T, group, true>(slots, word, memory, key, found, norms);
+        else
+            dot_products_of<T, group, false>(slots, word, memory, key, found, nullptr);
+    });
+}
+// The same of the memory that one head writes, in one pass; for at most 4 heads.
+template <class T>
+void write_and_dot_products(const Slots<T>& slots, int word, const T* before, T* after, const T* weights,
+                            const T* erase, const T* add, int heads, const T* keys, T* out, T* norms) {
+    const int N = slots.padded;
+    head_groups(heads, [&](auto group, int) {
+        constexpr int K = group;
+        chunks<T, (K > 1 ? CHUNK / 2 : CHUNK)>(N, [&](auto chunk, int n) {
             constexpr int C = chunk;
-            Vec<T> dot[K][C] = {}, square[C] = {};
-            for (int j = 0; j < word; j++) {
+            Vec<T> w[C], dot[K][C] = {}, square[C] = {};
+            for (int c = 0; c < C; c++) w[c] = load(weights + n + c * LANES<T>);
+            const int size = word, stride = N;
+            const T *from = before + n, *erased = erase, *added = add, *key = keys;
+            T* to = after + n;
+            for (int j = 0; j < size; j++, from += stride, to += stride, erased++, added++, key++) {
+                const T e = *erased, a = *added;
+                T k[K];
+                for (int h = 0; h < K; h++) k[h] = key[h * size];
                 for (int c = 0; c < C; c++) {
-                    const Vec<T> x = load(memory + (size_t)j * N + n + c * LANES<T>);
+                    const Vec<T> x = load(from + c * LANES<T>) * (1 - e * w[c]) + a * w[c];
+                    store(to + c * LANES<T>, x);
                     square[c] += x * x;
-                    for (int h = 0; h < K; h++) dot[h][c] += key[h * word + j] * x;
+                    for (int h = 0; h < K; h++) dot[h][c] += k[h] * x;
                 }
             }
             for (int c = 0; c < C; c++) {
                 const int at = n + c * LANES<T>;
-                for (int h = 0; h < K; h++) store(out + (size_t)(first + h) * N + at, dot[h][c]);
-                if (norm_out) store(norm_out + at, square_root(square[c] + T(NORM_EPSILON)));
+                for (int h = 0; h < K; h++) store(out + (size_t)h * N + at, dot[h][c]);
+                store(norms + at, square_root(square[c] + T(NORM_EPSILON)));
             }
         });
     });
@@ -125,6 +165,63 @@ void dot_products_backward(const Slots<T>& slots, int word, const T* memory, con
     });
 }
 
+// Backward of write_and_dot_products and of reading from that memory. d_memory: in, gradient after; out, before;
+// d_weights += …; d_erase, d_add, d_keys = …. The gradient of the read weights, dot products of d_reads with the memory, is
+// not made here. sums is scratch of (2 + heads) * word vectors.
+template <class T>
+void write_and_dot_products_backward(const Slots<T>& slots, int word, const T* before, const T* weights, const T* erase,
+                                     const T* add, int heads, const T* norms, const T* d_norms, const T* keys,
+                                     const T* d_dots, const T* read_weights, const T* d_reads, T* d_memory,
+                                     T* d_weights, T* d_erase, T* d_add, T* d_keys, T* sums) {
+    const int N = slots.padded;
+    head_groups(heads, [&](auto group, int) {
+        constexpr int K = group, SUMS = 2 + K;
+        chunks<T, (K > 1 ? CHUNK / 2 : CHUNK)>(N, [&](auto chunk, int n) {
+            constexpr int C = chunk;
+            Vec<T> w[C], d_w[C], d_square[C], d_dot[K][C], reading[K][C];
+            for (int c = 0; c < C; c++) {
+                const int at = n + c * LANES<T>;
+                w[c] = load(weights + at);
+                d_w[c] = load(d_weights + at);
+                d_square[c] = load(d_norms + at) / load(norms + at);
+                for (int h = 0; h < K; h++) {
+                    d_dot[h][c] = load(d_dots + (size_t)h * N + at);
+                    reading[h][c] = load(read_weights + (size_t)h * N + at);
+                }
+            }
+            const int size = word, stride = N;
+            const bool begun = n > 0;
+            const T *m_at = before + n, *key_at = keys, *d_word = d_reads;
+            T *d_at = d_memory + n, *total = sums;
+            for (int j = 0; j < size; j++, m_at += stride, d_at += stride, key_at++, d_word++, total += SUMS * LANES<T>) {
+                const T e = erase[j], a = add[j];
+                Vec<T> sum[SUMS] = {};
+                for (int c = 0; c < C; c++) {
+                    const Vec<T> m = load(m_at + c * LANES<T>), left = 1 - e * w[c], after = m * left + a * w[c];
+                    Vec<T> d = load(d_at + c * LANES<T>) + d_square[c] * after;
+                    for (int h = 0; h < K; h++) {
+                        sum[2 + h] += d_dot[h][c] * after;
+                        d += d_dot[h][c] * key_at[h * size];
+                        d += reading[h][c] * d_word[h * size];
+                    }
+                    const Vec<T> d_by_weight = d * w[c];
+                    sum[0] -= d_by_weight * m;
+                    sum[1] += d_by_weight;
+                    d_w[c] += d * (a - m * e);
+                    store(d_at + c * LANES<T>, d * left);
+                }
+                for (int i = 0; i < SUMS; i++)
+                    store(total + i * LANES<T>, begun ? load(total + i * LANES<T>) + sum[i] : sum[i]);
+            }
+            for (int c = 0; c < C; c++) store(d_weights + n + c * LANES<T>, d_w[c]);
+        });
+        lane_sums<T>(sums, SUMS * word, sums);
+        for (int j = 0; j < word; j++) {
+            d_erase[j] = sums[j * SUMS], d_add[j] = sums[j * SUMS + 1];
+            for (int h = 0; h < K; h++) d_keys[h * word + j] = sums[j * SUMS + 2 + h];
+        }
+    });
+}
 
 // ---- the same with a mask of each head, by which key and words are multiplied first (improved DNC) ----
 template <class T> inline T masked_norm(const T* x, const T* mask, int size) {
@@ -216,6 +313,10 @@ template <class T> struct Lookup {
             masked_dot_products(slots, word, memory, heads, a + keys, a + masks, cosine, made);
         else
             dot_products(slots, word, memory, heads, a + keys, cosine, made);
+        weigh(a, norms, cosine, content);
+    }
+    // What forward makes of the dot products, which are in cosine.
+    void weigh(const T* a, const T* norms, T* cosine, T* content) const {
         for (int h = 0; h < heads; h++) {
             const int64_t head = (int64_t)h * slots.padded;
             content_weights(slots, norms_of(norms, h), key_norm(a, h), a[strengths + h], cosine + head, content + head);
@@ -227,20 +328,11 @@ template <class T> struct Lookup {
     void backward(const T* a, const T* memory, const T* norms, const T* cosine, const T* content, T* d_content,
                   T* d_memory, T* d, T* scratch) const {
         T *d_norms = scratch, *key_scales = d_norms + norms_size(), *sums = key_scales + round_up<T>(heads);
-        std::memset(d_norms, 0, norms_size() * sizeof(T));
-        for (int h = 0; h < heads; h++) {
-            const int64_t head = (int64_t)h * slots.padded;
-            const T size = key_norm(a, h);
-            T d_size;
-            content_weights_backward(slots, norms_of(norms, h), size, a[strengths + h], cosine + head, content + head,
-                                     d_content + head, d_norms + (norms_of(norms, h) - norms), d[strengths + h], d_size);
-            key_scales[h] = d_size / size;
-        }
+        weigh_backward(a, norms, cosine, content, d_content, d, d_norms, key_scales);
         if (!masked()) {
             dot_products_backward(slots, word, memory, norms, d_norms, heads, a + keys, d_content, d_memory, d + keys,
                                   sums);
-            for (int h = 0; h < heads; h++)
-                for (int j = h * word; j < (h + 1) * word; j++) d[keys + j] += key_scales[h] * a[keys + j];
+            key_norms_backward(a, key_scales, d);
             return;
         }
         masked_dot_products_backward(slots, word, memory, norms, d_norms, heads, a + keys, a + masks, d_content,
@@ -253,6 +345,24 @@ template <class T> struct Lookup {
             }
         }
         mask_backward(a + masks, d + masks, heads * word);
+    }
+    // d_content: in, its gradient; out, that of the dot products. Sets d_norms, key_scales and what d has of strengths.
+    void weigh_backward(const T* a, const T* norms, const T* cosine, const T* content, T* d_content, T* d, T* d_norms,
+                        T* key_scales) const {
+        std::memset(d_norms, 0, norms_size() * sizeof(T));
+        for (int h = 0; h < heads; h++) {
+            const int64_t head = (int64_t)h * slots.padded;
+            const T size = key_norm(a, h);
+            T d_size;
+            content_weights_backward(slots, norms_of(norms, h), size, a[strengths + h], cosine + head, content + head,
+                                     d_content + head, d_norms + (norms_of(norms, h) - norms), d[strengths + h], d_size);
+            key_scales[h] = d_size / size;
+        }
+    }
+    // What comes to keys without masks through their norms.
+    void key_norms_backward(const T* a, const T* key_scales, T* d) const {
+        for (int h = 0; h < heads; h++)
+            for (int j = h * word; j < (h + 1) * word; j++) d[keys + j] += key_scales[h] * a[keys + j];
     }
 };
 

@@ -16,9 +16,10 @@ template <class T> class StaticAccessor {
     Tape<T> tape;
     // Parts of the interface vector.
     int keys, strengths, gate, shift, sharpness, erase, add;
-    Lookup<T> lookup;
+    Lookup<T> read_lookup, write_lookup;
     // Parts of a record: what this step made.
     int64_t weights, content, cosine, norms;
+    int64_t write_norms;  // with masks; else those of the memory after the last step serve
 
     // A weighting with the slots of the other end appended on both sides.
     T* ring(T* scratch) const { return scratch + round_up<T>(shift_range); }
@@ -50,6 +51,64 @@ template <class T> class StaticAccessor {
         return weighted(s, on_ring + n + shift_range, -1);
     }
 
+    // Weighting of head h from what content found and from its last one (NTM eqs. 7 to 9).
+    void locate(int h, const T* a, const T* last, T* now, T* on_ring) const {
+        T* w = now + weights + (int64_t)h * N;
+        interpolate(a[gate + h], now + content + (int64_t)h * N, last + weights + (int64_t)h * N, on_ring);
+        // Sharpen in log space (NTM eq. 9).
+        constexpr T nothing = -std::numeric_limits<T>::infinity();
+        Vec<T> most = splat(nothing), sum{};
+        for (int n = 0; n < N; n += LANES<T>) {
+            Vec<T> z = logarithm(shifted(a + shift + h * shifts, on_ring, n) + T(SHARPEN_EPSILON));
+            z = slots.masked(n, a[sharpness + h] * z, nothing);
+            store(w + n, z);
+            most = at_least(most, z);
+        }
+        const T top = lane_max<T>(most);
+        for (int n = 0; n < N; n += LANES<T>) {
+            const Vec<T> z = exponential(load(w + n) - top);
+            store(w + n, z);
+            sum += z;
+        }
+        const T scale = 1 / lane_sum<T>(sum);
+        for (int n = 0; n < N; n += LANES<T>) store(w + n, scale * load(w + n));
+    }
+    // d_weights: in, gradient of the weighting; out, of the last one. Sets d_content and what d has of the head.
+    void locate_backward(int h, const T* a, const T* last, const T* now, T* on_ring, T* d_ring, T* d_weights,
+                         T* d_content, T* d) const {
+        const T *w = now + weights + (int64_t)h * N, *c = now + content + (int64_t)h * N;
+        const T *previous = last + weights + (int64_t)h * N, *s = a + shift + h * shifts;
+        const T g = a[gate + h], power = a[sharpness + h];
+        T *d_w = d_weights + (int64_t)h * N, *d_c = d_content + (int64_t)h * N, *d_s = d + shift + h * shifts;
+        interpolate(g, c, previous, on_ring);
+        Vec<T> sum{}, for_power{}, for_gate{};
+        for (int n = 0; n < N; n += LANES<T>) sum += load(d_w + n) * load(w + n);
+        const T mean = lane_sum<T>(sum);
+        for (int n = 0; n < N; n += LANES<T>) {
+            const Vec<T> v = shifted(s, on_ring, n) + T(SHARPEN_EPSILON);
+            const Vec<T> d_z = slots.masked(n, (load(d_w + n) - mean) * load(w + n));
+            for_power += slots.masked(n, d_z * logarithm(v));
+            store(d_ring + n, slots.masked(n, power * d_z / v));
+        }
+        d[sharpness + h] = lane_sum<T>(for_power);
+        for (int i = 0; i < shifts; i++) {
+            Vec<T> total{};
+            for (int n = 0; n < N; n += LANES<T>) total += load(d_ring + n) * load(on_ring + n + shift_range - i);
+            d_s[i] = lane_sum<T>(total);
+        }
+        small_softmax_backward(shifts, s, d_s);
+        close_ring(d_ring);
+        for (int n = 0; n < N; n += LANES<T>) {
+            const Vec<T> d_gated = slots.masked(n, weighted(s, d_ring + n - shift_range, 1));
+            for_gate += d_gated * (load(c + n) - load(previous + n));
+            store(d_c + n, g * d_gated);
+            store(d_w + n, (1 - g) * d_gated);
+        }
+        d[gate + h] = lane_sum<T>(for_gate);
+    }
+
+    // The most common access, of which some parts take one pass together.
+    bool simple() const { return reads <= 4 && writes == 1 && !read_lookup.masked(); }
     bool ends_segment(int64_t t) const { return t == tape.steps - 1 || t % tape.every == tape.every - 1; }
     // The memories inside the segment that ends with step t.
     void write_again(int64_t t, int64_t b, T* again) const {
@@ -64,7 +123,7 @@ template <class T> class StaticAccessor {
     StaticAccessor(const Problem& p, const Tensors<T>& x, const Records<T>& records)
         : x(x), records(records), slots((int)p.slots), N(slots.padded), word((int)p.word), reads((int)p.reads), writes((int)p.writes),
           heads(reads + writes), shift_range((int)p.shift_range), shifts(2 * shift_range + 1),
-          lookup{slots}, memory_size((int64_t)word * N), weights_size((int64_t)heads * N),
+          read_lookup{slots}, write_lookup{slots}, memory_size((int64_t)word * N), weights_size((int64_t)heads * N),
           rows_per_state(p.rows_per_state()),
           tape{x.tape, memory_size, p.batch, p.keep_every, p.steps, p.training != 0} {
         keys = 0;
@@ -74,11 +133,15 @@ template <class T> class StaticAccessor {
         sharpness = shift + heads * shifts;
         erase = sharpness + heads;
         add = erase + writes * word;
-        lookup = {slots, word, heads, keys, strengths, p.masked_content ? add + writes * word : -1};
+        const int masks = p.masked_content ? add + writes * word : -1;
+        read_lookup = {slots, word, reads, keys, strengths, masks};
+        write_lookup = {slots, word, writes, keys + reads * word, strengths + reads,
+                        p.masked_content ? masks + reads * word : -1};
         weights = 0;
         content = weights + weights_size;
         cosine = content + weights_size;
         norms = cosine + weights_size;
+        write_norms = norms + read_lookup.norms_size();
     }
     static int64_t record_size(const Problem& p) {
         const int64_t heads = p.reads + p.writes;
@@ -97,6 +160,8 @@ template <class T> class StaticAccessor {
         to_columns(slots, word, x.state[MEMORY] + given * slots.count * word, tape.first(b));
         pad(slots, reads, x.state[READ_WEIGHTS] + given * reads * slots.count, first + weights);
         pad(slots, writes, x.state[WRITE_WEIGHTS] + given * writes * slots.count, first + weights + reads * N);
+        // For the norms alone.
+        if (!read_lookup.masked()) dot_products<T>(slots, word, tape.first(b), 1, tape.first(b), first + content, first + norms);
     }
     // Asks for what writing will need.
     void expect_forward(int64_t t, int64_t b) const {
@@ -118,37 +183,23 @@ template <class T> class StaticAccessor {
         small_softmax(heads, shifts, a + shift);
         apply_logistic(a + erase, writes * word);
         apply_hyperbolic(a + add, writes * word);
-        if (lookup.masked()) apply_mask(a + lookup.masks, heads * word);
+        if (read_lookup.masked()) apply_mask(a + read_lookup.masks, heads * word);
 
-        lookup.forward(a, before, now + norms, now + norms, now + cosine, now + content);
-        for (int h = 0; h < heads; h++) {
-            T* w = now + weights + (int64_t)h * N;
-            interpolate(a[gate + h], now + content + (int64_t)h * N, last + weights + (int64_t)h * N, on_ring);
-            // Sharpen in log space (NTM eq. 9).
-            constexpr T nothing = -std::numeric_limits<T>::infinity();
-            Vec<T> most = splat(nothing), sum{};
-            for (int n = 0; n < N; n += LANES<T>) {
-                Vec<T> z = logarithm(shifted(a + shift + h * shifts, on_ring, n) + T(SHARPEN_EPSILON));
-                z = slots.masked(n, a[sharpness + h] * z, nothing);
-                store(w + n, z);
-                most = at_least(most, z);
-            }
-            const T top = lane_max<T>(most);
-            for (int n = 0; n < N; n += LANES<T>) {
-                const Vec<T> z = exponential(load(w + n) - top);
-                store(w + n, z);
-                sum += z;
-            }
-            const T scale = 1 / lane_sum<T>(sum);
-            for (int n = 0; n < N; n += LANES<T>) store(w + n, scale * load(w + n));
-        }
         const T *read_weights = now + weights, *write_weights = read_weights + reads * N;
-        if (simple_access(reads, writes, nullptr)) {
-            write_and_read(slots, word, before, after, write_weights, a + erase, a + add, reads, read_weights, words_read);
+        const int64_t written = (int64_t)reads * N;
+        T* made = write_lookup.masked() ? now + write_norms : nullptr;
+        write_lookup.forward(a, before, made ? made : last + norms, made, now + cosine + written, now + content + written);
+        for (int h = reads; h < heads; h++) locate(h, a, last, now, on_ring);
+        if (simple()) {
+            write_and_dot_products(slots, word, before, after, write_weights, a + erase, a + add, reads, a + keys,
+                                   now + cosine, now + norms);
+            read_lookup.weigh(a, now + norms, now + cosine, now + content);
         } else {
             write<T>(slots, word, before, after, nullptr, writes, write_weights, a + erase, a + add);
-            read(slots, word, after, reads, read_weights, words_read);
+            read_lookup.forward(a, after, now + norms, now + norms, now + cosine, now + content);
         }
+        for (int h = 0; h < reads; h++) locate(h, a, last, now, on_ring);
+        read(slots, word, after, reads, read_weights, words_read);
     }
     void finish(int64_t b) const {
         const T* now = records.accessor(tape.steps, b);
@@ -160,7 +211,8 @@ template <class T> class StaticAccessor {
     // Per row of the batch: gradients of the memory and the weightings, and the memories of one segment.
     int64_t row_scratch() const { return memory_size + weights_size + tape.again_size(); }
     int64_t backward_scratch() const {
-        return 2 * ring_size() + weights_size + std::max<int64_t>(lookup.backward_scratch(), 2 * word * LANES<T>);
+        return 2 * ring_size() + weights_size +
+               std::max(read_lookup.backward_scratch(), write_lookup.backward_scratch()) + 2 * word * LANES<T>;
     }
     void begin_backward(int64_t b, T* row) const {
         const int64_t n = slots.count;
@@ -194,47 +246,27 @@ template <class T> class StaticAccessor {
         const T *before = tape.before(t, b, again), *after = tape.after(t, b, again);
         const T *read_weights = now + weights, *write_weights = read_weights + (int64_t)reads * N;
 
-        T* d_write_weights = d_weights + (int64_t)reads * N;
-        if (simple_access(reads, writes, nullptr)) {
-            write_and_read_backward(slots, word, before, write_weights, a + erase, a + add, reads, read_weights,
-                                    d_words_read, d_memory, d_write_weights, d + erase, d + add, d_weights, more_scratch);
+        const int64_t written = (int64_t)reads * N;
+        if (simple()) {
+            T *d_norms = more_scratch, *key_scales = d_norms + N, *sums = key_scales + round_up<T>(reads);
+            dot_products<T>(slots, word, after, reads, d_words_read, d_content, nullptr);
+            for (int64_t n = 0; n < written; n += LANES<T>) store(d_weights + n, load(d_weights + n) + load(d_content + n));
+            for (int h = 0; h < reads; h++) locate_backward(h, a, last, now, on_ring, d_ring, d_weights, d_content, d);
+            read_lookup.weigh_backward(a, now + norms, now + cosine, now + content, d_content, d, d_norms, key_scales);
+            write_and_dot_products_backward(slots, word, before, write_weights, a + erase, a + add, reads, now + norms,
+                                            d_norms, a + keys, d_content, read_weights, d_words_read, d_memory,
+                                            d_weights + written, d + erase, d + add, d + keys, sums);
+            read_lookup.key_norms_backward(a, key_scales, d);
         } else {
             read_backward(slots, word, after, reads, read_weights, d_words_read, d_memory, d_weights);
+            for (int h = 0; h < reads; h++) locate_backward(h, a, last, now, on_ring, d_ring, d_weights, d_content, d);
+            read_lookup.backward(a, after, now + norms, now + cosine, now + content, d_content, d_memory, d, more_scratch);
             write_backward<T>(slots, word, before, nullptr, writes, write_weights, a + erase, a + add, d_memory,
-                              d_write_weights, d + erase, d + add, nullptr, more_scratch);
+                              d_weights + written, d + erase, d + add, nullptr, more_scratch);
         }
-        for (int h = 0; h < heads; h++) {
-            const T *w = now + weights + (int64_t)h * N, *c = now + content + (int64_t)h * N;
-            const T *previous = last + weights + (int64_t)h * N, *s = a + shift + h * shifts;
-            const T g = a[gate + h], power = a[sharpness + h];
-            T *d_w = d_weights + (int64_t)h * N, *d_c = d_content + (int64_t)h * N, *d_s = d + shift + h * shifts;
-            interpolate(g, c, previous, on_ring);
-            Vec<T> sum{}, for_power{}, for_gate{};
-            for (int n = 0; n < N; n += LANES<T>) sum += load(d_w + n) * load(w + n);
-            const T mean = lane_sum<T>(sum);
-            for (int n = 0; n < N; n += LANES<T>) {
-                const Vec<T> v = shifted(s, on_ring, n) + T(SHARPEN_EPSILON);
-                const Vec<T> d_z = slots.masked(n, (load(d_w + n) - mean) * load(w + n));
-                for_power += slots.masked(n, d_z * logarithm(v));
-                store(d_ring + n, slots.masked(n, power * d_z / v));
-            }
-            d[sharpness + h] = lane_sum<T>(for_power);
-            for (int i = 0; i < shifts; i++) {
-                Vec<T> total{};
-                for (int n = 0; n < N; n += LANES<T>) total += load(d_ring + n) * load(on_ring + n + shift_range - i);
-                d_s[i] = lane_sum<T>(total);
-            }
-            small_softmax_backward(shifts, s, d_s);
-            close_ring(d_ring);
-            for (int n = 0; n < N; n += LANES<T>) {
-                const Vec<T> d_gated = slots.masked(n, weighted(s, d_ring + n - shift_range, 1));
-                for_gate += d_gated * (load(c + n) - load(previous + n));
-                store(d_c + n, g * d_gated);
-                store(d_w + n, (1 - g) * d_gated);
-            }
-            d[gate + h] = lane_sum<T>(for_gate);
-        }
-        lookup.backward(a, before, now + norms, now + cosine, now + content, d_content, d_memory, d, more_scratch);
+        for (int h = reads; h < heads; h++) locate_backward(h, a, last, now, on_ring, d_ring, d_weights, d_content, d);
+        write_lookup.backward(a, before, write_lookup.masked() ? now + write_norms : last + norms, now + cosine + written,
+                              now + content + written, d_content + written, d_memory, d, more_scratch);
         hyperbolic_backward(a + keys, d + keys, heads * word);
         softplus_backward(a + strengths, d + strengths, heads, T(0));
         logistic_backward(a + gate, d + gate, heads);

@@ -1,0 +1,25 @@
+"""Streams of data: what a run learns from, what judges it while it learns, and what tests it when it is over.
+
+Training moves the weights. Validation decides: which weights are the best, when the curriculum moves on, when the run
+stops or begins again. The test decides nothing. No run draws from it, so what it says was not chosen by looking at it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Stream = Literal["validation", "test"]
+"""A stream that circuits are judged on."""
+
+_PARTS = ("training", "strategy", "validation", "confirmation", "test")
+
+
+def stream_seed(seed: int, part: Literal["training", "strategy", "validation", "confirmation", "test"]) -> int:
+    """The seed of one stream; no two streams of a run have the same, nor do those of runs with other seeds.
+
+    Args:
+        seed: of the run.
+        part: a stream; ``strategy`` for what evolution draws besides training sequences; ``confirmation`` for the
+            validation sequences that are looked at only once the target seems to be reached.
+    """
+    return len(_PARTS) * seed + _PARTS.index(part)

@@ -1,0 +1,64 @@
+"""The folder of a run: what is kept of its numbers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from papertape.utils import factory, options, run
+from papertape.utils.run import Run, is_kept, read_metrics
+
+LOSS = {"train/loss": 0.5}
+
+
+def kept_steps(steps: range, log_every: int) -> list[int]:
+    return [step for step in steps if is_kept(step, LOSS, log_every)]
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 50])
+def test_rows_of_training_become_rarer_and_all_others_are_kept(log_every: int) -> None:
+    steps = kept_steps(range(log_every, 20_000 * log_every, log_every), log_every)
+    numbers = [step // log_every for step in steps]
+    assert numbers[:2047] == list(range(1, 2048))
+    gaps = {(number.bit_length(), after - number) for number, after in itertools.pairwise(numbers[2047:])}
+    assert gaps == {(12, 2), (13, 4), (14, 8), (15, 16)}
+    assert is_kept(16_385 * log_every, LOSS | {"validation/length 3/loss": 1.0}, log_every)
+    assert is_kept(16_385 * log_every, {"fitness/best": 1.0}, log_every)
+    assert not is_kept(16_385 * log_every, LOSS, log_every)
+    assert log_every == 1 or is_kept(16_385 * log_every + 1, LOSS, log_every)
+
+
+def test_a_million_rows_leave_a_few_mebibytes() -> None:
+    names = ("loss", "objective", "learning_rate", "gradient_norm", "bits_wrong", "bad_steps", "sequences_per_second")
+    line = json.dumps({"step": 10**6} | {f"train/{name}": 0.12345678901234567 for name in names})
+    count = len(kept_steps(range(1, 10**6 + 1), 1))
+    assert count < 11_500 and count * len(line) < 4 * 2**20
+    assert len(kept_steps(range(10**9, 10**9 + 2**22), 1)) == 4 + 4
+
+
+def test_a_run_that_goes_on_keeps_the_rows_that_it_would_have_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "EVERY_ROW", 8)
+    values = options.load_file("ntm-copy")
+    chosen = factory.parse({**values, "plots": "off", "agent": {**values["agent"], "log_every": 5}})
+
+    def report(directory: Path, first: int, last: int) -> list[int]:
+        directory.mkdir(exist_ok=True)
+        with Run(directory, chosen) as recorder:
+            recorder.forget_after(first - 1)
+            for step in range(first, last + 1):
+                if step % 5 == 0:
+                    recorder.metrics(step, LOSS)
+                if step % 70 == 0:
+                    recorder.metrics(step, {"validation/length 3/loss": 1.0})
+        return [row["step"] for row in read_metrics(directory / "metrics.jsonl")]
+
+    straight = report(tmp_path / "straight", 1, 400)
+    assert len(straight) < 30 and {70, 140, 210, 280, 350} <= set(straight)
+    report(tmp_path / "stopped", 1, 137)
+    report(tmp_path / "stopped", 101, 233)
+    assert report(tmp_path / "stopped", 222, 400) == straight
