@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ... import addressing, heads
 from ...accessors.dynamic import DynamicAccessor
 from ...accessors.sparse import SparseAccessor
 from ...accessors.static import StaticAccessor
@@ -204,6 +205,11 @@ def _options(circuit: CircuitView) -> dict[str, Any]:
         "writes": accessor.num_writes,
         "clip": float("inf") if controller.clip is None else controller.clip,
         "masked_content": accessor.masked_content,
+        "places": library.places(*accessor.interface.sizes.items()),
+        "norm_epsilon": addressing.NORM_EPSILON,
+        "usage_epsilon": addressing.USAGE_EPSILON,
+        "sharpen_epsilon": addressing.SHARPEN_EPSILON,
+        "mask_min": heads.MASK_MIN,
     }
     if isinstance(accessor, StaticAccessor):
         return options | {"shift_range": accessor.shift_range}
