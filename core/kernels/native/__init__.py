@@ -68,6 +68,9 @@ def _unavailable_parts(circuit: CircuitView) -> str | None:
         return f"it has no {type(controller).__name__}"
     if type(accessor) not in (StaticAccessor, DynamicAccessor):
         return f"it has no {type(accessor).__name__}"
+    unknown = [name for name in accessor.interface.sizes if name not in library.PARTS]
+    if unknown:
+        return f"it does not know the part {unknown[0]!r} of the interface vector"
     linears = _linears(circuit).values()
     for layer in linears:
         if type(layer) is not nn.Linear:

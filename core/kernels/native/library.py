@@ -38,11 +38,15 @@ class Places(ctypes.Structure):
     ]
 
 
+PARTS = frozenset(name for name, _ in Places._fields_)
+"""The parts of an interface vector that the library knows."""
+
+
 @functools.cache
 def places(*parts: tuple[str, int]) -> Places:
     """Where parts of these names and sizes begin, in their order."""
     begins = itertools.accumulate((size for _, size in parts), initial=0)
-    absent = {name: -1 for name, _ in Places._fields_}
+    absent = dict.fromkeys(PARTS, -1)
     return Places(**absent | {name: begin for (name, _), begin in zip(parts, begins, strict=False)})
 
 
