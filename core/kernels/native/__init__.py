@@ -7,8 +7,8 @@ Results and gradients are those of the eager backend, up to the rounding of eith
 large weights, biases, inputs and states are, as long as nothing that the equations and their gradients compute, and no
 sum of the magnitudes that they add up, is beyond the type's largest number (3.4e38 in float32). So words and keys have
 to stay below some 1e18 there, since norms square them. Beyond, sums meet infinities of both signs in an order of their
-own, and one backend may answer with a number where the other has none. What is below the smallest normal number (1.2e-38
-in float32) may count as 0. Other rows of the batch and members of a population are never touched by any of it.
+own, and one backend may answer with a number where the other has none. What is below the smallest normal number
+(1.2e-38 in float32) may count as 0. Other rows of the batch and members of a population are never touched by any of it.
 """
 
 from __future__ import annotations

@@ -25,21 +25,18 @@ FORCED = "PAPERTAPE_NATIVE"
 MOST_LEAVES = 6
 
 
+PARTS = (
+    *("keys", "strengths", "gate", "shift", "sharpness", "mask", "erase", "add", "read_keys", "read_strengths"),
+    *("write_keys", "write_strengths", "free_gates", "allocation_gates", "write_gates", "read_modes"),
+    *("read_mask", "write_mask", "link_powers"),
+)
+"""The parts of an interface vector that the library knows."""
+
+
 class Places(ctypes.Structure):
     """Where the parts of the interface vector begin, -1 for none; mirrors ``Places`` in source/sequence.h."""
 
-    _fields_ = [
-        (name, ctypes.c_int64)
-        for name in (
-            *("keys", "strengths", "gate", "shift", "sharpness", "mask", "erase", "add", "read_keys", "read_strengths"),
-            *("write_keys", "write_strengths", "free_gates", "allocation_gates", "write_gates", "read_modes"),
-            *("read_mask", "write_mask", "link_powers"),
-        )
-    ]
-
-
-PARTS = frozenset(name for name, _ in Places._fields_)
-"""The parts of an interface vector that the library knows."""
+    _fields_ = [(name, ctypes.c_int64) for name in PARTS]
 
 
 @functools.cache
@@ -63,10 +60,7 @@ class Problem(ctypes.Structure):
             )
         ),
         ("places", Places),
-        *(
-            (name, ctypes.c_double)
-            for name in ("clip", "norm_epsilon", "usage_epsilon", "sharpen_epsilon", "mask_min")
-        ),
+        *((name, ctypes.c_double) for name in ("clip", "norm_epsilon", "usage_epsilon", "sharpen_epsilon", "mask_min")),
     ]
 
 
@@ -132,6 +126,7 @@ def _open(variant: str) -> ctypes.CDLL | None:
 def load() -> ctypes.CDLL | str:
     """The library for this processor, or for the instruction set that :data:`FORCED` names, or why there is none."""
     return load_variant(os.environ.get(FORCED))
+
 
 @functools.cache
 def load_variant(name: str | None) -> ctypes.CDLL | str:
