@@ -132,7 +132,7 @@ def test_slots_are_slots_whatever_they_are_chosen_by(name: str, slots: int) -> N
         assert all(len(set(head.tolist())) == len(head) for head in chosen.flatten(0, 1))
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy says in the interpreter what it met
 def test_triton(triton_interpreter: None) -> None:
     for name in ("ntm-lstm", "dnc-lstm"):
         circuit = build(name, "triton")
