@@ -61,12 +61,12 @@ def fitness(
 
     Returns:
         ``[P, B]`` in float64: negative losses and shares of right bits sum up to those of the batch, rewards are added
-        up. Not a number where an answer that counts is none: a comparison with it would call half of its bits right.
+        up. Not a number where an answer is none: a comparison with it would call half of its bits right.
     """
     if options.type == "loss":
         losses: Tensor = vmap(env.losses, in_dims=(1, None), out_dims=1)(outputs, batch)
         return -losses.sum(0, dtype=torch.float64) / env.normaliser(batch)
-    lost = (outputs.isnan().any(-1) & (batch.mask > 0).unsqueeze(1)).any(0)
+    lost = outputs.isnan().any(-1).any(0)
     return _scores(options, env, outputs, batch, generator).masked_fill(lost, torch.nan)
 
 
