@@ -61,6 +61,9 @@ class Component:
         Options = _OptionsOf()
         """The options as a pydantic model, with the ``type`` under which the class is registered."""
         __signature__ = _SignatureOf()
+    kept: ClassVar[frozenset[str]] = frozenset({"type"})
+    """Options that a run keeps from its beginning: another value would not fit what it has learned, or do nothing. All
+    others may change when it goes on, and hold from then on."""
     _fields: ClassVar[dict[str, Any]] = {}
     """What this very class says of its fields: a FieldInfo, a plain default, or PydanticUndefined."""
 
@@ -194,6 +197,7 @@ def _model(target: Callable[..., Any], name: str, base: type[Options], definitio
     )
     model.__qualname__ = f"{target.__qualname__}.{name}"  # where pickle finds it
     model.component = staticmethod(target)  # type: ignore[attr-defined]
+    model.kept = getattr(target, "kept", Options.kept)
     model.__doc__ = f"Options of :class:`{target.__qualname__}`."
     return model
 
