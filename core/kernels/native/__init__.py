@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ... import addressing, heads
+from ... import addressing, interface
 from ...accessors.dynamic import DynamicAccessor
 from ...accessors.sparse import SparseAccessor
 from ...accessors.static import StaticAccessor
@@ -219,7 +219,7 @@ def _options(circuit: CircuitView) -> dict[str, Any]:
         "norm_epsilon": addressing.NORM_EPSILON,
         "usage_epsilon": addressing.USAGE_EPSILON,
         "sharpen_epsilon": addressing.SHARPEN_EPSILON,
-        "mask_min": heads.MASK_MIN,
+        "mask_min": interface.MASK_MIN,
     }
     if isinstance(accessor, StaticAccessor):
         return options | {"shift_range": accessor.shift_range}

@@ -606,7 +606,7 @@ def test_parts_of_the_interface_vector_lie_where_python_says(build: Callable[...
         (addressing, "NORM_EPSILON", 0.2),
         (addressing, "USAGE_EPSILON", 0.3),
         (addressing, "SHARPEN_EPSILON", 0.1),
-        (heads, "MASK_MIN", 0.6),
+        (interface, "MASK_MIN", 0.6),
     ],
 )
 def test_constants_are_those_of_the_equations(
