@@ -70,9 +70,17 @@ class Component:
         for name, annotation in inspect.get_annotations(cls).items():
             if name.startswith("_") or "ClassVar" in str(annotation):
                 continue
+            if any(inspect.isroutine(vars(base).get(name)) for base in cls.__mro__[1:]):
+                raise TypeError(f"{cls.__qualname__}: {name} is a method of its base; its field needs another name")
             value = cls._fields[name] = cls.__dict__.get(name, PydanticUndefined)
             if value is not PydanticUndefined:
                 delattr(cls, name)  # or a module of the same name, built in setup, would stay behind it
+        hidden = {name for base in _bases(cls)[1:] for name in base._fields} & vars(cls).keys()
+        if hidden:
+            name = min(hidden)
+            raise TypeError(
+                f"{cls.__qualname__}: {name} is a field of its base; expected its type as well, {name}: … = …"
+            )
 
     def __init__(self, *given: Any, **keywords: Any) -> None:
         """Arguments are the fields of the class.

@@ -31,7 +31,7 @@ class Task(Component, ABC):
     """
 
     device: Annotated[torch.device | str, PlainValidator(_as_device)] = Field(
-        "cpu", exclude=True, description="where batches or episodes are made"
+        default="cpu", exclude=True, description="where batches or episodes are made"
     )
 
     error_metric: ClassVar[str]
