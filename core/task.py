@@ -36,8 +36,6 @@ class Task(Component, ABC):
 
     error_metric: ClassVar[str]
     """The metric that says how well the task is solved; 0 is perfect."""
-    own_meaning: ClassVar[frozenset[str]] = frozenset()
-    """Options whose values mean something else in another task, which does not take them over."""
 
     def after_setup(self) -> None:
         """Check what a subclass has set.

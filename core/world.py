@@ -122,7 +122,12 @@ class World(Task):
         lengths = torch.zeros_like(returns, dtype=torch.long)
         running = torch.ones_like(returns, dtype=torch.bool)
         while running.any():
-            observations, rewards, terminated, truncated, info = self.step(self.decide(answer(observations)))
+            outputs = answer(observations)
+            # An answer that is no number earns none; what is done instead must be an action all the same.
+            lost = outputs.isnan()
+            returns = returns.masked_fill(running & lost.flatten(1).any(1), torch.nan)
+            actions = self.decide(outputs.masked_fill(lost, 0))
+            observations, rewards, terminated, truncated, info = self.step(actions)
             returns += rewards
             lengths += running
             running = ~(terminated | truncated)

@@ -25,6 +25,8 @@ class Curriculum(Component, ABC):
     overrides :meth:`advance` as well, one that draws in another way :meth:`draw`.
     """
 
+    kept = frozenset()
+
     ranges: Mapping[str, Range] = Field(kw_only=False, description="the task's full range of each quantity")
     threshold: float = Field(default=1.0, init=False)
     """The error under which the level rises; an option of those that have more than one."""

@@ -36,7 +36,7 @@ class LettersEnv(ClassificationEnv):
         description="fonts to train on: names of families that this machine has (DejaVu always comes with matplotlib), "
         "or paths of font files",
     )
-    font_sizes: list[Annotated[int, Field(ge=4)]] = Field(
+    font_sizes: list[Annotated[int, Field(ge=4, le=1000)]] = Field(
         default=[64], min_length=1, description="sizes to train on, in pixels"
     )
     max_shift: int = Field(

@@ -319,6 +319,7 @@ class SparseAccessor(SparseOptions, SlotAccessor):
             best = sparse_addressing.top_k(similarity, count)
             tolerance = 8 * self.word_size * torch.finfo(similarity.dtype).eps
             near = similarity >= similarity.gather(-1, best).amin(-1, keepdim=True) - tolerance
+            near = near & (similarity > -torch.inf)  # where no word can be compared, all of them are near
             most = int(near.sum(-1, dtype=torch.int32).max())
             if most <= count:
                 return best.sort(dim=-1).values

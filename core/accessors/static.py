@@ -29,6 +29,8 @@ PARKED_SHARPNESS = 2.0
 class StaticOptions(SlotOptions):
     """Options of :class:`StaticAccessor`, which :class:`papertape.NTM` has as well."""
 
+    kept = SlotOptions.kept | {"head_init"}
+
     shift_range: int = Field(1, ge=0, description="largest shift in slots, to either side")
     memory_init: MemoryInit = Field("constant", description="contents before the first step (Collier & Beel 2018)")
     weight_init: WeightInit = Field("first", description="weightings before the first step")

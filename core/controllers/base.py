@@ -50,7 +50,7 @@ class LayeredController(Controller):
     """A controller with layers of one size, each fed by the one before."""
 
     hidden_size: int = Field(100, ge=1, description="size of each layer and of the controller's output")
-    num_layers: int = Field(1, ge=1, description="layers, each fed by the one before")
+    num_layers: int = Field(1, ge=1, le=100, description="layers, each fed by the one before")
     dropout: float = Field(
         0.0, ge=0, lt=1, description="share of what each layer but the last hands on that is left out in training"
     )
