@@ -36,7 +36,7 @@ class Env(Task):
     error_metric: ClassVar[str] = "bits_wrong"
 
     loss_per: Literal["sequence", "bit"] = Field(
-        "sequence",
+        default="sequence",
         description="what the training loss is the mean of: the summed loss of each sequence, or the loss of each "
         "counted bit",
     )

@@ -31,13 +31,11 @@ class Task(Component, ABC):
     """
 
     device: Annotated[torch.device | str, PlainValidator(_as_device)] = Field(
-        "cpu", exclude=True, description="where batches or episodes are made"
+        default="cpu", exclude=True, description="where batches or episodes are made"
     )
 
     error_metric: ClassVar[str]
     """The metric that says how well the task is solved; 0 is perfect."""
-    own_meaning: ClassVar[frozenset[str]] = frozenset()
-    """Options whose values mean something else in another task, which does not take them over."""
 
     def after_setup(self) -> None:
         """Check what a subclass has set.

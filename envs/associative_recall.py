@@ -23,12 +23,12 @@ class AssociativeRecallEnv(SequenceEnv):
     query delimiter), targets width.
     """
 
-    width: int = Field(6, ge=1, description="bits of a word")
-    words_per_item: int = Field(3, ge=1, description="words of an item")
-    min_items: int = Field(2, ge=2, description="fewest items of a training sequence")
-    max_items: int = Field(6, ge=2, description="most items of a training sequence")
+    width: int = Field(default=6, ge=1, description="bits of a word")
+    words_per_item: int = Field(default=3, ge=1, description="words of an item")
+    min_items: int = Field(default=2, ge=2, description="fewest items of a training sequence")
+    max_items: int = Field(default=6, ge=2, description="most items of a training sequence")
     test_items: list[Annotated[int, Field(ge=2)]] = Field(
-        [6, 10, 12, 15, 20], description="numbers of items to be tested on besides the training range"
+        default=[6, 10, 12, 15, 20], description="numbers of items to be tested on besides the training range"
     )
 
     @staticmethod

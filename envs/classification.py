@@ -24,7 +24,7 @@ class ClassificationEnv(Env):
     error_metric: ClassVar[str] = "error"
 
     sampling: Literal["uniform", "balanced"] = Field(
-        "uniform",
+        default="uniform",
         description="draw pictures evenly, or as many of each class in every batch (200 of ten classes: 20 of each; "
         "those that are left over where the classes do not divide the batch go to classes drawn evenly)",
     )

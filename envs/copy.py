@@ -20,11 +20,11 @@ class CopyEnv(SequenceEnv):
     T = 2L + 2 steps. Inputs have width + 2 channels (the last two are the start and the end flag), targets width.
     """
 
-    width: int = Field(8, ge=1, description="bits of a word")
-    min_length: int = Field(1, ge=1, description="fewest words of a training sequence")
-    max_length: int = Field(20, ge=1, description="most words of a training sequence")
+    width: int = Field(default=8, ge=1, description="bits of a word")
+    min_length: int = Field(default=1, ge=1, description="fewest words of a training sequence")
+    max_length: int = Field(default=20, ge=1, description="most words of a training sequence")
     test_lengths: Sizes = Field(
-        [20, 40, 80, 120], description="numbers of words to be tested on besides the training range"
+        default=[20, 40, 80, 120], description="numbers of words to be tested on besides the training range"
     )
 
     @staticmethod

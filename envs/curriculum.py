@@ -28,9 +28,9 @@ class Curriculum(Component, ABC):
     kept = frozenset()
 
     ranges: Mapping[str, Range] = Field(kw_only=False, description="the task's full range of each quantity")
-    threshold: float = Field(1.0, init=False)
+    threshold: float = Field(default=1.0, init=False)
     """The error under which the level rises; an option of those that have more than one."""
-    mix: float = Field(0.0, init=False)
+    mix: float = Field(default=0.0, init=False)
     """Share of draws that come from a level picked evenly among those met so far."""
 
     @abstractmethod
@@ -127,14 +127,14 @@ class GrowingCurriculum(Curriculum):
     """The upper end of every range grows until it reaches the task's own (Zaremba & Sutskever 2014)."""
 
     start: int = Field(
-        1,
+        default=1,
         ge=1,
         description="upper end of the ranges at first; a range that begins above it starts with its smallest value "
         "alone",
     )
-    step: int = Field(1, ge=1, description="how much the upper ends rise at a time")
+    step: int = Field(default=1, ge=1, description="how much the upper ends rise at a time")
     threshold: float = Field(
-        1.0,
+        default=1.0,
         gt=0,
         description="the validation error on the current level, in the task's error metric, under which the level rises"
         "",
@@ -161,13 +161,13 @@ class LessonsCurriculum(Curriculum):
         "- {length: [1, 5]}",
     )
     mix: float = Field(
-        0.1,
+        default=0.1,
         ge=0,
         le=1,
         description="share of draws that come from a lesson picked evenly among those met so far, against forgetting",
     )
     threshold: float = Field(
-        1.0,
+        default=1.0,
         gt=0,
         description="the validation error on the current lesson, in the task's error metric, under which the next one "
         "starts",

@@ -30,15 +30,15 @@ class DynamicNGramsEnv(SequenceEnv):
     own_meaning: ClassVar[frozenset[str]] = frozenset({"min_length", "max_length", "test_lengths"})
 
     order: int = Field(
-        6,
+        default=6,
         ge=2,
         le=10,
         description="n: a bit depends on the n - 1 before it, through a table of 2^(n-1) probabilities",
     )
-    min_length: int = Field(200, ge=2, description="fewest bits of a training sequence")
-    max_length: int = Field(200, ge=2, description="most bits of a training sequence")
+    min_length: int = Field(default=200, ge=2, description="fewest bits of a training sequence")
+    max_length: int = Field(default=200, ge=2, description="most bits of a training sequence")
     test_lengths: list[Annotated[int, Field(ge=2)]] = Field(
-        [400], description="numbers of bits to be tested on besides the training range"
+        default=[400], description="numbers of bits to be tested on besides the training range"
     )
 
     @staticmethod

@@ -38,36 +38,36 @@ class GymWorld(World):
     error_metric: ClassVar[str] = "shortfall"
 
     id: str = Field(
-        "CartPole-v1",
+        default="CartPole-v1",
         min_length=1,
         description="name under which gymnasium knows the environment; package:name imports a package first",
     )
-    arguments: dict[str, Any] = Field({}, description="passed on to the environment")
+    arguments: dict[str, Any] = Field(default={}, description="passed on to the environment")
     vectorization: Literal["sync", "async", "vector_entry_point"] = Field(
-        "sync",
+        default="sync",
         description="how episodes run side by side: one after the other, shared out over processes, or in the "
         "environment's own vectorised version, which is fast, but takes a single seed for all its episodes, so that "
         "the members of a population begin in different places",
     )
     workers: int | None = Field(
-        None,
+        default=None,
         ge=1,
         le=1024,
         description="processes that async shares the episodes out over, at most; null takes one for each core; however "
         "many they are, the episodes are those of sync",
     )
     max_steps: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="cuts an episode off; null leaves it to the environment, which must have a limit then",
     )
     target: float | None = Field(
-        None,
+        default=None,
         description="return from which on the task counts as solved; null takes the reward threshold that gymnasium "
         "gives",
     )
     make: Callable[[int], Any] | None = Field(
-        None,
+        default=None,
         exclude=True,
         description="returns a vector environment of so many episodes, in any mode of autoreset, in place of the one "
         "that the options name; it gets one seed for all episodes if vectorization is vector_entry_point",

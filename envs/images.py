@@ -73,11 +73,11 @@ class ImagesEnv(ClassificationEnv):
     """Images of 28 × 28 pixels to be told apart: inputs ``[1, B, 784]``, targets one-hot ``[1, B, 10]``."""
 
     data: Literal["mnist", "fashion-mnist"] = Field(
-        "mnist",
+        default="mnist",
         description="which data set; read from (or downloaded into) a folder in $PAPERTAPE_DATA or ~/.cache/papertape",
     )
     validation: int = Field(
-        5000,
+        default=5000,
         ge=0,
         description="how many training images, the last ones, are kept aside: they are the validation set; with 0 all "
         "are trained on and are the validation set as well; the test images are left to the test",

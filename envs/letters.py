@@ -29,23 +29,23 @@ class LettersEnv(ClassificationEnv):
     """
 
     sampling: Literal["uniform", "balanced"] = "balanced"  # a batch of 26 has every letter once
-    image_size: int = Field(100, ge=8, le=512, description="rows and columns of a picture, in pixels")
+    image_size: int = Field(default=100, ge=8, le=512, description="rows and columns of a picture, in pixels")
     fonts: list[str] = Field(
-        ["DejaVu Sans"],
+        default=["DejaVu Sans"],
         min_length=1,
         description="fonts to train on: names of families that this machine has (DejaVu always comes with matplotlib), "
         "or paths of font files",
     )
     font_sizes: list[Annotated[int, Field(ge=4, le=1000)]] = Field(
-        [64], min_length=1, description="sizes to train on, in pixels"
+        default=[64], min_length=1, description="sizes to train on, in pixels"
     )
     max_shift: int = Field(
-        0,
+        default=0,
         ge=0,
         description="most pixels by which a letter is moved from the middle, across and down; may cut it off at the "
         "edge",
     )
-    test_fonts: list[str] = Field([], description="fonts to be tested on besides those of training")
+    test_fonts: list[str] = Field(default=[], description="fonts to be tested on besides those of training")
 
     classes = string.ascii_uppercase
 

@@ -23,11 +23,15 @@ class PrioritySortEnv(SequenceEnv):
     targets width.
     """
 
-    width: int = Field(8, ge=1, description="bits of a vector")
-    min_items: int = Field(20, ge=1, description="fewest vectors of a training sequence")
-    max_items: int = Field(20, ge=1, description="most vectors of a training sequence")
-    highest: int = Field(16, ge=1, description="how many vectors to give back; all of them where there are fewer")
-    test_items: Sizes = Field([30, 40], description="numbers of vectors to be tested on besides the training range")
+    width: int = Field(default=8, ge=1, description="bits of a vector")
+    min_items: int = Field(default=20, ge=1, description="fewest vectors of a training sequence")
+    max_items: int = Field(default=20, ge=1, description="most vectors of a training sequence")
+    highest: int = Field(
+        default=16, ge=1, description="how many vectors to give back; all of them where there are fewer"
+    )
+    test_items: Sizes = Field(
+        default=[30, 40], description="numbers of vectors to be tested on besides the training range"
+    )
 
     @staticmethod
     def ranges(options: Any) -> dict[str, Range]:

@@ -23,20 +23,20 @@ class RepeatCopyEnv(SequenceEnv):
     the start flag and the number of repeats as ``repeat_scale`` says), targets width + 1 (the last is the end mark).
     """
 
-    width: int = Field(8, ge=1, description="bits of a word")
-    min_length: int = Field(1, ge=1, description="fewest words of a training sequence")
-    max_length: int = Field(10, ge=1, description="most words of a training sequence")
-    min_repeats: int = Field(1, ge=1, description="fewest repeats in training")
-    max_repeats: int = Field(10, ge=1, description="most repeats in training")
+    width: int = Field(default=8, ge=1, description="bits of a word")
+    min_length: int = Field(default=1, ge=1, description="fewest words of a training sequence")
+    max_length: int = Field(default=10, ge=1, description="most words of a training sequence")
+    min_repeats: int = Field(default=1, ge=1, description="fewest repeats in training")
+    max_repeats: int = Field(default=10, ge=1, description="most repeats in training")
     repeat_scale: float | None = Field(
-        10.0,
+        default=10.0,
         gt=0,
         description="the number of repeats is given divided by this, by 10 as in DeepMind's code for the DNC; null "
         "gives it with mean 0 and variance 1 over the training range, as in the NTM paper; one in the middle of the "
         "range is then a 0",
     )
     test_sizes: list[Annotated[Sizes, Field(min_length=2, max_length=2)]] | None = Field(
-        None,
+        default=None,
         description="pairs [words, repeats] to be tested on besides the training range; none given: twice the longest, "
         "twice the most repeats (20 words 10 times and 10 words 20 times, as in the paper, by default)",
     )

@@ -27,11 +27,11 @@ class SequenceEnv(Env):
     """
 
     lengths: Literal["batch", "sequence"] = Field(
-        "batch",
+        default="batch",
         description="whether lengths are drawn once for a whole batch, or for each sequence (the shorter are padded "
         "and masked)",
     )
-    curriculum: AnyCurriculum = Field("fixed", description="how the ranges that are trained on grow")
+    curriculum: AnyCurriculum = Field(default="fixed", description="how the ranges that are trained on grow")
 
     @staticmethod
     @abstractmethod

@@ -55,17 +55,17 @@ class TMazeWorld(World):
     error_metric: ClassVar[str] = "avoidable_misses"
 
     maze: Literal["single", "double"] = Field(
-        "single", description="one junction and 2 ends, or one after another and 4 ends"
+        default="single", description="one junction and 2 ends, or one after another and 4 ends"
     )
-    corridor: int = Field(1, ge=0, description="steps of corridor before each junction and each end")
-    trials: int = Field(20, ge=1, description="trials of an episode")
-    min_stay: int = Field(5, ge=1, description="fewest trials after which the reward moves")
-    max_stay: int = Field(10, ge=1, description="most trials after which the reward moves")
-    high_reward: float = Field(1.0, description="at the end that holds the reward")
-    low_reward: float = Field(0.1, description="at every other end")
-    crash_reward: float = Field(-0.4, description="for walking into a wall, which ends the trial")
+    corridor: int = Field(default=1, ge=0, description="steps of corridor before each junction and each end")
+    trials: int = Field(default=20, ge=1, description="trials of an episode")
+    min_stay: int = Field(default=5, ge=1, description="fewest trials after which the reward moves")
+    max_stay: int = Field(default=10, ge=1, description="most trials after which the reward moves")
+    high_reward: float = Field(default=1.0, description="at the end that holds the reward")
+    low_reward: float = Field(default=0.1, description="at every other end")
+    crash_reward: float = Field(default=-0.4, description="for walking into a wall, which ends the trial")
     test_trials: list[Annotated[int, Field(ge=1)]] = Field(
-        [40, 100], description="numbers of trials to be tested on besides those of training"
+        default=[40, 100], description="numbers of trials to be tested on besides those of training"
     )
 
     @classmethod

@@ -21,10 +21,10 @@ class XorEnv(Env):
     """
 
     bits: int = Field(
-        2, ge=2, le=10, description="inputs; with more than two, the answer is whether an odd number is 1"
+        default=2, ge=2, le=10, description="inputs; with more than two, the answer is whether an odd number is 1"
     )
     bias: bool = Field(
-        False, description="one more input that is always 1, for circuits that have no bias of their own"
+        default=False, description="one more input that is always 1, for circuits that have no bias of their own"
     )
 
     def setup(self) -> None:

@@ -24,9 +24,9 @@ class BracketsEnv(papertape.Env):
     Targets ``[T, B, K]``: the kind that is open innermost then, zeros where none is.
     """
 
-    kinds: int = Field(2, ge=1, description="kinds of brackets, K")
-    length: int = Field(20, ge=1, description="brackets of a training sequence, opening and closing ones")
-    test_lengths: list[int] = Field([40], description="numbers of brackets to be tested on besides")
+    kinds: int = Field(default=2, ge=1, description="kinds of brackets, K")
+    length: int = Field(default=20, ge=1, description="brackets of a training sequence, opening and closing ones")
+    test_lengths: list[int] = Field(default=[40], description="numbers of brackets to be tested on besides")
 
     def setup(self) -> None:
         """Sizes of inputs and targets."""

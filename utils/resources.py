@@ -46,7 +46,7 @@ def longest(env: Task, *, test: bool) -> int:
     lengths = []
     for variant in env.sets("validation").values() if test else [env]:
         length = 1
-        for _, high in variant.options.ranges().values():  # type: ignore[attr-defined]
+        for _, high in variant.ranges(variant).values():  # type: ignore[attr-defined]
             length *= high
         lengths.append(length)
     return max(lengths)

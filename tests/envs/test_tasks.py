@@ -211,3 +211,8 @@ def test_a_generated_task_of_ones_own_has_curriculum_and_sets() -> None:
     assert env.sample(1, torch.Generator()).inputs.shape[0] == 2 and env.advance(0.0)
     with pytest.raises(ValueError, match="^min_delay: got 4; allowed is at most max_delay, which is 3"):
         Echo(min_delay=4, max_delay=3)
+
+
+def test_a_task_says_which_options_mean_something_else_in_another() -> None:
+    assert TASKS["dynamic-ngrams"].Options.own_meaning == {"min_length", "max_length", "test_lengths"}
+    assert CopyEnv.Options.own_meaning == frozenset()
