@@ -84,6 +84,7 @@ def refusal(path: str, before: Any, now: Any) -> str:
     """What is said where a run cannot go on with another value of an option."""
     return f"{path}: {before!r} -> {now!r}; a run that goes on keeps it (start=RUN begins another with its weights)"
 
+
 def near(name: str, names: Iterable[str]) -> str | None:
     """The name that is most like a mistyped one, if any is like it."""
     return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=NEAR)), None)

@@ -42,10 +42,12 @@ class SparseOptions(SlotOptions):
     word_size: int = 32
     num_reads: int = 4
     slots_per_read: int = Field(
-        4, ge=1, description="K, slots that a read head reads; all of them where the memory has fewer"
+        default=4, ge=1, description="K, slots that a read head reads; all of them where the memory has fewer"
     )
     links_per_slot: int = Field(
-        0, ge=0, description="L, links that each slot keeps to slots before it, and to slots after it; 0 has none"
+        default=0,
+        ge=0,
+        description="L, links that each slot keeps to slots before it, and to slots after it; 0 has none",
     )
 
     @classmethod
@@ -60,7 +62,9 @@ class SparseOptions(SlotOptions):
 def check_slots(memory_size: int, num_writes: int) -> None:
     """Raise ValueError if there are fewer slots than write heads, each of which needs one of its own."""
     if memory_size < num_writes:
-        raise ValueError(f"memory_size: got {memory_size}; each of the {num_writes} write heads needs a slot of its own")
+        raise ValueError(
+            f"memory_size: got {memory_size}; each of the {num_writes} write heads needs a slot of its own"
+        )
 
 
 class NoLinks(NamedTuple):

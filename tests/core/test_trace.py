@@ -29,7 +29,10 @@ def test_a_tensor_with_other_axes_is_refused():
 
 @pytest.mark.parametrize(
     ("field", "message"),
-    [(TraceField("R N", "colour"), "got kind 'colour'; allowed: weighting"), (TraceField("N", "memory"), "at least two")],
+    [
+        (TraceField("R N", "colour"), "got kind 'colour'; allowed: weighting"),
+        (TraceField("N", "memory"), "at least two"),
+    ],
 )
 def test_a_field_that_is_none_is_refused(field, message):
     with pytest.raises(ValueError, match=f"Mine.seen: .*{message}"):
