@@ -20,13 +20,14 @@ from ..agents.evaluation import check_state
 from ..agents.strategies import STRATEGIES
 from ..circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, NeatCircuit, Tape
 from ..circuits.memory_augmented import MemoryAugmentedCircuit
-from ..core.agent import Agent, Recorder
+from ..core.agent import Agent
 from ..core.circuit import Circuit
 from ..core.controllers import CONTROLLERS
 from ..core.env import Env
 from ..core.kernels import dispatch
 from ..core.kernels.dispatch import Backend
 from ..core.options import Options
+from ..core.recorder import Recorder
 from ..core.task import Task
 from ..core.world import World
 from ..envs import (

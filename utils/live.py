@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from ..core import install
-from ..core.pictures import Picture
+from ..core.recorder import Picture
 from . import light_process, live_process
 from .options import OptionsError
 from .plots import Episode

@@ -31,8 +31,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ..core import install
-from ..core import pictures as kinds
-from ..core.pictures import Picture
+from ..core import recorder as kinds
+from ..core.recorder import Picture
 from . import light_process, visdom_files, visdom_server
 from .plots import (
     LINES,

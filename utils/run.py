@@ -19,10 +19,9 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from ..core.agent import Recorder
 from ..core.circuit import Circuit
 from ..core.env import Batch
-from ..core.pictures import Picture
+from ..core.recorder import Picture, Recorder
 from ..core.trace import Trace
 from . import checkpoint
 from .factory import RunOptions

@@ -94,7 +94,9 @@ class DynamicAccessor(DynamicOptions, SlotAccessor):
         "write_gates": TraceField("H", "gate", "whether each write head writes"),
         "allocation_gates": TraceField("H", "gate", "allocation against content"),
         "free_gates": TraceField("R", "gate", "whether what each read head read is freed"),
-        "read_modes": TraceField("R M", "weighting", "shares of backward, content and forward"),
+        "read_modes": TraceField(
+            "R M", "weighting", "shares of backward, content and forward", ("backward", "content", "forward")
+        ),
     }
 
     def setup(self) -> None:

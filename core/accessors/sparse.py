@@ -160,7 +160,9 @@ class SparseAccessor(SparseOptions, SlotAccessor):
         "add": TraceField("H W", "words", "words written"),
         "write_gates": TraceField("H", "gate", "whether each write head writes"),
         "write_modes": TraceField("H M", "weighting", "shares of the least recently used slot and of each last read"),
-        "read_modes": TraceField("R M", "weighting", "shares of backward, content and forward"),
+        "read_modes": TraceField(
+            "R M", "weighting", "shares of backward, content and forward", ("backward", "content", "forward")
+        ),
     }
 
     def setup(self) -> None:

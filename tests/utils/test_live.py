@@ -27,7 +27,7 @@ import pytest
 from PIL import Image
 
 from papertape.core import install
-from papertape.core.pictures import Areas, Connection, Histogram, Network, Picture
+from papertape.core.recorder import Areas, Connection, Histogram, Network, Picture
 from papertape.utils import light_process, live, live_process, visdom_files, visdom_server
 from papertape.utils.live import Plotter
 from papertape.utils.live_process import Files

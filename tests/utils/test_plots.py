@@ -17,7 +17,7 @@ from papertape import DNC, NTM
 from papertape.core.circuit import Circuit
 from papertape.core.env import Batch
 from papertape.core.graph import GraphNetwork
-from papertape.core.pictures import Areas, Connection, Histogram, Network, Picture
+from papertape.core.recorder import Areas, Connection, Histogram, Network, Picture
 from papertape.core.trace import Trace
 from papertape.utils.factory import CIRCUITS
 from papertape.utils.plots import (
