@@ -6,26 +6,35 @@ be drawn in any thread or process.
 
 from .animation import memory_gif
 from .curves import RAW_POINTS, Curve, History, curve_title, curves_figure, thinned
-from .episode import Array, Episode, episode_from, wrong_bits
-from .memory import episode_figure
-from .panels import LINES, colour_limits
+from .episode import Array, Episode, Seen, episode_from, wrong_bits
+from .fields import Panel, Still, layout_of
+from .figure import episode_figure
+from .panels import LINES, Colours, colour_limits, slot_ticks
 from .pictures import network_figure, picture_figure
+from .trace import plot_trace
 
 __all__ = [
     "LINES",
     "RAW_POINTS",
     "Array",
+    "Colours",
     "Curve",
     "Episode",
     "History",
+    "Panel",
+    "Seen",
+    "Still",
     "colour_limits",
     "curve_title",
     "curves_figure",
     "episode_figure",
     "episode_from",
+    "layout_of",
     "memory_gif",
     "network_figure",
     "picture_figure",
+    "plot_trace",
+    "slot_ticks",
     "thinned",
     "wrong_bits",
 ]
