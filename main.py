@@ -257,8 +257,8 @@ def fit(parts: factory.Parts, begin: Start) -> None:
         description = factory.describe(parts)
         LOGGER.info("%s", description)
         run.write_options(agent.step)
-        run.plotter.text("options", yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False))
-        run.plotter.text("circuit", f"{description}\n\n{parts.circuit}")
+        run.text("options", yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False))
+        run.text("circuit", f"{description}\n\n{parts.circuit}")
         if resumed:
             run.forget_after(agent.step)
         with stop_on_signal(agent):

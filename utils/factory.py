@@ -44,6 +44,7 @@ from ..envs import (
 )
 from . import checkpoint
 from .options import OptionsError, Types, a_block, explain, first_sentence, types_of
+from .sinks import Plots
 
 ENVS: dict[str, Any] = {
     "copy": CopyEnv,
@@ -102,8 +103,9 @@ class RunOptions(Options):
     """Of all numbers; bfloat16 is for the matrix products of controller and outputs alone, and learns by backprop."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; null takes all cores."""
-    plots: Literal["auto", "visdom", "files", "off"] = "auto"
-    """Where pictures go: files writes PNGs, visdom shows them live as well, auto does so where it is installed."""
+    plots: Plots = Field("auto", validate_default=True)
+    """Where metrics and pictures go: files writes PNGs, visdom shows them live as well, auto does so where it is
+    installed, off is nowhere; a registered sink, or a list of those."""
     visdom_host: str = "localhost"
     """Where the visdom server is, by name or address; one is started if it is localhost and none is there. If it asks
     for a login, the environment variables VISDOM_USERNAME and VISDOM_PASSWORD say whose."""

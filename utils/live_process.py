@@ -1,4 +1,4 @@
-"""The child process of :class:`~papertape.utils.live.Plotter`: draws files and talks to visdom.
+"""The child process of :class:`~papertape.utils.sinks.Plotter`: draws files and talks to visdom.
 
 It reads messages from its standard input and writes lines for the log to its standard output. It must not import torch.
 """
@@ -75,7 +75,7 @@ MISSING_FILES = f"curves are kept, but the page stays empty until `{visdom_files
 
 
 class Settings(NamedTuple):
-    """What the run says at the start; see :class:`~papertape.utils.live.Plotter`."""
+    """What the run says at the start; see :class:`~papertape.utils.sinks.Plotter`."""
 
     directory: str
     title: str

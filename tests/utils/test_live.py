@@ -29,11 +29,11 @@ from PIL import Image
 from papertape.core import install
 from papertape.core.recorder import Areas, Connection, Histogram, Network, Picture
 from papertape.core.trace_field import TraceField
-from papertape.utils import light_process, live, live_process, visdom_files, visdom_server
-from papertape.utils.live import Plotter
+from papertape.utils import light_process, live_process, visdom_files, visdom_server
 from papertape.utils.live_process import Files
 from papertape.utils.options import OptionsError
 from papertape.utils.plots import Array, Episode, History, Seen, curves
+from papertape.utils.sinks import Off, Plotter, drawn
 from papertape.utils.visdom_server import Server
 
 needs_visdom = pytest.mark.skipif(importlib.util.find_spec("visdom") is None, reason="visdom is not installed")
@@ -92,12 +92,12 @@ def child(plotter: Plotter) -> subprocess.Popen[bytes]:
     return plotter._process
 
 
-def test_off_starts_no_process_and_takes_everything(tmp_path: Path) -> None:
-    with plotting(tmp_path, "off") as plotter:
-        plotter.metrics(1, {"train/loss": 1.0})
-        plotter.text("options", "none")
-        plotter.episode(1, "length 3", episode())
-        assert plotter._process is None
+def test_off_takes_everything_and_makes_nothing_of_it(tmp_path: Path) -> None:
+    off = Off(tmp_path, "a_run")
+    off.metrics(1, {"train/loss": 1.0})
+    off.text("options", "none")
+    off.episode(1, "length 3", episode())
+    off.close()
     assert not list(tmp_path.iterdir())
 
 
@@ -148,7 +148,7 @@ def test_a_stuck_child_never_holds_up_the_run(tmp_path: Path, caplog: pytest.Log
             slowest = max(slowest, time.thread_time() - start)
         assert slowest < 0.1
         # One may be on its way.
-        assert live.MAX_PICTURES - 1 <= len(plotter._pictures) <= live.MAX_PICTURES
+        assert drawn.MAX_PICTURES - 1 <= len(plotter._pictures) <= drawn.MAX_PICTURES
         child(plotter).kill()
     assert len([text for text in warnings(caplog) if "left out" in text]) == 1
 
@@ -198,7 +198,7 @@ def test_ctrl_c_does_not_reach_the_child(tmp_path: Path) -> None:
 def test_the_child_ends_with_a_killed_run_and_draws_what_it_has(tmp_path: Path) -> None:
     code = (
         "import os, pathlib, signal, time\n"
-        "from papertape.utils.live import Plotter\n"
+        "from papertape.utils.sinks import Plotter\n"
         f"plotter = Plotter(pathlib.Path({str(tmp_path)!r}), 'a_run', 'files')\n"
         "plotter.metrics(1, {'train/loss': 1.0})\n"
         "plotter.metrics(2, {'train/loss': 0.5})\n"

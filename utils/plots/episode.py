@@ -52,17 +52,14 @@ class Episode(NamedTuple):
     """``[T, O]``, probabilities where there are targets."""
     mask: Array | None = None
     """``[T]``: 1 where the output counts."""
-    seen: Mapping[str, Seen] = {}  # noqa: RUF012
+    seen: Mapping[str, Seen] = {}
     """What the heads and the memory did, each field of the trace by its name."""
 
     @property
     def steps(self) -> int:
         """T."""
-        return next(
-            len(part)
-            for part in (self.inputs, self.outputs, *(seen.values for seen in self.seen.values()))
-            if part is not None
-        )
+        parts = (self.inputs, self.targets, self.outputs, *(seen.values for seen in self.seen.values()))
+        return next(len(part) for part in parts if part is not None)
 
     @property
     def judged(self) -> bool:

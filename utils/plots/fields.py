@@ -1,4 +1,4 @@
-"""What is drawn of each kind of field: panels over time, and stills, which show one step. PNG, GIF and page use both."""
+"""What is drawn of each kind of field, in files and on the page: panels over time, and stills of one step."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def layout_of(episode: Episode) -> Layout:
     rest += [panel for name, seen in shares.items() for panel in rows_panels(name, seen, "bits")]
 
     bits = bit_panels(episode)
-    beside = []
+    beside: list[Panel] = []
     while bits and words and (not beside or inches([*beside, words[0]]) <= inches(bits)):
         beside.append(words.pop(0))
     blocks = [Block(bits, beside)]

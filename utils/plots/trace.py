@@ -6,7 +6,6 @@ import os
 from typing import TYPE_CHECKING
 
 from .episode import Episode, Seen, plain
-from .figure import episode_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,6 +44,8 @@ def plot_trace(
     Raises:
         ValueError: there is nothing to draw, no such sequence, or a part has another length or batch than the trace.
     """
+    from .figure import episode_figure  # which loads matplotlib
+
     parts = {"inputs": inputs, "targets": targets, "outputs": outputs}
     batch_axis = 0 if batch_first else 1
     parts = {
