@@ -27,11 +27,11 @@ import pytest
 from PIL import Image
 
 from papertape.core import install
+from papertape.core.options import OptionsError
 from papertape.core.recorder import Areas, Connection, Histogram, Network, Picture
 from papertape.core.trace_field import TraceField
 from papertape.utils import light_process, live_process, visdom_files, visdom_server
 from papertape.utils.live_process import Files
-from papertape.utils.options import OptionsError
 from papertape.utils.plots import Array, Episode, History, Seen, curves
 from papertape.utils.sinks import Off, Plotter, drawn
 from papertape.utils.visdom_server import Server
