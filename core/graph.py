@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .options import check_choice, check_sizes
-from .pictures import Connection, Network
+from .recorder import Connection, Network
 
 GraphActivation = Literal["tanh", "relu", "sigmoid", "steep-sigmoid"]
 """Of hidden nodes and of outputs; steep-sigmoid is 1 / (1 + exp(-4.9 x)) (Stanley & Miikkulainen 2002, section 4.1)."""

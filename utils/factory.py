@@ -20,13 +20,14 @@ from ..agents.evaluation import check_state
 from ..agents.strategies import STRATEGIES
 from ..circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, NeatCircuit, Tape
 from ..circuits.memory_augmented import MemoryAugmentedCircuit
-from ..core.agent import Agent, Recorder
+from ..core.agent import Agent
 from ..core.circuit import Circuit
 from ..core.controllers import CONTROLLERS
 from ..core.env import Env
 from ..core.kernels import dispatch
 from ..core.kernels.dispatch import Backend
 from ..core.options import Options
+from ..core.recorder import Recorder
 from ..core.task import Task
 from ..core.world import World
 from ..envs import (
@@ -43,6 +44,7 @@ from ..envs import (
 )
 from . import checkpoint, resources
 from .options import OptionsError, Types, a_block, explain, first_sentence, types_of
+from .sinks import Plots
 
 ENVS: dict[str, Any] = {
     "copy": CopyEnv,
@@ -111,8 +113,9 @@ class RunOptions(Options):
     """Of all numbers; bfloat16 is for the matrix products of controller and outputs alone, and learns by backprop."""
     threads: Annotated[int | str, PlainValidator(_check_threads)] = "auto"
     """CPU threads; auto takes one where the circuit is small, which more would slow down, and all cores otherwise."""
-    plots: Literal["auto", "visdom", "files", "off"] = "auto"
-    """Where pictures go: files writes PNGs, visdom shows them live as well, auto does so where it is installed."""
+    plots: Plots = Field("auto", validate_default=True)
+    """Where metrics and pictures go: files writes PNGs, visdom shows them live as well, auto does so where it is
+    installed, off is nowhere; a registered sink, or a list of those."""
     visdom_host: str = "localhost"
     """Where the visdom server is, by name or address; one is started if it is localhost and none is there. If it asks
     for a login, the environment variables VISDOM_USERNAME and VISDOM_PASSWORD say whose."""

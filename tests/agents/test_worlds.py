@@ -13,7 +13,7 @@ from papertape.agents import EvolutionAgent, EvolutionOptions
 from papertape.agents.evaluation import evaluate, show_episodes
 from papertape.agents.population import Population
 from papertape.circuits import FeedForwardCircuit
-from papertape.core.agent import Recorder
+from papertape.core.recorder import Recorder
 from papertape.core.streams import stream_seed
 from papertape.core.world import Step, World, WorldOptions, carrying, check_episodes
 from papertape.envs import TMazeOptions, TMazeWorld
