@@ -15,7 +15,7 @@ from ..core.distributed import Processes
 from ..core.env import Env
 from ..core.options import LARGEST_STEP
 from ..core.recorder import Recorder
-from ..core.stacked import Stack
+from ..core.members import Stack
 from ..core.streams import stream_seed
 from ..core.task import Task
 from ..core.world import World

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core.circuit import Circuit
 from ..core.registry import register
-from ..core.stacked import Stack, linear
+from ..core.members import Stack, linear
 
 
 class FeedForwardCircuitState(NamedTuple):

@@ -18,7 +18,7 @@ from ..core.kernels import checkpointing, dispatch
 from ..core.kernels.transforms import one_call
 from ..core.options import Options, check_sizes
 from ..core.registry import lookup, register
-from ..core.stacked import Stack
+from ..core.members import Stack
 from ..core.state import CircuitState
 from ..core.tied import TiedLinear
 from ..core.trace import TraceField

@@ -17,7 +17,7 @@ from .kernels.transforms import one_call
 from .lengths import check_lengths, run_each_to_its_end
 from .options import check_choice
 from .registry import contract
-from .stacked import Stack, map_members
+from .members import Stack, map_members
 from .state import check_batch, compare, layout, map_state
 from .trace import Trace, TraceField
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...core.options import Options
 from ...core.recorder import Picture
-from ...core.stacked import Layout, Stack
+from ..genome import Layout
+from ...core.members import Stack
 from ..evaluation import check_keys, check_state
 
 Initial = Literal["resampled", "copied"]

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from ..options import check_sizes
-from ..stacked import Call
+from ..members import Call
 from ..state import CircuitState, leaves, map_state, rebuild
 from . import dispatch
 from .transforms import transform

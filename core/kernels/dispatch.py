@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..options import check_choice
-from ..stacked import Stack, dense, map_members
+from ..members import Stack, dense, map_members
 from ..state import CircuitState
 from . import eager, native, triton
 

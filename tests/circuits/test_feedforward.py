@@ -3,7 +3,7 @@ import torch
 from pydantic import ValidationError
 
 from papertape.circuits.feedforward import FeedForwardCircuit, FeedForwardCircuitOptions
-from papertape.core.stacked import Layout
+from papertape.agents.genome import Layout
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "sigmoid", "gelu"])

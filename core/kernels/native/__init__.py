@@ -26,7 +26,7 @@ from ...accessors.static import StaticAccessor
 from ...controllers.feedforward import FeedForwardController, FeedForwardState
 from ...controllers.gru import GRUController, GRUState
 from ...controllers.lstm import LSTMController, LSTMState
-from ...stacked import map_initial_state
+from ...members import map_initial_state
 from ...state import CircuitState
 from .. import eager
 from ..hooks import hooked

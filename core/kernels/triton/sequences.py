@@ -15,7 +15,7 @@ from ...accessors.static import StaticAccessor, StaticState
 from ...controllers.feedforward import FeedForwardController
 from ...controllers.gru import GRUController, GRUState
 from ...controllers.lstm import LSTMController, LSTMState
-from ...stacked import map_initial_state
+from ...members import map_initial_state
 from ...state import CircuitState, map_state
 from ..hooks import hooked
 from .controllers import FEEDFORWARD, GRU, LSTM

@@ -16,7 +16,7 @@ from papertape.agents.strategies.neat import mutation
 from papertape.agents.strategies.neat.genomes import EMPTY, Genomes, Markers, crossover
 from papertape.agents.strategies.neat.species import Distance, quotas, speciate
 from papertape.circuits import NeatCircuit
-from papertape.core.stacked import Layout
+from papertape.agents.genome import Layout
 
 INPUTS, OUTPUTS, NODES = 3, 2, 5
 FIRST = 1 + INPUTS

@@ -5,7 +5,7 @@ import torch
 
 from papertape.agents.strategies import Trust, TrustOptions
 from papertape.agents.strategies.base import resample
-from papertape.core.stacked import Layout
+from papertape.agents.genome import Layout
 
 
 def build(size=50, **values):

@@ -16,7 +16,7 @@ from papertape.core import addressing
 from papertape.core.circuit import Circuit
 from papertape.core.kernels import native
 from papertape.core.kernels.native import library
-from papertape.core.stacked import Layout
+from papertape.agents.genome import Layout
 from papertape.core.state import detach, map_state
 
 pytestmark = pytest.mark.skipif(isinstance(library.load(), str), reason=str(library.load()))
