@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..options import check_choice
 from ..members import Stack, dense, map_members
+from ..options import check_choice
 from ..state import CircuitState
 from . import eager, native, triton
 
