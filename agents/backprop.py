@@ -69,7 +69,8 @@ class BackpropAgent(LearningAgent):
     max_bad_steps: int = Field(
         default=100,
         ge=1,
-        description="steps in a row with a loss or gradient that is not finite, after which the run stops with an error",
+        description="steps in a row with a loss or gradient that is not finite, after which the run stops with an "
+        "error",
     )
 
     @classmethod

@@ -17,6 +17,7 @@ from ..core.members import Stack
 from ..core.options import LARGEST_STEP, Options
 from ..core.registry import register
 from ..core.streams import stream_seed
+from ..core.task import Task
 from ..core.world import World
 from .fitness import AnyFitness
 from .learning import LearningAgent, TrainingError
@@ -36,7 +37,7 @@ class EvolutionAgent(LearningAgent):
     backprop, and is saved, tested and drawn like any other.
     """
 
-    tasks = (Env, World)
+    tasks: ClassVar[tuple[type[Task], ...]] = (Env, World)
     precisions: ClassVar[tuple[str, ...]] = ("float32", "float64")
     unit = "generation"
 
@@ -95,8 +96,8 @@ class EvolutionAgent(LearningAgent):
         chosen = self.options.strategy
         if not isinstance(chosen, Options):
             raise ValueError(
-                f"strategy: got a {type(chosen).__name__} that begins from a genome of its own; allowed is its name, or "
-                "a block of its type and options"
+                f"strategy: got a {type(chosen).__name__} that begins from a genome of its own; allowed is its name, "
+                "or a block of its type and options"
             )
         strategy: Strategy = build(chosen, genome, seed=seed, layout=self.population.layout)
         return strategy

@@ -67,8 +67,8 @@ class MixedAgent(EvolutionAgent):
         if options.inheritance == "lamarckian" and not class_of(options.strategy).holds_members:
             able = [name for name, strategy in entries("strategy").items() if strategy.holds_members]
             raise ValueError(
-                f"strategy.type: got {name_of(class_of(options.strategy))!r}, which holds no members that weights could "
-                f"go back into; allowed with inheritance lamarckian: {', '.join(able)} (baldwinian goes with all)"
+                f"strategy.type: got {name_of(class_of(options.strategy))!r}, which holds no members that weights "
+                f"could go back into; allowed with inheritance lamarckian: {', '.join(able)} (baldwinian goes with all)"
             )
         if not class_of(options.optimiser).elementwise:
             able = [name for name, optimiser in entries("optimiser").items() if optimiser.elementwise]

@@ -32,8 +32,8 @@ class _Step(nn.Module):
 class Population:
     """Evaluates P genomes on the same B sequences with stacked parameters: no loop over members, no gradients.
 
-    How a circuit answers for all members is for :meth:`~papertape.core.circuit.Circuit.run_population` to say. Any other
-    module is mapped over the members with ``torch.func.vmap``.
+    How a circuit answers for all members is for :meth:`~papertape.core.circuit.Circuit.run_population` to say. Any
+    other module is mapped over the members with ``torch.func.vmap``.
     """
 
     def __init__(self, circuit: Circuit | nn.Module, *, memory_budget: float = 512.0) -> None:
@@ -52,7 +52,7 @@ class Population:
         self.dtype = next(circuit.parameters()).dtype
         """What members compute in."""
         self.memory_budget = memory_budget
-        self._step = _Step(circuit)
+        self._step = _Step(self.circuit)
 
     def outputs(self, stacks: Mapping[str, Stack], inputs: Tensor) -> Tensor:
         """Logits of all members at once.

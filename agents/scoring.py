@@ -137,7 +137,7 @@ def scoring_of(task: Task, population: Population, fitness: Any | None) -> Scori
     assert isinstance(task, World)
     if fitness is not None:
         raise ValueError(
-            f"agent.fitness: got {getattr(fitness, 'type', fitness)!r}; this env is a world with rewards, whose fitness is the mean "
-            "return of the episodes: allowed is null"
+            f"agent.fitness: got {getattr(fitness, 'type', fitness)!r}; this env is a world with rewards, whose "
+            "fitness is the mean return of the episodes: allowed is null"
         )
     return EpisodeScoring(task, population)

@@ -38,7 +38,7 @@ class Agent(Component, ABC):
     env: Task = Field(kw_only=False, description="the task, on the circuit's device")
     circuit: Annotated[Circuit | Any, PlainValidator(_as_module)] = Field(
         kw_only=False,
-        description="what answers, time first; any other module maps inputs [T, B, I] (and a state, where it has one) to "
+        description="what answers, time first; any other module maps inputs [T, B, I] (and a state, if it has one) to "
         "outputs [T, B, O] (and the next state)",
     )
     seed: int = Field(

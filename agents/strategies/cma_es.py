@@ -80,13 +80,6 @@ class CMAES(Strategy):
     bit, and nothing needs numpy's global random state.
     """
 
-    population: int | None = Field(
-        default=None,
-        ge=4,
-        description="P, members of a generation; null: 4 + floor(3 log D)",
-    )
-    sigma: float = Field(default=0.1, gt=0, description="standard deviation of each weight at the start")
-
     remembered: ClassVar[tuple[str, ...]] = (
         "mean",
         "sigma",
@@ -98,6 +91,14 @@ class CMAES(Strategy):
         "decomposed_at",
     )
     adapted: ClassVar[Mapping[str, str]] = {"sigma": "sigma"}
+
+    population: int | None = Field(  # type: ignore[assignment]
+        default=None,
+        ge=4,
+        description="P, members of a generation; null: 4 + floor(3 log D)",
+    )
+    sigma: float = Field(default=0.1, gt=0, description="standard deviation of each weight at the start")
+
     separable = False
 
     def setup(self) -> None:
@@ -168,7 +169,11 @@ class CMAES(Strategy):
     def draw(self) -> Tensor:
         """Members around the mean, ``[P, D]``."""
         normal = torch.randn(
-            self.population, len(self.mean), generator=self.generator, device=self.mean.device, dtype=torch.float64
+            len(self.rates.weights),
+            len(self.mean),
+            generator=self.generator,
+            device=self.mean.device,
+            dtype=torch.float64,
         )
         self._steps = self._shape(normal)
         return (self.mean + self.sigma * self._steps).to(self.genome.dtype)
@@ -177,7 +182,7 @@ class CMAES(Strategy):
         """Equations 41 to 47 of the tutorial."""
         r, size = self.rates, len(self.mean)
         steps = self._steps
-        weights = torch.empty(self.population, dtype=steps.dtype, device=steps.device)
+        weights = torch.empty(len(steps), dtype=steps.dtype, device=steps.device)
         weights[torch.argsort(fitness, descending=True, stable=True)] = r.weights.to(steps)
         step = weights.clamp(min=0) @ steps
         self.mean = self.mean + self.sigma * step

@@ -26,6 +26,7 @@ class DeepGA(Strategy):
     """
 
     kept: ClassVar[frozenset[str]] = Strategy.kept | {"sigma", "share", "initial"}
+    remembered: ClassVar[tuple[str, ...]] = ("parents", "elite")
 
     population: int = Field(
         default=1000,
@@ -66,8 +67,6 @@ class DeepGA(Strategy):
                 raise ValueError(
                     f"{name}: got {getattr(options, name)}; allowed is at most population ({options.population})"
                 )
-
-    remembered: ClassVar[tuple[str, ...]] = ("parents", "elite")
 
     def setup(self) -> None:
         """See :class:`Strategy`."""

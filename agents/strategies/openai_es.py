@@ -26,6 +26,9 @@ class OpenAIES(Strategy):
     no matrices, and matrices with no more than r rows or columns, are perturbed element by element.
     """
 
+    remembered: ClassVar[tuple[str, ...]] = ("center", "moments", "sigma", "lr")
+    adapted: ClassVar[Mapping[str, str]] = {"sigma": "sigma", "lr": "lr"}
+
     population: int = Field(
         default=200,
         ge=2,
@@ -60,9 +63,6 @@ class OpenAIES(Strategy):
             raise ValueError(
                 f"population: got {options.population}; allowed is an even number, for sampling is mirrored"
             )
-
-    remembered: ClassVar[tuple[str, ...]] = ("center", "moments", "sigma", "lr")
-    adapted: ClassVar[Mapping[str, str]] = {"sigma": "sigma", "lr": "lr"}
 
     def setup(self) -> None:
         """See :class:`Strategy`."""

@@ -24,6 +24,9 @@ class PGPE(Strategy):
     gradient of the centre ``(r+ - r-) / 2 · ε``, of a standard deviation ``((r+ + r-) / 2) (ε² - σ²) / σ``.
     """
 
+    remembered: ClassVar[tuple[str, ...]] = ("center", "deviations", "velocity")
+    adapted: ClassVar[Mapping[str, str]] = {"sigma": "deviations"}
+
     population: int = Field(
         default=200,
         ge=2,
@@ -59,9 +62,6 @@ class PGPE(Strategy):
             )
         if options.lr is not None and options.lr > options.max_speed:
             raise ValueError(f"lr: got {options.lr}; allowed is at most max_speed ({options.max_speed})")
-
-    remembered: ClassVar[tuple[str, ...]] = ("center", "deviations", "velocity")
-    adapted: ClassVar[Mapping[str, str]] = {"sigma": "deviations"}
 
     def setup(self) -> None:
         """See :class:`Strategy`."""

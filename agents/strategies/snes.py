@@ -28,7 +28,10 @@ class SNES(Strategy):
     ``center += lr * sigma * Σ u_p z_p`` and ``sigma *= exp(sigma_lr / 2 * Σ u_p (z_p² - 1))``.
     """
 
-    population: int | None = Field(
+    remembered: ClassVar[tuple[str, ...]] = ("center", "deviations")
+    adapted: ClassVar[Mapping[str, str]] = {"sigma": "deviations"}
+
+    population: int | None = Field(  # type: ignore[assignment]
         default=None,
         ge=2,
         description="P, members of a generation; null: 4 + floor(3 log D)",
@@ -40,9 +43,6 @@ class SNES(Strategy):
         gt=0,
         description="learning rate of the standard deviations; null: (3 + log D) / (5 sqrt D)",
     )
-
-    remembered: ClassVar[tuple[str, ...]] = ("center", "deviations")
-    adapted: ClassVar[Mapping[str, str]] = {"sigma": "deviations"}
 
     def setup(self) -> None:
         """See :class:`Strategy`."""

@@ -33,6 +33,9 @@ class Trust(Strategy):
     """
 
     kept: ClassVar[frozenset[str]] = Strategy.kept | {"initial"}
+    holds_members: ClassVar[bool] = True
+    remembered: ClassVar[tuple[str, ...]] = ("genomes", "trust", "champion", "mutation_scale")
+    adapted: ClassVar[Mapping[str, str]] = {"mutation_scale": "mutation_scale"}
 
     population: int = Field(default=200, ge=2, description="P, members of a generation")
     survivors: float = Field(
@@ -97,10 +100,6 @@ class Trust(Strategy):
             )
         if options.elite > survivors:
             raise ValueError(f"elite: got {options.elite}; allowed is at most the number of survivors ({survivors})")
-
-    holds_members: ClassVar[bool] = True
-    remembered: ClassVar[tuple[str, ...]] = ("genomes", "trust", "champion", "mutation_scale")
-    adapted: ClassVar[Mapping[str, str]] = {"mutation_scale": "mutation_scale"}
 
     def setup(self) -> None:
         """See :class:`Strategy`."""

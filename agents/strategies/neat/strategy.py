@@ -33,6 +33,18 @@ class Neat(Strategy):
     """
 
     kept: ClassVar[frozenset[str]] = Strategy.kept | {"initial", "max_connections"}
+    holds_members: ClassVar[bool] = True
+    adapted: ClassVar[Mapping[str, str]] = {"compatibility_threshold": "threshold"}
+    remembered: ClassVar[tuple[str, ...]] = (
+        "species",
+        "champion",
+        "next_node",
+        "next_species",
+        "threshold",
+        "records",
+        "improved",
+        "sizes",
+    )
 
     population: int = Field(default=150, ge=2, description="P, members of a generation")
     initial: Initial = Field(
@@ -146,19 +158,6 @@ class Neat(Strategy):
     )
     others_step: float = Field(default=0.1, ge=0, description="standard deviation of the noise that it adds to them")
 
-    holds_members: ClassVar[bool] = True
-    adapted: ClassVar[Mapping[str, str]] = {"compatibility_threshold": "threshold"}
-    remembered: ClassVar[tuple[str, ...]] = (
-        "species",
-        "champion",
-        "next_node",
-        "next_species",
-        "threshold",
-        "records",
-        "improved",
-        "sizes",
-    )
-
     def setup(self) -> None:
         """See :class:`Strategy`.
 
@@ -169,9 +168,11 @@ class Neat(Strategy):
         super().setup()
         self.codec = Codec(self.layout)
         first, self.innovations, self.next_node = self.codec.first_genome(self.genome, self.max_connections)
-        self.max_connections = first.innovations.shape[1]
+        self.room = first.innovations.shape[1]
         """Connections that a genome can have at most."""
-        self.genomes = self._fitted(first).rows(torch.zeros(self.population, dtype=torch.long, device=genome.device))
+        self.genomes = self._fitted(first).rows(
+            torch.zeros(self.population, dtype=torch.long, device=self.genome.device)
+        )
         self.champion = self.genome.clone()
         """The fittest genome of the last generation, as it was evaluated, ``[D]``."""
         self.threshold = self.compatibility_threshold
@@ -182,7 +183,7 @@ class Neat(Strategy):
         self.sizes: list[tuple[int, list[tuple[int, int]]]] = []
         """Of each generation so far, the numbers of the species and their members; thinned out where long."""
         self._vary_first()
-        self.species = torch.zeros(self.population, dtype=torch.long, device=genome.device)
+        self.species = torch.zeros(self.population, dtype=torch.long, device=self.genome.device)
         """Number of each member's species, ``[P]``."""
         self.next_species = 0
         self._speciate(self.genomes.rows(self.species[:0]), self.species[:0])
@@ -196,7 +197,7 @@ class Neat(Strategy):
         """The genomes with not much more room than the next generation may need: time goes with the room."""
         largest = int(genomes.connection_counts.max())
         # One new connection, and two with a new node; in steps, so that the room seldom changes.
-        return genomes.with_room(min(-(-(largest + 3) // 8) * 8, self.max_connections))
+        return genomes.with_room(min(-(-(largest + 3) // 8) * 8, self.room))
 
     def _vary_first(self) -> None:
         """Make the first genomes differ."""
@@ -391,7 +392,7 @@ class Neat(Strategy):
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Strategy.state_dict`; also all genes and innovation numbers."""
-        whole = self.genomes.with_room(self.max_connections)
+        whole = self.genomes.with_room(self.room)
         genes = {f"genomes.{name}": part.clone() for name, part in whole._asdict().items()}
         return {**super().state_dict(), **genes, "innovations": self.innovations.keys()}
 
