@@ -82,9 +82,7 @@ class BatchScoring(Scoring):
         """See :meth:`Scoring.scores`."""
         generator = torch.Generator(self.env.device).manual_seed(drawn.seed + part)
         return self.population.evaluate(
-            stacks,
-            drawn.batch.inputs,
-            lambda outputs: earned(self.fitness, self.env, outputs, drawn.batch, generator),
+            stacks, drawn.batch.inputs, lambda outputs: earned(self.fitness, self.env, outputs, drawn.batch, generator)
         )
 
     def metrics(self, circuit: Circuit, drawn: Asked) -> dict[str, float]:

@@ -97,7 +97,7 @@ class Strategy(Component, ABC):
 
     @property
     def per_sample(self) -> bool:
-        """Whether :meth:`tell` takes the fitness of each sequence, ``[P, B]``, in the order in which they were answered."""
+        """Whether :meth:`tell` takes the fitness of each sequence, ``[P, B]``, in the order of the sequences."""
         return False
 
     @property

@@ -93,9 +93,7 @@ class CMAES(Strategy):
     adapted: ClassVar[Mapping[str, str]] = {"sigma": "sigma"}
 
     population: int | None = Field(  # type: ignore[assignment]
-        default=None,
-        ge=4,
-        description="P, members of a generation; null: 4 + floor(3 log D)",
+        default=None, ge=4, description="P, members of a generation; null: 4 + floor(3 log D)"
     )
     sigma: float = Field(default=0.1, gt=0, description="standard deviation of each weight at the start")
 

@@ -29,15 +29,11 @@ class DeepGA(Strategy):
     remembered: ClassVar[tuple[str, ...]] = ("parents", "elite")
 
     population: int = Field(
-        default=1000,
-        ge=2,
-        description="P, members of a generation; from the second on, the elite is one of them",
+        default=1000, ge=2, description="P, members of a generation; from the second on, the elite is one of them"
     )
     truncation: int = Field(default=20, ge=1, description="fittest members that may be parents")
     sigma: float = Field(
-        default=0.002,
-        gt=0,
-        description="standard deviation of the noise that mutation adds to each weight",
+        default=0.002, gt=0, description="standard deviation of the noise that mutation adds to each weight"
     )
     share: float = Field(
         default=1.0,
@@ -47,14 +43,14 @@ class DeepGA(Strategy):
     )
     initial: Initial = Field(
         default="resampled",
-        description="first genomes: drawn anew from the distribution of the circuit's weights, or mutated copies of these "
-        "weights",
+        description="first genomes: drawn anew from the distribution of the circuit's weights, or mutated copies of "
+        "these weights",
     )
     elite_candidates: int = Field(
         default=10,
         ge=0,
-        description="fittest members that are evaluated again to find the elite, which lives on unchanged; 0: no second "
-        "look",
+        description="fittest members that are evaluated again to find the elite, which lives on unchanged; 0: no "
+        "second look",
     )
     elite_sequences: int = Field(default=30, ge=1, description="sequences of that second evaluation")
 

@@ -30,23 +30,16 @@ class OpenAIES(Strategy):
     adapted: ClassVar[Mapping[str, str]] = {"sigma": "sigma", "lr": "lr"}
 
     population: int = Field(
-        default=200,
-        ge=2,
-        description="P, members of a generation; even, for they come in mirrored pairs",
+        default=200, ge=2, description="P, members of a generation; even, for they come in mirrored pairs"
     )
     sigma: float = Field(default=0.02, gt=0, description="standard deviation of the perturbation of each weight")
     sigma_decay: float = Field(default=1.0, gt=0, le=1, description="what sigma is multiplied by after each generation")
     lr: float = Field(default=0.01, gt=0, description="learning rate of Adam")
     lr_decay: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="what the learning rate is multiplied by after each generation",
+        default=1.0, gt=0, le=1, description="what the learning rate is multiplied by after each generation"
     )
     betas: tuple[Share, Share] = Field(
-        default=(0.9, 0.999),
-        strict=False,
-        description="averaging of Adam's gradient and squared gradient",
+        default=(0.9, 0.999), strict=False, description="averaging of Adam's gradient and squared gradient"
     )
     weight_decay: float = Field(default=0.005, ge=0, description="L2 penalty, added to the gradient")
     rank: int | None = Field(

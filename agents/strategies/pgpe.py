@@ -28,28 +28,19 @@ class PGPE(Strategy):
     adapted: ClassVar[Mapping[str, str]] = {"sigma": "deviations"}
 
     population: int = Field(
-        default=200,
-        ge=2,
-        description="P, members of a generation; even, for they come in mirrored pairs",
+        default=200, ge=2, description="P, members of a generation; even, for they come in mirrored pairs"
     )
     max_speed: float = Field(default=0.15, gt=0, description="largest norm of a step of the centre (ClipUp)")
     lr: float | None = Field(
-        default=None,
-        gt=0,
-        description="length of the gradient once normalised (ClipUp); null: max_speed / 2",
+        default=None, gt=0, description="length of the gradient once normalised (ClipUp); null: max_speed / 2"
     )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="share of the last step that is kept (ClipUp)")
     sigma: float | None = Field(
-        default=None,
-        gt=0,
-        description="standard deviation of each weight at the start; null: 15 max_speed / sqrt(D)",
+        default=None, gt=0, description="standard deviation of each weight at the start; null: 15 max_speed / sqrt(D)"
     )
     sigma_lr: float = Field(default=0.1, ge=0, description="learning rate of the standard deviations")
     sigma_max_change: float = Field(
-        default=0.2,
-        gt=0,
-        lt=1,
-        description="largest share by which a standard deviation changes in a generation",
+        default=0.2, gt=0, lt=1, description="largest share by which a standard deviation changes in a generation"
     )
 
     @classmethod

@@ -32,16 +32,12 @@ class SNES(Strategy):
     adapted: ClassVar[Mapping[str, str]] = {"sigma": "deviations"}
 
     population: int | None = Field(  # type: ignore[assignment]
-        default=None,
-        ge=2,
-        description="P, members of a generation; null: 4 + floor(3 log D)",
+        default=None, ge=2, description="P, members of a generation; null: 4 + floor(3 log D)"
     )
     sigma: float = Field(default=0.1, gt=0, description="standard deviation of each weight at the start")
     lr: float = Field(default=1.0, gt=0, description="learning rate of the centre")
     sigma_lr: float | None = Field(
-        default=None,
-        gt=0,
-        description="learning rate of the standard deviations; null: (3 + log D) / (5 sqrt D)",
+        default=None, gt=0, description="learning rate of the standard deviations; null: (3 + log D) / (5 sqrt D)"
     )
 
     def setup(self) -> None:

@@ -39,16 +39,10 @@ class Trust(Strategy):
 
     population: int = Field(default=200, ge=2, description="P, members of a generation")
     survivors: float = Field(
-        default=0.2,
-        gt=0,
-        le=1,
-        description="share of the population with the highest trust that lives on",
+        default=0.2, gt=0, le=1, description="share of the population with the highest trust that lives on"
     )
     decay: float = Field(
-        default=0.2,
-        ge=0,
-        lt=1,
-        description="share of its trust that a member loses before its fitness is added",
+        default=0.2, ge=0, lt=1, description="share of its trust that a member loses before its fitness is added"
     )
     decay_per: Literal["generation", "sample"] = Field(
         default="generation",
@@ -60,33 +54,22 @@ class Trust(Strategy):
         description="each weight of a child comes from one of two parents; its trust is a share of the sum of theirs",
     )
     child_mutation: float = Field(
-        default=0.07,
-        ge=0,
-        le=1,
-        description="share of a child's weights that mutation touches",
+        default=0.07, ge=0, le=1, description="share of a child's weights that mutation touches"
     )
     base_mutation: float = Field(
-        default=0.08,
-        ge=0,
-        le=1,
-        description="share of a survivor's weights that mutation touches",
+        default=0.08, ge=0, le=1, description="share of a survivor's weights that mutation touches"
     )
     mutation_scale: float = Field(
-        default=0.1,
-        gt=0,
-        description="standard deviation of the noise that mutation adds to a weight",
+        default=0.1, gt=0, description="standard deviation of the noise that mutation adds to a weight"
     )
     mutation_decay: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="what mutation_scale is multiplied by after each generation",
+        default=1.0, gt=0, le=1, description="what mutation_scale is multiplied by after each generation"
     )
     elite: int = Field(default=0, ge=0, description="members with the highest trust that live on without mutation")
     initial: Initial = Field(
         default="resampled",
-        description="first genomes: drawn anew from the distribution of the circuit's weights, or mutated copies of these "
-        "weights",
+        description="first genomes: drawn anew from the distribution of the circuit's weights, or mutated copies of "
+        "these weights",
     )
 
     @classmethod

@@ -49,8 +49,8 @@ class Neat(Strategy):
     population: int = Field(default=150, ge=2, description="P, members of a generation")
     initial: Initial = Field(
         default="resampled",
-        description="first weights of the connections: drawn anew, or those that the circuit has, mutated in all members "
-        "but one",
+        description="first weights of the connections: drawn anew, or those that the circuit has, mutated in all "
+        "members but one",
     )
     max_connections: int | None = Field(
         default=None,
@@ -62,14 +62,10 @@ class Neat(Strategy):
     disjoint: float = Field(default=1.0, ge=0, description="c2 of the distance")
     weight_difference: float = Field(default=0.4, ge=0, description="c3 of the distance")
     small_genome: int = Field(
-        default=20,
-        ge=1,
-        description="connections below which the distance is not divided by their number",
+        default=20, ge=1, description="connections below which the distance is not divided by their number"
     )
     compatibility_threshold: float = Field(
-        default=3.0,
-        gt=0,
-        description="distance from its representative within which a genome belongs to a species",
+        default=3.0, gt=0, description="distance from its representative within which a genome belongs to a species"
     )
     target_species: int | None = Field(
         default=None,
@@ -85,27 +81,24 @@ class Neat(Strategy):
     elite_size: int = Field(
         default=5,
         ge=0,
-        description="the champion of a species with more members than this lives on unchanged, and the fittest member of "
-        "all",
+        description="the champion of a species with more members than this lives on unchanged, and the fittest member "
+        "of all",
     )
     species_patience: int = Field(
         default=15,
         ge=1,
-        description="generations without a fitter champion after which a species has no more children, unless it has the "
-        "fittest",
+        description="generations without a fitter champion after which a species has no more children, unless it has "
+        "the fittest",
     )
     population_patience: int = Field(
         default=20,
         ge=1,
-        description="generations without a fitter member after which only the two best species have children, once; the "
-        "patience with them begins anew",
+        description="generations without a fitter member after which only the two best species have children, once; "
+        "the patience with them begins anew",
     )
     crossover: float = Field(default=0.75, ge=0, le=1, description="share of the children that have two parents")
     interspecies: float = Field(
-        default=0.001,
-        ge=0,
-        le=1,
-        description="share of these whose second parent may be of any species",
+        default=0.001, ge=0, le=1, description="share of these whose second parent may be of any species"
     )
     inherited_disabled: float = Field(
         default=0.75,
@@ -114,10 +107,7 @@ class Neat(Strategy):
         description="how likely a connection that is disabled in either parent is so in the child",
     )
     mutate_weights: float = Field(
-        default=0.8,
-        ge=0,
-        le=1,
-        description="share of the children whose connections are all mutated",
+        default=0.8, ge=0, le=1, description="share of the children whose connections are all mutated"
     )
     weight_step: float = Field(
         default=2.5,
@@ -125,24 +115,15 @@ class Neat(Strategy):
         description="a weight is shifted by up to this much to either side; new weights are drawn from this range",
     )
     replace_weight: float = Field(
-        default=0.1,
-        ge=0,
-        le=1,
-        description="share of the mutated weights that are drawn anew",
+        default=0.1, ge=0, le=1, description="share of the mutated weights that are drawn anew"
     )
     max_weight: float = Field(default=8.0, gt=0, description="mutated weights stay within this to either side")
     add_node: float = Field(default=0.03, ge=0, le=1, description="share of the children that get a new node")
     add_connection: float = Field(
-        default=0.05,
-        ge=0,
-        le=1,
-        description="share of the children that get a new connection",
+        default=0.05, ge=0, le=1, description="share of the children that get a new connection"
     )
     toggle_connection: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="share of the children of which a connection is disabled, or enabled again",
+        default=0.0, ge=0, le=1, description="share of the children of which a connection is disabled, or enabled again"
     )
     recurrent: float = Field(
         default=0.0,
