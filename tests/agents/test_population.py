@@ -3,7 +3,7 @@ import torch
 
 from papertape import DNC, NTM
 from papertape.agents.population import Population
-from papertape.agents.strategies import OpenAIES, OpenAIESOptions
+from papertape.agents.strategies import OpenAIES
 from papertape.circuits import FeedForwardCircuit, NeatCircuit
 
 CIRCUITS = {
@@ -59,8 +59,7 @@ def test_batched_answers_equal_a_loop_over_members(name, rank):
         genomes = genome + 0.3 * torch.randn(MEMBERS, len(genome), dtype=torch.float64)
         stacks = population.layout.split(genomes)
     else:
-        options = OpenAIESOptions(population=MEMBERS, sigma=0.3, rank=rank)
-        strategy = OpenAIES(options, genome, layout=population.layout)
+        strategy = OpenAIES(genome, population=MEMBERS, sigma=0.3, rank=rank, layout=population.layout)
         genomes, stacks = strategy.ask(), strategy.ask_stacks()
     inputs = torch.randn(STEPS, BATCH, 5, dtype=torch.float64)
     outputs = population.outputs(stacks, inputs)
@@ -76,7 +75,7 @@ def test_chunks_change_nothing(name, mirrored):
     circuit = build(name)
     whole, chunked = Population(circuit), Population(circuit, memory_budget=1e-6)
     genome = whole.layout.read(circuit)
-    strategy = OpenAIES(OpenAIESOptions(population=MEMBERS, sigma=0.3, rank=1), genome, layout=whole.layout)
+    strategy = OpenAIES(genome, population=MEMBERS, sigma=0.3, rank=1, layout=whole.layout)
     stacks = strategy.ask_stacks() if mirrored else whole.layout.split(strategy.ask())
     inputs = torch.randn(STEPS, BATCH, 5, dtype=torch.float64)
     assert chunked.chunk_size(inputs) == 2 < MEMBERS < whole.chunk_size(inputs)
