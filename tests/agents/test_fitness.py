@@ -3,7 +3,9 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from papertape import envs
+from papertape.agents import EvolutionAgent
 from papertape.agents.fitness import AccuracyFitness, AnyFitness, LossFitness, RewardFitness, earned
+from papertape.circuits import FeedForwardCircuit
 from papertape.core.env import Batch
 
 MEMBERS, SIZE = 5, 6
@@ -104,3 +106,51 @@ def test_an_answer_that_is_no_number_earns_none(fitness):
     spoilt = torch.zeros(found.shape, dtype=torch.bool)
     spoilt[1, 2] = True
     assert torch.equal(found.isnan(), spoilt)
+
+
+def sharpness(env, outputs, batch):
+    """Fitness as anyone's function: of each sequence."""
+    return -(outputs.abs() * batch.mask.unsqueeze(1).unsqueeze(-1)).sum((0, 3))
+
+
+@pytest.mark.parametrize(
+    "function", [sharpness, lambda env, outputs, batch: sharpness(env, outputs, batch).sum(1)], ids=["each", "whole"]
+)
+def test_a_function_is_a_fitness(function):
+    env = envs.CopyEnv(width=2, max_length=2, test_lengths=[])
+    torch.manual_seed(0)
+    circuit = FeedForwardCircuit(env.input_size, env.output_size, hidden_sizes=[3])
+    agent = EvolutionAgent(env, circuit, fitness=function, strategy={"type": "snes", "population": 9}, batch_size=5)
+    drawn = agent.scoring.draw(5, torch.Generator().manual_seed(1))
+    stacks = agent.strategy.ask_stacks()
+    scores = agent.score(stacks, drawn)
+    expected = sharpness(env, agent.population.outputs(stacks, drawn.batch.inputs), drawn.batch).double().sum(1)
+    torch.testing.assert_close(scores.sum(1), expected, rtol=1e-6, atol=1e-6)
+    first = agent.train_step()["fitness_best"]
+    for _ in range(60):
+        last = agent.train_step()["fitness_best"]
+    assert last > first
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda env, outputs, batch: outputs, r"<lambda> gives shape \[6, 9, 5, 2\] for 9 members and 5 sequences"),
+        (lambda env, outputs, batch: 1.0, r"gives a float .*expected a tensor \[9\] or \[9, 5\]"),
+    ],
+)
+def test_a_function_that_gives_something_else_is_named(function, message):
+    env = envs.CopyEnv(width=2, min_length=2, max_length=2, test_lengths=[])
+    circuit = FeedForwardCircuit(env.input_size, env.output_size, hidden_sizes=[3])
+    agent = EvolutionAgent(env, circuit, fitness=function, strategy={"type": "snes", "population": 9}, batch_size=5)
+    with pytest.raises(ValueError, match=message):
+        agent.train_step()
+
+
+def test_a_function_earns_nothing_for_an_answer_that_is_no_number():
+    env, batch, outputs = answered("Copy")
+    outputs[0, 1, 2, 0] = torch.nan
+    each = earned(lambda env, outputs, batch: outputs.nan_to_num().sum((0, 3)), env, outputs, batch)
+    assert each.isnan().nonzero().tolist() == [[1, 2]]
+    whole = earned(lambda env, outputs, batch: outputs.nan_to_num().sum((0, 2, 3)), env, outputs, batch)
+    assert whole.shape == (MEMBERS, 1) and whole.isnan().nonzero().tolist() == [[1, 0]]

@@ -101,3 +101,12 @@ def test_several_processes_are_refused() -> None:
     agent = NodePerturbationAgent(env, small_circuit("layers", env))
     with pytest.raises(ValueError, match="runs in one process"):
         agent.join(Processes(rank=0, size=2))
+
+
+def test_dropout_is_refused() -> None:
+    env = small_env()
+    circuit = papertape.NTM(
+        env.input_size, env.output_size, controller="feedforward", hidden_size=4, num_layers=2, dropout=0.2
+    )
+    with pytest.raises(ValueError, match=r"circuit: it has dropout 0\.2, .* allowed with node-perturbation is none"):
+        NodePerturbationAgent(env, circuit)
