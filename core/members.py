@@ -158,7 +158,8 @@ def mapping_of(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor) -> Cal
     known: Callable[..., Any] | None = circuit.__dict__.get("_mapping")
     if known is None:
         few, short = {name: dense(stack[0:2]) for name, stack in stacks.items()}, inputs[:1, :1]
-        with torch.no_grad():
+        # What is drawn here must change nothing in what comes after.
+        with torch.no_grad(), torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
             try:
                 known = vmap
                 _map(circuit, lambda circuit: _answers(circuit, short), few, known, randomness="different")
