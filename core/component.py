@@ -310,6 +310,11 @@ def _metadata(annotation: Any) -> list[Any]:
     return parts + [found for argument in typing.get_args(annotation) for found in _metadata(argument)]
 
 
+def component_of(options: Any) -> Any:
+    """The class whose options these are."""
+    return type(options).component  # type: ignore[attr-defined]
+
+
 def build(chosen: Any, *given: Any, **more: Any) -> Any:
     """The component that options describe; what is none but an object already is returned as it is.
 
@@ -321,7 +326,7 @@ def build(chosen: Any, *given: Any, **more: Any) -> Any:
     if not isinstance(chosen, Options):
         return chosen
     keywords = {name: getattr(chosen, name) for name in type(chosen).model_fields if name != "type"}
-    return type(chosen).component(*given, **keywords, **more)  # type: ignore[attr-defined]
+    return component_of(chosen)(*given, **keywords, **more)
 
 
 def help_of(target: Callable[..., Any]) -> dict[str, str]:
