@@ -1,20 +1,12 @@
 """Papertape: memory-augmented neural networks in PyTorch."""
 
-from torch.serialization import add_safe_globals
+from typing import TYPE_CHECKING, Any
 
 from .circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, NeatCircuit, Tape
-from .circuits.feedforward import FeedForwardCircuitState
-from .core.accessors.dynamic import DynamicState
-from .core.accessors.sparse import NoLinks, SparseLinks, SparseState
-from .core.accessors.static import StaticState
-from .core.accessors.tape import TapeState
-from .core.circuit import CircuitState, Trace, detach, map_state
-from .core.controllers.direct import DirectState
-from .core.controllers.feedforward import FeedForwardState
-from .core.controllers.gru import GRUState
-from .core.controllers.lstm import LSTMState
-from .core.graph import GraphState
-from .utils.factory import load_circuit
+from .core.circuit import CircuitState, Trace, detach, map_state, register_state
+
+if TYPE_CHECKING:
+    from .utils.factory import load_circuit
 
 __version__ = "0.1.0"
 
@@ -31,25 +23,14 @@ __all__ = [
     "detach",
     "load_circuit",
     "map_state",
+    "register_state",
     "__version__",
 ]
 
-# States are NamedTuples of tensors: torch.load reads them with weights_only, its default.
-add_safe_globals(
-    [
-        CircuitState,
-        DirectState,
-        DynamicState,
-        FeedForwardCircuitState,
-        FeedForwardState,
-        GraphState,
-        GRUState,
-        LSTMState,
-        NoLinks,
-        SparseLinks,
-        SparseState,
-        StaticState,
-        TapeState,
-        Trace,
-    ]
-)
+
+def __getattr__(name: str) -> Any:
+    if name == "load_circuit":  # knows all that options can name, which takes a while to load
+        from .utils.factory import load_circuit
+
+        return load_circuit
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..core.circuit import Circuit, check_choice, check_sizes
+from ..core.circuit import Circuit, check_choice, check_sizes, register_state
 from ..core.options import Options
 from ..core.stacked import Stack, linear
 
@@ -30,6 +30,7 @@ class FeedForwardCircuitOptions(Options):
     input_std: float = Field(1.0, gt=0)
 
 
+@register_state
 class FeedForwardCircuitState(NamedTuple):
     """Nothing is carried from step to step."""
 

@@ -10,9 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.accessors import Accessor
-from ..core.circuit import Circuit, CircuitState, Trace, check_choice, check_clip, check_sizes
+from ..core.circuit import Circuit, CircuitState, Trace, check_choice, check_clip, check_sizes, example
 from ..core.controllers import CONTROLLERS, AnyControllerOptions, Controller, ControllerOptions, LSTMOptions
 from ..core.kernels import checkpointing, dispatch
+from ..core.kernels.transforms import one_call
 from ..core.options import Options
 from ..core.stacked import Stack
 from ..core.tied import TiedLinear
@@ -115,7 +116,6 @@ class MemoryAugmentedCircuit(Circuit):
         self.checkpoint_every = checkpoint_every
         self.backend = backend
         self.chosen_backend: str | None = None
-        self.compiled_transition: Any = None
 
     def initial_state(self, batch_size: int, memory_size: int | None = None) -> CircuitState:
         """State before the first step; the initial reads are zero.
@@ -132,12 +132,8 @@ class MemoryAugmentedCircuit(Circuit):
         return CircuitState(
             self.controller.initial_state(batch_size),
             accessor.initial_state(batch_size, memory_size),
-            self.output.weight.new_zeros(batch_size, accessor.num_reads, accessor.word_size),
+            example(self.output).new_zeros(batch_size, accessor.num_reads, accessor.word_size),
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A compiled step belongs to this process: copies and pickles go without it and compile their own.
-        return {**self.__dict__, "compiled_transition": None}
 
     def transition(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Any]:
         """One step without the output layer.
@@ -163,7 +159,7 @@ class MemoryAugmentedCircuit(Circuit):
     @property
     def changed_transition(self) -> bool:
         """Whether a subclass or a user replaced :meth:`transition`, so that no kernel knows what a step is."""
-        return type(self).transition is not MemoryAugmentedCircuit.transition or "transition" in vars(self)
+        return type(self).transition is not _TRANSITION or "transition" in vars(self)
 
     def answer(self, features: Tensor) -> Tensor:
         """Logits from features, ``[…, F]`` -> ``[…, O]``."""
@@ -185,9 +181,10 @@ class MemoryAugmentedCircuit(Circuit):
 
     def run(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
         """A whole sequence through the chosen backend; see :meth:`Circuit.run`."""
-        # To torch.compile a sequence is one call: it would make a graph of every step, and have no kernels.
-        opaque = torch.compiler.is_dynamo_compiling() and self.backend not in ("eager", "compiled")
-        features, state = (_run_opaque if opaque else _run)(self, inputs, state)
+        if self.checkpoint_every is None:
+            features, state = one_call(self.backend, dispatch.run, self, inputs, state)
+        else:
+            features, state = one_call(self.backend, checkpointing.run, self, inputs, state, self.checkpoint_every)
         return self.answer(features), state
 
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
@@ -204,6 +201,10 @@ class MemoryAugmentedCircuit(Circuit):
 
     def run_traced(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Trace]:
         """Like :meth:`run`, step by step, and records what the heads did."""
+        features, state, recorded = one_call(self.backend, self._run_traced, inputs, state)
+        return self.answer(features), state, recorded
+
+    def _run_traced(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Trace]:
         features, steps = [], []
         for x in inputs.unbind(0):
             feature, state, heads = self.transition(x, state)
@@ -211,14 +212,8 @@ class MemoryAugmentedCircuit(Circuit):
             seen = {**heads._asdict(), **self.accessor.observed(state.accessor), "reads": state.reads}
             steps.append(Trace(*(seen.get(name) for name in Trace._fields)))
         recorded = Trace(*(None if parts[0] is None else torch.stack(parts) for parts in zip(*steps, strict=True)))
-        return self.answer(torch.stack(features)), state, recorded
+        return torch.stack(features), state, recorded
 
 
-def _run(circuit: MemoryAugmentedCircuit, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
-    """Features ``[T, B, F]`` and the last state."""
-    if circuit.checkpoint_every is None:
-        return dispatch.run(circuit, inputs, state)
-    return checkpointing.run(circuit, inputs, state, circuit.checkpoint_every)
-
-
-_run_opaque = torch.compiler.disable(_run)
+_TRANSITION = MemoryAugmentedCircuit.transition
+"""As it was written, whatever is put in its place."""

@@ -57,16 +57,17 @@ class NeatCircuit(Circuit):
         """
         super().__init__(input_size, output_size, batch_first=batch_first)
         check_choice("backend", backend, ("auto", "eager"))
-        self.graph = GraphNetwork(input_size, output_size, max_nodes, activation=activation)
+        self.backend = backend
+        self.network = GraphNetwork(input_size, output_size, max_nodes, activation=activation)
 
     def initial_state(self, batch_size: int) -> GraphState:
         """Zeros."""
-        return self.graph.initial_state(batch_size)
+        return self.network.initial_state(batch_size)
 
     def step(self, x: Tensor, state: GraphState | None = None) -> tuple[Tensor, GraphState]:
         """One step; see :meth:`Circuit.step`."""
         x = self.check_inputs(x, "[B, {}]")
-        outputs: tuple[Tensor, GraphState] = self.graph(x, self.check_state(state, x))
+        outputs: tuple[Tensor, GraphState] = self.network(x, self.check_state(state, x))
         return outputs
 
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
@@ -79,5 +80,5 @@ class NeatCircuit(Circuit):
         Returns:
             ``[T, P, B, O]``
         """
-        hidden, output = (dense(parameters[f"graph.{name}"]) for name in (HIDDEN_WEIGHT, OUTPUT_WEIGHT))
-        return self.graph.run_population(hidden, output, inputs)
+        hidden, output = (dense(parameters[f"network.{name}"]) for name in (HIDDEN_WEIGHT, OUTPUT_WEIGHT))
+        return self.network.run_population(hidden, output, inputs)

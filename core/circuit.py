@@ -10,10 +10,23 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.serialization import add_safe_globals
+from torch.utils import _pytree
 
+from .kernels.transforms import one_call
 from .options import Options
 
 State = TypeVar("State")
+
+
+def register_state(cls: type[State]) -> type[State]:
+    """Let a NamedTuple of tensors be saved as a state: by ``torch.save``, and in a program of ``torch.export.save``.
+
+    A decorator; ``torch.load`` then reads it with ``weights_only``, its default. Its class must be found by its name.
+    """
+    add_safe_globals([cls])
+    _pytree._register_namedtuple(cls, serialized_type_name=f"{cls.__module__}.{cls.__qualname__}")  # the only way in
+    return cls
 
 
 def map_state(function: Callable[..., Tensor], state: State, *others: State) -> State:
@@ -38,11 +51,24 @@ def rebuild(structure: State, tensors: Iterable[Tensor]) -> State:
     return map_state(lambda _: next(remaining), structure)
 
 
+def example(module: nn.Module) -> Tensor:
+    """A tensor of the type, and on the device, in which a module computes, as far as it can be told."""
+    for parameter in module.parameters():  # next(…, None) is something that torch.compile did not know in torch 2.6
+        return parameter
+    # A replica of torch.nn.DataParallel has weights that are no parameters, and layers may have buffers alone.
+    for part in module.modules():
+        for tensor in (*vars(part).values(), *part.buffers(recurse=False)):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                return tensor
+    return torch.empty(0)  # quantised layers pack theirs, and compute in torch's own type
+
+
 def detach(state: State) -> State:
     """The same state, cut off from the graph that made it: no gradient flows to earlier steps."""
     return map_state(lambda leaf: leaf.detach(), state)
 
 
+@register_state
 class CircuitState(NamedTuple):
     """What a memory-augmented circuit carries from step to step; the batch is the first dimension of every leaf."""
 
@@ -54,6 +80,7 @@ class CircuitState(NamedTuple):
     """Words read at the last step, fed back to the controller, ``[B, R, W]``."""
 
 
+@register_state
 class Trace(NamedTuple):
     """What the heads did at each step of a sequence, for pictures and analysis; None where a circuit has no such part.
 
@@ -103,6 +130,9 @@ class Circuit(nn.Module, ABC):
     :class:`~papertape.circuits.memory_augmented.MemoryAugmentedCircuit`.
     """
 
+    backend: str = "auto"
+    """What runs sequences."""
+
     def __init__(self, input_size: int, output_size: int, *, batch_first: bool = False) -> None:
         """
         Args:
@@ -144,6 +174,10 @@ class Circuit(nn.Module, ABC):
 
     def run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         """A whole sequence, ``[T, B, I]`` -> ``[T, B, O]`` and the last state; here, step by step."""
+        outputs, state = one_call(self.backend, self._run, inputs, state)
+        return outputs, state
+
+    def _run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         outputs = []
         for x in inputs.unbind(0):
             y, state = self.step(x, state)
@@ -204,10 +238,7 @@ class Circuit(nn.Module, ABC):
             raise ValueError(f"inputs: got a {type(inputs).__name__}; {expected}, in one torch.Tensor")
         if inputs.dim() != shape.count(",") + 1 or inputs.shape[-1] != self.input_size or 0 in inputs.shape:
             raise ValueError(f"inputs: got shape {list(inputs.shape)}; {expected}")
-        own = inputs.dtype
-        for parameter in self.parameters():  # next(…, None) is something that torch.compile did not know in torch 2.6
-            own = parameter.dtype
-            break
+        own = example(self).dtype
         if torch.promote_types(inputs.dtype, own) != own:
             raise ValueError(f"inputs: got {inputs.dtype}; the circuit has {own} (convert either with .to)")
         return inputs.to(own)

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from .circuit import check_choice, check_sizes
+from .circuit import check_choice, check_sizes, register_state
 from .pictures import Connection, Network
 
 GraphActivation = Literal["tanh", "relu", "sigmoid", "steep-sigmoid"]
@@ -24,6 +24,7 @@ HIDDEN_WEIGHT, OUTPUT_WEIGHT = "hidden_weight", "output_weight"
 """Names of the parameters, by which :mod:`~papertape.agents.strategies.neat` finds them in a circuit."""
 
 
+@register_state
 class GraphState(NamedTuple):
     """What recurrent connections carry to the next step."""
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from ..circuit import check_sizes
+from ..specification import specification
 
 
 class Accessor(nn.Module, ABC):
     """A memory with its heads: one step maps the controller's output and a state to the words read and a new state."""
+
+    kind: ClassVar[str] = ""
+    """By which kernels know what it is; none for what they do not know."""
 
     def __init__(self, hidden_size: int, memory_size: int, word_size: int, num_reads: int, num_writes: int) -> None:
         """
@@ -55,11 +59,15 @@ class Accessor(nn.Module, ABC):
             Words read ``[B, R, W]``, the next state, and the head parameters of this step.
         """
 
+    def specification(self) -> dict[str, Any]:
+        """Every option that it was built with, by name: what kernels must know of it."""
+        return specification(self, Accessor)
+
     def begin(self, state: Any, steps: int) -> Any:
         """Open a state for so many calls of :meth:`forward`, each given what the last returned; here, the state itself.
 
         An accessor may return something private that :meth:`forward` changes in place, as long as the state stays as
-        it was.
+        it was. Where torch records or transforms the steps, which nothing may then change in place, this is not called.
         """
         return state
 

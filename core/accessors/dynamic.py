@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from .. import addressing
-from ..circuit import check_choice
+from ..circuit import check_choice, example, register_state
 from ..heads import DynamicHeads, DynamicInterface
 from .base import Accessor
 
 
+@register_state
 class DynamicState(NamedTuple):
     """Memory, weightings and what dynamic allocation and temporal links remember after a step."""
 
@@ -32,6 +33,8 @@ class DynamicState(NamedTuple):
 
 class DynamicAccessor(Accessor):
     """DNC memory: write heads allocate free slots or look up content, read heads look up content or follow links."""
+
+    kind = "dynamic"
 
     def __init__(
         self,
@@ -79,7 +82,7 @@ class DynamicAccessor(Accessor):
     def initial_state(self, batch_size: int, memory_size: int | None = None) -> DynamicState:
         """All zeros, for N = ``memory_size`` slots (default: as built)."""
         slots = self.memory_size if memory_size is None else memory_size
-        weight = self.interface.linear.weight
+        weight = example(self.interface.linear)
         return DynamicState(
             memory=weight.new_zeros(batch_size, slots, self.word_size),
             usage=weight.new_zeros(batch_size, slots),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import addressing, sparse_addressing
-from ..circuit import check_sizes
+from ..circuit import check_sizes, example, register_state
 from ..heads import Interface, lookup_mask, oneplus
 from ..kernels.rows import InPlaceRows, InPlaceTimes, Rows
 from ..kernels.transforms import transform
@@ -33,10 +33,12 @@ CACHED_ELEMENTS = 2**17
 """Elements of the memory that a lookup handles at a time on a CPU."""
 
 
+@register_state
 class NoLinks(NamedTuple):
     """Without temporal links there is nothing to carry."""
 
 
+@register_state
 class SparseLinks(NamedTuple):
     """Temporal links: for every slot, the slots written before it and how surely; -1 stands for no slot."""
 
@@ -53,6 +55,7 @@ class SparseLinks(NamedTuple):
     """How surely, ``[B, L]``"""
 
 
+@register_state
 class SparseState(NamedTuple):
     """Memory, sparse weightings and what finds the least recently used slot."""
 
@@ -166,6 +169,8 @@ class SparseAccessor(Accessor):
     equals, so the accessed ones are always the first ones, and neither search nor copy goes beyond them.
     """
 
+    kind = "sparse"
+
     def __init__(
         self,
         hidden_size: int,
@@ -215,7 +220,7 @@ class SparseAccessor(Accessor):
         """
         slots = self.memory_size if memory_size is None else memory_size
         self._check_memory(slots)
-        weight = self.interface.linear.weight
+        weight = example(self.interface.linear)
         reads, count = self.num_reads, min(self.slots_per_read, slots)
         entries = self.num_writes + reads * count
 
@@ -245,12 +250,7 @@ class SparseAccessor(Accessor):
         )
 
     def begin(self, state: SparseState, steps: int, nearest: Nearest | None = None) -> SparseState | WorkingMemory:
-        """A private copy of the state for so many steps, with its own way to look words up; see :meth:`Accessor.begin`.
-
-        Under ``torch.compile``, ``torch.func`` and on the meta device the state itself: none changes a part in place.
-        """
-        if transform() is not None or state.memory.is_meta:
-            return state
+        """A private copy of the state, with its own way to look words up; see :meth:`Accessor.begin`."""
         # A step reaches at most so many slots that none reached before; the links start from the first few.
         per_step = self.slots_per_read + self.num_writes
         reach = max(int(state.used.max()), self.links_per_slot)
@@ -324,7 +324,7 @@ class SparseAccessor(Accessor):
                 key_norms = torch.sqrt((keys * keys).sum(-1) + addressing.NORM_EPSILON)
                 return working.nearest(memory, norms, keys, key_norms, count)
             small = memory.numel() * self.num_reads <= CACHED_ELEMENTS
-            if small or memory.is_meta or transform() is not None:
+            if small or memory.is_meta or transform((memory, norms, keys)) is not None:
                 similarity = sparse_addressing.similarity(memory.unsqueeze(1), keys, mask)
                 return sparse_addressing.top_k(similarity, count).sort(dim=-1).values
             # A matrix product is much faster, but rounds equal words differently: where more slots come near the K

@@ -7,12 +7,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .. import addressing
-from ..circuit import check_sizes
+from ..circuit import check_sizes, register_state
 from ..heads import HeadInit, StaticHeads, StaticInterface
 from ..memory import InitialMemory, InitialWeights, MemoryInit, WeightInit
 from .base import Accessor
 
 
+@register_state
 class StaticState(NamedTuple):
     """Memory and weightings after a step."""
 
@@ -36,6 +37,8 @@ class StaticAccessor(Accessor):
     Write heads look content up in the memory of the last step; read heads in the one just written, from which they
     read (NTM eqs. 2 and 5).
     """
+
+    kind = "static"
 
     def __init__(
         self,
@@ -66,6 +69,9 @@ class StaticAccessor(Accessor):
         super().__init__(hidden_size, memory_size, word_size, num_reads, num_writes)
         check_sizes(at_least=0, shift_range=shift_range)
         self.shift_range = int(shift_range)
+        self.memory_init = memory_init
+        self.weight_init = weight_init
+        self.head_init = head_init
         self.masked_content = masked_content
         self.interface = StaticInterface(
             hidden_size,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..circuit import example, register_state
 from ..heads import Interface
-from ..kernels.transforms import transform
 from .base import Accessor
 
 JUMP_THRESHOLD = 0.5
@@ -22,6 +22,7 @@ SHIFTS = 3
 """One cell back, none, one cell on."""
 
 
+@register_state
 class TapeState(NamedTuple):
     """The tape, and where its head is."""
 
@@ -113,7 +114,7 @@ class TapeAccessor(Accessor):
 
     def initial_state(self, batch_size: int, memory_size: int | None = None) -> TapeState:
         """An empty tape of N = ``memory_size`` cells (default: as built), its head at cell 0."""
-        weight = self.interface.linear.weight
+        weight = example(self.interface.linear)
         cells = self.memory_size if memory_size is None else memory_size
         start = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
         return TapeState(
@@ -121,12 +122,7 @@ class TapeAccessor(Accessor):
         )
 
     def begin(self, state: TapeState, steps: int) -> TapeState:
-        """A private copy of the state; see :meth:`Accessor.begin`.
-
-        Under ``torch.compile``, ``torch.func`` and on the meta device the state itself: none changes a part in place.
-        """
-        if transform() is not None or state.memory.is_meta:
-            return state
+        """A private copy of the state; see :meth:`Accessor.begin`."""
         return OpenTape(state.memory.clone(), *state[1:])
 
     def end(self, state: TapeState) -> TapeState:

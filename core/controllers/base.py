@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..circuit import check_clip, check_sizes
 from ..options import Options
+from ..specification import specification
 
 
 class ControllerOptions(Options):
@@ -32,6 +33,8 @@ class Controller(nn.Module, ABC):
     """Maps the input and the words read last to the hidden vector that drives the heads, with an explicit state."""
 
     Options: ClassVar[type[ControllerOptions]]
+    kind: ClassVar[str] = ""
+    """By which kernels know what it is; none for what they do not know."""
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, clip: float | None = 20.0) -> None:
         """
@@ -59,6 +62,10 @@ class Controller(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One step: ``[B, input_size]`` and a state -> hidden ``[B, hidden_size]`` and the next state."""
+
+    def specification(self) -> dict[str, Any]:
+        """Every option that it was built with, by name: what kernels must know of it."""
+        return specification(self, Controller)
 
     def clipped(self, x: Tensor) -> Tensor:
         """The tensor, kept in [-clip, clip]."""

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from ..circuit import register_state
 from .base import Controller, ControllerOptions
 
 
@@ -15,6 +16,7 @@ class DirectOptions(ControllerOptions):
     type: Literal["direct"] = "direct"
 
 
+@register_state
 class DirectState(NamedTuple):
     """Nothing: only the memory carries a sequence."""
 

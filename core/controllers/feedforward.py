@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..circuit import register_state
 from .base import Controller, LayeredControllerOptions
 
 
@@ -16,6 +17,7 @@ class FeedForwardOptions(LayeredControllerOptions):
     type: Literal["feedforward"] = "feedforward"
 
 
+@register_state
 class FeedForwardState(NamedTuple):
     """A feed-forward controller remembers nothing: only the memory carries a sequence."""
 
@@ -24,6 +26,7 @@ class FeedForwardController(Controller):
     """Fully connected layers with tanh; all that it remembers is in the external memory."""
 
     Options = FeedForwardOptions
+    kind = "feedforward"
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, clip: float | None = 20.0) -> None:
         """See :class:`Controller`; the outputs lie in (-1, 1), so only a clip below 1 has an effect."""

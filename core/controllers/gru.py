@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..circuit import example, register_state
 from .base import Controller, LayeredControllerOptions, gated_layers
 
 
@@ -16,6 +17,7 @@ class GRUOptions(LayeredControllerOptions):
     type: Literal["gru"] = "gru"
 
 
+@register_state
 class GRUState(NamedTuple):
     """Hidden state of every layer."""
 
@@ -27,6 +29,7 @@ class GRUController(Controller):
     """Gated recurrent unit; gates and their order (reset, update, new) as in torch.nn.GRU."""
 
     Options = GRUOptions
+    kind = "gru"
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, clip: float | None = 20.0) -> None:
         """See :class:`Controller`."""
@@ -35,7 +38,7 @@ class GRUController(Controller):
 
     def initial_state(self, batch_size: int) -> GRUState:
         """Zeros."""
-        return GRUState(next(self.parameters()).new_zeros(batch_size, self.num_layers, self.hidden_size))
+        return GRUState(example(self).new_zeros(batch_size, self.num_layers, self.hidden_size))
 
     def forward(self, x: Tensor, state: GRUState) -> tuple[Tensor, GRUState]:
         """One step; see :meth:`Controller.forward`."""

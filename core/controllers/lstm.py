@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..circuit import example, register_state
 from .base import Controller, LayeredControllerOptions, gated_layers
 
 
@@ -16,6 +17,7 @@ class LSTMOptions(LayeredControllerOptions):
     type: Literal["lstm"] = "lstm"
 
 
+@register_state
 class LSTMState(NamedTuple):
     """Hidden and cell state of every layer."""
 
@@ -29,6 +31,7 @@ class LSTMController(Controller):
     """Long short-term memory; gates and their order (input, forget, cell, output) as in torch.nn.LSTM."""
 
     Options = LSTMOptions
+    kind = "lstm"
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, clip: float | None = 20.0) -> None:
         """See :class:`Controller`."""
@@ -38,7 +41,7 @@ class LSTMController(Controller):
     def initial_state(self, batch_size: int) -> LSTMState:
         """Zeros."""
         shape = (batch_size, self.num_layers, self.hidden_size)
-        weight = next(self.parameters())
+        weight = example(self)
         return LSTMState(weight.new_zeros(shape), weight.new_zeros(shape))
 
     def forward(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
