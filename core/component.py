@@ -18,6 +18,9 @@ from typing_extensions import dataclass_transform
 from .options import Options, OptionsError, near
 from .registry import contract_of, entries, lookup, name_of
 
+NOT_KEPT = "not kept as an attribute of that name"
+"""Stands for the value of a field that cannot be asked for any more."""
+
 
 class _OptionsOf:
     """The options of a class as a pydantic model, made from its fields when first looked at."""
@@ -113,6 +116,10 @@ class Component:
 
     def after_setup(self) -> None:
         """What a contract does with all that :meth:`setup` has built."""
+
+    def specification(self) -> dict[str, Any]:
+        """Every field with its value now, by name: what a kernel is told, and may not pass over."""
+        return {name: getattr(self, name, NOT_KEPT) for name in fields_of(type(self))}
 
     @classmethod
     def check_options(cls, options: Any) -> None:

@@ -18,7 +18,8 @@ from ..circuits import MemoryCircuit
 from ..core import registry
 from ..core.agent import Agent, Recorder
 from ..core.circuit import Circuit
-from ..core.component import Chosen, build as build_component, component_of, options_of
+from ..core.component import Chosen, component_of
+from ..core.component import build as build_component
 from ..core.env import Env
 from ..core.explain import explain
 from ..core.kernels import dispatch

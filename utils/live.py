@@ -22,7 +22,7 @@ from typing import IO, Any, Literal
 
 from ..core import install
 from ..core.pictures import Picture
-from . import light_process, live_process
+from . import light_process
 from .options import OptionsError
 from .plots import Episode
 
@@ -80,6 +80,8 @@ class Plotter:
                 f"plots: got 'visdom', which is not installed; `{install.VISDOM}` gets it, "
                 "plots=files and plots=off work without it"
             )
+        from . import live_process  # which loads matplotlib
+
         settings = {
             "directory": str(directory.absolute()),
             "title": title,

@@ -1,15 +1,20 @@
 """Pictures of a run: curves, one episode with what the memory did, and the memory at work as an animation.
 
 Only numpy, matplotlib and Pillow are needed to draw, and nothing here touches pyplot's global state, so the figures can
-be drawn in any thread or process.
+be drawn in any thread or process. matplotlib takes a second to load: it is, with the first figure that is asked for.
 """
 
-from .animation import memory_gif
-from .curves import RAW_POINTS, Curve, History, curve_title, curves_figure, thinned
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .episode import Array, Episode, episode_from, wrong_bits
-from .memory import episode_figure
-from .panels import LINES, colour_limits
-from .pictures import network_figure, picture_figure
+
+if TYPE_CHECKING:
+    from .animation import memory_gif
+    from .curves import RAW_POINTS, Curve, History, curve_title, curves_figure, thinned
+    from .memory import episode_figure
+    from .panels import LINES, colour_limits
+    from .pictures import network_figure, picture_figure
 
 __all__ = [
     "LINES",
@@ -29,3 +34,12 @@ __all__ = [
     "thinned",
     "wrong_bits",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in ("animation", "curves", "memory", "panels", "pictures"):
+            found = vars(importlib.import_module(f".{module}", __name__))
+            if name in found:
+                return found[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
