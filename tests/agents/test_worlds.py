@@ -150,7 +150,7 @@ def test_an_episode_is_shown_with_its_trace():
     assert name == "trials 6"
     assert batch.inputs.shape == (steps, 1, 4) and outputs.shape == (steps, 1, 3)
     assert trace.read_weights.shape == (steps, 1, 1, 4)
-    assert trace.usage is None
+    assert "usage" not in trace
     torch.testing.assert_close(batch.targets.sum().double(), alone.returns.sum())
     assert not batch.mask.any()
     torch.testing.assert_close(circuit(batch.inputs)[0], outputs)
