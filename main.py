@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import os
 import shutil
 import signal
 import sys
@@ -32,10 +33,13 @@ from papertape.utils.run import (
     find_launch,
     has_checkpoint,
     load_agent_state,
+    locked,
     new_directory,
     read_options,
 )
 
+QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+"""What tells the threads of each kind of OpenMP to sleep while they wait."""
 DEFAULT_PRESET = "ntm-copy"
 
 
@@ -139,18 +143,25 @@ class Start(NamedTuple):
     """Options that are not those of the run so far."""
 
 
-def choose(arguments: argparse.Namespace) -> Start:
+def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
     """Options and folder of a run from the command line; torchrun's restarts find the run that they have begun.
+
+    Args:
+        arguments: of ``train``.
+        held: takes the lock of a run that goes on.
 
     Raises:
         OptionsError: lists every problem.
     """
     if arguments.resume:
-        return choose_resumed(arguments.arguments, find_directory(arguments.resume))
+        directory = find_directory(arguments.resume)
+        held.enter_context(locked(directory))
+        return choose_resumed(arguments.arguments, directory)
     chosen = read_arguments(arguments.arguments)
     launched = distributed.launch()
     begun = find_launch(launched) if launched else None
     if begun:
+        held.enter_context(locked(begun))
         before = factory.parse(read_options(begun))
         if _same(chosen, before):
             return Start(before, begun, has_checkpoint(begun))
@@ -163,6 +174,8 @@ def choose(arguments: argparse.Namespace) -> Start:
 def choose_resumed(arguments: Sequence[str], directory: Path) -> Start:
     """Options of a run that goes on, from its folder and ``key=value``.
 
+    Options that may change hold from here on; those that a run keeps (:attr:`Options.kept`) are refused.
+
     Raises:
         OptionsError: lists every problem, or an option is given that a run keeps from its beginning.
     """
@@ -171,14 +184,11 @@ def choose_resumed(arguments: Sequence[str], directory: Path) -> Start:
     if chosen.start != saved.get("start"):
         raise OptionsError(f"start: got {chosen.start!r}; a run that goes on has weights of its own, leave it out")
     goes_on = has_checkpoint(directory)
-    if goes_on and chosen.seed != saved.get("seed"):
-        raise OptionsError(
-            f"seed: got {chosen.seed}; a run that goes on keeps the random state that it has reached, leave it out "
-            f"(it began with {saved.get('seed')})"
-        )
+    if goes_on and (lines := list(chosen.refused(saved))):
+        raise OptionsError("\n".join(lines))
     changes = factory.differences(saved, chosen.model_dump(mode="json"))
-    lines = tuple(f"{path}: {before!r} -> {after!r}" for path, before, after in changes)
-    return Start(chosen, directory, goes_on, any_backend=not _gives(arguments, "backend"), changes=lines)
+    said = tuple(f"{path}: {before!r} -> {after!r}" for path, before, after in changes)
+    return Start(chosen, directory, goes_on, any_backend=not _gives(arguments, "backend"), changes=said)
 
 
 def build(chosen: factory.RunOptions, *, resumed: bool, any_backend: bool) -> factory.Parts:
@@ -202,19 +212,39 @@ def _same(chosen: factory.RunOptions, before: factory.RunOptions) -> bool:
 
 def train(arguments: argparse.Namespace) -> int:
     """Train a preset, or go on with a run; under torchrun, together with other processes."""
-    with distributed.join() as processes:
-        begin = processes.share(lambda: choose(arguments))
-        if begin.chosen.threads:
-            torch.set_num_threads(begin.chosen.threads)
+    with distributed.join() as processes, contextlib.ExitStack() as held:
+        begin = processes.share(lambda: choose(arguments, held))
+        use_threads(begin.chosen, may_restart=arguments.restarts and processes.size == 1)
         # Built and loaded before the first folder is made: bad input leaves nothing behind.
         parts = prepare(begin, processes)
         with contextlib.closing(parts.env):
             if processes.first:
-                fit(parts, begin)
+                fit(parts, begin, held)
             else:
                 with stop_on_signal(parts.agent):
                     parts.agent.fit()
     return 0
+
+
+def use_threads(chosen: factory.RunOptions, *, may_restart: bool) -> None:
+    """Calculate with as many threads as a run wants; several of them sleep while they wait for each other.
+
+    Spinning, as they do otherwise, takes the cores from whoever else works here, themselves included. What says so is
+    read when torch is loaded, so this program starts again, with the same process number.
+    """
+    count = factory.count_threads(chosen)
+    if may_restart and count > 1 and not os.environ.keys() & QUIET.keys():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **QUIET})
+    torch.set_num_threads(count)
+
+
+def show(chosen: factory.RunOptions) -> None:
+    """Print options, fully resolved."""
+    text = yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False)
+    if chosen.threads == "auto":
+        with contextlib.suppress(ValueError, OSError, ImportError, DataError):  # without its data, say
+            text = text.replace("threads: auto", f"threads: auto  # {factory.count_threads(chosen)} here", 1)
+    print(text, end="")
 
 
 def prepare(begin: Start, processes: Processes) -> factory.Parts:
@@ -224,7 +254,13 @@ def prepare(begin: Start, processes: Processes) -> factory.Parts:
     agent = parts.agent
     agent.join(processes)
     if begin.goes_on and begin.directory and processes.first:
-        agent.load_state_dict(load_agent_state(begin.directory))
+        state = load_agent_state(begin.directory)
+        try:
+            agent.load_state_dict(state)
+        except ValueError as error:
+            if not begin.changes:
+                raise
+            raise OptionsError(f"{', '.join(begin.changes)}; the run cannot go on with that: {error}") from error
     if processes.size > 1:
         state = processes.share_state(agent.state_dict)
         if not processes.first:
@@ -232,16 +268,17 @@ def prepare(begin: Start, processes: Processes) -> factory.Parts:
     return parts
 
 
-def fit(parts: factory.Parts, begin: Start) -> None:
-    """Let the agent learn, and record it in the run's folder."""
+def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
+    """Let the agent learn, and record it in the run's folder, whose lock ``held`` keeps."""
     agent, chosen, resumed = parts.agent, begin.chosen, begin.directory
     directory = resumed or new_directory()
-    try:
-        run = Run(directory, chosen, parts.circuit)
-    except OptionsError:
+    with contextlib.ExitStack() as undone:
         if not resumed:
-            shutil.rmtree(directory)
-        raise
+            undone.callback(shutil.rmtree, directory)
+            held.enter_context(locked(directory))
+        run = undone.enter_context(Run(directory, chosen, parts.circuit))
+        run.write_options(agent.step)
+        undone.pop_all()
     with log_to(directory / "log"), run, run.launched(distributed.launch()):
         agent.recorder = run
         if resumed and not begin.goes_on:
@@ -254,9 +291,8 @@ def fit(parts: factory.Parts, begin: Start) -> None:
             LOGGER.info("starts with the weights of %s", chosen.start)
         if agent.processes.size > 1:
             LOGGER.info("%d processes share the work", agent.processes.size)
-        description = factory.describe(parts)
+        description = f"{factory.describe(parts)}\n  {torch.get_num_threads()} CPU thread(s)"
         LOGGER.info("%s", description)
-        run.write_options(agent.step)
         run.text("options", yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False))
         run.text("circuit", f"{description}\n\n{parts.circuit}")
         if resumed:
@@ -275,8 +311,7 @@ def test(arguments: argparse.Namespace) -> int:
     chosen = read_saved_arguments(arguments.arguments, read_options(directory))
     names = (arguments.checkpoint,) if arguments.checkpoint else ("best", "latest")
     state = load_agent_state(directory, names)
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
+    use_threads(chosen, may_restart=arguments.restarts)
     parts = build(chosen, resumed=True, any_backend=not _gives(arguments.arguments, "backend"))
     parts.agent.load_state_dict(state)
     tested = directory / "test"
@@ -303,6 +338,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 training failed, 2 bad input, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parsed = parse_arguments(given or ["train"])
+    # A program of its own, not a function that another one has called.
+    parsed.restarts = arguments is None
     first = distributed.rank_here() == 0
     if not first and parsed.command != "train":
         return 0
@@ -315,7 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return test(parsed)
             if parsed.command == "list":
                 return list_entries()
-            print(yaml.safe_dump(read_arguments(parsed.arguments).model_dump(mode="json"), sort_keys=False), end="")
+            show(read_arguments(parsed.arguments))
             return 0
     except FirstProcessError:
         return 2

@@ -56,6 +56,7 @@ def native_extensions() -> list[Extension]:
     if platform.machine().lower() in ("x86_64", "amd64"):
         avx512 = ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mprefer-vector-width=512"]
         variants |= {"_avx2": avx2, "_avx512": [*avx2, *avx512]}
+    warnings = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion"]
     general = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-pthread"]
     return [
         Extension(
@@ -63,7 +64,7 @@ def native_extensions() -> list[Extension]:
             sources=[str(folder / "source" / "library.cpp")],
             depends=[str(path) for path in sorted((folder / "source").glob("*.h"))],
             define_macros=[("BUILD_IDENTITY", f'"{identity}"')],
-            extra_compile_args=[*general, "-w", *flags],
+            extra_compile_args=[*general, *warnings, *flags],
             extra_link_args=["-pthread"],
             optional=True,
         )

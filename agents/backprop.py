@@ -15,19 +15,22 @@ from torch.optim import Optimizer
 from ..core.circuit import Circuit
 from ..core.distributed import Processes
 from ..core.env import Batch, Env
+from ..core.options import LARGEST_STEP, refusal
 from ..core.recorder import Recorder
 from ..core.state import detach
+from .evaluation import check_keys
 from .learning import LearningAgent, LearningOptions, TrainingError
-from .optimisers import OPTIMISERS, OPTIONS
+from .optimisers import OPTIMISERS, OPTIONS, load_moments
 
 
 class BackpropOptions(LearningOptions):
     """Options of :class:`BackpropAgent`."""
 
+    kept = LearningOptions.kept | {"optimiser"}
     settings_of = {"optimiser": tuple(name for name in OPTIONS if name != "lr")}  # noqa: RUF012 (not an option)
 
     type: Literal["backprop"] = "backprop"
-    steps: int = Field(20_000, ge=1)
+    steps: int = Field(20_000, ge=1, le=LARGEST_STEP)
     """Updates at most."""
     optimiser: Literal["adam", "rmsprop", "tensorflow-rmsprop", "graves-rmsprop"] = "adam"
     """What makes updates out of gradients. Each has published settings of its own, which the options that are null or
@@ -37,9 +40,9 @@ class BackpropOptions(LearningOptions):
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """How the learning rate falls to ``final_lr``."""
     final_lr: float = Field(0.0, ge=0)
-    restart_every: int | None = Field(None, ge=1)
+    restart_every: int | None = Field(None, ge=1, le=LARGEST_STEP)
     """Steps after which the schedule starts anew; null falls once, over all ``steps``."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0, le=LARGEST_STEP)
     """Steps over which the learning rate rises from zero."""
     betas: tuple[float, float] | None = Field(None, strict=False)
     """Averaging of the gradient and the squared gradient: [0.9, 0.999] for adam."""
@@ -252,7 +255,8 @@ class BackpropAgent(LearningAgent):
     def state_dict(self) -> dict[str, Any]:
         """What every learning agent remembers, with the optimiser and the weights to begin again with."""
         return super().state_dict() | {
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": self.options.optimiser,
+            "moments": self.optimiser.state_dict()["state"],
             "bad_steps": self.bad_steps,
             "bad_steps_in_a_row": self.bad_steps_in_a_row,
             "first_weights": self.first_weights,
@@ -260,8 +264,16 @@ class BackpropAgent(LearningAgent):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
+        check_keys(state, self.state_dict())
+        if state["optimiser"] != self.options.optimiser:
+            raise ValueError(refusal("agent.optimiser", state["optimiser"], self.options.optimiser))
+        if self.options.retry_every and not state["first_weights"]:
+            raise ValueError(
+                f"{refusal('agent.retry_every', None, self.options.retry_every)}: without it, the weights to begin "
+                "again with were not kept"
+            )
         super().load_state_dict(state)
-        self.optimiser.load_state_dict(state["optimiser"])
+        load_moments(self.optimiser, state["moments"])
         self.bad_steps = state["bad_steps"]
         self.bad_steps_in_a_row = state["bad_steps_in_a_row"]
         self.first_weights = dict(state["first_weights"])

@@ -12,10 +12,10 @@ from torch import Tensor
 from ..core.agent import Agent
 from ..core.circuit import Circuit
 from ..core.env import Env
-from ..core.options import Options
+from ..core.options import LARGEST_STEP, Options
 from ..core.recorder import Recorder
 from ..core.streams import stream_seed
-from .evaluation import check_fit, check_keys, evaluate_all, show_episodes
+from .evaluation import check_fit, check_keys, check_state, evaluate_all, show_episodes
 
 
 class EmptyOptions(Options):
@@ -26,7 +26,7 @@ class EmptyOptions(Options):
     type: Literal["empty"] = "empty"
     batch_size: int = Field(16, ge=1)
     """Sequences per step."""
-    steps: int = Field(10, ge=1)
+    steps: int = Field(10, ge=1, le=LARGEST_STEP)
     """Batches to draw."""
 
 
@@ -96,6 +96,7 @@ class EmptyAgent(Agent):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         check_keys(state, self.state_dict())
+        check_state("weight", state["circuit"], self.circuit.state_dict())
         self.circuit.load_state_dict(state["circuit"])
         self.generator.set_state(state["generator"].cpu())
         self.step = state["step"]

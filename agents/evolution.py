@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.circuit import Circuit
 from ..core.distributed import Processes
 from ..core.env import Env
+from ..core.options import LARGEST_STEP
 from ..core.recorder import Recorder
 from ..core.stacked import Stack
 from ..core.streams import stream_seed
@@ -33,7 +34,7 @@ class EvolutionOptions(LearningOptions):
     """How the next population comes from the last."""
     fitness: AnyFitness | None = None
     """What makes a member fit; null takes the env's loss, negative, or in a world the mean return of the episodes."""
-    generations: int = Field(1000, ge=1)
+    generations: int = Field(1000, ge=1, le=LARGEST_STEP)
     """Generations at most."""
     shards: int = Field(1, ge=1)
     """Parts in which the population is evaluated, shared out among the processes that torchrun starts: at least one for
@@ -41,12 +42,12 @@ class EvolutionOptions(LearningOptions):
     answers where a fitness samples them."""
     memory_budget: float = Field(512.0, gt=0)
     """MiB that the evaluation of a population may take; what does not fit is evaluated in chunks."""
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(10, ge=1, le=LARGEST_STEP)
     """Generations between rows of training metrics."""
-    evaluate_every: int = Field(50, ge=1)
+    evaluate_every: int = Field(50, ge=1, le=LARGEST_STEP)
     """Generations between evaluations of the best genome on the validation sets, by which the run decides; see
     :class:`LearningOptions`."""
-    checkpoint_every: int = Field(100, ge=1)
+    checkpoint_every: int = Field(100, ge=1, le=LARGEST_STEP)
     """Generations between checkpoints."""
     max_bad_generations: int = Field(20, ge=1)
     """Generations in a row without a single finite fitness, after which the run stops with an error."""

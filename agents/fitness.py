@@ -16,11 +16,15 @@ from ..core.options import Options
 class LossFitness(Options):
     """The env's training loss, negative."""
 
+    kept = frozenset()
+
     type: Literal["loss"] = "loss"
 
 
 class AccuracyFitness(Options):
     """Share of the bits (or classes) that are right."""
+
+    kept = frozenset()
 
     type: Literal["accuracy"] = "accuracy"
     exponent: float = Field(1.0, gt=0)
@@ -30,6 +34,8 @@ class AccuracyFitness(Options):
 
 class RewardFitness(Options):
     """A reward for each right answer and another for each wrong one; an answer is all bits of a position."""
+
+    kept = frozenset()
 
     type: Literal["reward"] = "reward"
     right: float = 10.0
@@ -61,11 +67,18 @@ def fitness(
 
     Returns:
         ``[P, B]`` in float64: negative losses and shares of right bits sum up to those of the batch, rewards are added
-        up.
+        up. Not a number where an answer is none: a comparison with it would call half of its bits right.
     """
     if options.type == "loss":
         losses: Tensor = vmap(env.losses, in_dims=(1, None), out_dims=1)(outputs, batch)
         return -losses.sum(0, dtype=torch.float64) / env.normaliser(batch)
+    lost = outputs.isnan().any(-1).any(0)
+    return _scores(options, env, outputs, batch, generator).masked_fill(lost, torch.nan)
+
+
+def _scores(
+    options: AccuracyFitness | RewardFitness, env: Env, outputs: Tensor, batch: Batch, generator: torch.Generator
+) -> Tensor:
     if options.type == "accuracy":
         right: Tensor = vmap(env.right, in_dims=(1, None), out_dims=1)(outputs, batch)
         shares, counted = right.sum(0, dtype=torch.float64), batch.mask.sum(0, dtype=torch.float64)
@@ -79,7 +92,6 @@ def fitness(
         probability = torch.exp(-vmap(env.losses, in_dims=(1, None), out_dims=1)(outputs, batch))
         if options.prediction == "sampled":
             draws = torch.rand(probability.shape, generator=generator, device=outputs.device, dtype=outputs.dtype)
-            # A probability that is not a number stays one.
-            probability = torch.where(probability.isnan(), probability, (draws < probability).to(outputs.dtype))
+            probability = (draws < probability).to(outputs.dtype)
     rewards = options.wrong + (options.right - options.wrong) * probability
     return (rewards * batch.mask.unsqueeze(1)).sum(0, dtype=torch.float64)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from ..core.agent import Agent
 from ..core.circuit import Circuit
-from ..core.options import Options
+from ..core.options import LARGEST_STEP, Options
 from ..core.recorder import Recorder
 from ..core.streams import Stream, stream_seed
 from ..core.task import Task
@@ -32,15 +32,15 @@ class LearningOptions(Options):
 
     batch_size: int = Field(16, ge=1)
     """Sequences (in a world, episodes) per step; in a population every member answers them all."""
-    log_every: int = Field(50, ge=1)
+    log_every: int = Field(50, ge=1, le=LARGEST_STEP)
     """Steps between rows of training metrics; changes nothing in what is learned."""
-    evaluate_every: int = Field(500, ge=1)
+    evaluate_every: int = Field(500, ge=1, le=LARGEST_STEP)
     """Steps between evaluations on the validation sets. By these a run decides which weights are the best, whether the
     curriculum moves on and whether to stop, so another number here is another run."""
     evaluation_sequences: int = Field(128, ge=1)
     """Sequences or episodes of each set that has no end of them."""
     evaluation_batch_size: int = Field(64, ge=1)
-    checkpoint_every: int = Field(500, ge=1)
+    checkpoint_every: int = Field(500, ge=1, le=LARGEST_STEP)
     """Steps between checkpoints; changes nothing in what is learned."""
     target_error: float | None = Field(None, ge=0)
     """Stop once the validation error on the training range is at or under this."""
@@ -50,7 +50,7 @@ class LearningOptions(Options):
     them."""
     confirmation_sequences: int | None = Field(None, ge=1)
     """Other validation sequences on which the target errors must hold as well before the run stops."""
-    retry_every: int | None = Field(None, ge=1)
+    retry_every: int | None = Field(None, ge=1, le=LARGEST_STEP)
     """Steps (generations) after which a run that has not reached its target begins again with the weights that it
     started from, a fresh optimiser or population, the first lesson of the curriculum, and new sequences; null
     never does."""

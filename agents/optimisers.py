@@ -112,3 +112,20 @@ OPTIMISERS: Mapping[str, Entry] = {
 
 OPTIONS = tuple(dict.fromkeys(name for entry in OPTIMISERS.values() for name in entry.defaults))
 """Every option that some optimiser has."""
+
+
+def load_moments(optimiser: Optimizer, moments: Mapping[Any, Any]) -> None:
+    """Give an optimiser what one of its kind has gathered, averages and counts; its settings stay as they are.
+
+    Args:
+        optimiser: of as many parameters.
+        moments: the part ``state`` of the other's ``state_dict()``.
+    """
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    if isinstance(optimiser, torch.optim.RMSprop):
+        # It has a buffer only with momentum: one that is switched on begins at rest.
+        for group in optimiser.param_groups:
+            for gathered in (optimiser.state[parameter] for parameter in group["params"] if optimiser.state[parameter]):
+                buffer = gathered.pop("momentum_buffer", torch.zeros_like(gathered["square_avg"]))
+                if group["momentum"]:
+                    gathered["momentum_buffer"] = buffer

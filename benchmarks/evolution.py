@@ -26,8 +26,8 @@ from torch import Tensor
 import papertape
 from papertape.agents.evolution import EvolutionAgent, EvolutionOptions
 from papertape.circuits import FeedForwardCircuit
-from papertape.core.env import Batch, EnvOptions
-from papertape.envs import CopyEnv, CopyOptions
+from papertape.core.env import Batch
+from papertape.envs import CopyEnv
 from papertape.envs.classification import ClassificationEnv
 
 POPULATION, IMAGES, HIDDEN = 200, 200, 64
@@ -49,9 +49,6 @@ class Noise(ClassificationEnv):
     """Images of noise with random labels: what they show does not matter for the time."""
 
     input_size, output_size, classes = 784, 10, tuple("0123456789")
-
-    def __init__(self) -> None:
-        self.options, self.device = EnvOptions(), torch.device("cpu")
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw a batch."""
@@ -199,7 +196,7 @@ def race(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 
 def members() -> dict[str, Callable[[], object]]:
     """The fitness of 256 NTMs (feed-forward controller of 32, memory 32 x 10) for 16 sequences of 10 words."""
-    env = CopyEnv(CopyOptions(min_length=10, max_length=10))
+    env = CopyEnv(min_length=10, max_length=10)
     sizes: dict[str, Any] = {"hidden_size": 32, "memory_size": 32, "word_size": 10}
     eager, chosen = (
         papertape.NTM(env.input_size, env.output_size, controller="feedforward", backend=backend, **sizes)

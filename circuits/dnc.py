@@ -15,4 +15,4 @@ class DNC(DynamicOptions, MemoryCircuit):
     """Differentiable Neural Computer: a controller with heads that allocate, free, look up and follow links."""
 
     controller: AnyController = {"type": "lstm", "hidden_size": 256}
-    accessor: str = Field("dynamic", init=False)
+    accessor: str = Field(default="dynamic", init=False)

@@ -24,11 +24,15 @@ class FeedForwardCircuit(Circuit):
     """Fully connected layers: a plain classifier where sequences have one step, the same map at each where more."""
 
     hidden_sizes: list[Annotated[int, Field(ge=1)]] = Field(
-        [64], strict=False, description="size of each hidden layer; none makes a linear map"
+        default=[64], strict=False, description="size of each hidden layer; none makes a linear map"
     )
-    activation: Literal["tanh", "relu", "sigmoid", "gelu"] = Field("tanh", description="after each hidden layer")
-    input_mean: float = Field(0.0, description="subtracted from every input, which is then divided by input_std")
-    input_std: float = Field(1.0, gt=0, description="see input_mean")
+    activation: Literal["tanh", "relu", "sigmoid", "gelu"] = Field(
+        default="tanh", description="after each hidden layer"
+    )
+    input_mean: float = Field(
+        default=0.0, description="subtracted from every input, which is then divided by input_std"
+    )
+    input_std: float = Field(default=1.0, gt=0, description="see input_mean")
 
     def setup(self) -> None:
         """Make the layers."""

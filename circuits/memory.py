@@ -35,18 +35,23 @@ class MemoryCircuit(Circuit):
 
     backends = dispatch.BACKENDS
 
-    controller: AnyController = Field("lstm", description="what sees the input and drives the heads")
-    accessor: AnyAccessor = Field("static", description="the memory and its heads")
+    controller: AnyController = Field(default="lstm", description="what sees the input and drives the heads")
+    accessor: AnyAccessor = Field(default="static", description="the memory and its heads")
     hidden_size: int | None = Field(
-        None, ge=1, exclude=True, description="of the controller, where that is given by its name; None: its default"
+        default=None,
+        ge=1,
+        exclude=True,
+        description="of the controller, where that is given by its name; None: its default",
     )
-    num_layers: int | None = Field(None, ge=1, exclude=True, description="of the controller, likewise")
-    dropout: float | None = Field(None, ge=0, lt=1, exclude=True, description="of the controller, likewise")
+    num_layers: int | None = Field(default=None, ge=1, exclude=True, description="of the controller, likewise")
+    dropout: float | None = Field(default=None, ge=0, lt=1, exclude=True, description="of the controller, likewise")
     clip: float | None = Field(
-        20.0, gt=0, description="hidden state, cell state and outputs are kept in [-clip, clip]; null leaves them"
+        default=20.0,
+        gt=0,
+        description="hidden state, cell state and outputs are kept in [-clip, clip]; null leaves them",
     )
     recompute_every: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="steps of time per chunk: training keeps the state between chunks and runs each again in the "
         "backward pass, for less memory; null keeps every step",

@@ -22,8 +22,8 @@ class NeatCircuit(Circuit):
     circuit answers has not: these are logits.
     """
 
-    max_nodes: int = Field(16, ge=1, description="hidden nodes that there is room for")
-    activation: GraphActivation = Field("tanh", description="of all nodes")
+    max_nodes: int = Field(default=16, ge=1, description="hidden nodes that there is room for")
+    activation: GraphActivation = Field(default="tanh", description="of all nodes")
 
     def setup(self) -> None:
         """Make the network."""

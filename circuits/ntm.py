@@ -13,4 +13,4 @@ from .memory import MemoryCircuit
 class NTM(StaticOptions, MemoryCircuit):
     """Neural Turing Machine: a controller with heads that address by content and by location."""
 
-    accessor: str = Field("static", init=False)
+    accessor: str = Field(default="static", init=False)

@@ -13,13 +13,15 @@ from .memory import MemoryCircuit
 class SAM(SparseOptions, MemoryCircuit):
     """Sparse Access Memory: reads the few slots most like a key, writes the least recently used or those read last."""
 
-    accessor: str = Field("sparse", init=False)
-    links_per_slot: int = Field(0, init=False)
+    accessor: str = Field(default="sparse", init=False)
+    links_per_slot: int = Field(default=0, init=False)
 
 
 @register("circuit", "sdnc")
 class SDNC(SparseOptions, MemoryCircuit):
     """Sparse DNC: reads and writes as SAM does, and also reads what was written before or after what it read last."""
 
-    accessor: str = Field("sparse", init=False)
-    links_per_slot: int = Field(8, ge=1, description="L, links that each slot keeps to slots before it, and after it")
+    accessor: str = Field(default="sparse", init=False)
+    links_per_slot: int = Field(
+        default=8, ge=1, description="L, links that each slot keeps to slots before it, and after it"
+    )

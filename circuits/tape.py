@@ -28,10 +28,10 @@ class Tape(TapeOptions, MemoryCircuit):
     """
 
     controller: AnyController = "direct"
-    accessor: str = Field("tape", init=False)
-    recompute_every: int | None = Field(None, init=False)
+    accessor: str = Field(default="tape", init=False)
+    recompute_every: int | None = Field(default=None, init=False)
     tied: bool = Field(
-        False,
+        default=False,
         description="with a direct controller, the O outputs and the first O elements of input, of the word to write "
         "and of the word read are the bits of a word, which layers treat alike: few weights, and as many for any O > 1",
     )

@@ -204,8 +204,8 @@ def link(previous: Tensor, precedence: Tensor, write_weights: Tensor) -> Tensor:
         ``[B, H, N, N]``; entry i,j is near 1 when slot i was written right after slot j.
     """
     row, column = write_weights.unsqueeze(-1), write_weights.unsqueeze(-2)
-    off_diagonal = 1 - torch.eye(write_weights.shape[-1], dtype=previous.dtype, device=previous.device)
-    return ((1 - row - column) * previous + row * precedence.unsqueeze(-2)) * off_diagonal
+    diagonal = torch.eye(write_weights.shape[-1], dtype=torch.bool, device=previous.device)
+    return ((1 - row - column) * previous + row * precedence.unsqueeze(-2)).masked_fill(diagonal, 0)
 
 
 def precedence(previous: Tensor, write_weights: Tensor) -> Tensor:

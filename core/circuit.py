@@ -31,22 +31,20 @@ class Circuit(Component, nn.Module, ABC):
 
     input_size: int = Field(kw_only=False, ge=1, description="I, channels of each input step")
     output_size: int = Field(kw_only=False, ge=1, description="O, channels of each output step")
-    batch_first: bool = Field(
-        False, exclude=True, description="sequences are [B, T, …] rather than [T, B, …]"
-    )
+    batch_first: bool = Field(default=False, exclude=True, description="sequences are [B, T, …] rather than [T, B, …]")
     backend: str = Field(
-        "auto", exclude=True, description="what runs sequences; auto takes the fastest that can"
+        default="auto", exclude=True, description="what runs sequences; auto takes the fastest that can"
     )
-    device: torch.device | str | int | None = Field(None, exclude=True, description="where the weights are")
-    dtype: torch.dtype | None = Field(None, exclude=True, description="of the weights and of every state")
+    device: torch.device | str | int | None = Field(default=None, exclude=True, description="where the weights are")
+    dtype: torch.dtype | None = Field(default=None, exclude=True, description="of the weights and of every state")
 
-    differentiable: bool = Field(True, init=False)
+    differentiable: bool = Field(default=True, init=False)
     """Whether outputs have a gradient, without which a circuit can only evolve."""
     backends: ClassVar[tuple[str, ...]] = ("auto", "eager")
     """What :attr:`backend` may be."""
     trace_fields: ClassVar[Mapping[str, TraceField]] = {}
     """What a trace shows."""
-    autocast: torch.dtype | None = Field(None, init=False)
+    autocast: torch.dtype | None = Field(default=None, init=False)
     """Type of the matrix products where it is to be lower than that of the weights, ``torch.bfloat16``; None leaves it
     to the caller. Outputs keep the type of the weights; what else keeps it is for each circuit to say."""
 
@@ -177,7 +175,6 @@ class Circuit(Component, nn.Module, ABC):
             outputs, ends = outputs.index_select(0 if self.batch_first else 1, order), ends[order.cpu()]
         data = pack_padded_sequence(outputs, ends, batch_first=self.batch_first).data
         return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices), *rest
-
 
     def check_inputs(self, inputs: Tensor, shape: str) -> Tensor:
         """The inputs in the circuit's type.

@@ -61,6 +61,13 @@ class Component:
         Options = _OptionsOf()
         """The options as a pydantic model, with the ``type`` under which the class is registered."""
         __signature__ = _SignatureOf()
+    kept: ClassVar[frozenset[str]] = frozenset({"type"})
+    """Options that a run keeps from its beginning: another value would not fit what it has learned, or do nothing. All
+    others may change when it goes on, and hold from then on."""
+    own_meaning: ClassVar[frozenset[str]] = frozenset()
+    """Options whose values mean something else in another type of the same block, which does not take them over."""
+    settings_of: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """By option, those that set up what it names, and which another name does not take over."""
     _fields: ClassVar[dict[str, Any]] = {}
     """What this very class says of its fields: a FieldInfo, a plain default, or PydanticUndefined."""
 
@@ -70,9 +77,17 @@ class Component:
         for name, annotation in inspect.get_annotations(cls).items():
             if name.startswith("_") or "ClassVar" in str(annotation):
                 continue
+            if any(inspect.isroutine(vars(base).get(name)) for base in cls.__mro__[1:]):
+                raise TypeError(f"{cls.__qualname__}: {name} is a method of its base; its field needs another name")
             value = cls._fields[name] = cls.__dict__.get(name, PydanticUndefined)
             if value is not PydanticUndefined:
                 delattr(cls, name)  # or a module of the same name, built in setup, would stay behind it
+        hidden = {name for base in _bases(cls)[1:] for name in base._fields} & vars(cls).keys()
+        if hidden:
+            name = min(hidden)
+            raise TypeError(
+                f"{cls.__qualname__}: {name} is a field of its base; expected its type as well, {name}: … = …"
+            )
 
     def __init__(self, *given: Any, **keywords: Any) -> None:
         """Arguments are the fields of the class.
@@ -194,6 +209,8 @@ def _model(target: Callable[..., Any], name: str, base: type[Options], definitio
     )
     model.__qualname__ = f"{target.__qualname__}.{name}"  # where pickle finds it
     model.component = staticmethod(target)  # type: ignore[attr-defined]
+    for said in ("kept", "own_meaning", "settings_of"):
+        setattr(model, said, getattr(target, said, getattr(Options, said)))
     model.__doc__ = f"Options of :class:`{target.__qualname__}`."
     return model
 

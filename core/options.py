@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+LARGEST_SIZE = 10**7
+"""Whole numbers of options without a bound of their own are at most this."""
+LARGEST_STEP = 10**9
+"""The same for those that count steps, which take no memory, and no time before they are reached."""
+LARGEST, SMALLEST = 1e9, 1e-37
+"""Magnitudes between which other numbers lie, unless they are 0: what float32 holds."""
 
 NEAR = 0.7
 """How much alike two names are, from 0 to 1, for one to be suggested for the other."""
@@ -31,6 +38,51 @@ class Options(BaseModel):
 
     settings_of: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """By option, those that set up what it names, and which another name does not take over."""
+
+    @field_validator("*")
+    @classmethod
+    def _check_magnitude(cls, value: Any, info: ValidationInfo) -> Any:
+        bounded = any(
+            hasattr(bound, "le") or hasattr(bound, "lt") for bound in cls.model_fields[str(info.field_name)].metadata
+        )
+        for number in _flat(value):
+            if isinstance(number, float) and number and not SMALLEST <= abs(number) <= LARGEST:
+                raise ValueError(f"got {number}; allowed: 0, or from {SMALLEST:g} to {LARGEST:g} in magnitude")
+            if isinstance(number, int) and not bounded and abs(number) > LARGEST_SIZE:
+                raise ValueError(f"got {number}; allowed: at most {LARGEST_SIZE}")
+        return value
+
+    kept: ClassVar[frozenset[str]] = frozenset({"type"})
+    """Options that a run keeps from its beginning: another value would not fit what it has learned, or do nothing. All
+    others may change when it goes on, and hold from then on."""
+
+    def refused(self, before: Mapping[str, Any]) -> Iterator[str]:
+        """A line for each option that a run keeps and that is another one here.
+
+        Args:
+            before: the run's options so far, as plain values.
+        """
+        now = self.model_dump(mode="json")
+        for name in type(self).model_fields.keys() & before.keys():
+            block = getattr(self, name)
+            if name in self.kept and before[name] != now[name]:
+                yield refusal(name, before[name], now[name])
+            elif isinstance(block, Options) and isinstance(before[name], Mapping):
+                yield from (f"{name}.{line}" for line in block.refused(before[name]))
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """What is in lists in lists, one by one."""
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _flat(part)
+    else:
+        yield value
+
+
+def refusal(path: str, before: Any, now: Any) -> str:
+    """What is said where a run cannot go on with another value of an option."""
+    return f"{path}: {before!r} -> {now!r}; a run that goes on keeps it (start=RUN begins another with its weights)"
 
 
 def near(name: str, names: Iterable[str]) -> str | None:

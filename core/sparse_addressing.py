@@ -115,7 +115,9 @@ def totals(slots: Tensor, weights: Tensor) -> Tensor:
 
 
 def largest(slots: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The heaviest entries of a sparse weighting; entries without a slot come last, whatever they weigh.
+    """The heaviest entries of a sparse weighting; what weighs no number is lighter than all that does.
+
+    Entries without a slot come last, whatever they weigh.
 
     Args:
         slots: ``[..., M]``, each slot once.
@@ -125,7 +127,8 @@ def largest(slots: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]
     Returns:
         Slots and weights, ``[..., count]``.
     """
-    rank = torch.where(slots < 0, -torch.inf, weights.detach())
+    weighed = weights.detach().nan_to_num(nan=torch.finfo(weights.dtype).min)
+    rank = torch.where(slots < 0, -torch.inf, weighed)
     chosen = top_k(rank, count)
     return slots.gather(-1, chosen), weights.gather(-1, chosen)
 

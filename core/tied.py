@@ -49,7 +49,9 @@ class TiedLinear(nn.Module):
             rows.append(torch.cat(row, dim=1))
         self.in_features, self.out_features = sum(input_blocks), sum(output_blocks)
         self.register_buffer("index", torch.cat(rows), persistent=False)
-        owners = torch.arange(len(output_blocks)).repeat_interleave(torch.tensor(output_blocks))
+        owners = torch.arange(len(output_blocks)).repeat_interleave(
+            torch.tensor(output_blocks), output_size=self.out_features
+        )
         self.register_buffer("bias_index", owners, persistent=False)
         self.weight = nn.Parameter(torch.empty(numbers))
         """What the weights are made of, one number for each kind."""

@@ -410,7 +410,7 @@ def test_a_run_that_goes_on_says_what_is_new_and_keeps_what_was(
     directory = run_directory(folder)
     first = (directory / "options.yaml").read_text()
     assert main(["train", "--resume", "latest", "seed=5"]) == 2
-    assert "papertape: seed: got 5; a run that goes on keeps the random state" in capsys.readouterr().err
+    assert "papertape: seed: 1 -> 5; a run that goes on keeps it" in capsys.readouterr().err
     assert main(["train", "--resume", "latest"]) == 0
     assert not list(directory.glob("options-*"))
     assert main(["train", "--resume", "latest", "agent.steps=6", "precision=float64"]) == 0

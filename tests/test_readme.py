@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import papertape
+from papertape.core.registry import import_modules, lookup
 from papertape.utils import options
 from papertape.utils.factory import AGENTS, BLOCKS, parse
 
@@ -37,12 +39,15 @@ def test_a_circuit_is_trained_as_it_says(capsys: pytest.CaptureFixture[str]) -> 
     assert "bits_wrong" in capsys.readouterr().out
 
 
-def test_a_task_is_added_as_it_says() -> None:
-    names: dict[str, object] = {"__name__": "papertape.envs.reverse"}
-    run(TASK.replace("from ..core", "from papertape.core"), names)
-    env = names["ReverseEnv"](names["ReverseOptions"]())  # type: ignore[operator]
+def test_a_task_is_added_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "reverse.py").write_text(TASK, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    import_modules(["reverse"])
+    env = lookup("env", "reverse")(length=4)
+    env.check()
     batch = env.sample(3, torch.Generator().manual_seed(0))
-    assert torch.equal(batch.targets[10:], batch.inputs[:10].flip(0))
+    assert torch.equal(batch.targets[4:], batch.inputs[:4].flip(0)) and batch.mask.sum() == 12
 
 
 @pytest.mark.parametrize("line", COMMANDS)

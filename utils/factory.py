@@ -10,10 +10,10 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import Field, PlainValidator, SerializeAsAny, ValidationError, field_validator
 
 from ..agents import BackpropAgent, EmptyAgent, EvolutionAgent, MixedAgent, NodePerturbationAgent
 from ..agents.evaluation import check_state
@@ -42,7 +42,7 @@ from ..envs import (
     TMazeWorld,
     XorEnv,
 )
-from . import checkpoint
+from . import checkpoint, resources
 from .options import OptionsError, Types, a_block, explain, first_sentence, types_of
 from .sinks import Plots
 
@@ -82,6 +82,8 @@ BLOCKS: dict[str, dict[str, type[Options]]] = {
 }
 """The options of everything in these tables."""
 
+MOST_THREADS = 1024
+
 Precision = Literal["float32", "bfloat16", "float64"]
 
 _BACKENDS = get_args(Backend)
@@ -90,8 +92,16 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 _HOST = re.compile(r"[\w.-]+|[\da-fA-F:.]+")
 
 
+def _check_threads(value: Any) -> int | str:
+    if value == "auto" or (type(value) is int and 1 <= value <= MOST_THREADS):
+        return value
+    raise ValueError(f"got {value!r}; allowed: auto, or a whole number from 1 to {MOST_THREADS}")
+
+
 class RunOptions(Options):
     """Everything that describes a run."""
+
+    kept = frozenset({"seed"})
 
     seed: int = Field(1, ge=0, lt=2**31)
     """Of weights, training data and population."""
@@ -101,8 +111,8 @@ class RunOptions(Options):
     """What runs sequences; auto takes the fastest that can."""
     precision: Precision = "float32"
     """Of all numbers; bfloat16 is for the matrix products of controller and outputs alone, and learns by backprop."""
-    threads: int | None = Field(None, ge=1)
-    """CPU threads; null takes all cores."""
+    threads: Annotated[int | str, PlainValidator(_check_threads)] = "auto"
+    """CPU threads; auto takes one where the circuit is small, which more would slow down, and all cores otherwise."""
     plots: Plots = Field("auto", validate_default=True)
     """Where metrics and pictures go: files writes PNGs, visdom shows them live as well, auto does so where it is
     installed, off is nowhere; a registered sink, or a list of those."""
@@ -266,16 +276,39 @@ def build_circuit(
     precision: Precision = "float32",
 ) -> Circuit:
     """The circuit that a block of options names, with weights that depend on the seed alone."""
-    arguments = {name: getattr(options, name) for name in type(options).model_fields if name != "type"}
     # Drawn on the CPU, so that the same seed gives the same weights on every device; the caller's state is untouched.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        circuit: Circuit = CIRCUITS[options.type](  # type: ignore[attr-defined]
-            input_size, output_size, backend=backend, **arguments
-        )
+        circuit = _make_circuit(options, input_size, output_size, backend)
     if precision == "bfloat16":
         circuit.autocast = torch.bfloat16
     return circuit.to(device, torch.float64 if precision == "float64" else torch.float32)
+
+
+def _make_circuit(options: Options, input_size: int, output_size: int, backend: str) -> Circuit:
+    arguments = {name: getattr(options, name) for name in type(options).model_fields if name != "type"}
+    circuit: Circuit = CIRCUITS[options.type](  # type: ignore[attr-defined]
+        input_size, output_size, backend=backend, **arguments
+    )
+    return circuit
+
+
+def outline(options: RunOptions, env: Task) -> Circuit:
+    """The circuit of a run on the meta device: it has all sizes, and takes neither memory nor time."""
+    with torch.device("meta"):
+        return _make_circuit(options.circuit, env.input_size, env.output_size, "auto")
+
+
+def count_threads(options: RunOptions) -> int:
+    """CPU threads of a run; what auto stands for follows from the sizes.
+
+    Raises:
+        ValueError: the parts do not fit each other.
+    """
+    if not isinstance(options.threads, str):
+        return options.threads
+    with contextlib.closing(build_env(options.env, torch.device("cpu"))) as env:
+        return resources.worthwhile_threads(options.agent, outline(options, env))
 
 
 def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: bool = False) -> Parts:
@@ -295,6 +328,7 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
     env = build_env(options.env, device)
     try:
         with memory_errors("circuit"):
+            resources.check_memory(options, env, outline(options, env), device)
             circuit = build_circuit(
                 options.circuit,
                 env.input_size,

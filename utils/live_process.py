@@ -34,6 +34,7 @@ from ..core import install
 from ..core import recorder as kinds
 from ..core.recorder import Picture
 from . import light_process, visdom_files, visdom_server
+from .files import replacing
 from .plots import (
     LINES,
     RAW_POINTS,
@@ -169,17 +170,6 @@ class Files:
         self.failed = False
 
     @contextlib.contextmanager
-    def replacing(self, path: Path) -> Iterator[Path]:
-        """A temporary path to write to, which then takes the place of ``path``: nobody ever sees half a picture."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.part")
-        try:
-            yield temporary
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
     def forgiving(self) -> Iterator[None]:
         """A full or vanished disk costs a warning."""
         try:
@@ -191,7 +181,7 @@ class Files:
 
     def curves(self, panels: dict[str, list[Curve]]) -> None:
         """Write ``curves.png``."""
-        with self.forgiving(), self.replacing(self.plots / "curves.png") as path:
+        with self.forgiving(), replacing(self.plots / "curves.png") as path:
             curves_figure(panels).savefig(path, format="png")
 
     def episode(self, step: int, episode: Episode) -> None:
@@ -203,10 +193,11 @@ class Files:
         """Write a PNG as ``<name>.png``, and a copy that bears the step to ``history/``."""
         name = file_name(name)
         with self.forgiving():
-            with self.replacing(self.plots / f"{name}.png") as path:
+            (self.plots / "history").mkdir(parents=True, exist_ok=True)
+            with replacing(self.plots / f"{name}.png") as path:
                 path.write_bytes(content)
             kept = self.plots / "history" / f"{name}-{step:07d}.png"
-            with self.replacing(kept) as path:
+            with replacing(kept) as path:
                 path.write_bytes(content)
             steps = re.compile(re.escape(name) + r"-\d+\.png")
             copies = sorted(copy for copy in kept.parent.iterdir() if steps.fullmatch(copy.name))
@@ -215,7 +206,7 @@ class Files:
 
     def animation(self, episode: Episode) -> None:
         """Write ``<name>.gif``."""
-        with self.forgiving(), self.replacing(self.plots / f"{file_name(episode.name)}.gif") as path:
+        with self.forgiving(), replacing(self.plots / f"{file_name(episode.name)}.gif") as path:
             memory_gif(path, episode)
 
 

@@ -11,6 +11,8 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from .files import append_line
+
 LOGGER = logging.getLogger("papertape")
 
 
@@ -22,6 +24,15 @@ class _TerminalHandler(logging.Handler):
 
 class _FileHandler(logging.FileHandler):
     """A log file that a full disk silences: the terminal still shows every line."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Args:
+            path: what is there already stays; a line that was cut off is ended.
+        """
+        if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
+            append_line(path, "")
+        super().__init__(path, encoding="utf-8")
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (name given by logging)
         """Drop the line."""
@@ -35,7 +46,7 @@ def log_to(target: Path | Literal["terminal"]) -> Iterator[None]:
         handler = _TerminalHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     else:
-        handler = _FileHandler(target, encoding="utf-8")
+        handler = _FileHandler(target)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level, propagate = LOGGER.level, LOGGER.propagate
     LOGGER.setLevel(logging.INFO)

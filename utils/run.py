@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import json
 import logging
 import math
+import os
 import platform
 import re
 import time
@@ -25,6 +27,7 @@ from ..core.recorder import Picture, Recorder
 from ..core.trace import Trace
 from . import checkpoint
 from .factory import RunOptions
+from .files import append_line, clear_parts, replace_text
 from .options import OptionsError, load_file
 from .plots import episode_from
 from .sinks import Sinks
@@ -72,6 +75,33 @@ def find_directory(name: str, root: Path = RUNS) -> Path:
         f"run: got {name!r}; allowed is the path of a run's folder, or one of: "
         + (", ".join(path.name for path in found[-5:]) or f"(there are no runs in {root}/)")
     )
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Within the block, the folder of a run is this process's alone to write into.
+
+    The lock is the kernel's: it ends with the process, however that ends, and processes that it starts have no part in
+    it. What a killed one has left half written is cleared away.
+
+    Raises:
+        OptionsError: another process is training this run.
+    """
+    with open(directory / "lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            raise OptionsError(
+                f"run: {directory} is in progress ({file.read() or 'another process'} writes into it); "
+                "stop that first, or begin another run"
+            ) from error
+        with contextlib.suppress(OSError):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+        clear_parts(directory)
+        yield
 
 
 def find_launch(name: str, root: Path = RUNS) -> Path | None:
@@ -164,7 +194,7 @@ class Run(Recorder):
         """Within the block, and after an error or a kill has ended it, :func:`find_launch` finds this run."""
         path = self.directory / "launch"
         if name is not None:
-            path.write_text(name, encoding="utf-8")
+            replace_text(path, name)
         yield
         path.unlink(missing_ok=True)
 
@@ -177,9 +207,11 @@ class Run(Recorder):
         path, kept = self.directory / "options.yaml", self.directory / f"options-until-{step}.yaml"
         text = yaml.safe_dump(self.options.model_dump(mode="json"), sort_keys=False)
         # Those of a run that came no further than where it began leave no trace in its state: the earlier ones stay.
-        if path.exists() and not kept.exists() and (before := path.read_text(encoding="utf-8")) != text:
-            kept.write_text(before, encoding="utf-8")
-        path.write_text(text, encoding="utf-8")
+        before = path.read_text(encoding="utf-8") if path.exists() else None
+        if before not in (None, text) and not kept.exists():
+            replace_text(kept, before)
+        if before != text:
+            replace_text(path, text)
 
     def message(self, text: str) -> None:
         """One line for a person, to the log."""
@@ -195,8 +227,7 @@ class Run(Recorder):
         row = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
         try:
             if is_kept(step, values, getattr(self.options.agent, "log_every", 1)):
-                with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                append_line(self.directory / "metrics.jsonl", json.dumps(row))
         except OSError as error:
             self._warn_once("metrics.jsonl", error)
         self.sinks.metrics(step, values)
@@ -215,7 +246,7 @@ class Run(Recorder):
         if not path.exists():
             return
         kept = [row for row in read_metrics(path) if row["step"] <= step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         for row in kept:
             values = {name: math.nan if value is None else value for name, value in row.items() if name != "step"}
             self.sinks.metrics(row["step"], values)

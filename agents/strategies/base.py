@@ -24,6 +24,8 @@ class StrategyOptions(Options):
 
     own_meaning = frozenset({"sigma", "lr", "sigma_lr"})
 
+    kept = Options.kept | {"population"}
+
     type: str
     population: int | None = Field(200, ge=2)
     """P, members of a generation."""
@@ -45,6 +47,10 @@ class Strategy(ABC):
     """Sequences on which :meth:`candidates` are to be evaluated again."""
     remembered: ClassVar[tuple[str, ...]] = ()
     """Attributes (tensors and plain values) that go into a checkpoint."""
+    adapted: ClassVar[Mapping[str, str]] = {}
+    """Options that only say where a remembered attribute begins, and that attribute: a run that goes on goes on from
+    where it has got, unless another value is asked for."""
+    options: StrategyOptions
 
     def __init__(
         self,
@@ -68,6 +74,7 @@ class Strategy(ABC):
         """
         if initial.dim() != 1 or not initial.is_floating_point() or not torch.isfinite(initial).all():
             raise ValueError(f"initial: got shape {list(initial.shape)}; expected a vector of finite numbers")
+        self.options = options
         self.layout = layout or Layout({"genome": initial.shape})
         if self.layout.size != len(initial):
             raise ValueError(f"initial: got {len(initial)} elements; its layout has {self.layout.size}")
@@ -98,6 +105,10 @@ class Strategy(ABC):
     @abstractmethod
     def center_and_spread(self) -> tuple[Tensor, float]:
         """Mean genome ``[D]`` of the population and the root mean square distance of an element from it."""
+
+    def asked(self, option: str) -> Any:
+        """What an option of :attr:`adapted` says: where its attribute begins."""
+        return getattr(self.options, option)
 
     def _draw_once(self) -> Tensor | dict[str, Stack]:
         if self._drawn is None:
@@ -184,16 +195,20 @@ class Strategy(ABC):
             "best_fitness": self.best_fitness,
             "bad_fitness": self.bad_fitness,
             "initial": self.initial.clone(),
+            "options": self.options.model_dump(mode="json"),
             **own,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`.
+        """Go on from :meth:`state_dict`, with the options that this strategy has.
 
         Raises:
-            ValueError: it was saved by another strategy, or for another population or genome.
+            ValueError: it was saved by another strategy, for another population or genome, or with other options that
+                a run keeps.
         """
         expected = self.state_dict()
+        for line in self.options.refused(state.get("options", {})):
+            raise ValueError(f"agent.strategy.{line}")
         check_keys(state, expected)
         tensors = {name: value for name, value in expected.items() if isinstance(value, Tensor)}
         check_state("strategy", {name: state[name] for name in tensors}, tensors)
@@ -203,8 +218,10 @@ class Strategy(ABC):
         self.bad_fitness = state["bad_fitness"]
         self.initial = state["initial"].to(self.initial)
         self._drawn = None
+        before, now = state["options"], expected["options"]
+        anew = {name: option for option, name in self.adapted.items() if before[option] != now[option]}
         for name in self.remembered:
-            value = state[name]
+            value = self.asked(anew[name]) if name in anew else state[name]
             setattr(self, name, value.to(self.initial.device, copy=True) if isinstance(value, Tensor) else value)
 
 

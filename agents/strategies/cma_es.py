@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -99,6 +100,8 @@ class CMAES(Strategy):
         "scales",
         "decomposed_at",
     )
+    adapted: ClassVar[Mapping[str, str]] = {"sigma": "sigma"}
+    options: CMAESOptions
     separable = False
 
     def __init__(self, options: CMAESOptions, initial: Tensor, *, seed: int = 0, layout: Layout | None = None) -> None:
@@ -111,7 +114,6 @@ class CMAES(Strategy):
         self._check_size(size)
         population = options.population or 4 + math.floor(3 * math.log(size))
         super().__init__(options, initial, population=population, seed=seed, layout=layout)
-        self.options = options
         self.rates = rates(size, population, separable=self.separable)
         self.mean = self.initial.double()
         """``[D]``"""

@@ -18,6 +18,9 @@ _SEEDS = 2**32
 class DeepGAOptions(StrategyOptions):
     """Options of :class:`DeepGA`; the defaults are those of the paper's Atari runs."""
 
+    # Chains of seeds stand for other genomes with others of these.
+    kept = StrategyOptions.kept | {"sigma", "share", "initial"}
+
     type: Literal["deep-ga"] = "deep-ga"
     population: int = Field(1000, ge=2)
     """P, members of a generation; from the second on, the elite is one of them."""
@@ -55,11 +58,11 @@ class DeepGA(Strategy):
 
     Options = DeepGAOptions
     remembered = ("parents", "elite")
+    options: DeepGAOptions
 
     def __init__(self, options: DeepGAOptions, initial: Tensor, *, seed: int = 0, layout: Layout | None = None) -> None:
         """See :class:`Strategy`."""
         super().__init__(options, initial, population=options.population, seed=seed, layout=layout)
-        self.options = options
         self.recheck_sequences = options.elite_sequences
         self.parents: list[list[int]] = []
         """Chains of those that may have children, the fittest first."""

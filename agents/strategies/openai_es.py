@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ...core.stacked import Layout, Mirrored, Stack
+from ..optimisers import load_moments
 from .base import Strategy, StrategyOptions
 from .shaping import centred_ranks
 
@@ -53,14 +54,15 @@ class OpenAIES(Strategy):
     """
 
     Options = OpenAIESOptions
-    remembered = ("center", "optimiser_state", "sigma", "lr")
+    remembered = ("center", "moments", "sigma", "lr")
+    adapted = {"sigma": "sigma", "lr": "lr"}  # noqa: RUF012 (as the base declares it)
+    options: OpenAIESOptions
 
     def __init__(
         self, options: OpenAIESOptions, initial: Tensor, *, seed: int = 0, layout: Layout | None = None
     ) -> None:
         """See :class:`Strategy`."""
         super().__init__(options, initial, population=options.population, seed=seed, layout=layout)
-        self.options = options
         self._center = self.initial.clone()
         self.sigma = options.sigma
         self.lr = options.lr
@@ -79,13 +81,13 @@ class OpenAIES(Strategy):
         self._center.copy_(value)
 
     @property
-    def optimiser_state(self) -> dict[str, Any]:
-        """State of Adam."""
-        return self._adam.state_dict()
+    def moments(self) -> dict[str, Any]:
+        """What Adam has gathered."""
+        return self._adam.state_dict()["state"]
 
-    @optimiser_state.setter
-    def optimiser_state(self, value: dict[str, Any]) -> None:
-        self._adam.load_state_dict(value)
+    @moments.setter
+    def moments(self, value: dict[str, Any]) -> None:
+        load_moments(self._adam, value)
 
     def draw(self) -> dict[str, Stack]:
         """Mirrored stacks around the centre; see :class:`Mirrored`."""

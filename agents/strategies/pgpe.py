@@ -51,19 +51,26 @@ class PGPE(Strategy):
 
     Options = PGPEOptions
     remembered = ("center", "sigma", "velocity")
+    adapted = {"sigma": "sigma"}  # noqa: RUF012 (as the base declares it)
+    options: PGPEOptions
 
     def __init__(self, options: PGPEOptions, initial: Tensor, *, seed: int = 0, layout: Layout | None = None) -> None:
         """See :class:`Strategy`."""
         super().__init__(options, initial, population=options.population, seed=seed, layout=layout)
-        self.options = options
         self.lr = options.lr or options.max_speed / 2
         self.center = self.initial.clone()
         """``[D]``"""
-        self.sigma = torch.full_like(self.initial, options.sigma or 15 * options.max_speed / math.sqrt(len(initial)))
+        self.sigma: Tensor = self.asked("sigma")
         """``[D]``"""
         self.velocity = torch.zeros_like(self.initial)
         """Last step of the centre, ``[D]``."""
         self._noise = self.initial.new_empty(0)
+
+    def asked(self, option: str) -> Any:
+        """See :meth:`Strategy.asked`; sigma of each weight, ``[D]``."""
+        options = self.options
+        sigma = options.sigma or 15 * options.max_speed / math.sqrt(len(self.initial))
+        return torch.full_like(self.initial, sigma)
 
     def draw(self) -> dict[str, Stack]:
         """Mirrored stacks around the centre."""

@@ -42,20 +42,25 @@ class SNES(Strategy):
 
     Options = SNESOptions
     remembered = ("center", "sigma")
+    adapted = {"sigma": "sigma"}  # noqa: RUF012 (as the base declares it)
+    options: SNESOptions
 
     def __init__(self, options: SNESOptions, initial: Tensor, *, seed: int = 0, layout: Layout | None = None) -> None:
         """See :class:`Strategy`."""
         size = len(initial)
         population = options.population or 4 + math.floor(3 * math.log(size))
         super().__init__(options, initial, population=population, seed=seed, layout=layout)
-        self.options = options
         self.sigma_lr = options.sigma_lr or (3 + math.log(size)) / (5 * math.sqrt(size))
         self.center = self.initial.clone()
         """``[D]``"""
-        self.sigma = torch.full_like(self.initial, options.sigma)
+        self.sigma: Tensor = self.asked("sigma")
         """``[D]``"""
         self._utilities = utilities(population).to(self.initial)
         self._normal = self.initial.new_empty(0)
+
+    def asked(self, option: str) -> Any:
+        """See :meth:`Strategy.asked`; sigma of each weight, ``[D]``."""
+        return torch.full_like(self.initial, self.options.sigma)
 
     def draw(self) -> Tensor:
         """Members around the centre, ``[P, D]``."""

@@ -17,6 +17,8 @@ from .base import Initial, Strategy, StrategyOptions, resample
 class TrustOptions(StrategyOptions):
     """Options of :class:`Trust`; the defaults are GENREG's where it gives them."""
 
+    kept = StrategyOptions.kept | {"initial"}
+
     type: Literal["trust"] = "trust"
     population: int = Field(200, ge=2)
     """P, members of a generation."""
@@ -76,11 +78,12 @@ class Trust(Strategy):
     Options = TrustOptions
     holds_members = True
     remembered = ("genomes", "trust", "champion", "mutation_scale")
+    adapted = {"mutation_scale": "mutation_scale"}  # noqa: RUF012 (as the base declares it)
+    options: TrustOptions
 
     def __init__(self, options: TrustOptions, initial: Tensor, *, seed: int = 0, layout: Layout | None = None) -> None:
         """See :class:`Strategy`."""
         super().__init__(options, initial, population=options.population, seed=seed, layout=layout)
-        self.options = options
         self.mutation_scale = options.mutation_scale
         self.trust = torch.zeros(options.population, device=initial.device, dtype=torch.float64)
         """``[P]``"""

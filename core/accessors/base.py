@@ -92,11 +92,11 @@ AnyAccessor = Annotated[str | Mapping[str, Any] | Options | Accessor, Chosen("ac
 class SlotOptions(Component):
     """Options of every memory of slots that heads read and write."""
 
-    memory_size: int = Field(128, ge=1, description="N, number of slots")
-    word_size: int = Field(20, ge=1, description="W, length of a slot")
-    num_reads: int = Field(1, ge=1, description="R, number of read heads")
-    num_writes: int = Field(1, ge=1, description="H, number of write heads")
-    masked_content: bool = Field(False, description="lookups weigh the elements of a word (improved DNC)")
+    memory_size: int = Field(default=128, ge=1, description="N, number of slots")
+    word_size: int = Field(default=20, ge=1, description="W, length of a slot")
+    num_reads: int = Field(default=1, ge=1, description="R, number of read heads")
+    num_writes: int = Field(default=1, ge=1, description="H, number of write heads")
+    masked_content: bool = Field(default=False, description="lookups weigh the elements of a word (improved DNC)")
 
 
 class SlotAccessor(Accessor):

@@ -21,13 +21,14 @@ class DynamicOptions(SlotOptions):
     memory_size: int = 256
     word_size: int = 64
     num_reads: int = 4
-    squash: Literal["none", "tanh"] = Field("none", description="whether tanh bounds keys and write vectors")
-    memory_wipe: bool = Field(False, description="a freed slot is emptied before writing (improved DNC)")
+    squash: Literal["none", "tanh"] = Field(default="none", description="whether tanh bounds keys and write vectors")
+    memory_wipe: bool = Field(default=False, description="a freed slot is emptied before writing (improved DNC)")
     link_sharpening: bool = Field(
-        False, description="forward and backward weightings are raised to a learned power (improved DNC)"
+        default=False, description="forward and backward weightings are raised to a learned power (improved DNC)"
     )
     usage_gradient: bool = Field(
-        False, description="let the gradient flow from the usage into the last write weights (DeepMind's code stops it)"
+        default=False,
+        description="let the gradient flow from the usage into the last write weights (DeepMind's code stops it)",
     )
 
 

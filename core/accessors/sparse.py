@@ -42,10 +42,12 @@ class SparseOptions(SlotOptions):
     word_size: int = 32
     num_reads: int = 4
     slots_per_read: int = Field(
-        4, ge=1, description="K, slots that a read head reads; all of them where the memory has fewer"
+        default=4, ge=1, description="K, slots that a read head reads; all of them where the memory has fewer"
     )
     links_per_slot: int = Field(
-        0, ge=0, description="L, links that each slot keeps to slots before it, and to slots after it; 0 has none"
+        default=0,
+        ge=0,
+        description="L, links that each slot keeps to slots before it, and to slots after it; 0 has none",
     )
 
     @classmethod
@@ -60,7 +62,9 @@ class SparseOptions(SlotOptions):
 def check_slots(memory_size: int, num_writes: int) -> None:
     """Raise ValueError if there are fewer slots than write heads, each of which needs one of its own."""
     if memory_size < num_writes:
-        raise ValueError(f"memory_size: got {memory_size}; each of the {num_writes} write heads needs a slot of its own")
+        raise ValueError(
+            f"memory_size: got {memory_size}; each of the {num_writes} write heads needs a slot of its own"
+        )
 
 
 class NoLinks(NamedTuple):
@@ -321,6 +325,7 @@ class SparseAccessor(SparseOptions, SlotAccessor):
             best = sparse_addressing.top_k(similarity, count)
             tolerance = 8 * self.word_size * torch.finfo(similarity.dtype).eps
             near = similarity >= similarity.gather(-1, best).amin(-1, keepdim=True) - tolerance
+            near = near & (similarity > -torch.inf)  # where no word can be compared, all of them are near
             most = int(near.sum(-1, dtype=torch.int32).max())
             if most <= count:
                 return best.sort(dim=-1).values

@@ -29,11 +29,16 @@ PARKED_SHARPNESS = 2.0
 class StaticOptions(SlotOptions):
     """Options of :class:`StaticAccessor`, which :class:`papertape.NTM` has as well."""
 
-    shift_range: int = Field(1, ge=0, description="largest shift in slots, to either side")
-    memory_init: MemoryInit = Field("constant", description="contents before the first step (Collier & Beel 2018)")
-    weight_init: WeightInit = Field("first", description="weightings before the first step")
+    kept = SlotOptions.kept | {"head_init"}
+
+    shift_range: int = Field(default=1, ge=0, description="largest shift in slots, to either side")
+    memory_init: MemoryInit = Field(
+        default="constant", description="contents before the first step (Collier & Beel 2018)"
+    )
+    weight_init: WeightInit = Field(default="first", description="weightings before the first step")
     head_init: Literal["parked", "uniform"] = Field(
-        "parked", description="how the heads start: parked keeps each where it is, sharply; uniform as torch.nn.Linear"
+        default="parked",
+        description="how the heads start: parked keeps each where it is, sharply; uniform as torch.nn.Linear",
     )
 
 

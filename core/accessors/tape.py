@@ -29,8 +29,10 @@ SHIFTS = 3
 class TapeOptions(Component):
     """Options of :class:`TapeAccessor`, which :class:`papertape.Tape` has as well."""
 
-    memory_size: int = Field(128, ge=1, description="N, number of cells; another number may be chosen for a test")
-    word_size: int = Field(20, ge=1, description="W, length of a cell")
+    memory_size: int = Field(
+        default=128, ge=1, description="N, number of cells; another number may be chosen for a test"
+    )
+    word_size: int = Field(default=20, ge=1, description="W, length of a cell")
 
 
 class TapeState(NamedTuple):

@@ -26,7 +26,10 @@ class Controller(Component, nn.Module, ABC):
 
     input_size: int = Field(kw_only=False, ge=1, description="channels of the input and of all words read, together")
     clip: float | None = Field(
-        20.0, gt=0, exclude=True, description="hidden and cell states are kept in [-clip, clip]; None leaves them"
+        default=20.0,
+        gt=0,
+        exclude=True,
+        description="hidden and cell states are kept in [-clip, clip]; None leaves them",
     )
 
     @abstractmethod
@@ -49,10 +52,13 @@ AnyController = Annotated[str | Mapping[str, Any] | Options | Controller, Chosen
 class LayeredController(Controller):
     """A controller with layers of one size, each fed by the one before."""
 
-    hidden_size: int = Field(100, ge=1, description="size of each layer and of the controller's output")
-    num_layers: int = Field(1, ge=1, description="layers, each fed by the one before")
+    hidden_size: int = Field(default=100, ge=1, description="size of each layer and of the controller's output")
+    num_layers: int = Field(default=1, ge=1, le=100, description="layers, each fed by the one before")
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="share of what each layer but the last hands on that is left out in training"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of what each layer but the last hands on that is left out in training",
     )
 
     def between_layers(self, x: Tensor, layer: int) -> Tensor:

@@ -18,9 +18,11 @@ class NeatController(Controller):
     any other strategy, and goes on by backprop, which changes the weights of the connections that there are.
     """
 
-    hidden_size: int = Field(16, ge=1, description="output nodes: the size of the hidden vector that drives the heads")
-    max_nodes: int = Field(16, ge=1, description="nodes between inputs and output nodes that there is room for")
-    activation: GraphActivation = Field("tanh", description="of all nodes")
+    hidden_size: int = Field(
+        default=16, ge=1, description="output nodes: the size of the hidden vector that drives the heads"
+    )
+    max_nodes: int = Field(default=16, ge=1, description="nodes between inputs and output nodes that there is room for")
+    activation: GraphActivation = Field(default="tanh", description="of all nodes")
 
     def setup(self) -> None:
         """Make the network."""

@@ -8,7 +8,6 @@ the backward pass is which rows were touched. One gradient of the size of the me
 from __future__ import annotations
 
 import mmap
-import sys
 from typing import Any
 
 import torch
@@ -142,10 +141,7 @@ def untouched_zeros(like: Tensor, shape: torch.Size) -> Tensor:
     size = shape.numel() * like.element_size()
     if like.device.type != "cpu" or size < UNTOUCHED_BYTES:
         return like.new_zeros(shape)
-    if sys.platform == "win32":
-        memory = mmap.mmap(-1, size)
-    else:
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(memory, dtype=like.dtype).view(shape)
 
 

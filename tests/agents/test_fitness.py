@@ -90,3 +90,18 @@ def test_an_exponent_counts_sequences_by_a_power_of_their_share():
             asked = batch.mask[:, row] > 0
             right = (outputs[asked, member, row] > 0) == (batch.targets[asked, row] > 0.5)
             torch.testing.assert_close(found[member, row], right.double().mean() ** 3 / SIZE)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [LossFitness(), AccuracyFitness(), AccuracyFitness(exponent=2)]
+    + [RewardFitness(prediction=kind) for kind in ("likeliest", "sampled", "expected")],
+)
+def test_an_answer_that_is_no_number_earns_none(options):
+    env, batch, outputs = answered("Copy")
+    counted = int(batch.mask[:, 2].argmax())
+    outputs[counted, 1, 2, 0] = torch.nan
+    found = fitness(options, env, outputs, batch, torch.Generator().manual_seed(3))
+    spoilt = torch.zeros(found.shape, dtype=torch.bool)
+    spoilt[1, 2] = True
+    assert torch.equal(found.isnan(), spoilt)

@@ -207,3 +207,16 @@ def test_rewards_that_are_not_finite_count_as_the_worst_and_are_reported():
 def test_a_fitness_for_batches_is_refused():
     with pytest.raises(ValueError, match=r"agent\.fitness: got type 'loss'; .* allowed is null"):
         make(fitness={"type": "loss"})
+
+
+def test_a_member_whose_answers_are_no_numbers_earns_none() -> None:
+    torch.manual_seed(0)
+    world = TMazeWorld(TMazeOptions())
+    circuit = FeedForwardCircuit(world.input_size, world.output_size)
+    population = Population(circuit)
+    stacks = {name: part.detach().expand(4, *part.shape).clone() for name, part in circuit.named_parameters()}
+    expected = population.play(stacks, world, 3, seed=1).returns
+    next(iter(stacks.values()))[2] = math.nan
+    returns = population.play(stacks, world, 3, seed=1).returns
+    assert returns[2].isnan().all()
+    assert torch.equal(returns[[0, 1, 3]], expected[[0, 1, 3]])

@@ -12,7 +12,7 @@ from papertape.agents import BackpropAgent, MixedAgent
 from papertape.circuits import Tape
 from papertape.core.controllers import CONTROLLERS
 from papertape.core.stacked import Layout, map_members
-from papertape.envs.copy import CopyEnv, CopyOptions
+from papertape.envs.copy import CopyEnv
 from papertape.utils import factory, options
 from papertape.utils.options import OptionsError
 
@@ -97,7 +97,7 @@ def by_hand(width: int, tied: bool) -> Tape:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("width", [1, 3, 8])
 def test_a_linear_controller_can_copy_any_length(width, tied):
-    env, circuit = CopyEnv(CopyOptions(width=width, max_length=60, lengths="sequence")), by_hand(width, tied)
+    env, circuit = CopyEnv(width=width, max_length=60, lengths="sequence"), by_hand(width, tied)
     batch = env.sample(30, torch.Generator().manual_seed(0))
     outputs, _ = circuit(batch.inputs)
     assert env.metrics(outputs, batch)["bits_wrong"] == 0
@@ -130,7 +130,7 @@ def test_nothing_has_a_gradient():
 
 @pytest.mark.parametrize("agent", [BackpropAgent, MixedAgent])
 def test_agents_that_need_a_gradient_refuse_it(agent):
-    env = CopyEnv(CopyOptions(width=2))
+    env = CopyEnv(width=2)
     with pytest.raises(ValueError, match=r"circuit: got a Tape, which has no gradient; .*needs one"):
         agent(env, Tape(4, 2))
 

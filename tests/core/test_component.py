@@ -105,6 +105,18 @@ def test_a_plain_value_changes_a_default_alone():
     assert Steam(1).power == 5 and Crane(1).high == 9 and Machine(1).high == 3
 
 
+def test_a_field_that_would_hide_or_be_hidden_is_refused():
+    with pytest.raises(TypeError, match="Hides: setup is a method of its base; its field needs another name"):
+
+        class Hides(Machine):
+            setup: int = 5
+
+    with pytest.raises(TypeError, match="Plain: high is a field of its base; expected its type as well, high: … = …"):
+
+        class Plain(Machine):
+            high = 9
+
+
 def test_the_signature_shows_what_is_declared():
     assert str(inspect.signature(Steam)) == (
         "(input_size: int, *, power: int = 5, clip: float | None = 20.0, coal: Literal['brown', 'black'] = 'black')"

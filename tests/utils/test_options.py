@@ -105,7 +105,7 @@ WRONG = [
     ("backend=fast", "backend: got 'fast'; allowed: 'auto', "),
     ("plots=png", "plots: got 'png'; allowed: 'auto', 'visdom', 'files' or 'off'"),
     ("visdom_port=70000", "visdom_port: got 70000; allowed: less than or equal to 65535"),
-    ("threads=0", "threads: got 0; allowed: greater than or equal to 1"),
+    ("threads=0", "threads: got 0; allowed: auto, or a whole number from 1 to 1024"),
     ("sede=1", "sede: unknown option; did you mean 'seed'?"),
 ]
 

@@ -20,6 +20,8 @@ from .species import Distance, quotas, speciate
 class NeatOptions(StrategyOptions):
     """Options of :class:`Neat`; the defaults are those of the paper (section 4.1) where it gives them."""
 
+    kept = StrategyOptions.kept | {"initial", "max_connections"}
+
     type: Literal["neat"] = "neat"
     population: int = Field(150, ge=2)
     """P, members of a generation."""
@@ -97,6 +99,8 @@ class Neat(Strategy):
 
     Options = NeatOptions
     holds_members = True
+    adapted = {"compatibility_threshold": "threshold"}  # noqa: RUF012 (as the base declares it)
+    options: NeatOptions
     remembered = ("species", "champion", "next_node", "next_species", "threshold", "records", "improved", "sizes")
 
     def __init__(self, options: NeatOptions, initial: Tensor, *, seed: int = 0, layout: Layout | None = None) -> None:
@@ -107,7 +111,6 @@ class Neat(Strategy):
                 connections than there is room for.
         """
         super().__init__(options, initial, population=options.population, seed=seed, layout=layout)
-        self.options = options
         self.codec = Codec(self.layout)
         first, self.innovations, self.next_node = self.codec.first_genome(self.initial, options.max_connections)
         self.max_connections = first.innovations.shape[1]

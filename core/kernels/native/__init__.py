@@ -2,6 +2,13 @@
 
 Controller, heads and memory of a row of the batch stay in cache for all time steps. The memory (and the DNC's link
 matrix) is stored only every few steps and computed again between, which costs little and saves most of the space.
+
+Results and gradients are those of the eager backend, up to the rounding of either: the same ones are finite, however
+large weights, biases, inputs and states are, as long as nothing that the equations and their gradients compute, and no
+sum of the magnitudes that they add up, is beyond the type's largest number (3.4e38 in float32). So words and keys have
+to stay below some 1e18 there, since norms square them. Beyond, sums meet infinities of both signs in an order of their
+own, and one backend may answer with a number where the other has none. What is below the smallest normal number
+(1.2e-38 in float32) may count as 0. Other rows of the batch and members of a population are never touched by any of it.
 """
 
 from __future__ import annotations
@@ -12,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ... import addressing, interface
 from ...accessors.dynamic import DynamicAccessor
 from ...accessors.sparse import SparseAccessor
 from ...accessors.static import StaticAccessor
@@ -67,6 +75,9 @@ def _unavailable_parts(circuit: CircuitView) -> str | None:
         return f"it has no {type(controller).__name__}"
     if type(accessor) not in (StaticAccessor, DynamicAccessor):
         return f"it has no {type(accessor).__name__}"
+    unknown = [name for name in accessor.interface.sizes if name not in library.PARTS]
+    if unknown:
+        return f"it does not know the part {unknown[0]!r} of the interface vector"
     linears = _linears(circuit).values()
     for layer in linears:
         if type(layer) is not nn.Linear:
@@ -204,6 +215,11 @@ def _options(circuit: CircuitView) -> dict[str, Any]:
         "writes": accessor.num_writes,
         "clip": float("inf") if controller.clip is None else controller.clip,
         "masked_content": accessor.masked_content,
+        "places": library.places(*accessor.interface.sizes.items()),
+        "norm_epsilon": addressing.NORM_EPSILON,
+        "usage_epsilon": addressing.USAGE_EPSILON,
+        "sharpen_epsilon": addressing.SHARPEN_EPSILON,
+        "mask_min": interface.MASK_MIN,
     }
     if isinstance(accessor, StaticAccessor):
         return options | {"shift_range": accessor.shift_range}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.machinery
+import itertools
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,11 +19,36 @@ FOLDER = Path(__file__).parent
 VARIANTS = ("_baseline", "_avx2", "_avx512")
 """The same source for more and more instruction sets; the index is what ``processor_level`` counts."""
 
+FORCED = "PAPERTAPE_NATIVE"
+"""Environment variable that names the instruction set to use (baseline, avx2 or avx512) instead of the best."""
+
 MOST_LEAVES = 6
 
 
+PARTS = (
+    *("keys", "strengths", "gate", "shift", "sharpness", "mask", "erase", "add", "read_keys", "read_strengths"),
+    *("write_keys", "write_strengths", "free_gates", "allocation_gates", "write_gates", "read_modes"),
+    *("read_mask", "write_mask", "link_powers"),
+)
+"""The parts of an interface vector that the library knows."""
+
+
+class Places(ctypes.Structure):
+    """Where the parts of the interface vector begin, -1 for none; mirrors ``Places`` in source/sequence.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in PARTS]
+
+
+@functools.cache
+def places(*parts: tuple[str, int]) -> Places:
+    """Where parts of these names and sizes begin, in their order."""
+    begins = itertools.accumulate((size for _, size in parts), initial=0)
+    absent = dict.fromkeys(PARTS, -1)
+    return Places(**absent | {name: begin for (name, _), begin in zip(parts, begins, strict=False)})
+
+
 class Problem(ctypes.Structure):
-    """Sizes and options; mirrors ``Problem`` in source/sequence.h."""
+    """Sizes, options and constants of the equations; mirrors ``Problem`` in source/sequence.h."""
 
     _fields_ = [
         *(
@@ -32,7 +59,8 @@ class Problem(ctypes.Structure):
                 *("shift_range", "squash", "masked_content", "memory_wipe", "link_sharpening", "usage_gradient"),
             )
         ),
-        ("clip", ctypes.c_double),
+        ("places", Places),
+        *((name, ctypes.c_double) for name in ("clip", "norm_epsilon", "usage_epsilon", "sharpen_epsilon", "mask_min")),
     ]
 
 
@@ -95,20 +123,28 @@ def _open(variant: str) -> ctypes.CDLL | None:
 
 
 @functools.cache
-def load(level: int | None = None) -> ctypes.CDLL | str:
-    """The library for this processor, or why there is none.
+def load() -> ctypes.CDLL | str:
+    """The library for this processor, or for the instruction set that :data:`FORCED` names, or why there is none."""
+    return load_variant(os.environ.get(FORCED))
 
-    Args:
-        level: use the variant of this index rather than the best that the processor runs.
-    """
+
+@functools.cache
+def load_variant(name: str | None) -> ctypes.CDLL | str:
+    """The library for an instruction set, or for the best one that the processor has (None), or why there is none."""
     again = "`pip install -e .` in a clone of the repository builds it where there is a C++ compiler"
     try:
         baseline = _open(VARIANTS[0])
         if baseline is None:
             return f"the native library is not built; {again}"
-        best = level if level is not None else baseline.processor_level()
-        # A variant that the compiler could not build is passed over.
-        library = next(found for name in reversed(VARIANTS[: best + 1]) if (found := _open(name)) is not None)
+        runs = VARIANTS[: baseline.processor_level() + 1]
+        if name is not None and f"_{name}" not in runs:
+            allowed = ", ".join(variant.removeprefix("_") for variant in runs)
+            return f"{FORCED}: got {name!r}; this processor allows {allowed}"
+        # A variant that the compiler could not build is passed over, unless it is asked for.
+        wanted = reversed(runs) if name is None else (f"_{name}",)
+        library = next((found for variant in wanted if (found := _open(variant)) is not None), None)
+        if library is None:
+            return f"the native library is not built for {name}; {again}"
     except OSError as error:
         return f"the native library does not load ({error}); {again}"
     library.build_identity.restype = ctypes.c_char_p

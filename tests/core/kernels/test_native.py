@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import papertape
+from papertape.core import addressing
 from papertape.core.circuit import Circuit
 from papertape.core.kernels import native
 from papertape.core.kernels.native import library
@@ -21,6 +22,7 @@ from papertape.core.state import detach, map_state
 pytestmark = pytest.mark.skipif(isinstance(library.load(), str), reason=str(library.load()))
 
 STEPS, BATCH, INPUTS, OUTPUTS = 5, 3, 4, 2
+INSTRUCTION_SETS = [variant.removeprefix("_") for variant in library.VARIANTS]
 
 # Slots, word size, read heads, write heads, hidden size: odd ones, one of each, more than one vector, whole vectors.
 SHAPES = [(7, 5, 1, 1, 6), (1, 1, 1, 1, 1), (37, 6, 5, 1, 17), (16, 4, 2, 3, 16), (64, 3, 4, 2, 33)]
@@ -200,13 +202,13 @@ def test_allocation_under_ties(slots: int, dtype: torch.dtype) -> None:
 
 
 @each_circuit
-@pytest.mark.parametrize("level", range(len(library.VARIANTS)), ids=library.VARIANTS)
-def test_every_instruction_set(build: Callable[..., Circuit], level: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    baseline = library.load(0)
-    assert not isinstance(baseline, str)
-    if baseline.processor_level() < level:
-        pytest.skip("this processor lacks it")
-    variant = library.load(level)
+@pytest.mark.parametrize("instructions", INSTRUCTION_SETS)
+def test_every_instruction_set(
+    build: Callable[..., Circuit], instructions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variant = library.load_variant(instructions)
+    if isinstance(variant, str):
+        pytest.skip(variant)
     monkeypatch.setattr(library, "load", lambda: variant)
     torch.manual_seed(0)
     for dtype in (torch.float64, torch.float32):
@@ -534,21 +536,107 @@ def test_auto_takes_it_and_steps_aside(build: Callable[..., Circuit]) -> None:
         torch.testing.assert_close(gradient, transformed[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.fixture
+def loaded_anew() -> Iterator[None]:
+    def forget() -> None:
+        library.load.cache_clear()
+        library.load_variant.cache_clear()
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.usefixtures("loaded_anew")
 def test_built_from_other_sources_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    library.load.cache_clear()
     monkeypatch.setattr(library, "build_identity", lambda: "other")
     assert "other sources" in str(library.load())
-    library.load.cache_clear()
 
 
+@pytest.mark.usefixtures("loaded_anew")
 def test_without_a_library_auto_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    library.load.cache_clear()
     monkeypatch.setattr(library, "VARIANTS", ("_missing",))
     circuit = ntm()
     circuit(torch.zeros(STEPS, BATCH, INPUTS))
     assert circuit.chosen_backend == "eager"
     assert "not built" in str(library.load())
-    library.load.cache_clear()
+
+
+@pytest.mark.usefixtures("loaded_anew")
+@pytest.mark.parametrize("instructions", INSTRUCTION_SETS)
+def test_an_instruction_set_can_be_asked_for(instructions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.FORCED, instructions)
+    loaded = library.load()
+    if isinstance(loaded, str):
+        assert loaded.startswith(f"{library.FORCED}: got {instructions!r}; this processor allows baseline")
+    else:
+        assert f"_{instructions}." in loaded._name
+
+
+@pytest.mark.usefixtures("loaded_anew")
+def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.FORCED, "mmx")
+    circuit = ntm(backend="native")
+    with pytest.raises(RuntimeError, match=r"PAPERTAPE_NATIVE: got 'mmx'; this processor allows baseline"):
+        circuit(torch.zeros(STEPS, BATCH, INPUTS))
+
+
+@each_circuit
+@pytest.mark.parametrize("improved", [False, True])
+def test_parts_of_the_interface_vector_lie_where_python_says(build: Callable[..., Circuit], improved: bool) -> None:
+    torch.manual_seed(0)
+    options = {"masked_content": True} | ({"link_sharpening": True} if build is dnc else {}) if improved else {}
+    circuit = prepare(build(SHAPES[3], **options))
+    inputs = torch.randn(STEPS, BATCH, INPUTS, dtype=torch.float64)
+    state = random_state(circuit, BATCH)
+    before, _ = results(circuit, "native", inputs, state)
+    interface = circuit.accessor.interface
+    interface.sizes = dict(sorted(interface.sizes.items(), key=lambda part: part[0][::-1]))
+    after, _ = results(circuit, "native", inputs, state)
+    assert not torch.allclose(before[0], after[0])
+    assert_agrees(circuit)
+    interface.sizes = {f"new_{name}": size for name, size in interface.sizes.items()}
+    assert "does not know the part 'new_" in str(native.unavailable(circuit, inputs, circuit.initial_state(BATCH)))
+
+
+@each_circuit
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [
+        (addressing, "NORM_EPSILON", 0.2),
+        (addressing, "USAGE_EPSILON", 0.3),
+        (addressing, "SHARPEN_EPSILON", 0.1),
+        (interface, "MASK_MIN", 0.6),
+    ],
+)
+def test_constants_are_those_of_the_equations(
+    build: Callable[..., Circuit], module: Any, name: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    options = {"link_sharpening": True} if build is dnc else {}
+    circuit = prepare(build(SHAPES[3], masked_content=True, **options))
+    inputs = torch.randn(STEPS, BATCH, INPUTS, dtype=torch.float64)
+    state = random_state(circuit, BATCH)
+    before, _ = results(circuit, "native", inputs, state)
+    monkeypatch.setattr(module, name, value)
+    after, _ = results(circuit, "native", inputs, state)
+    assert torch.allclose(before[0], after[0]) == (build is ntm and name == "USAGE_EPSILON")
+    assert_agrees(circuit)
+
+
+@each_circuit
+@pytest.mark.parametrize("slots", [7, 150])
+def test_nan_in_the_usage_or_memory_spreads_as_in_eager(build: Callable[..., Circuit], slots: int) -> None:
+    torch.manual_seed(0)
+    circuit = build((slots, 4, 2, 1, 6))
+    inputs = torch.randn(1, BATCH, INPUTS)
+    state = random_state(circuit, BATCH)
+    for leaf in leaves(state.accessor):
+        given = map_state(lambda part, leaf=leaf: part.clone() if part is leaf else part, state)
+        next(part for part, old in zip(leaves(given), leaves(state), strict=True) if old is leaf)[1, ..., 0] = torch.nan
+        made, expected = (results(circuit, backend, inputs, given)[0] for backend in ("native", "eager"))
+        for part, reference in zip(made, expected, strict=True):
+            torch.testing.assert_close(part, reference, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def population_of(circuit: Circuit, members: int, seed: int = 2) -> dict[str, Tensor]:

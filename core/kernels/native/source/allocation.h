@@ -6,7 +6,6 @@
 
 namespace native {
 
-constexpr double USAGE_EPSILON = 1e-6;
 constexpr int MOST_RANKED = 128;  // up to here counting the smaller ones is faster than sorting
 
 // Slots by usage, ascending; ties by number. keys holds 2 * count values.
@@ -45,7 +44,6 @@ template <class T> void rank_slots(const Slots<T>& slots, const T* used, int32_t
     using Integers = typename Traits<T>::Integers;
     Integers lanes;
     for (int i = 0; i < LANES<T>; i++) lanes[i] = i;
-    for (int n = 0; n < slots.count; n++) order[n] = n;  // whatever the values, an order
     for (int n = 0; n < slots.padded; n += LANES<T>) {
         const Vec<T> x = load(used + n);
         Integers rank{};
@@ -57,17 +55,21 @@ template <class T> void rank_slots(const Slots<T>& slots, const T* used, int32_t
     }
 }
 
-// allocation[order[k]] = (1 - used[order[k]]) Π_{i<k} used[order[i]].
+// allocation[order[k]] = (1 - used[order[k]]) Π_{i<k} used[order[i]]. What is no number comes last.
 template <class T>
 void allocate(const Slots<T>& slots, const T* used, int32_t* order, T* allocation) {
-    if (slots.count <= MOST_RANKED) {
-        rank_slots(slots, used, order);
-    } else {
-        std::vector<uint64_t> keys(2 * slots.count);
-        sort_slots(slots.count, used, order, keys.data());
+    T* keys = allocation;
+    for (int n = 0; n < slots.padded; n += LANES<T>) {
+        const Vec<T> u = load(used + n);
+        store(keys + n, u == u ? u : splat(std::numeric_limits<T>::infinity()));
     }
-    // Not-a-number breaks the order; it must not get lost.
-    for (int n = 0; n < slots.padded; n += LANES<T>) store(allocation + n, slots.masked(n, load(used + n) * 0));
+    if (slots.count <= MOST_RANKED) {
+        rank_slots(slots, keys, order);
+    } else {
+        std::vector<uint64_t> bits(2 * slots.count);
+        sort_slots(slots.count, keys, order, bits.data());
+    }
+    for (int n = slots.count; n < slots.padded; n++) allocation[n] = 0;
     T smaller = 1;
     for (int k = 0; k < slots.count; k++) {
         const int n = order[k];

@@ -4,19 +4,15 @@
 
 namespace native {
 
-constexpr double NORM_EPSILON = 1e-6;
-constexpr double MASK_MIN = 0.1;
-constexpr double SHARPEN_EPSILON = 1e-16;
-
-template <class T> inline T norm(const T* x, int size) {
+template <class T> inline T norm(const T* x, int size, T epsilon) {
     Vec<T> sum{};
     sweep<T>(size, [&](int i, auto io) { const Vec<T> v = io.load(x + i); sum += v * v; });
-    return std::sqrt(lane_sum<T>(sum) + T(NORM_EPSILON));
+    return std::sqrt(lane_sum<T>(sum) + epsilon);
 }
 
 // dot_products of K heads; the norms are made with MAKE_NORMS alone.
 template <class T, int K, bool MAKE_NORMS>
-void dot_products_of(const Slots<T>& slots, int word, const T* memory, const T* keys, T* out, T* norms) {
+void dot_products_of(const Slots<T>& slots, int word, T epsilon, const T* memory, const T* keys, T* out, T* norms) {
     const int N = slots.padded;
     chunks<T, CHUNK>(N, [&](auto chunk, int n) {
         constexpr int C = chunk;
@@ -31,25 +27,26 @@ void dot_products_of(const Slots<T>& slots, int word, const T* memory, const T* 
         for (int c = 0; c < C; c++) {
             const int at = n + c * LANES<T>;
             for (int h = 0; h < K; h++) store(out + (size_t)h * N + at, dot[h][c]);
-            if constexpr (MAKE_NORMS) store(norms + at, square_root(square[c] + T(NORM_EPSILON)));
+            if constexpr (MAKE_NORMS) store(norms + at, square_root(square[c] + epsilon));
         }
     });
 }
 // out[head][slot] = key · memory word; norms[slot] = sqrt(|word|² + epsilon) unless null.
 template <class T>
-void dot_products(const Slots<T>& slots, int word, const T* memory, int heads, const T* keys, T* out, T* norms) {
+void dot_products(const Slots<T>& slots, int word, T epsilon, const T* memory, int heads, const T* keys, T* out,
+                  T* norms) {
     head_groups(heads, [&](auto group, int first) {
         const T* key = keys + first * word;
         T* found = out + (size_t)first * slots.padded;
         if (norms && first == 0)
-            dot_products_of<T, group, true>(slots, word, memory, key, found, norms);
+            dot_products_of<T, group, true>(slots, word, epsilon, memory, key, found, norms);
         else
-            dot_products_of<T, group, false>(slots, word, memory, key, found, nullptr);
+            dot_products_of<T, group, false>(slots, word, epsilon, memory, key, found, nullptr);
     });
 }
 // The same of the memory that one head writes, in one pass; for at most 4 heads.
 template <class T>
-void write_and_dot_products(const Slots<T>& slots, int word, const T* before, T* after, const T* weights,
+void write_and_dot_products(const Slots<T>& slots, int word, T epsilon, const T* before, T* after, const T* weights,
                             const T* erase, const T* add, int heads, const T* keys, T* out, T* norms) {
     const int N = slots.padded;
     head_groups(heads, [&](auto group, int) {
@@ -75,7 +72,7 @@ void write_and_dot_products(const Slots<T>& slots, int word, const T* before, T*
             for (int c = 0; c < C; c++) {
                 const int at = n + c * LANES<T>;
                 for (int h = 0; h < K; h++) store(out + (size_t)h * N + at, dot[h][c]);
-                store(norms + at, square_root(square[c] + T(NORM_EPSILON)));
+                store(norms + at, square_root(square[c] + epsilon));
             }
         });
     });
@@ -83,29 +80,18 @@ void write_and_dot_products(const Slots<T>& slots, int word, const T* before, T*
 
 // cosine: in, dot products; out, cosines. weights = softmax(strength * cosine).
 template <class T>
-void content_weights(const Slots<T>& slots, const T* norms, T key_norm, T strength, T* cosine, T* weights) {
-    const int N = slots.padded;
-    Vec<T> most = splat(-std::numeric_limits<T>::infinity());
-    for (int n = 0; n < N; n += LANES<T>) {
-        const Vec<T> x = load(cosine + n) / (key_norm * load(norms + n) + T(NORM_EPSILON));
+void content_weights(const Slots<T>& slots, T epsilon, const T* norms, T key_norm, T strength, T* cosine, T* weights) {
+    softmax(slots, weights, [&](int n) {
+        const Vec<T> x = load(cosine + n) / (key_norm * load(norms + n) + epsilon);
         store(cosine + n, x);
-        most = at_least(most, slots.masked(n, strength * x, -std::numeric_limits<T>::infinity()));
-    }
-    const T top = lane_max<T>(most);
-    Vec<T> sum{};
-    for (int n = 0; n < N; n += LANES<T>) {
-        const Vec<T> x = slots.masked(n, exponential(strength * load(cosine + n) - top));
-        store(weights + n, x);
-        sum += x;
-    }
-    const T scale = 1 / lane_sum<T>(sum);
-    for (int n = 0; n < N; n += LANES<T>) store(weights + n, scale * load(weights + n));
+        return strength * x;
+    });
 }
 
 // Backward of one head's content_weights. d_weights: in, its gradient; out, the gradient of the dot products.
 // Adds to d_norms; returns the gradients of strength and of the key's norm.
 template <class T>
-void content_weights_backward(const Slots<T>& slots, const T* norms, T key_norm, T strength, const T* cosine,
+void content_weights_backward(const Slots<T>& slots, T epsilon, const T* norms, T key_norm, T strength, const T* cosine,
                               const T* weights, T* d_weights, T* d_norms, T& d_strength, T& d_key_norm) {
     const int N = slots.padded;
     Vec<T> sum{}, for_strength{}, for_key{};
@@ -114,7 +100,7 @@ void content_weights_backward(const Slots<T>& slots, const T* norms, T key_norm,
     for (int n = 0; n < N; n += LANES<T>) {
         const Vec<T> d_logit = load(weights + n) * (load(d_weights + n) - mean);
         const Vec<T> x = load(cosine + n), size = load(norms + n);
-        const Vec<T> d_dot = strength * d_logit / (key_norm * size + T(NORM_EPSILON));
+        const Vec<T> d_dot = strength * d_logit / (key_norm * size + epsilon);
         const Vec<T> d_denominator = -d_dot * x;
         for_strength += d_logit * x;
         for_key += d_denominator * size;
@@ -224,15 +210,15 @@ void write_and_dot_products_backward(const Slots<T>& slots, int word, const T* b
 }
 
 // ---- the same with a mask of each head, by which key and words are multiplied first (improved DNC) ----
-template <class T> inline T masked_norm(const T* x, const T* mask, int size) {
+template <class T> inline T masked_norm(const T* x, const T* mask, int size, T epsilon) {
     Vec<T> sum{};
     sweep<T>(size, [&](int i, auto io) { const Vec<T> v = io.load(x + i) * io.load(mask + i); sum += v * v; });
-    return std::sqrt(lane_sum<T>(sum) + T(NORM_EPSILON));
+    return std::sqrt(lane_sum<T>(sum) + epsilon);
 }
 // norms [head][slot]
 template <class T>
-void masked_dot_products(const Slots<T>& slots, int word, const T* memory, int heads, const T* keys, const T* masks,
-                         T* out, T* norms) {
+void masked_dot_products(const Slots<T>& slots, int word, T epsilon, const T* memory, int heads, const T* keys,
+                         const T* masks, T* out, T* norms) {
     const int N = slots.padded;
     for (int h = 0; h < heads; h++) {
         const T *key = keys + h * word, *mask = masks + h * word;
@@ -250,7 +236,7 @@ void masked_dot_products(const Slots<T>& slots, int word, const T* memory, int h
             for (int c = 0; c < C; c++) {
                 const size_t at = (size_t)h * N + n + c * LANES<T>;
                 store(out + at, dot[c]);
-                store(norms + at, square_root(square[c] + T(NORM_EPSILON)));
+                store(norms + at, square_root(square[c] + epsilon));
             }
         });
     }
@@ -281,15 +267,13 @@ void masked_dot_products_backward(const Slots<T>& slots, int word, const T* memo
         }
     }
 }
-template <class T> void apply_mask(T* x, int n) {
-    sweep<T>(n, [&](int i, auto io) {
-        io.store(x + i, T(MASK_MIN) + T(1 - MASK_MIN) * logistic(io.load(x + i)));
-    });
+template <class T> void apply_mask(T* x, int n, T least) {
+    sweep<T>(n, [&](int i, auto io) { io.store(x + i, least + (1 - least) * logistic(io.load(x + i))); });
 }
-template <class T> void mask_backward(const T* y, T* d, int n) {
+template <class T> void mask_backward(const T* y, T* d, int n, T least) {
     sweep<T>(n, [&](int i, auto io) {
         const Vec<T> v = io.load(y + i);
-        io.store(d + i, io.load(d + i) * (v - T(MASK_MIN)) * (1 - v) * T(1 / (1 - MASK_MIN)));
+        io.store(d + i, io.load(d + i) * (v - least) * (1 - v) / (1 - least));
     });
 }
 
@@ -297,7 +281,9 @@ template <class T> void mask_backward(const T* y, T* d, int n) {
 template <class T> struct Lookup {
     Slots<T> slots;
     int word, heads, keys, strengths;
-    int masks;  // -1: none
+    int masks;         // -1: none
+    T least_strength;  // what is added to the strengths of the interface vector
+    T epsilon, least_mask;
 
     bool masked() const { return masks >= 0; }
     // Masked heads have norms of the memory of their own, [head][slot]; else they share them.
@@ -305,21 +291,29 @@ template <class T> struct Lookup {
     const T* norms_of(const T* norms, int h) const { return norms + (masked() ? (int64_t)h * slots.padded : 0); }
     T key_norm(const T* a, int h) const {
         const T* key = a + keys + h * word;
-        return masked() ? masked_norm(key, a + masks + h * word, word) : norm(key, word);
+        return masked() ? masked_norm(key, a + masks + h * word, word, epsilon) : norm(key, word, epsilon);
+    }
+    T strength(const T* a, int h) const { return least_strength + a[strengths + h]; }
+    // Those of other heads, whose parameters follow in the same parts after `before` heads.
+    Lookup after(int before, int others) const {
+        const int further = before * word;
+        return {slots, word, others, keys + further, strengths + before, masked() ? masks + further : -1,
+                least_strength, epsilon, least_mask};
     }
     // a: activated interface vector. made: where norms go; null: they are there already.
     void forward(const T* a, const T* memory, const T* norms, T* made, T* cosine, T* content) const {
         if (masked())
-            masked_dot_products(slots, word, memory, heads, a + keys, a + masks, cosine, made);
+            masked_dot_products(slots, word, epsilon, memory, heads, a + keys, a + masks, cosine, made);
         else
-            dot_products(slots, word, memory, heads, a + keys, cosine, made);
+            dot_products(slots, word, epsilon, memory, heads, a + keys, cosine, made);
         weigh(a, norms, cosine, content);
     }
     // What forward makes of the dot products, which are in cosine.
     void weigh(const T* a, const T* norms, T* cosine, T* content) const {
         for (int h = 0; h < heads; h++) {
             const int64_t head = (int64_t)h * slots.padded;
-            content_weights(slots, norms_of(norms, h), key_norm(a, h), a[strengths + h], cosine + head, content + head);
+            content_weights(slots, epsilon, norms_of(norms, h), key_norm(a, h), strength(a, h), cosine + head,
+                            content + head);
         }
     }
     // Scratch: norms, a scale per head, and 4 * word vectors.
@@ -344,7 +338,7 @@ template <class T> struct Lookup {
                 d[masks + j] += key_scales[h] * key * key * mask;
             }
         }
-        mask_backward(a + masks, d + masks, heads * word);
+        mask_backward(a + masks, d + masks, heads * word, least_mask);
     }
     // d_content: in, its gradient; out, that of the dot products. Sets d_norms, key_scales and what d has of strengths.
     void weigh_backward(const T* a, const T* norms, const T* cosine, const T* content, T* d_content, T* d, T* d_norms,
@@ -354,7 +348,7 @@ template <class T> struct Lookup {
             const int64_t head = (int64_t)h * slots.padded;
             const T size = key_norm(a, h);
             T d_size;
-            content_weights_backward(slots, norms_of(norms, h), size, a[strengths + h], cosine + head, content + head,
+            content_weights_backward(slots, epsilon, norms_of(norms, h), size, strength(a, h), cosine + head, content + head,
                                      d_content + head, d_norms + (norms_of(norms, h) - norms), d[strengths + h], d_size);
             key_scales[h] = d_size / size;
         }

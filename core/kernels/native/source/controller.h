@@ -10,8 +10,9 @@ enum ControllerKind { LSTM = 0, GRU = 1, FEEDFORWARD = 2 };
 inline int gate_blocks(int kind) { return kind == FEEDFORWARD ? 1 : 4; }
 
 template <class T> inline Vec<T> clipped(Vec<T> x, T clip) { return at_most(at_least(x, splat(-clip)), splat(clip)); }
-// Gradient of clipping: passes up to and including the limits, as torch.clamp.
+// Gradient of clipping: passes up to and including the limits, as torch.clamp; without a limit whatever was clipped.
 template <class T> inline Vec<T> clip_gradient(Vec<T> gradient, Vec<T> raw, T clip) {
+    if (clip == std::numeric_limits<T>::infinity()) return gradient;
     return (raw >= splat(-clip)) & (raw <= splat(clip)) ? gradient : Vec<T>{};
 }
 

@@ -20,6 +20,8 @@ template <class T> class DynamicAccessor {
     // Parts of the interface vector.
     int read_keys, read_strengths, write_keys, write_strengths, erase, add, free_gates, allocation_gates, write_gates;
     int read_modes, link_powers;
+    T usage_epsilon;
+    Sharpening<T> sharpening_adds;
     Lookup<T> read_lookup, write_lookup;
     // Parts of a record: what this step made. Directions are [writes][reads][slots].
     int64_t norms, usage, precedence, write_weights, read_weights, allocation, order, write_content, write_cosine;
@@ -52,7 +54,7 @@ template <class T> class DynamicAccessor {
     void used_by(const T* a, const T* now, int h, T* used) const {
         if (h == 0) {
             for (int n = 0; n < N; n += LANES<T>)
-                store(used + n, T(1 - USAGE_EPSILON) * load(now + usage + n) + T(USAGE_EPSILON));
+                store(used + n, (1 - usage_epsilon) * load(now + usage + n) + usage_epsilon);
             return;
         }
         const T gate = a[allocation_gates + h - 1] * a[write_gates + h - 1];
@@ -79,30 +81,24 @@ template <class T> class DynamicAccessor {
     }
 
   public:
-    DynamicAccessor(const Problem& p, const Tensors<T>& x, const Records<T>& records)
-        : x(x), records(records), slots((int)p.slots), N(slots.padded), word((int)p.word), reads((int)p.reads),
-          writes((int)p.writes), ways(1 + 2 * writes), squash(p.squash), wipe(p.memory_wipe), sharpening(p.link_sharpening),
-          usage_gradient(p.usage_gradient), read_lookup{slots}, write_lookup{slots}, memory_size((int64_t)word * N), link_size((int64_t)slots.count * N),
-          rows_per_state(p.rows_per_state()),
+    DynamicAccessor(const Problem& p, const Tensors<T>& tensors, const Records<T>& all_records)
+        : x(tensors), records(all_records), slots((int)p.slots), N(slots.padded), word((int)p.word), reads((int)p.reads),
+          writes((int)p.writes), ways(1 + 2 * writes), squash(p.squash), wipe(p.memory_wipe),
+          sharpening(p.link_sharpening), usage_gradient(p.usage_gradient), memory_size((int64_t)word * N),
+          link_size((int64_t)slots.count * N), rows_per_state(p.rows_per_state()),
           tape{x.tape, memory_size, p.batch, p.keep_every, p.steps, p.training != 0},
           link_tape{x.tape + Tape<T>::length(p) * p.batch * memory_size, writes * link_size, p.batch, p.keep_every,
-                    p.steps, p.training != 0} {
-        read_keys = 0;
-        read_strengths = read_keys + reads * word;
-        write_keys = read_strengths + reads;
-        write_strengths = write_keys + writes * word;
-        erase = write_strengths + writes;
-        add = erase + writes * word;
-        free_gates = add + writes * word;
-        allocation_gates = free_gates + reads;
-        write_gates = allocation_gates + writes;
-        read_modes = write_gates + writes;
-        int next = read_modes + reads * ways;
-        read_lookup = {slots, word, reads, read_keys, read_strengths, p.masked_content ? next : -1};
-        if (p.masked_content) next += reads * word;
-        write_lookup = {slots, word, writes, write_keys, write_strengths, p.masked_content ? next : -1};
-        if (p.masked_content) next += writes * word;
-        link_powers = next;
+                    p.steps, p.training != 0},
+          read_keys((int)p.places.read_keys), read_strengths((int)p.places.read_strengths),
+          write_keys((int)p.places.write_keys), write_strengths((int)p.places.write_strengths),
+          erase((int)p.places.erase), add((int)p.places.add), free_gates((int)p.places.free_gates),
+          allocation_gates((int)p.places.allocation_gates), write_gates((int)p.places.write_gates),
+          read_modes((int)p.places.read_modes), link_powers((int)p.places.link_powers),
+          usage_epsilon(T(p.usage_epsilon)), sharpening_adds{T(p.sharpen_epsilon), T(p.norm_epsilon)},
+          read_lookup{slots, word, reads, read_keys, read_strengths, (int)p.places.read_mask,
+                      1, T(p.norm_epsilon), T(p.mask_min)},
+          write_lookup{slots, word, writes, write_keys, write_strengths, (int)p.places.write_mask,
+                       1, T(p.norm_epsilon), T(p.mask_min)} {
         norms = 0;
         usage = norms + read_lookup.norms_size();
         precedence = usage + N;
@@ -149,7 +145,7 @@ template <class T> class DynamicAccessor {
         pad(slots, reads, x.state[READ_WEIGHTS] + given * reads * n, first + read_weights);
         pad(slots, writes, x.state[WRITE_WEIGHTS] + given * writes * n, first + write_weights);
         // For the norms alone.
-        if (!read_lookup.masked()) dot_products<T>(slots, word, memory, 1, memory, first + behind, first + norms);
+        if (!read_lookup.masked()) dot_products<T>(slots, word, read_lookup.epsilon, memory, 1, memory, first + behind, first + norms);
     }
     void forward(int64_t t, int64_t b, T* words_read, T* scratch) const {
         T *a = records.interface(t + 1, b), *now = records.accessor(t + 1, b);
@@ -160,13 +156,15 @@ template <class T> class DynamicAccessor {
             apply_hyperbolic(a + write_keys, writes * word);
             apply_hyperbolic(a + add, writes * word);
         }
-        apply_softplus(a + read_strengths, reads, T(1));
-        apply_softplus(a + write_strengths, writes, T(1));
+        const int exponents = sharpening ? reads * 2 * writes : 0;
+        apply_to_parts<T>(apply_softplus<T>, a,
+                          {{read_strengths, reads}, {write_strengths, writes}, {link_powers, exponents}});
+        for (const Lookup<T>* lookup : {&read_lookup, &write_lookup})
+            if (lookup->masked()) apply_mask(a + lookup->masks, lookup->heads * word, lookup->least_mask);
         apply_logistic(a + erase, writes * word);
-        apply_logistic(a + free_gates, reads + 2 * writes);
+        apply_to_parts<T>(apply_logistic<T>, a,
+                          {{free_gates, reads}, {allocation_gates, writes}, {write_gates, writes}});
         small_softmax(reads, ways, a + read_modes);
-        if (read_lookup.masked()) apply_mask(a + read_lookup.masks, (reads + writes) * word);
-        if (sharpening) apply_softplus(a + link_powers, reads * 2 * writes, T(1));
 
         for (int n = 0; n < N; n += LANES<T>) {
             const Vec<T> u = load(last + usage + n), unwritten = unwritten_at(last, n);
@@ -209,8 +207,8 @@ template <class T> class DynamicAccessor {
                 for (int h = 0; h < writes; h++) {
                     const int64_t way = (int64_t)(h * reads + r) * N;
                     const T* powers = a + link_powers + r * 2 * writes + h;
-                    sharpen_links(slots, now + behind + way, powers[0], now + behind_shares + way);
-                    sharpen_links(slots, now + ahead + way, powers[writes], now + ahead_shares + way);
+                    sharpen_links(slots, sharpening_adds, now + behind + way, 1 + powers[0], now + behind_shares + way);
+                    sharpen_links(slots, sharpening_adds, now + ahead + way, 1 + powers[writes], now + ahead_shares + way);
                 }
             }
             for (int n = 0; n < N; n += LANES<T>) {
@@ -305,8 +303,10 @@ template <class T> class DynamicAccessor {
                 d_share[writes + 1 + h] = mix_backward(share[writes + 1 + h], d_w, now + ahead_shares + way, d_ahead + way);
                 if (!sharpening) continue;
                 const int power = link_powers + r * 2 * writes + h;
-                d[power] = sharpen_links_backward(slots, now + behind + way, a[power], d_behind + way, sharp);
-                d[power + writes] = sharpen_links_backward(slots, now + ahead + way, a[power + writes], d_ahead + way, sharp);
+                d[power] = sharpen_links_backward(slots, sharpening_adds, now + behind + way, 1 + a[power],
+                                                  d_behind + way, sharp);
+                d[power + writes] = sharpen_links_backward(slots, sharpening_adds, now + ahead + way,
+                                                           1 + a[power + writes], d_ahead + way, sharp);
             }
             small_softmax_backward(ways, share, d_share);
         }
@@ -369,11 +369,13 @@ template <class T> class DynamicAccessor {
             hyperbolic_backward(a + write_keys, d + write_keys, writes * word);
             hyperbolic_backward(a + add, d + add, writes * word);
         }
-        softplus_backward(a + read_strengths, d + read_strengths, reads, T(1));
-        softplus_backward(a + write_strengths, d + write_strengths, writes, T(1));
+        softplus_backward(a + read_strengths, d + read_strengths, reads);
+        softplus_backward(a + write_strengths, d + write_strengths, writes);
         logistic_backward(a + erase, d + erase, writes * word);
-        logistic_backward(a + free_gates, d + free_gates, reads + 2 * writes);
-        if (sharpening) softplus_backward(a + link_powers, d + link_powers, reads * 2 * writes, T(1));
+        logistic_backward(a + free_gates, d + free_gates, reads);
+        logistic_backward(a + allocation_gates, d + allocation_gates, writes);
+        logistic_backward(a + write_gates, d + write_gates, writes);
+        if (sharpening) softplus_backward(a + link_powers, d + link_powers, reads * 2 * writes);
     }
 
   private:
@@ -419,7 +421,7 @@ template <class T> class DynamicAccessor {
             Vec<T> for_gate{};
             for (int n = 0; n < N; n += LANES<T>) {
                 const Vec<T> u = load(last + usage + n), before = u + (1 - u) * (1 - unwritten_at(last, n));
-                const Vec<T> d_u = load(carried.usage + n) + T(1 - USAGE_EPSILON) * load(d_used + n);
+                const Vec<T> d_u = load(carried.usage + n) + (1 - usage_epsilon) * load(d_used + n);
                 const Vec<T> v = -(d_u * before + load(d_kept + n)) * kept_at(a, last, n, r);
                 for_gate += v * load(last + read_weights + (int64_t)r * N + n);
                 store(carried.read_weights + (int64_t)r * N + n, load(d_read + (int64_t)r * N + n) + v * f);
@@ -428,7 +430,7 @@ template <class T> class DynamicAccessor {
         }
         for (int n = 0; n < N; n += LANES<T>) {
             const Vec<T> u = load(last + usage + n);
-            Vec<T> d_u = load(carried.usage + n) + T(1 - USAGE_EPSILON) * load(d_used + n);
+            Vec<T> d_u = load(carried.usage + n) + (1 - usage_epsilon) * load(d_used + n);
             d_u *= kept_at(a, last, n);
             for (int h = 0; h < writes; h++) {
                 Vec<T> d_w{};

@@ -154,40 +154,37 @@ void follow_links_backward(const Slots<T>& slots, const T* stored, const LinkUpd
     });
 }
 
+// What sharpening adds: to a weight before its logarithm, and to the sum of the weights.
+template <class T> struct Sharpening {
+    T weight_epsilon, sum_epsilon;
+};
 // Softmax over slots of power * log(weight), the weight kept from falling below zero; returns the sum of those weights.
-template <class T> T power_shares(const Slots<T>& slots, const T* weights, T power, T* shares) {
-    constexpr T nothing = -std::numeric_limits<T>::infinity();
-    Vec<T> most = splat(nothing), total{}, sum{};
-    for (int n = 0; n < slots.padded; n += LANES<T>) {
+template <class T>
+T power_shares(const Slots<T>& slots, const Sharpening<T>& adds, const T* weights, T power, T* shares) {
+    Vec<T> total{};
+    softmax(slots, shares, [&](int n) {
         const Vec<T> w = at_least(load(weights + n), Vec<T>{});
-        const Vec<T> z = slots.masked(n, power * logarithm(w + T(SHARPEN_EPSILON)), nothing);
         total += w;
-        store(shares + n, z);
-        most = at_least(most, z);
-    }
-    const T top = lane_max<T>(most);
-    for (int n = 0; n < slots.padded; n += LANES<T>) {
-        const Vec<T> z = exponential(load(shares + n) - top);
-        store(shares + n, z);
-        sum += z;
-    }
-    const T scale = 1 / lane_sum<T>(sum);
-    for (int n = 0; n < slots.padded; n += LANES<T>) store(shares + n, scale * load(shares + n));
+        return power * logarithm(w + adds.weight_epsilon);
+    });
     return lane_sum<T>(total);
 }
 // Directional weights raised to a power and renormalised (improved DNC; core/addressing.py: sharpen_links).
-template <class T> void sharpen_links(const Slots<T>& slots, const T* weights, T power, T* out) {
-    const T total = power_shares(slots, weights, power, out), scale = total / (total + T(NORM_EPSILON));
+template <class T>
+void sharpen_links(const Slots<T>& slots, const Sharpening<T>& adds, const T* weights, T power, T* out) {
+    const T total = power_shares(slots, adds, weights, power, out), scale = total / (total + adds.sum_epsilon);
     for (int n = 0; n < slots.padded; n += LANES<T>) store(out + n, scale * load(out + n));
 }
 // d: in, gradient of the result; out, of the weights. Returns the gradient of the power.
-template <class T> T sharpen_links_backward(const Slots<T>& slots, const T* weights, T power, T* d, T* shares) {
-    const T total = power_shares(slots, weights, power, shares), scale = total / (total + T(NORM_EPSILON));
+template <class T>
+T sharpen_links_backward(const Slots<T>& slots, const Sharpening<T>& adds, const T* weights, T power, T* d, T* shares) {
+    const T total = power_shares(slots, adds, weights, power, shares), bounded = total + adds.sum_epsilon;
+    const T scale = total / bounded;
     Vec<T> sum{}, for_power{};
     for (int n = 0; n < slots.padded; n += LANES<T>) sum += load(d + n) * load(shares + n);
-    const T mean = lane_sum<T>(sum), d_total = mean * T(NORM_EPSILON) / ((total + T(NORM_EPSILON)) * (total + T(NORM_EPSILON)));
+    const T mean = lane_sum<T>(sum), d_total = mean * adds.sum_epsilon / (bounded * bounded);
     for (int n = 0; n < slots.padded; n += LANES<T>) {
-        const Vec<T> w = load(weights + n), x = at_least(w, Vec<T>{}) + T(SHARPEN_EPSILON);
+        const Vec<T> w = load(weights + n), x = at_least(w, Vec<T>{}) + adds.weight_epsilon;
         const Vec<T> d_log = scale * load(shares + n) * (load(d + n) - mean);
         for_power += slots.masked(n, d_log * logarithm(x));
         store(d + n, slots.masked(n, w < T(0) ? Vec<T>{} : power * d_log / x + d_total));

@@ -16,8 +16,8 @@ constexpr int CHUNK = 2;
 template <class T> struct Slots {
     int count, padded;
     typename Traits<T>::Integers inside;
-    explicit Slots(int count)
-        : count(count), padded(round_up<T>(count)),
+    explicit Slots(int slots)
+        : count(slots), padded(round_up<T>(slots)),
           inside(lane_numbers<T>() < splat<T>(T(LANES<T> - (padded - count)))) {}
     Vec<T> masked(int n, Vec<T> x, T outside = 0) const {
         return n + LANES<T> <= count ? x : inside ? x : splat(outside);
@@ -217,6 +217,25 @@ void read_backward(const Slots<T>& slots, int word, const T* memory, int heads, 
     });
 }
 
+// Softmax over the slots of what logits(n) gives for the vector of slots from n on. It lies in memory before the largest
+// is subtracted: were its last product rounded only after that, the largest would differ from itself.
+template <class T, class F> void softmax(const Slots<T>& slots, T* x, F&& logits) {
+    constexpr T nothing = -std::numeric_limits<T>::infinity();
+    Vec<T> most = splat(nothing), sum{};
+    for (int n = 0; n < slots.padded; n += LANES<T>) {
+        const Vec<T> logit = slots.masked(n, logits(n), nothing);
+        store(x + n, logit);
+        most = at_least(most, logit);
+    }
+    const T top = lane_max<T>(most);
+    for (int n = 0; n < slots.padded; n += LANES<T>) {
+        const Vec<T> share = exponential(load(x + n) - top);
+        store(x + n, share);
+        sum += share;
+    }
+    const T scale = 1 / lane_sum<T>(sum);
+    for (int n = 0; n < slots.padded; n += LANES<T>) store(x + n, scale * load(x + n));
+}
 // Softmax of each of `heads` groups of `size` neighbours, in place, and its backward (d in: of the shares, out: of x).
 template <class T> void small_softmax(int heads, int size, T* x) {
     for (int h = 0; h < heads; h++) {
@@ -245,8 +264,26 @@ template <class T> void apply_logistic(T* x, int n) {
 template <class T> void apply_hyperbolic(T* x, int n) {
     sweep<T>(n, [&](int i, auto io) { io.store(x + i, hyperbolic(io.load(x + i))); });
 }
-template <class T> void apply_softplus(T* x, int n, T plus) {
-    sweep<T>(n, [&](int i, auto io) { io.store(x + i, plus + softplus(io.load(x + i))); });
+template <class T> void apply_softplus(T* x, int n) {
+    sweep<T>(n, [&](int i, auto io) { io.store(x + i, softplus(io.load(x + i))); });
+}
+// A function of n values in place, of several parts of x at once: of few values each, they fill one vector together.
+struct Extent {
+    int begin, count;
+};
+template <class T> void apply_to_parts(void (*function)(T*, int), T* x, std::initializer_list<Extent> parts) {
+    constexpr int MOST = 64;
+    int count = 0;
+    for (const Extent& part : parts) count += part.count;
+    if (count > MOST) {
+        for (const Extent& part : parts) function(x + part.begin, part.count);
+        return;
+    }
+    T values[MOST], *next = values;
+    for (const Extent& part : parts) next = std::copy_n(x + part.begin, part.count, next);
+    function(values, count);
+    next = values;
+    for (const Extent& part : parts) std::copy_n(next, part.count, x + part.begin), next += part.count;
 }
 // Backward of the three, in place on the gradient, from the function's value y.
 template <class T> void logistic_backward(const T* y, T* d, int n) {
@@ -255,8 +292,8 @@ template <class T> void logistic_backward(const T* y, T* d, int n) {
 template <class T> void hyperbolic_backward(const T* y, T* d, int n) {
     sweep<T>(n, [&](int i, auto io) { const Vec<T> v = io.load(y + i); io.store(d + i, io.load(d + i) * (1 - v * v)); });
 }
-template <class T> void softplus_backward(const T* y, T* d, int n, T plus) {
-    sweep<T>(n, [&](int i, auto io) { io.store(d + i, io.load(d + i) * softplus_slope(io.load(y + i) - plus)); });
+template <class T> void softplus_backward(const T* y, T* d, int n) {
+    sweep<T>(n, [&](int i, auto io) { io.store(d + i, io.load(d + i) * softplus_slope(io.load(y + i))); });
 }
 
 // [slots][word] <-> [word][padded slots]

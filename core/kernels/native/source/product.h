@@ -13,7 +13,7 @@ template <class T> struct Packed {
     Space<T> data;
 
     // Without elements; zeros where not all of them will be put.
-    Packed(int k, int n, bool all = true) : k(k), vectors((n + LANES<T> - 1) / LANES<T>), data(size()) {
+    Packed(int rows, int n, bool all = true) : k(rows), vectors((n + LANES<T> - 1) / LANES<T>), data(size()) {
         if (all && n % LANES<T> == 0) return;
         const size_t last = all ? std::min<size_t>(size(), (size_t)k * TILE_VECTORS * LANES<T>) : size();
         std::fill(data.get() + size() - last, data.get() + size(), T(0));

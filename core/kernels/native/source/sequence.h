@@ -17,7 +17,15 @@ namespace native {
 
 constexpr int MOST_LEAVES = 6;
 
-// Sizes and options; mirrored in library.py.
+// Where the parts of the interface vector begin; -1: there is no such part. NTM and DNC have some names in common.
+struct Places {
+    int64_t keys, strengths, gate, shift, sharpness, mask;
+    int64_t erase, add;
+    int64_t read_keys, read_strengths, write_keys, write_strengths, free_gates, allocation_gates, write_gates, read_modes;
+    int64_t read_mask, write_mask, link_powers;
+};
+
+// Sizes, options and constants of the equations; mirrored in library.py.
 struct Problem {
     int64_t steps, batch, inputs, hidden, layers, slots, word, reads, writes, interface, outputs, controller, threads;
     int64_t members;     // of a population (outputs > 0), each with its own weights and batch / members rows
@@ -25,7 +33,8 @@ struct Problem {
     int64_t keep_every;  // steps between two stored memories; those between are computed again
     int64_t block;       // rows of the batch that go through the sequence together
     int64_t shift_range, squash, masked_content, memory_wipe, link_sharpening, usage_gradient;
-    double clip;
+    Places places;
+    double clip, norm_epsilon, usage_epsilon, sharpen_epsilon, mask_min;
 
     int64_t rows_per_member() const { return batch / members; }
     int64_t rows_per_state() const { return outputs ? rows_per_member() : 1; }
@@ -162,9 +171,9 @@ template <class T> struct Records {
     bool feed_forward;
     int64_t gates_size, hidden_size, lower_size, cell_part, lower_part, interface_part, accessor_part, size;
 
-    // ring: how many records are kept; row b lies at b - first_row.
-    Records(const Problem& p, T* base, int64_t accessor_size, int64_t ring, int64_t batch)
-        : base(base), batch(batch), ring(ring), hidden((int)p.hidden), layers((int)p.layers),
+    // kept: how many records are; row b lies at b - first_row.
+    Records(const Problem& p, T* where, int64_t accessor_size, int64_t kept, int64_t rows)
+        : base(where), batch(rows), ring(kept), hidden((int)p.hidden), layers((int)p.layers),
           features(hidden + int(p.reads * p.word)), gates(gate_blocks((int)p.controller) * hidden),
           skipped(p.controller == FEEDFORWARD ? hidden : 0),  // a feed-forward controller sees only the reads
           seen(features - skipped), feed_forward(p.controller == FEEDFORWARD), gates_size(round_up<T>(gates)),
@@ -539,9 +548,9 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
         std::vector<Share<T>> for_recurrent{{last, hidden, {wanted.recurrent_weight, hidden}},
                                             {ones, 1, {wanted.recurrent_bias, 1}}};
         std::vector<Share<T>> for_input{{ones, 1, {wanted.input_bias, 1}}};
-        auto add = [&](Rows<const T> b, int count, int column) {
+        auto add = [&](Rows<const T> b, int columns, int first) {
             T* out = wanted.input_weight;
-            for_input.push_back({b, count, {out ? out + column : out, shape.below}});
+            for_input.push_back({b, columns, {out ? out + first : out, shape.below}});
         };
         if (layer) {
             add(const_rows(hiddens.layer(1, 0, layer - 1)), hidden, 0);

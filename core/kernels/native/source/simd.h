@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <memory>
 #if defined(__x86_64__)
@@ -103,7 +104,13 @@ template <class T, class F> inline void sweep(int n, F&& body) {
     if (i < n) body(i, Part<T>{n - i});
 }
 
-// ---- reductions over the lanes ----
+// ---- reductions over the lanes; what they make of lanes that are no numbers is any of them or no number ----
+#if defined(__AVX512F__)
+// With a mask of all lanes: GCC 12 warns of what its plain intrinsics leave open.
+template <int PART> inline __m256 half_of(Vec<float> v) {
+    return (__m256)_mm512_maskz_extractf64x4_pd(0xf, (__m512d)v, PART);
+}
+#endif
 template <class T> inline T lane_sum(Vec<T> v) {
     T sum = 0;
     for (int i = 0; i < LANES<T>; i++) sum += v[i];
@@ -114,17 +121,24 @@ template <class T> inline T lane_max(Vec<T> v) {
     for (int i = 1; i < LANES<T>; i++) best = v[i] > best ? v[i] : best;
     return best;
 }
-#if defined(__AVX512F__)
-template <> inline float lane_sum<float>(Vec<float> v) { return _mm512_reduce_add_ps((__m512)v); }
-template <> inline float lane_max<float>(Vec<float> v) { return _mm512_reduce_max_ps((__m512)v); }
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
 template <> inline float lane_sum<float>(Vec<float> v) {
-    __m128 x = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+#if defined(__AVX512F__)
+    const __m256 half = _mm256_add_ps(half_of<0>(v), half_of<1>(v));
+#else
+    const __m256 half = (__m256)v;
+#endif
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
 template <> inline float lane_max<float>(Vec<float> v) {
-    __m128 x = _mm_max_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+#if defined(__AVX512F__)
+    const __m256 half = _mm256_max_ps(half_of<0>(v), half_of<1>(v));
+#else
+    const __m256 half = (__m256)v;
+#endif
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
     x = _mm_max_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
@@ -222,7 +236,7 @@ inline Vec<double> exponential(Vec<double> x) { return each_lane(x, [](double v)
 inline Vec<double> logarithm(Vec<double> x) { return each_lane(x, [](double v) { return std::log(v); }); }
 inline Vec<double> hyperbolic(Vec<double> x) { return each_lane(x, [](double v) { return std::tanh(v); }); }
 inline Vec<double> softplus(Vec<double> x) {
-    return each_lane(x, [](double v) { return v > 20 ? v : std::log1p(std::exp(v)); });
+    return each_lane(x, [](double v) { return std::max(v, 0.0) + std::log1p(std::exp(-std::abs(v))); });
 }
 // Derivative of softplus, from its value.
 inline Vec<double> softplus_slope(Vec<double> s) { return each_lane(s, [](double v) { return -std::expm1(-v); }); }
@@ -232,7 +246,7 @@ using Bits = Traits<float>::Integers;
 
 inline Floats square_root(Floats x) {
 #if defined(__AVX512F__)
-    return (Floats)_mm512_sqrt_ps((__m512)x);
+    return (Floats)_mm512_maskz_sqrt_ps(0xffff, (__m512)x);
 #elif defined(__AVX2__)
     return (Floats)_mm256_sqrt_ps((__m256)x);
 #elif defined(__SSE2__)
@@ -243,9 +257,9 @@ inline Floats square_root(Floats x) {
 #endif
 }
 ALWAYS_INLINE Floats exponential(Floats x) {
-    const Floats lowest = splat(-87.3f);
-    const Floats given = x;
-    x = at_most(at_least(x, lowest), splat(88.3f));
+    const Floats lowest = splat(-87.3f), given = x;
+    // Beyond 88.4 infinity already: what is divided by it stays below the smallest normal number, as it should.
+    x = at_most(at_least(x, lowest), splat(89.f));
     const Floats scaled = x * 1.44269504088896341f;
     const Bits whole = __builtin_convertvector(scaled + (scaled < 0.f ? splat(-0.5f) : splat(0.5f)), Bits);
     const Floats n = __builtin_convertvector(whole, Floats);
@@ -260,7 +274,7 @@ ALWAYS_INLINE Floats exponential(Floats x) {
     p = p * (Floats)((whole + 127) << 23);
     return given < lowest ? Floats{} : p;
 }
-// x > 0 and not subnormal.
+// Of x that is not subnormal.
 ALWAYS_INLINE Floats logarithm(Floats x) {
     Bits bits = (Bits)x;
     const Bits exponent = (bits >> 23) - 126;
@@ -280,8 +294,10 @@ ALWAYS_INLINE Floats logarithm(Floats x) {
     p = p * m - 2.4999993993E-1f;
     p = p * m + 3.3333331174E-1f;
     p = p * m * z + e * -2.12194440e-4f - 0.5f * z;
-    const Floats result = m + p + e * 0.693359375f;
-    return x == x ? result : x;
+    constexpr float infinity = std::numeric_limits<float>::infinity();
+    const Floats result = x < infinity ? m + p + e * 0.693359375f : x;
+    const Floats of_none = x == 0.f ? splat(-infinity) : splat(std::numeric_limits<float>::quiet_NaN());
+    return x > 0.f ? result : of_none;
 }
 ALWAYS_INLINE Floats hyperbolic(Floats x) {
     const Floats z = x * x;
@@ -294,9 +310,8 @@ ALWAYS_INLINE Floats hyperbolic(Floats x) {
     return z < 0.390625f ? p * z * x + x : large;
 }
 ALWAYS_INLINE Floats softplus(Floats x) {
-    const Floats e = exponential(x), u = 1.f + e;
-    const Floats log1p = u == 1.f ? e : logarithm(u) * (e / (u - 1.f));
-    return x > 20.f ? x : log1p;
+    const Floats e = exponential(x < 0.f ? x : -x), u = 1.f + e;
+    return at_least(x, Floats{}) + (u == 1.f ? e : logarithm(u) * (e / (u - 1.f)));
 }
 ALWAYS_INLINE Floats softplus_slope(Floats s) {
     return s < 0.01f ? s * (1.f - s * (0.5f - s * (1.f / 6))) : 1.f - exponential(-s);

@@ -16,6 +16,7 @@ template <class T> class StaticAccessor {
     Tape<T> tape;
     // Parts of the interface vector.
     int keys, strengths, gate, shift, sharpness, erase, add;
+    T sharpen_epsilon;
     Lookup<T> read_lookup, write_lookup;
     // Parts of a record: what this step made.
     int64_t weights, content, cosine, norms;
@@ -55,37 +56,23 @@ template <class T> class StaticAccessor {
     void locate(int h, const T* a, const T* last, T* now, T* on_ring) const {
         T* w = now + weights + (int64_t)h * N;
         interpolate(a[gate + h], now + content + (int64_t)h * N, last + weights + (int64_t)h * N, on_ring);
-        // Sharpen in log space (NTM eq. 9).
-        constexpr T nothing = -std::numeric_limits<T>::infinity();
-        Vec<T> most = splat(nothing), sum{};
-        for (int n = 0; n < N; n += LANES<T>) {
-            Vec<T> z = logarithm(shifted(a + shift + h * shifts, on_ring, n) + T(SHARPEN_EPSILON));
-            z = slots.masked(n, a[sharpness + h] * z, nothing);
-            store(w + n, z);
-            most = at_least(most, z);
-        }
-        const T top = lane_max<T>(most);
-        for (int n = 0; n < N; n += LANES<T>) {
-            const Vec<T> z = exponential(load(w + n) - top);
-            store(w + n, z);
-            sum += z;
-        }
-        const T scale = 1 / lane_sum<T>(sum);
-        for (int n = 0; n < N; n += LANES<T>) store(w + n, scale * load(w + n));
+        const T power = 1 + a[sharpness + h];  // in log space
+        const T* s = a + shift + h * shifts;
+        softmax(slots, w, [&](int n) { return power * logarithm(shifted(s, on_ring, n) + sharpen_epsilon); });
     }
     // d_weights: in, gradient of the weighting; out, of the last one. Sets d_content and what d has of the head.
     void locate_backward(int h, const T* a, const T* last, const T* now, T* on_ring, T* d_ring, T* d_weights,
                          T* d_content, T* d) const {
         const T *w = now + weights + (int64_t)h * N, *c = now + content + (int64_t)h * N;
         const T *previous = last + weights + (int64_t)h * N, *s = a + shift + h * shifts;
-        const T g = a[gate + h], power = a[sharpness + h];
+        const T g = a[gate + h], power = 1 + a[sharpness + h];
         T *d_w = d_weights + (int64_t)h * N, *d_c = d_content + (int64_t)h * N, *d_s = d + shift + h * shifts;
         interpolate(g, c, previous, on_ring);
         Vec<T> sum{}, for_power{}, for_gate{};
         for (int n = 0; n < N; n += LANES<T>) sum += load(d_w + n) * load(w + n);
         const T mean = lane_sum<T>(sum);
         for (int n = 0; n < N; n += LANES<T>) {
-            const Vec<T> v = shifted(s, on_ring, n) + T(SHARPEN_EPSILON);
+            const Vec<T> v = shifted(s, on_ring, n) + sharpen_epsilon;
             const Vec<T> d_z = slots.masked(n, (load(d_w + n) - mean) * load(w + n));
             for_power += slots.masked(n, d_z * logarithm(v));
             store(d_ring + n, slots.masked(n, power * d_z / v));
@@ -120,23 +107,16 @@ template <class T> class StaticAccessor {
     }
 
   public:
-    StaticAccessor(const Problem& p, const Tensors<T>& x, const Records<T>& records)
-        : x(x), records(records), slots((int)p.slots), N(slots.padded), word((int)p.word), reads((int)p.reads), writes((int)p.writes),
-          heads(reads + writes), shift_range((int)p.shift_range), shifts(2 * shift_range + 1),
-          read_lookup{slots}, write_lookup{slots}, memory_size((int64_t)word * N), weights_size((int64_t)heads * N),
-          rows_per_state(p.rows_per_state()),
-          tape{x.tape, memory_size, p.batch, p.keep_every, p.steps, p.training != 0} {
-        keys = 0;
-        strengths = keys + heads * word;
-        gate = strengths + heads;
-        shift = gate + heads;
-        sharpness = shift + heads * shifts;
-        erase = sharpness + heads;
-        add = erase + writes * word;
-        const int masks = p.masked_content ? add + writes * word : -1;
-        read_lookup = {slots, word, reads, keys, strengths, masks};
-        write_lookup = {slots, word, writes, keys + reads * word, strengths + reads,
-                        p.masked_content ? masks + reads * word : -1};
+    StaticAccessor(const Problem& p, const Tensors<T>& tensors, const Records<T>& all_records)
+        : x(tensors), records(all_records), slots((int)p.slots), N(slots.padded), word((int)p.word), reads((int)p.reads),
+          writes((int)p.writes), heads(reads + writes), shift_range((int)p.shift_range), shifts(2 * shift_range + 1),
+          memory_size((int64_t)word * N), weights_size((int64_t)heads * N), rows_per_state(p.rows_per_state()),
+          tape{x.tape, memory_size, p.batch, p.keep_every, p.steps, p.training != 0}, keys((int)p.places.keys),
+          strengths((int)p.places.strengths), gate((int)p.places.gate), shift((int)p.places.shift),
+          sharpness((int)p.places.sharpness), erase((int)p.places.erase), add((int)p.places.add),
+          sharpen_epsilon(T(p.sharpen_epsilon)),
+          read_lookup{slots, word, reads, keys, strengths, (int)p.places.mask, 0, T(p.norm_epsilon), T(p.mask_min)},
+          write_lookup(read_lookup.after(reads, writes)) {
         weights = 0;
         content = weights + weights_size;
         cosine = content + weights_size;
@@ -161,7 +141,9 @@ template <class T> class StaticAccessor {
         pad(slots, reads, x.state[READ_WEIGHTS] + given * reads * slots.count, first + weights);
         pad(slots, writes, x.state[WRITE_WEIGHTS] + given * writes * slots.count, first + weights + reads * N);
         // For the norms alone.
-        if (!read_lookup.masked()) dot_products<T>(slots, word, tape.first(b), 1, tape.first(b), first + content, first + norms);
+        if (!read_lookup.masked())
+            dot_products<T>(slots, word, read_lookup.epsilon, tape.first(b), 1, tape.first(b), first + content,
+                            first + norms);
     }
     // Asks for what writing will need.
     void expect_forward(int64_t t, int64_t b) const {
@@ -173,17 +155,12 @@ template <class T> class StaticAccessor {
         const T* before = tape.before(t, b);
         T *after = tape.after(t, b), *on_ring = ring(scratch);
         apply_hyperbolic(a + keys, heads * word);
-        // All that has a value or few per head lies together: one or two vectors, whatever is done to each lane.
-        sweep<T>(erase - strengths, [&](int i, auto io) {
-            const Vec<T> x = io.load(a + strengths + i), place = lane_numbers<T>() + T(strengths + i);
-            const Vec<T> soft = softplus(x);
-            const Vec<T> early = place < T(gate) ? soft : logistic(x), late = place < T(sharpness) ? x : 1 + soft;
-            io.store(a + strengths + i, place < T(shift) ? early : late);
-        });
+        apply_to_parts<T>(apply_softplus<T>, a, {{strengths, heads}, {sharpness, heads}});
+        apply_logistic(a + gate, heads);
         small_softmax(heads, shifts, a + shift);
         apply_logistic(a + erase, writes * word);
         apply_hyperbolic(a + add, writes * word);
-        if (read_lookup.masked()) apply_mask(a + read_lookup.masks, heads * word);
+        if (read_lookup.masked()) apply_mask(a + read_lookup.masks, heads * word, read_lookup.least_mask);
 
         const T *read_weights = now + weights, *write_weights = read_weights + reads * N;
         const int64_t written = (int64_t)reads * N;
@@ -191,8 +168,8 @@ template <class T> class StaticAccessor {
         write_lookup.forward(a, before, made ? made : last + norms, made, now + cosine + written, now + content + written);
         for (int h = reads; h < heads; h++) locate(h, a, last, now, on_ring);
         if (simple()) {
-            write_and_dot_products(slots, word, before, after, write_weights, a + erase, a + add, reads, a + keys,
-                                   now + cosine, now + norms);
+            write_and_dot_products(slots, word, read_lookup.epsilon, before, after, write_weights, a + erase, a + add, reads,
+                                   a + keys, now + cosine, now + norms);
             read_lookup.weigh(a, now + norms, now + cosine, now + content);
         } else {
             write<T>(slots, word, before, after, nullptr, writes, write_weights, a + erase, a + add);
@@ -233,7 +210,8 @@ template <class T> class StaticAccessor {
         if (!ends_segment(t)) return;
         prefetch<false>(tape.base_of(t, b), memory_size);
         for (int64_t s = t - t % tape.every; s < t; s++) {
-            prefetch<false>(records.interface(s + 1, b) + erase, 2 * writes * word);
+            prefetch<false>(records.interface(s + 1, b) + erase, writes * word);
+            prefetch<false>(records.interface(s + 1, b) + add, writes * word);
             prefetch<false>(records.accessor(s + 1, b) + weights + (int64_t)reads * N, (int64_t)writes * N);
         }
     }
@@ -249,7 +227,7 @@ template <class T> class StaticAccessor {
         const int64_t written = (int64_t)reads * N;
         if (simple()) {
             T *d_norms = more_scratch, *key_scales = d_norms + N, *sums = key_scales + round_up<T>(reads);
-            dot_products<T>(slots, word, after, reads, d_words_read, d_content, nullptr);
+            dot_products<T>(slots, word, read_lookup.epsilon, after, reads, d_words_read, d_content, nullptr);
             for (int64_t n = 0; n < written; n += LANES<T>) store(d_weights + n, load(d_weights + n) + load(d_content + n));
             for (int h = 0; h < reads; h++) locate_backward(h, a, last, now, on_ring, d_ring, d_weights, d_content, d);
             read_lookup.weigh_backward(a, now + norms, now + cosine, now + content, d_content, d, d_norms, key_scales);
@@ -268,9 +246,9 @@ template <class T> class StaticAccessor {
         write_lookup.backward(a, before, write_lookup.masked() ? now + write_norms : last + norms, now + cosine + written,
                               now + content + written, d_content + written, d_memory, d, more_scratch);
         hyperbolic_backward(a + keys, d + keys, heads * word);
-        softplus_backward(a + strengths, d + strengths, heads, T(0));
+        softplus_backward(a + strengths, d + strengths, heads);
         logistic_backward(a + gate, d + gate, heads);
-        softplus_backward(a + sharpness, d + sharpness, heads, T(1));
+        softplus_backward(a + sharpness, d + sharpness, heads);
         logistic_backward(a + erase, d + erase, writes * word);
         hyperbolic_backward(a + add, d + add, writes * word);
     }

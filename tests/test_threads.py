@@ -1,0 +1,91 @@
+"""How many CPU threads a run takes, and how they wait."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from papertape import main
+from papertape.utils import factory
+
+SMALL = ["env.max_length=2", "env.test_lengths=[3]", "circuit.memory_size=8", "agent.batch_size=2", "agent.steps=1"]
+SMALL += ["agent.evaluation_sequences=2", "agent.retry_every=null", "plots=off", "device=cpu"]
+LARGE = ["circuit.controller.hidden_size=512", "agent.batch_size=64"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "threads"),
+    [
+        (["ntm-copy"], 1),
+        (["tmaze-single"], 1),
+        (["sam-copy"], 1),
+        (["neat-xor"], 1),
+        (["ntm-copy", *LARGE], 5),
+        (["mnist-es", "env.type=xor", "agent.batch_size=20000"], 5),
+        (["ntm-copy", "threads=3"], 3),
+        (["ntm-copy", *LARGE, "threads=3"], 3),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_one_thread_where_little_is_calculated(
+    arguments: list[str], threads: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    assert factory.count_threads(main.read_arguments(arguments)) == threads
+    main.show(main.read_arguments(arguments))
+    said = f"threads: {threads}\n" if threads == 3 else f"threads: auto  # {threads} here\n"
+    assert said in capsys.readouterr().out
+
+
+def test_several_threads_sleep_while_they_wait(tmp_path: Path) -> None:
+    """A program that the command line started says so to OpenMP; its log names the threads."""
+    environment = {name: value for name, value in os.environ.items() if name not in main.QUIET}
+    code = (
+        "import os, sys; from papertape import main; fit = main.fit\n"
+        "main.fit = lambda *given: (print(sorted(os.environ.items() & main.QUIET.items())), fit(*given))\n"
+        "sys.exit(main.main())"
+    )
+    command = [sys.executable, "-c", code, "train", "ntm-copy", *SMALL, "threads=2"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{sorted(main.QUIET.items())}\n"
+    assert "2 CPU thread(s)" in done.stderr
+
+
+def test_a_program_that_calls_it_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(os, "execve", lambda *given: pytest.fail("it has started again"))
+    before = dict(os.environ)
+    assert main.main(["train", "ntm-copy", *SMALL, "threads=2"]) == 0
+    assert dict(os.environ) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["sam-copy"], ["tmaze-single", "agent.generations=3"]], ids=" ".join)
+def test_on_a_busy_machine(arguments: list[str], tmp_path: Path) -> None:
+    """With every core taken by others, auto takes hardly more CPU time than one thread does."""
+    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    if arguments[0] == "sam-copy":
+        arguments = [*arguments, *SMALL[:2], *SMALL[4:], "agent.steps=30"]
+        arguments.remove("agent.steps=1")
+    try:
+        taken = {}
+        for threads in ("threads=1", "threads=auto"):
+            before = os.times()
+            began = time.monotonic()
+            command = [sys.executable, "-m", "papertape.main", "train", *arguments, "plots=off", threads]
+            subprocess.run(list(dict.fromkeys(command)), cwd=tmp_path, capture_output=True, check=True)
+            after = os.times()
+            taken[threads] = after.children_user - before.children_user, time.monotonic() - began
+        assert taken["threads=auto"][0] < 1.5 * taken["threads=1"][0] + 1, taken
+        assert taken["threads=auto"][1] < 2 * taken["threads=1"][1] + 2, taken
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()

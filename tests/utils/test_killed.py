@@ -1,0 +1,277 @@
+"""Runs that are killed at any moment, locked out or short of disk: their files are whole, and they go on exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from papertape.main import main
+from papertape.utils import checkpoint
+from papertape.utils.files import append_line, replace_text
+from papertape.utils.options import OptionsError
+from papertape.utils.run import locked
+
+STARTS = multiprocessing.get_context("forkserver")
+"""Its children begin with everything imported: a kill may come within the first milliseconds of a run."""
+STARTS.set_forkserver_preload(["papertape.main"])
+
+TINY = [
+    *("ntm-copy", "env.width=2", "env.max_length=2", "env.test_lengths=[3]", "circuit.memory_size=4"),
+    *("circuit.word_size=4", "circuit.controller.hidden_size=4", "agent.batch_size=2", "agent.evaluation_sequences=2"),
+    *("agent.log_every=1", "agent.evaluate_every=5", "agent.checkpoint_every=3", "agent.retry_every=null"),
+    *("agent.target_error=null", "agent.target_error_beyond=null", "threads=1", "device=cpu", "plots=off"),
+]
+KINDS = {
+    "backprop": [*TINY, "agent.steps=120"],
+    "evolution": [
+        *[option for option in TINY if "retry" not in option],
+        *("agent.type=evolution", "agent.strategy.type=trust", "agent.strategy.population=4", "agent.generations=80"),
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_main(arguments: list[str]) -> None:
+    """In a child process."""
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (lives as long as the process)
+    torch.set_num_threads(1)
+    sys.exit(main(arguments))
+
+
+def begin(arguments: list[str]) -> ForkServerProcess:
+    process = STARTS.Process(target=run_main, args=(arguments,))
+    process.start()
+    return process
+
+
+def runs(folder: Path) -> list[Path]:
+    return [path.parent for path in folder.glob("runs/*/options.yaml")]
+
+
+def check_whole(directory: Path) -> None:
+    """Whatever was going on, every file is whole but for the last rows of those that grow."""
+    assert yaml.safe_load((directory / "options.yaml").read_text())["circuit"]["type"] == "ntm"
+    for path in directory.glob("options-until-*.yaml"):
+        assert yaml.safe_load(path.read_text())["circuit"]["type"] == "ntm"
+    for path in directory.glob("checkpoints/*.pt"):
+        assert checkpoint.load(path)["agent"]["step"] >= 0
+
+
+def rows(directory: Path) -> list[dict[str, object]]:
+    read = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "train/sequences_per_second"} for row in read]
+
+
+def bits(value: object) -> object:
+    """A state with its tensors as bytes, so that what is equal is so bit for bit."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.shape, value.reshape(-1).view(torch.uint8).tolist()
+    if isinstance(value, dict):
+        return {key: bits(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [bits(part) for part in value]
+    return repr(value)
+
+
+def state(directory: Path) -> object:
+    return bits(checkpoint.load(directory / "checkpoints" / "latest.pt")["agent"])
+
+
+def kill_again_and_again(folder: Path, arguments: list[str], kills: int, seed: int) -> None:
+    """Start, kill, go on, kill, …; at the end everything is as in a run that nobody has killed."""
+    unbroken = folder / "unbroken"
+    unbroken.mkdir()
+    os.chdir(unbroken)
+    begin(["list"]).join()  # Everything is imported: from now on starts take no time.
+    began = time.monotonic()
+    process = begin(["train", *arguments])
+    process.join()
+    took = time.monotonic() - began
+    assert process.exitcode == 0
+    os.chdir(folder)
+    random_state = random.Random(seed)
+    killed = 0
+    while killed < kills:
+        (latest,) = runs(folder) or [None]
+        # Half of the kills come early, where a run that goes on looks at its files and changes them.
+        pause = took * random_state.uniform(0.0, 0.12 if random_state.random() < 0.5 else 0.4)
+        # Another option at every start, so that options.yaml is written each time.
+        again = ["train", "--resume", str(latest), f"visdom_port={9000 + killed}"]
+        process = begin(again if latest else ["train", *arguments])
+        process.join(pause)
+        if process.exitcode is not None:
+            assert process.exitcode == 0
+            break
+        process.kill()
+        process.join()
+        killed += 1
+        for directory in runs(folder):
+            check_whole(directory)
+    (directory,) = runs(folder)
+    process = begin(["train", "--resume", str(directory)])
+    process.join()
+    assert process.exitcode == 0
+    (expected,) = runs(unbroken)
+    assert state(directory) == state(expected)
+    assert rows(directory) == rows(expected)
+    assert not list(directory.rglob("*.part"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_ten_times(folder: Path, kind: str) -> None:
+    kill_again_and_again(folder, KINDS[kind], kills=10, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_very_often(folder: Path, kind: str, seed: int) -> None:
+    kill_again_and_again(folder, KINDS[kind], kills=20, seed=seed)
+
+
+def endless(folder: Path) -> tuple[ForkServerProcess, Path]:
+    """A run that goes on until it is killed, and has a checkpoint."""
+    process = begin(["train", *TINY, "agent.steps=1000000"])
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("runs/*/checkpoints/latest.pt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process, runs(folder)[0]
+
+
+def test_a_run_in_progress_is_locked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    process, directory = endless(folder)
+    for name in ("latest", directory.name, str(directory.absolute())):
+        assert main(["train", "--resume", name, "agent.lr=0.5"]) == 2
+        error = capsys.readouterr().err.strip()
+        assert "is in progress (process " in error and str(process.pid) in error and "\n" not in error
+    assert "0.5" not in (directory / "options.yaml").read_text()
+    assert main(["test", "latest"]) == 0
+    process.kill()
+    process.join()
+    step = checkpoint.load(directory / "checkpoints" / "latest.pt")["agent"]["step"]
+    assert main(["train", "--resume", "latest", f"agent.steps={step + 1}"]) == 0
+
+
+def hold() -> None:
+    """In a child process: hold a lock, and so does, in vain, a child of it that lives on."""
+    with locked(Path()):
+        if child := os.fork():
+            Path("child").write_text(str(child))
+            Path("held").touch()
+        time.sleep(600)
+
+
+def try_to_hold() -> None:
+    with contextlib.suppress(OptionsError), locked(Path()):
+        os._exit(0)
+    os._exit(2)
+
+
+def test_what_a_run_has_started_does_not_keep_it_locked(folder: Path) -> None:
+    holder = STARTS.Process(target=hold)
+    holder.start()
+    while not (folder / "held").exists():
+        time.sleep(0.01)
+    try:
+        for expected in (2, 0):
+            other = STARTS.Process(target=try_to_hold)
+            other.start()
+            other.join()
+            assert other.exitcode == expected
+            holder.kill()
+            holder.join()
+    finally:
+        os.kill(int((folder / "child").read_text()), signal.SIGKILL)
+
+
+def on_a_small_disk(arguments: list[str], room: int) -> None:
+    """In a child process: no file may grow beyond so many bytes, as on a disk that is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    torch.set_num_threads(1)
+    with open("said", "w") as sys.stderr:
+        status = main(arguments)
+    os._exit(status)
+
+
+def test_a_full_disk_is_said_once_and_keeps_what_was(folder: Path) -> None:
+    assert main(["train", *TINY, "agent.steps=6"]) == 0
+    (directory,) = runs(folder)
+    path = directory / "checkpoints" / "latest.pt"
+    before, metrics = path.read_bytes(), directory / "metrics.jsonl"
+    room = metrics.stat().st_size + 400
+    assert room < len(before)
+    process = STARTS.Process(target=on_a_small_disk, args=(["train", "--resume", "latest", "agent.steps=60"], room))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    said = (folder / "said").read_text()
+    for what in ("checkpoint latest", "metrics.jsonl"):
+        assert said.count(f"{what} cannot be written") == 1, said
+    assert path.read_bytes() == before
+    assert rows(directory)
+    check_whole(directory)
+    assert main(["train", "--resume", "latest", "agent.steps=8"]) == 0
+    assert rows(directory)[-1]["step"] == 8
+
+
+def test_a_disk_that_is_full_at_the_start_leaves_nothing_behind(folder: Path) -> None:
+    process = STARTS.Process(target=on_a_small_disk, args=(["train", *TINY], 100))
+    process.start()
+    process.join()
+    assert process.exitcode == 2
+    assert not list((folder / "runs").iterdir())
+    assert "papertape: " in (folder / "said").read_text()
+
+
+def test_a_row_that_was_cut_off(folder: Path) -> None:
+    assert main(["train", *TINY, "agent.steps=4"]) == 0
+    (directory,) = runs(folder)
+    expected = rows(directory)
+    with open(directory / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "train/lo')
+    with open(directory / "log", "a") as file:
+        file.write("cut o")
+    assert main(["train", "--resume", "latest", "agent.steps=5"]) == 0
+    assert rows(directory)[: len(expected)] == expected
+    assert "\ncut o\n" in (directory / "log").read_text()
+
+
+def failing(*arguments: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path = tmp_path / "file"
+    replace_text(path, "old")
+    monkeypatch.setattr(os, name, failing)
+    with pytest.raises(OSError, match="No space"):
+        replace_text(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_half_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write = tmp_path / "file", os.write
+    append_line(path, "first")
+    monkeypatch.setattr(os, "write", lambda descriptor, text: write(descriptor, text[: len(text) // 2]))
+    with pytest.raises(OSError, match="no room"):
+        append_line(path, "second")
+    assert path.read_text() == "first\n"

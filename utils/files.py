@@ -1,0 +1,71 @@
+"""Files that are at every moment either the old ones or the new ones, whatever kills the process that writes them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+PART = ".part"
+"""Suffix of files that are not whole yet."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, in the same folder, which takes the place of ``path`` at the end of the block.
+
+    Raises:
+        OSError: the disk is full or not writable; the old file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    try:
+        yield temporary
+        _reach_disk(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    # The rename itself must reach the disk.
+    _reach_disk(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file; see :func:`replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, all of it or nothing.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        content = f"{line}\n".encode()
+        try:
+            if os.write(descriptor, content) < len(content):
+                raise OSError(f"{path.name}: no room for a whole line")
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def clear_parts(directory: Path) -> None:
+    """Remove what killed writers have left in a folder and in those below it."""
+    for path in directory.rglob(f".*{PART}"):
+        path.unlink(missing_ok=True)
+
+
+def _reach_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
