@@ -16,6 +16,7 @@ from .core.graph import GraphState
 from .core.state import CircuitState, detach, map_state
 from .core.trace import Trace
 from .utils.factory import load_circuit
+from .utils.plots import plot_trace
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "detach",
     "load_circuit",
     "map_state",
+    "plot_trace",
     "__version__",
 ]
 
