@@ -173,7 +173,6 @@ class Files:
     def forgiving(self) -> Iterator[None]:
         """A full or vanished disk costs a warning."""
         try:
-            self.plots.mkdir(parents=True, exist_ok=True)
             yield
         except OSError as error:
             if not self.failed:
@@ -182,8 +181,10 @@ class Files:
 
     def curves(self, panels: dict[str, list[Curve]]) -> None:
         """Write ``curves.png``."""
-        with self.forgiving(), replacing(self.plots / "curves.png") as path:
-            curves_figure(panels).savefig(path, format="png")
+        with self.forgiving():
+            self.plots.mkdir(parents=True, exist_ok=True)
+            with replacing(self.plots / "curves.png") as path:
+                curves_figure(panels).savefig(path, format="png")
 
     def episode(self, step: int, episode: Episode) -> None:
         """Write ``<name>.png``, and a copy that bears the step to ``history/``."""
@@ -194,7 +195,7 @@ class Files:
         """Write a PNG as ``<name>.png``, and a copy that bears the step to ``history/``."""
         name = file_name(name)
         with self.forgiving():
-            (self.plots / "history").mkdir(exist_ok=True)
+            (self.plots / "history").mkdir(parents=True, exist_ok=True)
             with replacing(self.plots / f"{name}.png") as path:
                 path.write_bytes(content)
             kept = self.plots / "history" / f"{name}-{step:07d}.png"
@@ -207,8 +208,10 @@ class Files:
 
     def animation(self, episode: Episode) -> None:
         """Write ``<name>.gif``."""
-        with self.forgiving(), replacing(self.plots / f"{file_name(episode.name)}.gif") as path:
-            memory_gif(path, episode)
+        with self.forgiving():
+            self.plots.mkdir(parents=True, exist_ok=True)
+            with replacing(self.plots / f"{file_name(episode.name)}.gif") as path:
+                memory_gif(path, episode)
 
 
 def colour_scale(colours: Colormap) -> list[tuple[float, str]]:
