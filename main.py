@@ -22,6 +22,7 @@ from papertape.core import distributed
 from papertape.core.agent import Agent
 from papertape.core.distributed import FirstProcessError, LostProcessError, Processes
 from papertape.core.kernels.dispatch import BackendError
+from papertape.core.task import Task
 from papertape.envs.images import DataError
 from papertape.utils import factory, options
 from papertape.utils.log import LOGGER, log_to
@@ -214,9 +215,9 @@ def train(arguments: argparse.Namespace) -> int:
     """Train a preset, or go on with a run; under torchrun, together with other processes."""
     with distributed.join() as processes, contextlib.ExitStack() as held:
         begin = processes.share(lambda: choose(arguments, held))
-        use_threads(begin.chosen, may_restart=arguments.restarts and processes.size == 1)
         # Built and loaded before the first folder is made: bad input leaves nothing behind.
         parts = prepare(begin, processes)
+        use_threads(begin.chosen, parts.env, may_restart=arguments.restarts and processes.size == 1)
         with contextlib.closing(parts.env):
             if processes.first:
                 fit(parts, begin, held)
@@ -226,14 +227,15 @@ def train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def use_threads(chosen: factory.RunOptions, *, may_restart: bool) -> None:
+def use_threads(chosen: factory.RunOptions, env: Task, *, may_restart: bool) -> None:
     """Calculate with as many threads as a run wants; several of them sleep while they wait for each other.
 
     Spinning, as they do otherwise, takes the cores from whoever else works here, themselves included. What says so is
     read when torch is loaded, so this program starts again, with the same process number.
     """
-    count = factory.count_threads(chosen)
+    count = factory.count_threads(chosen, env)
     if may_restart and count > 1 and not os.environ.keys() & QUIET.keys():
+        env.close()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **QUIET})
     torch.set_num_threads(count)
 
@@ -243,7 +245,9 @@ def show(chosen: factory.RunOptions) -> None:
     text = yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False)
     if chosen.threads == "auto":
         with contextlib.suppress(ValueError, OSError, ImportError, DataError):  # without its data, say
-            text = text.replace("threads: auto", f"threads: auto  # {factory.count_threads(chosen)} here", 1)
+            with contextlib.closing(factory.build_env(chosen.env, torch.device("cpu"))) as env:
+                count = factory.count_threads(chosen, env)
+            text = text.replace("threads: auto", f"threads: auto  # {count} here", 1)
     print(text, end="")
 
 
@@ -311,8 +315,8 @@ def test(arguments: argparse.Namespace) -> int:
     chosen = read_saved_arguments(arguments.arguments, read_options(directory))
     names = (arguments.checkpoint,) if arguments.checkpoint else ("best", "latest")
     state = load_agent_state(directory, names)
-    use_threads(chosen, may_restart=arguments.restarts)
     parts = build(chosen, resumed=True, any_backend=not _gives(arguments.arguments, "backend"))
+    use_threads(chosen, parts.env, may_restart=arguments.restarts)
     parts.agent.load_state_dict(state)
     tested = directory / "test"
     tested.mkdir(exist_ok=True)

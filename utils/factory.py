@@ -299,16 +299,11 @@ def outline(options: RunOptions, env: Task) -> Circuit:
         return _make_circuit(options.circuit, env.input_size, env.output_size, "auto")
 
 
-def count_threads(options: RunOptions) -> int:
-    """CPU threads of a run; what auto stands for follows from the sizes.
-
-    Raises:
-        ValueError: the parts do not fit each other.
-    """
+def count_threads(options: RunOptions, env: Task) -> int:
+    """CPU threads of a run; what auto stands for follows from the sizes."""
     if not isinstance(options.threads, str):
         return options.threads
-    with contextlib.closing(build_env(options.env, torch.device("cpu"))) as env:
-        return resources.worthwhile_threads(options.agent, outline(options, env))
+    return resources.worthwhile_threads(options.agent, outline(options, env))
 
 
 def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: bool = False) -> Parts:
