@@ -297,8 +297,8 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
             LOGGER.info("%d processes share the work", agent.processes.size)
         description = f"{factory.describe(parts)}\n  {torch.get_num_threads()} CPU thread(s)"
         LOGGER.info("%s", description)
-        run.plotter.text("options", yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False))
-        run.plotter.text("circuit", f"{description}\n\n{parts.circuit}")
+        run.text("options", yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False))
+        run.text("circuit", f"{description}\n\n{parts.circuit}")
         if resumed:
             run.forget_after(agent.step)
         with stop_on_signal(agent):

@@ -12,11 +12,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..core.agent import Recorder
 from ..core.circuit import Circuit
 from ..core.distributed import Processes
 from ..core.env import Batch, Env
 from ..core.options import LARGEST_STEP, refusal
+from ..core.recorder import Recorder
 from ..core.state import detach
 from .evaluation import check_keys
 from .learning import LearningAgent, LearningOptions, TrainingError

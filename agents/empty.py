@@ -9,10 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..core.agent import Agent, Recorder
+from ..core.agent import Agent
 from ..core.circuit import Circuit
 from ..core.env import Env
 from ..core.options import LARGEST_STEP, Options
+from ..core.recorder import Recorder
 from ..core.streams import stream_seed
 from .evaluation import check_fit, check_keys, check_state, evaluate_all, show_episodes
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.agent import Recorder
 from ..core.circuit import Circuit
 from ..core.env import Batch, Env
 from ..core.graph import GraphNetwork
+from ..core.recorder import Recorder
 from ..core.streams import Stream, stream_seed
 from ..core.task import Task
-from ..core.trace import Trace
+from ..core.trace import Trace, concatenate
 from ..core.world import World, carrying, join_episodes
 
 
@@ -125,9 +125,9 @@ def _traced_episode(world: World, circuit: Circuit, generator: torch.Generator) 
         rewards.append(step.rewards.view(1, 1, 1).to(inputs[-1]))
         outputs.append(answered)
         traces.append(trace)
-    parts = (None if steps[0] is None else torch.cat(steps) for steps in zip(*traces, strict=True))
     targets = torch.cat(rewards)
-    return Batch(torch.cat(inputs), targets, torch.zeros_like(targets[..., 0])), torch.cat(outputs), Trace(*parts)
+    batch = Batch(torch.cat(inputs), targets, torch.zeros_like(targets[..., 0]))
+    return batch, torch.cat(outputs), concatenate(traces)
 
 
 def set_error(task: Task, values: Mapping[str, float], stream: Stream, name: str) -> float:

@@ -10,11 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..core.agent import Recorder
 from ..core.circuit import Circuit
 from ..core.distributed import Processes
 from ..core.env import Env
 from ..core.options import LARGEST_STEP
+from ..core.recorder import Recorder
 from ..core.stacked import Stack
 from ..core.streams import stream_seed
 from ..core.task import Task

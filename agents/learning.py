@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field, model_validator
 
-from ..core.agent import Agent, Recorder
+from ..core.agent import Agent
 from ..core.circuit import Circuit
 from ..core.options import LARGEST_STEP, Options
+from ..core.recorder import Recorder
 from ..core.streams import Stream, stream_seed
 from ..core.task import Task
 from .evaluation import LESSON, check_fit, check_keys, check_state, evaluate, evaluate_all, set_error, show_episodes

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.func import vmap
 from torch.optim import SGD, Adam, Optimizer
 
-from ..core.agent import Recorder
 from ..core.circuit import Circuit
 from ..core.env import Batch, Env
+from ..core.recorder import Recorder
 from ..core.stacked import Stack, dense, map_members
 from .evolution import EvolutionAgent, EvolutionOptions
 from .strategies import STRATEGIES, AnyStrategyOptions, TrustOptions

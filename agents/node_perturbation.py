@@ -10,10 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..core.agent import Recorder
 from ..core.circuit import Circuit
 from ..core.distributed import Processes
 from ..core.env import Batch, Env
+from ..core.recorder import Recorder
 from .backprop import BackpropAgent, BackpropOptions
 
 

@@ -25,7 +25,7 @@ import torch
 
 from papertape.agents.evaluation import evaluate_all, set_error
 from papertape.agents.learning import LearningAgent
-from papertape.core.agent import Recorder
+from papertape.core.recorder import Recorder
 from papertape.utils import factory, options
 
 THRESHOLDS = (0.1, 0.01)

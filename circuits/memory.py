@@ -82,7 +82,7 @@ class MemoryCircuit(Circuit):
         self.hidden_size = self.controller.hidden_size
         self.output: nn.Linear | TiedLinear = nn.Linear(self.hidden_size + reads * word, self.output_size)
         self.differentiable = self.accessor.differentiable
-        self.trace_fields = {**self.accessor.trace_fields, "reads": TraceField("R W", "words", "words read")}
+        self.trace_fields = {"reads": TraceField("R W", "words", "words read"), **self.accessor.trace_fields}
         self.chosen_backend: str | None = None
 
     def _chosen_accessor(self) -> Any:

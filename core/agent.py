@@ -1,4 +1,4 @@
-"""Agent: how a circuit learns, and where it reports to while it does."""
+"""Agent: how a circuit learns."""
 
 from __future__ import annotations
 
@@ -6,41 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from .distributed import Processes
-from .env import Batch, Env
-from .pictures import Picture
+from .env import Env
+from .recorder import Recorder
 from .task import Task
-from .trace import Trace
-
-
-class Recorder:
-    """Receives what a run has to say; this one keeps nothing, so library users need none.
-
-    ``papertape.utils.run.Run`` writes it to a run directory and to visdom.
-    """
-
-    wants_episodes: bool = False
-    """Whether :meth:`episode` and :meth:`picture` do anything; tracing a circuit for nothing takes time."""
-
-    def message(self, text: str) -> None:
-        """One line for a person to read."""
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers at a training step, named like ``train/loss`` or ``validation/length 40/bits_wrong``."""
-
-    def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
-        """Where the run stands; called at every step, so it must be cheap."""
-
-    def episode(self, step: int, name: str, batch: Batch, outputs: Tensor, trace: Trace | None) -> None:
-        """One answered batch with its trace of the memory, to be drawn (its first sequence is)."""
-
-    def picture(self, step: int, name: str, picture: Picture) -> None:
-        """Plain data to be drawn, in place of the last of that name."""
-
-    def checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
-        """Save a state under a name such as ``latest`` or ``best``."""
 
 
 class Agent(ABC):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .options import check_choice, check_sizes
-from .pictures import Connection, Network
+from .recorder import Connection, Network
 from .state import register_state
 
 GraphActivation = Literal["tanh", "relu", "sigmoid", "steep-sigmoid"]

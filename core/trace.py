@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor
 from torch.serialization import add_safe_globals
 
-FieldKind = Literal["weighting", "gate", "words", "memory", "matrix"]
-"""What a field of a trace is, which decides how it is drawn.
+from .trace_field import FieldKind, TraceField, check_fields
 
-``weighting``: shares over its last axis, at most 1 in all. ``gate``: numbers from 0 to 1 (or strengths), each on its
-own. ``words``: vectors along the last axis. ``memory``: the contents of all slots, words along the last axis.
-``matrix``: anything else with two axes, such as links.
-"""
-
-
-class TraceField(NamedTuple):
-    """How one field of a trace is to be read."""
-
-    axes: str
-    """Letters of its axes after time and batch, such as ``R N``: R read heads, H write heads, N slots, W elements."""
-    kind: FieldKind
-    description: str = ""
-    """What it is, in a few words."""
-
-
-def check_fields(owner: str, fields: Mapping[str, TraceField]) -> None:
-    """Raise ValueError, naming the class and the field, if a kind is unknown or has too few axes."""
-    for name, field in fields.items():
-        if field.kind not in get_args(FieldKind):
-            raise ValueError(f"{owner}.{name}: got kind {field.kind!r}; allowed: {', '.join(get_args(FieldKind))}")
-        if field.kind in ("memory", "matrix") and len(field.axes.split()) < 2:
-            raise ValueError(f"{owner}.{name}: got axes {field.axes!r}; a {field.kind} has at least two")
+__all__ = ["FieldKind", "Trace", "TraceField", "check_fields", "concatenate"]
 
 
 class Trace(Mapping[str, Tensor]):
@@ -87,6 +64,25 @@ class Trace(Mapping[str, Tensor]):
     def of_kind(self, *kinds: FieldKind) -> dict[str, Tensor]:
         """The fields of some kinds, by name."""
         return {name: tensor for name, tensor in self.items() if self.fields[name].kind in kinds}
+
+
+def concatenate(traces: Sequence[Trace], dim: int = 0) -> Trace:
+    """Traces of sequences that follow one another, such as single steps in a world, as one.
+
+    Args:
+        traces: of one circuit, the earliest first; at least one.
+        dim: that of time, 1 with ``batch_first``.
+
+    Raises:
+        ValueError: there is none, or one has other fields than the first.
+    """
+    if not traces:
+        raise ValueError("traces: got none; expected at least one")
+    first = traces[0]
+    for trace in traces:
+        if trace.fields != first.fields:
+            raise ValueError(f"traces: got {trace!r} after {first!r}; expected the same fields in each")
+    return Trace({name: torch.cat([trace[name] for trace in traces], dim) for name in first}, first.fields)
 
 
 add_safe_globals([Trace, TraceField])

@@ -16,7 +16,7 @@ from pydantic import Field, PlainValidator, ValidationError, field_validator
 from ..agents.evaluation import check_state
 from ..circuits import MemoryCircuit
 from ..core import registry
-from ..core.agent import Agent, Recorder
+from ..core.agent import Agent
 from ..core.circuit import Circuit
 from ..core.component import Chosen, component_of
 from ..core.component import build as build_component
@@ -25,10 +25,12 @@ from ..core.explain import explain
 from ..core.kernels import dispatch
 from ..core.kernels.dispatch import Backend
 from ..core.options import Options, OptionsError
+from ..core.recorder import Recorder
 from ..core.task import Task
 from ..core.world import World
 from . import checkpoint, resources
 from .options import first_sentence
+from .sinks import Plots
 
 ROOMS = ("core.accessors", "core.controllers", "circuits", "envs", "agents")
 """Folders whose files register what options can name."""
@@ -94,10 +96,10 @@ class RunOptions(Options):
         description="CPU threads; auto takes one where the circuit is small, which more would slow down, and all cores "
         "otherwise",
     )
-    plots: Literal["auto", "visdom", "files", "off"] = Field(
+    plots: Plots = Field(
         default="auto",
-        description="where pictures go: files writes PNGs, visdom shows them live as well, auto does so where it is "
-        "installed",
+        description="where metrics and pictures go: files writes PNGs, visdom shows them live as well, auto does so "
+        "where it is installed, off is nowhere; a registered sink, or a list of those",
     )
     visdom_host: str = Field(
         default="localhost",

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...core.options import Options
-from ...core.pictures import Picture
+from ...core.recorder import Picture
 from ...core.stacked import Layout, Stack
 from ..evaluation import check_keys, check_state
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ...core.pictures import Histogram, Picture
+from ...core.recorder import Histogram, Picture
 from ...core.stacked import Layout
 from .base import Initial, Strategy, StrategyOptions, resample
 

@@ -91,14 +91,16 @@ class DynamicAccessor(DynamicOptions, SlotAccessor):
         "read_weights": TraceField("R N", "weighting", "where each read head reads"),
         "write_weights": TraceField("H N", "weighting", "where each write head writes"),
         "memory": TraceField("N W", "memory", "contents after the step"),
-        "usage": TraceField("N", "weighting", "how much each slot is in use"),
         "allocation_weights": TraceField("H N", "weighting", "where each write head would allocate"),
+        "usage": TraceField("N", "weighting", "how much each slot is in use"),
         "add": TraceField("H W", "words", "words written"),
         "erase": TraceField("H W", "words", "elements erased"),
         "write_gates": TraceField("H", "gate", "whether each write head writes"),
         "allocation_gates": TraceField("H", "gate", "allocation against content"),
         "free_gates": TraceField("R", "gate", "whether what each read head read is freed"),
-        "read_modes": TraceField("R M", "weighting", "shares of backward, content and forward"),
+        "read_modes": TraceField(
+            "R M", "weighting", "shares of backward, content and forward", ("backward", "content", "forward")
+        ),
     }
 
     def setup(self) -> None:

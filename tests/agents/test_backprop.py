@@ -16,8 +16,8 @@ import papertape
 from papertape.agents import BackpropAgent, BackpropOptions
 from papertape.agents.learning import TrainingError
 from papertape.agents.optimisers import OPTIMISERS, OPTIONS, GravesRMSprop, TensorFlowRMSprop
-from papertape.core.agent import Recorder
 from papertape.core.env import Batch
+from papertape.core.recorder import Recorder
 from papertape.envs import CopyEnv, CopyOptions
 from papertape.utils import checkpoint
 

@@ -18,9 +18,8 @@ from papertape.agents.fitness import AnyFitness
 from papertape.agents.learning import TrainingError
 from papertape.agents.strategies import STRATEGIES
 from papertape.circuits import FeedForwardCircuit
-from papertape.core.agent import Recorder
 from papertape.core.env import Batch, Env
-from papertape.core.pictures import Picture
+from papertape.core.recorder import Picture, Recorder
 from papertape.envs import CopyEnv, CopyOptions
 
 SMALL: dict[str, Any] = {

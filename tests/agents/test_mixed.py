@@ -12,7 +12,7 @@ from pydantic import ValidationError
 import papertape
 from papertape.agents import MixedAgent, MixedOptions
 from papertape.circuits import FeedForwardCircuit
-from papertape.core.agent import Recorder
+from papertape.core.recorder import Recorder
 from papertape.core.stacked import Layout
 from papertape.envs import CopyEnv, CopyOptions
 

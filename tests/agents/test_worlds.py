@@ -13,7 +13,7 @@ from papertape.agents import EvolutionAgent, EvolutionOptions
 from papertape.agents.evaluation import evaluate, show_episodes
 from papertape.agents.population import Population
 from papertape.circuits import FeedForwardCircuit
-from papertape.core.agent import Recorder
+from papertape.core.recorder import Recorder
 from papertape.core.streams import stream_seed
 from papertape.core.world import Step, World, WorldOptions, carrying, check_episodes
 from papertape.envs import TMazeOptions, TMazeWorld
@@ -150,7 +150,7 @@ def test_an_episode_is_shown_with_its_trace():
     assert name == "trials 6"
     assert batch.inputs.shape == (steps, 1, 4) and outputs.shape == (steps, 1, 3)
     assert trace.read_weights.shape == (steps, 1, 1, 4)
-    assert trace.usage is None
+    assert "usage" not in trace
     torch.testing.assert_close(batch.targets.sum().double(), alone.returns.sum())
     assert not batch.mask.any()
     torch.testing.assert_close(circuit(batch.inputs)[0], outputs)

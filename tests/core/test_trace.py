@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from papertape import DNC, NTM, SAM, SDNC, Tape
-from papertape.core.trace import Trace, TraceField, check_fields
+from papertape.core.trace import Trace, TraceField, check_fields, concatenate
 
 FIELDS = {"weights": TraceField("R N", "weighting", "where"), "gate": TraceField("", "gate")}
 
@@ -32,6 +32,7 @@ def test_a_tensor_with_other_axes_is_refused():
     [
         (TraceField("R N", "colour"), "got kind 'colour'; allowed: weighting"),
         (TraceField("N", "memory"), "at least two"),
+        (TraceField("", "words"), "at least one"),
     ],
 )
 def test_a_field_that_is_none_is_refused(field, message):
@@ -43,7 +44,7 @@ def test_a_field_that_is_none_is_refused(field, message):
 def test_every_circuit_shows_all_that_it_names(cls):
     circuit = cls(3, 2, memory_size=6, word_size=4)
     check_fields(cls.__name__, circuit.trace_fields)
-    outputs, state, trace = circuit(torch.rand(5, 2, 3), trace=True)
+    _, state, trace = circuit(torch.rand(5, 2, 3), trace=True)
     for name in ("read_weights", "write_weights", "memory", "reads", "add"):
         assert name in trace
     assert torch.equal(trace.reads[-1], state.reads)
@@ -60,3 +61,29 @@ def test_a_trace_is_saved_and_loaded_as_it_is():
     loaded = torch.load(file)
     assert loaded.fields == trace.fields
     assert all(torch.equal(loaded[name], trace[name]) for name in trace)
+
+
+@pytest.mark.parametrize("cls", [NTM, DNC, SAM, SDNC, Tape])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_traces_of_single_steps_are_one_trace(cls, batch_first):
+    torch.manual_seed(0)
+    circuit = cls(3, 2, memory_size=6, word_size=4, batch_first=batch_first)
+    inputs = torch.rand(2, 5, 3) if batch_first else torch.rand(5, 2, 3)
+    _, _, whole = circuit(inputs, trace=True)
+    state, parts = None, []
+    for step in inputs.split(1, dim=int(batch_first)):
+        _, state, part = circuit(step, state, trace=True)
+        parts.append(part)
+    joined = concatenate(parts, dim=int(batch_first))
+    assert joined.fields == whole.fields
+    for name, tensor in whole.items():
+        torch.testing.assert_close(joined[name], tensor)
+
+
+def test_traces_of_several_circuits_are_not_joined():
+    _, _, first = NTM(3, 2, memory_size=6, word_size=4)(torch.rand(1, 2, 3), trace=True)
+    _, _, other = DNC(3, 2, memory_size=6, word_size=4)(torch.rand(1, 2, 3), trace=True)
+    with pytest.raises(ValueError, match="expected the same fields in each"):
+        concatenate([first, other])
+    with pytest.raises(ValueError, match="traces: got none"):
+        concatenate([])

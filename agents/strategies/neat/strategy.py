@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ....core.pictures import Areas, Picture
+from ....core.recorder import Areas, Picture
 from ....core.stacked import Layout
 from ..base import Initial, Strategy, StrategyOptions
 from .genomes import Codec, Genomes, Innovations, crossover
