@@ -215,7 +215,7 @@ def _model(target: Callable[..., Any], name: str, base: type[Options], definitio
         **definitions,
     )
     model.__qualname__ = f"{target.__qualname__}.{name}"  # where pickle finds it
-    model.component = staticmethod(target)  # type: ignore[attr-defined]
+    model.component = staticmethod(target)
     for said in ("kept", "own_meaning", "settings_of"):
         setattr(model, said, getattr(target, said, getattr(Options, said)))
     model.__doc__ = f"Options of :class:`{target.__qualname__}`."
@@ -319,7 +319,7 @@ def _metadata(annotation: Any) -> list[Any]:
 
 def component_of(options: Any) -> Any:
     """The class whose options these are."""
-    return type(options).component  # type: ignore[attr-defined]
+    return type(options).component
 
 
 def build(chosen: Any, *given: Any, **more: Any) -> Any:

@@ -78,7 +78,7 @@ def _check_threads(value: Any) -> int | str:
 class RunOptions(Options):
     """Everything that describes a run."""
 
-    kept = frozenset({"seed", "imports"})
+    kept = frozenset({"seed"})
 
     imports: list[str] = Field(default=[], description="modules that register what the options name; imported first")
     seed: int = Field(default=1, ge=0, lt=2**31, description="of weights, training data and population")

@@ -27,7 +27,8 @@ from ..core.recorder import Picture, Recorder
 from ..core.trace import Trace
 from . import checkpoint
 from .files import append_line, clear_parts, replace_text
-from .options import OptionsError, load_file
+from ..core.options import OptionsError
+from .options import load_file
 from .plots import episode_from
 from .sinks import Sinks
 

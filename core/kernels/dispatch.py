@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Backend = Literal["auto", "native", "triton", "eager"]
 
+BACKENDS = get_args(Backend)
+
 _MODULES: dict[str, ModuleType] = {
     "native": native,
     "triton": triton,
@@ -44,7 +46,7 @@ class BackendError(RuntimeError):
 
 def check_backend(backend: str) -> None:
     """Raise ValueError naming the allowed backends."""
-    check_choice("backend", backend, get_args(Backend))
+    check_choice("backend", backend, BACKENDS)
 
 
 def choose(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str:

@@ -15,7 +15,7 @@ from papertape.core.controllers import CONTROLLERS
 from papertape.core.members import map_members
 from papertape.envs.copy import CopyEnv
 from papertape.utils import factory, options
-from papertape.utils.options import OptionsError
+from papertape.core.options import OptionsError
 
 
 def answers_of_each(circuit: Tape, genomes: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:

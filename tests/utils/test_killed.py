@@ -21,7 +21,7 @@ import yaml
 from papertape.main import main
 from papertape.utils import checkpoint
 from papertape.utils.files import append_line, replace_text
-from papertape.utils.options import OptionsError
+from papertape.core.options import OptionsError
 from papertape.utils.run import locked
 
 STARTS = multiprocessing.get_context("forkserver")

@@ -12,7 +12,7 @@ import yaml
 from papertape.agents import BackpropOptions
 from papertape.envs import images
 from papertape.utils import factory, options
-from papertape.utils.options import OptionsError
+from papertape.core.options import OptionsError
 
 
 def parse(*assignments: str, preset: str = "ntm-copy") -> factory.RunOptions:
