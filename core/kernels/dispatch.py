@@ -20,13 +20,12 @@ from ..options import check_choice
 from ..stacked import Stack, dense, map_members
 from ..state import CircuitState
 from . import eager, native, triton
+from .formulas import Skipped
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView
 
 Backend = Literal["auto", "native", "triton", "eager"]
-
-BACKENDS = get_args(Backend)
 
 _MODULES: dict[str, ModuleType] = {
     "native": native,
@@ -45,7 +44,7 @@ class BackendError(RuntimeError):
 
 def check_backend(backend: str) -> None:
     """Raise ValueError naming the allowed backends."""
-    check_choice("backend", backend, BACKENDS)
+    check_choice("backend", backend, get_args(Backend))
 
 
 def choose(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str:
@@ -69,7 +68,7 @@ def choose(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str:
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
     """Features ``[T, B, F]`` of a sequence and the last state, from the chosen backend."""
     name = choose(circuit, inputs, state)
-    if circuit.chosen_backend != name:
+    if circuit.chosen_backend != name and not torch.compiler.is_compiling():
         fastest = _fastest(inputs)
         _note(circuit, name, fastest, _MODULES[fastest].unavailable(circuit, inputs, state))
     features, state = _MODULES[name].run(circuit, inputs, state)
@@ -135,8 +134,8 @@ def _note(circuit: CircuitView, name: str, fastest: str, reason: str | None) -> 
         logger.info("backend: %s", name)
         return
     logger.info("backend: %s (%s: %s)", name, fastest, reason)
-    if reason == native.library.load():
-        _warn_of_slowness(reason)
+    if isinstance(reason, Skipped) or reason == native.library.load():
+        _warn_of_slowness(str(reason))
 
 
 @functools.cache
