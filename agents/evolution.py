@@ -13,9 +13,9 @@ from torch import Tensor
 from ..core.circuit import Circuit
 from ..core.distributed import Processes
 from ..core.env import Env
+from ..core.members import Stack
 from ..core.options import LARGEST_STEP
 from ..core.recorder import Recorder
-from ..core.stacked import Stack
 from ..core.streams import stream_seed
 from ..core.task import Task
 from ..core.world import World

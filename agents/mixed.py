@@ -13,8 +13,8 @@ from torch.optim import SGD, Adam, Optimizer
 
 from ..core.circuit import Circuit
 from ..core.env import Batch, Env
+from ..core.members import Stack, dense, map_members
 from ..core.recorder import Recorder
-from ..core.stacked import Stack, dense, map_members
 from .evolution import EvolutionAgent, EvolutionOptions
 from .strategies import STRATEGIES, AnyStrategyOptions, TrustOptions
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ..core.circuit import Circuit
-from ..core.stacked import Layout, Stack, dense, map_members
+from ..core.members import Stack, dense, map_members
 from ..core.world import Episodes, World, join_episodes
+from .genome import Layout
 
 MEBIBYTE = 2**20
 
@@ -32,7 +33,7 @@ class Population:
 
     Circuits that have a ``run_population`` (see :class:`~papertape.circuits.feedforward.FeedForwardCircuit`) answer for
     all members themselves; every other circuit's step is mapped over the members with ``torch.func.vmap``
-    (:func:`~papertape.core.stacked.map_members`).
+    (:func:`~papertape.core.members.map_members`).
     """
 
     def __init__(self, circuit: Circuit, *, memory_budget: float = 512.0) -> None:

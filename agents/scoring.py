@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.circuit import Circuit
 from ..core.env import Batch, Env
-from ..core.stacked import Stack
+from ..core.members import Stack
 from ..core.task import Task
 from ..core.world import World, carrying
 from .fitness import AccuracyFitness, LossFitness, RewardFitness, fitness

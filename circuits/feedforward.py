@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.circuit import Circuit
+from ..core.members import Stack, linear
 from ..core.registry import register
-from ..core.stacked import Stack, linear
 from ..core.state import register_state
 
 

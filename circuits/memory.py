@@ -16,9 +16,9 @@ from ..core.component import build, options_of
 from ..core.controllers import AnyController
 from ..core.kernels import checkpointing, dispatch
 from ..core.kernels.transforms import one_call
+from ..core.members import Stack
 from ..core.options import Options, check_sizes
 from ..core.registry import lookup, register
-from ..core.stacked import Stack
 from ..core.state import CircuitState, example
 from ..core.tied import TiedLinear
 from ..core.trace import TraceField

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..core.circuit import Circuit
 from ..core.graph import HIDDEN_WEIGHT, OUTPUT_WEIGHT, GraphActivation, GraphNetwork, GraphState
+from ..core.members import Stack, dense
 from ..core.registry import register
-from ..core.stacked import Stack, dense
 
 
 @register("circuit", "neat")

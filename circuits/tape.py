@@ -13,8 +13,8 @@ from torch.func import functional_call, vmap
 
 from ..core.accessors.tape import OpenTape, TapeOptions, TapeState
 from ..core.controllers import AnyController
+from ..core.members import Stack, dense, linear
 from ..core.registry import register
-from ..core.stacked import Stack, dense, linear
 from ..core.state import map_state
 from ..core.tied import TiedLinear
 from .memory import MemoryCircuit

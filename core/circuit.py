@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from .component import Component
 from .kernels.transforms import one_call
 from .lengths import check_lengths, run_each_to_its_end
+from .members import Stack, map_members
 from .options import check_choice
 from .registry import contract
-from .stacked import Stack, map_members
 from .state import check_batch, compare, example, layout, map_state
 from .trace import Trace, TraceField
 

@@ -10,10 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ...core.members import Stack
 from ...core.options import Options
 from ...core.recorder import Picture
-from ...core.stacked import Layout, Stack
 from ..evaluation import check_keys, check_state
+from ..genome import Layout
 
 Initial = Literal["resampled", "copied"]
 """How the first genomes of a population of individuals come from the circuit's weights; see :func:`resample`."""

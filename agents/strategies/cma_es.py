@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ...core.stacked import Layout
+from ..genome import Layout
 from .base import Strategy, StrategyOptions
 
 MAX_SIZE = 10_000

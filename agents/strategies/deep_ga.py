@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ...core.stacked import Layout
+from ..genome import Layout
 from .base import Initial, Strategy, StrategyOptions, resample
 
 _SEEDS = 2**32

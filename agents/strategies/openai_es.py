@@ -8,7 +8,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ...core.stacked import Layout, Mirrored, Stack
+from ...core.members import Mirrored, Stack
+from ..genome import Layout
 from ..optimisers import load_moments
 from .base import Strategy, StrategyOptions
 from .shaping import centred_ranks

@@ -9,7 +9,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ...core.stacked import Layout, Stack
+from ...core.members import Stack
+from ..genome import Layout
 from .base import Strategy, StrategyOptions
 from .shaping import centred_ranks
 

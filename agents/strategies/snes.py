@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ...core.stacked import Layout
+from ..genome import Layout
 from .base import Strategy, StrategyOptions
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ...core.recorder import Histogram, Picture
-from ...core.stacked import Layout
+from ..genome import Layout
 from .base import Initial, Strategy, StrategyOptions, resample
 
 

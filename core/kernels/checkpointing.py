@@ -18,8 +18,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
+from ..members import Call
 from ..options import check_sizes
-from ..stacked import Call
 from ..state import CircuitState, leaves, map_state, rebuild
 from . import dispatch
 from .transforms import transform

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..members import Stack, dense, map_members
 from ..options import check_choice
-from ..stacked import Stack, dense, map_members
 from ..state import CircuitState
 from . import eager, native, triton
 from .formulas import Skipped

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 import papertape
 from papertape.agents import MixedAgent, MixedOptions
+from papertape.agents.genome import Layout
 from papertape.circuits import FeedForwardCircuit
 from papertape.core.recorder import Recorder
-from papertape.core.stacked import Layout
 from papertape.envs import CopyEnv, CopyOptions
 
 SMALL = {"batch_size": 4, "log_every": 2, "evaluate_every": 3, "checkpoint_every": 4, "evaluation_sequences": 5}

@@ -9,9 +9,10 @@ import torch
 
 from papertape import map_state
 from papertape.agents import BackpropAgent, MixedAgent
+from papertape.agents.genome import Layout
 from papertape.circuits import Tape
 from papertape.core.controllers import CONTROLLERS
-from papertape.core.stacked import Layout, map_members
+from papertape.core.members import map_members
 from papertape.envs.copy import CopyEnv
 from papertape.utils import factory, options
 from papertape.utils.options import OptionsError

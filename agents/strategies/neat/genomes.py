@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ....core.graph import HIDDEN_WEIGHT, OUTPUT_WEIGHT
-from ....core.stacked import Layout
+from ...genome import Layout
 
 EMPTY = torch.iinfo(torch.int64).max
 """Innovation number and node number where there is no gene: sorts behind all others."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ....core.recorder import Areas, Picture
-from ....core.stacked import Layout
+from ...genome import Layout
 from ..base import Initial, Strategy, StrategyOptions
 from .genomes import Codec, Genomes, Innovations, crossover
 from .mutation import add_connections, add_nodes, mutate_others, mutate_weights, toggle, uniform

@@ -22,7 +22,7 @@ from ... import addressing, interface
 from ...controllers.feedforward import FeedForwardState
 from ...controllers.gru import GRUState
 from ...controllers.lstm import LSTMState
-from ...stacked import map_initial_state
+from ...members import map_initial_state
 from ...state import CircuitState
 from .. import eager, guard
 from ..formulas import edited, replaced

@@ -14,7 +14,7 @@ from ...accessors.dynamic import DynamicState
 from ...accessors.static import StaticState
 from ...controllers.gru import GRUState
 from ...controllers.lstm import LSTMState
-from ...stacked import map_initial_state
+from ...members import map_initial_state
 from ...state import CircuitState, map_state
 from .. import guard
 from .controllers import FEEDFORWARD, GRU, LSTM

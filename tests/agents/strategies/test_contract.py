@@ -5,8 +5,9 @@ import io
 import pytest
 import torch
 
+from papertape.agents.genome import Layout
 from papertape.agents.strategies import STRATEGIES
-from papertape.core.stacked import Layout, dense
+from papertape.core.members import dense
 
 SIZE = 14
 LAYOUT = Layout({"weight": (3, 4), "bias": (2,)})

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from papertape import NTM
+from papertape.agents.genome import Layout
 from papertape.agents.population import Population
 from papertape.agents.strategies import Neat, NeatOptions
 from papertape.agents.strategies.neat import mutation
 from papertape.agents.strategies.neat.genomes import EMPTY, Genomes, Markers, crossover
 from papertape.agents.strategies.neat.species import Distance, quotas, speciate
 from papertape.circuits import NeatCircuit
-from papertape.core.stacked import Layout
 
 INPUTS, OUTPUTS, NODES = 3, 2, 5
 FIRST = 1 + INPUTS

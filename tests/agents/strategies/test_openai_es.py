@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 
+from papertape.agents.genome import Layout
 from papertape.agents.strategies import OpenAIES, OpenAIESOptions
 from papertape.agents.strategies.shaping import centred_ranks
-from papertape.core.stacked import Layout, dense
+from papertape.core.members import dense
 
 LAYOUT = Layout({"weight": (6, 5), "bias": (6,), "narrow": (2, 9)})
 

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
+from papertape.agents.genome import Layout
 from papertape.agents.strategies import Trust, TrustOptions
 from papertape.agents.strategies.base import resample
-from papertape.core.stacked import Layout
 
 
 def build(size=50, **values):

@@ -13,7 +13,7 @@ from torch import Tensor
 import papertape
 from papertape.core.circuit import Circuit
 from papertape.core.kernels import dispatch, eager
-from papertape.core.stacked import map_members
+from papertape.core.members import map_members
 from papertape.core.state import map_state
 
 if importlib.util.find_spec("triton") is None:
