@@ -170,6 +170,7 @@ class Files:
     def forgiving(self) -> Iterator[None]:
         """A full or vanished disk costs a warning."""
         try:
+            (self.plots / "history").mkdir(parents=True, exist_ok=True)
             yield
         except OSError as error:
             if not self.failed:
@@ -190,7 +191,6 @@ class Files:
         """Write a PNG as ``<name>.png``, and a copy that bears the step to ``history/``."""
         name = file_name(name)
         with self.forgiving():
-            (self.plots / "history").mkdir(parents=True, exist_ok=True)
             with replacing(self.plots / f"{name}.png") as path:
                 path.write_bytes(content)
             kept = self.plots / "history" / f"{name}-{step:07d}.png"
