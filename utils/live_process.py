@@ -170,7 +170,7 @@ class Files:
     def forgiving(self) -> Iterator[None]:
         """A full or vanished disk costs a warning."""
         try:
-            (self.plots / "history").mkdir(parents=True, exist_ok=True)
+            self.plots.mkdir(parents=True, exist_ok=True)
             yield
         except OSError as error:
             if not self.failed:
@@ -194,6 +194,7 @@ class Files:
             with replacing(self.plots / f"{name}.png") as path:
                 path.write_bytes(content)
             kept = self.plots / "history" / f"{name}-{step:07d}.png"
+            kept.parent.mkdir(exist_ok=True)
             with replacing(kept) as path:
                 path.write_bytes(content)
             steps = re.compile(re.escape(name) + r"-\d+\.png")
