@@ -22,11 +22,11 @@ from papertape.core import distributed, registry
 from papertape.core.agent import Agent
 from papertape.core.distributed import FirstProcessError, LostProcessError, Processes
 from papertape.core.kernels.dispatch import BackendError
+from papertape.core.options import OptionsError
 from papertape.core.task import Task
 from papertape.envs.images import DataError
 from papertape.utils import factory, options
 from papertape.utils.log import LOGGER, log_to
-from papertape.core.options import OptionsError
 from papertape.utils.run import (
     Run,
     find_checkpoint,

@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from ..core.circuit import Circuit
 from ..core.env import Batch
+from ..core.options import OptionsError
 from ..core.recorder import Picture, Recorder
 from ..core.trace import Trace
 from . import checkpoint
 from .files import append_line, clear_parts, replace_text
-from ..core.options import OptionsError
 from .options import load_file
 from .plots import episode_from
 from .sinks import Sinks

@@ -10,9 +10,9 @@ import torch
 import yaml
 
 from papertape.agents import BackpropOptions
+from papertape.core.options import OptionsError
 from papertape.envs import images
 from papertape.utils import factory, options
-from papertape.core.options import OptionsError
 
 
 def parse(*assignments: str, preset: str = "ntm-copy") -> factory.RunOptions:
