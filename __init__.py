@@ -1,21 +1,26 @@
 """Papertape: memory-augmented neural networks in PyTorch."""
 
-from torch.serialization import add_safe_globals
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from .circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, NeatCircuit, Tape
-from .circuits.feedforward import FeedForwardCircuitState
-from .core.accessors.dynamic import DynamicState
-from .core.accessors.sparse import NoLinks, SparseLinks, SparseState
-from .core.accessors.static import StaticState
-from .core.accessors.tape import TapeState
-from .core.controllers.direct import DirectState
-from .core.controllers.feedforward import FeedForwardState
-from .core.controllers.gru import GRUState
-from .core.controllers.lstm import LSTMState
-from .core.graph import GraphState
-from .core.state import CircuitState, detach, map_state
-from .core.trace import Trace
-from .utils.factory import load_circuit
+from .circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, MemoryCircuit, NeatCircuit, Tape
+from .core.accessors import Accessor
+from .core.circuit import Circuit
+from .core.component import Component
+from .core.controllers import Controller
+from .core.env import Batch, Env
+from .core.interface import Interface
+from .core.registry import register
+from .core.state import CircuitState, detach, map_state, register_state
+from .core.trace import Trace, TraceField
+from .core.world import World
+
+if TYPE_CHECKING:
+    from .agents.strategies import Strategy, maximise, minimise
+    from .core.agent import Agent
+    from .utils.factory import load_circuit
+    from .utils.plots import plot_trace
+    from .utils.sinks import Sink
 
 __version__ = "0.1.0"
 
@@ -24,33 +29,48 @@ __all__ = [
     "NTM",
     "SAM",
     "SDNC",
+    "Accessor",
+    "Agent",
+    "Batch",
+    "Circuit",
     "CircuitState",
+    "Component",
+    "Controller",
+    "Env",
     "FeedForwardCircuit",
+    "Interface",
+    "MemoryCircuit",
     "NeatCircuit",
+    "Sink",
+    "Strategy",
     "Tape",
     "Trace",
+    "TraceField",
+    "World",
     "detach",
     "load_circuit",
     "map_state",
+    "maximise",
+    "minimise",
+    "plot_trace",
+    "register",
+    "register_state",
     "__version__",
 ]
 
-# States are NamedTuples of tensors: torch.load reads them with weights_only, its default.
-add_safe_globals(
-    [
-        CircuitState,
-        DirectState,
-        DynamicState,
-        FeedForwardCircuitState,
-        FeedForwardState,
-        GraphState,
-        GRUState,
-        LSTMState,
-        NoLinks,
-        SparseLinks,
-        SparseState,
-        StaticState,
-        TapeState,
-        Trace,
-    ]
-)
+_LATER = {
+    "Agent": ".core.agent",
+    "Sink": ".utils.sinks",
+    "Strategy": ".agents.strategies",
+    "load_circuit": ".utils.factory",
+    "maximise": ".agents.strategies",
+    "minimise": ".agents.strategies",
+    "plot_trace": ".utils.plots",
+}
+"""Names whose modules take a while to load: when they are first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

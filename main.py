@@ -18,14 +18,15 @@ import yaml
 
 import papertape
 from papertape.agents.learning import TrainingError
-from papertape.core import distributed
+from papertape.core import distributed, registry
 from papertape.core.agent import Agent
 from papertape.core.distributed import FirstProcessError, LostProcessError, Processes
 from papertape.core.kernels.dispatch import BackendError
+from papertape.core.options import OptionsError
+from papertape.core.task import Task
 from papertape.envs.images import DataError
 from papertape.utils import factory, options
 from papertape.utils.log import LOGGER, log_to
-from papertape.utils.options import OptionsError
 from papertape.utils.run import (
     Run,
     find_checkpoint,
@@ -48,17 +49,26 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="papertape", description="Train and watch circuits that read and write an external memory."
     )
+    importing = argparse.ArgumentParser(add_help=False)
+    importing.add_argument(
+        "--import",
+        action="append",
+        default=[],
+        dest="imports",
+        metavar="MODULE",
+        help="a module that registers what options name; may be given again",
+    )
     top.add_argument("--version", action="version", version=papertape.__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    train = commands.add_parser("train", help="train a preset, or go on with a run")
+    train = commands.add_parser("train", parents=[importing], help="train a preset, or go on with a run")
     train.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help=f"default preset: {DEFAULT_PRESET}")
     train.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, its name, or latest")
-    test = commands.add_parser("test", help="test a run on sequences of their own; writes pictures and an animation")
+    test = commands.add_parser("test", parents=[importing], help="test a run on sequences of their own; writes pictures and an animation")
     test.add_argument("run", nargs="?", metavar="RUN", help="a run's folder, its name, or latest")
     test.add_argument("arguments", nargs="*", metavar="key=value")
     test.add_argument("--checkpoint", choices=("best", "latest"), help="default: best, or latest if there is none")
-    commands.add_parser("list", help="show presets and everything that options can name")
-    show = commands.add_parser("show", help="print options, fully resolved")
+    commands.add_parser("list", parents=[importing], help="show presets and everything that options can name")
+    show = commands.add_parser("show", parents=[importing], help="print options, fully resolved")
     show.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help=f"default preset: {DEFAULT_PRESET}")
     return top
 
@@ -76,8 +86,15 @@ def parse_arguments(given: Sequence[str]) -> argparse.Namespace:
     return parsed
 
 
-def read_arguments(arguments: Sequence[str], values: dict[str, Any] | None = None) -> factory.RunOptions:
+def read_arguments(
+    arguments: Sequence[str], values: dict[str, Any] | None = None, imports: Sequence[str] = ()
+) -> factory.RunOptions:
     """Options from an optional preset followed by ``key=value``; ``values`` stand in for the preset.
+
+    Args:
+        arguments: the preset and ``key=value``.
+        values: of a run that there is, or None.
+        imports: modules to import besides those that the options name.
 
     Raises:
         OptionsError: lists every problem.
@@ -86,7 +103,12 @@ def read_arguments(arguments: Sequence[str], values: dict[str, Any] | None = Non
     if values is None:
         named = bool(assignments) and "=" not in assignments[0]
         values = options.load_file(assignments.pop(0) if named else DEFAULT_PRESET)
-    for line in options.override(values, assignments, factory.BLOCKS):
+    named_there = values.get("imports")
+    modules = [*(named_there if isinstance(named_there, list) else []), *imports]
+    if modules:
+        values["imports"] = list(dict.fromkeys(modules))
+        registry.import_modules(values["imports"])
+    for line in options.override(values, assignments):
         LOGGER.info("%s", line)
     return factory.parse(values)
 
@@ -109,7 +131,9 @@ def stop_on_signal(agent: Agent) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def read_saved_arguments(arguments: Sequence[str], saved: dict[str, Any]) -> factory.RunOptions:
+def read_saved_arguments(
+    arguments: Sequence[str], saved: dict[str, Any], imports: Sequence[str]
+) -> factory.RunOptions:
     """Options of a run with ``key=value`` over them; a device that is not here (it may be another machine) is auto.
 
     Raises:
@@ -122,7 +146,7 @@ def read_saved_arguments(arguments: Sequence[str], saved: dict[str, Any]) -> fac
         except OptionsError as error:
             LOGGER.info("%s; takes auto", error)
             values["device"] = "auto"
-    return read_arguments(arguments, values)
+    return read_arguments(arguments, values, imports)
 
 
 def _gives(arguments: Sequence[str], key: str) -> bool:
@@ -156,8 +180,8 @@ def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
     if arguments.resume:
         directory = find_directory(arguments.resume)
         held.enter_context(locked(directory))
-        return choose_resumed(arguments.arguments, directory)
-    chosen = read_arguments(arguments.arguments)
+        return choose_resumed(arguments, directory)
+    chosen = read_arguments(arguments.arguments, imports=arguments.imports)
     launched = distributed.launch()
     begun = find_launch(launched) if launched else None
     if begun:
@@ -171,7 +195,7 @@ def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
     return Start(chosen)
 
 
-def choose_resumed(arguments: Sequence[str], directory: Path) -> Start:
+def choose_resumed(arguments: argparse.Namespace, directory: Path) -> Start:
     """Options of a run that goes on, from its folder and ``key=value``.
 
     Options that may change hold from here on; those that a run keeps (:attr:`Options.kept`) are refused.
@@ -180,7 +204,7 @@ def choose_resumed(arguments: Sequence[str], directory: Path) -> Start:
         OptionsError: lists every problem, or an option is given that a run keeps from its beginning.
     """
     saved = read_options(directory)
-    chosen = read_saved_arguments(arguments, saved)
+    chosen = read_saved_arguments(arguments.arguments, saved, arguments.imports)
     if chosen.start != saved.get("start"):
         raise OptionsError(f"start: got {chosen.start!r}; a run that goes on has weights of its own, leave it out")
     goes_on = has_checkpoint(directory)
@@ -188,7 +212,7 @@ def choose_resumed(arguments: Sequence[str], directory: Path) -> Start:
         raise OptionsError("\n".join(lines))
     changes = factory.differences(saved, chosen.model_dump(mode="json"))
     said = tuple(f"{path}: {before!r} -> {after!r}" for path, before, after in changes)
-    return Start(chosen, directory, goes_on, any_backend=not _gives(arguments, "backend"), changes=said)
+    return Start(chosen, directory, goes_on, any_backend=not _gives(arguments.arguments, "backend"), changes=said)
 
 
 def build(chosen: factory.RunOptions, *, resumed: bool, any_backend: bool) -> factory.Parts:
@@ -214,9 +238,9 @@ def train(arguments: argparse.Namespace) -> int:
     """Train a preset, or go on with a run; under torchrun, together with other processes."""
     with distributed.join() as processes, contextlib.ExitStack() as held:
         begin = processes.share(lambda: choose(arguments, held))
-        use_threads(begin.chosen, may_restart=arguments.restarts and processes.size == 1)
         # Built and loaded before the first folder is made: bad input leaves nothing behind.
         parts = prepare(begin, processes)
+        use_threads(begin.chosen, parts.env, may_restart=arguments.restarts and processes.size == 1)
         with contextlib.closing(parts.env):
             if processes.first:
                 fit(parts, begin, held)
@@ -226,14 +250,15 @@ def train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def use_threads(chosen: factory.RunOptions, *, may_restart: bool) -> None:
+def use_threads(chosen: factory.RunOptions, env: Task, *, may_restart: bool) -> None:
     """Calculate with as many threads as a run wants; several of them sleep while they wait for each other.
 
     Spinning, as they do otherwise, takes the cores from whoever else works here, themselves included. What says so is
     read when torch is loaded, so this program starts again, with the same process number.
     """
-    count = factory.count_threads(chosen)
+    count = factory.count_threads(chosen, env)
     if may_restart and count > 1 and not os.environ.keys() & QUIET.keys():
+        env.close()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **QUIET})
     torch.set_num_threads(count)
 
@@ -243,7 +268,9 @@ def show(chosen: factory.RunOptions) -> None:
     text = yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False)
     if chosen.threads == "auto":
         with contextlib.suppress(ValueError, OSError, ImportError, DataError):  # without its data, say
-            text = text.replace("threads: auto", f"threads: auto  # {factory.count_threads(chosen)} here", 1)
+            with contextlib.closing(factory.build_env(chosen.env, torch.device("cpu"))) as env:
+                count = factory.count_threads(chosen, env)
+            text = text.replace("threads: auto", f"threads: auto  # {count} here", 1)
     print(text, end="")
 
 
@@ -293,7 +320,6 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
             LOGGER.info("%d processes share the work", agent.processes.size)
         description = f"{factory.describe(parts)}\n  {torch.get_num_threads()} CPU thread(s)"
         LOGGER.info("%s", description)
-        run.write_options(agent.step)
         run.text("options", yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False))
         run.text("circuit", f"{description}\n\n{parts.circuit}")
         if resumed:
@@ -309,11 +335,11 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
 def test(arguments: argparse.Namespace) -> int:
     """Test a run on the sets of the test stream."""
     directory = find_directory(arguments.run)
-    chosen = read_saved_arguments(arguments.arguments, read_options(directory))
+    chosen = read_saved_arguments(arguments.arguments, read_options(directory), arguments.imports)
     names = (arguments.checkpoint,) if arguments.checkpoint else ("best", "latest")
     state = load_agent_state(directory, names)
-    use_threads(chosen, may_restart=arguments.restarts)
     parts = build(chosen, resumed=True, any_backend=not _gives(arguments.arguments, "backend"))
+    use_threads(chosen, parts.env, may_restart=arguments.restarts)
     parts.agent.load_state_dict(state)
     tested = directory / "test"
     tested.mkdir(exist_ok=True)
@@ -353,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return test(parsed)
             if parsed.command == "list":
                 return list_entries()
-            show(read_arguments(parsed.arguments))
+            show(read_arguments(parsed.arguments, imports=parsed.imports))
             return 0
     except FirstProcessError:
         return 2

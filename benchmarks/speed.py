@@ -1,7 +1,7 @@
 """How fast circuits run, beside a plain eager implementation, interleaved in one process.
 
     python benchmarks/speed.py                       # every case on the automatic backend, one thread
-    python benchmarks/speed.py ntm-16 --backends native compiled eager --threads 2
+    python benchmarks/speed.py ntm-16 --backends native eager --threads 2
 
 Prints a Markdown table: medians in milliseconds and the ratio of medians. Every figure is of whole sequences; a
 training step is forward, backward, clipping of the gradient's norm and an Adam update; clipping and Adam are PyTorch's

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from ..core.circuit import Circuit
 from ..core.members import Stack, linear
 from ..core.registry import register
+from ..core.state import register_state
 
 
+@register_state
 class FeedForwardCircuitState(NamedTuple):
     """Nothing is carried from step to step."""
 

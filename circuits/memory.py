@@ -19,7 +19,7 @@ from ..core.kernels.transforms import one_call
 from ..core.members import Stack
 from ..core.options import Options, check_sizes
 from ..core.registry import lookup, register
-from ..core.state import CircuitState
+from ..core.state import CircuitState, example
 from ..core.tied import TiedLinear
 from ..core.trace import TraceField
 
@@ -138,7 +138,7 @@ class MemoryCircuit(Circuit):
         return CircuitState(
             self.controller.initial_state(batch_size),
             self.accessor.initial_state(batch_size, **sizes),
-            self.output.weight.new_zeros(batch_size, *self.read_shape),
+            example(self.output).new_zeros(batch_size, *self.read_shape),
         )
 
     def transition(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Any]:
@@ -166,7 +166,7 @@ class MemoryCircuit(Circuit):
     @property
     def changed_transition(self) -> bool:
         """Whether a subclass or a user replaced :meth:`transition`, so that no kernel knows what a step is."""
-        return type(self).transition is not MemoryCircuit.transition or "transition" in vars(self)
+        return type(self).transition is not _TRANSITION or "transition" in vars(self)
 
     def answer(self, features: Tensor) -> Tensor:
         """Logits from features, ``[…, F]`` -> ``[…, O]``."""
@@ -215,3 +215,7 @@ class MemoryCircuit(Circuit):
             steps.append({**self.accessor.observed(heads, state.accessor), "reads": state.reads})
         recorded = {name: torch.stack([step[name] for step in steps]) for name in self.trace_fields if name in steps[0]}
         return torch.stack(features), state, recorded
+
+
+_TRANSITION = MemoryCircuit.transition
+"""As it was written, whatever is put in its place."""

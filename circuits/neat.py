@@ -27,20 +27,20 @@ class NeatCircuit(Circuit):
 
     def setup(self) -> None:
         """Make the network."""
-        self.graph = GraphNetwork(self.input_size, self.output_size, self.max_nodes, activation=self.activation)
+        self.network = GraphNetwork(self.input_size, self.output_size, self.max_nodes, activation=self.activation)
 
     def reset_parameters(self) -> None:
         """Connect every input to every output anew."""
-        self.graph.reset_parameters()
+        self.network.reset_parameters()
 
     def initial_state(self, batch_size: int) -> GraphState:
         """Zeros."""
-        return self.graph.initial_state(batch_size)
+        return self.network.initial_state(batch_size)
 
     def step(self, x: Tensor, state: GraphState | None = None) -> tuple[Tensor, GraphState]:
         """One step; see :meth:`Circuit.step`."""
         x = self.check_inputs(x, "[B, {}]")
-        outputs: tuple[Tensor, GraphState] = self.graph(x, self.check_state(state, x))
+        outputs: tuple[Tensor, GraphState] = self.network(x, self.check_state(state, x))
         return outputs
 
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
@@ -53,5 +53,5 @@ class NeatCircuit(Circuit):
         Returns:
             ``[T, P, B, O]``
         """
-        hidden, output = (dense(parameters[f"graph.{name}"]) for name in (HIDDEN_WEIGHT, OUTPUT_WEIGHT))
-        return self.graph.run_population(hidden, output, inputs)
+        hidden, output = (dense(parameters[f"network.{name}"]) for name in (HIDDEN_WEIGHT, OUTPUT_WEIGHT))
+        return self.network.run_population(hidden, output, inputs)

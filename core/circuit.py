@@ -18,7 +18,7 @@ from .lengths import check_lengths, run_each_to_its_end
 from .members import Stack, map_members
 from .options import check_choice
 from .registry import contract
-from .state import check_batch, compare, layout, map_state
+from .state import check_batch, compare, example, layout, map_state
 from .trace import Trace, TraceField
 
 
@@ -191,10 +191,7 @@ class Circuit(Component, nn.Module, ABC):
             raise ValueError(f"inputs: got a {type(inputs).__name__}; {expected}, in one torch.Tensor")
         if inputs.dim() != shape.count(",") + 1 or inputs.shape[-1] != self.input_size or 0 in inputs.shape:
             raise ValueError(f"inputs: got shape {list(inputs.shape)}; {expected}")
-        own = inputs.dtype
-        for parameter in self.parameters():  # next(…, None) is something that torch.compile did not know in torch 2.6
-            own = parameter.dtype
-            break
+        own = example(self).dtype
         if torch.promote_types(inputs.dtype, own) != own:
             raise ValueError(f"inputs: got {inputs.dtype}; the circuit has {own} (convert either with .to)")
         return inputs.to(own)

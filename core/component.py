@@ -18,6 +18,9 @@ from typing_extensions import dataclass_transform
 from .options import Options, OptionsError, near
 from .registry import contract_of, entries, lookup, name_of
 
+NOT_KEPT = "not kept as an attribute of that name"
+"""Stands for the value of a field that cannot be asked for any more."""
+
 
 class _OptionsOf:
     """The options of a class as a pydantic model, made from its fields when first looked at."""
@@ -114,6 +117,10 @@ class Component:
     def after_setup(self) -> None:
         """What a contract does with all that :meth:`setup` has built."""
 
+    def specification(self) -> dict[str, Any]:
+        """Every field with its value now, by name: what a kernel is told, and may not pass over."""
+        return {name: getattr(self, name, NOT_KEPT) for name in fields_of(type(self))}
+
     @classmethod
     def check_options(cls, options: Any) -> None:
         """Raise ValueError where options do not go together, before anything is built.
@@ -208,7 +215,7 @@ def _model(target: Callable[..., Any], name: str, base: type[Options], definitio
         **definitions,
     )
     model.__qualname__ = f"{target.__qualname__}.{name}"  # where pickle finds it
-    model.component = staticmethod(target)  # type: ignore[attr-defined]
+    model.component = staticmethod(target)
     for said in ("kept", "own_meaning", "settings_of"):
         setattr(model, said, getattr(target, said, getattr(Options, said)))
     model.__doc__ = f"Options of :class:`{target.__qualname__}`."
@@ -312,6 +319,11 @@ def _metadata(annotation: Any) -> list[Any]:
     return parts + [found for argument in typing.get_args(annotation) for found in _metadata(argument)]
 
 
+def component_of(options: Any) -> Any:
+    """The class whose options these are."""
+    return type(options).component
+
+
 def build(chosen: Any, *given: Any, **more: Any) -> Any:
     """The component that options describe; what is none but an object already is returned as it is.
 
@@ -323,7 +335,7 @@ def build(chosen: Any, *given: Any, **more: Any) -> Any:
     if not isinstance(chosen, Options):
         return chosen
     keywords = {name: getattr(chosen, name) for name in type(chosen).model_fields if name != "type"}
-    return type(chosen).component(*given, **keywords, **more)  # type: ignore[attr-defined]
+    return component_of(chosen)(*given, **keywords, **more)
 
 
 def class_of(chosen: Any) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .options import check_choice, check_sizes
 from .recorder import Connection, Network
+from .state import register_state
 
 GraphActivation = Literal["tanh", "relu", "sigmoid", "steep-sigmoid"]
 """Of hidden nodes and of outputs; steep-sigmoid is 1 / (1 + exp(-4.9 x)) (Stanley & Miikkulainen 2002, section 4.1)."""
@@ -24,6 +25,7 @@ HIDDEN_WEIGHT, OUTPUT_WEIGHT = "hidden_weight", "output_weight"
 """Names of the parameters, by which :mod:`~papertape.agents.strategies.neat` finds them in a circuit."""
 
 
+@register_state
 class GraphState(NamedTuple):
     """What recurrent connections carry to the next step."""
 

@@ -33,6 +33,8 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
 
+    component: ClassVar[Any] = None
+    """The class whose options these are."""
     own_meaning: ClassVar[frozenset[str]] = frozenset()
     """Options whose values mean something else in another type of the same block, which does not take them over."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.serialization import add_safe_globals
 from torch.utils import _pytree
 
@@ -42,6 +43,18 @@ def rebuild(structure: State, tensors: Iterable[Tensor]) -> State:
     """A state of the same structure from other tensors, in the order of :func:`leaves`."""
     remaining = iter(tensors)
     return map_state(lambda _: next(remaining), structure)
+
+
+def example(module: nn.Module) -> Tensor:
+    """A tensor of the type, and on the device, in which a module computes, as far as it can be told."""
+    for parameter in module.parameters():  # next(…, None) is something that torch.compile did not know in torch 2.6
+        return parameter
+    # A replica of torch.nn.DataParallel has weights that are no parameters, and layers may have buffers alone.
+    for part in module.modules():
+        for tensor in (*vars(part).values(), *part.buffers(recurse=False)):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                return tensor
+    return torch.empty(0)  # quantised layers pack theirs, and compute in torch's own type
 
 
 def detach(state: State) -> State:

@@ -25,8 +25,8 @@ from papertape import DNC, NTM
 from papertape.core.circuit import Circuit
 from papertape.core.env import Batch
 from papertape.utils import visdom_files
-from papertape.utils.sinks import Plotter
 from papertape.utils.plots import Episode, episode_from
+from papertape.utils.sinks import Plotter
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VISDOM = importlib.util.find_spec("visdom")

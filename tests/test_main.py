@@ -320,8 +320,11 @@ def test_bad_input_leaves_nothing_behind(folder: Path, capsys: pytest.CaptureFix
             ["backend=native", "agent.type=mixed"],
             "backend: got 'native'; allowed with agent.type 'mixed': auto, eager",
         ),
-        (["circuit.memory_size=9999999999999"], "circuit: there is not enough memory; "),
-        (["circuit.memory_size=99999999999999999"], "circuit: there is not enough memory"),
+        (["circuit.memory_size=9999999999999"], "circuit.memory_size: got 9999999999999; allowed: at most 10000000"),
+        (
+            ["circuit.memory_size=99999999999999999"],
+            "circuit.memory_size: got 99999999999999999; allowed: ",
+        ),
         (["device=meta"], "device: got 'meta'; allowed: auto, cpu, cuda, cuda:1 and so on, mps"),
         (["device=gpu"], "device: got 'gpu'; allowed: auto, cpu, cuda, cuda:1 and so on, mps"),
         (["device=1"], "device: got 1; allowed: a valid string"),

@@ -25,13 +25,15 @@ def run(code: str, names: dict[str, object]) -> None:
     exec(compile(code, "README.md", "exec", dont_inherit=True), names)
 
 
-def test_the_library_is_used_as_it_says() -> None:
+def test_the_library_is_used_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     run(LIBRARY.split("trained = ")[0], names)
     trace = names["trace"]
     assert isinstance(trace, papertape.Trace)
     assert trace.read_weights.shape == (50, 16, 2, 64)
     assert trace.memory.shape == (50, 16, 64, 32)
+    assert (tmp_path / "trace.png").stat().st_size > 10_000
 
 
 def test_a_circuit_is_trained_as_it_says(capsys: pytest.CaptureFixture[str]) -> None:

@@ -169,6 +169,11 @@ class Files:
         self.plots = directory / "plots"
         self.failed = False
 
+    def replacing(self, path: Path) -> contextlib.AbstractContextManager[Path]:
+        """See :func:`~papertape.utils.files.replacing`; the folder is made where there is none."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return replacing(path)
+
     @contextlib.contextmanager
     def forgiving(self) -> Iterator[None]:
         """A full or vanished disk costs a warning."""
@@ -181,7 +186,7 @@ class Files:
 
     def curves(self, panels: dict[str, list[Curve]]) -> None:
         """Write ``curves.png``."""
-        with self.forgiving(), replacing(self.plots / "curves.png") as path:
+        with self.forgiving(), self.replacing(self.plots / "curves.png") as path:
             curves_figure(panels).savefig(path, format="png")
 
     def episode(self, step: int, episode: Episode) -> None:
@@ -193,11 +198,10 @@ class Files:
         """Write a PNG as ``<name>.png``, and a copy that bears the step to ``history/``."""
         name = file_name(name)
         with self.forgiving():
-            (self.plots / "history").mkdir(parents=True, exist_ok=True)
-            with replacing(self.plots / f"{name}.png") as path:
+            with self.replacing(self.plots / f"{name}.png") as path:
                 path.write_bytes(content)
             kept = self.plots / "history" / f"{name}-{step:07d}.png"
-            with replacing(kept) as path:
+            with self.replacing(kept) as path:
                 path.write_bytes(content)
             steps = re.compile(re.escape(name) + r"-\d+\.png")
             copies = sorted(copy for copy in kept.parent.iterdir() if steps.fullmatch(copy.name))
@@ -206,7 +210,7 @@ class Files:
 
     def animation(self, episode: Episode) -> None:
         """Write ``<name>.gif``."""
-        with self.forgiving(), replacing(self.plots / f"{file_name(episode.name)}.gif") as path:
+        with self.forgiving(), self.replacing(self.plots / f"{file_name(episode.name)}.gif") as path:
             memory_gif(path, episode)
 
 

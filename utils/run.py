@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -23,14 +23,17 @@ from tqdm import tqdm
 
 from ..core.circuit import Circuit
 from ..core.env import Batch
+from ..core.options import OptionsError
 from ..core.recorder import Picture, Recorder
 from ..core.trace import Trace
 from . import checkpoint
-from .factory import RunOptions
 from .files import append_line, clear_parts, replace_text
-from .options import OptionsError, load_file
+from .options import load_file
 from .plots import episode_from
 from .sinks import Sinks
+
+if TYPE_CHECKING:
+    from .factory import RunOptions
 
 logger = logging.getLogger(__name__)
 

@@ -27,6 +27,8 @@ class Accessor(Component, nn.Module, ABC):
 
     trace_fields: ClassVar[Mapping[str, TraceField]] = {}
     """What :meth:`observed` shows, in the order in which it is drawn."""
+    kind: ClassVar[str] = ""
+    """By which kernels know what it is; none for what they do not know."""
     differentiable: ClassVar[bool] = True
     """Whether what is read has a gradient, without which a circuit can only evolve."""
 
@@ -64,7 +66,7 @@ class Accessor(Component, nn.Module, ABC):
         """Open a state for so many calls of :meth:`forward`, each given what the last returned; here, the state itself.
 
         An accessor may return something private that :meth:`forward` changes in place, as long as the state stays as
-        it was.
+        it was. Where torch records or transforms the steps, which nothing may then change in place, this is not called.
         """
         return state
 

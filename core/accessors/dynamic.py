@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import addressing
 from ..interface import Interface, lookup_mask, oneplus
 from ..registry import register
+from ..state import example, register_state
 from ..trace import TraceField
 from .base import SlotAccessor, SlotOptions
 
@@ -32,6 +33,7 @@ class DynamicOptions(SlotOptions):
     )
 
 
+@register_state
 class DynamicState(NamedTuple):
     """Memory, weightings and what dynamic allocation and temporal links remember after a step."""
 
@@ -84,6 +86,7 @@ class DynamicHeads(NamedTuple):
 class DynamicAccessor(DynamicOptions, SlotAccessor):
     """DNC memory: write heads allocate free slots or look up content, read heads look up content or follow links."""
 
+    kind = "dynamic"
     trace_fields = {
         "read_weights": TraceField("R N", "weighting", "where each read head reads"),
         "write_weights": TraceField("H N", "weighting", "where each write head writes"),
@@ -124,7 +127,7 @@ class DynamicAccessor(DynamicOptions, SlotAccessor):
     def initial_state(self, batch_size: int, memory_size: int | None = None) -> DynamicState:
         """All zeros, for N = ``memory_size`` slots (default: as built)."""
         slots = self.memory_size if memory_size is None else memory_size
-        weight = self.interface.linear.weight
+        weight = example(self.interface.linear)
         return DynamicState(
             memory=weight.new_zeros(batch_size, slots, self.word_size),
             usage=weight.new_zeros(batch_size, slots),

@@ -18,6 +18,7 @@ from ..interface import Interface, lookup_mask, oneplus
 from ..kernels.rows import InPlaceRows, InPlaceTimes, Rows
 from ..kernels.transforms import transform
 from ..registry import register
+from ..state import example, register_state
 from ..trace import TraceField
 from .base import SlotAccessor, SlotOptions
 
@@ -67,10 +68,12 @@ def check_slots(memory_size: int, num_writes: int) -> None:
         )
 
 
+@register_state
 class NoLinks(NamedTuple):
     """Without temporal links there is nothing to carry."""
 
 
+@register_state
 class SparseLinks(NamedTuple):
     """Temporal links: for every slot, the slots written before it and how surely; -1 stands for no slot."""
 
@@ -87,6 +90,7 @@ class SparseLinks(NamedTuple):
     """How surely, ``[B, L]``"""
 
 
+@register_state
 class SparseState(NamedTuple):
     """Memory, sparse weightings and what finds the least recently used slot."""
 
@@ -157,6 +161,7 @@ class SparseAccessor(SparseOptions, SlotAccessor):
     equals, so the accessed ones are always the first ones, and neither search nor copy goes beyond them.
     """
 
+    kind = "sparse"
     trace_fields = {
         "read_weights": TraceField("R N", "weighting", "where each read head reads"),
         "write_weights": TraceField("H N", "weighting", "where each write head writes"),
@@ -207,7 +212,7 @@ class SparseAccessor(SparseOptions, SlotAccessor):
         """
         slots = self.memory_size if memory_size is None else memory_size
         check_slots(slots, self.num_writes)
-        weight = self.interface.linear.weight
+        weight = example(self.interface.linear)
         reads, count = self.num_reads, min(self.slots_per_read, slots)
         entries = self.num_writes + reads * count
 
@@ -237,12 +242,7 @@ class SparseAccessor(SparseOptions, SlotAccessor):
         )
 
     def begin(self, state: SparseState, steps: int, nearest: Nearest | None = None) -> SparseState | WorkingMemory:
-        """A private copy of the state for so many steps, with its own way to look words up; see :meth:`Accessor.begin`.
-
-        Under ``torch.compile``, ``torch.func`` and on the meta device the state itself: none changes a part in place.
-        """
-        if transform() is not None or state.memory.is_meta:
-            return state
+        """A private copy of the state, with its own way to look words up; see :meth:`Accessor.begin`."""
         # A step reaches at most so many slots that none reached before; the links start from the first few.
         per_step = self.slots_per_read + self.num_writes
         reach = max(int(state.used.max()), self.links_per_slot)
@@ -316,7 +316,7 @@ class SparseAccessor(SparseOptions, SlotAccessor):
                 key_norms = torch.sqrt((keys * keys).sum(-1) + addressing.NORM_EPSILON)
                 return working.nearest(memory, norms, keys, key_norms, count)
             small = memory.numel() * self.num_reads <= CACHED_ELEMENTS
-            if small or memory.is_meta or transform() is not None:
+            if small or memory.is_meta or transform((memory, norms, keys)) is not None:
                 similarity = sparse_addressing.similarity(memory.unsqueeze(1), keys, mask)
                 return sparse_addressing.top_k(similarity, count).sort(dim=-1).values
             # A matrix product is much faster, but rounds equal words differently: where more slots come near the K

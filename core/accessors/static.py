@@ -13,6 +13,7 @@ from .. import addressing
 from ..initialisers import InitialMemory, InitialWeights, MemoryInit, WeightInit
 from ..interface import Interface, lookup_mask, oneplus
 from ..registry import register
+from ..state import register_state
 from ..trace import TraceField
 from .base import SlotAccessor, SlotOptions
 
@@ -42,6 +43,7 @@ class StaticOptions(SlotOptions):
     )
 
 
+@register_state
 class StaticState(NamedTuple):
     """Memory and weightings after a step."""
 
@@ -84,6 +86,7 @@ class StaticHeads(NamedTuple):
 class StaticAccessor(StaticOptions, SlotAccessor):
     """NTM memory: every head finds its slot by content, by its last position and by a shift."""
 
+    kind = "static"
     trace_fields = {
         "read_weights": TraceField("R N", "weighting", "where each read head reads"),
         "write_weights": TraceField("H N", "weighting", "where each write head writes"),

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from ..component import Component
 from ..interface import Interface
-from ..kernels.transforms import transform
 from ..registry import register
+from ..state import example, register_state
 from ..trace import TraceField
 from .base import SlotAccessor
 
@@ -35,6 +35,7 @@ class TapeOptions(Component):
     word_size: int = Field(default=20, ge=1, description="W, length of a cell")
 
 
+@register_state
 class TapeState(NamedTuple):
     """The tape, and where its head is."""
 
@@ -125,7 +126,7 @@ class TapeAccessor(TapeOptions, SlotAccessor):
 
     def initial_state(self, batch_size: int, memory_size: int | None = None) -> TapeState:
         """An empty tape of N = ``memory_size`` cells (default: as built), its head at cell 0."""
-        weight = self.interface.linear.weight
+        weight = example(self.interface.linear)
         cells = self.memory_size if memory_size is None else memory_size
         start = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
         return TapeState(
@@ -133,12 +134,7 @@ class TapeAccessor(TapeOptions, SlotAccessor):
         )
 
     def begin(self, state: TapeState, steps: int) -> TapeState:
-        """A private copy of the state; see :meth:`Accessor.begin`.
-
-        Under ``torch.compile``, ``torch.func`` and on the meta device the state itself: none changes a part in place.
-        """
-        if transform() is not None or state.memory.is_meta:
-            return state
+        """A private copy of the state; see :meth:`Accessor.begin`."""
         return OpenTape(state.memory.clone(), *state[1:])
 
     def end(self, state: TapeState) -> TapeState:

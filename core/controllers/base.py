@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from torch.nn import functional
 from ..component import Chosen, Component
 from ..options import Options
 from ..registry import contract
+from ..state import example
 
 
 @contract("controller")
@@ -31,6 +32,9 @@ class Controller(Component, nn.Module, ABC):
         exclude=True,
         description="hidden and cell states are kept in [-clip, clip]; None leaves them",
     )
+
+    kind: ClassVar[str] = ""
+    """By which kernels know what it is; none for what they do not know."""
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> Any:
@@ -67,6 +71,11 @@ class LayeredController(Controller):
             return functional.dropout(x, self.dropout)
         return x
 
+    def specification(self) -> dict[str, Any]:
+        """See :meth:`Component.specification`; a dropout that leaves nothing out is none."""
+        leaves_out = self.training and self.num_layers > 1
+        return {**super().specification(), "dropout": self.dropout if leaves_out else 0.0}
+
     def linear_layers(self, gates: int) -> nn.ModuleList:
         """For each layer the Linear of its input, to so many gates."""
         return nn.ModuleList(
@@ -94,4 +103,4 @@ class GatedController(LayeredController):
 
     def zeros(self, batch_size: int) -> Tensor:
         """A state's part before the first step, ``[B, num_layers, hidden_size]``."""
-        return self.recurrents[0].weight.new_zeros(batch_size, self.num_layers, self.hidden_size)
+        return example(self).new_zeros(batch_size, self.num_layers, self.hidden_size)

@@ -7,9 +7,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..registry import register
+from ..state import register_state
 from .base import Controller
 
 
+@register_state
 class DirectState(NamedTuple):
     """Nothing: only the memory carries a sequence."""
 

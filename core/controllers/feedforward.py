@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from ..registry import register
+from ..state import register_state
 from .base import LayeredController
 
 
+@register_state
 class FeedForwardState(NamedTuple):
     """A feed-forward controller remembers nothing: only the memory carries a sequence."""
 
@@ -18,6 +20,8 @@ class FeedForwardState(NamedTuple):
 @register("controller", "feedforward")
 class FeedForwardController(LayeredController):
     """Fully connected layers with tanh; all that it remembers is in the external memory."""
+
+    kind = "feedforward"
 
     def setup(self) -> None:
         """Make the layers."""

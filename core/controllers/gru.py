@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from ..registry import register
+from ..state import register_state
 from .base import GatedController
 
 
+@register_state
 class GRUState(NamedTuple):
     """Hidden state of every layer."""
 
@@ -21,6 +23,8 @@ class GRUState(NamedTuple):
 @register("controller", "gru")
 class GRUController(GatedController):
     """Gated recurrent unit; gates and their order (reset, update, new) as in torch.nn.GRU."""
+
+    kind = "gru"
 
     def setup(self) -> None:
         """Make the layers."""

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from ..registry import register
+from ..state import register_state
 from .base import GatedController
 
 
+@register_state
 class LSTMState(NamedTuple):
     """Hidden and cell state of every layer."""
 
@@ -23,6 +25,8 @@ class LSTMState(NamedTuple):
 @register("controller", "lstm")
 class LSTMController(GatedController):
     """Long short-term memory; gates and their order (input, forget, cell, output) as in torch.nn.LSTM."""
+
+    kind = "lstm"
 
     def setup(self) -> None:
         """Make the layers."""

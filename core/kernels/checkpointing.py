@@ -47,9 +47,12 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState, every: int) -
         ValueError: ``every`` is below 1.
     """
     check_sizes(checkpoint_every=every)
-    if transform() is not None or inputs.is_meta or not torch.is_grad_enabled() or len(inputs) <= every:
+    named = dict(_module(circuit).named_parameters(remove_duplicate=False))
+    seen = transform([inputs, *leaves(state), *named.values()])
+    # A replica of DataParallel has weights, but no parameters by which they could be put back in the backward pass.
+    if seen is not None or not named or not torch.is_grad_enabled() or len(inputs) <= every:
         return dispatch.run(circuit, inputs, state)
-    names, parameters = zip(*_module(circuit).named_parameters(remove_duplicate=False), strict=True)
+    names, parameters = tuple(named), tuple(named.values())
     parts = []
     for chunk in inputs.split(every):
         features, *last = _Chunk.apply(  # type: ignore[no-untyped-call]

@@ -18,8 +18,6 @@ class CircuitView(Protocol):
     backend: str
     chosen_backend: str | None
     """Backend of the last call, so that a change is logged once."""
-    compiled_transition: Any
-    """Where the compiled backend keeps its compiled step."""
 
     @property
     def input_size(self) -> int:

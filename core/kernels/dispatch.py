@@ -20,6 +20,7 @@ from ..members import Stack, dense, map_members
 from ..options import check_choice
 from ..state import CircuitState
 from . import eager, native, triton
+from .formulas import Skipped
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView
@@ -69,7 +70,7 @@ def choose(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str:
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
     """Features ``[T, B, F]`` of a sequence and the last state, from the chosen backend."""
     name = choose(circuit, inputs, state)
-    if circuit.chosen_backend != name:
+    if circuit.chosen_backend != name and not torch.compiler.is_compiling():
         fastest = _fastest(inputs)
         _note(circuit, name, fastest, _MODULES[fastest].unavailable(circuit, inputs, state))
     features, state = _MODULES[name].run(circuit, inputs, state)
@@ -135,8 +136,8 @@ def _note(circuit: CircuitView, name: str, fastest: str, reason: str | None) -> 
         logger.info("backend: %s", name)
         return
     logger.info("backend: %s (%s: %s)", name, fastest, reason)
-    if reason == native.library.load():
-        _warn_of_slowness(reason)
+    if isinstance(reason, Skipped) or reason == native.library.load():
+        _warn_of_slowness(str(reason))
 
 
 @functools.cache

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..state import CircuitState
+from ..state import CircuitState, leaves
+from .transforms import transform, transforms_functions
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView
@@ -20,7 +21,17 @@ def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> st
 
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
     """Features ``[T, B, F]`` and the last state."""
-    return run_steps(circuit, inputs, state._replace(accessor=circuit.accessor.begin(state.accessor, len(inputs))))
+    accessor = state.accessor
+    if recorded(circuit, inputs, state) is None:
+        accessor = circuit.accessor.begin(accessor, len(inputs))
+    return run_steps(circuit, inputs, state._replace(accessor=accessor))
+
+
+def recorded(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
+    """Why nothing may be changed in place at the moment, nor depend on values, or None; see :func:`transform`."""
+    parameters = (tensor for part in (circuit.controller, circuit.accessor) for tensor in part.parameters())
+    reason = transform([inputs, *leaves(state), *parameters])
+    return "torch.func is at work" if reason is None and transforms_functions() else reason
 
 
 def run_steps(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator,unused-ignore]
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """What the function gives, run as it is."""
     return function(*arguments)

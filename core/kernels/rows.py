@@ -41,9 +41,12 @@ class Rows:
     def put(self, slots: Tensor, rows: Tensor) -> None:
         """Replace the rows of slots ``[B, M]`` by ``[B, M, C]``; a slot named twice must have the same row twice."""
         if rows.is_floating_point():
+            # Emptied, then filled once: of two writes of one row, derivatives would count both, or either.
             owner = first_of_equals(slots)
-            rows = torch.where(owner if rows.dim() == 2 else owner.unsqueeze(-1), rows, rows.detach())
-        self.tensor = self.tensor.scatter(1, self._index(slots), rows)
+            rows = torch.where(owner if rows.dim() == 2 else owner.unsqueeze(-1), rows, 0)
+            self.tensor = self.tensor.scatter(1, self._index(slots), 0).scatter_add(1, self._index(slots), rows)
+        else:
+            self.tensor = self.tensor.scatter(1, self._index(slots), rows)
 
     def add(self, slots: Tensor, rows: Tensor) -> None:
         """Add rows ``[B, M, C]`` to those of slots ``[B, M]``; a slot may be named more than once."""

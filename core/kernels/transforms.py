@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.autograd import Function, forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 _ONE = torch.ones(())
@@ -21,7 +21,7 @@ def transform(tensors: Iterable[Tensor] = ()) -> str | None:
     """
     if torch.compiler.is_compiling():
         return "torch.compile or torch.export is tracing it"
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return "torch.jit.trace is recording it"
     if get_proxy_mode() is not None:
         return "make_fx is recording it"
@@ -31,6 +31,27 @@ def transform(tensors: Iterable[Tensor] = ()) -> str | None:
         if not in_memory(tensor):
             return "it has no rule for torch.func transforms"
     return None
+
+
+class _Classic(Function):
+    """Of the form that functions must have to change a tensor in place."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def transforms_functions() -> bool:
+    """Whether torch.func is at work, on whatever tensors: then it takes no autograd function of this form."""
+    try:
+        _Classic.apply(_ONE)  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        return True
+    return False
 
 
 def in_memory(tensor: Tensor) -> bool:

@@ -2,8 +2,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from papertape.circuits.feedforward import FeedForwardCircuit, FeedForwardCircuitOptions
 from papertape.agents.genome import Layout
+from papertape.circuits.feedforward import FeedForwardCircuit, FeedForwardCircuitOptions
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "sigmoid", "gelu"])

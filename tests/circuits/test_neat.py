@@ -15,8 +15,8 @@ def recurrent_circuit() -> NeatCircuit:
     torch.manual_seed(0)
     circuit = NeatCircuit(2, 1, max_nodes=3)
     with torch.no_grad():
-        circuit.graph.hidden_weight[0] = torch.tensor([0.0, 1.0, 0.5, 0.7, 0.0, 0.0, -0.3])
-        circuit.graph.output_weight[0, 3] = 1.5
+        circuit.network.hidden_weight[0] = torch.tensor([0.0, 1.0, 0.5, 0.7, 0.0, 0.0, -0.3])
+        circuit.network.output_weight[0, 3] = 1.5
     return circuit
 
 
@@ -33,7 +33,7 @@ def test_a_sequence_in_parts_is_the_whole():
 def test_answers_are_logits():
     circuit = recurrent_circuit()
     with torch.no_grad():
-        circuit.graph.output_weight[0, 0] = 9.0
+        circuit.network.output_weight[0, 0] = 9.0
     assert circuit(torch.zeros(1, 1, 2))[0].item() > 8
 
 

@@ -9,13 +9,13 @@ import torch
 
 from papertape import map_state
 from papertape.agents import BackpropAgent, MixedAgent
+from papertape.agents.genome import Layout
 from papertape.circuits import Tape
 from papertape.core.controllers import CONTROLLERS
-from papertape.agents.genome import Layout
 from papertape.core.members import map_members
+from papertape.core.options import OptionsError
 from papertape.envs.copy import CopyEnv
 from papertape.utils import factory, options
-from papertape.utils.options import OptionsError
 
 
 def answers_of_each(circuit: Tape, genomes: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:

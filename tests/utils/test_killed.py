@@ -18,10 +18,10 @@ import pytest
 import torch
 import yaml
 
+from papertape.core.options import OptionsError
 from papertape.main import main
 from papertape.utils import checkpoint
 from papertape.utils.files import append_line, replace_text
-from papertape.utils.options import OptionsError
 from papertape.utils.run import locked
 
 STARTS = multiprocessing.get_context("forkserver")

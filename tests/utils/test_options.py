@@ -10,9 +10,9 @@ import torch
 import yaml
 
 from papertape.agents import BackpropOptions
+from papertape.core.options import OptionsError
 from papertape.envs import images
 from papertape.utils import factory, options
-from papertape.utils.options import OptionsError
 
 
 def parse(*assignments: str, preset: str = "ntm-copy") -> factory.RunOptions:
@@ -103,7 +103,7 @@ WRONG = [
     ("seed=one", "seed: got 'one'; allowed: a valid integer"),
     ("device=tpu9", "device: got 'tpu9'; allowed: auto, cpu, cuda, cuda:1 and so on, mps"),
     ("backend=fast", "backend: got 'fast'; allowed: 'auto', "),
-    ("plots=png", "plots: got 'png'; allowed: 'auto', 'visdom', 'files' or 'off'"),
+    ("plots=png", "plots: got 'png'; allowed: auto, visdom, files, off"),
     ("visdom_port=70000", "visdom_port: got 70000; allowed: less than or equal to 65535"),
     ("threads=0", "threads: got 0; allowed: auto, or a whole number from 1 to 1024"),
     ("sede=1", "sede: unknown option; did you mean 'seed'?"),

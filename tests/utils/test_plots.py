@@ -228,6 +228,18 @@ def test_gates_share_a_panel_unless_they_are_strengths_or_many() -> None:
     assert panels["each"].image.shape == (40, 5)
 
 
+def test_fields_may_be_called_what_else_is_drawn(tmp_path: Path) -> None:
+    bits = np.ones((5, 2), np.float32)
+    names = ("input", "output", "gates", "reward")
+    seen = {name: field("W", "words", 5, 3) for name in names} | {"write_gate": field("", "gate", 5)}
+    episode = Episode("", bits, bits, bits * 0.2, bits[:, 0], seen)
+    layout = layout_of(episode)
+    drawn = [panel.name for panel in layout.panels]
+    assert len(drawn) == len(set(drawn)) == 8
+    assert [panel.name for panel in layout.panels if panel.judged] == ["output"]
+    memory_gif(tmp_path / "names.gif", episode)
+
+
 def test_more_heads_than_have_panels_of_their_own_lie_below_each_other() -> None:
     seen = {"read_weights": field("R N", "weighting", 5, 7, 10), "memory": field("N W", "memory", 5, 10, 3)}
     layout = layout_of(Episode("", seen=seen))

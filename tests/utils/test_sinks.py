@@ -16,11 +16,15 @@ import pytest
 import torch
 from pydantic import Field, ValidationError
 
+from papertape import NTM
+from papertape.agents import BackpropAgent, BackpropOptions
 from papertape.core import registry
 from papertape.core.options import Options, OptionsError
 from papertape.core.recorder import Areas, Histogram, Picture
 from papertape.core.trace_field import TraceField
+from papertape.envs import CopyEnv
 from papertape.utils.plots import Episode, Seen
+from papertape.utils.run import Run as Recorded
 from papertape.utils.sinks import Off, Plots, Plotter, Sink, Sinks
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tensorboard_sink.py"
@@ -151,7 +155,7 @@ def test_options_are_saved_as_short_as_they_can_be_said(given: Any, dumped: Any)
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("png", "got 'png'; .*allowed: off, auto, visdom, files, keeping"),
+        ("png", "got 'png'; .*allowed: auto, visdom, files, off, keeping"),
         ("keepin", "did you mean 'keeping'"),
         ({"type": "nothing"}, "type: got 'nothing'"),
         ({"type": "keeping", "limit": 0}, "limit"),
@@ -229,6 +233,34 @@ def test_episodes_are_traced_only_where_a_sink_wants_them(tmp_path: Path) -> Non
     assert not opened(tmp_path, "failing").wants_pictures
     assert opened(tmp_path, "keeping").wants_pictures and opened(tmp_path, "meddling").wants_pictures
     assert type(next(iter(opened(tmp_path, "off")))) is Off
+
+
+class AllOptions(Run):
+    """What a run is told beside its sinks."""
+
+    visdom_host: str = "localhost"
+    visdom_port: int = 8097
+    agent: BackpropOptions
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_watched_run_learns_the_same(dropout: float, tmp_path: Path) -> None:
+    def weights(*plots: Any) -> dict[str, torch.Tensor]:
+        torch.manual_seed(2)
+        controller = {"type": "lstm", "hidden_size": 8, "num_layers": 2, "dropout": dropout}
+        circuit = NTM(5, 3, controller=controller, memory_size=6, word_size=4)
+        options = BackpropOptions(steps=12, batch_size=4, log_every=1, evaluate_every=4, evaluation_sequences=4)
+        folder = tmp_path / str(plots)
+        folder.mkdir()
+        env = CopyEnv(width=3, max_length=3, test_lengths=[5])
+        with Recorded(folder, AllOptions(plots=list(plots), agent=options), circuit) as run:
+            BackpropAgent(env, circuit, options, seed=1, recorder=run).fit()
+        return circuit.state_dict()
+
+    alone = weights("off")
+    for plots in (["meddling"], ["failing", "leaving", "keeping"], ["files", "keeping"]):
+        watched = weights(*plots)
+        assert all(torch.equal(watched[name], alone[name]) for name in alone), plots
 
 
 class Writer:

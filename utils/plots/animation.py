@@ -71,7 +71,7 @@ def _film_figure(episode: Episode) -> tuple[Figure, list[_Film], list[Axes]]:
     drawn.figure.set_dpi(GIF_DPI)
     films, timed = [], []
     for panel, image in drawn.panels:
-        values = _output_colours(episode) if panel.name == "output" and episode.judged else panel.image
+        values = _output_colours(episode) if panel.judged else panel.image
         films.append(_Film(image, values, True))
         if panel.colours == "weights":
             image.axes.set_facecolor("black")

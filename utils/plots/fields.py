@@ -15,6 +15,9 @@ MAX_HEADS = 4
 """Heads that get a panel of their own; more lie one below the other in one."""
 MAX_GATES = 12
 """Rows that a field may have to share the panel of the gates."""
+GATES = "gates"
+SEQUENCE_TITLES = ("input", "target", "output")
+WORLD_TITLES = ("observation", "reward", "output")
 READ_HEADS = "R"
 """Letter of the axis of read heads: where they read is drawn to the right, all else to the left."""
 
@@ -41,6 +44,8 @@ class Panel(NamedTuple):
     """End of the colour scale; None takes the largest value."""
     scaled: bool = False
     """Whether a colour bar stands beside it."""
+    judged: bool = False
+    """Whether these are outputs of which some may be wrong."""
 
     @property
     def ticks(self) -> Ticks | None:
@@ -94,8 +99,9 @@ class Layout(NamedTuple):
 
 
 def title_of(name: str) -> str:
-    """The name of a field as words."""
-    return name.replace("_", " ")
+    """The name of a field as words, which differ from what else is drawn."""
+    words = name.replace("_", " ")
+    return f"{words} of the trace" if words in (*SEQUENCE_TITLES, *WORLD_TITLES, GATES) else words
 
 
 def layout_of(episode: Episode) -> Layout:
@@ -142,16 +148,17 @@ def in_two(panels: list[Panel]) -> tuple[list[Panel], list[Panel]]:
 
 def bit_panels(episode: Episode) -> list[Panel]:
     """Inputs, targets and outputs ``[T, channels]``, a panel each, as far as they are there."""
-    world = episode.mask is not None and not episode.judged
-    titles = ("observation", "reward", "output") if world else ("input", "target", "output")
+    titles = SEQUENCE_TITLES if episode.mask is None or episode.judged else WORLD_TITLES
     wrong = int(wrong_bits(episode).sum())
     verdict = f", {wrong} {'bit' if wrong == 1 else 'bits'} wrong" if wrong else ", all bits right"
-    notes = ("", "", verdict if episode.judged else "")
-    return [
-        Panel(title, part.T, "bits", panel_height(part.shape[1], 0.1, 0.3, 1.4), "channel", note)
-        for title, part, note in zip(titles, (episode.inputs, episode.targets, episode.outputs), notes, strict=True)
+    panels = [
+        Panel(title, part.T, "bits", panel_height(part.shape[1], 0.1, 0.3, 1.4), "channel")
+        for title, part in zip(titles, (episode.inputs, episode.targets, episode.outputs), strict=True)
         if part is not None
     ]
+    if episode.judged:
+        panels[-1] = panels[-1]._replace(note=verdict, judged=True)
+    return panels
 
 
 def _by_head(values: Array, *, last: int = 1) -> Array:
@@ -210,7 +217,7 @@ def gate_panels(gates: Mapping[str, Seen]) -> list[Panel]:
     if not together:
         return alone
     labels, values = [label for label, _ in together], np.stack([row for _, row in together])
-    return [Panel("gates", values, "bits", panel_height(len(values), 0.13, 0.3, 1.3), "gate", "", labels), *alone]
+    return [Panel(GATES, values, "bits", panel_height(len(values), 0.13, 0.3, 1.3), "gate", "", labels), *alone]
 
 
 def stills_of(episode: Episode, slots: Mapping[str, Slots]) -> list[Still]:

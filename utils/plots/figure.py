@@ -227,6 +227,6 @@ def episode_figure(episode: Episode) -> Figure:
     """
     drawn = draw(episode)
     for panel, image in drawn.panels:
-        if panel.name == "output" and episode.judged:
+        if panel.judged:
             mark_wrong(drawn.figure, image.axes, episode)
     return drawn.figure

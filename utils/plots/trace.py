@@ -27,8 +27,7 @@ def plot_trace(
 ) -> Figure:
     """Draw what the heads and the memory of a circuit did in one sequence: every field of a trace that there is.
 
-    ``outputs, state, trace = circuit(inputs, trace=True); plot_trace(trace, "trace.png", inputs=inputs)``. In a
-    notebook the figure that is returned shows itself.
+    ``outputs, state, trace = circuit(inputs, trace=True); plot_trace(trace, "trace.png", inputs=inputs)``.
 
     Args:
         trace: of a batch.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from ...core.component import Component
-from ...core.registry import contract, register
+from ...core.registry import contract
 
 if TYPE_CHECKING:
     from ...core.recorder import Picture
@@ -49,8 +49,3 @@ class Sink(Component, ABC):
 
     def close(self) -> None:
         """The run is over: write what is left."""
-
-
-@register("sink", "off")
-class Off(Sink):
-    """Takes nothing."""

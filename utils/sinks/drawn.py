@@ -270,3 +270,8 @@ class Files(Plotter):
     """PNG files."""
 
     mode: Literal["files"] = Field("files", init=False)
+
+
+@register("sink", "off")
+class Off(Sink):
+    """Nothing at all."""

@@ -18,8 +18,8 @@ from ...core.component import Chosen, build
 from ...core.options import Options, OptionsError
 from ...core.recorder import Picture
 from ..plots import Episode
-from .base import Off, Sink
-from .drawn import Plotter
+from .base import Sink
+from .drawn import Off, Plotter
 
 logger = logging.getLogger(__name__)
 

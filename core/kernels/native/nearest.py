@@ -7,7 +7,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ...addressing import NORM_EPSILON
+from ... import addressing
+from ..operators import operator
 from . import library
 
 
@@ -39,10 +40,16 @@ def nearest(memory: Tensor, norms: Tensor, keys: Tensor, key_norms: Tensor, coun
     Raises:
         MemoryError: no room for the scratch memory.
     """
+    slots: Tensor = _nearest(memory, norms, keys, key_norms, count)
+    return slots
+
+
+def _search(memory: Tensor, norms: Tensor, keys: Tensor, key_norms: Tensor, count: int) -> Tensor:
     batch, rows, word = memory.shape
-    assert memory.stride()[1:] == (word, 1) and norms.stride(1) == 1
+    if memory.stride()[1:] != (word, 1) or norms.stride(1) != 1:
+        memory, norms = memory.contiguous(), norms.contiguous()
     keys, key_norms = keys.contiguous(), key_norms.contiguous()
-    slots = torch.empty(*keys.shape[:2], count, dtype=torch.int64)
+    slots = _empty_slots(memory, norms, keys, key_norms, count)
     sizes = Search(
         batch,
         rows,
@@ -52,7 +59,7 @@ def nearest(memory: Tensor, norms: Tensor, keys: Tensor, key_norms: Tensor, coun
         torch.get_num_threads(),
         memory.stride(0),
         norms.stride(0),
-        NORM_EPSILON,
+        addressing.NORM_EPSILON,
     )
     loaded = library.load()
     assert not isinstance(loaded, str), loaded
@@ -61,3 +68,15 @@ def nearest(memory: Tensor, norms: Tensor, keys: Tensor, key_norms: Tensor, coun
     if function(ctypes.byref(sizes), *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)):
         raise MemoryError("native backend: no memory for the scratch space of a lookup")
     return slots
+
+
+def _empty_slots(memory: Tensor, norms: Tensor, keys: Tensor, key_norms: Tensor, count: int) -> Tensor:
+    return keys.new_empty((*keys.shape[:2], count), dtype=torch.int64)
+
+
+_nearest = operator(
+    "native_nearest(Tensor memory, Tensor norms, Tensor keys, Tensor key_norms, int count) -> Tensor",
+    "CPU",
+    _search,
+    _empty_slots,
+)

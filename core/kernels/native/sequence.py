@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..guard import GATES
+from ..operators import operator
+from ..transforms import in_memory, transforms_functions
 from . import library
 from .library import Problem, Tensors
 
@@ -104,12 +109,20 @@ def run_sequence(
     arguments = (inputs, *weights[1:], *first[:3], *(weight for layer in weights.layers for weight in layer))
     arguments += first.leaves
     problem.training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
-    if problem.training:
-        results = _Sequence.apply(accessor, problem, *arguments)  # type: ignore[no-untyped-call]
+    text = bytes(problem).hex()
+    if not problem.training:
+        features, *made = _run_sequence(accessor, text, arguments)
     else:
-        results = _forward(accessor, problem, *arguments).results
-    features, hidden, cell, reads, *leaves = results
-    return features, State(hidden, cell, reads, tuple(leaves))
+        try:
+            features, *made = _Sequence.apply(accessor, text, *arguments)  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            if not transforms_functions():
+                raise
+            features, *made = _sequence(accessor, text, arguments)  # torch.func is at work, on other tensors
+    last = iter(made)
+    hidden, cell, reads = (None if tensor is None else next(last) for tensor in first[:3])
+    assert reads is not None
+    return features, State(hidden, cell, reads, tuple(last))
 
 
 def run_population(
@@ -135,30 +148,16 @@ def run_population(
     Returns:
         ``[T, P, B, O]``, not clipped.
     """
-    inputs, output_weight, output_bias, *interface = (
-        t.detach().contiguous() for t in (inputs, output_weight, output_bias, *weights[1:])
-    )
-    layers = [_plain(weight) for layer in weights.layers for weight in layer]
-    hidden, cell, reads, *leaves = (_plain(t) for t in (*first[:3], *first.leaves))
-    (steps, batch, _), (members, outputs) = inputs.shape, output_bias.shape
+    batch, (members, outputs) = inputs.shape[1], output_bias.shape
     problem.members, problem.batch, problem.outputs = members, members * batch, outputs
-    loaded = _library()
-    two_steps = inputs.new_empty(2, members * batch, output_weight.shape[2])
-    answers = inputs.new_empty(steps, members, batch, outputs)
-    record_size, tape_size = library.sizes(loaded, accessor, problem, inputs.dtype)
-    workspace = inputs.new_empty(record_size + tape_size)
-    x = _tensors(workspace, record_size)
-    x.give(inputs=inputs, interface_weight=interface[0], interface_bias=interface[1])
-    x.give_layers("layers", layers)
-    x.give(output_weight=output_weight, output_bias=output_bias, features=two_steps, outputs=answers)
-    x.give(hidden=hidden, cell=cell, reads=reads)
-    x.give_leaves("state", leaves)
-    library.call(loaded, accessor, "forward", problem, inputs.dtype, x)
-    return answers
+    layers = [weight for layer in weights.layers for weight in layer]
+    tensors = (inputs, *weights[1:], output_weight, output_bias, *first[:3], *layers, *first.leaves)
+    with torch.no_grad():
+        return _population(accessor, bytes(problem).hex(), tensors)
 
 
 def _plain(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().contiguous()
+    return None if tensor is None else tensor.contiguous()
 
 
 def _library() -> ctypes.CDLL:
@@ -166,6 +165,15 @@ def _library() -> ctypes.CDLL:
     if isinstance(loaded, str):
         raise RuntimeError(f"native backend: {loaded}")
     return loaded
+
+
+def _problem(text: str) -> Problem:
+    """A problem from the text that operators take: its bytes."""
+    return Problem.from_buffer_copy(bytes.fromhex(text))
+
+
+def _tensors(workspace: Tensor, record_size: int) -> Tensors:
+    return Tensors(records=workspace.data_ptr(), tape=workspace.data_ptr() + record_size * workspace.element_size())
 
 
 _ARGUMENTS = ("inputs", "interface_weight", "interface_bias", "hidden", "cell", "reads")
@@ -177,79 +185,230 @@ def _layers_end(problem: Problem) -> int:
     return len(_ARGUMENTS) + len(Layer._fields) * problem.layers
 
 
-class _Run(NamedTuple):
-    """What a forward pass leaves."""
+class _Room(NamedTuple):
+    """Room for what a forward pass leaves."""
 
-    given: list[Tensor | None]
-    """The arguments as the library needs them."""
     features: Tensor
     """``[T + 1, B, F]``"""
     workspace: Tensor
     """Records and tape."""
-    results: tuple[Tensor | None, ...]
-    """Features ``[T, B, F]``, last hidden vectors, last cell, last words read, last leaves."""
+    last: list[Tensor]
+    """The last state: hidden vectors, cell, words read, leaves."""
+    record_size: int
+
+    @classmethod
+    def make(cls, accessor: str, problem: Problem, arguments: Sequence[Tensor | None]) -> _Room:
+        inputs = arguments[0]
+        assert inputs is not None
+        features = inputs.new_empty(problem.steps + 1, problem.batch, problem.hidden + problem.reads * problem.word)
+        record_size, tape_size = library.sizes(_library(), accessor, problem, inputs.dtype)
+        # One block, not two: what malloc gave and got back in one piece it keeps for the next call.
+        workspace = inputs.new_empty(record_size + tape_size)
+        state = (*arguments[3 : len(_ARGUMENTS)], *arguments[_layers_end(problem) :])
+        last = [torch.empty_like(t) for t in state if t is not None]
+        return cls(features, workspace, last, record_size)
+
+    def results(self) -> list[Tensor]:
+        return [self.features, self.workspace, *self.last]
 
 
-def _forward(accessor: str, problem: Problem, *arguments: Tensor | None) -> _Run:
+def _empty(accessor: str, text: str, arguments: Sequence[Tensor | None]) -> list[Tensor]:
+    """Room for what a forward pass leaves; see :class:`_Room`."""
+    return _Room.make(accessor, _problem(text), [_plain(t) for t in arguments]).results()
+
+
+def _run_forward(accessor: str, text: str, arguments: Sequence[Tensor | None]) -> list[Tensor]:
+    """Run a sequence; features ``[T + 1, B, F]``, records and tape, and the last state."""
+    problem = _problem(text)
     given = [_plain(t) for t in arguments]
-    named = dict(zip(_ARGUMENTS, given, strict=False))
+    room = _Room.make(accessor, problem, given)
     end = _layers_end(problem)
-    leaves = given[end:]
-    inputs, state = named["inputs"], [named[name] for name in ("hidden", "cell", "reads")]
+    x = _tensors(room.workspace, room.record_size)
+    carried = given[3 : len(_ARGUMENTS)]
+    remaining = iter(room.last)
+    last_hidden, last_cell, last_reads = (None if t is None else next(remaining) for t in carried)
+    x.give(**dict(zip(_ARGUMENTS, given, strict=False)))
+    x.give_layers("layers", given[len(_ARGUMENTS) : end])
+    x.give(features=room.features, last_hidden=last_hidden, last_cell=last_cell, last_reads=last_reads)
+    x.give_leaves("state", given[end:])
+    x.give_leaves("last_state", remaining)
+    library.call(_library(), accessor, "forward", problem, room.features.dtype, x)
+    return room.results()
+
+
+def _shapes(accessor: str, problem: Problem) -> list[tuple[int, ...]]:
+    """Of all that a sequence takes, in order."""
+    p = problem
+    gates = tuple(GATES.values())[p.controller] * p.hidden
+    layer = ((gates, p.hidden), (gates,), (gates, p.hidden), (gates,))
+    carried = (p.batch, p.layers, p.hidden)
+    memory, heads = (p.batch, p.slots, p.word), [(p.batch, count, p.slots) for count in (p.reads, p.writes)]
+    linked = ((p.batch, p.slots), (p.batch, p.writes, p.slots, p.slots), (p.batch, p.writes, p.slots))
+    return [
+        (p.steps, p.batch, p.inputs),
+        *((p.interface, p.hidden), (p.interface,)),
+        *(carried, carried, (p.batch, p.reads, p.word)),
+        *((gates, p.inputs + p.reads * p.word), *layer[1:]),
+        *(layer * (p.layers - 1)),
+        *(memory, *(linked if accessor == "dynamic" else ()), *heads),
+    ]
+
+
+def _empty_gradients(
+    accessor: str, text: str, wanted: Sequence[bool], saved: Sequence[Tensor | None], gradients: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """Room for the gradients of the arguments that want one."""
+    features = saved[-2]
+    assert features is not None
+    shapes = _shapes(accessor, _problem(text))
+    return [features.new_empty(shape) for shape, want in zip(shapes, wanted, strict=True) if want]
+
+
+def _run_backward(
+    accessor: str, text: str, wanted: Sequence[bool], saved: Sequence[Tensor | None], gradients: Sequence[Tensor | None]
+) -> list[Tensor]:
+    """Gradients of a sequence; see :func:`_backward`."""
+    problem = _problem(text)
+    inputs, interface_weight, *layers = (_plain(t) for t in saved[:-2])
+    features, workspace = saved[-2:]
+    assert features is not None and workspace is not None
+    d_features, d_last_hidden, d_last_cell, d_last_reads, *d_last_leaves = (_plain(d) for d in gradients)
+    made = _empty_gradients(accessor, text, wanted, saved, gradients)
+    remaining = iter(made)
+    given = [next(remaining) if want else None for want in wanted]
+    end = _layers_end(problem)
+    loaded = _library()
+    x = _tensors(workspace, library.sizes(loaded, accessor, problem, features.dtype)[0])
+    x.give(inputs=inputs, interface_weight=interface_weight, features=features)
+    x.give_layers("layers", layers)
+    x.give(d_features=d_features, d_last_hidden=d_last_hidden, d_last_cell=d_last_cell, d_last_reads=d_last_reads)
+    x.give(**{f"d_{name}": tensor for name, tensor in zip(_ARGUMENTS, given, strict=False)})
+    x.give_layers("d_layers", given[len(_ARGUMENTS) : end])
+    x.give_leaves("d_last_state", d_last_leaves)
+    x.give_leaves("d_state", given[end:])
+    library.call(loaded, accessor, "backward", problem, features.dtype, x)
+    return made
+
+
+def _empty_answers(accessor: str, text: str, tensors: Sequence[Tensor | None]) -> Tensor:
+    """Room for the answers of a population."""
+    problem, inputs = _problem(text), tensors[0]
     assert inputs is not None
+    return inputs.new_empty(problem.steps, problem.members, problem.batch // problem.members, problem.outputs)
+
+
+def _run_population(accessor: str, text: str, tensors: Sequence[Tensor | None]) -> Tensor:
+    """Run a population; see :func:`run_population` for the order of the tensors."""
+    problem = _problem(text)
+    inputs, *parameters = (_plain(t) for t in tensors)
+    interface_weight, interface_bias, output_weight, output_bias, hidden, cell, reads, *rest = parameters
+    assert inputs is not None and output_weight is not None
+    end = len(Layer._fields) * problem.layers
+    answers = _empty_answers(accessor, text, tensors)
+    two_steps = inputs.new_empty(2, problem.batch, output_weight.shape[2])
     loaded = _library()
     record_size, tape_size = library.sizes(loaded, accessor, problem, inputs.dtype)
-    features = inputs.new_empty(problem.steps + 1, problem.batch, problem.hidden + problem.reads * problem.word)
-    # One block, not two: what malloc gave and got back in one piece it keeps for the next call.
     workspace = inputs.new_empty(record_size + tape_size)
-    last = [None if t is None else torch.empty_like(t) for t in (*state, *leaves)]
     x = _tensors(workspace, record_size)
-    x.give(**named)
-    x.give_layers("layers", given[len(_ARGUMENTS) : end])
-    x.give(features=features, last_hidden=last[0], last_cell=last[1], last_reads=last[2])
-    x.give_leaves("state", leaves)
-    x.give_leaves("last_state", last[3:])
+    x.give(inputs=inputs, interface_weight=interface_weight, interface_bias=interface_bias)
+    x.give_layers("layers", rest[:end])
+    x.give(output_weight=output_weight, output_bias=output_bias, features=two_steps, outputs=answers)
+    x.give(hidden=hidden, cell=cell, reads=reads)
+    x.give_leaves("state", rest[end:])
     library.call(loaded, accessor, "forward", problem, inputs.dtype, x)
-    return _Run(given, features, workspace, (features[1:], *last))
+    return answers
 
 
-def _tensors(workspace: Tensor, record_size: int) -> Tensors:
-    return Tensors(records=workspace.data_ptr(), tape=workspace.data_ptr() + record_size * workspace.element_size())
+def _differentiable(accessor: str, text: str, arguments: Sequence[Tensor | None]) -> list[Tensor]:
+    """What :data:`_sequence` is to autograd."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
+        return list(_Sequence.apply(accessor, text, *arguments))  # type: ignore[no-untyped-call]
+    return _run_sequence(accessor, text, arguments)
+
+
+def _run_sequence(accessor: str, text: str, arguments: Sequence[Tensor | None]) -> list[Tensor]:
+    """Features ``[T, B, F]`` and the last state, without what the backward pass would need."""
+    features, _, *last = _forward(accessor, text, arguments)
+    return [features[1:], *last]
+
+
+def _empty_sequence(accessor: str, text: str, arguments: Sequence[Tensor | None]) -> list[Tensor]:
+    features, *rest = _empty(accessor, text, arguments)
+    return [features[1:], *rest[1:]]
+
+
+_forward = operator(
+    "native_forward(str accessor, str problem, Tensor?[] arguments) -> Tensor[]", "CPU", _run_forward, _empty
+)
+_backward = operator(
+    "native_backward(str accessor, str problem, bool[] wanted, Tensor?[] saved, Tensor?[] gradients) -> Tensor[]",
+    "CPU",
+    _run_backward,
+    _empty_gradients,
+)
+_GRADIENTS = [f"d_{index}" for index in range(4 + library.MOST_LEAVES)]
+"""Names of the gradients of features, hidden vectors, cell, words read, and leaves."""
+
+
+def _run_flat_backward(
+    accessor: str, text: str, wanted: Sequence[bool], saved: Sequence[Any], *gradients: Any
+) -> Tensor:
+    """The same in one tensor, for gradients that come in batches: what ``is_grads_batched`` can repeat by itself."""
+    return torch.cat([part.flatten() for part in _run_backward(accessor, text, wanted, saved, list(gradients))])
+
+
+def _empty_flat(accessor: str, text: str, wanted: Sequence[bool], saved: Sequence[Any], *gradients: Any) -> Tensor:
+    parts = _empty_gradients(accessor, text, wanted, saved, list(gradients))
+    return torch.cat([part.flatten() for part in parts])
+
+
+_flat_backward = operator(
+    "native_flat_backward(str accessor, str problem, bool[] wanted, Tensor?[] saved, "
+    + ", ".join(f"Tensor? {name}" for name in _GRADIENTS)
+    + ") -> Tensor",
+    "CPU",
+    _run_flat_backward,
+    _empty_flat,
+)
+_population = operator(
+    "native_population(str accessor, str problem, Tensor?[] tensors) -> Tensor", "CPU", _run_population, _empty_answers
+)
 
 
 class _Sequence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, accessor: str, problem: Problem, *arguments: Tensor | None) -> tuple[Tensor | None, ...]:
-        run = _forward(accessor, problem, *arguments)
-        ctx.accessor, ctx.problem = accessor, problem
-        ctx.shapes = [None if t is None else t.shape for t in run.given]
+    def forward(ctx: Any, accessor: str, text: str, *arguments: Tensor | None) -> tuple[Tensor, ...]:
+        features, workspace, *last = _forward(accessor, text, arguments)
+        ctx.accessor, ctx.text, ctx.given = accessor, text, [t is not None for t in arguments[3:6]]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            *run.given[:2], *run.given[len(_ARGUMENTS) : _layers_end(problem)], run.features, run.workspace
-        )
-        return run.results
+        layers = arguments[len(_ARGUMENTS) : _layers_end(_problem(text))]
+        ctx.save_for_backward(*arguments[:2], *layers, features, workspace)
+        return features[1:], *last
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        problem: Problem = ctx.problem
-        inputs, interface_weight, *layers, features, workspace = ctx.saved_tensors
-        d_features, d_last_hidden, d_last_cell, d_last_reads, *d_last_leaves = (
-            None if d is None else d.contiguous() for d in gradients
-        )
-        made = [
-            inputs.new_empty(shape) if wanted else None
-            for shape, wanted in zip(ctx.shapes, ctx.needs_input_grad[2:], strict=True)
-        ]
-        loaded = _library()
-        record_size, _ = library.sizes(loaded, ctx.accessor, problem, inputs.dtype)
-        x = _tensors(workspace, record_size)
-        x.give(inputs=inputs, interface_weight=interface_weight, features=features)
-        x.give_layers("layers", layers)
-        x.give(d_features=d_features, d_last_hidden=d_last_hidden, d_last_cell=d_last_cell, d_last_reads=d_last_reads)
-        x.give(**{f"d_{name}": tensor for name, tensor in zip(_ARGUMENTS, made, strict=False)})
-        x.give_layers("d_layers", made[len(_ARGUMENTS) : _layers_end(problem)])
-        x.give_leaves("d_last_state", d_last_leaves)
-        x.give_leaves("d_state", made[_layers_end(problem) :])
-        library.call(loaded, ctx.accessor, "backward", problem, inputs.dtype, x)
-        return (None, None, *made)
+    def backward(ctx: Any, d_features: Tensor | None, *d_last: Tensor | None) -> tuple[Tensor | None, ...]:
+        remaining = iter(d_last)
+        d_carried = [next(remaining) if given else None for given in ctx.given]
+        gradients = (d_features, *d_carried, *remaining)
+        wanted = ctx.needs_input_grad[2:]
+        about = (ctx.accessor, ctx.text, wanted, ctx.saved_tensors)
+        if all(d is None or in_memory(d) for d in gradients):
+            made = iter(_backward(*about, gradients))
+        else:
+            every = _shapes(ctx.accessor, _problem(ctx.text))
+            shapes = [shape for shape, want in zip(every, wanted, strict=True) if want]
+            flat = _flat_backward(*about, *gradients, *(None,) * (len(_GRADIENTS) - len(gradients)))
+            made = iter(
+                part.view(s) for part, s in zip(flat.split([math.prod(s) for s in shapes]), shapes, strict=True)
+            )
+        return None, None, *(next(made) if want else None for want in wanted)
+
+
+_sequence = operator(
+    "native_sequence(str accessor, str problem, Tensor?[] arguments) -> Tensor[]",
+    "CPU",
+    _run_sequence,
+    _empty_sequence,
+    _differentiable,
+)

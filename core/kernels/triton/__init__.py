@@ -13,21 +13,29 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ... import install
-from ...accessors.dynamic import DynamicAccessor
-from ...accessors.static import StaticAccessor
 from ...state import CircuitState
-from ..hooks import hooked
-from ..shapes import accessor_shapes
-from ..transforms import transform
+from .. import guard
+from ..formulas import other_constants
+from ..transforms import transforms_functions
 
 if TYPE_CHECKING:
     from ..circuit_view import CircuitView
 
-LARGEST = {"word_size": 1024, "num_reads": 16, "num_writes": 16, "shift_range": 32}
+LARGEST: guard.Options = {
+    "word_size": guard.up_to(1024),
+    "num_reads": guard.up_to(16),
+    "num_writes": guard.up_to(16),
+}
 """What the kernels hold in registers or unroll."""
+
+ACCESSORS: dict[str, guard.Options] = {
+    "static": {**guard.STATIC, **LARGEST, "shift_range": guard.up_to(32)},
+    "dynamic": {**guard.DYNAMIC, **LARGEST},
+}
+"""What the kernels understand."""
 
 OLDEST_CAPABILITY = (7, 0)
 """NVIDIA GPUs that Triton compiles for: Volta and newer."""
@@ -36,10 +44,12 @@ OLDEST_CAPABILITY = (7, 0)
 def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
     """Why the Triton backend cannot run these inputs, or None."""
     return (
-        transform()
-        or _unavailable_device(inputs.device, asked_for=circuit.backend == "triton")
-        or _unavailable_parts(circuit)
-        or _unavailable_tensors(circuit, inputs, state)
+        _unavailable_device(inputs.device, asked_for=circuit.backend == "triton")
+        or guard.unavailable_here(inputs.device)
+        or other_constants()
+        or ("it has no rule for torch.func transforms" if transforms_functions() else None)
+        or guard.known("triton", circuit, ACCESSORS, None).unavailable(circuit, inputs, state)
+        or _unfit_modules(circuit, inputs, state)
         or _unavailable_triton(inputs.device)
     )
 
@@ -47,8 +57,6 @@ def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> st
 def _unavailable_device(device: torch.device, *, asked_for: bool) -> str | None:
     if device.type not in ("cpu", "cuda"):
         return f"it runs on GPUs that torch calls cuda; inputs are on {device}"
-    if torch.is_autocast_enabled(device.type):
-        return "it has no autocast"
     if device.type == "cpu":
         if os.environ.get("TRITON_INTERPRET") != "1":
             return (
@@ -60,40 +68,13 @@ def _unavailable_device(device: torch.device, *, asked_for: bool) -> str | None:
     return None
 
 
-def _unavailable_parts(circuit: CircuitView) -> str | None:
-    accessor: Any = circuit.accessor
-    if type(accessor) not in (StaticAccessor, DynamicAccessor):
-        return f"it has no {type(accessor).__name__}"
-    for name, largest in LARGEST.items():
-        size = getattr(accessor, name, 0)
-        if size > largest:
-            return f"its kernels take {name} up to {largest}; this circuit has {size}"
-    if hooked(accessor):
-        return f"it would skip hooks or a replaced forward of {type(accessor).__name__}"
-    if circuit.changed_transition:
-        return f"it would skip the transition of {type(circuit).__name__}"
-    return None
-
-
-def _unavailable_tensors(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
-    """Checks every type, place and shape that kernels rely on: they read memory as they are told."""
-    accessor: Any = circuit.accessor
-    shapes = accessor_shapes(accessor, state, inputs.shape[1])
-    named = {**state.accessor._asdict(), "inputs": inputs, "reads": state.reads}
-    if not isinstance(state.controller, Tensor) and hasattr(state.controller, "_asdict"):
-        named |= state.controller._asdict()
-    for module in (circuit.controller, accessor):
-        named |= dict(module.named_parameters())
-    for name, tensor in named.items():
-        if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
-            return f"{name} is no plain dense tensor"
-        if tensor.device != inputs.device:
-            return f"inputs are on {inputs.device}, {name} is on {tensor.device}"
-        if tensor.dtype != inputs.dtype or tensor.dtype not in (torch.float32, torch.float64):
-            return f"it runs float32 or float64 throughout; inputs are {inputs.dtype}, {name} is {tensor.dtype}"
-        if name in shapes and (tensor.shape != shapes[name] or 0 in tensor.shape):
-            return f"{name} has shape {list(tensor.shape)}; expected {list(shapes[name])}"
-    return None
+def _unfit_modules(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
+    """Why what the controller carries, or the parameters, cannot be read, or None; a controller may carry anything."""
+    named = dict(state.controller._asdict()) if hasattr(state.controller, "_asdict") else {}
+    for part in ("controller", "accessor"):
+        named |= {f"{part}.{name}": tensor for name, tensor in getattr(circuit, part).named_parameters()}
+    named = {name: tensor for name, tensor in named.items() if isinstance(tensor, Tensor) and tensor.numel()}
+    return guard.unfit(named.values(), [(name, tuple(tensor.shape)) for name, tensor in named.items()], inputs)
 
 
 @functools.lru_cache

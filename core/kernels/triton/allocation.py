@@ -14,10 +14,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ...addressing import USAGE_EPSILON
-from .launch import launch, parts, power_of_two, sigmoid
+from .launch import kernel_backward, launch, parts, power_of_two, sigmoid
 
 ROWS = 32
 """Slots that a program allocates."""
@@ -234,7 +233,7 @@ class _UsageAllocation(torch.autograd.Function):
         return usage, allocations
 
     @staticmethod
-    @once_differentiable
+    @kernel_backward
     def backward(ctx: Any, d_usage: Tensor, d_allocations: Tensor) -> tuple[Tensor, ...]:
         previous, write_weights, free_gates, read_weights, gates, used, smaller, allocations = ctx.saved_tensors
         batch, slots = previous.shape

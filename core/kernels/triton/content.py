@@ -11,10 +11,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ...addressing import NORM_EPSILON
 from .launch import (
+    kernel_backward,
     launch,
     parts,
     power_of_two,
@@ -276,7 +276,7 @@ class _Content(torch.autograd.Function):
         return weights
 
     @staticmethod
-    @once_differentiable
+    @kernel_backward
     def backward(ctx: Any, d_weights: Tensor) -> tuple[Tensor | None, ...]:
         given = ctx.saved_tensors
         memory, keys, *_ = given

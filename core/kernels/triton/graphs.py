@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.autograd.graph import disable_saved_tensors_hooks
 
 from ...state import CircuitState, leaves, rebuild
-from ..hooks import hooked
+from ..formulas import hooked
+from .launch import kernel_backward
 
 if TYPE_CHECKING:
     from ..circuit_view import CircuitView
@@ -138,7 +138,7 @@ class _Replay(torch.autograd.Function):
         return results
 
     @staticmethod
-    @once_differentiable
+    @kernel_backward
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors  # raises where autograd would: after the pass was freed
         recording: Recording = ctx.recording

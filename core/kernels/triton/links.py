@@ -16,9 +16,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .launch import launch, parts, power_of_two, warps
+from .launch import kernel_backward, launch, parts, power_of_two, warps
 
 ROWS = 32
 """Rows of links that a program takes; what sums over rows comes in N / ROWS parts."""
@@ -247,7 +246,7 @@ class _Links(torch.autograd.Function):
         return link, new_precedence, backward.sum(2).transpose(1, 2).contiguous(), forward
 
     @staticmethod
-    @once_differentiable
+    @kernel_backward
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         given = _given(ctx)
         previous, precedence, _, read_weights = given

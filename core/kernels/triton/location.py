@@ -11,10 +11,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ...addressing import SHARPEN_EPSILON
-from .launch import TILE, launch, power_of_two, softmax, warps
+from .launch import TILE, kernel_backward, launch, power_of_two, softmax, warps
 
 
 @triton.jit
@@ -171,7 +170,7 @@ class _Location(torch.autograd.Function):
         return weights
 
     @staticmethod
-    @once_differentiable
+    @kernel_backward
     def backward(ctx: Any, d_weights: Tensor) -> tuple[Tensor, ...]:
         saved = ctx.saved_tensors
         given = saved[:5]

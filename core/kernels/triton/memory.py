@@ -11,9 +11,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .launch import launch, parts, power_of_two, rows_per_tile, sigmoid, tanh, warps
+from .launch import kernel_backward, launch, parts, power_of_two, rows_per_tile, sigmoid, tanh, warps
 
 
 @triton.jit
@@ -184,7 +183,7 @@ class _Write(torch.autograd.Function):
         return new_memory
 
     @staticmethod
-    @once_differentiable
+    @kernel_backward
     def backward(ctx: Any, d_new_memory: Tensor) -> tuple[Tensor, ...]:
         memory, weights, erase, add = ctx.saved_tensors
         batch, slots, _ = memory.shape

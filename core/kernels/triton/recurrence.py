@@ -18,12 +18,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ...addressing import NORM_EPSILON
 from ...interface import MASK_MIN
 from .controllers import FEEDFORWARD
-from .launch import launch, parts, power_of_two
+from .launch import kernel_backward, launch, parts, power_of_two
 
 KEEP_EVERY = 8
 """Steps between two checkpoints."""
@@ -232,7 +231,7 @@ class _Sequence(torch.autograd.Function):
         return features[1:].clone(), cells, weights, *fresh, *stored
 
     @staticmethod
-    @once_differentiable
+    @kernel_backward
     def backward(ctx: Any, d_later: Tensor, d_cells: Tensor, d_weights: Tensor, *d_state: Tensor) -> tuple[Any, ...]:
         recurrence: Recurrence = ctx.recurrence
         kept = ctx.saved_tensors

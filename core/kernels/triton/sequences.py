@@ -7,17 +7,16 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from ...accessors.dynamic import DynamicAccessor, DynamicState
-from ...accessors.static import StaticAccessor, StaticState
-from ...controllers.feedforward import FeedForwardController
-from ...controllers.gru import GRUController, GRUState
-from ...controllers.lstm import LSTMController, LSTMState
+from ...accessors.dynamic import DynamicState
+from ...accessors.static import StaticState
+from ...controllers.gru import GRUState
+from ...controllers.lstm import LSTMState
 from ...members import map_initial_state
 from ...state import CircuitState, map_state
-from ..hooks import hooked
+from .. import guard
 from .controllers import FEEDFORWARD, GRU, LSTM
 from .dnc import DNC
 from .ntm import NTM
@@ -26,23 +25,17 @@ from .recurrence import Recurrence
 if TYPE_CHECKING:
     from ..circuit_view import CircuitView
 
-KINDS: dict[type, int] = {FeedForwardController: FEEDFORWARD, LSTMController: LSTM, GRUController: GRU}
+KINDS = {"feedforward": FEEDFORWARD, "lstm": LSTM, "gru": GRU}
+"""The controllers that sequences understand."""
+
+CONTROLLERS = dict.fromkeys(KINDS, guard.CONTROLLER)
+ACCESSORS = {"static": guard.STATIC, "dynamic": guard.DYNAMIC}
 
 
 def unavailable(circuit: CircuitView, state: CircuitState) -> str | None:
-    """Why a circuit has to run step by step, or None."""
-    controller: Any = circuit.controller
-    accessor: Any = circuit.accessor
-    if type(controller) not in KINDS:
-        return "whole sequences are for LSTM, GRU and feed-forward controllers"
-    if type(accessor) not in (StaticAccessor, DynamicAccessor):
-        return f"there is no whole sequence of {type(accessor).__name__}"
-    layers = (accessor.interface.linear, *controller.inputs, *getattr(controller, "recurrents", ()))
-    if any(hooked(module) for module in (controller, accessor.interface, *layers)) or any(
-        type(layer) is not nn.Linear for layer in layers
-    ):
-        return "a kernel would skip hooks and what layers other than nn.Linear do"
-    return _recurrence(circuit, state.accessor.memory.shape[1]).unavailable()
+    """Why a circuit that the backend runs has to run step by step, or None."""
+    known = guard.known("sequences", circuit, ACCESSORS, CONTROLLERS)
+    return known.changed(circuit) or _recurrence(circuit, state.accessor.memory.shape[1]).unavailable()
 
 
 def _recurrence(circuit: CircuitView, slots: int) -> Recurrence:
@@ -51,7 +44,7 @@ def _recurrence(circuit: CircuitView, slots: int) -> Recurrence:
     accessor: Any = circuit.accessor
     parts = accessor.interface.sizes
     sizes: dict[str, Any] = {
-        "kind": KINDS[type(controller)],
+        "kind": KINDS[controller.kind],
         "layers": controller.num_layers,
         "hidden": controller.hidden_size,
         "clip": controller.clip,
@@ -63,7 +56,7 @@ def _recurrence(circuit: CircuitView, slots: int) -> Recurrence:
         "writes": accessor.num_writes,
         "masked": accessor.masked_content,
     }
-    if isinstance(accessor, StaticAccessor):
+    if accessor.kind == "static":
         return NTM(**sizes, shifts=2 * accessor.shift_range + 1)
     return DNC(
         **sizes,
@@ -196,10 +189,10 @@ def _layer(controller: Any, parameters: Mapping[str, Tensor], index: int) -> tup
     """
     hidden = controller.hidden_size
     weight, bias = parameters[f"inputs.{index}.weight"], parameters[f"inputs.{index}.bias"]
-    if isinstance(controller, FeedForwardController):
+    if controller.kind == "feedforward":
         return weight, weight.new_zeros(*weight.shape[:-1], hidden), bias
     from_hidden, more = parameters[f"recurrents.{index}.weight"], parameters[f"recurrents.{index}.bias"]
-    if isinstance(controller, LSTMController):
+    if controller.kind == "lstm":
         return weight, from_hidden, bias + more
     gates, candidate = weight.split([2 * hidden, hidden], dim=-2)
     weight = torch.cat([gates, candidate, torch.zeros_like(candidate)], dim=-2)

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from ... import addressing
-from ...accessors.dynamic import DynamicAccessor, DynamicState
-from ...accessors.static import StaticAccessor, StaticState
-from ...interface import StaticHeads
+from ...accessors.dynamic import DynamicState
+from ...accessors.static import StaticHeads, StaticState
 from ...state import CircuitState
 from .allocation import usage_and_allocation
 from .content import content_weights
@@ -23,6 +22,8 @@ from .location import location_weights
 from .memory import write
 
 if TYPE_CHECKING:
+    from ...accessors.dynamic import DynamicAccessor
+    from ...accessors.static import StaticAccessor
     from ..circuit_view import CircuitView
 
 
@@ -82,7 +83,7 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
     features = []
     for step, x in enumerate(inputs.unbind(0)):
         hidden, controller_state = circuit.controller(torch.cat([x, reads.flatten(1)], dim=-1), controller_state)
-        if isinstance(accessor, StaticAccessor):
+        if accessor.kind == "static":
             reads, accessor_state = static_step(accessor, hidden, accessor_state)
         else:
             chunk = Chunk() if step % every == 0 else chunk

@@ -326,10 +326,10 @@ def test_when_nothing_improves_two_species_go_on_and_patience_begins_anew():
 def test_the_first_population_has_the_topology_of_the_circuit():
     circuit = NeatCircuit(3, 2, max_nodes=4)
     with torch.no_grad():
-        circuit.graph.hidden_weight[1, 1] = 0.5
-        circuit.graph.hidden_weight[3, FIRST + 1] = -0.5
-        circuit.graph.hidden_weight[1, FIRST + 3] = 0.25
-        circuit.graph.output_weight[1, FIRST + 3] = 2.0
+        circuit.network.hidden_weight[1, 1] = 0.5
+        circuit.network.hidden_weight[3, FIRST + 1] = -0.5
+        circuit.network.hidden_weight[1, FIRST + 3] = 0.25
+        circuit.network.output_weight[1, FIRST + 3] = 2.0
     layout = Layout.of(circuit)
     genome = layout.read(circuit)
     copied = Neat(genome, population=10, initial="copied", layout=layout)

@@ -86,10 +86,3 @@ def test_a_transition_that_was_replaced(build: Callable[[], MemoryAugmentedCircu
     assert refused(circuit)
     inputs = torch.rand(STEPS, BATCH, INPUTS)
     assert torch.equal(circuit(inputs)[0], circuit(torch.zeros_like(inputs))[0])
-
-
-def test_the_compiled_step_is_that_of_the_class() -> None:
-    circuit = replaced_on_the_instance()
-    circuit.backend = "compiled"
-    with pytest.raises(RuntimeError, match="it compiles the transition of NTM, and would skip"):
-        circuit(torch.zeros(STEPS, BATCH, INPUTS))

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import papertape
-from papertape.core import addressing
+from papertape.agents.genome import Layout
+from papertape.core import addressing, interface
 from papertape.core.circuit import Circuit
 from papertape.core.kernels import native
 from papertape.core.kernels.native import library
-from papertape.agents.genome import Layout
 from papertape.core.state import detach, map_state
 
 pytestmark = pytest.mark.skipif(isinstance(library.load(), str), reason=str(library.load()))

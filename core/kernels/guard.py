@@ -1,0 +1,246 @@
+"""Why kernels cannot run a circuit: one guard for all backends that have kernels.
+
+A backend says what it understands: for each kind of accessor and of controller, the options that it knows, each with
+the values that it knows. A part that names another option, or has another value, runs as it is written.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Container, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..state import CircuitState
+from .formulas import Skipped, edited, replaced
+from .transforms import in_memory, transform
+
+if TYPE_CHECKING:
+    from .circuit_view import CircuitView
+
+Options = dict[str, Container[Any]]
+"""Options by name, with the values of each that are known."""
+
+GATES = {"lstm": 4, "gru": 3, "feedforward": 1}
+"""Blocks of rows, of ``hidden_size`` each, in the weights of a controller's layer."""
+
+
+class _Anything(Container[Any]):
+    def __contains__(self, value: object) -> bool:
+        return True
+
+
+class _Bound(Container[Any]):
+    def __contains__(self, value: object) -> bool:
+        return value is None or type(value) in (int, float)
+
+
+def up_to(largest: int) -> Container[Any]:
+    """Whole numbers from 0 on."""
+    return range(largest + 1)
+
+
+SIZE = up_to(2**31)
+SWITCH = (False, True)
+BOUND = _Bound()
+"""A number or None."""
+NOT_OURS = _Anything()
+"""Whatever it is, it is done before a sequence begins."""
+
+CONTROLLER: Options = {"input_size": SIZE, "hidden_size": SIZE, "num_layers": SIZE, "clip": BOUND, "dropout": (0.0,)}
+ACCESSOR: Options = dict.fromkeys(("hidden_size", "memory_size", "word_size", "num_reads", "num_writes"), SIZE)
+STATIC: Options = ACCESSOR | {
+    "shift_range": SIZE,
+    "masked_content": SWITCH,
+    **dict.fromkeys(("memory_init", "weight_init", "head_init"), NOT_OURS),
+}
+DYNAMIC: Options = ACCESSOR | {
+    "squash": ("none", "tanh"),
+    **dict.fromkeys(("masked_content", "memory_wipe", "link_sharpening", "usage_gradient"), SWITCH),
+}
+
+
+def ununderstood(part: Any, understood: Mapping[str, Options]) -> str | None:
+    """Why kernels do not know what an accessor or a controller is, or None.
+
+    Args:
+        part: tells its kind and its specification.
+        understood: options by kind.
+    """
+    options = understood.get(part.kind)
+    if options is None:
+        return f"it has no {type(part).__name__}"
+    for name, value in part.specification().items():
+        known = options.get(name)
+        if known is None:
+            return Skipped(f"it does not know the option {name} of {type(part).__name__}")
+        try:
+            if value in known:
+                continue
+        except (TypeError, RuntimeError, ValueError):  # compares in a way of its own
+            pass
+        if isinstance(known, range) and type(value) is int and value > known[-1]:
+            return f"its kernels take {name} up to {known[-1]}; this circuit has {value}"
+        return Skipped(f"it does not know {name}={value!r} of {type(part).__name__}")
+    return None
+
+
+class Known:
+    """What was found out about a circuit; good until it has other parts, or one of them another option."""
+
+    def __init__(
+        self, circuit: CircuitView, accessors: Mapping[str, Options], controllers: Mapping[str, Options] | None
+    ) -> None:
+        """
+        Args:
+            circuit: that is to be known.
+            accessors: what kernels understand.
+            controllers: what kernels understand; None: the controller and the interface run as they are.
+        """
+        controller: Any = circuit.controller
+        accessor: Any = circuit.accessor
+        self.layers: dict[str, nn.Module] = {}
+        """The layers of controller and interface that kernels compute, by their names in the circuit."""
+        self.modules: tuple[nn.Module, ...] = (accessor,)
+        """All modules that kernels stand in for."""
+        self.reason = ununderstood(accessor, accessors)
+        if controllers is not None:
+            self.reason = ununderstood(controller, controllers) or self.reason
+        if controllers is not None and self.reason is None:
+            recurrents = getattr(controller, "recurrents", ())
+            self.layers = {f"controller.inputs.{index}": layer for index, layer in enumerate(controller.inputs)}
+            self.layers |= {f"controller.recurrents.{index}": layer for index, layer in enumerate(recurrents)}
+            self.layers["accessor.interface.linear"] = accessor.interface.linear
+            self.modules = (controller, accessor, accessor.interface, *self.layers.values())
+            strange = [layer for layer in self.layers.values() if not isinstance(layer, nn.Linear)]
+            if strange:
+                self.reason = f"it needs Linear layers, not {type(strange[0]).__name__}"
+        owners = [cast("nn.Module", circuit), *controller.modules(), *accessor.modules()]
+        self._children = [(owner._modules, dict(owner._modules)) for owner in owners]
+        self._options = [(vars(part), part.specification()) for part in (controller, accessor)]
+        self._shapes: dict[Any, list[tuple[str, tuple[int, ...]]]] = {}
+
+    def holds(self) -> bool:
+        """Whether the circuit has the same parts still, with the same options."""
+        if self.reason is not None:
+            return False
+        for now, then in self._children:
+            if now != then:
+                return False
+        for own, options in self._options:
+            for name, value in options.items():
+                if own.get(name) != value:
+                    return False
+        return True
+
+    def parameters(self) -> list[Tensor]:
+        """Weight and bias of each layer."""
+        found: list[Any] = []
+        for layer in self.layers.values():
+            own = layer._parameters  # at once; what is computed anew (a replica's, a parametrised one) is not there
+            found += (own["weight"], own["bias"]) if "weight" in own and "bias" in own else (layer.weight, layer.bias)
+        return found
+
+    def shapes(self, circuit: CircuitView, inputs: Tensor, state: CircuitState) -> list[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of inputs, state and parameters, in the order of :func:`unfit`."""
+        memory = state.accessor.memory
+        key = (inputs.shape, memory.shape)
+        if key not in self._shapes:
+            if len(self._shapes) > 64:
+                self._shapes.clear()
+            self._shapes[key] = self._find_shapes(circuit, inputs, state)
+        return self._shapes[key]
+
+    def _find_shapes(self, circuit: CircuitView, inputs: Tensor, state: CircuitState) -> Any:
+        controller: Any = circuit.controller
+        accessor: Any = circuit.accessor
+        steps, batch, _ = inputs.shape
+        reads, writes, word = accessor.num_reads, accessor.num_writes, accessor.word_size
+        hidden = controller.hidden_size
+        slots = state.accessor.memory.shape[1] if state.accessor.memory.dim() == 3 else 0
+        of_state: dict[str, tuple[int, ...]] = {
+            "memory": (batch, slots, word),
+            "usage": (batch, slots),
+            "link": (batch, writes, slots, slots),
+            "precedence": (batch, writes, slots),
+            "read_weights": (batch, reads, slots),
+            "write_weights": (batch, writes, slots),
+        }
+        shapes: list[tuple[str, tuple[int, ...]]] = [
+            ("inputs", (steps, batch, circuit.input_size)),
+            ("reads", (batch, reads, word)),
+        ]
+        shapes += [(name, of_state[name]) for name in state.accessor._fields]
+        if self.layers:
+            shapes += [(name, (batch, controller.num_layers, hidden)) for name in state.controller._fields]
+        for name in self.layers:
+            rows = accessor.interface.size if name.startswith("accessor") else GATES[controller.kind] * hidden
+            columns = circuit.input_size + reads * word if name == "controller.inputs.0" else hidden
+            shapes += [(f"weight of {name}", (rows, columns)), (f"bias of {name}", (rows,))]
+        return shapes
+
+    def unavailable(self, circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
+        """Why kernels cannot run these inputs, or None."""
+        return self.changed(circuit) or self.unfit(circuit, inputs, state)
+
+    def changed(self, circuit: CircuitView) -> str | None:
+        """Why kernels do not know the circuit, or what of it is not as they know it, or None."""
+        if self.reason is not None:
+            return self.reason
+        if circuit.changed_transition:
+            return Skipped(f"it would skip the transition of {type(circuit).__name__}")
+        return edited() or replaced(self.modules)
+
+    def unfit(self, circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
+        """Why kernels cannot read the tensors of a sequence, or None."""
+        tensors = [inputs, state.reads, *state.accessor]
+        if self.layers:
+            tensors += (*state.controller, *self.parameters())
+        return unfit(tensors, self.shapes(circuit, inputs, state), inputs)
+
+
+_known: weakref.WeakKeyDictionary[Any, dict[str, Known]] = weakref.WeakKeyDictionary()
+
+
+def known(
+    backend: str, circuit: CircuitView, accessors: Mapping[str, Options], controllers: Mapping[str, Options] | None
+) -> Known:
+    """What is known about a circuit, found out anew where it has changed; see :class:`Known`."""
+    found = _known.get(circuit)
+    if found is None:
+        found = _known[circuit] = {}
+    if backend not in found or not found[backend].holds():
+        found[backend] = Known(circuit, accessors, controllers)
+    return found[backend]
+
+
+def unavailable_here(device: torch.device) -> str | None:
+    """Why kernels cannot run at this moment, or None."""
+    return transform() or ("it has no autocast" if torch.is_autocast_enabled(device.type) else None)
+
+
+def unfit(tensors: Iterable[Tensor], shapes: Iterable[tuple[str, tuple[int, ...]]], inputs: Tensor) -> str | None:
+    """Why kernels cannot read these tensors, or None: they read memory as they are told.
+
+    Args:
+        tensors: what they are given.
+        shapes: the name of each, and the shape that it must have.
+        inputs: whose type and device all must have.
+    """
+    dtype, device = inputs.dtype, inputs.device
+    if dtype not in (torch.float32, torch.float64):
+        return f"it runs float32 or float64; inputs are {dtype}"
+    for tensor, (name, shape) in zip(tensors, shapes, strict=True):
+        if type(tensor) not in (Tensor, nn.Parameter):
+            return f"{name} is a {type(tensor).__name__}, not a plain tensor"
+        if tensor.dtype is not dtype:
+            return f"it runs float32 or float64 throughout; inputs are {dtype}, {name} is {tensor.dtype}"
+        if tensor.device != device:
+            return f"inputs are on {device}, {name} is on {tensor.device}"
+        if not in_memory(tensor):
+            return f"it has no rule for torch.func transforms and tensors that are not dense, as {name} is"
+        if tensor.shape != shape or 0 in shape:
+            return f"{name} has shape {list(tensor.shape)}; expected {list(shape)}"
+    return None

@@ -1,0 +1,57 @@
+"""The operators of this package: what torch sees of a kernel, so that it can record, batch and differentiate it.
+
+Kernels read and write memory behind torch's back. As operators they are seen as one operation each: a mode, a batching
+rule or a fake tensor gets it whole, and never runs what is inside by mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import Library, register_fake, register_vmap
+
+_LIBRARY = Library("papertape", "FRAGMENT")
+
+
+def operator(
+    schema: str, device: str, kernel: Callable[..., Any], fake: Callable[..., Any], autograd: Any = None
+) -> Callable[..., Any]:
+    """Register an operator ``papertape::name``; under ``torch.func.vmap`` it runs for one member after another.
+
+    Args:
+        schema: its name, arguments and results.
+        device: dispatch key of the kernel, such as ``CPU``.
+        kernel: what it does; must not return what it was given, nor views of one tensor twice.
+        fake: results of the same shapes, without values, for tensors without values.
+        autograd: the same as the kernel, differentiable; None where it has no gradient.
+
+    Returns:
+        What calls it.
+    """
+    name = schema[: schema.index("(")]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, kernel, device)
+    if autograd is not None:
+        _LIBRARY.impl(name, autograd, "Autograd")
+    register_fake(f"papertape::{name}", fake, lib=_LIBRARY)
+    registered: Callable[..., Any] = getattr(torch.ops.papertape, name).default
+
+    def each_member(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        made = [registered(*_member(list(arguments), list(dims), index)) for index in range(info.batch_size)]
+        if isinstance(made[0], Tensor):
+            return torch.stack(made), 0
+        return [torch.stack(parts) for parts in zip(*made, strict=True)], [0 for _ in made[0]]
+
+    register_vmap(f"papertape::{name}", each_member, lib=_LIBRARY)
+    return registered
+
+
+def _member(argument: Any, dim: Any, index: int) -> Any:
+    """What one member of a batch gets of an argument, which has its batch in that dimension, or none."""
+    if isinstance(argument, list):
+        dims = dim if isinstance(dim, (list, tuple)) else [dim] * len(argument)
+        return [_member(part, at, index) for part, at in zip(argument, dims, strict=True)]
+    return argument if dim is None else argument.select(dim, index)

@@ -1,0 +1,304 @@
+"""What torch does with a module beside running it gives the numbers of running it, or one clear line.
+
+Recorded, exported, copied to replicas, quantised, batched and differentiated in every way: kernels change memory behind
+torch's back, and what torch does not see it cannot record.
+"""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import papertape
+from papertape import DNC, NTM, SAM, SDNC, FeedForwardCircuit, NeatCircuit, Tape
+from papertape.core.circuit import Circuit
+from papertape.core.state import CircuitState, leaves
+
+MEMORIES: dict[str, Any] = {"ntm": NTM, "dnc": DNC, "sam": SAM, "sdnc": SDNC, "tape": Tape}
+CONTROLLERS = ("lstm", "gru", "feedforward", "direct", "neat")
+NAMES = [*(f"{name} {controller}" for name in MEMORIES for controller in CONTROLLERS), "feedforward", "neat"]
+QUICK = [f"{name} lstm" for name in MEMORIES] + ["feedforward", "neat"]
+STEPS, BATCH, INPUTS, OUTPUTS = 4, 2, 5, 2
+each_circuit = pytest.mark.parametrize("name", NAMES)
+some_circuits = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
+)
+pytestmark = pytest.mark.filterwarnings("default")  # torch warns of its own ways to record
+
+
+def make(name: str, **options: Any) -> Circuit:
+    torch.manual_seed(0)
+    memory, _, controller = name.partition(" ")
+    if controller:
+        return MEMORIES[memory](
+            INPUTS, OUTPUTS, memory_size=8, word_size=4, hidden_size=6, controller=controller, **options
+        ).double()
+    return {"feedforward": FeedForwardCircuit, "neat": NeatCircuit}[name](INPUTS, OUTPUTS).double()
+
+
+def sequence(seed: int = 0, *leading: int, steps: int = STEPS) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(*leading, steps, BATCH, INPUTS, generator=generator, dtype=torch.float64)
+
+
+class Outputs(nn.Module):
+    """A circuit's outputs alone: what torch.jit.trace takes."""
+
+    def __init__(self, circuit: Circuit) -> None:
+        super().__init__()
+        self.circuit = circuit
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.circuit(inputs)[0]
+        return outputs
+
+
+def assert_same(one: Callable[..., Any], circuit: Circuit) -> None:
+    """On what it was recorded with and on other inputs."""
+    for seed in (0, 1, 2):
+        torch.testing.assert_close(one(sequence(seed)), circuit(sequence(seed))[0])
+
+
+def through_file(save: Any, load: Any, thing: Any) -> Any:
+    file = io.BytesIO()
+    save(thing, file)
+    file.seek(0)
+    return load(file)
+
+
+# ---- recorded ----------------------------------------------------------------------------------------------------
+
+
+@some_circuits
+def test_traced(name: str) -> None:
+    circuit = make(name)
+    circuit(sequence())
+    with torch.no_grad():
+        traced = torch.jit.trace(Outputs(circuit), sequence())
+        assert_same(traced, circuit)
+        assert_same(through_file(torch.jit.save, torch.jit.load, traced), circuit)
+
+
+@some_circuits
+def test_recorded_by_make_fx(name: str) -> None:
+    circuit = make(name)
+    with torch.no_grad():
+        assert_same(make_fx(Outputs(circuit))(sequence()), circuit)
+
+
+@pytest.mark.slow
+@each_circuit
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_and_saved(name: str, strict: bool) -> None:
+    circuit = make(name).eval()
+    with torch.no_grad():
+        program = torch.export.export(circuit, (sequence(),), strict=strict)
+        loaded = through_file(torch.export.save, torch.export.load, program).module()
+        assert_same(lambda inputs: loaded(inputs)[0], circuit)
+        given, made = circuit(sequence())[1], loaded(sequence())[1]
+    assert type(made) is type(given)
+    for one, other in zip(leaves(made), leaves(given), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_exported_and_saved_once() -> None:
+    """One of them in every run; strict export takes seconds."""
+    test_exported_and_saved("tape direct", False)
+
+
+def test_a_symbolic_trace_is_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match=r"inputs: got a Proxy; expected \[T, B, 5\]"):
+        torch.fx.symbolic_trace(make("ntm lstm"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("trace", [False, True])
+@pytest.mark.parametrize("name", [*QUICK[:-2], "neat"])
+def test_a_sequence_is_one_call_to_the_compiler_whatever_its_length(name: str, trace: bool) -> None:
+    def operations(steps: int) -> int:
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("eager")
+        compiled = torch.compile(circuit, backend=counter)
+        made, expected = compiled(sequence(steps=steps), trace=trace), circuit(sequence(steps=steps), trace=trace)
+        torch.testing.assert_close(made[0], expected[0])
+        if trace:
+            torch.testing.assert_close(made[2].memory, expected[2].memory)
+        return counter.op_count
+
+    circuit = make(name)
+    assert operations(3) == operations(17) < 80
+    torch._dynamo.reset()
+
+
+# ---- copied and changed ------------------------------------------------------------------------------------------
+
+
+def replica(module: nn.Module) -> Any:
+    """As torch.nn.parallel.replicate makes them: weights that are no parameters."""
+    modules = list(module.modules())
+    copies = {part: part._replicate_for_data_parallel() for part in modules}
+    for part, copy in copies.items():
+        for name, child in part._modules.items():
+            setattr(copy, name, copies[child])
+        for name, parameter in part._parameters.items():
+            setattr(copy, name, parameter.clone())
+        for name, buffer in part._buffers.items():
+            setattr(copy, name, buffer)
+    return copies[module]
+
+
+@each_circuit
+def test_replicas_of_data_parallel(name: str) -> None:
+    circuit = make(name)
+    copy = replica(circuit)
+    torch.testing.assert_close(copy(sequence())[0], circuit(sequence())[0])
+    bits = sequence() > 0.5
+    torch.testing.assert_close(copy(bits)[0], circuit(bits)[0])
+    if circuit.differentiable:
+        copy(sequence())[0].sum().backward()
+        gradients = [parameter.grad for parameter in circuit.parameters() if parameter.grad is not None]
+        circuit.zero_grad()
+        circuit(sequence())[0].sum().backward()
+        expected = [parameter.grad for parameter in circuit.parameters() if parameter.grad is not None]
+        torch.testing.assert_close(gradients, expected)
+
+
+@pytest.mark.parametrize("name", QUICK[:4])
+def test_replicas_with_recomputation(name: str) -> None:
+    """They have nothing to put back for the backward pass: no step is computed again, and no gradient is lost."""
+    circuit = make(name, checkpoint_every=2)
+    replica(circuit)(sequence())[0].sum().backward()
+    gradients = [parameter.grad for parameter in circuit.parameters()]
+    circuit.zero_grad()
+    circuit(sequence())[0].sum().backward()
+    torch.testing.assert_close(gradients, [parameter.grad for parameter in circuit.parameters()])
+
+
+@each_circuit
+def test_quantised(name: str) -> None:
+    circuit = make(name).float()
+    quantised = torch.ao.quantization.quantize_dynamic(circuit, {nn.Linear})
+    inputs = sequence().float()
+    torch.testing.assert_close(quantised(inputs)[0], circuit(inputs)[0], atol=0.05, rtol=0.05)
+    assert getattr(quantised, "chosen_backend", None) != "native" or name.startswith(("sam", "sdnc"))
+
+
+# ---- differentiated and batched ----------------------------------------------------------------------------------
+
+
+def differentiable(names: list[str]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("name", [name for name in names if not name.startswith("tape")])
+
+
+@differentiable(NAMES)
+@pytest.mark.parametrize("every", [None, 2])
+def test_batched_gradients(name: str, every: int | None) -> None:
+    if every and " " not in name:
+        pytest.skip("only circuits with a memory recompute")
+    circuit = make(name, **({"checkpoint_every": every} if every else {}))
+    inputs = sequence().requires_grad_()
+    outputs, _ = circuit(inputs)
+    wanted = [inputs, *circuit.parameters()]
+    upstream = torch.randn(3, *outputs.shape, dtype=torch.float64)
+    options: dict[str, Any] = {"allow_unused": True, "retain_graph": True}
+    made = torch.autograd.grad(outputs, wanted, upstream, is_grads_batched=True, **options)
+    for index, one in enumerate(upstream):
+        for gradients, expected in zip(made, torch.autograd.grad(outputs, wanted, one, **options), strict=True):
+            assert (gradients is None) == (expected is None)
+            if expected is not None:
+                torch.testing.assert_close(gradients[index], expected)
+
+
+@differentiable(QUICK)
+@pytest.mark.parametrize("strategy", ["reverse-mode", "forward-mode"])
+def test_vectorised_jacobians(name: str, strategy: str) -> None:
+    circuit = make(name)
+
+    def outputs(inputs: Tensor) -> Tensor:
+        result: Tensor = circuit(inputs)[0]
+        return result
+
+    made = torch.autograd.functional.jacobian(outputs, sequence(), vectorize=True, strategy=strategy)
+    torch.testing.assert_close(made, torch.autograd.functional.jacobian(outputs, sequence()))
+
+
+@differentiable(QUICK)
+@pytest.mark.parametrize("grad", [True, False])
+def test_forward_mode(name: str, grad: bool) -> None:
+    circuit, tangent = make(name), sequence(3)
+    with torch.set_grad_enabled(grad), forward_ad.dual_level():
+        made = forward_ad.unpack_dual(circuit(forward_ad.make_dual(sequence(), tangent))[0]).tangent
+    # Not finite differences: a DNC stops the gradient of its usage.
+    jacobian = torch.autograd.functional.jacobian(lambda inputs: circuit(inputs)[0], sequence())
+    torch.testing.assert_close(made, torch.tensordot(jacobian, tangent, dims=3))
+
+
+@some_circuits
+def test_mapped_over_inputs_and_around_a_circuit(name: str) -> None:
+    circuit, inputs = make(name), sequence(0, 3)
+    with torch.no_grad():
+        expected = torch.stack([circuit(one)[0] for one in inputs])
+        torch.testing.assert_close(torch.func.vmap(lambda one: circuit(one)[0])(inputs), expected)
+        # torch.func is at work, but not on anything that the circuit sees.
+        factors = torch.tensor([1.0, 2.0], dtype=torch.float64)
+        around = torch.func.vmap(lambda factor: circuit(inputs[0])[0] * factor)(factors)
+    torch.testing.assert_close(around, torch.stack([expected[0], 2 * expected[0]]))
+
+
+@differentiable(QUICK)
+def test_gradients_within_a_transform_of_something_else(name: str) -> None:
+    circuit = make(name)
+    factor = torch.tensor(2.0, dtype=torch.float64)
+    torch.func.grad(lambda factor: circuit(sequence())[0].sum() * factor)(factor).backward()
+    gradients = [parameter.grad for parameter in circuit.parameters()]
+    circuit.zero_grad()
+    circuit(sequence())[0].sum().backward()
+    torch.testing.assert_close(gradients, [parameter.grad for parameter in circuit.parameters()])
+
+
+def test_a_sequence_is_one_operation_with_a_shape_to_fake_tensors() -> None:
+    """Whoever calls the operators themselves: torch's own checks of schema, shapes and registration."""
+    from papertape.core.kernels.native.nearest import _nearest
+
+    memory, keys = torch.rand(2, 9, 3), torch.rand(2, 4, 3)
+    torch.library.opcheck(_nearest, (memory, memory.norm(dim=-1), keys, keys.norm(dim=-1), 2))
+
+
+# ---- what is loaded ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "absent"),
+    [
+        ("import papertape", "torch._dynamo matplotlib gymnasium scipy visdom triton papertape.utils.factory sympy"),
+        ("from papertape import main; main.main(['list'])", "torch._dynamo matplotlib gymnasium scipy visdom triton"),
+        (
+            "import papertape, torch; papertape.NTM(2, 2)(torch.rand(2, 1, 2))[0].sum().backward()",
+            "torch._dynamo matplotlib gymnasium scipy visdom triton papertape.utils.factory",
+        ),
+    ],
+)
+def test_what_takes_long_to_load_is_loaded_when_it_is_needed(script: str, absent: str) -> None:
+    """Beyond what torch itself loads."""
+    code = (
+        "import sys, torch; before = set(sys.modules)\n"
+        f"{script}\nfound = [name for name in '{absent}'.split() if name in set(sys.modules) - before]\n"
+        "print(found, file=sys.stderr); sys.exit(bool(found))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_states_of_ones_own_are_registered_by_one_function() -> None:
+    assert papertape.register_state(CircuitState) is CircuitState
