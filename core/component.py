@@ -137,6 +137,13 @@ def _bases(cls: type) -> list[type[Component]]:
     return [base for base in cls.__mro__ if "_fields" in base.__dict__]
 
 
+def _globals_of(cls: type) -> dict[str, Any]:
+    """The names of a class's module, also of one that was loaded without being put among the others."""
+    if cls.__module__ in sys.modules:
+        return vars(sys.modules[cls.__module__])
+    return next((value.__globals__ for value in vars(cls).values() if inspect.isfunction(value)), {})
+
+
 @functools.cache
 def fields_of(target: Callable[..., Any]) -> Mapping[str, FieldInfo]:
     """What is given to build something, by name, with types: the fields of a component, or a callable's arguments."""
@@ -145,7 +152,7 @@ def fields_of(target: Callable[..., Any]) -> Mapping[str, FieldInfo]:
         found: dict[str, FieldInfo] = {}
         for base in reversed(_bases(cast("type", target))):
             own = type("", (), {"__annotations__": inspect.get_annotations(base)})
-            hints = typing.get_type_hints(own, globalns=vars(sys.modules[base.__module__]), include_extras=True)
+            hints = typing.get_type_hints(own, globalns=_globals_of(base), include_extras=True)
             for name, value in base._fields.items():
                 hint: Any = hints[name]
                 if name in found and not isinstance(value, FieldInfo):
