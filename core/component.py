@@ -351,7 +351,7 @@ def class_of(chosen: Any) -> Any:
     Args:
         chosen: as for :func:`build`.
     """
-    return type(chosen).component if isinstance(chosen, Options) else type(chosen)  # type: ignore[attr-defined]
+    return type(chosen).component if isinstance(chosen, Options) else type(chosen)
 
 
 def help_of(target: Callable[..., Any]) -> dict[str, str]:
