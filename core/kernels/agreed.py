@@ -7,7 +7,7 @@ AGREED = {
     "core/accessors/sparse.py": "30e1349b4ca9",
     "core/accessors/static.py": "a6342ac732a9",
     "core/addressing.py": "1d02d424a8bc",
-    "core/component.py": "ebf0c9e0e24d",
+    "core/component.py": "614340a891e2",
     "core/controllers/base.py": "b43898361588",
     "core/controllers/feedforward.py": "e3c593ebcdaa",
     "core/controllers/gru.py": "48d012fba8f4",
