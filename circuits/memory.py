@@ -115,11 +115,6 @@ class MemoryCircuit(Circuit):
                 raise ValueError(f"{name}: got {value}; the controller that is given says {getattr(chosen, name)}")
         return type(chosen).model_validate({**dict(chosen), **given})
 
-    def reset_parameters(self) -> None:
-        """Draw all weights anew, as when the circuit was built."""
-        for part in (self.controller, self.accessor, self.output):
-            part.reset_parameters()
-
     def extra_repr(self) -> str:
         """Sizes and what runs the circuit."""
         return f"{super().extra_repr()}, clip={self.clip}, backend={self.backend!r}"

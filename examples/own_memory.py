@@ -22,6 +22,7 @@ import papertape
 from papertape import Interface, TraceField
 
 
+@papertape.register_state
 class DeltaState(NamedTuple):
     """What is carried from step to step."""
 
@@ -73,10 +74,6 @@ class DeltaAccessor(papertape.Accessor):
             "write_gates": heads,
         }
         self.interface = Interface(self.hidden_size, sizes)
-
-    def reset_parameters(self) -> None:
-        """Draw all weights anew."""
-        self.interface.linear.reset_parameters()
 
     def initial_state(self, batch_size: int) -> DeltaState:
         """Matrices of zeros."""

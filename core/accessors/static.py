@@ -121,8 +121,7 @@ class StaticAccessor(StaticOptions, SlotAccessor):
 
     def reset_parameters(self) -> None:
         """Draw all weights, and the contents that the memory starts with, anew."""
-        for part in (self.interface.linear, self.initial_memory, self.initial_weights):
-            part.reset_parameters()
+        super().reset_parameters()
         self._park()
 
     @torch.no_grad()

@@ -12,8 +12,9 @@ import torch
 
 import papertape
 from papertape import DNC, NTM, SDNC
-from papertape.core.controllers import CONTROLLERS, GRUController, LSTMController
-from papertape.utils.factory import CIRCUITS
+from papertape.core.component import fields_of
+from papertape.core.controllers import GRUController, LSTMController
+from papertape.core.registry import lookup
 
 
 def count(module: torch.nn.Module) -> int:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from papertape import DNC, NTM, SAM, SDNC, map_state
 from papertape.agents import BackpropAgent
-from papertape.circuits import MemoryAugmentedCircuit
+from papertape.circuits import MemoryCircuit
 from papertape.utils import factory, options
 
 STEPS, BATCH, INPUTS, OUTPUTS = 5, 3, 4, 2
-CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {
+CIRCUITS: dict[str, tuple[type[MemoryCircuit], dict[str, Any]]] = {
     "ntm": (NTM, {}),
     "ntm gru 2-layer": (NTM, {"controller": "gru", "num_layers": 2}),
     "ntm feedforward": (NTM, {"controller": "feedforward"}),
@@ -25,7 +25,7 @@ CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {
 each_circuit = pytest.mark.parametrize("name", CIRCUITS)
 
 
-def make(name: str, **more: Any) -> MemoryAugmentedCircuit:
+def make(name: str, **more: Any) -> MemoryCircuit:
     torch.manual_seed(0)
     cls, arguments = CIRCUITS[name]
     return cls(INPUTS, OUTPUTS, **{"hidden_size": 6, "memory_size": 8, "word_size": 3, **arguments, **more})

@@ -54,7 +54,7 @@ def dense_step(accessor: SparseAccessor, hidden: Tensor, state: DenseState, step
 def build(slots: int = 6, seed: int = 0, **options: Any) -> SparseAccessor:
     torch.manual_seed(seed)
     sizes = {"num_reads": 2, "num_writes": 1, "slots_per_read": slots, **options}
-    accessor = SparseAccessor(HIDDEN, slots, 4, **sizes).double()
+    accessor = SparseAccessor(HIDDEN, memory_size=slots, word_size=4, **sizes).double()
     with torch.no_grad():
         for parameter in accessor.parameters():
             parameter.mul_(2.5)
@@ -305,7 +305,7 @@ def test_of_equal_words_it_reads_the_first(slots: int, masked_content: bool) -> 
 @pytest.mark.parametrize("writes", [1, 2])
 def test_many_slots_are_accessed_as_few_are(monkeypatch, writes):
     torch.manual_seed(0)
-    accessor = SparseAccessor(5, 1200, 4, 2, writes, slots_per_read=3)
+    accessor = SparseAccessor(5, memory_size=1200, word_size=4, num_reads=2, num_writes=writes, slots_per_read=3)
     hidden = torch.randn(12, BATCH, 5)
 
     def sequence() -> SparseState:
