@@ -58,7 +58,7 @@ def test_learns_by_backprop_as_well():
     [
         ({"hidden_sizes": [0]}, "hidden_sizes.0: got 0"),
         ({"hidden_sizes": [4, True]}, "hidden_sizes.1: got True"),
-        ({"activation": "step"}, "activation: got 'step'; allowed: tanh, relu, sigmoid, gelu"),
+        ({"activation": "step"}, "activation: got 'step'; allowed: 'tanh', 'relu', 'sigmoid' or 'gelu'"),
         ({"input_std": 0.0}, "input_std: got 0.0; allowed: greater than 0"),
         ({"backend": "triton"}, "backend: got 'triton'; allowed: auto, eager"),
     ],

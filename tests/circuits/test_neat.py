@@ -66,7 +66,7 @@ def test_a_controller_is_given_by_its_options():
     ("wrong", "message"),
     [
         ({"max_nodes": 0}, "max_nodes: got 0"),
-        ({"activation": "step"}, "activation: got 'step'; allowed: tanh, relu, sigmoid, steep-sigmoid"),
+        ({"activation": "step"}, "activation: got 'step'; allowed: 'tanh', 'relu', 'sigmoid' or 'steep-sigmoid'"),
         ({"backend": "native"}, "backend: got 'native'; allowed: auto, eager"),
         ({"input_size": 0}, "input_size: got 0"),
     ],

@@ -27,7 +27,7 @@ def handed_through(cls: type[Accessor], *sizes: int, dtype: torch.dtype = torch.
     options |= dict(zip(("memory_size", "word_size", "num_reads", "num_writes"), sizes, strict=True))
     accessor = cls(cls(1, **options).interface.size, **options).to(dtype)
     with torch.no_grad():
-        accessor.interface.linear.weight.copy_(torch.eye(count))
+        accessor.interface.linear.weight.copy_(torch.eye(accessor.interface.size))
         accessor.interface.linear.bias.zero_()
     return accessor
 

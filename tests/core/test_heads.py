@@ -193,5 +193,5 @@ def test_parked_heads_start_where_they_are():
     parked, uniform = heads
     assert (parked.gate < uniform.gate).all() and parked.gate.max() < 0.2
     assert (parked.sharpness > uniform.sharpness).all() and parked.sharpness.min() > 2.5
-    with pytest.raises(ValueError, match="head_init: got 'parking'; allowed: parked, uniform"):
+    with pytest.raises(ValueError, match="head_init: got 'parking'; allowed: 'parked' or 'uniform'"):
         static(8, 3, 1, 1, head_init="parking")

@@ -93,11 +93,12 @@ def test_a_step_leaves_its_state_alone_and_an_open_tape_leaves_the_one_it_came_f
 
 def test_weightings_show_one_cell_each():
     torch.manual_seed(1)
-    accessor, state = TapeAccessor(4, memory_size=5, word_size=3), TapeAccessor(4, memory_size=5, word_size=3).initial_state(2)
+    accessor = TapeAccessor(4, memory_size=5, word_size=3)
+    state = accessor.initial_state(2)
     for _ in range(3):
         before = state
         _, state, heads = accessor(torch.randn(2, 4), state)
-        seen = accessor.observed(state)
+        seen = accessor.observed(heads, state)
         assert seen["read_weights"].shape == seen["write_weights"].shape == (2, 1, 5)
         assert torch.equal(seen["read_weights"].argmax(-1).squeeze(1), state.position)
         assert torch.equal(seen["read_weights"].sum(-1), torch.ones(2, 1))
