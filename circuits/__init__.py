@@ -3,9 +3,10 @@
 from .dnc import DNC
 from .feedforward import FeedForwardCircuit
 from .memory import MemoryCircuit
+from .module import ModuleCircuit
 from .neat import NeatCircuit
 from .ntm import NTM
 from .sam import SAM, SDNC
 from .tape import Tape
 
-__all__ = ["DNC", "NTM", "SAM", "SDNC", "FeedForwardCircuit", "MemoryCircuit", "NeatCircuit", "Tape"]
+__all__ = ["DNC", "NTM", "SAM", "SDNC", "FeedForwardCircuit", "MemoryCircuit", "ModuleCircuit", "NeatCircuit", "Tape"]

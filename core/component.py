@@ -272,12 +272,14 @@ def _signature(cls: type) -> inspect.Signature:
 class Chosen:
     """Annotates an option that is a component itself: its name, a block of its type and options, or an object."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *, functions: bool = False) -> None:
         """
         Args:
             kind: of the component; see :data:`~papertape.core.registry.KINDS`.
+            functions: whether an object may be any function.
         """
         self.kind = kind
+        self.functions = functions
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(
@@ -286,7 +288,7 @@ class Chosen:
         )
 
     def _validate(self, value: Any) -> Any:
-        if isinstance(value, (Options, contract_of(self.kind))):
+        if isinstance(value, (Options, contract_of(self.kind))) or (self.functions and callable(value)):
             return value
         block = {"type": value} if isinstance(value, str) else value
         if not isinstance(block, Mapping):
@@ -334,6 +336,15 @@ def build(chosen: Any, *given: Any, **more: Any) -> Any:
         return chosen
     keywords = {name: getattr(chosen, name) for name in type(chosen).model_fields if name != "type"}
     return component_of(chosen)(*given, **keywords, **more)
+
+
+def class_of(chosen: Any) -> Any:
+    """The class of the component that options describe, or of an object.
+
+    Args:
+        chosen: as for :func:`build`.
+    """
+    return type(chosen).component if isinstance(chosen, Options) else type(chosen)  # type: ignore[attr-defined]
 
 
 def help_of(target: Callable[..., Any]) -> dict[str, str]:

@@ -132,20 +132,23 @@ class Call(nn.Module):
         return self.function(self.circuit)
 
 
-def _map(circuit: Any, function: Callable[[Any], Any], stacks: Mapping[str, Stack], at: int) -> Any:
+def _map(
+    circuit: Any, function: Callable[[Any], Any], stacks: Mapping[str, Stack], at: int, randomness: str = "error"
+) -> Any:
     """``function(circuit)`` with each member's parameters; members are dimension ``at`` of the result."""
     call = Call(circuit, function)
     parameters = {f"circuit.{name}": dense(stack) for name, stack in stacks.items()}
-    return vmap(lambda member: functional_call(call, member, ()), out_dims=at)(parameters)
+    return vmap(lambda member: functional_call(call, member, ()), out_dims=at, randomness=randomness)(parameters)
 
 
-def map_members(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor) -> Tensor:
+def map_members(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor, *, randomness: str = "error") -> Tensor:
     """The answers of all members, step by step in plain operations that ``torch.func.vmap`` maps over the members.
 
     Args:
         circuit: what each member is; its own parameters are left alone.
         stacks: of P members for each named parameter.
         inputs: ``[T, B, I]``, the same for every member.
+        randomness: what draws of a member's own, such as dropout, are: ``different`` in each; by default an error.
 
     Returns:
         ``[T, P, B, O]``
@@ -154,11 +157,11 @@ def map_members(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor) -> Te
     def run(circuit: Circuit) -> Tensor:
         return circuit._run(inputs, circuit.initial_state(inputs.shape[1]))[0]
 
-    outputs: Tensor = _map(circuit, run, stacks, at=1)
+    outputs: Tensor = _map(circuit, run, stacks, 1, randomness)
     return outputs
 
 
 def map_initial_state(circuit: Any, stacks: Mapping[str, Stack]) -> Any:
     """The state of each member before the first step of one sequence: ``[P, …]`` in every leaf."""
-    state = _map(circuit, lambda circuit: circuit.initial_state(1), stacks, at=0)
+    state = _map(circuit, lambda circuit: circuit.initial_state(1), stacks, 0)
     return map_state(lambda leaf: leaf.squeeze(1), state)

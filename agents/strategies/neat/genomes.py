@@ -194,11 +194,7 @@ class Codec:
         """The place of each source, ``[P, S]``; inf where there is none."""
         count = len(genomes.places)
         return torch.cat(
-            [
-                genomes.places.new_zeros(count, self.first),
-                genomes.places,
-                genomes.places.new_ones(count, self.outputs),
-            ],
+            [genomes.places.new_zeros(count, self.first), genomes.places, genomes.places.new_ones(count, self.outputs)],
             1,
         )
 
