@@ -61,7 +61,7 @@ class MemoryCircuit(Circuit):
         """Build the controller, the accessor and the output layer."""
         memory = self._chosen_accessor()
         kind: Any = type(memory).component if isinstance(memory, Options) else type(memory)
-        reads, word = kind.read_shape(memory.options if isinstance(memory, nn.Module) else memory)
+        reads, word = kind.read_shape(memory)
         self.read_shape = (reads, word)
         """R words of W elements are read at each step."""
         wanted = self.input_size + reads * word

@@ -82,7 +82,7 @@ class DeltaAccessor(papertape.Accessor):
 
     def forward(self, hidden: Tensor, state: DeltaState) -> tuple[Tensor, DeltaState, DeltaHeads]:
         """Write, then read: ``[B, hidden_size]`` -> words ``[B, H, V]``, the next state, and what the heads did."""
-        parts = self.interface(hidden)
+        parts = self.interface.parts(self.interface(hidden))
         keys, queries = (
             functional.normalize(parts[name].unflatten(-1, (self.num_heads, -1)), dim=-1)
             for name in ("keys", "queries")

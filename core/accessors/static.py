@@ -145,7 +145,7 @@ class StaticAccessor(StaticOptions, SlotAccessor):
 
     def heads(self, hidden: Tensor) -> StaticHeads:
         """Head parameters from the controller's output ``[B, hidden_size]``."""
-        parts = self.interface(hidden)
+        parts = self.interface.parts(self.interface(hidden))
         return StaticHeads(
             keys=torch.tanh(parts["keys"].unflatten(-1, (self.num_heads, -1))),
             strengths=functional.softplus(parts["strengths"]),

@@ -86,7 +86,7 @@ def test_equals_dense_access_where_nothing_is_left_out(name, in_place):
     state: Any = accessor.begin(start, STEPS) if in_place else start
     sparse_reads = []
     for x in hidden:
-        read, state, _ = accessor(x, state)
+        read, state, last = accessor(x, state)
         sparse_reads.append(read)
     state = accessor.end(state)
 
@@ -104,7 +104,7 @@ def test_equals_dense_access_where_nothing_is_left_out(name, in_place):
     torch.testing.assert_close(torch.stack(sparse_reads), torch.stack(dense_reads))
     torch.testing.assert_close(state.memory, dense.memory)
     torch.testing.assert_close(state.last_access, dense.last_access)
-    torch.testing.assert_close(accessor.observed(heads, state)["read_weights"], dense.read_weights)
+    torch.testing.assert_close(accessor.observed(last, state)["read_weights"], dense.read_weights)
     inputs = [hidden, *accessor.parameters()]
     gradients = []
     for reads, memory in ((sparse_reads, state.memory), (dense_reads, dense.memory)):
