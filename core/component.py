@@ -154,8 +154,10 @@ def _keeping_options(constructor: Callable[..., None]) -> Callable[..., None]:
         if type(self).__init__ is construct:
             bound = inspect.signature(constructor).bind(self, *given, **keywords)
             base = vars(self).get("options")
+            given_names = {*keywords, *bound.arguments}
+            bound.apply_defaults()
             values = {**keywords, **(dict(base) if base is not None else {}), **bound.arguments}
-            self.options = _constructed(type(self), values, {*keywords, *bound.arguments})
+            self.options = _constructed(type(self), values, given_names)
 
     return construct
 
@@ -178,6 +180,14 @@ def _declared(cls: type) -> dict[str, FieldInfo]:
     return dict(sorted(found.items(), key=lambda item: item[1].kw_only is not False))
 
 
+def _handed_on(cls: type[Component], constructor: Any) -> Mapping[str, FieldInfo]:
+    """What a constructor that some class wrote itself hands on: the fields of the next class, and those of its own."""
+    bases = _bases(cls)
+    at = next(index for index, base in enumerate(bases) if base.__dict__.get("__init__") is constructor)
+    own = {name for base in bases[: at + 1] for name in base._fields}
+    return {**fields_of(bases[at + 1]), **{name: field for name, field in _declared(cls).items() if name in own}}
+
+
 @functools.cache
 def fields_of(target: Callable[..., Any]) -> Mapping[str, FieldInfo]:
     """What is given to build something, by name, with types: the fields of a component, or a callable's arguments."""
@@ -189,8 +199,7 @@ def fields_of(target: Callable[..., Any]) -> Mapping[str, FieldInfo]:
     inherited: Mapping[str, FieldInfo] = {}
     for name, parameter in inspect.signature(constructor).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD and isinstance(target, type) and issubclass(target, Component):
-            base = next(base for base in target.__mro__ if base.__dict__.get("__init__") is constructor)
-            inherited = fields_of(cast("type", next(above for above in base.__mro__[1:] if hasattr(above, "_fields"))))
+            inherited = _handed_on(target, constructor)
         if name == "self" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         annotation = hints.get(name, Any)
