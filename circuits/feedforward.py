@@ -41,11 +41,6 @@ class FeedForwardCircuit(Circuit):
         sizes = [self.input_size, *self.hidden_sizes, self.output_size]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
 
-    def reset_parameters(self) -> None:
-        """Draw all weights anew."""
-        for layer in self.layers:
-            layer.reset_parameters()
-
     def _standardise(self, inputs: Tensor) -> Tensor:
         if self.input_mean == 0 and self.input_std == 1:
             return inputs

@@ -61,7 +61,7 @@ class MemoryCircuit(Circuit):
         """Build the controller, the accessor and the output layer."""
         memory = self._chosen_accessor()
         kind: Any = type(memory).component if isinstance(memory, Options) else type(memory)
-        reads, word = kind.read_shape(memory.options if isinstance(memory, nn.Module) else memory)
+        reads, word = kind.read_shape(memory)
         self.read_shape = (reads, word)
         """R words of W elements are read at each step."""
         wanted = self.input_size + reads * word
@@ -114,11 +114,6 @@ class MemoryCircuit(Circuit):
             if "controller" in self.options.model_fields_set and name in chosen.model_fields_set:
                 raise ValueError(f"{name}: got {value}; the controller that is given says {getattr(chosen, name)}")
         return type(chosen).model_validate({**dict(chosen), **given})
-
-    def reset_parameters(self) -> None:
-        """Draw all weights anew, as when the circuit was built."""
-        for part in (self.controller, self.accessor, self.output):
-            part.reset_parameters()
 
     def extra_repr(self) -> str:
         """Sizes and what runs the circuit."""

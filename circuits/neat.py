@@ -29,10 +29,6 @@ class NeatCircuit(Circuit):
         """Make the network."""
         self.network = GraphNetwork(self.input_size, self.output_size, self.max_nodes, activation=self.activation)
 
-    def reset_parameters(self) -> None:
-        """Connect every input to every output anew."""
-        self.network.reset_parameters()
-
     def initial_state(self, batch_size: int) -> GraphState:
         """Zeros."""
         return self.network.initial_state(batch_size)

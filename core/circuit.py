@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .component import Component
+from .initialisers import reset
 from .kernels.transforms import one_call
 from .lengths import check_lengths, run_each_to_its_end
 from .members import Stack, map_members
@@ -59,6 +60,14 @@ class Circuit(Component, nn.Module, ABC):
         device, dtype = self.__dict__.pop("device"), self.__dict__.pop("dtype")
         if device is not None or dtype is not None:
             self.to(device, dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, as when it was built; here, those of each layer in the layer's own way.
+
+        Raises:
+            TypeError: there are weights that no layer has, which a subclass draws itself.
+        """
+        reset(self)
 
     def extra_repr(self) -> str:
         """Sizes, as torch shows them."""

@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
@@ -54,7 +54,8 @@ class Component:
     changes its default alone.
 
     Subclasses build what they need in :meth:`setup`. One that has an ``__init__`` of its own takes its arguments as
-    its fields: those with a default, or by keyword alone, are options.
+    its fields: those with a default, or by keyword alone, are options. With ``**more`` among them, which it hands on to
+    its base, the fields of that are its own as well.
     """
 
     if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class Component:
             value = cls._fields[name] = cls.__dict__.get(name, PydanticUndefined)
             if value is not PydanticUndefined:
                 delattr(cls, name)  # or a module of the same name, built in setup, would stay behind it
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _keeping_options(cls.__dict__["__init__"])  # type: ignore[method-assign]
         hidden = {name for base in _bases(cls)[1:] for name in base._fields} & vars(cls).keys()
         if hidden:
             name = min(hidden)
@@ -102,12 +105,10 @@ class Component:
         cls: Any = type(self)
         values = check_arguments(cls, given, keywords)
         super().__init__()
-        same = {name: field.default for name, field in fields_of(cls).items() if field.init is False}
+        same = {name: field.default for name, field in _declared(cls).items() if field.init is False}
         for name, value in {**same, **values}.items():
             setattr(self, name, value)
-        model = options_of(cls)
-        kept = {name: values[name] for name in model.model_fields if name in values}
-        self.options = model.model_construct(_fields_set=set(keywords) & set(kept), **kept)
+        self.options = _constructed(cls, values, keywords)
         self.setup()
         self.after_setup()
 
@@ -144,6 +145,56 @@ def _globals_of(cls: type) -> dict[str, Any]:
     return next((value.__globals__ for value in vars(cls).values() if inspect.isfunction(value)), {})
 
 
+def _constructed(cls: Any, values: Mapping[str, Any], given: Iterable[str]) -> Options:
+    """The options of a component that was built from these values, as they are."""
+    model = options_of(cls)
+    kept = {name: values[name] for name in model.model_fields if name in values}
+    return model.model_construct(_fields_set=set(given) & set(kept), **kept)
+
+
+def _keeping_options(constructor: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that some class wrote itself, after which the object has its options as any other has."""
+
+    @functools.wraps(constructor)
+    def construct(self: Any, *given: Any, **keywords: Any) -> None:
+        constructor(self, *given, **keywords)
+        if type(self).__init__ is construct:
+            bound = inspect.signature(constructor).bind(self, *given, **keywords)
+            base = vars(self).get("options")
+            given_names = {*keywords, *bound.arguments}
+            bound.apply_defaults()
+            values = {**keywords, **(dict(base) if base is not None else {}), **bound.arguments}
+            self.options = _constructed(type(self), values, given_names)
+
+    return construct
+
+
+def _declared(cls: type) -> dict[str, FieldInfo]:
+    """The fields that a component and its bases have as annotated attributes, those by place first."""
+    found: dict[str, FieldInfo] = {}
+    for base in reversed(_bases(cls)):
+        own = type("", (), {"__annotations__": inspect.get_annotations(base)})
+        hints = typing.get_type_hints(own, globalns=_globals_of(base), include_extras=True)
+        for name, value in base._fields.items():
+            hint: Any = hints[name]
+            if name in found and not isinstance(value, FieldInfo):
+                hint = Annotated[hint, found[name]]
+            found[name] = (
+                FieldInfo.from_annotation(hint)
+                if value is PydanticUndefined
+                else FieldInfo.from_annotated_attribute(hint, value)
+            )
+    return dict(sorted(found.items(), key=lambda item: item[1].kw_only is not False))
+
+
+def _handed_on(cls: type[Component], constructor: Any) -> Mapping[str, FieldInfo]:
+    """What a constructor that some class wrote itself hands on: the fields of the next class, and those of its own."""
+    bases = _bases(cls)
+    at = next(index for index, base in enumerate(bases) if base.__dict__.get("__init__") is constructor)
+    own = {name for base in bases[: at + 1] for name in base._fields}
+    return {**fields_of(bases[at + 1]), **{name: field for name, field in _declared(cls).items() if name in own}}
+
+
 @functools.cache
 def fields_of(target: Callable[..., Any]) -> Mapping[str, FieldInfo]:
     """What is given to build something, by name, with types: the fields of a component, or a callable's arguments."""
@@ -163,9 +214,14 @@ def fields_of(target: Callable[..., Any]) -> Mapping[str, FieldInfo]:
                     else FieldInfo.from_annotated_attribute(hint, value)
                 )
         return dict(sorted(found.items(), key=lambda item: item[1].kw_only is not False))
+
+        return _declared(cast("type", target))
     hints = typing.get_type_hints(constructor, include_extras=True)
-    found = {}
+    found: dict[str, FieldInfo] = {}
+    inherited: Mapping[str, FieldInfo] = {}
     for name, parameter in inspect.signature(constructor).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD and isinstance(target, type) and issubclass(target, Component):
+            inherited = _handed_on(target, constructor)
         if name == "self" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         annotation = hints.get(name, Any)
@@ -174,7 +230,8 @@ def fields_of(target: Callable[..., Any]) -> Mapping[str, FieldInfo]:
             found[name].kw_only = parameter.kind is parameter.KEYWORD_ONLY
         else:
             found[name] = FieldInfo.from_annotated_attribute(annotation, parameter.default)
-    return found
+    more = {name: field for name, field in inherited.items() if name not in found}
+    return dict(sorted({**found, **more}.items(), key=lambda item: item[1].kw_only is not False))
 
 
 def _is_option(field: FieldInfo) -> bool:
@@ -197,7 +254,7 @@ def options_of(target: Callable[..., Any]) -> type[Options]:
 def _arguments_of(cls: type) -> type[Options]:
     """All that the constructor of a component takes as a pydantic model."""
     definitions: dict[str, Any] = {
-        name: (field.annotation, field) for name, field in fields_of(cls).items() if field.init is not False
+        name: (field.annotation, field) for name, field in _declared(cls).items() if field.init is not False
     }
     return _model(cls, "Arguments", _Arguments, definitions)
 
@@ -236,7 +293,7 @@ def check_arguments(cls: type, given: tuple[Any, ...], keywords: Mapping[str, An
         TypeError: an argument is unknown, missing or given twice.
         ValueError: a value is not allowed; names the argument, what was given and what is allowed.
     """
-    fields = {name: field for name, field in fields_of(cls).items() if field.init is not False}
+    fields = {name: field for name, field in _declared(cls).items() if field.init is not False}
     places = [name for name, field in fields.items() if field.kw_only is False]
     if len(given) > len(places):
         raise TypeError(f"{cls.__name__}: got {len(given)} arguments by place; allowed: {', '.join(places) or 'none'}")

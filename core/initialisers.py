@@ -12,6 +12,22 @@ from .options import check_choice
 MemoryInit = Literal["constant", "learned", "truncated_normal"]
 WeightInit = Literal["first", "uniform", "learned"]
 
+def reset(module: nn.Module) -> None:
+    """Draw anew the weights of every layer within a module, each in its own way.
+
+    Raises:
+        TypeError: weights belong to something that has no ``reset_parameters``; names it.
+    """
+    own = [name for name, _ in module.named_parameters(recurse=False)]
+    if own:
+        raise TypeError(f"{type(module).__name__}: has weights of its own ({', '.join(own)}) and no reset_parameters")
+    for part in module.children():
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()
+        else:
+            reset(part)
+
+
 CONSTANT = 1e-6
 """Value of every element with ``constant`` (Collier & Beel 2018: converges 3.5 times faster on copy than learned)."""
 

@@ -44,10 +44,11 @@ class Interface(nn.Module):
         """Length of the interface vector."""
         self.linear: nn.Linear | TiedLinear = nn.Linear(hidden_size, self.size)
 
-    def forward(self, hidden: Tensor) -> dict[str, Tensor]:
-        """The raw parts of the interface vector by name, from ``[B, hidden_size]``."""
-        return self.parts(self.linear(hidden))
+    def forward(self, hidden: Tensor) -> Tensor:
+        """The interface vector ``[B, size]`` from ``[B, hidden_size]``."""
+        vector: Tensor = self.linear(hidden)
+        return vector
 
     def parts(self, vector: Tensor) -> dict[str, Tensor]:
-        """An interface vector ``[…, size]`` (or all biases, ``[size]``) split by name."""
+        """The raw parts of an interface vector ``[…, size]`` (or of all biases, ``[size]``) by name."""
         return dict(zip(self.sizes, vector.split(list(self.sizes.values()), dim=-1), strict=True))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import papertape
 
 
+@papertape.register_state
 class LeakyState(NamedTuple):
     """What is carried from step to step."""
 
@@ -34,6 +35,12 @@ class LeakyController(papertape.Controller):
         self.input = nn.Linear(self.input_size, self.hidden_size)
         self.recurrent = nn.Linear(self.hidden_size, self.hidden_size, bias=False)
         self.leak = nn.Parameter(torch.zeros(self.hidden_size))
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew; the leaks are no layer's."""
+        self.input.reset_parameters()
+        self.recurrent.reset_parameters()
+        nn.init.zeros_(self.leak)
 
     def initial_state(self, batch_size: int) -> LeakyState:
         """Zeros."""

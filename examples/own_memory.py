@@ -22,6 +22,7 @@ import papertape
 from papertape import Interface, TraceField
 
 
+@papertape.register_state
 class DeltaState(NamedTuple):
     """What is carried from step to step."""
 
@@ -74,10 +75,6 @@ class DeltaAccessor(papertape.Accessor):
         }
         self.interface = Interface(self.hidden_size, sizes)
 
-    def reset_parameters(self) -> None:
-        """Draw all weights anew."""
-        self.interface.linear.reset_parameters()
-
     def initial_state(self, batch_size: int) -> DeltaState:
         """Matrices of zeros."""
         shape = (batch_size, self.num_heads, self.value_size, self.key_size)
@@ -85,7 +82,7 @@ class DeltaAccessor(papertape.Accessor):
 
     def forward(self, hidden: Tensor, state: DeltaState) -> tuple[Tensor, DeltaState, DeltaHeads]:
         """Write, then read: ``[B, hidden_size]`` -> words ``[B, H, V]``, the next state, and what the heads did."""
-        parts = self.interface(hidden)
+        parts = self.interface.parts(self.interface(hidden))
         keys, queries = (
             functional.normalize(parts[name].unflatten(-1, (self.num_heads, -1)), dim=-1)
             for name in ("keys", "queries")

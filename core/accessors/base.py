@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..component import Chosen, Component
+from ..initialisers import reset
 from ..options import Options
 from ..registry import contract
 from ..trace import TraceField
@@ -58,6 +59,14 @@ class Accessor(Component, nn.Module, ABC):
             Words read ``[B, R, W]``, the next state, and the heads: a NamedTuple of this step's parameters.
         """
 
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, as when it was built; here, those of each layer in the layer's own way.
+
+        Raises:
+            TypeError: there are weights that no layer has, which a subclass draws itself.
+        """
+        reset(self)
+
     def sizes_of(self, state: Any) -> dict[str, int]:
         """The sizes of a state that may differ from what the accessor was built with; here, none."""
         return {}
@@ -103,6 +112,14 @@ class SlotOptions(Component):
 
 class SlotAccessor(Accessor):
     """An accessor whose state has the slots as ``memory``, ``[B, N, W]``; another N may be chosen for each state."""
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, as when it was built; here, those of each layer in the layer's own way.
+
+        Raises:
+            TypeError: there are weights that no layer has, which a subclass draws itself.
+        """
+        reset(self)
 
     def sizes_of(self, state: Any) -> dict[str, int]:
         """The number of slots."""

@@ -143,7 +143,7 @@ class DynamicAccessor(DynamicOptions, SlotAccessor):
 
     def heads(self, hidden: Tensor) -> DynamicHeads:
         """Head parameters from the controller's output ``[B, hidden_size]``."""
-        parts = self.interface(hidden)
+        parts = self.interface.parts(self.interface(hidden))
         powers = parts.get("link_powers")
         return DynamicHeads(
             read_keys=self._words(parts["read_keys"], self.num_reads),

@@ -192,7 +192,7 @@ class SparseAccessor(SparseOptions, SlotAccessor):
 
     def heads(self, hidden: Tensor) -> SparseHeads:
         """Head parameters from the controller's output ``[B, hidden_size]``."""
-        parts = self.interface(hidden)
+        parts = self.interface.parts(self.interface(hidden))
         modes = parts.get("read_modes")
         return SparseHeads(
             read_keys=parts["read_keys"].unflatten(-1, (self.num_reads, -1)),

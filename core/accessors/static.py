@@ -121,8 +121,7 @@ class StaticAccessor(StaticOptions, SlotAccessor):
 
     def reset_parameters(self) -> None:
         """Draw all weights, and the contents that the memory starts with, anew."""
-        for part in (self.interface.linear, self.initial_memory, self.initial_weights):
-            part.reset_parameters()
+        super().reset_parameters()
         self._park()
 
     @torch.no_grad()
@@ -146,7 +145,7 @@ class StaticAccessor(StaticOptions, SlotAccessor):
 
     def heads(self, hidden: Tensor) -> StaticHeads:
         """Head parameters from the controller's output ``[B, hidden_size]``."""
-        parts = self.interface(hidden)
+        parts = self.interface.parts(self.interface(hidden))
         return StaticHeads(
             keys=torch.tanh(parts["keys"].unflatten(-1, (self.num_heads, -1))),
             strengths=functional.softplus(parts["strengths"]),

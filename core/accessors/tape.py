@@ -156,7 +156,7 @@ class TapeAccessor(TapeOptions, SlotAccessor):
 
     def forward(self, hidden: Tensor, state: TapeState) -> tuple[Tensor, TapeState, TapeHeads]:
         """One step of access; see :meth:`Accessor.forward`."""
-        heads = self.heads(self.interface.linear(hidden))
+        heads = self.heads(self.interface(hidden))
         reads, state = self.access(heads, state)
         return reads, state, heads
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..component import Chosen, Component
+from ..initialisers import reset
 from ..options import Options
 from ..registry import contract
 from ..state import example
@@ -43,6 +44,14 @@ class Controller(Component, nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One step: ``[B, input_size]`` and a state -> hidden ``[B, hidden_size]`` and the next state."""
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, as when it was built; here, those of each layer in the layer's own way.
+
+        Raises:
+            TypeError: there are weights that no layer has, which a subclass draws itself.
+        """
+        reset(self)
 
     def clipped(self, x: Tensor) -> Tensor:
         """The tensor, kept in [-clip, clip]."""

@@ -2,17 +2,17 @@
 
 AGREED = {
     "circuits/memory.py": "33a03de838b4",
-    "core/accessors/base.py": "227f3fcb13af",
-    "core/accessors/dynamic.py": "78d56314340e",
-    "core/accessors/sparse.py": "30e1349b4ca9",
-    "core/accessors/static.py": "a6342ac732a9",
+    "core/accessors/base.py": "dfc60160462b",
+    "core/accessors/dynamic.py": "4d9c8006cc93",
+    "core/accessors/sparse.py": "57288782f647",
+    "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "1d02d424a8bc",
-    "core/component.py": "c6a23eafbc48",
-    "core/controllers/base.py": "b43898361588",
+    "core/component.py": "1fff2cdc86e0",
+    "core/controllers/base.py": "9a85b78ff600",
     "core/controllers/feedforward.py": "e3c593ebcdaa",
     "core/controllers/gru.py": "48d012fba8f4",
     "core/controllers/lstm.py": "10a0c0c78a7d",
-    "core/interface.py": "0178d74a4494",
+    "core/interface.py": "9ea054f5d62b",
     "core/sparse_addressing.py": "a6a3ea07ddfa",
 }
 """What each file meant."""

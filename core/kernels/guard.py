@@ -119,7 +119,11 @@ class Known:
                 self.reason = f"it needs Linear layers, not {type(strange[0]).__name__}"
         owners = [cast("nn.Module", circuit), *controller.modules(), *accessor.modules()]
         self._children = [(owner._modules, dict(owner._modules)) for owner in owners]
-        self._options = [(vars(part), part.specification()) for part in (controller, accessor)]
+        # A specification may depend on whether it trains, as that of a controller with dropout.
+        self._options = [
+            (vars(part), {name: vars(part).get(name) for name in ("training", *part.specification())})
+            for part in (controller, accessor)
+        ]
         self._shapes: dict[Any, list[tuple[str, tuple[int, ...]]]] = {}
 
     def holds(self) -> bool:

@@ -10,11 +10,11 @@ from backends import each_circuit_and_backend, has_triton_kernels, shape
 from torch import Tensor, nn
 
 from papertape import DNC, NTM, SAM, SDNC, detach, map_state
-from papertape.circuits import MemoryAugmentedCircuit, Tape
+from papertape.circuits import MemoryCircuit, Tape
 from papertape.core import addressing
 
 IMPROVED = {"masked_content": True, "memory_wipe": True, "link_sharpening": True, "squash": "tanh"}
-CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {
+CIRCUITS: dict[str, tuple[type[MemoryCircuit], dict[str, Any]]] = {
     "ntm": (NTM, {"num_reads": 2, "num_writes": 2}),
     "ntm gru learned": (NTM, {"controller": "gru", "memory_init": "learned", "weight_init": "learned"}),
     "ntm feedforward": (NTM, {"controller": "feedforward", "memory_init": "truncated_normal"}),
@@ -29,7 +29,7 @@ each_circuit = pytest.mark.parametrize("name", CIRCUITS)
 on_each_backend = each_circuit_and_backend(CIRCUITS)
 
 
-def make(name: str, backend: str = "eager", **more: Any) -> MemoryAugmentedCircuit:
+def make(name: str, backend: str = "eager", **more: Any) -> MemoryCircuit:
     """A small circuit in float64, the same at each call."""
     torch.manual_seed(1)
     cls, options = CIRCUITS[name]
@@ -323,19 +323,19 @@ def test_second_derivatives(name):
 @each_circuit
 def test_attributes_that_were_set_wrongly_are_named(name):
     circuit = make(name)
-    circuit.checkpoint_every = 0
-    with pytest.raises(ValueError, match="checkpoint_every: got 0"):
+    circuit.recompute_every = 0
+    with pytest.raises(ValueError, match="recompute_every: got 0"):
         circuit(sequence())
-    circuit.checkpoint_every, circuit.backend = None, "foo"
+    circuit.recompute_every, circuit.backend = None, "foo"
     with pytest.raises(ValueError, match="backend: got 'foo'; allowed: auto, native"):
         circuit(sequence())
 
 
-@pytest.mark.parametrize("checkpoint_every", [None, 2])
+@pytest.mark.parametrize("recompute_every", [None, 2])
 @each_circuit
-def test_on_the_meta_device(name, checkpoint_every):
+def test_on_the_meta_device(name, recompute_every):
     with torch.device("meta"):
-        circuit = make(name, "auto", checkpoint_every=checkpoint_every)
+        circuit = make(name, "auto", recompute_every=recompute_every)
         outputs, state = circuit(torch.zeros(STEPS, BATCH, INPUTS, dtype=torch.float64))
     assert outputs.is_meta and outputs.shape == (STEPS, BATCH, OUTPUTS)
     assert [leaf.shape for leaf in leaves(state)] == [leaf.shape for leaf in leaves(make(name)(sequence())[1])]

@@ -177,7 +177,7 @@ def test_replicas_of_data_parallel(name: str) -> None:
 @pytest.mark.parametrize("name", QUICK[:4])
 def test_replicas_with_recomputation(name: str) -> None:
     """They have nothing to put back for the backward pass: no step is computed again, and no gradient is lost."""
-    circuit = make(name, checkpoint_every=2)
+    circuit = make(name, recompute_every=2)
     replica(circuit)(sequence())[0].sum().backward()
     gradients = [parameter.grad for parameter in circuit.parameters()]
     circuit.zero_grad()
@@ -206,7 +206,7 @@ def differentiable(names: list[str]) -> pytest.MarkDecorator:
 def test_batched_gradients(name: str, every: int | None) -> None:
     if every and " " not in name:
         pytest.skip("only circuits with a memory recompute")
-    circuit = make(name, **({"checkpoint_every": every} if every else {}))
+    circuit = make(name, **({"recompute_every": every} if every else {}))
     inputs = sequence().requires_grad_()
     outputs, _ = circuit(inputs)
     wanted = [inputs, *circuit.parameters()]

@@ -191,3 +191,49 @@ def test_a_block_of_a_file_gets_the_same_words_with_its_path():
     assert explain(error.value, given, Machine.Options, "circuit", "circuit") == [
         "circuit.motor.volts: unknown option; circuit.motor.type electric has it"
     ]
+
+
+class Turbine(Steam):
+    """Has a constructor of its own, which hands on what it does not name."""
+
+    def __init__(self, *given: Any, blades: Annotated[int, Field(ge=2)] = 3, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.blades = blades
+
+
+class Windmill(Turbine):
+    """Fixes what its base lets be chosen, and adds an option as an attribute."""
+
+    wings: int = Field(4, ge=1)
+
+    def __init__(self, input_size: int, *, coal: str = "none", **more: Any) -> None:
+        super().__init__(input_size, coal="brown", blades=9, **more)
+
+
+def test_a_constructor_that_hands_on_adds_its_options_to_those_of_its_base():
+    turbine = Turbine(2, power=4, blades=5)
+    assert (turbine.input_size, turbine.power, turbine.blades, turbine.layer.out_features) == (2, 4, 5, 4)
+    assert turbine.options.model_dump() == {"blades": 5, "power": 4, "coal": "black"}
+    assert turbine.options.model_fields_set == {"power", "blades"}
+    assert turbine.specification() == {"input_size": 2, "blades": 5, "power": 4, "coal": "black", "clip": 20.0}
+    assert build(turbine.options, 2).options == turbine.options
+    assert Turbine(2).options.blades == 3
+    with pytest.raises(ValidationError):
+        Turbine.Options(blades=1)
+    with pytest.raises(TypeError, match="Turbine: unknown argument 'powr'; did you mean 'power'?"):
+        Turbine(2, powr=4)
+    with pytest.raises(ValueError, match="power: got 0"):
+        Turbine(2, power=0)
+
+
+def test_options_are_those_that_the_outermost_constructor_was_given():
+    mill = Windmill(2, wings=6, power=1)
+    assert (mill.wings, mill.power, mill.coal, mill.blades) == (6, 1, "brown", 9)
+    assert {"coal": "none", "wings": 6, "power": 1}.items() <= mill.options.model_dump().items()
+    assert mill.options.model_fields_set == {"wings", "power"}
+
+
+def test_a_constructor_of_ones_own_keeps_its_options_too():
+    assert Plain(1, width=7).options == Plain.Options(width=7)
+    copied = copy.deepcopy(Turbine(2, blades=6))
+    assert copied.options.blades == 6 and pickle.loads(pickle.dumps(copied)).options == copied.options

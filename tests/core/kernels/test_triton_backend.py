@@ -214,7 +214,7 @@ def test_without_gradients_and_step_by_step(build: Callable[..., Circuit], trito
         (lambda: dnc(masked_content=True, memory_wipe=True, link_sharpening=True), True),
         (lambda: ntm(num_layers=2, masked_content=True), True),
         (lambda: dnc(num_writes=2), True),
-        (lambda: ntm(controller="direct"), False),
+        (lambda: ntm(controller="direct", hidden_size=None), False),
         (lambda: dnc(memory_size=65), False),
     ],
 )
