@@ -200,21 +200,6 @@ def fields_of(target: Callable[..., Any]) -> Mapping[str, FieldInfo]:
     """What is given to build something, by name, with types: the fields of a component, or a callable's arguments."""
     constructor = inspect.getattr_static(target, "__init__") if isinstance(target, type) else target
     if constructor is inspect.getattr_static(Component, "__init__"):
-        found: dict[str, FieldInfo] = {}
-        for base in reversed(_bases(cast("type", target))):
-            own = type("", (), {"__annotations__": inspect.get_annotations(base)})
-            hints = typing.get_type_hints(own, globalns=_globals_of(base), include_extras=True)
-            for name, value in base._fields.items():
-                hint: Any = hints[name]
-                if name in found and not isinstance(value, FieldInfo):
-                    hint = Annotated[hint, found[name]]
-                found[name] = (
-                    FieldInfo.from_annotation(hint)
-                    if value is PydanticUndefined
-                    else FieldInfo.from_annotated_attribute(hint, value)
-                )
-        return dict(sorted(found.items(), key=lambda item: item[1].kw_only is not False))
-
         return _declared(cast("type", target))
     hints = typing.get_type_hints(constructor, include_extras=True)
     found: dict[str, FieldInfo] = {}
