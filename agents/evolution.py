@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -70,12 +70,9 @@ class EvolutionAgent(LearningAgent):
     )
 
     @classmethod
-    def check_start(cls, options: Any) -> None:
-        """See :meth:`Agent.check_start`; that is for the strategy to say."""
-        try:
-            class_of(options.strategy).check_start(options.strategy)
-        except ValueError as error:
-            raise ValueError(f"strategy.{error}") from error
+    def refuses_start(cls, options: Any) -> Iterable[str]:
+        """See :meth:`Agent.refuses_start`; that is for the strategy to say."""
+        return [f"agent.strategy.{line}" for line in class_of(options.strategy).refuses_start(options.strategy)]
 
     def setup(self) -> None:
         """Build the population and its strategy; see also :meth:`LearningAgent.setup`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PlainValidator
@@ -93,14 +93,13 @@ class Agent(Component, ABC):
             )
 
     @classmethod
-    def check_start(cls, options: Any) -> None:
-        """Raise ValueError where options would not take up the weights that the circuit has when the agent is made.
-
-        The message begins with the name of an option, as in :meth:`Component.check_options`.
+    def refuses_start(cls, options: Any) -> Iterable[str]:
+        """A line for each option, with its path, by which the weights that the circuit starts with would be lost.
 
         Args:
             options: of an agent of this class.
         """
+        return ()
 
     def join(self, processes: Processes) -> None:
         """Share the work with other processes, each of which has an agent of the same options and the same state.

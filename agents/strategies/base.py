@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -86,14 +86,15 @@ class Strategy(Component, ABC):
         self._before_draw = self.generator.get_state()
 
     @classmethod
-    def check_start(cls, options: Any) -> None:
-        """Raise ValueError where options would keep nothing of the genome that the population starts from.
+    def refuses_start(cls, options: Any) -> Iterable[str]:
+        """A line for each option by which nothing would be kept of the genome that the population starts from.
 
         Args:
             options: of a strategy of this class.
         """
         if getattr(options, "initial", None) == "resampled":
-            raise ValueError("initial: got 'resampled', which keeps nothing of the weights of start; allowed: copied")
+            return ["initial: got 'resampled', which keeps nothing of the weights of start; allowed: copied"]
+        return ()
 
     @property
     def per_sample(self) -> bool:

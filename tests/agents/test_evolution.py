@@ -418,3 +418,13 @@ def test_wrong_options_are_refused(values, path, message):
     errors = caught.value.errors()
     assert errors[0]["loc"] == path
     assert message in errors[0]["msg"]
+
+
+@pytest.mark.parametrize("strategy", ["trust", "deep-ga", "neat", "snes"])
+def test_what_keeps_nothing_of_given_weights_is_said(strategy):
+    lines = [*EvolutionAgent.refuses_start(EvolutionAgent.Options(strategy=strategy))]
+    expected = ["agent.strategy.initial: got 'resampled', which keeps nothing of the weights of start; allowed: copied"]
+    assert lines == (expected if strategy != "snes" else [])
+    if strategy != "snes":
+        copied = EvolutionAgent.Options(strategy={"type": strategy, "initial": "copied"})
+        assert not [*EvolutionAgent.refuses_start(copied)]
