@@ -121,7 +121,7 @@ class MixedAgent(EvolutionAgent):
         layout = self.population.layout
         return layout.join(self.learn(layout.split(best.unsqueeze(0)), self.shards))[0]
 
-    def learn(self, stacks: Mapping[str, Stack], number: int) -> dict[str, Tensor]:
+    def learn(self, stacks: Mapping[str, Stack], number: int = 0) -> dict[str, Tensor]:
         """What members become by the gradient steps of this generation, a chunk that fits the memory budget at a time.
 
         Args:

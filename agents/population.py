@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 
 from ..circuits.module import ModuleCircuit
 from ..core.circuit import Circuit
-from ..core.members import Stack, dense
+from ..core.members import Stack, dense, mapping_of
 from ..core.world import Episodes, World, join_episodes
 from .genome import Layout
 
@@ -106,7 +106,9 @@ class Population:
         @torch.no_grad()
         def answer(observations: Tensor) -> Tensor:
             nonlocal state
-            outputs, after = vmap(step)(parameters, observations.unflatten(0, (members, episodes)), *state)
+            given = observations.unflatten(0, (members, episodes))
+            mapping = mapping_of(self.circuit, stacks, given[0].unsqueeze(0))
+            outputs, after = mapping(step)(parameters, given, *state)
             state = (after,)
             answered: Tensor = outputs.flatten(0, 1)
             return answered

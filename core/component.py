@@ -138,6 +138,13 @@ def _bases(cls: type) -> list[type[Component]]:
     return [base for base in cls.__mro__ if "_fields" in base.__dict__]
 
 
+def _globals_of(cls: type) -> dict[str, Any]:
+    """The names of a class's module, also of one that was loaded without being put among the others."""
+    if cls.__module__ in sys.modules:
+        return vars(sys.modules[cls.__module__])
+    return next((value.__globals__ for value in vars(cls).values() if inspect.isfunction(value)), {})
+
+
 def _constructed(cls: Any, values: Mapping[str, Any], given: Iterable[str]) -> Options:
     """The options of a component that was built from these values, as they are."""
     model = options_of(cls)
@@ -167,7 +174,7 @@ def _declared(cls: type) -> dict[str, FieldInfo]:
     found: dict[str, FieldInfo] = {}
     for base in reversed(_bases(cls)):
         own = type("", (), {"__annotations__": inspect.get_annotations(base)})
-        hints = typing.get_type_hints(own, globalns=vars(sys.modules[base.__module__]), include_extras=True)
+        hints = typing.get_type_hints(own, globalns=_globals_of(base), include_extras=True)
         for name, value in base._fields.items():
             hint: Any = hints[name]
             if name in found and not isinstance(value, FieldInfo):
@@ -386,7 +393,7 @@ def class_of(chosen: Any) -> Any:
     Args:
         chosen: as for :func:`build`.
     """
-    return type(chosen).component if isinstance(chosen, Options) else type(chosen)  # type: ignore[attr-defined]
+    return type(chosen).component if isinstance(chosen, Options) else type(chosen)
 
 
 def help_of(target: Callable[..., Any]) -> dict[str, str]:

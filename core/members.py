@@ -6,6 +6,7 @@ the members' common centre apart from what makes them differ, so that products w
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .state import map_state
 
@@ -132,13 +134,64 @@ class Call(nn.Module):
         return self.function(self.circuit)
 
 
+def one_by_one(function: Callable[..., Any], *, out_dims: int = 0, randomness: str = "error") -> Callable[..., Any]:
+    """What ``torch.func.vmap`` gives, one member after another: for what vmap has no rules for."""
+
+    def each(*arguments: Any) -> Any:
+        members = len(tree_leaves(arguments)[0])
+        found = [function(*tree_map(lambda leaf: leaf[member], arguments)) for member in range(members)]  # noqa: B023
+        return tree_map(lambda *parts: torch.stack(parts, out_dims), *found)
+
+    return each
+
+
+def mapping_of(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor) -> Callable[..., Callable[..., Any]]:
+    """``torch.func.vmap``, or :func:`one_by_one` where torch has no rules for what a circuit does.
+
+    The circuit remembers which; it warns once where members answer one after another.
+
+    Args:
+        circuit: what each member is.
+        stacks: of P members for each named parameter.
+        inputs: what they are to answer, ``[T, B, I]``.
+    """
+    known: Callable[..., Any] | None = circuit.__dict__.get("_mapping")
+    if known is None:
+        few, short = {name: dense(stack[0:2]) for name, stack in stacks.items()}, inputs[:1, :1]
+        # What is drawn here must change nothing in what comes after.
+        with torch.no_grad(), torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
+            try:
+                known = vmap
+                _map(circuit, lambda circuit: _answers(circuit, short), few, known, randomness="different")
+            except RuntimeError as error:
+                known = one_by_one
+                _map(circuit, lambda circuit: _answers(circuit, short), few, known)  # else it is at fault itself
+                reason = str(error).splitlines()[0]
+                named = type(getattr(circuit, "module", circuit)).__name__
+                warnings.warn(
+                    f"{named}: members answer one after another, for torch cannot map it: {reason}", stacklevel=2
+                )
+        circuit.__dict__["_mapping"] = known
+    return known
+
+
+def _answers(circuit: Circuit, inputs: Tensor) -> Tensor:
+    return circuit._run(inputs, circuit.initial_state(inputs.shape[1]))[0]
+
+
 def _map(
-    circuit: Any, function: Callable[[Any], Any], stacks: Mapping[str, Stack], at: int, randomness: str = "error"
+    circuit: Any,
+    function: Callable[[Any], Any],
+    stacks: Mapping[str, Stack],
+    mapping: Callable[..., Callable[..., Any]] = vmap,
+    *,
+    at: int = 0,
+    randomness: str = "error",
 ) -> Any:
     """``function(circuit)`` with each member's parameters; members are dimension ``at`` of the result."""
     call = Call(circuit, function)
     parameters = {f"circuit.{name}": dense(stack) for name, stack in stacks.items()}
-    return vmap(lambda member: functional_call(call, member, ()), out_dims=at, randomness=randomness)(parameters)
+    return mapping(lambda member: functional_call(call, member, ()), out_dims=at, randomness=randomness)(parameters)
 
 
 def map_members(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor, *, randomness: str = "error") -> Tensor:
@@ -153,15 +206,12 @@ def map_members(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor, *, ra
     Returns:
         ``[T, P, B, O]``
     """
-
-    def run(circuit: Circuit) -> Tensor:
-        return circuit._run(inputs, circuit.initial_state(inputs.shape[1]))[0]
-
-    outputs: Tensor = _map(circuit, run, stacks, 1, randomness)
+    mapping = mapping_of(circuit, stacks, inputs)
+    outputs: Tensor = _map(circuit, lambda own: _answers(own, inputs), stacks, mapping, at=1, randomness=randomness)
     return outputs
 
 
 def map_initial_state(circuit: Any, stacks: Mapping[str, Stack]) -> Any:
     """The state of each member before the first step of one sequence: ``[P, …]`` in every leaf."""
-    state = _map(circuit, lambda circuit: circuit.initial_state(1), stacks, 0)
+    state = _map(circuit, lambda circuit: circuit.initial_state(1), stacks)
     return map_state(lambda leaf: leaf.squeeze(1), state)

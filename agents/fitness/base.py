@@ -56,7 +56,7 @@ def made(chosen: Any) -> Callable[..., Tensor]:
     if not isinstance(chosen, Options):
         return chosen
     # What is registered may be a function: its options are arguments that it is called with.
-    target: Any = type(chosen).component  # type: ignore[attr-defined]
+    target: Any = type(chosen).component
     return build(chosen) if isinstance(target, type) else functools.partial(build, chosen)
 
 

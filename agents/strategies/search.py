@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from ...core.component import build
+from ...core.explain import explain
 from ...core.options import Options
 from .base import AnyStrategy, Strategy
 
@@ -135,14 +136,17 @@ def _search(
     return Found(best, sign * best_fitness + 0.0, used, strategy.generation, bad)
 
 
+class _Search(Options):
+    strategy: AnyStrategy
+
+
 def _build(chosen: Any, genome: Tensor, seed: int) -> Strategy:
     """The strategy of that name or options; populations begin around the genome, not with its elements shuffled."""
+    given = {"strategy": chosen}
     try:
-        options = TypeAdapter(AnyStrategy).validate_python(chosen)
+        options = _Search.model_validate(given).strategy
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(["strategy", *(str(part) for part in problem["loc"])])
-        raise ValueError(f"{where}: {problem['msg'].removeprefix('Value error, ')}") from error
+        raise ValueError("\n".join(explain(error, given, _Search))) from error
     if not isinstance(options, Options):
         raise ValueError(f"strategy: got a {type(options).__name__}; allowed is a name, a block or options of one")
     if "initial" in type(options).model_fields and "initial" not in options.model_fields_set:

@@ -45,7 +45,7 @@ class SNES(Strategy):
         size = len(self.genome)
         self.population = self.population or 4 + math.floor(3 * math.log(size))
         super().setup()
-        self._deviations_lr = self.sigma_lr or (3 + math.log(size)) / (5 * math.sqrt(size))
+        self.deviations_lr = self.sigma_lr or (3 + math.log(size)) / (5 * math.sqrt(size))
         self.center = self.genome.clone()
         """``[D]``"""
         self.deviations: Tensor = self.asked("sigma")
@@ -76,7 +76,7 @@ class SNES(Strategy):
         normal = self._normal
         self.center = self.center + self.lr * self.deviations * (weights @ normal)
         # The utilities sum to 0, so the -1 of z² - 1 falls out.
-        self.deviations = self.deviations * torch.exp(self._deviations_lr / 2 * (weights @ normal.square_()))
+        self.deviations = self.deviations * torch.exp(self.deviations_lr / 2 * (weights @ normal.square_()))
 
     @property
     def best(self) -> Tensor:

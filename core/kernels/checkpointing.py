@@ -10,6 +10,8 @@ autograd, which weigh more than the states, and the parameters of a ``functional
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -67,6 +69,16 @@ def _module(circuit: CircuitView) -> nn.Module:
     return cast("nn.Module", circuit)
 
 
+@contextlib.contextmanager
+def _drawing_again(device: torch.device, state: Tensor, state_of_gpu: Tensor | None) -> Iterator[None]:
+    """Within the block, torch's global generators draw again what they drew from these states, as dropout must."""
+    with torch.random.fork_rng([] if state_of_gpu is None else [device]):
+        torch.set_rng_state(state)
+        if state_of_gpu is not None:
+            torch.cuda.set_rng_state(state_of_gpu, device)
+        yield
+
+
 class _Chunk(Function):
     """A few steps; keeps the inputs and the state before them, and the parameters as they were."""
 
@@ -91,6 +103,7 @@ class _Chunk(Function):
             "enabled": torch.is_autocast_enabled(device),
             "cache_enabled": torch.is_autocast_cache_enabled(),
         }
+        ctx.random = torch.get_rng_state(), torch.cuda.get_rng_state(inputs.device) if inputs.is_cuda else None
         ctx.save_for_backward(inputs, *tensors)
         features, state = dispatch.run(circuit, inputs, rebuild(structure, tensors))
         results = [features, *leaves(state)]
@@ -110,7 +123,7 @@ class _Chunk(Function):
         def run(circuit: CircuitView) -> tuple[Tensor, CircuitState]:
             return dispatch.run(circuit, inputs, rebuild(ctx.structure, state))
 
-        with torch.enable_grad(), torch.autocast(**ctx.autocast):
+        with torch.enable_grad(), torch.autocast(**ctx.autocast), _drawing_again(inputs.device, *ctx.random):
             features, last = functional_call(
                 Call(ctx.circuit, run), {f"circuit.{name}": tensor for name, tensor in own.items()}, tie_weights=False
             )

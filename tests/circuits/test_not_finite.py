@@ -28,7 +28,9 @@ def build(name: str, backend: str = "auto") -> Circuit:
         return papertape.FeedForwardCircuit(INPUTS, OUTPUTS)
     if kind == "neat":
         return papertape.NeatCircuit(INPUTS, OUTPUTS)
-    sizes: dict[str, Any] = {"memory_size": 9, "word_size": 4, "hidden_size": 6, "backend": backend}
+    sizes: dict[str, Any] = {"memory_size": 9, "word_size": 4, "backend": backend}
+    if controller != "direct":
+        sizes["hidden_size"] = 6
     if kind == "tape":
         return papertape.Tape(INPUTS, OUTPUTS, controller=controller, **sizes)
     return MEMORIES[kind](INPUTS, OUTPUTS, controller=controller, **sizes)

@@ -237,7 +237,8 @@ def test_memory_size_may_change_after_training(name, slots, backend):
     circuit, inputs = make(name, backend), sequence(backend)
     outputs, state = circuit(inputs, circuit.initial_state(inputs.shape[1], memory_size=slots))
     assert state.accessor.memory.shape[1] == slots
-    assert circuit.accessor.observed(state.accessor)["read_weights"].shape[-1] == slots
+    _, _, trace = circuit(inputs, circuit.initial_state(inputs.shape[1], memory_size=slots), trace=True)
+    assert trace.read_weights.shape[-1] == trace.write_weights.shape[-1] == trace.memory.shape[-2] == slots
     built = make(name, backend, memory_size=slots)
     built.load_state_dict(circuit.state_dict())
     torch.testing.assert_close(outputs, built(inputs)[0])
@@ -398,11 +399,11 @@ def test_an_ntm_finds_what_it_writes_in_the_very_step(options, backend):
     ntm = NTM(1, 1, controller="feedforward", hidden_size=2, memory_size=6, word_size=4, backend=backend, **options)
     ntm.double()
     interface = ntm.accessor.interface
-    reads, heads = ntm.accessor.num_reads, interface.num_heads
+    reads, heads = ntm.accessor.num_reads, ntm.accessor.num_heads
     with torch.no_grad():
         interface.linear.weight.zero_()
         interface.linear.bias.zero_()
-        parts = dict(zip(interface.sizes, interface.linear.bias.split(list(interface.sizes.values())), strict=True))
+        parts = interface.parts(interface.linear.bias)
         parts["add"].fill_(9)  # write heads stay on the first slot and leave a word of ones there;
         parts["erase"].fill_(9)
         parts["gate"].fill_(-30)
