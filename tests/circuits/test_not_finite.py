@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import papertape
+from papertape.agents.population import Population
 from papertape.core.circuit import Circuit
 from papertape.core.state import leaves, rebuild
 
@@ -112,7 +113,7 @@ def test_a_member_stays_alone(name: str, value: float) -> None:
 
     stacks = {key: members(parameter) for key, parameter in circuit.named_parameters()}
     inputs = torch.rand(STEPS, BATCH, INPUTS)
-    population = papertape.agents.population.Population(circuit)
+    population = Population(circuit)
     expected = population.outputs(stacks, inputs)
     for key, stack in stacks.items():
         spoilt = stack.clone()

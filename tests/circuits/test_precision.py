@@ -111,7 +111,7 @@ SMALL = ["agent.steps=2", "agent.batch_size=2", "agent.evaluation_sequences=2", 
 
 def parts_of(*assignments: str, preset: str = "ntm-copy") -> factory.Parts:
     values = options.load_file(preset)
-    options.override(values, [*SMALL, *assignments], factory.BLOCKS)
+    options.override(values, [*SMALL, *assignments])
     return factory.build(factory.parse(values))
 
 
@@ -134,9 +134,7 @@ def test_a_run_learns_in_each_precision(precision):
 @pytest.mark.parametrize("agent", ["evolution", "mixed"])
 def test_a_population_evolves_in_float64(agent):
     values = options.load_file("mixed-copy")
-    options.override(
-        values, [*SMALL[1:], f"agent.type={agent}", "agent.generations=2", "precision=float64"], factory.BLOCKS
-    )
+    options.override(values, [*SMALL[1:], f"agent.type={agent}", "agent.generations=2", "precision=float64"])
     parts = factory.build(factory.parse(values))
     parts.agent.fit()
     assert all(parameter.dtype == torch.float64 for parameter in parts.circuit.parameters())
@@ -147,7 +145,7 @@ def test_precisions_that_do_not_exist_or_fit_are_named():
     with pytest.raises(options.OptionsError, match="precision: got 'half'"):
         parts_of("precision=half")
     values = options.load_file("mnist-es")
-    options.override(values, ["precision=bfloat16"], factory.BLOCKS)
+    options.override(values, ["precision=bfloat16"])
     with pytest.raises(
         options.OptionsError, match="precision: got 'bfloat16'; allowed with agent.type 'evolution': fl"
     ):
