@@ -39,7 +39,7 @@ class Accessor(Component, nn.Module, ABC):
         return options.num_reads, options.word_size
 
     @abstractmethod
-    def initial_state(self, batch_size: int, **sizes: int) -> Any:
+    def initial_state(self, batch_size: int, *_: Any, **sizes: Any) -> Any:  # so that subclasses may name their sizes
         """State before the first step, a NamedTuple of tensors with the batch as their first dimension.
 
         Args:
