@@ -17,7 +17,7 @@ from papertape.utils import factory, options
 
 def parse(*assignments: str, preset: str = "ntm-copy") -> factory.RunOptions:
     values = options.load_file(preset)
-    options.override(values, assignments, factory.BLOCKS)
+    options.override(values, assignments)
     return factory.parse(values)
 
 
@@ -133,7 +133,7 @@ def test_first_sentences_are_plain() -> None:
 def test_another_optimiser_takes_over_no_settings() -> None:
     """As when a run goes on, whose options are all written down; what is given for the new one counts."""
     values = parse("agent.epsilon=1e-5", "agent.weight_decay=0.1").model_dump(mode="json")
-    lost = options.override(values, ["agent.smoothing=0.8", "agent.optimiser=graves-rmsprop"], factory.BLOCKS)
+    lost = options.override(values, ["agent.smoothing=0.8", "agent.optimiser=graves-rmsprop"])
     assert lost == [
         "agent.optimiser=graves-rmsprop: left out what belongs to adam: betas, epsilon, weight_decay, momentum"
     ]
@@ -141,7 +141,7 @@ def test_another_optimiser_takes_over_no_settings() -> None:
     assert (agent.epsilon, agent.smoothing, agent.momentum) == (1e-4, 0.8, 0.9)
     assert agent.betas is None and agent.weight_decay is None
     assert agent.lr == parse().agent.lr  # type: ignore[attr-defined]
-    assert options.override(values, ["agent.optimiser=graves-rmsprop"], factory.BLOCKS) == []
+    assert options.override(values, ["agent.optimiser=graves-rmsprop"]) == []
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_whole_numbers_may_have_exponents() -> None:
 def change(preset: str, *assignments: str) -> tuple[dict[str, Any], list[str]]:
     """The raw values of a preset under assignments, which are valid, and what is said about them."""
     values = options.load_file(preset)
-    lines = options.override(values, assignments, factory.BLOCKS)
+    lines = options.override(values, assignments)
     factory.parse(values)
     return values, lines
 
@@ -308,9 +308,9 @@ def test_values_that_the_new_type_refuses_are_dropped() -> None:
 def test_options_that_need_each_other_are_kept_together_in_any_order() -> None:
     values = options.load_file("ntm-copy")
     values["env"] = {"type": "copy", "min_length": 15, "max_length": 30}
-    options.override(values, ["env.type=repeat-copy"], factory.BLOCKS)
+    options.override(values, ["env.type=repeat-copy"])
     assert values["env"] == {"type": "repeat-copy", "min_length": 15, "max_length": 30}
-    options.override(values, ["env.type=dynamic-ngrams"], factory.BLOCKS)
+    options.override(values, ["env.type=dynamic-ngrams"])
     assert values["env"] == {"type": "dynamic-ngrams"}
 
 
@@ -318,7 +318,7 @@ def test_what_is_kept_need_not_be_all_that_the_new_type_needs() -> None:
     values = options.load_file("ntm-copy")
     values["env"]["curriculum"] = {"type": "growing", "threshold": 2.5, "start": 3}
     lessons = ["env.curriculum.type=lessons", "env.curriculum.lessons=[{length: [1, 5]}]"]
-    (line,) = options.override(values, lessons, factory.BLOCKS)
+    (line,) = options.override(values, lessons)
     assert line == "env.curriculum.type=lessons: left out what means nothing or something else there: start"
     assert values["env"]["curriculum"] == {"type": "lessons", "lessons": [{"length": [1, 5]}], "threshold": 2.5}
     factory.parse(values)
@@ -327,7 +327,7 @@ def test_what_is_kept_need_not_be_all_that_the_new_type_needs() -> None:
 def test_a_type_that_is_no_name_can_be_replaced() -> None:
     values = options.load_file("ntm-copy")
     values["circuit"]["type"] = values["circuit"]["controller"]["type"] = [1]
-    options.override(values, ["circuit.controller.type=gru", "circuit.type=dnc"], factory.BLOCKS)
+    options.override(values, ["circuit.controller.type=gru", "circuit.type=dnc"])
     assert factory.parse(values).circuit.controller.type == "gru"  # type: ignore[attr-defined]
 
 
