@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from ..core.accessors.dynamic import DynamicOptions
@@ -15,4 +17,4 @@ class DNC(DynamicOptions, MemoryCircuit):
     """Differentiable Neural Computer: a controller with heads that allocate, free, look up and follow links."""
 
     controller: AnyController = {"type": "lstm", "hidden_size": 256}
-    accessor: str = Field(default="dynamic", init=False)
+    accessor: Any = Field(default="dynamic", init=False)

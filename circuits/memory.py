@@ -82,7 +82,10 @@ class MemoryCircuit(Circuit):
         self.hidden_size = self.controller.hidden_size
         self.output: nn.Linear | TiedLinear = nn.Linear(self.hidden_size + reads * word, self.output_size)
         self.differentiable = self.accessor.differentiable
-        self.trace_fields = {"reads": TraceField("R W", "words", "words read"), **self.accessor.trace_fields}
+        self.trace_fields = {  # type: ignore[misc]  # what its memory shows, others with each class of circuits
+            "reads": TraceField("R W", "words", "words read"),
+            **self.accessor.trace_fields,
+        }
         self.chosen_backend: str | None = None
 
     def _chosen_accessor(self) -> Any:

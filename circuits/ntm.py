@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from ..core.accessors.static import StaticOptions
@@ -13,4 +15,4 @@ from .memory import MemoryCircuit
 class NTM(StaticOptions, MemoryCircuit):
     """Neural Turing Machine: a controller with heads that address by content and by location."""
 
-    accessor: str = Field(default="static", init=False)
+    accessor: Any = Field(default="static", init=False)

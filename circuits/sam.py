@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from ..core.accessors.sparse import SparseOptions
@@ -13,7 +15,7 @@ from .memory import MemoryCircuit
 class SAM(SparseOptions, MemoryCircuit):
     """Sparse Access Memory: reads the few slots most like a key, writes the least recently used or those read last."""
 
-    accessor: str = Field(default="sparse", init=False)
+    accessor: Any = Field(default="sparse", init=False)
     links_per_slot: int = Field(default=0, init=False)
 
 
@@ -21,7 +23,7 @@ class SAM(SparseOptions, MemoryCircuit):
 class SDNC(SparseOptions, MemoryCircuit):
     """Sparse DNC: reads and writes as SAM does, and also reads what was written before or after what it read last."""
 
-    accessor: str = Field(default="sparse", init=False)
+    accessor: Any = Field(default="sparse", init=False)
     links_per_slot: int = Field(
         default=8, ge=1, description="L, links that each slot keeps to slots before it, and after it"
     )

@@ -28,7 +28,7 @@ class Tape(TapeOptions, MemoryCircuit):
     """
 
     controller: AnyController = "direct"
-    accessor: str = Field(default="tape", init=False)
+    accessor: Any = Field(default="tape", init=False)
     recompute_every: int | None = Field(default=None, init=False)
     tied: bool = Field(
         default=False,

@@ -157,7 +157,8 @@ class Circuit(Component, nn.Module, ABC):
 
         inputs = inputs.unsqueeze(1) if single else arranged(inputs)
         state = self.check_state(state, inputs)
-        function = self._run_traced_together if trace else self.run
+        function: Any = self._run_traced_together if trace else self.run
+        answered: Any
         with self.precision(inputs):
             if lengths is None:
                 answered, state = function(inputs, state)

@@ -120,7 +120,8 @@ class Component:
 
     def specification(self) -> dict[str, Any]:
         """Every field with its value now, by name: what a kernel is told, and may not pass over."""
-        return {name: getattr(self, name, NOT_KEPT) for name in fields_of(type(self))}
+        cls: Any = type(self)
+        return {name: getattr(self, name, NOT_KEPT) for name in fields_of(cls)}
 
     @classmethod
     def check_options(cls, options: Any) -> None:
@@ -192,7 +193,8 @@ def _handed_on(cls: type[Component], constructor: Any) -> Mapping[str, FieldInfo
     bases = _bases(cls)
     at = next(index for index, base in enumerate(bases) if base.__dict__.get("__init__") is constructor)
     own = {name for base in bases[: at + 1] for name in base._fields}
-    return {**fields_of(bases[at + 1]), **{name: field for name, field in _declared(cls).items() if name in own}}
+    above: Any = bases[at + 1]
+    return {**fields_of(above), **{name: field for name, field in _declared(cls).items() if name in own}}
 
 
 @functools.cache

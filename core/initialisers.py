@@ -12,6 +12,7 @@ from .options import check_choice
 MemoryInit = Literal["constant", "learned", "truncated_normal"]
 WeightInit = Literal["first", "uniform", "learned"]
 
+
 def reset(module: nn.Module) -> None:
     """Draw anew the weights of every layer within a module, each in its own way.
 
@@ -22,10 +23,11 @@ def reset(module: nn.Module) -> None:
     if own:
         raise TypeError(f"{type(module).__name__}: has weights of its own ({', '.join(own)}) and no reset_parameters")
     for part in module.children():
-        if hasattr(part, "reset_parameters"):
-            part.reset_parameters()
-        else:
+        draw = getattr(part, "reset_parameters", None)
+        if draw is None:
             reset(part)
+        else:
+            draw()
 
 
 CONSTANT = 1e-6

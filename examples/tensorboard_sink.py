@@ -1,6 +1,6 @@
 """A sink of one's own: the curves and pictures of a run in TensorBoard.
 
-    pip install papertape tensorboard
+    pip install tensorboard
     papertape train ntm-copy --import tensorboard_sink plots=tensorboard      # beside this file
     tensorboard --logdir runs
 

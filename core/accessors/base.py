@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Accessor(Component, nn.Module, ABC):
         return options.num_reads, options.word_size
 
     @abstractmethod
-    def initial_state(self, batch_size: int, **sizes: int) -> Any:
+    def initial_state(self, batch_size: int, *_: Any, **sizes: Any) -> Any:  # so that subclasses may name their sizes
         """State before the first step, a NamedTuple of tensors with the batch as their first dimension.
 
         Args:
@@ -96,8 +96,11 @@ class Accessor(Component, nn.Module, ABC):
         return {name: seen[name] for name in self.trace_fields if seen.get(name) is not None}
 
 
-AnyAccessor = Annotated[str | Mapping[str, Any] | Options | Accessor, Chosen("accessor")]
-"""An accessor as an option: its name, its name as ``type`` with its options, or an object."""
+if TYPE_CHECKING:
+    AnyAccessor = Any  # what is given may be a name, what is kept is an object
+else:
+    AnyAccessor = Annotated[str | Mapping[str, Any] | Options | Accessor, Chosen("accessor")]
+    """An accessor as an option: its name, its name as ``type`` with its options, or an object."""
 
 
 class SlotOptions(Component):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -58,8 +58,11 @@ class Controller(Component, nn.Module, ABC):
         return x if self.clip is None else torch.clamp(x, -self.clip, self.clip)
 
 
-AnyController = Annotated[str | Mapping[str, Any] | Options | Controller, Chosen("controller")]
-"""A controller as an option: its name, its name as ``type`` with its options, or an object."""
+if TYPE_CHECKING:
+    AnyController = Any  # what is given may be a name, what is kept is an object
+else:
+    AnyController = Annotated[str | Mapping[str, Any] | Options | Controller, Chosen("controller")]
+    """A controller as an option: its name, its name as ``type`` with its options, or an object."""
 
 
 class LayeredController(Controller):

@@ -48,7 +48,7 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState, every: int) -
     Raises:
         ValueError: ``every`` is below 1.
     """
-    check_sizes(checkpoint_every=every)
+    check_sizes(recompute_every=every)
     named = dict(_module(circuit).named_parameters(remove_duplicate=False))
     seen = transform([inputs, *leaves(state), *named.values()])
     # A replica of DataParallel has weights, but no parameters by which they could be put back in the backward pass.

@@ -134,9 +134,7 @@ def test_a_run_learns_in_each_precision(precision):
 @pytest.mark.parametrize("agent", ["evolution", "mixed"])
 def test_a_population_evolves_in_float64(agent):
     values = options.load_file("mixed-copy")
-    options.override(
-        values, [*SMALL[1:], f"agent.type={agent}", "agent.generations=2", "precision=float64"], factory.BLOCKS
-    )
+    options.override(values, [*SMALL[1:], f"agent.type={agent}", "agent.generations=2", "precision=float64"])
     parts = factory.build(factory.parse(values))
     parts.agent.fit()
     assert all(parameter.dtype == torch.float64 for parameter in parts.circuit.parameters())

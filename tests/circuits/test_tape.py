@@ -16,7 +16,6 @@ from papertape.core.options import OptionsError
 from papertape.envs.copy import CopyEnv
 from papertape.utils import factory, options
 
-
 CONTROLLERS = ("lstm", "gru", "feedforward", "neat", "direct")
 
 
@@ -144,7 +143,7 @@ def test_options_refuse_it_before_the_start(agent):
     values = options.load_file("ntm-copy")
     values["agent"], values["circuit"] = {"type": agent}, {"type": "tape"}
     with pytest.raises(OptionsError, match=f"agent.type: got '{agent}'; circuit.type 'tape' has no gradient, allowed:"):
-        factory.parse(values)
+        factory.build(factory.parse(values))
 
 
 def test_options_agree_with_the_constructor():
@@ -172,7 +171,6 @@ def test_evolution_finds_how_to_copy():
             "threads=1",
             "device=cpu",
         ],
-
     )
     agent = factory.build(factory.parse(values)).agent
     agent.fit()

@@ -40,9 +40,8 @@ def make(name: str, **options: Any) -> Circuit:
     torch.manual_seed(0)
     memory, _, controller = name.partition(" ")
     if controller:
-        return MEMORIES[memory](
-            INPUTS, OUTPUTS, memory_size=8, word_size=4, hidden_size=6, controller=controller, **options
-        ).double()
+        options |= {} if controller == "direct" else {"hidden_size": 6}
+        return MEMORIES[memory](INPUTS, OUTPUTS, memory_size=8, word_size=4, controller=controller, **options).double()
     return {"feedforward": FeedForwardCircuit, "neat": NeatCircuit}[name](INPUTS, OUTPUTS).double()
 
 

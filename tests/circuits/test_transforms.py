@@ -231,7 +231,8 @@ def test_a_state_survives_a_file(name):
 @each_circuit
 @pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward", "direct"])
 def test_a_state_is_saved_as_it_is(name, controller):
-    circuit, inputs = make(name, controller=controller), sequence()
+    sizes = {"hidden_size": None, "num_layers": None} if controller == "direct" else {}
+    circuit, inputs = make(name, controller=controller, **sizes), sequence()
     with torch.no_grad():
         _, state, trace = circuit(inputs, trace=True)
     file = io.BytesIO()

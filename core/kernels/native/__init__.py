@@ -213,10 +213,11 @@ def _own_weights(known: guard.Known) -> Weights:
 
 def _weights(circuit: CircuitView, parameters: Mapping[str, Tensor]) -> Weights:
     """All weights as the library takes them, of one circuit or, stacked, of many members."""
+    controller: Any = circuit.controller
     ends = [f"{part}.{{}}.{name}" for part in ("inputs", "recurrents") for name in ("weight", "bias")]
     layers = (
         Layer(*(parameters.get("controller." + end.format(layer)) for end in ends))  # type: ignore[arg-type]
-        for layer in range(circuit.controller.num_layers)
+        for layer in range(controller.num_layers)
     )
     interface = (parameters[f"accessor.interface.linear.{name}"] for name in ("weight", "bias"))
     return Weights(tuple(layers), *interface)
