@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import papertape
-from papertape.core.registry import import_modules, lookup
+from papertape.core.registry import entries, import_modules, lookup
 from papertape.utils import options
-from papertape.utils.factory import AGENTS, BLOCKS, parse
+from papertape.utils.factory import parse
 
 README = (Path(papertape.__file__).parent / "README.md").read_text(encoding="utf-8")
 LIBRARY, TRAINING, TASK = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -59,10 +59,10 @@ def test_commands_name_what_there_is(line: str) -> None:
         return
     values = options.load_file(words[0])
     assignments = [word for word in words[1:] if not word.startswith(("start=", "env.type=reverse"))]
-    options.override(values, assignments, BLOCKS)
+    options.override(values, assignments)
     parse(values)
 
 
 @pytest.mark.parametrize("word", re.findall(r"`agent\.type=([\w-]+)`", README))
 def test_agents_are_those_that_there_are(word: str) -> None:
-    assert word in AGENTS
+    assert word in entries("agent")

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -164,27 +164,26 @@ def _misfits(options: RunOptions) -> Iterator[str]:
     agent, env = component_of(options.agent), component_of(options.env)
     named = options.agent.type
 
-    def others(**wanted: Any) -> str:
-        able = []
-        for name, entry in registry.entries("agent").items():
-            if all(test(entry) for test in wanted.values()):
-                able.append(name)
-        return ", ".join(able)
+    def able(takes: Callable[[Any], bool]) -> str:
+        return ", ".join(name for name, entry in registry.entries("agent").items() if takes(entry))
 
     if not issubclass(env, agent.tasks):
         has = "is a world with rewards" if issubclass(env, World) else "hands out batches"
-        able = others(tasks=lambda entry: issubclass(env, entry.tasks))
-        yield f"agent.type: got {named!r}; env.type {options.env.type!r} {has}, allowed: {able}"
+        allowed = able(lambda entry: issubclass(env, entry.tasks))
+        yield f"agent.type: got {named!r}; env.type {options.env.type!r} {has}, allowed: {allowed}"
     if options.precision not in agent.precisions:
-        able = others(precisions=lambda entry: options.precision in entry.precisions)
+        others = able(lambda entry: options.precision in entry.precisions)
         yield (
             f"precision: got {options.precision!r}; allowed with agent.type {named!r}: {', '.join(agent.precisions)} "
-            f"(others: {able})"
+            f"(others: {others})"
         )
     if options.backend not in agent.backends:
         yield f"backend: got {options.backend!r}; allowed with agent.type {named!r}: {', '.join(agent.backends)}"
     if options.start is not None:
-        yield from agent.refuses_start(options.agent)
+        try:
+            agent.check_start(options.agent)
+        except ValueError as error:
+            yield f"agent.{error}"
 
 
 def resolve_device(name: str) -> torch.device:
