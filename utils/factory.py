@@ -8,7 +8,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
 from pydantic import Field, PlainValidator, ValidationError, field_validator
@@ -18,7 +18,7 @@ from ..circuits import MemoryCircuit
 from ..core import registry
 from ..core.agent import Agent
 from ..core.circuit import Circuit
-from ..core.component import Chosen, component_of
+from ..core.component import Chosen, component_of, fields_of
 from ..core.component import build as build_component
 from ..core.env import Env
 from ..core.explain import explain
@@ -28,6 +28,7 @@ from ..core.options import Options, OptionsError
 from ..core.recorder import Recorder
 from ..core.task import Task
 from ..core.world import World
+from ..envs import ImagesEnv
 from . import checkpoint, resources
 from .options import first_sentence
 from .sinks import Plots
@@ -434,11 +435,11 @@ def describe(parts: Parts) -> str:
 
 def entries() -> dict[str, dict[str, str]]:
     """Every name that options can use, by its option, with the first sentence of what it stands for."""
-    return {
+    described = {
         option: {
             name: first_sentence((entry.__doc__ or "").split("\n\n")[0])
             for name, entry in registry.entries(kind).items()
         }
         for kind, option in OPTIONS.items()
-        if registry.entries(kind)
     }
+    return {**described, "env.data": dict.fromkeys(get_args(fields_of(ImagesEnv)["data"].annotation), "")}

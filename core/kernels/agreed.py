@@ -7,7 +7,7 @@ AGREED = {
     "core/accessors/sparse.py": "57288782f647",
     "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "1d02d424a8bc",
-    "core/component.py": "a4cdf936e0b7",
+    "core/component.py": "93fa8a94b7e5",
     "core/controllers/base.py": "9a85b78ff600",
     "core/controllers/feedforward.py": "e3c593ebcdaa",
     "core/controllers/gru.py": "48d012fba8f4",
