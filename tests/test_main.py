@@ -239,7 +239,7 @@ def test_weights_are_handed_over_between_backprop_and_evolution(folder: Path) ->
     assert saved["start"] == "runs/trained/checkpoints/best.pt"
     before: dict[str, torch.Tensor] = checkpoint.load(trained / "checkpoints" / "best.pt")["agent"]["circuit"]
     strategy: dict[str, torch.Tensor] = states(evolved)["strategy"]  # type: ignore[assignment]
-    assert torch.equal(strategy["initial"], torch.cat([weight.flatten() for weight in before.values()]))
+    assert torch.equal(strategy["genome"], torch.cat([weight.flatten() for weight in before.values()]))
 
     # A resumed run has weights of its own: it needs the first ones no more.
     shutil.rmtree(trained)
