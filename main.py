@@ -378,6 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if parsed.command == "test":
                 return test(parsed)
             if parsed.command == "list":
+                registry.import_modules(parsed.imports)
                 return list_entries()
             show(read_arguments(parsed.arguments, imports=parsed.imports))
             return 0

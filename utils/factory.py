@@ -260,12 +260,10 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
         BackendError: the backend cannot run this circuit here.
     """
     device = resolve_device(options.device)
-    try:
+    with _contract_errors("env"):
         env = build_env(options.env, device)
-    except TypeError as error:  # a class from outside that breaks its contract
-        raise OptionsError(f"env: {error}") from error
     try:
-        with memory_errors("circuit"):
+        with _contract_errors("circuit"), memory_errors("circuit"):
             resources.check_memory(options, env, outline(options, env), device)
             circuit = build_circuit(
                 options.circuit,
@@ -280,7 +278,8 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
         if options.start is not None and not resumed:
             take_over(options, circuit)
         _check_gradient(options, circuit)
-        agent: Agent = build_component(options.agent, env, circuit, seed=options.seed, recorder=recorder)
+        with _contract_errors("agent"):
+            agent: Agent = build_component(options.agent, env, circuit, seed=options.seed, recorder=recorder)
     except BaseException:
         env.close()
         raise
@@ -313,6 +312,15 @@ def try_out(options: RunOptions, env: Task, circuit: Circuit) -> None:
         if isinstance(env, Env) and hasattr(options.agent, "strategy"):
             stacked = {name: parameter.detach()[None] for name, parameter in circuit.named_parameters()}
             dispatch.choose_population(circuit, stacked, inputs)
+
+
+@contextlib.contextmanager
+def _contract_errors(what: str) -> Iterator[None]:
+    """Within the block, a class from outside that breaks its contract is an error of one line."""
+    try:
+        yield
+    except TypeError as error:
+        raise OptionsError(f"{what}: {error}") from error
 
 
 @contextlib.contextmanager
