@@ -103,12 +103,15 @@ def read_arguments(
     if values is None:
         named = bool(assignments) and "=" not in assignments[0]
         values = options.load_file(assignments.pop(0) if named else DEFAULT_PRESET)
+    # What they name is there for the others.
+    options.override(values, [assignment for assignment in assignments if _gives([assignment], "imports")])
     named_there = values.get("imports")
     modules = [*(named_there if isinstance(named_there, list) else []), *imports]
     if modules:
         values["imports"] = list(dict.fromkeys(modules))
         registry.import_modules(values["imports"])
-    for line in options.override(values, assignments):
+    others = [assignment for assignment in assignments if not _gives([assignment], "imports")]
+    for line in options.override(values, others):
         LOGGER.info("%s", line)
     return factory.parse(values)
 
@@ -180,7 +183,7 @@ def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
     if arguments.resume:
         directory = find_directory(arguments.resume)
         held.enter_context(locked(directory))
-        return choose_resumed(arguments, directory)
+        return choose_resumed(arguments.arguments, directory, arguments.imports)
     chosen = read_arguments(arguments.arguments, imports=arguments.imports)
     launched = distributed.launch()
     begun = find_launch(launched) if launched else None
@@ -195,16 +198,21 @@ def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
     return Start(chosen)
 
 
-def choose_resumed(arguments: argparse.Namespace, directory: Path) -> Start:
+def choose_resumed(arguments: Sequence[str], directory: Path, imports: Sequence[str] = ()) -> Start:
     """Options of a run that goes on, from its folder and ``key=value``.
 
     Options that may change hold from here on; those that a run keeps (:attr:`Options.kept`) are refused.
+
+    Args:
+        arguments: ``key=value``.
+        directory: of the run.
+        imports: modules to import besides those of the run.
 
     Raises:
         OptionsError: lists every problem, or an option is given that a run keeps from its beginning.
     """
     saved = read_options(directory)
-    chosen = read_saved_arguments(arguments.arguments, saved, arguments.imports)
+    chosen = read_saved_arguments(arguments, saved, imports)
     if chosen.start != saved.get("start"):
         raise OptionsError(f"start: got {chosen.start!r}; a run that goes on has weights of its own, leave it out")
     goes_on = has_checkpoint(directory)
@@ -212,7 +220,7 @@ def choose_resumed(arguments: argparse.Namespace, directory: Path) -> Start:
         raise OptionsError("\n".join(lines))
     changes = factory.differences(saved, chosen.model_dump(mode="json"))
     said = tuple(f"{path}: {before!r} -> {after!r}" for path, before, after in changes)
-    return Start(chosen, directory, goes_on, any_backend=not _gives(arguments.arguments, "backend"), changes=said)
+    return Start(chosen, directory, goes_on, any_backend=not _gives(arguments, "backend"), changes=said)
 
 
 def build(chosen: factory.RunOptions, *, resumed: bool, any_backend: bool) -> factory.Parts:

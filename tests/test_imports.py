@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import importlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import pytest
 import torch
 import yaml
 
+import papertape
+from papertape.core import registry
+from papertape.main import main
 from papertape.utils import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -30,90 +34,105 @@ SMALL += ["agent.batch_size=2", "agent.steps=2", "agent.evaluation_sequences=2",
 SMALL += ["agent.retry_every=null", "agent.confirmation_sequences=null", "device=cpu", "plots=off", "threads=1"]
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a memory of one's own; what is imported from there is forgotten afterwards."""
+    shutil.copy(ROOT / "examples" / "own_memory.py", tmp_path)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(RUN), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(registry, "_entries", {kind: {**names} for kind, names in registry._entries.items()})
+    before = set(sys.modules)
+    importlib.invalidate_caches()
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with a memory of one's own; the program lies elsewhere, as an installed one does."""
-    (tmp_path / "bin").mkdir()
-    program = "import sys\nfrom papertape.main import main\n\nsys.exit(main())\n"
-    (tmp_path / "bin" / "program.py").write_text(program, encoding="utf-8")
-    here = tmp_path / "here"
-    here.mkdir()
-    shutil.copy(ROOT / "examples" / "own_memory.py", here)
-    (here / "mine.yaml").write_text(yaml.safe_dump(RUN), encoding="utf-8")
-    return here
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What the command line says, which ends with a status."""
 
+    def run(*arguments: str, status: int = 0) -> str:
+        found = main(arguments)
+        said = "".join(capsys.readouterr())
+        assert found == status, said
+        return said
 
-def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
-
-
-def papertape(folder: Path, *arguments: str, status: int = 0) -> str:
-    """What the command line says, which ends with that status."""
-    done = python(folder, str(folder.parent / "bin" / "program.py"), *arguments)
-    assert done.returncode == status, done.stderr
-    return done.stdout + done.stderr
+    return run
 
 
 def runs(folder: Path) -> list[Path]:
     return sorted((folder / "runs").iterdir())
 
 
-def load(folder: Path, path: Path, imports: str) -> subprocess.CompletedProcess[str]:
-    code = f"import papertape; print(papertape.load_circuit({str(path)!r}, imports={imports}).accessor)"
-    return python(folder.parent, "-c", f"import sys; sys.path.append({str(folder)!r}); {code}")
-
-
-def test_a_memory_of_ones_own_is_trained_resumed_tested_and_loaded(folder: Path) -> None:
-    papertape(folder, "train", "mine.yaml")
+def test_a_memory_of_ones_own_is_trained_resumed_tested_and_loaded(folder: Path, say: Callable[..., str]) -> None:
+    """Trained by a program that lies elsewhere, as an installed one does, and loaded by another."""
+    (folder / "bin").mkdir()
+    program = folder / "bin" / "program.py"
+    program.write_text("import sys\nfrom papertape.main import main\n\nsys.exit(main())\n", encoding="utf-8")
+    done = subprocess.run([sys.executable, program, "train", "mine.yaml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     (directory,) = runs(folder)
     assert yaml.safe_load((directory / "options.yaml").read_text())["imports"] == ["own_memory"]
-    papertape(folder, "train", "--resume", "latest", "agent.steps=7")
+
+    path = directory / "checkpoints" / "latest.pt"
+    needed = r"its run has imported 'own_memory': import it first, or say imports=\['own_memory'\]"
+    with pytest.raises(
+        checkpoint.CheckpointError, match=rf"circuit\.accessor\.type: got 'delta'; allowed: dynamic, .*{needed}"
+    ) as caught:
+        papertape.load_circuit(path)
+    assert "\n" not in str(caught.value)
+    loaded: Any = papertape.load_circuit(path, imports=["own_memory"])
+    assert type(loaded.accessor).__name__ == "DeltaAccessor"
+
+    say("train", "--resume", "latest", "agent.steps=7")
     assert "goes on at step 4" in (directory / "log").read_text()
-    papertape(folder, "test", "latest", "plots=files")
+    say("test", "latest", "plots=files")
     assert {path.suffix for path in (directory / "test" / "plots").iterdir() if path.is_file()} == {".png", ".gif"}
-    resumed = checkpoint.load(directory / "checkpoints" / "latest.pt")["agent"]
-    unbroken_run = directory.rename(folder / "resumed")
-    papertape(folder, "train", "mine.yaml", "agent.steps=7")
+    resumed = checkpoint.load(path)["agent"]
+    directory.rename(folder / "resumed")
+    say("train", "mine.yaml", "agent.steps=7")
     (unbroken,) = runs(folder)
     expected = checkpoint.load(unbroken / "checkpoints" / "latest.pt")["agent"]
     assert resumed["step"] == expected["step"] == 7
     assert any("accessor" in name for name in expected["circuit"])
     assert all(torch.equal(resumed["circuit"][name], weight) for name, weight in expected["circuit"].items())
 
-    path = unbroken_run / "checkpoints" / "latest.pt"
-    loaded = load(folder, path, "['own_memory']")
-    assert loaded.returncode == 0 and "DeltaAccessor" in loaded.stdout, loaded.stderr
-    refused = load(folder, path, "()")
-    assert refused.returncode != 0
-    last = refused.stderr.splitlines()[-1]
-    assert "CheckpointError" in last and "circuit.accessor.type: got 'delta'; allowed: dynamic, " in last
-    assert "its run has imported 'own_memory': import it first, or say imports=['own_memory']" in last
-
     (folder / "own_memory.py").unlink()
+    del sys.modules["own_memory"]
     for command in (["train", "--resume", "latest"], ["test", "latest"]):
-        (line,) = papertape(folder, *command, status=2).splitlines()
+        (line,) = say(*command, status=2).splitlines()
         assert line.startswith("papertape: imports: 'own_memory' cannot be imported: ModuleNotFoundError: ")
 
 
-def test_modules_are_named_on_the_command_line(folder: Path) -> None:
+def test_modules_are_named_on_the_command_line(folder: Path, say: Callable[..., str]) -> None:
+    assert "  delta " not in say("list")
     chosen = ["circuit.type=memory", "circuit.accessor.type=delta", "circuit.accessor.key_size=3"]
-    papertape(folder, "train", "ntm-copy", "--import", "own_memory", *SMALL, *chosen)
+    said = say("train", "ntm-copy", *SMALL, *chosen, status=2)
+    assert "papertape: circuit.accessor.type: got 'delta'; allowed: dynamic, " in said
+    say("train", "ntm-copy", "--import", "own_memory", *SMALL, *chosen)
     (directory,) = runs(folder)
     saved = yaml.safe_load((directory / "options.yaml").read_text())
     assert saved["imports"] == ["own_memory"] and saved["circuit"]["accessor"]["key_size"] == 3
-    papertape(folder, "train", "--resume", "latest", "agent.steps=3")
-    listed = papertape(folder, "list", "--import", "own_memory")
+    say("train", "--resume", "latest", "agent.steps=3")
+    listed = say("list", "--import", "own_memory")
     assert "\n  delta                   Fast weights written by the delta rule, one matrix for each head.\n" in listed
-    assert "  delta " not in papertape(folder, "list")
-    shown = yaml.safe_load(papertape(folder, "show", "mine.yaml", "circuit.accessor.num_heads=2"))
+    shown = yaml.safe_load(say("show", "mine.yaml", "circuit.accessor.num_heads=2"))
     assert shown["circuit"]["accessor"] == {"type": "delta", "num_heads": 2, "key_size": 16, "value_size": 16}
 
 
-def test_without_its_module_a_name_is_unknown(folder: Path) -> None:
+def test_modules_are_listed_by_the_command_line(say: Callable[..., str]) -> None:
+    assert "  delta " in say("list", "--import", "own_memory")
+
+
+def test_without_its_module_a_name_is_unknown(folder: Path, say: Callable[..., str]) -> None:
     before = sorted(folder.iterdir())
-    said = papertape(folder, "train", "mine.yaml", "imports=[]", status=2)
-    assert said.startswith("papertape: circuit.accessor.type: got 'delta'; allowed: dynamic, ") and said.count("\n") == 1
+    said = say("train", "mine.yaml", "imports=[]", status=2)
+    assert said.startswith("papertape: circuit.accessor.type: got 'delta'; allowed: dynamic, ")
+    assert said.count("\n") == 1
     assert sorted(folder.iterdir()) == before
 
 
@@ -143,7 +162,7 @@ MODULES = {
 
 
 @pytest.mark.parametrize("name", [*MODULES, "is_not_there"])
-def test_modules_that_cannot_be_imported(name: str, folder: Path) -> None:
+def test_modules_that_cannot_be_imported(name: str, folder: Path, say: Callable[..., str]) -> None:
     code, message = MODULES.get(
         name, ("", "imports: 'is_not_there' cannot be imported: ModuleNotFoundError: No module named 'is_not_there'")
     )
@@ -151,7 +170,7 @@ def test_modules_that_cannot_be_imported(name: str, folder: Path) -> None:
         (folder / f"{name}.py").write_text(f"import papertape\n\n\n{code}\n", encoding="utf-8")
     before = sorted(folder.iterdir())
     for command in (["train", "mine.yaml", "--import", name], ["list", "--import", name]):
-        (line,) = papertape(folder, *command, status=2).splitlines()
+        (line,) = say(*command, status=2).splitlines()
         assert line.startswith(f"papertape: {message}"), line
     assert sorted(folder.iterdir()) == before
 
@@ -174,6 +193,11 @@ BROKEN = {
     "an env without sizes": (
         ENV.replace("self.input_size = self.output_size = 2", "pass"), ["env.type=broken"], "env"
     ),
+    "an env whose targets lack a dimension": (
+        ENV.replace("for _ in range(2)", "for _ in range(1)").replace("torch.ones", "torch.ones(3, batch_size), torch.ones"),
+        ["env.type=broken"],
+        "env: Broken.sample: targets of 2 sequences are torch.float32 of shape [3, 2]; expected floats of shape [3, 2, 2]",
+    ),
     "an optimiser that is none": (
         '@papertape.register("optimiser", "broken")\nclass Broken(Optimiser):\n'
         "    def make(self, parameters, lr):\n        return 3",
@@ -183,12 +207,12 @@ BROKEN = {
     "a memory whose step lacks the heads": (
         f"{ACCESSOR}\n    def forward(self, hidden, state):\n        return super().forward(hidden, state)[:2]",
         ["circuit.accessor.type=broken"],
-        "circuit",
+        "circuit: Broken cannot take a step: ValueError: not enough values to unpack (expected 3, got 2)",
     ),
     "a memory whose words have another shape": (
         f"{ACCESSOR}\n    @classmethod\n    def read_shape(cls, options):\n        return 1, 3",
         ["circuit.accessor.type=broken"],
-        "circuit",
+        "circuit: Broken cannot take a step: RuntimeError: ",
     ),
     "a memory that begins with no state": (
         f"{ACCESSOR}\n    def initial_state(self, batch_size):\n        return None",
@@ -199,12 +223,12 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_classes_that_break_their_contract(name: str, folder: Path) -> None:
+def test_classes_that_break_their_contract(name: str, folder: Path, say: Callable[..., str]) -> None:
     code, assignments, message = BROKEN[name]
     head = "import own_memory\nimport papertape\nimport torch\nfrom papertape.agents.optimisers import Optimiser\n\n\n"
     (folder / "broken.py").write_text(f"{head}{code}\n", encoding="utf-8")
     before = sorted(folder.iterdir())
-    lines = papertape(folder, "train", "mine.yaml", "--import", "broken", *assignments, status=2).splitlines()
+    lines = say("train", "mine.yaml", "--import", "broken", *assignments, status=2).splitlines()
     assert lines[-1].startswith(f"papertape: {message}"), lines
     assert sum("left out" not in line for line in lines) == 1, lines
     assert sorted(folder.iterdir()) == before

@@ -18,7 +18,7 @@ from ..circuits import MemoryCircuit
 from ..core import registry
 from ..core.agent import Agent
 from ..core.circuit import Circuit
-from ..core.component import Chosen, component_of, fields_of
+from ..core.component import Chosen, Component, component_of, fields_of
 from ..core.component import build as build_component
 from ..core.env import Env
 from ..core.explain import explain
@@ -262,6 +262,8 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
     device = resolve_device(options.device)
     with _contract_errors("env"):
         env = build_env(options.env, device)
+        if _from_outside(env):
+            env.check()
     try:
         with _contract_errors("circuit"), memory_errors("circuit"):
             resources.check_memory(options, env, outline(options, env), device)
@@ -297,13 +299,18 @@ def _check_gradient(options: RunOptions, circuit: Circuit) -> None:
 
 
 def try_out(options: RunOptions, env: Task, circuit: Circuit) -> None:
-    """See whether there is room for the state of a batch, and whether the backend can run it.
+    """See whether there is room for the state of a batch, whether parts from outside the package can take a step, and
+    whether the backend can run it.
 
     Raises:
+        OptionsError: a part from outside cannot.
         BackendError: the backend cannot run this circuit here.
     """
     batch_size: int = getattr(options.agent, "batch_size", 1)
     state = circuit.initial_state(batch_size)
+    outside = [part for part in (circuit, *circuit.children()) if isinstance(part, Component) and _from_outside(part)]
+    if outside:
+        _try_steps(circuit, " with ".join(type(part).__name__ for part in outside), env.device)
     if not isinstance(circuit, MemoryCircuit):
         return
     inputs = state.reads.new_zeros(1, batch_size, circuit.input_size)
@@ -312,6 +319,35 @@ def try_out(options: RunOptions, env: Task, circuit: Circuit) -> None:
         if isinstance(env, Env) and hasattr(options.agent, "strategy"):
             stacked = {name: parameter.detach()[None] for name, parameter in circuit.named_parameters()}
             dispatch.choose_population(circuit, stacked, inputs)
+
+
+def _from_outside(part: Component) -> bool:
+    return not type(part).__module__.startswith(f"{__name__.split('.')[0]}.")
+
+
+def _try_steps(circuit: Circuit, named: str, device: Any) -> None:
+    """Take two steps from the initial state, which changes nothing.
+
+    Raises:
+        OptionsError: that fails; says why.
+    """
+    training = circuit.training
+    x = next(circuit.parameters(), torch.zeros((), device=device)).new_zeros(1, circuit.input_size)
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            circuit.eval()
+            _, state = circuit.step(x)
+            outputs, _ = circuit.step(x, state)
+            found, expected = list(outputs.shape), [1, circuit.output_size]
+            if found != expected:
+                raise ValueError(f"outputs of one sequence have shape {found}; expected {expected}")
+    except Exception as error:
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise OptionsError(f"circuit: {named} cannot take a step: {type(error).__name__}: {reason}") from error
+    finally:
+        circuit.train(training)
 
 
 @contextlib.contextmanager
