@@ -63,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", parents=[importing], help="train a preset, or go on with a run")
     train.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help=f"default preset: {DEFAULT_PRESET}")
     train.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, its name, or latest")
-    test = commands.add_parser("test", parents=[importing], help="test a run on sequences of their own; writes pictures and an animation")
+    test = commands.add_parser(
+        "test", parents=[importing], help="test a run on sequences of their own; writes pictures and an animation"
+    )
     test.add_argument("run", nargs="?", metavar="RUN", help="a run's folder, its name, or latest")
     test.add_argument("arguments", nargs="*", metavar="key=value")
     test.add_argument("--checkpoint", choices=("best", "latest"), help="default: best, or latest if there is none")
@@ -134,9 +136,7 @@ def stop_on_signal(agent: Agent) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def read_saved_arguments(
-    arguments: Sequence[str], saved: dict[str, Any], imports: Sequence[str]
-) -> factory.RunOptions:
+def read_saved_arguments(arguments: Sequence[str], saved: dict[str, Any], imports: Sequence[str]) -> factory.RunOptions:
     """Options of a run with ``key=value`` over them; a device that is not here (it may be another machine) is auto.
 
     Raises:

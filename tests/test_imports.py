@@ -175,7 +175,7 @@ def test_modules_that_cannot_be_imported(name: str, folder: Path, say: Callable[
     assert sorted(folder.iterdir()) == before
 
 
-ENV = '''
+ENV = """
 @papertape.register("env", "broken")
 class Broken(papertape.Env):
     def setup(self):
@@ -183,12 +183,12 @@ class Broken(papertape.Env):
 
     def sample(self, batch_size, generator):
         return papertape.Batch(*(torch.zeros(3, batch_size, 2) for _ in range(2)), torch.ones(3, batch_size))
-'''
-ACCESSOR = '''
+"""
+ACCESSOR = """
 @papertape.register("accessor", "broken")
 class Broken(own_memory.DeltaAccessor):
     trace_fields = own_memory.DeltaAccessor.trace_fields
-'''
+"""
 BROKEN = {
     "an env without sizes": (
         ENV.replace("self.input_size = self.output_size = 2", "pass"), ["env.type=broken"], "env"

@@ -206,7 +206,9 @@ def change_type(block: dict[str, Any], kind: str | None, name: Any) -> str:
     if new is None:
         return ""  # What is wrong about it is for the validation to say.
     particular: frozenset[str] = frozenset()
-    if old is not None and not any(issubclass(*pair) for pair in itertools.permutations((old.component, new.component))):
+    if old is not None and not any(
+        issubclass(*pair) for pair in itertools.permutations((old.component, new.component))
+    ):
         particular = old.own_meaning | new.own_meaning
     waiting = [key for key in block if key in new.model_fields and key != "type" and key not in particular]
     kept: dict[str, Any] = {"type": name}

@@ -120,7 +120,9 @@ def test_its_gradients_are_right(make: Make) -> None:
     inputs = torch.randn(3, 2, 3, dtype=torch.float64)
 
     def run(inputs: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        outputs: torch.Tensor = torch.func.functional_call(circuit, dict(zip(names, parameters, strict=True)), inputs)[0]
+        outputs: torch.Tensor = torch.func.functional_call(circuit, dict(zip(names, parameters, strict=True)), inputs)[
+            0
+        ]
         return outputs
 
     arguments = [leaf.detach().clone().requires_grad_() for leaf in (inputs, *parameters)]

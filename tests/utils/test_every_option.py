@@ -86,7 +86,10 @@ def homes() -> Iterator[tuple[str, Blocks]]:
         size = {} if name == "direct" else {"hidden_size": 4}
         circuit = {**NTM, "controller": {"type": name, **size}}
         yield "circuit.controller", {"env": COPY, "circuit": circuit, "agent": BACKPROP}
-    accessors: Blocks = {"dynamic": {"num_reads": 2}, "sparse": {"memory_size": 12, "num_reads": 2, "slots_per_read": 2}}
+    accessors: Blocks = {
+        "dynamic": {"num_reads": 2},
+        "sparse": {"memory_size": 12, "num_reads": 2, "slots_per_read": 2},
+    }
     for name, entry in entries("accessor").items():
         accessor = {"type": name, "memory_size": 6, "word_size": 4, **accessors.get(name, {})}
         agent = BACKPROP if entry.differentiable else {**EVOLUTION, "strategy": TRUST}

@@ -99,7 +99,10 @@ WRONG = [
     ("env.curriculum=growin", "env.curriculum.type: got 'growin'; did you mean 'growing'? allowed: fixed, growing"),
     ("env.curriculum=3", "env.curriculum: got 3; expected a block with a type, such as {type: fixed}"),
     ("env.curriculum={start: 3}", "env.curriculum.type: missing; allowed: fixed, growing, lessons"),
-    ("circuit.controller.type=rnn", "circuit.controller.type: got 'rnn'; allowed: direct, feedforward, gru, lstm, neat"),
+    (
+        "circuit.controller.type=rnn",
+        "circuit.controller.type: got 'rnn'; allowed: direct, feedforward, gru, lstm, neat",
+    ),
     ("circuit.controller.hidden_size=0", "circuit.controller.hidden_size: got 0; allowed: greater than or equal to 1"),
     ("circuit.controller.hiden_size=10", "circuit.controller.hiden_size: unknown option; did you mean 'hidden_size'?"),
     ("env.type=coppy", "env.type: got 'coppy'; did you mean 'copy'? allowed: associative-recall, copy, "),
@@ -181,7 +184,12 @@ def test_a_block_may_be_said_by_its_name_alone() -> None:
     [
         ({}, "circuit.controller.hidden_size=32", "circuit.controller", {"type": "lstm", "hidden_size": 32}),
         ({}, "agent.optimiser.betas=[0.5,0.9]", "agent.optimiser", {"type": "adam", "betas": (0.5, 0.9)}),
-        ({"circuit": "ntm"}, "circuit.controller.num_layers=2", "circuit.controller", {"type": "lstm", "num_layers": 2}),
+        (
+            {"circuit": "ntm"},
+            "circuit.controller.num_layers=2",
+            "circuit.controller",
+            {"type": "lstm", "num_layers": 2},
+        ),
         (
             {"circuit": {"type": "ntm", "controller": "gru"}},
             "circuit.controller.hidden_size=32",
