@@ -63,9 +63,7 @@ def measure(name: str, backend: str, every: int, threads: int) -> Figures:
     torch.manual_seed(0)
     circuit = case.circuit(CHANNELS, CHANNELS, backend=backend, recompute_every=every or None, **case.arguments)
     # Loads what is loaded once, compiles what is compiled.
-    circuit(torch.zeros(2, case.batch_size, CHANNELS), circuit.initial_state(case.batch_size, memory_size=4))[
-        0
-    ].sum().backward()
+    circuit(torch.zeros(2, case.batch_size, CHANNELS), circuit.initial_state(case.batch_size, memory_size=4))[0].sum().backward()
     inputs = torch.rand(case.steps, case.batch_size, CHANNELS)
     state = circuit.initial_state(case.batch_size)
     before, start = peak(reset=True), time.perf_counter()

@@ -12,7 +12,6 @@ from .options import check_choice
 MemoryInit = Literal["constant", "learned", "truncated_normal"]
 WeightInit = Literal["first", "uniform", "learned"]
 
-
 def reset(module: nn.Module) -> None:
     """Draw anew the weights of every layer within a module, each in its own way.
 

@@ -186,9 +186,7 @@ _RECORDS |= {
     value: _Record(value, [name for name in vars(value) if name not in _ABOUT])
     for module in MODULES
     for value in vars(module).values()
-    if isinstance(value, type)
-    and issubclass(value, (nn.Module, component.Component))
-    and value.__module__ == module.__name__
+    if isinstance(value, type) and issubclass(value, (nn.Module, component.Component)) and value.__module__ == module.__name__
 }
 _RECORDS |= {owner: _Record(owner, names) for owner, names in _TORCH.items()}
 _OF_MODULES = {module.__name__: module for module in MODULES}

@@ -17,6 +17,7 @@ from papertape.core.component import fields_of, help_of
 from papertape.core.controllers import GRUController, LSTMController
 from papertape.core.registry import entries, lookup
 
+
 CONTROLLERS = ("lstm", "gru", "feedforward", "neat", "direct")
 CIRCUITS = (NTM, DNC, SAM, SDNC, Tape, MemoryCircuit, FeedForwardCircuit, NeatCircuit)
 """All that there are; what tests elsewhere register is not ours."""

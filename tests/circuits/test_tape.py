@@ -16,6 +16,7 @@ from papertape.core.options import OptionsError
 from papertape.envs.copy import CopyEnv
 from papertape.utils import factory, options
 
+
 CONTROLLERS = ("lstm", "gru", "feedforward", "neat", "direct")
 
 
@@ -171,6 +172,7 @@ def test_evolution_finds_how_to_copy():
             "threads=1",
             "device=cpu",
         ],
+
     )
     agent = factory.build(factory.parse(values)).agent
     agent.fit()

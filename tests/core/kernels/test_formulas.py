@@ -19,8 +19,9 @@ import papertape
 from papertape import DNC, NTM, SAM
 from papertape.circuits import MemoryCircuit
 from papertape.core import addressing, interface, sparse_addressing
-from papertape.core.accessors import DynamicAccessor, SparseAccessor, StaticAccessor, dynamic, static
+from papertape.core.accessors import DynamicAccessor, SparseAccessor, StaticAccessor
 from papertape.core.controllers import Controller, FeedForwardController, GRUController, LSTMController
+from papertape.core.accessors import dynamic, static
 from papertape.core.interface import Interface
 from papertape.core.kernels import dispatch, formulas, guard, native, triton
 from papertape.core.kernels.agreed import AGREED
