@@ -63,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", parents=[importing], help="train a preset, or go on with a run")
     train.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help=f"default preset: {DEFAULT_PRESET}")
     train.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, its name, or latest")
-    test = commands.add_parser("test", parents=[importing], help="test a run on sequences of their own; writes pictures and an animation")
+    test = commands.add_parser(
+        "test", parents=[importing], help="test a run on sequences of their own; writes pictures and an animation"
+    )
     test.add_argument("run", nargs="?", metavar="RUN", help="a run's folder, its name, or latest")
     test.add_argument("arguments", nargs="*", metavar="key=value")
     test.add_argument("--checkpoint", choices=("best", "latest"), help="default: best, or latest if there is none")
@@ -103,12 +105,15 @@ def read_arguments(
     if values is None:
         named = bool(assignments) and "=" not in assignments[0]
         values = options.load_file(assignments.pop(0) if named else DEFAULT_PRESET)
+    # What they name is there for the others.
+    options.override(values, [assignment for assignment in assignments if _gives([assignment], "imports")])
     named_there = values.get("imports")
     modules = [*(named_there if isinstance(named_there, list) else []), *imports]
     if modules:
         values["imports"] = list(dict.fromkeys(modules))
         registry.import_modules(values["imports"])
-    for line in options.override(values, assignments):
+    others = [assignment for assignment in assignments if not _gives([assignment], "imports")]
+    for line in options.override(values, others):
         LOGGER.info("%s", line)
     return factory.parse(values)
 
@@ -131,9 +136,7 @@ def stop_on_signal(agent: Agent) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def read_saved_arguments(
-    arguments: Sequence[str], saved: dict[str, Any], imports: Sequence[str]
-) -> factory.RunOptions:
+def read_saved_arguments(arguments: Sequence[str], saved: dict[str, Any], imports: Sequence[str]) -> factory.RunOptions:
     """Options of a run with ``key=value`` over them; a device that is not here (it may be another machine) is auto.
 
     Raises:
@@ -180,7 +183,7 @@ def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
     if arguments.resume:
         directory = find_directory(arguments.resume)
         held.enter_context(locked(directory))
-        return choose_resumed(arguments, directory)
+        return choose_resumed(arguments.arguments, directory, arguments.imports)
     chosen = read_arguments(arguments.arguments, imports=arguments.imports)
     launched = distributed.launch()
     begun = find_launch(launched) if launched else None
@@ -195,16 +198,21 @@ def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
     return Start(chosen)
 
 
-def choose_resumed(arguments: argparse.Namespace, directory: Path) -> Start:
+def choose_resumed(arguments: Sequence[str], directory: Path, imports: Sequence[str] = ()) -> Start:
     """Options of a run that goes on, from its folder and ``key=value``.
 
     Options that may change hold from here on; those that a run keeps (:attr:`Options.kept`) are refused.
+
+    Args:
+        arguments: ``key=value``.
+        directory: of the run.
+        imports: modules to import besides those of the run.
 
     Raises:
         OptionsError: lists every problem, or an option is given that a run keeps from its beginning.
     """
     saved = read_options(directory)
-    chosen = read_saved_arguments(arguments.arguments, saved, arguments.imports)
+    chosen = read_saved_arguments(arguments, saved, imports)
     if chosen.start != saved.get("start"):
         raise OptionsError(f"start: got {chosen.start!r}; a run that goes on has weights of its own, leave it out")
     goes_on = has_checkpoint(directory)
@@ -212,7 +220,7 @@ def choose_resumed(arguments: argparse.Namespace, directory: Path) -> Start:
         raise OptionsError("\n".join(lines))
     changes = factory.differences(saved, chosen.model_dump(mode="json"))
     said = tuple(f"{path}: {before!r} -> {after!r}" for path, before, after in changes)
-    return Start(chosen, directory, goes_on, any_backend=not _gives(arguments.arguments, "backend"), changes=said)
+    return Start(chosen, directory, goes_on, any_backend=not _gives(arguments, "backend"), changes=said)
 
 
 def build(chosen: factory.RunOptions, *, resumed: bool, any_backend: bool) -> factory.Parts:
@@ -378,6 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if parsed.command == "test":
                 return test(parsed)
             if parsed.command == "list":
+                registry.import_modules(parsed.imports)
                 return list_entries()
             show(read_arguments(parsed.arguments, imports=parsed.imports))
             return 0

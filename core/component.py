@@ -70,8 +70,6 @@ class Component:
     others may change when it goes on, and hold from then on."""
     own_meaning: ClassVar[frozenset[str]] = frozenset()
     """Options whose values mean something else in another type of the same block, which does not take them over."""
-    settings_of: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """By option, those that set up what it names, and which another name does not take over."""
     _fields: ClassVar[dict[str, Any]] = {}
     """What this very class says of its fields: a FieldInfo, a plain default, or PydanticUndefined."""
 
@@ -267,7 +265,7 @@ def _model(target: Callable[..., Any], name: str, base: type[Options], definitio
     )
     model.__qualname__ = f"{target.__qualname__}.{name}"  # where pickle finds it
     model.component = staticmethod(target)
-    for said in ("kept", "own_meaning", "settings_of"):
+    for said in ("kept", "own_meaning"):
         setattr(model, said, getattr(target, said, getattr(Options, said)))
     model.__doc__ = f"Options of :class:`{target.__qualname__}`."
     return model

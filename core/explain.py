@@ -71,7 +71,8 @@ def _meant(path: Sequence[str], given: Any, model: type[Options], prefix: str, k
     if known is None:
         return "no such option"
     meant = near(path[-1], known.model_fields)
-    return f"did you mean {meant!r}?" if meant else f"known here: {', '.join(known.model_fields)}"
+    names = [name for name in known.model_fields if name != "type"]
+    return f"did you mean {meant!r}?" if meant else f"known here: {', '.join(names) or 'none'}"
 
 
 def _short(value: Any) -> str:

@@ -38,9 +38,6 @@ class Options(BaseModel):
     own_meaning: ClassVar[frozenset[str]] = frozenset()
     """Options whose values mean something else in another type of the same block, which does not take them over."""
 
-    settings_of: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """By option, those that set up what it names, and which another name does not take over."""
-
     @field_validator("*")
     @classmethod
     def _check_magnitude(cls, value: Any, info: ValidationInfo) -> Any:

@@ -135,7 +135,7 @@ def import_modules(names: Iterable[str]) -> None:
             sys.path.append(here)
         try:
             importlib.import_module(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise OptionsError(f"imports: {name!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
@@ -154,7 +154,7 @@ def load_entry_points() -> None:
         _loaded_entry_points.add(point.value)
         try:
             point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             source = point.dist.name if point.dist else "an installed package"
             raise OptionsError(f"entry point {point.name!r} of {source}: {type(error).__name__}: {error}") from error
 

@@ -6,9 +6,9 @@ import contextlib
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
 from pydantic import Field, PlainValidator, ValidationError, field_validator
@@ -18,7 +18,7 @@ from ..circuits import MemoryCircuit
 from ..core import registry
 from ..core.agent import Agent
 from ..core.circuit import Circuit
-from ..core.component import Chosen, component_of
+from ..core.component import Chosen, Component, component_of, fields_of
 from ..core.component import build as build_component
 from ..core.env import Env
 from ..core.explain import explain
@@ -28,6 +28,7 @@ from ..core.options import Options, OptionsError
 from ..core.recorder import Recorder
 from ..core.task import Task
 from ..core.world import World
+from ..envs import ImagesEnv
 from . import checkpoint, resources
 from .options import first_sentence
 from .sinks import Plots
@@ -164,27 +165,26 @@ def _misfits(options: RunOptions) -> Iterator[str]:
     agent, env = component_of(options.agent), component_of(options.env)
     named = options.agent.type
 
-    def others(**wanted: Any) -> str:
-        able = []
-        for name, entry in registry.entries("agent").items():
-            if all(test(entry) for test in wanted.values()):
-                able.append(name)
-        return ", ".join(able)
+    def able(takes: Callable[[Any], bool]) -> str:
+        return ", ".join(name for name, entry in registry.entries("agent").items() if takes(entry))
 
     if not issubclass(env, agent.tasks):
         has = "is a world with rewards" if issubclass(env, World) else "hands out batches"
-        able = others(tasks=lambda entry: issubclass(env, entry.tasks))
-        yield f"agent.type: got {named!r}; env.type {options.env.type!r} {has}, allowed: {able}"
+        allowed = able(lambda entry: issubclass(env, entry.tasks))
+        yield f"agent.type: got {named!r}; env.type {options.env.type!r} {has}, allowed: {allowed}"
     if options.precision not in agent.precisions:
-        able = others(precisions=lambda entry: options.precision in entry.precisions)
+        others = able(lambda entry: options.precision in entry.precisions)
         yield (
             f"precision: got {options.precision!r}; allowed with agent.type {named!r}: {', '.join(agent.precisions)} "
-            f"(others: {able})"
+            f"(others: {others})"
         )
     if options.backend not in agent.backends:
         yield f"backend: got {options.backend!r}; allowed with agent.type {named!r}: {', '.join(agent.backends)}"
     if options.start is not None:
-        yield from agent.refuses_start(options.agent)
+        try:
+            agent.check_start(options.agent)
+        except ValueError as error:
+            yield f"agent.{error}"
 
 
 def resolve_device(name: str) -> torch.device:
@@ -260,12 +260,12 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
         BackendError: the backend cannot run this circuit here.
     """
     device = resolve_device(options.device)
-    try:
+    with _contract_errors("env"):
         env = build_env(options.env, device)
-    except TypeError as error:  # a class from outside that breaks its contract
-        raise OptionsError(f"env: {error}") from error
+        if _from_outside(env):
+            env.check()
     try:
-        with memory_errors("circuit"):
+        with _contract_errors("circuit"), memory_errors("circuit"):
             resources.check_memory(options, env, outline(options, env), device)
             circuit = build_circuit(
                 options.circuit,
@@ -280,7 +280,8 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
         if options.start is not None and not resumed:
             take_over(options, circuit)
         _check_gradient(options, circuit)
-        agent: Agent = build_component(options.agent, env, circuit, seed=options.seed, recorder=recorder)
+        with _contract_errors("agent"):
+            agent: Agent = build_component(options.agent, env, circuit, seed=options.seed, recorder=recorder)
     except BaseException:
         env.close()
         raise
@@ -298,13 +299,18 @@ def _check_gradient(options: RunOptions, circuit: Circuit) -> None:
 
 
 def try_out(options: RunOptions, env: Task, circuit: Circuit) -> None:
-    """See whether there is room for the state of a batch, and whether the backend can run it.
+    """See whether there is room for the state of a batch, whether parts from outside the package can take a step, and
+    whether the backend can run it.
 
     Raises:
+        OptionsError: a part from outside cannot.
         BackendError: the backend cannot run this circuit here.
     """
     batch_size: int = getattr(options.agent, "batch_size", 1)
     state = circuit.initial_state(batch_size)
+    outside = [part for part in (circuit, *circuit.children()) if isinstance(part, Component) and _from_outside(part)]
+    if outside:
+        _try_steps(circuit, " with ".join(type(part).__name__ for part in outside), env.device)
     if not isinstance(circuit, MemoryCircuit):
         return
     inputs = state.reads.new_zeros(1, batch_size, circuit.input_size)
@@ -313,6 +319,44 @@ def try_out(options: RunOptions, env: Task, circuit: Circuit) -> None:
         if isinstance(env, Env) and hasattr(options.agent, "strategy"):
             stacked = {name: parameter.detach()[None] for name, parameter in circuit.named_parameters()}
             dispatch.choose_population(circuit, stacked, inputs)
+
+
+def _from_outside(part: Component) -> bool:
+    return not type(part).__module__.startswith(f"{__name__.split('.')[0]}.")
+
+
+def _try_steps(circuit: Circuit, named: str, device: Any) -> None:
+    """Take two steps from the initial state, which changes nothing.
+
+    Raises:
+        OptionsError: that fails; says why.
+    """
+    training = circuit.training
+    x = next(circuit.parameters(), torch.zeros((), device=device)).new_zeros(1, circuit.input_size)
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            circuit.eval()
+            _, state = circuit.step(x)
+            outputs, _ = circuit.step(x, state)
+            found, expected = list(outputs.shape), [1, circuit.output_size]
+            if found != expected:
+                raise ValueError(f"outputs of one sequence have shape {found}; expected {expected}")
+    except Exception as error:
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise OptionsError(f"circuit: {named} cannot take a step: {type(error).__name__}: {reason}") from error
+    finally:
+        circuit.train(training)
+
+
+@contextlib.contextmanager
+def _contract_errors(what: str) -> Iterator[None]:
+    """Within the block, a class from outside that breaks its contract is an error of one line."""
+    try:
+        yield
+    except TypeError as error:
+        raise OptionsError(f"{what}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -435,11 +479,11 @@ def describe(parts: Parts) -> str:
 
 def entries() -> dict[str, dict[str, str]]:
     """Every name that options can use, by its option, with the first sentence of what it stands for."""
-    return {
+    described = {
         option: {
             name: first_sentence((entry.__doc__ or "").split("\n\n")[0])
             for name, entry in registry.entries(kind).items()
         }
         for kind, option in OPTIONS.items()
-        if registry.entries(kind)
     }
+    return {**described, "env.data": dict.fromkeys(get_args(fields_of(ImagesEnv)["data"].annotation), "")}

@@ -120,6 +120,8 @@ def load_file(name: str) -> dict[str, Any]:
 
 BLOCKS = ("env", "circuit", "agent")
 """The blocks of an options file, each a component of the kind of that name."""
+RUN = "run"
+"""Stands for the kind of the whole, of which these are the blocks."""
 
 
 def _model(kind: str | None, block: Any) -> type[Options] | None:
@@ -131,24 +133,23 @@ def _model(kind: str | None, block: Any) -> type[Options] | None:
         return None  # What is wrong about it is for the validation to say.
 
 
-def _inner(kind: str | None, block: Any, part: str) -> tuple[str | None, Any]:
+def _inner(kind: str | None, block: dict[str, Any], part: str) -> tuple[str | None, Any]:
     """The kind of a block within a block, with the raw values that it has or begins with."""
-    model = _model(kind, block)
+    inner, found = block.get(part), part if kind == RUN and part in BLOCKS else None
+    model = _model(kind, block) if kind != RUN else None
     field = model.model_fields.get(part) if model else None
-    inner = block.get(part) if isinstance(block, dict) else None
-    if field is None:
-        return None, inner
-    if inner is None and not field.is_required():
-        inner = field.get_default(call_default_factory=True)
-    found = kind_of(field)
+    if field is not None:
+        found = kind_of(field)
+        if inner is None and not field.is_required():
+            inner = field.get_default(call_default_factory=True)
     return found, {"type": inner} if found and isinstance(inner, str) else inner
 
 
 def override(values: dict[str, Any], assignments: Iterable[str]) -> list[str]:
     """Set ``path.to.key=value`` in place; values are read as YAML.
 
-    A block that gets another ``type`` keeps those of its options that mean the same there. A block that is not given
-    begins with what it would be without it.
+    A block that gets another ``type`` keeps those of its options that mean the same there; a name in place of the block
+    says the same. A block that is not given begins with what it would be without it.
 
     Args:
         values: what to change.
@@ -173,19 +174,19 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> list[str]:
     lost = []
     # Types first, the outermost before all: what is set for the new type must outlive the change of type.
     for path, value in sorted(parsed.items(), key=lambda item: (item[0][-1] != "type", len(item[0]))):
-        block, kind = values, None
+        block, kind = values, RUN
         for depth, part in enumerate(path[:-1]):
-            if depth == 0:
-                kind, inner = (part if part in BLOCKS else None), block.get(part, {})
-                inner = {"type": inner} if kind and isinstance(inner, str) else inner
-            else:
-                kind, inner = _inner(kind, block, part)
+            kind, inner = _inner(kind, block, part)
             inner = {} if inner is None else inner
             if not isinstance(inner, dict):
                 raise OptionsError(
                     f"{'.'.join(path)}: {'.'.join(path[: depth + 1])} is {inner!r}, not a block of options"
                 )
-            block[part] = block = dict(inner) if block.get(part) is not inner else inner
+            block[part] = block = dict(inner)
+        found, inner = _inner(kind, block, path[-1])
+        if found and isinstance(value, str) and isinstance(inner, dict):
+            block[path[-1]] = block = dict(inner)
+            path, kind = (*path, "type"), found
         name = path[-1]
         if name == "type" and len(path) > 1 and block.get("type", value) != value:
             keys = change_type(block, kind, value)
@@ -205,7 +206,9 @@ def change_type(block: dict[str, Any], kind: str | None, name: Any) -> str:
     if new is None:
         return ""  # What is wrong about it is for the validation to say.
     particular: frozenset[str] = frozenset()
-    if old is not None and not any(issubclass(*pair) for pair in itertools.permutations((old.component, new.component))):
+    if old is not None and not any(
+        issubclass(*pair) for pair in itertools.permutations((old.component, new.component))
+    ):
         particular = old.own_meaning | new.own_meaning
     waiting = [key for key in block if key in new.model_fields and key != "type" and key not in particular]
     kept: dict[str, Any] = {"type": name}

@@ -24,6 +24,8 @@ class Optimiser(Component, ABC):
     The learning rate and its schedule are the agent's: it sets ``lr`` of every group before each step.
     """
 
+    # Published together with the rest of one optimiser, and not for another.
+    own_meaning: ClassVar[frozenset[str]] = frozenset({"betas", "smoothing", "momentum", "epsilon", "weight_decay"})
     published_lr: ClassVar[float] = 1e-3
     """Learning rate where the agent has none of its own."""
     elementwise: ClassVar[bool] = True

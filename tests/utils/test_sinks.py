@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, ValidationError
 
 from papertape import NTM
-from papertape.agents import BackpropAgent, BackpropOptions
+from papertape.agents import BackpropAgent
 from papertape.core import registry
 from papertape.core.options import Options, OptionsError
 from papertape.core.recorder import Areas, Histogram, Picture
@@ -240,7 +240,7 @@ class AllOptions(Run):
 
     visdom_host: str = "localhost"
     visdom_port: int = 8097
-    agent: BackpropOptions
+    agent: Any
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -249,12 +249,13 @@ def test_a_watched_run_learns_the_same(dropout: float, tmp_path: Path) -> None:
         torch.manual_seed(2)
         controller = {"type": "lstm", "hidden_size": 8, "num_layers": 2, "dropout": dropout}
         circuit = NTM(5, 3, controller=controller, memory_size=6, word_size=4)
-        options = BackpropOptions(steps=12, batch_size=4, log_every=1, evaluate_every=4, evaluation_sequences=4)
+        chosen = {"steps": 12, "batch_size": 4, "log_every": 1, "evaluate_every": 4, "evaluation_sequences": 4}
         folder = tmp_path / str(plots)
         folder.mkdir()
         env = CopyEnv(width=3, max_length=3, test_lengths=[5])
-        with Recorded(folder, AllOptions(plots=list(plots), agent=options), circuit) as run:
-            BackpropAgent(env, circuit, options, seed=1, recorder=run).fit()
+        options = AllOptions(plots=list(plots), agent=BackpropAgent.Options(**chosen))
+        with Recorded(folder, options, circuit) as run:  # type: ignore[arg-type]
+            BackpropAgent(env, circuit, **chosen, seed=1, recorder=run).fit()
         return circuit.state_dict()
 
     alone = weights("off")
