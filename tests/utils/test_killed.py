@@ -140,6 +140,7 @@ def test_killed_ten_times(folder: Path, kind: str) -> None:
     kill_again_and_again(folder, KINDS[kind], kills=10, seed=1)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("kind", KINDS)
