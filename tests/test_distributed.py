@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -176,11 +177,11 @@ def test_a_restart_finds_the_run_that_it_has_begun(folder: Path, monkeypatch: py
 
 
 def test_more_processes_than_there_is_work_for_are_refused() -> None:
-    agent = factory.build(choose(parser().parse_args(EVOLUTION)).chosen).agent
+    agent = factory.build(choose(parser().parse_args(EVOLUTION), contextlib.ExitStack()).chosen).agent
     agent.join(Processes(0, 3))
     with pytest.raises(ValueError, match=r"agent\.shards: got 3, .* of 10 has 3 parts; 4 processes share them out"):
         agent.join(Processes(0, 4))
-    agent = factory.build(choose(parser().parse_args(BACKPROP)).chosen).agent
+    agent = factory.build(choose(parser().parse_args(BACKPROP), contextlib.ExitStack()).chosen).agent
     agent.join(Processes(0, 5))
     with pytest.raises(ValueError, match=r"agent\.batch_size: got 5; 6 processes share each batch"):
         agent.join(Processes(0, 6))
