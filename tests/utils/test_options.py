@@ -272,7 +272,7 @@ def test_another_type_drops_what_it_does_not_have(name: str) -> None:
     values, lines = change("ntm-copy", f"circuit.type={name}", *learns)
     assert values["circuit"] == {"type": name}
     line = f"circuit.type={name}: left out what means nothing or something else there: "
-    assert [each for each in lines if "circuit" in each] == [line + "controller, memory_size, word_size"]
+    assert [each for each in lines if "circuit" in each] == [line + "controller, memory_size, word_size, clip"]
 
 
 def test_steps_are_not_taken_for_generations() -> None:

@@ -195,7 +195,7 @@ def test_members_of_a_population(build: Callable[[], Circuit], triton_device: to
 @pytest.mark.parametrize(
     ("circuit", "reason"),
     [
-        (lambda: ntm(controller="direct"), "LSTM, GRU and feed-forward"),
+        (lambda: ntm(controller="direct"), "it has no DirectController"),
         (lambda: ntm(slots=400, word=40), "a memory of 400 x 40 fills more"),
         (lambda: ntm(hidden=400), "a vector of 1600 elements"),
         (lambda: dnc(slots=64, num_writes=2), "the links of 2 write heads"),
