@@ -40,7 +40,7 @@ def available_bytes(device: torch.device) -> int:
 
 
 def longest(env: Task, *, test: bool) -> int:
-    """Fewest steps that the longest sequences of training, or of the held-out sets, have; 1 where nothing is known."""
+    """Fewest steps of the longest sequences of training, or of the sets it is judged by; 1 where nothing is known."""
     if not isinstance(env, SequenceEnv):
         return 1
     lengths = []

@@ -95,6 +95,7 @@ def test_recorded_by_make_fx(name: str) -> None:
         assert_same(make_fx(Outputs(circuit))(sequence()), circuit)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @each_circuit
 @pytest.mark.parametrize("strict", [False, True])
@@ -120,6 +121,7 @@ def test_a_symbolic_trace_is_refused_in_one_line() -> None:
         torch.fx.symbolic_trace(make("ntm lstm"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("trace", [False, True])

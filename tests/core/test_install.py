@@ -41,6 +41,7 @@ def test_no_text_installs_the_package_by_its_name() -> None:
         assert not re.search(r"pip install\b[^\n]*[\"' ]papertape\b(?!/)", path.read_text()), path
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("pip", ["pip==23.0.1", "pip"])
 @pytest.mark.parametrize("setuptools", [None, "setuptools>=81"])

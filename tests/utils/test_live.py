@@ -359,6 +359,7 @@ def test_a_history_takes_no_more_memory_as_it_gets_longer(monkeypatch: pytest.Mo
     assert abs(size(1000, 20_000) - before) < before / 5
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="/proc says how much memory a process holds")
 def test_the_child_does_not_grow_over_a_million_rows(tmp_path: Path) -> None:

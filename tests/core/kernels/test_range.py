@@ -198,6 +198,7 @@ def test_some() -> None:
     assert inside > 30 and compared > 5
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(10))
 def test_many(part: int) -> None:
