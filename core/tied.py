@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .options import check_sizes
+from .circuit import check_sizes
 
 
 class TiedLinear(nn.Module):
@@ -53,17 +53,11 @@ class TiedLinear(nn.Module):
             torch.tensor(output_blocks), output_size=self.out_features
         )
         self.register_buffer("bias_index", owners, persistent=False)
-        self.weight = nn.Parameter(torch.empty(numbers))
-        """What the weights are made of, one number for each kind."""
-        self.bias = nn.Parameter(torch.empty(len(output_blocks)))
-        """One number for each block of outputs."""
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw all weights and biases anew."""
         bound = 1 / math.sqrt(self.in_features)
-        for parameter in (self.weight, self.bias):
-            nn.init.uniform_(parameter, -bound, bound)
+        self.weight = nn.Parameter(torch.empty(numbers).uniform_(-bound, bound))
+        """What the weights are made of, one number for each kind."""
+        self.bias = nn.Parameter(torch.empty(len(output_blocks)).uniform_(-bound, bound))
+        """One number for each block of outputs."""
 
     def whole(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The same layer as an ordinary one, or many of them.

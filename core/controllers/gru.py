@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..registry import register
-from ..state import register_state
-from .base import GatedController
+from ..circuit import example, register_state
+from .base import Controller, LayeredControllerOptions, gated_layers
+
+
+class GRUOptions(LayeredControllerOptions):
+    """Options of :class:`GRUController`."""
+
+    type: Literal["gru"] = "gru"
 
 
 @register_state
@@ -20,19 +25,20 @@ class GRUState(NamedTuple):
     """``[B, num_layers, hidden_size]``"""
 
 
-@register("controller", "gru")
-class GRUController(GatedController):
+class GRUController(Controller):
     """Gated recurrent unit; gates and their order (reset, update, new) as in torch.nn.GRU."""
 
+    Options = GRUOptions
     kind = "gru"
 
-    def setup(self) -> None:
-        """Make the layers."""
-        self.build(gates=3)
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, clip: float | None = 20.0) -> None:
+        """See :class:`Controller`."""
+        super().__init__(input_size, hidden_size, num_layers, clip=clip)
+        self.inputs, self.recurrents = gated_layers(input_size, hidden_size, num_layers, gates=3)
 
     def initial_state(self, batch_size: int) -> GRUState:
         """Zeros."""
-        return GRUState(self.zeros(batch_size))
+        return GRUState(example(self).new_zeros(batch_size, self.num_layers, self.hidden_size))
 
     def forward(self, x: Tensor, state: GRUState) -> tuple[Tensor, GRUState]:
         """One step; see :meth:`Controller.forward`."""
@@ -43,6 +49,6 @@ class GRUController(GatedController):
             reset_recurrent, update_recurrent, new_recurrent = self.recurrents[layer](hidden).chunk(3, dim=-1)
             update = torch.sigmoid(update + update_recurrent)
             candidate = torch.tanh(new + torch.sigmoid(reset + reset_recurrent) * new_recurrent)
-            hiddens.append(self.clipped(candidate + update * (hidden - candidate)))
-            x = self.between_layers(hiddens[-1], layer)
+            x = self.clipped(candidate + update * (hidden - candidate))
+            hiddens.append(x)
         return x, GRUState(torch.stack(hiddens, dim=1))

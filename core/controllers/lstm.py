@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..registry import register
-from ..state import register_state
-from .base import GatedController
+from ..circuit import example, register_state
+from .base import Controller, LayeredControllerOptions, gated_layers
+
+
+class LSTMOptions(LayeredControllerOptions):
+    """Options of :class:`LSTMController`."""
+
+    type: Literal["lstm"] = "lstm"
 
 
 @register_state
@@ -22,19 +27,22 @@ class LSTMState(NamedTuple):
     """``[B, num_layers, hidden_size]``"""
 
 
-@register("controller", "lstm")
-class LSTMController(GatedController):
+class LSTMController(Controller):
     """Long short-term memory; gates and their order (input, forget, cell, output) as in torch.nn.LSTM."""
 
+    Options = LSTMOptions
     kind = "lstm"
 
-    def setup(self) -> None:
-        """Make the layers."""
-        self.build(gates=4)
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, clip: float | None = 20.0) -> None:
+        """See :class:`Controller`."""
+        super().__init__(input_size, hidden_size, num_layers, clip=clip)
+        self.inputs, self.recurrents = gated_layers(input_size, hidden_size, num_layers, gates=4)
 
     def initial_state(self, batch_size: int) -> LSTMState:
         """Zeros."""
-        return LSTMState(self.zeros(batch_size), self.zeros(batch_size))
+        shape = (batch_size, self.num_layers, self.hidden_size)
+        weight = example(self)
+        return LSTMState(weight.new_zeros(shape), weight.new_zeros(shape))
 
     def forward(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
         """One step; see :meth:`Controller.forward`."""
@@ -43,7 +51,8 @@ class LSTMController(GatedController):
             gates = self.inputs[layer](x) + self.recurrents[layer](state.hidden[:, layer])
             input_gate, forget_gate, candidate, output_gate = gates.chunk(4, dim=-1)
             cell = torch.sigmoid(forget_gate) * state.cell[:, layer] + torch.sigmoid(input_gate) * torch.tanh(candidate)
-            cells.append(self.clipped(cell))
-            hiddens.append(self.clipped(torch.sigmoid(output_gate) * torch.tanh(cells[-1])))
-            x = self.between_layers(hiddens[-1], layer)
+            cell = self.clipped(cell)
+            x = self.clipped(torch.sigmoid(output_gate) * torch.tanh(cell))
+            hiddens.append(x)
+            cells.append(cell)
         return x, LSTMState(torch.stack(hiddens, dim=1), torch.stack(cells, dim=1))

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..members import Stack, dense, map_members
-from ..options import check_choice
-from ..state import CircuitState
+from ..circuit import CircuitState, check_choice
+from ..stacked import Stack, dense, map_members
 from . import eager, native, triton
 from .formulas import Skipped
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from .circuit_view import CircuitView
 
 Backend = Literal["auto", "native", "triton", "eager"]
-
-BACKENDS = get_args(Backend)
 
 _MODULES: dict[str, ModuleType] = {
     "native": native,
@@ -46,7 +43,7 @@ class BackendError(RuntimeError):
 
 def check_backend(backend: str) -> None:
     """Raise ValueError naming the allowed backends."""
-    check_choice("backend", backend, BACKENDS)
+    check_choice("backend", backend, get_args(Backend))
 
 
 def choose(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str:
