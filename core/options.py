@@ -56,7 +56,7 @@ class Options(BaseModel):
             before: the run's options so far, as plain values.
         """
         now = self.model_dump(mode="json")
-        for name in type(self).model_fields.keys() & before.keys():
+        for name in filter(before.__contains__, type(self).model_fields):  # in their order, at every run
             block = getattr(self, name)
             if name in self.kept and before[name] != now[name]:
                 yield refusal(name, before[name], now[name])

@@ -58,8 +58,6 @@ def choose(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str:
         if reason is not None:
             raise BackendError(f"backend: {circuit.backend!r} cannot run this circuit: {reason}")
         return circuit.backend
-    if torch.compiler.is_compiling():
-        return "eager"  # no kernel would be recorded, and how one is chosen is not for the recording either
     for name in _AUTO_ORDER:
         if _MODULES[name].unavailable(circuit, inputs, state) is None:
             return name

@@ -55,10 +55,9 @@ def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> st
     """Why the native backend cannot run these inputs, or None."""
     if circuit.accessor.kind in LOOKUPS:
         return _unavailable_here(inputs) or _unavailable_lookups(circuit, inputs, state) or _library_reason()
-    known = _known(circuit)
     return (
-        _unavailable_here(inputs)
-        or known.unavailable(circuit, inputs, state)
+        _unavailable_here(inputs)  # first: what is found out about a circuit is not for torch to record
+        or _known(circuit).unavailable(circuit, inputs, state)
         or _unknown_part(circuit)
         or _library_reason()
     )
