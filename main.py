@@ -18,15 +18,15 @@ import yaml
 
 import papertape
 from papertape.agents.learning import TrainingError
-from papertape.core import distributed
+from papertape.core import distributed, registry
 from papertape.core.agent import Agent
 from papertape.core.distributed import FirstProcessError, LostProcessError, Processes
 from papertape.core.kernels.dispatch import BackendError
+from papertape.core.options import OptionsError
 from papertape.core.task import Task
 from papertape.envs.images import DataError
 from papertape.utils import factory, options
 from papertape.utils.log import LOGGER, log_to
-from papertape.utils.options import OptionsError
 from papertape.utils.run import (
     Run,
     find_checkpoint,
@@ -49,17 +49,28 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="papertape", description="Train and watch circuits that read and write an external memory."
     )
+    importing = argparse.ArgumentParser(add_help=False)
+    importing.add_argument(
+        "--import",
+        action="append",
+        default=[],
+        dest="imports",
+        metavar="MODULE",
+        help="a module that registers what options name; may be given again",
+    )
     top.add_argument("--version", action="version", version=papertape.__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    train = commands.add_parser("train", help="train a preset, or go on with a run")
+    train = commands.add_parser("train", parents=[importing], help="train a preset, or go on with a run")
     train.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help=f"default preset: {DEFAULT_PRESET}")
     train.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, its name, or latest")
-    test = commands.add_parser("test", help="test a run on sequences of their own; writes pictures and an animation")
+    test = commands.add_parser(
+        "test", parents=[importing], help="test a run on sequences of their own; writes pictures and an animation"
+    )
     test.add_argument("run", nargs="?", metavar="RUN", help="a run's folder, its name, or latest")
     test.add_argument("arguments", nargs="*", metavar="key=value")
     test.add_argument("--checkpoint", choices=("best", "latest"), help="default: best, or latest if there is none")
-    commands.add_parser("list", help="show presets and everything that options can name")
-    show = commands.add_parser("show", help="print options, fully resolved")
+    commands.add_parser("list", parents=[importing], help="show presets and everything that options can name")
+    show = commands.add_parser("show", parents=[importing], help="print options, fully resolved")
     show.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help=f"default preset: {DEFAULT_PRESET}")
     return top
 
@@ -77,8 +88,15 @@ def parse_arguments(given: Sequence[str]) -> argparse.Namespace:
     return parsed
 
 
-def read_arguments(arguments: Sequence[str], values: dict[str, Any] | None = None) -> factory.RunOptions:
+def read_arguments(
+    arguments: Sequence[str], values: dict[str, Any] | None = None, imports: Sequence[str] = ()
+) -> factory.RunOptions:
     """Options from an optional preset followed by ``key=value``; ``values`` stand in for the preset.
+
+    Args:
+        arguments: the preset and ``key=value``.
+        values: of a run that there is, or None.
+        imports: modules to import besides those that the options name.
 
     Raises:
         OptionsError: lists every problem.
@@ -87,7 +105,15 @@ def read_arguments(arguments: Sequence[str], values: dict[str, Any] | None = Non
     if values is None:
         named = bool(assignments) and "=" not in assignments[0]
         values = options.load_file(assignments.pop(0) if named else DEFAULT_PRESET)
-    for line in options.override(values, assignments, factory.BLOCKS):
+    # What they name is there for the others.
+    options.override(values, [assignment for assignment in assignments if _gives([assignment], "imports")])
+    named_there = values.get("imports")
+    modules = [*(named_there if isinstance(named_there, list) else []), *imports]
+    if modules:
+        values["imports"] = list(dict.fromkeys(modules))
+        registry.import_modules(values["imports"])
+    others = [assignment for assignment in assignments if not _gives([assignment], "imports")]
+    for line in options.override(values, others):
         LOGGER.info("%s", line)
     return factory.parse(values)
 
@@ -110,7 +136,7 @@ def stop_on_signal(agent: Agent) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def read_saved_arguments(arguments: Sequence[str], saved: dict[str, Any]) -> factory.RunOptions:
+def read_saved_arguments(arguments: Sequence[str], saved: dict[str, Any], imports: Sequence[str]) -> factory.RunOptions:
     """Options of a run with ``key=value`` over them; a device that is not here (it may be another machine) is auto.
 
     Raises:
@@ -123,7 +149,7 @@ def read_saved_arguments(arguments: Sequence[str], saved: dict[str, Any]) -> fac
         except OptionsError as error:
             LOGGER.info("%s; takes auto", error)
             values["device"] = "auto"
-    return read_arguments(arguments, values)
+    return read_arguments(arguments, values, imports)
 
 
 def _gives(arguments: Sequence[str], key: str) -> bool:
@@ -157,8 +183,8 @@ def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
     if arguments.resume:
         directory = find_directory(arguments.resume)
         held.enter_context(locked(directory))
-        return choose_resumed(arguments.arguments, directory)
-    chosen = read_arguments(arguments.arguments)
+        return choose_resumed(arguments.arguments, directory, arguments.imports)
+    chosen = read_arguments(arguments.arguments, imports=arguments.imports)
     launched = distributed.launch()
     begun = find_launch(launched) if launched else None
     if begun:
@@ -172,16 +198,21 @@ def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
     return Start(chosen)
 
 
-def choose_resumed(arguments: Sequence[str], directory: Path) -> Start:
+def choose_resumed(arguments: Sequence[str], directory: Path, imports: Sequence[str] = ()) -> Start:
     """Options of a run that goes on, from its folder and ``key=value``.
 
     Options that may change hold from here on; those that a run keeps (:attr:`Options.kept`) are refused.
+
+    Args:
+        arguments: ``key=value``.
+        directory: of the run.
+        imports: modules to import besides those of the run.
 
     Raises:
         OptionsError: lists every problem, or an option is given that a run keeps from its beginning.
     """
     saved = read_options(directory)
-    chosen = read_saved_arguments(arguments, saved)
+    chosen = read_saved_arguments(arguments, saved, imports)
     if chosen.start != saved.get("start"):
         raise OptionsError(f"start: got {chosen.start!r}; a run that goes on has weights of its own, leave it out")
     goes_on = has_checkpoint(directory)
@@ -297,8 +328,8 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
             LOGGER.info("%d processes share the work", agent.processes.size)
         description = f"{factory.describe(parts)}\n  {torch.get_num_threads()} CPU thread(s)"
         LOGGER.info("%s", description)
-        run.plotter.text("options", yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False))
-        run.plotter.text("circuit", f"{description}\n\n{parts.circuit}")
+        run.text("options", yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False))
+        run.text("circuit", f"{description}\n\n{parts.circuit}")
         if resumed:
             run.forget_after(agent.step)
         with stop_on_signal(agent):
@@ -312,7 +343,7 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
 def test(arguments: argparse.Namespace) -> int:
     """Test a run on the sets of the test stream."""
     directory = find_directory(arguments.run)
-    chosen = read_saved_arguments(arguments.arguments, read_options(directory))
+    chosen = read_saved_arguments(arguments.arguments, read_options(directory), arguments.imports)
     names = (arguments.checkpoint,) if arguments.checkpoint else ("best", "latest")
     state = load_agent_state(directory, names)
     parts = build(chosen, resumed=True, any_backend=not _gives(arguments.arguments, "backend"))
@@ -355,8 +386,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if parsed.command == "test":
                 return test(parsed)
             if parsed.command == "list":
+                registry.import_modules(parsed.imports)
                 return list_entries()
-            show(read_arguments(parsed.arguments))
+            show(read_arguments(parsed.arguments, imports=parsed.imports))
             return 0
     except FirstProcessError:
         return 2

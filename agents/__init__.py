@@ -1,20 +1,9 @@
 """Agents: how a circuit learns."""
 
-from .backprop import BackpropAgent, BackpropOptions
-from .empty import EmptyAgent, EmptyOptions
-from .evolution import EvolutionAgent, EvolutionOptions
-from .mixed import MixedAgent, MixedOptions
-from .node_perturbation import NodePerturbationAgent, NodePerturbationOptions
+from .backprop import BackpropAgent
+from .empty import EmptyAgent
+from .evolution import EvolutionAgent
+from .mixed import MixedAgent
+from .node_perturbation import NodePerturbationAgent
 
-__all__ = [
-    "BackpropAgent",
-    "BackpropOptions",
-    "EmptyAgent",
-    "EmptyOptions",
-    "EvolutionAgent",
-    "EvolutionOptions",
-    "MixedAgent",
-    "MixedOptions",
-    "NodePerturbationAgent",
-    "NodePerturbationOptions",
-]
+__all__ = ["BackpropAgent", "EmptyAgent", "EvolutionAgent", "MixedAgent", "NodePerturbationAgent"]

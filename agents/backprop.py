@@ -5,89 +5,25 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..core.agent import Recorder
-from ..core.circuit import Circuit, detach
+from ..core.component import build, class_of
 from ..core.distributed import Processes
 from ..core.env import Batch, Env
 from ..core.options import LARGEST_STEP, refusal
+from ..core.registry import name_of, register
+from ..core.state import detach
 from .evaluation import check_keys
-from .learning import LearningAgent, LearningOptions, TrainingError
-from .optimisers import OPTIMISERS, OPTIONS, load_moments
+from .learning import LearningAgent, TrainingError
+from .optimisers import AnyOptimiser, Optimiser
 
 
-class BackpropOptions(LearningOptions):
-    """Options of :class:`BackpropAgent`."""
-
-    kept = LearningOptions.kept | {"optimiser"}
-    settings_of = {"optimiser": tuple(name for name in OPTIONS if name != "lr")}  # noqa: RUF012 (not an option)
-
-    type: Literal["backprop"] = "backprop"
-    steps: int = Field(20_000, ge=1, le=LARGEST_STEP)
-    """Updates at most."""
-    optimiser: Literal["adam", "rmsprop", "tensorflow-rmsprop", "graves-rmsprop"] = "adam"
-    """What makes updates out of gradients. Each has published settings of its own, which the options that are null or
-    not given take; those that it does not have must be null."""
-    lr: float = Field(1e-3, gt=0)
-    """Learning rate: 1e-3 for adam, 1e-2 for rmsprop, 1e-4 for the other two."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """How the learning rate falls to ``final_lr``."""
-    final_lr: float = Field(0.0, ge=0)
-    restart_every: int | None = Field(None, ge=1, le=LARGEST_STEP)
-    """Steps after which the schedule starts anew; null falls once, over all ``steps``."""
-    warmup_steps: int = Field(0, ge=0, le=LARGEST_STEP)
-    """Steps over which the learning rate rises from zero."""
-    betas: tuple[float, float] | None = Field(None, strict=False)
-    """Averaging of the gradient and the squared gradient: [0.9, 0.999] for adam."""
-    momentum: float | None = Field(None, ge=0, lt=1)
-    """Share of the last update that is kept: 0 for rmsprop and tensorflow-rmsprop, 0.9 for graves-rmsprop."""
-    smoothing: float | None = Field(None, ge=0, lt=1)
-    """Averaging of the squared gradient: 0.99 for rmsprop, 0.9 for tensorflow-rmsprop, 0.95 for graves-rmsprop."""
-    epsilon: float | None = Field(None, gt=0)
-    """Added to the root of the average: 1e-8 for adam and rmsprop; inside the root: 1e-10 for tensorflow-rmsprop, 1e-4
-    for graves-rmsprop."""
-    weight_decay: float | None = Field(None, ge=0)
-    """L2 penalty: 0 for adam and rmsprop."""
-    clip_norm: float | None = Field(50.0, gt=0)
-    """Gradients are scaled down to this global norm; null leaves them."""
-    clip_value: float | None = Field(None, gt=0)
-    """Each gradient element is kept in [-clip_value, clip_value]; 10 in the NTM paper."""
-    truncate: int | None = Field(None, ge=1)
-    """Steps of time after which the state is cut off from the gradient; null goes through whole sequences."""
-    max_bad_steps: int = Field(100, ge=1)
-    """Steps in a row with a loss or gradient that is not finite, after which the run stops with an error."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_published_settings(cls, given: Any) -> Any:
-        name = given.get("optimiser", "adam") if isinstance(given, Mapping) else None
-        if not isinstance(name, str) or name not in OPTIMISERS:
-            return given
-        published = OPTIMISERS[name].defaults
-        return {**given, **{key: value for key, value in published.items() if given.get(key) is None}}
-
-    @model_validator(mode="after")
-    def _check(self) -> BackpropOptions:
-        for name in OPTIONS:
-            if getattr(self, name) is not None and name not in OPTIMISERS[self.optimiser].defaults:
-                having = ", ".join(other for other, entry in OPTIMISERS.items() if name in entry.defaults)
-                raise ValueError(
-                    f"{name}: got {getattr(self, name)!r}; optimiser {self.optimiser} has no such option, allowed: "
-                    f"null (it belongs to {having})"
-                )
-        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas: got {list(self.betas)}; allowed are two numbers from 0 to below 1")
-        if self.final_lr > self.lr:
-            raise ValueError(f"final_lr: got {self.final_lr}; allowed is at most lr ({self.lr})")
-        return self
-
-
+@register("agent", "backprop")
 class BackpropAgent(LearningAgent):
     """Samples a batch, runs the circuit, descends the gradient; evaluates, saves and stops as its options say.
 
@@ -96,76 +32,108 @@ class BackpropAgent(LearningAgent):
     one of them makes the sum so, and all skip that step.
     """
 
-    Options: ClassVar[type[BackpropOptions]] = BackpropOptions
     needs_gradient = True
-    env: Env
-    options: BackpropOptions
 
-    def __init__(
-        self,
-        env: Env,
-        circuit: Circuit,
-        options: BackpropOptions | None = None,
-        *,
-        seed: int = 0,
-        recorder: Recorder | None = None,
-    ) -> None:
-        """
-        Args:
-            env: the task, on the circuit's device.
-            circuit: what learns; time-major.
-            options: default options when None.
-            seed: of the run; each stream of data has one of its own made from it.
-            recorder: where metrics, pictures and checkpoints go; None keeps nothing.
+    env: Env = Field(kw_only=False, description="the task, on the circuit's device")
+    steps: int = Field(default=20_000, ge=1, le=LARGEST_STEP, description="updates at most")
+    optimiser: AnyOptimiser = Field(default="adam", description="what makes updates out of gradients")
+    lr: float | None = Field(default=None, gt=0, description="learning rate; null: the one published for the optimiser")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        default="constant", description="how the learning rate falls to final_lr"
+    )
+    final_lr: float = Field(default=0.0, ge=0, description="learning rate at the end of a schedule that falls")
+    cycle_steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=LARGEST_STEP,
+        description="steps of one fall of the learning rate, after which it starts anew; null falls once, over all "
+        "steps",
+    )
+    warmup_steps: int = Field(
+        default=0, ge=0, le=LARGEST_STEP, description="steps over which the learning rate rises from zero"
+    )
+    clip_norm: float | None = Field(
+        default=50.0, gt=0, description="gradients are scaled down to this global norm; null leaves them"
+    )
+    clip_value: float | None = Field(
+        default=None,
+        gt=0,
+        description="each gradient element is kept in [-clip_value, clip_value]; 10 in the NTM paper",
+    )
+    truncate: int | None = Field(
+        default=None,
+        ge=1,
+        description="steps of time after which the state is cut off from the gradient; null goes through whole "
+        "sequences",
+    )
+    max_bad_steps: int = Field(
+        default=100,
+        ge=1,
+        description="steps in a row with a loss or gradient that is not finite, after which the run stops with an "
+        "error",
+    )
 
-        Raises:
-            ValueError: the circuit's sizes are not the env's, or the circuit is batch-first or has no gradient.
-        """
-        super().__init__(env, circuit, options or BackpropOptions(), seed=seed, recorder=recorder)
-        self.optimiser = self._build_optimiser()
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """See :meth:`Component.check_options`."""
+        super().check_options(options)
+        lr = options.lr or class_of(options.optimiser).published_lr
+        if options.final_lr > lr:
+            raise ValueError(f"final_lr: got {options.final_lr}; allowed is at most lr ({lr})")
+
+    def setup(self) -> None:
+        """Build the optimiser; see also :meth:`LearningAgent.setup`."""
+        super().setup()
+        self.optimiser = build(self.optimiser)
+        self.lr = self.lr or self.optimiser.published_lr
+        self.torch_optimiser = self._make_optimiser()
         self.bad_steps = 0
         self.bad_steps_in_a_row = 0
-        self.first_weights = copy.deepcopy(circuit.state_dict()) if self.options.retry_every else {}
+        self.first_weights = copy.deepcopy(self.circuit.state_dict()) if self.retry_every else {}
+
+    def _make_optimiser(self) -> Optimizer:
+        made = self.optimiser.make(self.circuit.parameters(), self.lr)
+        if not isinstance(made, Optimizer):
+            raise TypeError(
+                f"{type(self.optimiser).__qualname__}.make: returns a {type(made).__name__}; expected a torch Optimizer"
+            )
+        return made
 
     @property
     def last_step(self) -> int:
         """Updates at most."""
-        return self.options.steps
+        return self.steps
 
     @property
     def answers_per_step(self) -> int:
         """Sequences of a batch."""
-        return self.options.batch_size
-
-    def _build_optimiser(self) -> Optimizer:
-        entry = OPTIMISERS[self.options.optimiser]
-        return entry.build(self.circuit.parameters(), **{name: getattr(self.options, name) for name in entry.defaults})
+        return self.batch_size
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
-        options = self.options
-        length = options.retry_every or options.steps
+        assert self.lr is not None
+        length = self.retry_every or self.steps
         step %= length
-        if step < options.warmup_steps:
-            return options.lr * (step + 1) / options.warmup_steps
-        falls = options.restart_every or max(length - options.warmup_steps, 1)
-        fallen = (step - options.warmup_steps) % falls / falls
-        if options.schedule == "constant":
-            return options.lr
-        if options.schedule == "cosine":
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.lr
+        falls = self.cycle_steps or max(length - self.warmup_steps, 1)
+        fallen = (step - self.warmup_steps) % falls / falls
+        if self.schedule == "cosine":
             fallen = 0.5 * (1 - math.cos(math.pi * fallen))
-        return options.lr + (options.final_lr - options.lr) * fallen
+        return self.lr + (self.final_lr - self.lr) * fallen
 
     def _begin_again(self) -> None:
         """Take the weights that the run started from and a fresh optimiser; the sequences go on."""
         self.circuit.load_state_dict(self.first_weights)
-        self.optimiser = self._build_optimiser()
+        self.torch_optimiser = self._make_optimiser()
 
     def join(self, processes: Processes) -> None:
         """See :meth:`Agent.join`; each process needs a sequence of every batch."""
-        if self.options.batch_size < processes.size:
+        if self.batch_size < processes.size:
             raise ValueError(
-                f"agent.batch_size: got {self.options.batch_size}; {processes.size} processes share each batch, "
+                f"agent.batch_size: got {self.batch_size}; {processes.size} processes share each batch, "
                 "allowed is at least one sequence for each"
             )
         super().join(processes)
@@ -178,7 +146,7 @@ class BackpropAgent(LearningAgent):
     def _backward(self, batch: Batch, normaliser: Tensor) -> tuple[Tensor, Tensor]:
         """Accumulate the gradients of a batch; the loss, a scalar, and the outputs ``[T, B, O]``, detached."""
         length = batch.inputs.shape[0]
-        chunk = self.options.truncate or length
+        chunk = self.truncate or length
         state, outputs = None, []
         total = torch.zeros_like(normaliser)
         for start in range(0, length, chunk):
@@ -198,20 +166,20 @@ class BackpropAgent(LearningAgent):
         Raises:
             TrainingError: too many steps in a row had a loss or gradient that was not finite.
         """
-        options = self.options
         if self.tries_again():
             self._begin_again()
         self.circuit.train()
-        batch = self.env.sample(options.batch_size, self.generator)
-        self.optimiser.zero_grad(set_to_none=True)
+        batch = self.env.sample(self.batch_size, self.generator)
+        self.torch_optimiser.zero_grad(set_to_none=True)
         share = self._own_share(batch)
-        lost, outputs = self._backward(share, self.env.normaliser(batch).to(share.inputs.dtype))
+        with self.own_randomness(self.processes.rank):
+            lost, outputs = self._backward(share, self.env.normaliser(batch).to(share.inputs.dtype))
         gradients = [parameter.grad for parameter in self.circuit.parameters() if parameter.grad is not None]
         self.processes.add_up([*gradients, lost])
         loss = float(lost)
-        if options.clip_value is not None:
-            nn.utils.clip_grad_value_(self.circuit.parameters(), options.clip_value)
-        norm = float(nn.utils.clip_grad_norm_(self.circuit.parameters(), options.clip_norm or math.inf))
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(self.circuit.parameters(), self.clip_value)
+        norm = float(nn.utils.clip_grad_norm_(self.circuit.parameters(), self.clip_norm or math.inf))
         rate = self.learning_rate(self.step)
         self.step += 1
         values = {"objective": loss, "gradient_norm": norm, "learning_rate": rate}
@@ -219,10 +187,10 @@ class BackpropAgent(LearningAgent):
             self._skip(loss, norm)
             return values
         self.bad_steps_in_a_row = 0
-        for group in self.optimiser.param_groups:
+        for group in self.torch_optimiser.param_groups:
             group["lr"] = rate
-        self.optimiser.step()
-        if self.step % options.log_every == 0:
+        self.torch_optimiser.step()
+        if self.step % self.log_every == 0:
             values |= self._metrics(outputs, share) | {"bad_steps": float(self.bad_steps)}
         return values
 
@@ -244,7 +212,7 @@ class BackpropAgent(LearningAgent):
                 f"step {self.step}: loss {loss}, gradient norm {norm}: not finite, step skipped "
                 f"({self.bad_steps} so far)"
             )
-        if self.bad_steps_in_a_row >= self.options.max_bad_steps:
+        if self.bad_steps_in_a_row >= self.max_bad_steps:
             self.recorder.checkpoint("latest", self.state_dict())
             raise TrainingError(
                 f"loss or gradient was not finite {self.bad_steps_in_a_row} steps in a row, up to step {self.step}: "
@@ -254,8 +222,8 @@ class BackpropAgent(LearningAgent):
     def state_dict(self) -> dict[str, Any]:
         """What every learning agent remembers, with the optimiser and the weights to begin again with."""
         return super().state_dict() | {
-            "optimiser": self.options.optimiser,
-            "moments": self.optimiser.state_dict()["state"],
+            "optimiser": _name(self.optimiser),
+            "moments": self.torch_optimiser.state_dict()["state"],
             "bad_steps": self.bad_steps,
             "bad_steps_in_a_row": self.bad_steps_in_a_row,
             "first_weights": self.first_weights,
@@ -264,15 +232,20 @@ class BackpropAgent(LearningAgent):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
         check_keys(state, self.state_dict())
-        if state["optimiser"] != self.options.optimiser:
-            raise ValueError(refusal("agent.optimiser", state["optimiser"], self.options.optimiser))
-        if self.options.retry_every and not state["first_weights"]:
+        if state["optimiser"] != _name(self.optimiser):
+            raise ValueError(refusal("agent.optimiser.type", state["optimiser"], _name(self.optimiser)))
+        if self.retry_every and not state["first_weights"]:
             raise ValueError(
-                f"{refusal('agent.retry_every', None, self.options.retry_every)}: without it, the weights to begin "
+                f"{refusal('agent.retry_every', None, self.retry_every)}: without it, the weights to begin "
                 "again with were not kept"
             )
         super().load_state_dict(state)
-        load_moments(self.optimiser, state["moments"])
+        self.optimiser.take_up(self.torch_optimiser, state["moments"])
         self.bad_steps = state["bad_steps"]
         self.bad_steps_in_a_row = state["bad_steps_in_a_row"]
         self.first_weights = dict(state["first_weights"])
+
+
+def _name(optimiser: Optimiser) -> str:
+    """What an optimiser is called in options, or its class where it has no name there."""
+    return name_of(type(optimiser)) or type(optimiser).__qualname__

@@ -3,55 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..core.agent import Agent, Recorder
-from ..core.circuit import Circuit
+from ..core.agent import Agent
 from ..core.env import Env
-from ..core.options import LARGEST_STEP, Options
+from ..core.options import LARGEST_STEP
+from ..core.registry import register
 from ..core.streams import stream_seed
-from .evaluation import check_fit, check_keys, check_state, evaluate_all, show_episodes
+from .evaluation import check_keys, check_state, evaluate_all, fitting, show_episodes
 
 
-class EmptyOptions(Options):
-    """Options of :class:`EmptyAgent`."""
-
-    own_meaning = frozenset({"steps"})
-
-    type: Literal["empty"] = "empty"
-    batch_size: int = Field(16, ge=1)
-    """Sequences per step."""
-    steps: int = Field(10, ge=1, le=LARGEST_STEP)
-    """Batches to draw."""
-
-
+@register("agent", "empty")
 class EmptyAgent(Agent):
     """Draws batches, runs the circuit, reports shapes, ranges and metrics; nothing learns."""
 
-    Options = EmptyOptions
+    own_meaning: ClassVar[frozenset[str]] = frozenset({"steps"})
 
-    def __init__(
-        self,
-        env: Env,
-        circuit: Circuit,
-        options: EmptyOptions | None = None,
-        *,
-        seed: int = 0,
-        recorder: Recorder | None = None,
-    ) -> None:
-        """Arguments and errors as in :class:`~papertape.agents.BackpropAgent`."""
-        check_fit(env, circuit)
-        self.env = env
-        self.circuit = circuit
-        self.options = options or EmptyOptions()
-        self.seed = seed
-        self.recorder = recorder or Recorder()
-        self.generator = torch.Generator(env.device).manual_seed(stream_seed(seed, "training"))
-        self.step = 0
+    env: Env = Field(kw_only=False, description="the task, on the circuit's device")
+    batch_size: int = Field(default=16, ge=1, description="sequences per step")
+    steps: int = Field(default=10, ge=1, le=LARGEST_STEP, description="batches to draw")
+
+    def setup(self) -> None:
+        """See :meth:`Agent.setup`; also the circuit's sizes must be the env's."""
+        super().setup()
+        self.circuit = fitting(self.env, self.circuit).eval()
+        self.generator = torch.Generator(self.env.device).manual_seed(stream_seed(self.seed, "training"))
 
     @torch.no_grad()
     def fit(self) -> dict[str, float]:
@@ -60,18 +40,17 @@ class EmptyAgent(Agent):
         Raises:
             ValueError: the env handed out a batch that breaks the contract of :class:`~papertape.core.env.Env`.
         """
-        options = self.options
         values: dict[str, float] = {}
-        while self.step < options.steps and not self.stop_requested:
-            batch = self.env.sample(options.batch_size, self.generator)
+        while self.step < self.steps and not self.stop_requested:
+            batch = self.env.sample(self.batch_size, self.generator)
             length = batch.inputs.shape[0]
-            _check_shape("inputs", batch.inputs, (length, options.batch_size, self.env.input_size))
-            _check_shape("targets", batch.targets, (length, options.batch_size, self.env.output_size))
-            _check_shape("mask", batch.mask, (length, options.batch_size))
+            _check_shape("inputs", batch.inputs, (length, self.batch_size, self.env.input_size))
+            _check_shape("targets", batch.targets, (length, self.batch_size, self.env.output_size))
+            _check_shape("mask", batch.mask, (length, self.batch_size))
             outputs, _ = self.circuit(batch.inputs)
             values = self.env.metrics(outputs, batch)
             self.step += 1
-            self.recorder.progress(self.step, options.steps, values)
+            self.recorder.progress(self.step, self.steps, values)
             self.recorder.metrics(self.step, {f"train/{name}": value for name, value in values.items()})
             self.recorder.message(
                 f"batch {self.step}: {length} steps, {float(batch.mask.sum(0).mean()):.1f} counted per sequence; "

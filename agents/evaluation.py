@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..core.agent import Recorder
-from ..core.circuit import Circuit, Trace
+from ..circuits.module import ModuleCircuit
+from ..core.circuit import Circuit
 from ..core.env import Batch, Env
 from ..core.graph import GraphNetwork
+from ..core.recorder import Recorder
 from ..core.streams import Stream, stream_seed
 from ..core.task import Task
+from ..core.trace import Trace, concatenate
 from ..core.world import World, carrying, join_episodes
 
 
@@ -124,9 +126,9 @@ def _traced_episode(world: World, circuit: Circuit, generator: torch.Generator) 
         rewards.append(step.rewards.view(1, 1, 1).to(inputs[-1]))
         outputs.append(answered)
         traces.append(trace)
-    parts = (None if steps[0] is None else torch.cat(steps) for steps in zip(*traces, strict=True))
     targets = torch.cat(rewards)
-    return Batch(torch.cat(inputs), targets, torch.zeros_like(targets[..., 0])), torch.cat(outputs), Trace(*parts)
+    batch = Batch(torch.cat(inputs), targets, torch.zeros_like(targets[..., 0]))
+    return batch, torch.cat(outputs), concatenate(traces)
 
 
 def set_error(task: Task, values: Mapping[str, float], stream: Stream, name: str) -> float:
@@ -168,10 +170,17 @@ def check_keys(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
             raise ValueError(f"checkpoint: entry {name!r} is unknown; it was saved by another agent")
 
 
-def check_fit(env: Task, circuit: Circuit) -> None:
-    """Raise ValueError if a circuit cannot answer a task."""
+def fitting(task: Task, circuit: Circuit | nn.Module) -> Circuit:
+    """The circuit, or a module as one, that can answer a task.
+
+    Raises:
+        ValueError: it cannot; says why.
+    """
+    if not isinstance(circuit, Circuit):
+        return ModuleCircuit(task.input_size, task.output_size, module=circuit)
     for name in ("input_size", "output_size"):
-        if getattr(circuit, name) != getattr(env, name):
-            raise ValueError(f"{name}: the circuit has {getattr(circuit, name)}, the env {getattr(env, name)}")
+        if getattr(circuit, name) != getattr(task, name):
+            raise ValueError(f"{name}: the circuit has {getattr(circuit, name)}, the env {getattr(task, name)}")
     if circuit.batch_first:
         raise ValueError("batch_first: got True; agents train time-major circuits")
+    return circuit

@@ -3,56 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..core.agent import Recorder
-from ..core.circuit import Circuit
+from ..core.component import build, class_of
 from ..core.distributed import Processes
 from ..core.env import Env
-from ..core.options import LARGEST_STEP
-from ..core.stacked import Stack
+from ..core.members import Stack
+from ..core.options import LARGEST_STEP, Options
+from ..core.registry import register
 from ..core.streams import stream_seed
 from ..core.task import Task
 from ..core.world import World
 from .fitness import AnyFitness
-from .learning import LearningAgent, LearningOptions, TrainingError
+from .learning import LearningAgent, TrainingError
 from .population import Population
 from .scoring import scoring_of
-from .strategies import STRATEGIES, AnyStrategyOptions, OpenAIESOptions, Strategy
+from .strategies import AnyStrategy, Strategy
 
 
-class EvolutionOptions(LearningOptions):
-    """Options of :class:`EvolutionAgent`."""
-
-    type: Literal["evolution"] = "evolution"
-    strategy: AnyStrategyOptions = OpenAIESOptions()
-    """How the next population comes from the last."""
-    fitness: AnyFitness | None = None
-    """What makes a member fit; null takes the env's loss, negative, or in a world the mean return of the episodes."""
-    generations: int = Field(1000, ge=1, le=LARGEST_STEP)
-    """Generations at most."""
-    shards: int = Field(1, ge=1)
-    """Parts in which the population is evaluated, shared out among the processes that torchrun starts: at least one for
-    each. The number of processes changes nothing; another number of parts may round differently, and draws other
-    answers where a fitness samples them."""
-    memory_budget: float = Field(512.0, gt=0)
-    """MiB that the evaluation of a population may take; what does not fit is evaluated in chunks."""
-    log_every: int = Field(10, ge=1, le=LARGEST_STEP)
-    """Generations between rows of training metrics."""
-    evaluate_every: int = Field(50, ge=1, le=LARGEST_STEP)
-    """Generations between evaluations of the best genome on the validation sets, by which the run decides; see
-    :class:`LearningOptions`."""
-    checkpoint_every: int = Field(100, ge=1, le=LARGEST_STEP)
-    """Generations between checkpoints."""
-    max_bad_generations: int = Field(20, ge=1)
-    """Generations in a row without a single finite fitness, after which the run stops with an error."""
-
-
+@register("agent", "evolution")
 class EvolutionAgent(LearningAgent):
     """Samples a batch, lets the whole population answer it at once, tells the strategy how fit each member is.
 
@@ -63,52 +37,77 @@ class EvolutionAgent(LearningAgent):
     backprop, and is saved, tested and drawn like any other.
     """
 
-    Options: ClassVar[type[EvolutionOptions]] = EvolutionOptions
     tasks: ClassVar[tuple[type[Task], ...]] = (Env, World)
-    options: EvolutionOptions
+    precisions: ClassVar[tuple[str, ...]] = ("float32", "float64")
     unit = "generation"
 
-    def __init__(
-        self,
-        env: Task,
-        circuit: Circuit,
-        options: EvolutionOptions | None = None,
-        *,
-        seed: int = 0,
-        recorder: Recorder | None = None,
-    ) -> None:
-        """
-        Args:
-            env: an env or a world, on the circuit's device.
-            circuit: what each member is, and where the best genome is put; time-major.
-            options: default options when None.
-            seed: of the run; each stream of data and the strategy have one of their own made from it.
-            recorder: where metrics, pictures and checkpoints go; None keeps nothing.
+    strategy: AnyStrategy = Field(default="openai-es", description="how the next population comes from the last")
+    fitness: AnyFitness | None = Field(
+        default=None,
+        description="what makes a member fit; null takes the env's loss, negative, or in a world the mean return of "
+        "the episodes",
+    )
+    generations: int = Field(default=1000, ge=1, le=LARGEST_STEP, description="generations at most")
+    shards: int = Field(
+        default=1,
+        ge=1,
+        description="parts in which the population is evaluated, shared out among the processes that torchrun starts: "
+        "at least one for each. The number of processes changes nothing; another number of parts may round "
+        "differently, and draws other answers where a fitness samples them",
+    )
+    memory_budget: float = Field(
+        default=512.0,
+        gt=0,
+        description="MiB that the evaluation of a population may take; what does not fit is evaluated in chunks",
+    )
+    log_every: int = 10
+    evaluate_every: int = 50
+    save_every: int = 100
+    max_bad_generations: int = Field(
+        default=20,
+        ge=1,
+        description="generations in a row without a single finite fitness, after which the run stops with an error",
+    )
+
+    @classmethod
+    def refuses_start(cls, options: Any) -> Iterable[str]:
+        """See :meth:`Agent.refuses_start`; that is for the strategy to say."""
+        return [f"agent.strategy.{line}" for line in class_of(options.strategy).refuses_start(options.strategy)]
+
+    def setup(self) -> None:
+        """Build the population and its strategy; see also :meth:`LearningAgent.setup`.
 
         Raises:
-            ValueError: the circuit's sizes are not the env's, the circuit is batch-first or has nothing to evolve, the
-                strategy cannot take so many weights, or a fitness is given for a world.
+            ValueError: also where the circuit has nothing to evolve, the strategy cannot take so many weights, or a
+                fitness is given for a world.
         """
-        super().__init__(env, circuit, options or EvolutionOptions(), seed=seed, recorder=recorder)
-        self.population = Population(circuit, memory_budget=self.options.memory_budget)
-        self.scoring = scoring_of(env, self.population, self.options.fitness)
-        self.strategy = self._build_strategy(self.population.layout.read(circuit), stream_seed(seed, "strategy"))
+        super().setup()
+        self.population = Population(self.circuit, memory_budget=self.memory_budget)
+        self.scoring = scoring_of(self.env, self.population, self.fitness)
+        self.strategy = self._build_strategy(
+            self.population.layout.read(self.circuit), stream_seed(self.seed, "strategy")
+        )
         self.bad_generations_in_a_row = 0
 
-    def _build_strategy(self, initial: Tensor, seed: int) -> Strategy:
-        options = self.options.strategy
-        strategy: Strategy = STRATEGIES[options.type](options, initial, seed=seed, layout=self.population.layout)
+    def _build_strategy(self, genome: Tensor, seed: int) -> Strategy:
+        chosen = self.options.strategy
+        if not isinstance(chosen, Options):
+            raise ValueError(
+                f"strategy: got a {type(chosen).__name__} that begins from a genome of its own; allowed is its name, "
+                "or a block of its type and options"
+            )
+        strategy: Strategy = build(chosen, genome, seed=seed, layout=self.population.layout)
         return strategy
 
     @property
     def last_step(self) -> int:
         """Generations at most."""
-        return self.options.generations
+        return self.generations
 
     @property
     def answers_per_step(self) -> int:
         """Sequences or episodes that all members together answer in a generation."""
-        return self.strategy.population * self.options.batch_size
+        return self.strategy.population * self.batch_size
 
     def prepare(self) -> None:
         """What comes before a generation is scored; nothing here."""
@@ -140,11 +139,11 @@ class EvolutionAgent(LearningAgent):
             sum(shards[number].stop - shards[number].start for number in self.processes.share_of(rank, len(shards)))
             for rank in range(self.processes.size)
         ]
-        return self.processes.gather(torch.cat(found) if found else None, rows, self.strategy.initial.device)
+        return self.processes.gather(torch.cat(found) if found else None, rows, self.strategy.genome.device)
 
     def _shards(self, members: int) -> list[slice]:
         """Where the shards of so many members lie; bounds are even, so that mirrored pairs stay together."""
-        size = math.ceil(members / self.options.shards / 2) * 2
+        size = math.ceil(members / self.shards / 2) * 2
         return [slice(start, min(start + size, members)) for start in range(0, members, size)]
 
     def found(self) -> Tensor:
@@ -156,7 +155,7 @@ class EvolutionAgent(LearningAgent):
         shards = len(self._shards(self.strategy.population))
         if shards < processes.size:
             raise ValueError(
-                f"agent.shards: got {self.options.shards}, by which a population of {self.strategy.population} has "
+                f"agent.shards: got {self.shards}, by which a population of {self.strategy.population} has "
                 f"{shards} parts; {processes.size} processes share them out, allowed is at least one for each"
             )
         super().join(processes)
@@ -170,11 +169,11 @@ class EvolutionAgent(LearningAgent):
         """
         if self.tries_again():
             seed = int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
-            self.strategy = self._build_strategy(self.strategy.initial, seed)
-        options, strategy = self.options, self.strategy
+            self.strategy = self._build_strategy(self.strategy.genome, seed)
+        strategy = self.strategy
         self.circuit.eval()
         self.prepare()
-        drawn = self.scoring.draw(options.batch_size, self.generator)
+        drawn = self.scoring.draw(self.batch_size, self.generator)
         scores = self.trial(strategy.ask_stacks(), drawn)
         told = scores.sum(1)
         bad_before = strategy.bad_fitness
@@ -187,7 +186,7 @@ class EvolutionAgent(LearningAgent):
         self.step += 1
         self._count_bad(strategy.bad_fitness - bad_before, bool(told.isfinite().any()))
         values = _summary(told)
-        if self.step % options.log_every == 0:
+        if self.step % self.log_every == 0:
             answered = self.processes.share(lambda: self.scoring.metrics(self.circuit, drawn))
             values |= {f"best_{name}": value for name, value in answered.items()}
             values |= {**strategy.metrics(), "bad_fitness": float(strategy.bad_fitness)}
@@ -207,7 +206,7 @@ class EvolutionAgent(LearningAgent):
                 f"generation {self.step}: the fitness of {bad} members was not finite; they count as the worst "
                 "(train/bad_fitness counts on)"
             )
-        if self.bad_generations_in_a_row >= self.options.max_bad_generations:
+        if self.bad_generations_in_a_row >= self.max_bad_generations:
             self.recorder.checkpoint("latest", self.state_dict())
             raise TrainingError(
                 f"no member had a finite fitness {self.bad_generations_in_a_row} generations in a row, up to "

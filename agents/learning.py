@@ -2,107 +2,106 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import random
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from ..core.agent import Agent, Recorder
-from ..core.circuit import Circuit
-from ..core.options import LARGEST_STEP, Options
+from ..core.agent import Agent
+from ..core.options import LARGEST_STEP
 from ..core.streams import Stream, stream_seed
-from ..core.task import Task
-from .evaluation import LESSON, check_fit, check_keys, check_state, evaluate, evaluate_all, set_error, show_episodes
+from .evaluation import LESSON, check_keys, check_state, evaluate, evaluate_all, fitting, set_error, show_episodes
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the last good state has been saved."""
 
 
-class LearningOptions(Options):
-    """Options of every agent that learns."""
-
-    # Steps of one agent, generations of another.
-    own_meaning = frozenset({"log_every", "evaluate_every", "checkpoint_every", "retry_every"})
-
-    batch_size: int = Field(16, ge=1)
-    """Sequences (in a world, episodes) per step; in a population every member answers them all."""
-    log_every: int = Field(50, ge=1, le=LARGEST_STEP)
-    """Steps between rows of training metrics; changes nothing in what is learned."""
-    evaluate_every: int = Field(500, ge=1, le=LARGEST_STEP)
-    """Steps between evaluations on the validation sets. By these a run decides which weights are the best, whether the
-    curriculum moves on and whether to stop, so another number here is another run."""
-    evaluation_sequences: int = Field(128, ge=1)
-    """Sequences or episodes of each set that has no end of them."""
-    evaluation_batch_size: int = Field(64, ge=1)
-    checkpoint_every: int = Field(500, ge=1, le=LARGEST_STEP)
-    """Steps between checkpoints; changes nothing in what is learned."""
-    target_error: float | None = Field(None, ge=0)
-    """Stop once the validation error on the training range is at or under this."""
-    target_error_beyond: float | None = Field(None, ge=0)
-    """Let the validation sets beyond the training range decide, too: stop only once the error on each of them is at or
-    under this, and take the weights with the lowest error on average over all sets for the best; null only reports
-    them."""
-    confirmation_sequences: int | None = Field(None, ge=1)
-    """Other validation sequences on which the target errors must hold as well before the run stops."""
-    retry_every: int | None = Field(None, ge=1, le=LARGEST_STEP)
-    """Steps (generations) after which a run that has not reached its target begins again with the weights that it
-    started from, a fresh optimiser or population, the first lesson of the curriculum, and new sequences; null
-    never does."""
-
-    @model_validator(mode="after")
-    def _check_targets(self) -> LearningOptions:
-        if self.target_error_beyond is not None and self.target_error is None:
-            raise ValueError("target_error_beyond: needs target_error, the error on the training range, as well")
-        if self.retry_every is not None and self.target_error is None:
-            raise ValueError("retry_every: needs target_error, without which no run has reached its target")
-        return self
-
-
 class LearningAgent(Agent):
     """Steps until the target is reached; subclasses say what a step is and what must be remembered for it."""
 
+    # Steps of one agent, generations of another.
+    own_meaning: ClassVar[frozenset[str]] = frozenset({"log_every", "evaluate_every", "save_every", "retry_every"})
     unit: ClassVar[str] = "step"
     """What one call of :meth:`train_step` is called in messages."""
 
-    env: Task
-    options: LearningOptions
+    batch_size: int = Field(
+        default=16,
+        ge=1,
+        description="sequences (in a world, episodes) per step; in a population every member answers them all",
+    )
+    log_every: int = Field(
+        default=50,
+        ge=1,
+        le=LARGEST_STEP,
+        description="steps (generations) between rows of training metrics; changes nothing in what is learned",
+    )
+    evaluate_every: int = Field(
+        default=500,
+        ge=1,
+        le=LARGEST_STEP,
+        description="steps (generations) between evaluations on the validation sets. By these a run decides which "
+        "weights are the best, whether the curriculum moves on and whether to stop, so another number here is another "
+        "run",
+    )
+    evaluation_sequences: int = Field(
+        default=128, ge=1, description="sequences or episodes of each set that has no end of them"
+    )
+    evaluation_batch_size: int = Field(default=64, ge=1, description="sequences that are evaluated at a time")
+    save_every: int = Field(
+        default=500,
+        ge=1,
+        le=LARGEST_STEP,
+        description="steps (generations) between checkpoints; changes nothing in what is learned",
+    )
+    target_error: float | None = Field(
+        default=None, ge=0, description="stop once the validation error on the training range is at or under this"
+    )
+    target_error_beyond: float | None = Field(
+        default=None,
+        ge=0,
+        description="let the validation sets beyond the training range decide, too: stop only once the error on each "
+        "of them is at or under this, and take the weights with the lowest error on average over all sets for the "
+        "best; null only reports them",
+    )
+    confirmation_sequences: int | None = Field(
+        default=None,
+        ge=1,
+        description="other validation sequences on which the target errors must hold as well before the run stops",
+    )
+    retry_every: int | None = Field(
+        default=None,
+        ge=1,
+        le=LARGEST_STEP,
+        description="steps (generations) after which a run that has not reached its target begins again with the "
+        "weights that it started from, a fresh optimiser or population, the first lesson of the curriculum, and new "
+        "sequences; null never does",
+    )
 
-    def __init__(
-        self, env: Task, circuit: Circuit, options: LearningOptions, *, seed: int, recorder: Recorder | None
-    ) -> None:
-        """
-        Args:
-            env: the env or world to be good at, on the circuit's device.
-            circuit: what learns; time-major.
-            options: of the agent.
-            seed: of the run; each stream of data has one of its own made from it.
-            recorder: where metrics, pictures and checkpoints go; None keeps nothing.
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """See :meth:`Component.check_options`."""
+        super().check_options(options)
+        if options.target_error_beyond is not None and options.target_error is None:
+            raise ValueError("target_error_beyond: needs target_error, the error on the training range, as well")
+        if options.retry_every is not None and options.target_error is None:
+            raise ValueError("retry_every: needs target_error, without which no run has reached its target")
 
-        Raises:
-            ValueError: the circuit's sizes are not the env's, or the circuit is batch-first or has no gradient where
-                one is needed.
-        """
-        check_fit(env, circuit)
-        if self.needs_gradient and not circuit.differentiable:
-            raise ValueError(
-                f"circuit: got a {type(circuit).__name__}, which has no gradient; {type(self).__name__} needs one"
-            )
-        self.env = env
-        self.circuit = circuit
-        self.options = options
-        self.seed = seed
-        self.recorder = recorder or Recorder()
-        self.generator = torch.Generator(env.device).manual_seed(stream_seed(seed, "training"))
-        self.step = 0
+    def setup(self) -> None:
+        """See :meth:`Agent.setup`; also the circuit's sizes must be the env's, time first."""
+        super().setup()
+        self.circuit = fitting(self.env, self.circuit)
+        self.generator = torch.Generator(self.env.device).manual_seed(stream_seed(self.seed, "training"))
         self.best_error = math.inf
         self.last_validation: dict[str, float] = {}
         self.target_reached = False
-        self.first_lesson = env.state_dict()
+        self.first_lesson = self.env.state_dict()
 
     @property
     @abstractmethod
@@ -122,6 +121,24 @@ class LearningAgent(Agent):
             TrainingError: it cannot go on.
         """
 
+    @contextlib.contextmanager
+    def own_randomness(self, *part: int) -> Iterator[None]:
+        """Within the block, what the circuit draws from torch's global generator, as dropout does, follows from the
+        run's seed and the step alone; outside, that generator is left as it was.
+
+        Args:
+            part: numbers that tell apart what is drawn within one step.
+        """
+        seed = random.Random(f"{self.seed} {self.step} {part}").getrandbits(63)
+        device = torch.device(self.env.device)
+        on_gpu = device.type == "cuda"
+        with torch.random.fork_rng([device] if on_gpu else []):
+            torch.default_generator.manual_seed(seed)
+            if on_gpu:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            yield
+
     def evaluate(self, stream: Stream = "validation") -> dict[str, float]:
         """Metrics on the sets of a stream, ``<stream>/<set>/<metric>``; the same sequences at every call."""
         self.circuit.eval()
@@ -129,8 +146,8 @@ class LearningAgent(Agent):
             self.env,
             self.circuit,
             stream,
-            sequences=self.options.evaluation_sequences,
-            batch_size=self.options.evaluation_batch_size,
+            sequences=self.evaluation_sequences,
+            batch_size=self.evaluation_batch_size,
             seed=self.seed,
         )
 
@@ -155,7 +172,7 @@ class LearningAgent(Agent):
 
     def tries_again(self) -> bool:
         """Whether the next step is the first of another try (``retry_every``); says so, resets the curriculum."""
-        every = self.options.retry_every
+        every = self.retry_every
         again = bool(every and self.step and self.step % every == 0)
         if again:
             self.recorder.message(f"{self.unit} {self.step}: target not reached, begins again with the first weights")
@@ -166,9 +183,9 @@ class LearningAgent(Agent):
     def limits(self) -> dict[str, float | None]:
         """The target error of each validation set that decides: the training range, others only where asked for."""
         trained, *beyond = self.env.sets("validation")
-        limits = {trained: self.options.target_error}
-        if self.options.target_error_beyond is not None:
-            limits |= dict.fromkeys(beyond, self.options.target_error_beyond)
+        limits = {trained: self.target_error}
+        if self.target_error_beyond is not None:
+            limits |= dict.fromkeys(beyond, self.target_error_beyond)
         return limits
 
     def _deciding_errors(self, values: Mapping[str, float]) -> dict[str, float]:
@@ -182,16 +199,15 @@ class LearningAgent(Agent):
 
     def _confirmed(self) -> bool:
         """Whether the target holds on many other sequences as well; the hardest set, the last, is looked at first."""
-        options = self.options
-        if options.confirmation_sequences is None:
+        if self.confirmation_sequences is None:
             return True
         sets = self.env.sets("validation")
         for name, limit in reversed(self.limits.items()):
             values = evaluate(
                 sets[name],
                 self.circuit,
-                sequences=options.confirmation_sequences,
-                batch_size=options.evaluation_batch_size,
+                sequences=self.confirmation_sequences,
+                batch_size=self.evaluation_batch_size,
                 seed=stream_seed(self.seed, "confirmation"),
             )
             if limit is None or not values[self.env.error_metric] <= limit:
@@ -208,21 +224,20 @@ class LearningAgent(Agent):
             TrainingError: see :meth:`train_step`.
             LostProcessError: another process that shares the work is gone.
         """
-        options = self.options
         started, steps = time.monotonic(), 0
         while self.step < self.last_step and not self.target_reached and not self._stops():
             values = self.train_step()
             steps += 1
             self.recorder.progress(self.step, self.last_step, values)
-            if self.step % options.log_every == 0:
+            if self.step % self.log_every == 0:
                 now = time.monotonic()
                 values |= {"sequences_per_second": steps * self.answers_per_step / (now - started)}
                 self.recorder.metrics(self.step, {f"train/{name}": value for name, value in values.items()})
                 started, steps = now, 0
-            if self.step % options.evaluate_every == 0 or self.step == self.last_step:
+            if self.step % self.evaluate_every == 0 or self.step == self.last_step:
                 self.judge()
                 started, steps = time.monotonic(), 0
-            if self.step % options.checkpoint_every == 0:
+            if self.step % self.save_every == 0:
                 self.recorder.checkpoint("latest", self.state_dict())
         self.recorder.checkpoint("latest", self.state_dict())
         if self.target_reached or self.step >= self.last_step:

@@ -3,53 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from torch.func import vmap
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import Optimizer
 
-from ..core.agent import Recorder
-from ..core.circuit import Circuit
+from ..core.component import build, class_of
 from ..core.env import Batch, Env
-from ..core.stacked import Stack, dense, map_members
-from .evolution import EvolutionAgent, EvolutionOptions
-from .strategies import STRATEGIES, AnyStrategyOptions, TrustOptions
+from ..core.members import Stack, dense, map_members
+from ..core.registry import entries, name_of, register
+from .evolution import EvolutionAgent
+from .optimisers import AnyOptimiser
+from .strategies import AnyStrategy
 
 
-class MixedOptions(EvolutionOptions):
-    """Options of :class:`MixedAgent`."""
-
-    type: Literal["mixed"] = "mixed"  # type: ignore[assignment]
-    strategy: AnyStrategyOptions = TrustOptions()
-    """How the next population comes from the last."""
-    inheritance: Literal["lamarckian", "baldwinian"] = "lamarckian"
-    """Whether the weights that a member has learned go back into the population, or only the fitness that it reached
-    with them counts."""
-    gradient_steps: int = Field(4, ge=1)
-    """Updates of each member before its fitness counts, each on a batch of its own, the same for all members."""
-    every: int = Field(1, ge=1)
-    """Generations from one that learns to the next; those between evolve alone."""
-    optimiser: Literal["sgd", "adam"] = "adam"
-    """Begins anew in every generation."""
-    lr: float = Field(1e-3, gt=0)
-    """Learning rate."""
-    clip_norm: float | None = Field(50.0, gt=0)
-    """The gradient of each member is scaled down to this norm; null leaves it."""
-
-    @model_validator(mode="after")
-    def _check_inheritance(self) -> MixedOptions:
-        able = [name for name, strategy in STRATEGIES.items() if strategy.holds_members]
-        if self.inheritance == "lamarckian" and self.strategy.type not in able:
-            raise ValueError(
-                f"strategy.type: got {self.strategy.type!r}, which holds no members that weights could go back into; "
-                f"allowed with inheritance lamarckian: {', '.join(able)} (baldwinian goes with all)"
-            )
-        return self
-
-
+@register("agent", "mixed")
 class MixedAgent(EvolutionAgent):
     """Alternates: a population is made by the strategy, then each member takes a few gradient steps, then it is judged.
 
@@ -61,45 +32,77 @@ class MixedAgent(EvolutionAgent):
     circuit carries what the strategy's best genome has learned in the last generation.
     """
 
-    Options = MixedOptions
     tasks = (Env,)
     needs_gradient = True
-    env: Env
-    options: MixedOptions
+    backends: ClassVar[tuple[str, ...]] = ("auto", "eager")
 
-    def __init__(
-        self,
-        env: Env,
-        circuit: Circuit,
-        options: MixedOptions | None = None,
-        *,
-        seed: int = 0,
-        recorder: Recorder | None = None,
-    ) -> None:
-        """Arguments and errors as in :class:`EvolutionAgent`; only envs with batches have gradients."""
-        super().__init__(env, circuit, options or MixedOptions(), seed=seed, recorder=recorder)
+    env: Env = Field(kw_only=False, description="the task, on the circuit's device")
+    strategy: AnyStrategy = "trust"
+    inheritance: Literal["lamarckian", "baldwinian"] = Field(
+        default="lamarckian",
+        description="whether the weights that a member has learned go back into the population, or only the fitness "
+        "that it reached with them counts",
+    )
+    gradient_steps: int = Field(
+        default=4,
+        ge=1,
+        description="updates of each member before its fitness counts, each on a batch of its own, the same for all "
+        "members",
+    )
+    every: int = Field(
+        default=1, ge=1, description="generations from one that learns to the next; those between evolve alone"
+    )
+    optimiser: AnyOptimiser = Field(
+        default="adam", description="what makes updates out of gradients; begins anew in every generation"
+    )
+    lr: float | None = Field(default=None, gt=0, description="learning rate; null: the one published for the optimiser")
+    clip_norm: float | None = Field(
+        default=50.0, gt=0, description="the gradient of each member is scaled down to this norm; null leaves it"
+    )
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """See :meth:`Component.check_options`."""
+        super().check_options(options)
+        if options.inheritance == "lamarckian" and not class_of(options.strategy).holds_members:
+            able = [name for name, strategy in entries("strategy").items() if strategy.holds_members]
+            raise ValueError(
+                f"strategy.type: got {name_of(class_of(options.strategy))!r}, which holds no members that weights "
+                f"could go back into; allowed with inheritance lamarckian: {', '.join(able)} (baldwinian goes with all)"
+            )
+        if not class_of(options.optimiser).elementwise:
+            able = [name for name, optimiser in entries("optimiser").items() if optimiser.elementwise]
+            raise ValueError(
+                f"optimiser.type: got {name_of(class_of(options.optimiser))!r}, which does not update each element on "
+                f"its own, so that members would not learn apart; allowed: {', '.join(able)}"
+            )
+
+    def setup(self) -> None:
+        """See :meth:`EvolutionAgent.setup`."""
+        super().setup()
+        self.optimiser = build(self.optimiser)
+        self.lr = self.lr or self.optimiser.published_lr
         self.bad_gradients = 0
         self._lessons: list[Batch] = []
 
     @property
     def answers_per_step(self) -> int:
         """Sequences that all members together answer in a generation that learns."""
-        return super().answers_per_step * (1 + self.options.gradient_steps)
+        return super().answers_per_step * (1 + self.gradient_steps)
 
     def prepare(self) -> None:
         """Draw the batches to learn from, if this is a generation that learns."""
-        options = self.options
-        steps = options.gradient_steps if self.step % options.every == 0 else 0
-        self._lessons = [self.env.sample(options.batch_size, self.generator) for _ in range(steps)]
+        steps = self.gradient_steps if self.step % self.every == 0 else 0
+        self._lessons = [self.env.sample(self.batch_size, self.generator) for _ in range(steps)]
 
     def trial(self, stacks: Mapping[str, Stack], drawn: Any) -> Tensor:
         """Let the members learn, then score them; see :meth:`EvolutionAgent.trial`."""
         if not self._lessons:
             return super().trial(stacks, drawn)
-        lamarckian = self.options.inheritance == "lamarckian"
+        lamarckian = self.inheritance == "lamarckian"
 
         def live(part: Mapping[str, Stack], number: int) -> Tensor:
-            learned = self.learn(part)
+            learned = self.learn(part, number)
             scores = self.scoring.scores(learned, drawn, part=number)
             return torch.cat([scores, self.population.layout.join(learned)], dim=1) if lamarckian else scores
 
@@ -113,16 +116,17 @@ class MixedAgent(EvolutionAgent):
     def found(self) -> Tensor:
         """See :meth:`EvolutionAgent.found`; with Baldwinian inheritance, what the best genome has learned."""
         best = super().found()
-        if self.options.inheritance == "lamarckian" or not self._lessons:
+        if self.inheritance == "lamarckian" or not self._lessons:
             return best
         layout = self.population.layout
-        return layout.join(self.learn(layout.split(best.unsqueeze(0))))[0]
+        return layout.join(self.learn(layout.split(best.unsqueeze(0)), self.shards))[0]
 
-    def learn(self, stacks: Mapping[str, Stack]) -> dict[str, Tensor]:
+    def learn(self, stacks: Mapping[str, Stack], number: int = 0) -> dict[str, Tensor]:
         """What members become by the gradient steps of this generation, a chunk that fits the memory budget at a time.
 
         Args:
             stacks: P members' parameters by name.
+            number: of their shard, which tells apart what is drawn for them at random.
 
         Returns:
             Their parameters after that, ``[P, *S]`` by name.
@@ -132,26 +136,29 @@ class MixedAgent(EvolutionAgent):
         length = max(batch.inputs.shape[0] for batch in self._lessons)
         chunk = max(2, self.population.chunk_size(self._lessons[0].inputs) // length // 2 * 2)
         parts = []
-        for start in range(0, members, chunk):
-            part = slice(start, min(start + chunk, members))
-            parts.append(self._learn_together({name: dense(stack[part]) for name, stack in stacks.items()}))
+        was_training = self.circuit.training
+        self.circuit.train()
+        with self.own_randomness(number):
+            for start in range(0, members, chunk):
+                part = slice(start, min(start + chunk, members))
+                parts.append(self._learn_together({name: dense(stack[part]) for name, stack in stacks.items()}))
+        self.circuit.train(was_training)
         return {name: torch.cat([part[name] for part in parts]) for name in stacks}
 
     @torch.enable_grad()
     def _learn_together(self, stacks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parameters = {name: stack.detach().clone().requires_grad_() for name, stack in stacks.items()}
-        optimiser = self._optimiser(list(parameters.values()))
+        # Works element by element: one optimiser of stacks is one for each member.
+        optimiser = self.optimiser.make(list(parameters.values()), self.lr)
         for batch in self._lessons:
             optimiser.zero_grad(set_to_none=True)
-            outputs = map_members(self.circuit, parameters, batch.inputs.to(self.population.dtype))
+            outputs = map_members(
+                self.circuit, parameters, batch.inputs.to(self.population.dtype), randomness="different"
+            )
             losses = vmap(self.env.losses, in_dims=(1, None), out_dims=1)(outputs, batch)
             (losses.sum() / self.env.normaliser(batch)).backward()
             self._step(optimiser, list(parameters.values()))
         return {name: parameter.detach() for name, parameter in parameters.items()}
-
-    def _optimiser(self, parameters: list[Tensor]) -> Optimizer:
-        """Works element by element, so that one optimiser of stacks is one for each member."""
-        return (Adam if self.options.optimiser == "adam" else SGD)(parameters, self.options.lr)
 
     @torch.no_grad()
     def _step(self, optimiser: Optimizer, parameters: list[Tensor]) -> None:
@@ -161,8 +168,8 @@ class MixedAgent(EvolutionAgent):
         good = norms.isfinite()
         self.bad_gradients += int((~good).sum())
         scale = torch.ones_like(norms)
-        if self.options.clip_norm is not None:
-            scale = (self.options.clip_norm / (norms + 1e-6)).clamp(max=1)
+        if self.clip_norm is not None:
+            scale = (self.clip_norm / (norms + 1e-6)).clamp(max=1)
         before = [parameter.clone() for parameter in parameters] if not good.all() else []
         for gradient in gradients:
             shape = (-1,) + (1,) * (gradient.dim() - 1)

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..core.agent import Recorder
-from ..core.circuit import Circuit
 from ..core.distributed import Processes
-from ..core.env import Batch, Env
-from .backprop import BackpropAgent, BackpropOptions
-
-
-class NodePerturbationOptions(BackpropOptions):
-    """Options of :class:`NodePerturbationAgent`."""
-
-    type: Literal["node-perturbation"] = "node-perturbation"  # type: ignore[assignment]
-    sigma: float = Field(0.05, gt=0)
-    """Standard deviation of the noise added to each sum that a linear layer forms."""
-    truncate: None = None
-    """Not used: no gradient goes through time."""
+from ..core.env import Batch
+from ..core.registry import register
+from .backprop import BackpropAgent
 
 
 class _Call(NamedTuple):
@@ -37,6 +26,7 @@ class _Call(NamedTuple):
     """Added to what came out in the first answer and subtracted in the second, ``[…, B, F]``."""
 
 
+@register("agent", "node-perturbation")
 class NodePerturbationAgent(BackpropAgent):
     """Answers each sequence twice, with opposite noise on every layer's sums, and moves towards the better answer.
 
@@ -48,45 +38,41 @@ class NodePerturbationAgent(BackpropAgent):
     those of backpropagation.
     """
 
-    Options = NodePerturbationOptions
-    options: NodePerturbationOptions
     needs_gradient = False
+    backends: ClassVar[tuple[str, ...]] = ("auto", "eager")
 
-    def __init__(
-        self,
-        env: Env,
-        circuit: Circuit,
-        options: NodePerturbationOptions | None = None,
-        *,
-        seed: int = 0,
-        recorder: Recorder | None = None,
-    ) -> None:
-        """
-        Args:
-            env: the task, on the circuit's device.
-            circuit: what learns; time-major; all its weights belong to linear layers.
-            options: default options when None.
-            seed: of the run; each stream of data has one of its own made from it, and the noise comes from training's.
-            recorder: where metrics, pictures and checkpoints go; None keeps nothing.
+    sigma: float = Field(
+        default=0.05, gt=0, description="standard deviation of the noise added to each sum that a linear layer forms"
+    )
+    truncate: None = Field(default=None, description="not used: no gradient goes through time")
+
+    def setup(self) -> None:
+        """See :meth:`BackpropAgent.setup`.
 
         Raises:
-            ValueError: the circuit's sizes are not the env's, the circuit is batch-first, or it has a weight outside
-                linear layers.
+            ValueError: also where the circuit has a weight outside linear layers, or dropout.
         """
-        self.layers = [module for module in circuit.modules() if isinstance(module, nn.Linear)]
+        super().setup()
+        self.layers = [module for module in self.circuit.modules() if isinstance(module, nn.Linear)]
         covered = {id(parameter) for layer in self.layers for parameter in layer.parameters()}
-        for name, parameter in circuit.named_parameters():
+        for name, parameter in self.circuit.named_parameters():
             if id(parameter) not in covered:
                 raise ValueError(
                     f"agent.type: got 'node-perturbation', but the circuit's weight {name} is in no linear layer; "
                     "allowed are circuits without learned memory and with controllers made of linear layers"
                 )
-        super().__init__(env, circuit, options or NodePerturbationOptions(), seed=seed, recorder=recorder)
+        for name, module in self.circuit.named_modules():
+            share = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", None)
+            if isinstance(share, float) and share > 0:
+                raise ValueError(
+                    f"circuit: {name or 'it'} has dropout {share}, which would differ in the two answers that are "
+                    "compared; allowed with node-perturbation is none"
+                )
 
     @property
     def answers_per_step(self) -> int:
         """Each sequence of a batch is answered twice."""
-        return 2 * self.options.batch_size
+        return 2 * self.batch_size
 
     def join(self, processes: Processes) -> None:
         """See :meth:`Agent.join`; the noise is drawn by one process."""
@@ -104,7 +90,7 @@ class NodePerturbationAgent(BackpropAgent):
             first, second = given[0].chunk(2, dim=-2)
             shape = (*sums.shape[:-2], sums.shape[-2] // 2, sums.shape[-1])
             noise = torch.randn(shape, generator=self.generator, device=sums.device, dtype=sums.dtype)
-            noise *= self.options.sigma
+            noise *= self.sigma
             calls.append(_Call(layer, (first + second) / 2, noise))
             return sums + torch.cat([noise, -noise], dim=-2)
 
@@ -122,7 +108,7 @@ class NodePerturbationAgent(BackpropAgent):
         with self._perturbed() as calls:
             outputs, _ = self.circuit(twice.inputs)
         loss_plus, loss_minus = self.env.losses(outputs, twice).sum(0).chunk(2)
-        slope = (loss_plus - loss_minus) / (2 * self.options.sigma**2) / normaliser
+        slope = (loss_plus - loss_minus) / (2 * self.sigma**2) / normaliser
         for layer in self.layers:
             for parameter in layer.parameters():
                 parameter.grad = torch.zeros_like(parameter)

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 
+from ..circuits.module import ModuleCircuit
 from ..core.circuit import Circuit
-from ..core.stacked import Layout, Stack, dense, map_members
+from ..core.members import Stack, dense, mapping_of
 from ..core.world import Episodes, World, join_episodes
+from .genome import Layout
 
 MEBIBYTE = 2**20
 
@@ -30,15 +32,14 @@ class _Step(nn.Module):
 class Population:
     """Evaluates P genomes on the same B sequences with stacked parameters: no loop over members, no gradients.
 
-    Circuits that have a ``run_population`` (see :class:`~papertape.circuits.feedforward.FeedForwardCircuit`) answer for
-    all members themselves; every other circuit's step is mapped over the members with ``torch.func.vmap``
-    (:func:`~papertape.core.stacked.map_members`).
+    How a circuit answers for all members is for :meth:`~papertape.core.circuit.Circuit.run_population` to say. Any
+    other module is mapped over the members with ``torch.func.vmap``.
     """
 
-    def __init__(self, circuit: Circuit, *, memory_budget: float = 512.0) -> None:
+    def __init__(self, circuit: Circuit | nn.Module, *, memory_budget: float = 512.0) -> None:
         """
         Args:
-            circuit: what each member is; its own parameters are left alone.
+            circuit: what each member is, or any module; its own parameters are left alone.
             memory_budget: MiB that the evaluation may take; members beyond it wait for the next chunk.
 
         Raises:
@@ -46,12 +47,12 @@ class Population:
         """
         if len({(parameter.dtype, parameter.device) for parameter in circuit.parameters()}) > 1:
             raise ValueError("parameters: the circuit's have different types or devices; a genome has one")
-        self.circuit = circuit
-        self.layout = Layout.of(circuit)
+        self.circuit = circuit if isinstance(circuit, Circuit) else ModuleCircuit(module=circuit)
+        self.layout = Layout.of(self.circuit)
         self.dtype = next(circuit.parameters()).dtype
         """What members compute in."""
         self.memory_budget = memory_budget
-        self._step = _Step(circuit)
+        self._step = _Step(self.circuit)
 
     def outputs(self, stacks: Mapping[str, Stack], inputs: Tensor) -> Tensor:
         """Logits of all members at once.
@@ -63,12 +64,8 @@ class Population:
         Returns:
             ``[T, P, B, O]``
         """
-        run_population, inputs = getattr(self.circuit, "run_population", None), inputs.to(self.dtype)
         with torch.no_grad():
-            if run_population is not None:
-                answered: Tensor = run_population(stacks, inputs)
-                return answered
-            return map_members(self.circuit, stacks, inputs)
+            return self.circuit.run_population(stacks, inputs.to(self.dtype))
 
     def evaluate(self, stacks: Mapping[str, Stack], inputs: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
         """Answer and score all members, a chunk that fits the memory budget at a time.
@@ -109,7 +106,9 @@ class Population:
         @torch.no_grad()
         def answer(observations: Tensor) -> Tensor:
             nonlocal state
-            outputs, after = vmap(step)(parameters, observations.unflatten(0, (members, episodes)), *state)
+            given = observations.unflatten(0, (members, episodes))
+            mapping = mapping_of(self.circuit, stacks, given[0].unsqueeze(0))
+            outputs, after = mapping(step)(parameters, given, *state)
             state = (after,)
             answered: Tensor = outputs.flatten(0, 1)
             return answered
@@ -143,12 +142,10 @@ class Population:
         """
         length, batch, _ = inputs.shape
         carried = _elements(self.circuit.initial_state(batch))
-        widest = max(max(shape[0] for shape in self.layout.shapes.values() if shape), self.circuit.output_size)
-        elements = self.layout.size + 2 * length * batch * self.circuit.output_size + 8 * carried
-        if hasattr(self.circuit, "run_population"):
-            elements += 3 * length * batch * widest
-        else:
-            elements += 3 * batch * widest
+        widest = max((shape[0] for shape in self.layout.shapes.values() if shape), default=1)
+        outputs = self.circuit.output_size or widest
+        # Taken to be answered for all steps at once, as layers without a state are.
+        elements = self.layout.size + length * batch * (2 * outputs + 3 * max(widest, outputs)) + 8 * carried
         size = int(self.memory_budget * MEBIBYTE / (elements * self.dtype.itemsize))
         return max(2, size // 2 * 2)
 

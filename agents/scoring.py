@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..core.circuit import Circuit
 from ..core.env import Batch, Env
-from ..core.stacked import Stack
+from ..core.members import Stack
 from ..core.task import Task
 from ..core.world import World, carrying
-from .fitness import AccuracyFitness, LossFitness, RewardFitness, fitness
+from .fitness import LossFitness, earned, made
 from .population import Population
 
 _SEEDS = 2**62
@@ -60,34 +60,29 @@ class Asked(NamedTuple):
 
 
 class BatchScoring(Scoring):
-    """Fitness of the answers to a batch; see :func:`~papertape.agents.fitness.fitness`."""
+    """Fitness of the answers to a batch; see :class:`~papertape.agents.fitness.Fitness`."""
 
-    def __init__(
-        self, env: Env, population: Population, options: LossFitness | AccuracyFitness | RewardFitness | None
-    ) -> None:
+    def __init__(self, env: Env, population: Population, fitness: Callable[..., Tensor]) -> None:
         """
         Args:
             env: hands out batches and judges answers.
             population: answers.
-            options: which fitness; None is the negative loss.
+            fitness: what answers are worth.
         """
         self.env = env
         self.population = population
-        self.options = options or LossFitness()
+        self.fitness = fitness
 
     def draw(self, count: int, generator: torch.Generator) -> Asked:
         """A batch of so many sequences; see :meth:`Scoring.draw`."""
         batch = self.env.sample(count, generator)
-        sampled = self.options.type == "reward" and self.options.prediction == "sampled"
-        return Asked(batch, draw_seed(generator) if sampled else 0)
+        return Asked(batch, draw_seed(generator) if getattr(self.fitness, "drawn", False) else 0)
 
     def scores(self, stacks: Mapping[str, Stack], drawn: Asked, *, part: int = 0) -> Tensor:
         """See :meth:`Scoring.scores`."""
         generator = torch.Generator(self.env.device).manual_seed(drawn.seed + part)
         return self.population.evaluate(
-            stacks,
-            drawn.batch.inputs,
-            lambda outputs: fitness(self.options, self.env, outputs, drawn.batch, generator),
+            stacks, drawn.batch.inputs, lambda outputs: earned(self.fitness, self.env, outputs, drawn.batch, generator)
         )
 
     def metrics(self, circuit: Circuit, drawn: Asked) -> dict[str, float]:
@@ -124,25 +119,23 @@ class EpisodeScoring(Scoring):
         return self.world.metrics(self.world.play(carrying(circuit), count, generator))
 
 
-def scoring_of(
-    task: Task, population: Population, options: LossFitness | AccuracyFitness | RewardFitness | None
-) -> Scoring:
+def scoring_of(task: Task, population: Population, fitness: Any | None) -> Scoring:
     """How a population is scored on a task.
 
     Args:
         task: an env or a world.
         population: what is scored.
-        options: which fitness; None takes an env's loss, negative, or a world's rewards.
+        fitness: options or a function; None takes an env's loss, negative, or a world's rewards.
 
     Raises:
         ValueError: a fitness is given for a world.
     """
     if isinstance(task, Env):
-        return BatchScoring(task, population, options)
+        return BatchScoring(task, population, LossFitness() if fitness is None else made(fitness))
     assert isinstance(task, World)
-    if options is not None:
+    if fitness is not None:
         raise ValueError(
-            f"agent.fitness: got type {options.type!r}; this env is a world with rewards, whose fitness is the mean "
-            "return of the episodes: allowed is null"
+            f"agent.fitness: got {getattr(fitness, 'type', fitness)!r}; this env is a world with rewards, whose "
+            "fitness is the mean return of the episodes: allowed is null"
         )
     return EpisodeScoring(task, population)

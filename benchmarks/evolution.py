@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 import papertape
-from papertape.agents.evolution import EvolutionAgent, EvolutionOptions
+from papertape.agents.evolution import EvolutionAgent
 from papertape.circuits import FeedForwardCircuit
-from papertape.core.env import Batch, EnvOptions
-from papertape.envs import CopyEnv, CopyOptions
+from papertape.core.env import Batch
+from papertape.envs import CopyEnv
 from papertape.envs.classification import ClassificationEnv
 
 POPULATION, IMAGES, HIDDEN = 200, 200, 64
@@ -48,10 +48,11 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 class Noise(ClassificationEnv):
     """Images of noise with random labels: what they show does not matter for the time."""
 
-    input_size, output_size, classes = 784, 10, tuple("0123456789")
+    classes = tuple("0123456789")
 
-    def __init__(self) -> None:
-        self.options, self.device = EnvOptions(), torch.device("cpu")
+    def setup(self) -> None:
+        """Sizes."""
+        self.input_size, self.output_size = 784, 10
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw a batch."""
@@ -62,12 +63,10 @@ class Noise(ClassificationEnv):
 
 def ours(strategy: dict[str, Any]) -> Callable[[], object]:
     """One generation of the evolution agent; trust is paid for right answers, the others by the loss."""
-    reward = {"type": "reward" if strategy["type"] == "trust" else "loss"}
-    options = EvolutionOptions.model_validate(
-        {"strategy": strategy, "fitness": reward, "batch_size": IMAGES, "log_every": 10**9}
-    )
+    reward = "reward" if strategy["type"] == "trust" else "loss"
     circuit = FeedForwardCircuit(784, 10, hidden_sizes=[HIDDEN], activation="relu")
-    return EvolutionAgent(Noise(), circuit, options).train_step
+    agent = EvolutionAgent(Noise(), circuit, strategy=strategy, fitness=reward, batch_size=IMAGES, log_every=10**9)
+    return agent.train_step
 
 
 def plain_answers(genomes: Tensor, images: Tensor) -> Tensor:
@@ -199,14 +198,14 @@ def race(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 
 def members() -> dict[str, Callable[[], object]]:
     """The fitness of 256 NTMs (feed-forward controller of 32, memory 32 x 10) for 16 sequences of 10 words."""
-    env = CopyEnv(CopyOptions(min_length=10, max_length=10))
+    env = CopyEnv(min_length=10, max_length=10)
     sizes: dict[str, Any] = {"hidden_size": 32, "memory_size": 32, "word_size": 10}
     eager, chosen = (
         papertape.NTM(env.input_size, env.output_size, controller="feedforward", backend=backend, **sizes)
         for backend in ("eager", "auto")
     )
-    options = EvolutionOptions.model_validate({"strategy": {"type": "openai-es", "population": 256}})
-    agent, eager_agent = EvolutionAgent(env, chosen, options), EvolutionAgent(env, eager, options)
+    strategy = {"type": "openai-es", "population": 256}
+    agent, eager_agent = (EvolutionAgent(env, circuit, strategy=strategy) for circuit in (chosen, eager))
     genomes, stacks = agent.strategy.ask(), agent.strategy.ask_stacks()
     asked = agent.scoring.draw(16, torch.Generator().manual_seed(0))
     batch = asked.batch

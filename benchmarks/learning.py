@@ -25,7 +25,7 @@ import torch
 
 from papertape.agents.evaluation import evaluate_all, set_error
 from papertape.agents.learning import LearningAgent
-from papertape.core.agent import Recorder
+from papertape.core.recorder import Recorder
 from papertape.utils import factory, options
 
 THRESHOLDS = (0.1, 0.01)
@@ -64,7 +64,7 @@ def learn(preset: str, assignments: list[str], final: list[str], seed: int, sequ
     """Train one seed and test its best weights."""
     torch.set_num_threads(threads)
     values = options.load_file(preset)
-    options.override(values, [*assignments, f"seed={seed}", "plots=off"], factory.BLOCKS)
+    options.override(values, [*assignments, f"seed={seed}", "plots=off"])
     chosen = factory.parse(values)
     recorder = _Memory()
     env, circuit, agent = factory.build(chosen, recorder)
@@ -74,7 +74,7 @@ def learn(preset: str, assignments: list[str], final: list[str], seed: int, sequ
     agent.fit()
     seconds = time.monotonic() - start
     circuit.load_state_dict(recorder.states.get("best", recorder.states["latest"])["circuit"])
-    options.override(values, final, factory.BLOCKS)
+    options.override(values, final)
     tested = factory.build_env(factory.parse(values).env, env.device)
     metrics = evaluate_all(tested, circuit, "test", sequences=sequences, batch_size=64, seed=seed)
     first = next(iter(env.sets("validation")))

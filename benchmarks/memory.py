@@ -61,9 +61,11 @@ def measure(name: str, backend: str, every: int, threads: int) -> Figures:
     torch.set_num_threads(threads)
     case = CASES[name]
     torch.manual_seed(0)
-    circuit = case.circuit(CHANNELS, CHANNELS, backend=backend, checkpoint_every=every or None, **case.arguments)
+    circuit = case.circuit(CHANNELS, CHANNELS, backend=backend, recompute_every=every or None, **case.arguments)
     # Loads what is loaded once, compiles what is compiled.
-    circuit(torch.zeros(2, case.batch_size, CHANNELS), circuit.initial_state(case.batch_size, 4))[0].sum().backward()
+    circuit(torch.zeros(2, case.batch_size, CHANNELS), circuit.initial_state(case.batch_size, memory_size=4))[
+        0
+    ].sum().backward()
     inputs = torch.rand(case.steps, case.batch_size, CHANNELS)
     state = circuit.initial_state(case.batch_size)
     before, start = peak(reset=True), time.perf_counter()
@@ -84,7 +86,7 @@ def main() -> None:
     if unknown:
         parser.error(f"CASE: got {', '.join(unknown)}; allowed: {', '.join(CASES)}")
     print(f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, {arguments.threads} thread(s)\n")
-    print("| case | steps | batch | backend | checkpoint_every | peak extra MiB | seconds |")
+    print("| case | steps | batch | backend | recompute_every | peak extra MiB | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for name in arguments.cases or CASES:

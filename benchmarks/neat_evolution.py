@@ -25,11 +25,11 @@ from typing import Any
 import torch
 
 from papertape.agents.evaluation import evaluate
-from papertape.agents.evolution import EvolutionAgent, EvolutionOptions
+from papertape.agents.evolution import EvolutionAgent
 from papertape.circuits import NeatCircuit
 from papertape.core.graph import GraphNetwork
 from papertape.core.streams import stream_seed
-from papertape.envs import XorEnv, XorOptions
+from papertape.envs import XorEnv
 from papertape.utils import factory, options
 
 POPULATION = 150
@@ -163,9 +163,7 @@ def ours(population: int, seed: int) -> Callable[[], object]:
         "log_every": 10**9,
     }
     circuit = NeatCircuit(2, 1, max_nodes=8, activation="steep-sigmoid")
-    return EvolutionAgent(
-        XorEnv(XorOptions()), circuit, EvolutionOptions.model_validate(settings), seed=seed
-    ).train_step
+    return EvolutionAgent(XorEnv(), circuit, **settings, seed=seed).train_step
 
 
 def neat_python(size: int, seed: int) -> Callable[[], object]:

@@ -45,7 +45,7 @@ def measure(kind: str, slots: int, full: bool, steps: int, rounds: int, threads:
     circuit = CIRCUITS[kind](
         CHANNELS, CHANNELS, hidden_size=HIDDEN, memory_size=slots, word_size=WORD, num_reads=READS, backend=backend
     )
-    circuit(torch.zeros(2, 1, CHANNELS), circuit.initial_state(1, 8))[0].sum().backward()
+    circuit(torch.zeros(2, 1, CHANNELS), circuit.initial_state(1, memory_size=8))[0].sum().backward()
     inputs = torch.rand(steps, 1, CHANNELS)
     with torch.no_grad():
         state = circuit.initial_state(1)

@@ -1,28 +1,12 @@
 """Circuits: one controller and one accessor make one recurrent module."""
 
-from .dnc import DNC, DNCOptions
-from .feedforward import FeedForwardCircuit, FeedForwardCircuitOptions
-from .memory_augmented import MemoryAugmentedCircuit
-from .neat import NeatCircuit, NeatCircuitOptions
-from .ntm import NTM, NTMOptions
-from .sam import SAM, SAMOptions
-from .sdnc import SDNC, SDNCOptions
-from .tape import Tape, TapeOptions
+from .dnc import DNC
+from .feedforward import FeedForwardCircuit
+from .memory import MemoryCircuit
+from .module import ModuleCircuit
+from .neat import NeatCircuit
+from .ntm import NTM
+from .sam import SAM, SDNC
+from .tape import Tape
 
-__all__ = [
-    "DNC",
-    "DNCOptions",
-    "FeedForwardCircuit",
-    "FeedForwardCircuitOptions",
-    "MemoryAugmentedCircuit",
-    "NTM",
-    "NTMOptions",
-    "SAM",
-    "SAMOptions",
-    "SDNC",
-    "SDNCOptions",
-    "Tape",
-    "TapeOptions",
-    "NeatCircuit",
-    "NeatCircuitOptions",
-]
+__all__ = ["DNC", "NTM", "SAM", "SDNC", "FeedForwardCircuit", "MemoryCircuit", "ModuleCircuit", "NeatCircuit", "Tape"]

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from ..core.circuit import Circuit, check_choice
+from ..core.circuit import Circuit
 from ..core.graph import HIDDEN_WEIGHT, OUTPUT_WEIGHT, GraphActivation, GraphNetwork, GraphState
-from ..core.options import Options
-from ..core.stacked import Stack, dense
+from ..core.members import Stack, dense
+from ..core.registry import register
 
 
-class NeatCircuitOptions(Options):
-    """Options of :class:`NeatCircuit`."""
-
-    type: Literal["neat"] = "neat"
-    max_nodes: int = Field(16, ge=1)
-    """Hidden nodes that there is room for."""
-    activation: GraphActivation = "tanh"
-
-
+@register("circuit", "neat")
 class NeatCircuit(Circuit):
     """Inputs, hidden nodes and outputs connected in any way, recurrently too; see :mod:`~papertape.core.graph`.
 
@@ -31,34 +22,12 @@ class NeatCircuit(Circuit):
     circuit answers has not: these are logits.
     """
 
-    Options = NeatCircuitOptions
+    max_nodes: int = Field(default=16, ge=1, description="hidden nodes that there is room for")
+    activation: GraphActivation = Field(default="tanh", description="of all nodes")
 
-    def __init__(
-        self,
-        input_size: int,
-        output_size: int,
-        *,
-        max_nodes: int = 16,
-        activation: GraphActivation = "tanh",
-        batch_first: bool = False,
-        backend: str = "auto",
-    ) -> None:
-        """
-        Args:
-            input_size: I, channels of each input step.
-            output_size: O, channels of each output step.
-            max_nodes: hidden nodes that there is room for.
-            activation: of all nodes: ``tanh``, ``relu``, ``sigmoid`` or ``steep-sigmoid``.
-            batch_first: sequences are ``[B, T, …]`` rather than ``[T, B, …]``.
-            backend: ``auto`` or ``eager``.
-
-        Raises:
-            ValueError: an argument that is not allowed; names it, what was given and what is allowed.
-        """
-        super().__init__(input_size, output_size, batch_first=batch_first)
-        check_choice("backend", backend, ("auto", "eager"))
-        self.backend = backend
-        self.network = GraphNetwork(input_size, output_size, max_nodes, activation=activation)
+    def setup(self) -> None:
+        """Make the network."""
+        self.network = GraphNetwork(self.input_size, self.output_size, self.max_nodes, activation=self.activation)
 
     def initial_state(self, batch_size: int) -> GraphState:
         """Zeros."""

@@ -1,62 +1,105 @@
-"""Agent: how a circuit learns, and where it reports to while it does."""
+"""Agent: how a circuit learns."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar
 
-from torch import Tensor
+from pydantic import Field, PlainValidator
+from torch import nn
 
-from .circuit import Trace
+from .circuit import Circuit
+from .component import Component
 from .distributed import Processes
-from .env import Batch, Env
-from .pictures import Picture
+from .env import Env
+from .kernels.dispatch import BACKENDS
+from .recorder import Recorder
+from .registry import contract
 from .task import Task
 
 
-class Recorder:
-    """Receives what a run has to say; this one keeps nothing, so library users need none.
-
-    ``papertape.utils.run.Run`` writes it to a run directory and to visdom.
-    """
-
-    wants_episodes: bool = False
-    """Whether :meth:`episode` and :meth:`picture` do anything; tracing a circuit for nothing takes time."""
-
-    def message(self, text: str) -> None:
-        """One line for a person to read."""
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers at a training step, named like ``train/loss`` or ``validation/length 40/bits_wrong``."""
-
-    def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
-        """Where the run stands; called at every step, so it must be cheap."""
-
-    def episode(self, step: int, name: str, batch: Batch, outputs: Tensor, trace: Trace | None) -> None:
-        """One answered batch with its trace of the memory, to be drawn (its first sequence is)."""
-
-    def picture(self, step: int, name: str, picture: Picture) -> None:
-        """Plain data to be drawn, in place of the last of that name."""
-
-    def checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
-        """Save a state under a name such as ``latest`` or ``best``."""
+def _as_module(given: Any) -> Any:
+    if isinstance(given, nn.Module):
+        return given
+    raise ValueError(f"got a {type(given).__name__}; expected a Circuit or any other torch.nn.Module")
 
 
-class Agent(ABC):
+def _as_recorder(given: Any) -> Recorder:
+    if given is None or isinstance(given, Recorder):
+        return given or Recorder()
+    raise ValueError(f"got a {type(given).__name__}; expected a Recorder or None")
+
+
+@contract("agent")
+class Agent(Component, ABC):
     """Trains and tests one circuit on one task, and can stop and go on at any step."""
+
+    env: Task = Field(kw_only=False, description="the task, on the circuit's device")
+    circuit: Annotated[Circuit | Any, PlainValidator(_as_module)] = Field(
+        kw_only=False,
+        description="what answers, time first; any other module maps inputs [T, B, I] (and a state, if it has one) to "
+        "outputs [T, B, O] (and the next state)",
+    )
+    seed: int = Field(
+        default=0,
+        exclude=True,
+        ge=-(2**59),
+        lt=2**59,
+        description="of the run; each stream of data has one of its own made from it",
+    )
+    recorder: Annotated[Recorder, PlainValidator(_as_recorder)] = Field(
+        default=None,  # type: ignore[assignment]
+        exclude=True,
+        description="where metrics, pictures and checkpoints go; None keeps nothing",
+    )
 
     tasks: ClassVar[tuple[type[Task], ...]] = (Env,)
     """Kinds of tasks that this agent can take: envs with batches, worlds with rewards, or both."""
     needs_gradient: ClassVar[bool] = False
     """Whether it can take only circuits that are differentiable."""
-    recorder: Recorder
-    processes: Processes = Processes()
-    """Those that share the work; by default this one is alone."""
-    step: int = 0
-    """Updates or generations done so far."""
-    stop_requested: bool = False
-    """Set it (from a signal handler, say) to make :meth:`fit` save and return after the current step."""
+    precisions: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float64")
+    """Precisions in which it has a circuit calculate."""
+    backends: ClassVar[tuple[str, ...]] = BACKENDS
+    """Backends by which it has a circuit run."""
+
+    def setup(self) -> None:
+        """See whether the parts go together.
+
+        Raises:
+            ValueError: they do not; names the part, what was given and what is allowed.
+        """
+        self.processes = Processes()
+        """Those that share the work; by default this one is alone."""
+        self.step = 0
+        """Updates or generations done so far."""
+        self.stop_requested = False
+        """Set it (from a signal handler, say) to make :meth:`fit` save and return after the current step."""
+        name, circuit = type(self).__name__, self.circuit
+        if not isinstance(self.env, self.tasks):
+            allowed = " or ".join(task.__name__ for task in self.tasks)
+            raise ValueError(f"env: got a {type(self.env).__name__}; allowed with {name}: {allowed}")
+        if not isinstance(circuit, Circuit):
+            return
+        if self.needs_gradient and not circuit.differentiable:
+            raise ValueError(f"circuit: got a {type(circuit).__name__}, which has no gradient; {name} needs one")
+        if circuit.autocast is not None and str(circuit.autocast).removeprefix("torch.") not in self.precisions:
+            raise ValueError(
+                f"circuit: its autocast is {circuit.autocast}; allowed with {name}: {', '.join(self.precisions)}"
+            )
+        if circuit.backend in BACKENDS and circuit.backend not in self.backends:
+            raise ValueError(
+                f"circuit: its backend is {circuit.backend!r}; allowed with {name}: {', '.join(self.backends)}"
+            )
+
+    @classmethod
+    def refuses_start(cls, options: Any) -> Iterable[str]:
+        """A line for each option, with its path, by which the weights that the circuit starts with would be lost.
+
+        Args:
+            options: of an agent of this class.
+        """
+        return ()
 
     def join(self, processes: Processes) -> None:
         """Share the work with other processes, each of which has an agent of the same options and the same state.

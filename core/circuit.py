@@ -1,157 +1,77 @@
-"""Circuit: a recurrent module with an explicit state. Also the state and the trace that all circuits share."""
+"""Circuit: a recurrent module with an explicit state."""
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
-from torch.serialization import add_safe_globals
-from torch.utils import _pytree
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from .component import Component
+from .initialisers import reset
 from .kernels.transforms import one_call
-from .options import Options
-
-State = TypeVar("State")
-
-
-def register_state(cls: type[State]) -> type[State]:
-    """Let a NamedTuple of tensors be saved as a state: by ``torch.save``, and in a program of ``torch.export.save``.
-
-    A decorator; ``torch.load`` then reads it with ``weights_only``, its default. Its class must be found by its name.
-    """
-    add_safe_globals([cls])
-    _pytree._register_namedtuple(cls, serialized_type_name=f"{cls.__module__}.{cls.__qualname__}")  # the only way in
-    return cls
+from .lengths import check_lengths, run_each_to_its_end
+from .members import Stack, map_members
+from .options import check_choice
+from .registry import contract
+from .state import check_batch, compare, example, layout, map_state
+from .trace import Trace, TraceField
 
 
-def map_state(function: Callable[..., Tensor], state: State, *others: State) -> State:
-    """Apply a function to each tensor of a state (a tree of NamedTuples), or to the same leaf of several states."""
-    if isinstance(state, Tensor):
-        return function(state, *others)  # type: ignore[return-value]
-    if not isinstance(state, tuple):
-        raise TypeError(f"state: got a {type(state).__name__} inside it; allowed are tensors and NamedTuples of them")
-    return type(state)(*(map_state(function, *parts) for parts in zip(state, *others, strict=True)))
-
-
-def leaves(state: Any) -> list[Tensor]:
-    """The tensors of a state, in order."""
-    found: list[Tensor] = []
-    map_state(lambda leaf: found.append(leaf) or leaf, state)  # type: ignore[func-returns-value]
-    return found
-
-
-def rebuild(structure: State, tensors: Iterable[Tensor]) -> State:
-    """A state of the same structure from other tensors, in the order of :func:`leaves`."""
-    remaining = iter(tensors)
-    return map_state(lambda _: next(remaining), structure)
-
-
-def example(module: nn.Module) -> Tensor:
-    """A tensor of the type, and on the device, in which a module computes, as far as it can be told."""
-    for parameter in module.parameters():  # next(…, None) is something that torch.compile did not know in torch 2.6
-        return parameter
-    # A replica of torch.nn.DataParallel has weights that are no parameters, and layers may have buffers alone.
-    for part in module.modules():
-        for tensor in (*vars(part).values(), *part.buffers(recurse=False)):
-            if isinstance(tensor, Tensor) and tensor.is_floating_point():
-                return tensor
-    return torch.empty(0)  # quantised layers pack theirs, and compute in torch's own type
-
-
-def detach(state: State) -> State:
-    """The same state, cut off from the graph that made it: no gradient flows to earlier steps."""
-    return map_state(lambda leaf: leaf.detach(), state)
-
-
-@register_state
-class CircuitState(NamedTuple):
-    """What a memory-augmented circuit carries from step to step; the batch is the first dimension of every leaf."""
-
-    controller: Any
-    """State of the controller, a NamedTuple of tensors ``[B, …]``."""
-    accessor: Any
-    """State of the memory and the heads, a NamedTuple of tensors ``[B, …]``."""
-    reads: Tensor
-    """Words read at the last step, fed back to the controller, ``[B, R, W]``."""
-
-
-@register_state
-class Trace(NamedTuple):
-    """What the heads did at each step of a sequence, for pictures and analysis; None where a circuit has no such part.
-
-    T steps, B batch, R read heads, H write heads, N slots, W word size. With ``batch_first`` the first two swap.
-    """
-
-    read_weights: Tensor | None = None
-    """``[T, B, R, N]``"""
-    write_weights: Tensor | None = None
-    """``[T, B, H, N]``"""
-    memory: Tensor | None = None
-    """Contents after each step, ``[T, B, N, W]``."""
-    reads: Tensor | None = None
-    """``[T, B, R, W]``"""
-    add: Tensor | None = None
-    """Words written, ``[T, B, H, W]``."""
-    erase: Tensor | None = None
-    """``[T, B, H, W]``"""
-    usage: Tensor | None = None
-    """``[T, B, N]`` (DNC)"""
-    allocation_weights: Tensor | None = None
-    """Where each write head would allocate, ``[T, B, H, N]`` (DNC)"""
-    free_gates: Tensor | None = None
-    """``[T, B, R]`` (DNC)"""
-    allocation_gates: Tensor | None = None
-    """``[T, B, H]`` (DNC)"""
-    write_gates: Tensor | None = None
-    """``[T, B, H]`` (DNC)"""
-    read_modes: Tensor | None = None
-    """Shares of backward, content and forward, ``[T, B, R, 1 + 2H]`` (DNC)."""
-
-
-class Circuit(nn.Module, ABC):
+@contract("circuit")
+class Circuit(Component, nn.Module, ABC):
     """A recurrent module: (inputs, state) -> (outputs, state). It keeps no hidden state between calls.
 
     Subclasses implement :meth:`initial_state` and :meth:`step`, and may override :meth:`run` with something faster.
     """
 
-    Options: ClassVar[type[Options]]
-    differentiable: ClassVar[bool] = True
+    input_size: int = Field(kw_only=False, ge=1, description="I, channels of each input step")
+    output_size: int = Field(kw_only=False, ge=1, description="O, channels of each output step")
+    batch_first: bool = Field(default=False, exclude=True, description="sequences are [B, T, …] rather than [T, B, …]")
+    backend: str = Field(
+        default="auto", exclude=True, description="what runs sequences; auto takes the fastest that can"
+    )
+    device: torch.device | str | int | None = Field(default=None, exclude=True, description="where the weights are")
+    dtype: torch.dtype | None = Field(default=None, exclude=True, description="of the weights and of every state")
+
+    differentiable: bool = Field(default=True, init=False)
     """Whether outputs have a gradient, without which a circuit can only evolve."""
+    backends: ClassVar[tuple[str, ...]] = ("auto", "eager")
+    """What :attr:`backend` may be."""
+    trace_fields: ClassVar[Mapping[str, TraceField]] = {}
+    """What a trace shows."""
+    autocast: torch.dtype | None = Field(default=None, init=False)
+    """Type of the matrix products where it is to be lower than that of the weights, ``torch.bfloat16``; None leaves it
+    to the caller. Outputs keep the type of the weights; what else keeps it is for each circuit to say."""
 
-    autocast: torch.dtype | None = None
-    """Lower type for matrix products, ``torch.bfloat16``; None leaves it to the caller. Outputs keep the own type.
+    def setup(self) -> None:
+        """Build what the circuit is made of."""
 
-    What else keeps it is for each circuit to say; see
-    :class:`~papertape.circuits.memory_augmented.MemoryAugmentedCircuit`.
-    """
-
-    backend: str = "auto"
-    """What runs sequences."""
-
-    def __init__(self, input_size: int, output_size: int, *, batch_first: bool = False) -> None:
-        """
-        Args:
-            input_size: I, channels of each input step.
-            output_size: O, channels of each output step.
-            batch_first: sequences are ``[B, T, …]`` rather than ``[T, B, …]``.
-
-        Raises:
-            ValueError: a size below 1.
-        """
-        super().__init__()
-        check_sizes(input_size=input_size, output_size=output_size)
-        if not isinstance(batch_first, bool):
-            raise ValueError(f"batch_first: got {batch_first!r}; allowed are True and False")
-        self.input_size = int(input_size)
-        self.output_size = int(output_size)
-        self.batch_first = batch_first
+    def after_setup(self) -> None:
+        """Put what was built on its device, in its type."""
+        check_choice("backend", self.backend, self.backends)
         self._checked_layout: Any = None
         """Of the last state that :meth:`check_state` found right: the next is most likely the same."""
+        device, dtype = self.__dict__.pop("device"), self.__dict__.pop("dtype")
+        if device is not None or dtype is not None:
+            self.to(device, dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, as when it was built; here, those of each layer in the layer's own way.
+
+        Raises:
+            TypeError: there are weights that no layer has, which a subclass draws itself.
+        """
+        reset(self)
+
+    def extra_repr(self) -> str:
+        """Sizes, as torch shows them."""
+        return f"{self.input_size}, {self.output_size}" + (", batch_first=True" if self.batch_first else "")
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> Any:
@@ -184,44 +104,87 @@ class Circuit(nn.Module, ABC):
             outputs.append(y)
         return torch.stack(outputs), state
 
-    def run_traced(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any, Trace]:
-        """Like :meth:`run`, and records what the heads did; a circuit without heads has an empty trace."""
+    def run_traced(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        """Like :meth:`run`, with what :attr:`trace_fields` name, ``[T, B, …]``; a circuit without heads has nothing."""
         outputs, state = self.run(inputs, state)
-        return outputs, state, Trace()
+        return outputs, state, {}
 
-    def forward(self, inputs: Tensor, state: Any = None, *, trace: bool = False) -> Any:
+    def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
+        """The answers of many members to the same inputs, from their initial states; here, mapped over the members.
+
+        Args:
+            parameters: a stack of P members for each named parameter.
+            inputs: ``[T, B, I]``
+
+        Returns:
+            ``[T, P, B, O]``
+        """
+        return map_members(self, parameters, inputs)
+
+    def forward(
+        self,
+        inputs: Tensor | PackedSequence,
+        state: Any = None,
+        *,
+        lengths: Tensor | list[int] | None = None,
+        trace: bool = False,
+    ) -> Any:
         """Run a whole sequence.
 
         Args:
-            inputs: ``[T, B, I]``, or ``[B, T, I]`` with ``batch_first``; at least one step. Of the circuit's type, or
-                one that it holds without loss.
-            state: where to start; None starts from :meth:`initial_state`.
-            trace: also return a :class:`Trace` of what the heads did at each step (eager speed).
+            inputs: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` for a single sequence, or a
+                PackedSequence; at least one step. Of the circuit's type, or one that it holds without loss.
+            state: where to start; None starts from :meth:`initial_state`. A single sequence has a batch of one.
+            lengths: steps of each sequence ``[B]`` where they differ: outputs after a sequence's end are zero, and its
+                state is the one at its own end. None runs all steps of all.
+            trace: also return a :class:`~papertape.core.trace.Trace` of what the heads did at each step (eager speed).
 
         Returns:
-            Logits ``[T, B, O]`` (or ``[B, T, O]``) and the last state; with ``trace`` the trace as a third.
+            Logits ``[T, B, O]`` (or as the inputs are) and the last state; with ``trace`` the trace as a third.
 
         Raises:
             ValueError: inputs or state have the wrong shape or are no tensors, inputs a type that the circuit would
-                have to cut, or the state is none of this circuit.
+                have to cut, the state is none of this circuit, or lengths are not those of the inputs.
         """
-        inputs = self.check_inputs(inputs, "[B, T, {}]" if self.batch_first else "[T, B, {}]")
+        if isinstance(inputs, PackedSequence):
+            return self._forward_packed(inputs, state, lengths, trace)
+        single = isinstance(inputs, Tensor) and inputs.dim() == 2
+        inputs = self.check_inputs(inputs, "[T, {}]" if single else "[B, T, {}]" if self.batch_first else "[T, B, {}]")
         own = inputs.dtype
-        if self.batch_first:
-            inputs = inputs.transpose(0, 1)
+
+        def arranged(tensor: Tensor) -> Tensor:
+            return tensor.transpose(0, 1) if self.batch_first and not single else tensor
+
+        inputs = inputs.unsqueeze(1) if single else arranged(inputs)
         state = self.check_state(state, inputs)
-        if not trace:
-            with self.precision(inputs):
-                outputs, state = self.run(inputs, state)
-            outputs = outputs.to(own)
-            return (outputs.transpose(0, 1) if self.batch_first else outputs), state
+        function: Any = self._run_traced_together if trace else self.run
+        answered: Any
         with self.precision(inputs):
-            outputs, state, recorded = self.run_traced(inputs, state)
-        outputs = outputs.to(own)
-        if self.batch_first:
-            recorded = Trace(*(part if part is None else part.transpose(0, 1) for part in recorded))
-            outputs = outputs.transpose(0, 1)
-        return outputs, state, recorded
+            if lengths is None:
+                answered, state = function(inputs, state)
+            else:
+                ends = check_lengths(lengths, *inputs.shape[:2])
+                answered, state = run_each_to_its_end(function, inputs, ends, state)
+        outputs = (answered.pop(_OUTPUTS) if trace else answered).to(own)
+        outputs = outputs.squeeze(1) if single else arranged(outputs)
+        if not trace:
+            return outputs, state
+        return outputs, state, Trace({name: arranged(seen) for name, seen in answered.items()}, self.trace_fields)
+
+    def _run_traced_together(self, inputs: Tensor, state: Any) -> tuple[dict[str, Tensor], Any]:
+        outputs, state, seen = self.run_traced(inputs, state)
+        return {**seen, _OUTPUTS: outputs}, state
+
+    def _forward_packed(self, packed: PackedSequence, state: Any, lengths: Any, trace: bool) -> Any:
+        if lengths is not None:
+            raise ValueError("lengths: got some beside a PackedSequence, which has its own; leave them out")
+        padded, ends = pad_packed_sequence(packed, batch_first=self.batch_first)
+        outputs, *rest = self(padded, state, lengths=ends, trace=trace)
+        order = packed.sorted_indices
+        if order is not None:
+            outputs, ends = outputs.index_select(0 if self.batch_first else 1, order), ends[order.cpu()]
+        data = pack_padded_sequence(outputs, ends, batch_first=self.batch_first).data
+        return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices), *rest
 
     def check_inputs(self, inputs: Tensor, shape: str) -> Tensor:
         """The inputs in the circuit's type.
@@ -259,12 +222,12 @@ class Circuit(nn.Module, ABC):
             return self.initial_state(batch_size)
         if torch.compiler.is_compiling():
             return state  # the comparison would be a guard, by which the first step was compiled for itself
-        layout = batch_size, inputs.dtype, inputs.device, _layout(state)
-        if layout != self._checked_layout:
+        found = batch_size, inputs.dtype, inputs.device, layout(state)
+        if found != self._checked_layout:
             with torch.no_grad():
-                _compare("state", state, self.initial_state_like(state))
-            map_state(lambda leaf: _check_batch(leaf, batch_size), state)
-            self._checked_layout = layout
+                compare("state", state, self.initial_state_like(state))
+            map_state(lambda leaf: check_batch(leaf, batch_size), state)
+            self._checked_layout = found
         return state
 
     def initial_state_like(self, state: Any) -> Any:
@@ -278,55 +241,5 @@ class Circuit(nn.Module, ABC):
         return torch.autocast(inputs.device.type, dtype=self.autocast)
 
 
-def check_sizes(*, at_least: int = 1, **sizes: int) -> None:
-    """Raise ValueError naming the first size that is not a whole number of at least ``at_least``."""
-    for name, size in sizes.items():
-        try:
-            allowed = not isinstance(size, bool) and operator.index(size) >= at_least
-        except TypeError:
-            allowed = False
-        if not allowed:
-            raise ValueError(f"{name}: got {size!r}; allowed is a whole number of at least {at_least}")
-
-
-def check_clip(clip: float | None) -> None:
-    """Raise ValueError if the bound on states and outputs is neither a positive number nor None."""
-    if clip is None:
-        return
-    if not isinstance(clip, (int, float)) or isinstance(clip, bool) or not clip > 0:
-        raise ValueError(f"clip: got {clip!r}; allowed is a positive number or None")
-
-
-def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise ValueError if the value is none of the allowed ones, naming the argument, the value and the choices."""
-    if value not in allowed:
-        raise ValueError(f"{name}: got {value!r}; allowed: {', '.join(allowed)}")
-
-
-def _layout(state: Any) -> Any:
-    """Structure, shapes, types and devices of a state."""
-    if isinstance(state, tuple):
-        return type(state), [_layout(part) for part in state]
-    return (state.shape, state.dtype, state.device) if isinstance(state, Tensor) else type(state)
-
-
-def _check_batch(leaf: Tensor, batch_size: int) -> Tensor:
-    if leaf.shape[0] != batch_size:
-        raise ValueError(f"state: got a batch of {leaf.shape[0]}; the inputs have a batch of {batch_size}")
-    return leaf
-
-
-def _compare(name: str, state: Any, expected: Any) -> None:
-    """Raise ValueError, naming the part, if a state has another layout than the expected one."""
-    if isinstance(state, Tensor) and isinstance(expected, Tensor):
-        if state.dim() != expected.dim() or state.shape[1:] != expected.shape[1:]:
-            got, wanted = (", ".join(["B", *map(str, leaf.shape[1:])][: leaf.dim()]) for leaf in (state, expected))
-            raise ValueError(f"{name}: got shape [{got}]; this circuit has [{wanted}]")
-        for what in ("dtype", "device"):
-            if getattr(state, what) != getattr(expected, what):
-                raise ValueError(f"{name}: got {getattr(state, what)}; this circuit has {getattr(expected, what)}")
-    elif type(state) is not type(expected):
-        raise ValueError(f"{name}: got a {type(state).__name__}; this circuit has a {type(expected).__name__}")
-    else:
-        for field, part, wanted in zip(expected._fields, state, expected, strict=True):
-            _compare(f"{name}.{field}", part, wanted)
+_OUTPUTS = "outputs of the circuit"
+"""Name of the outputs beside what a trace shows; no field of a trace has it."""

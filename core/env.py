@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from .options import Options
 from .task import Task
 
 
@@ -25,23 +25,21 @@ class Batch(NamedTuple):
     """``[T, B]``: 1 where the output counts, 0 elsewhere and on padding."""
 
 
-class EnvOptions(Options):
-    """Options that every task has."""
-
-    loss: Literal["sequence", "bit"] = "sequence"
-    """What the training loss is the mean of: the summed loss of each sequence, or the loss of each counted bit."""
-
-
 class Env(Task):
     """A task: samples batches, computes the loss and the numbers that people quote.
 
-    Subclasses set ``input_size`` and ``output_size`` and implement :meth:`sample`; the defaults here are those of
-    tasks whose outputs are bits. An env never keeps a random state: every draw comes from the generator handed in.
+    Subclasses set ``input_size`` and ``output_size`` in :meth:`setup` and implement :meth:`sample`; the defaults here
+    are those of tasks whose outputs are bits. An env never keeps a random state: every draw comes from the generator
+    handed in.
     """
 
-    Options: ClassVar[type[EnvOptions]]
     error_metric: ClassVar[str] = "bits_wrong"
-    options: EnvOptions
+
+    loss_per: Literal["sequence", "bit"] = Field(
+        default="sequence",
+        description="what the training loss is the mean of: the summed loss of each sequence, or the loss of each "
+        "counted bit",
+    )
 
     @abstractmethod
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
@@ -51,6 +49,26 @@ class Env(Task):
             batch_size: number of sequences.
             generator: the only source of randomness; on the env's device.
         """
+
+    def check(self) -> None:
+        """Draw two sequences; see :meth:`Task.check`."""
+        batch = self.sample(2, torch.Generator(self.device).manual_seed(0))
+        name = f"{type(self).__qualname__}.sample"
+        if not isinstance(batch, Batch) or not all(isinstance(part, Tensor) for part in batch):
+            raise TypeError(f"{name}: returns a {type(batch).__name__}; expected a Batch of three tensors")
+        steps = batch.mask.shape[0] if batch.mask.dim() else 1
+        shapes = ((steps, 2, self.input_size), (steps, 2, self.output_size), (steps, 2))
+        for part, tensor, shape in zip(Batch._fields, batch, shapes, strict=True):
+            if tensor.shape != shape or not tensor.is_floating_point():
+                raise TypeError(
+                    f"{name}: {part} of 2 sequences are {tensor.dtype} of shape {list(tensor.shape)}; "
+                    f"expected floats of shape {list(shape)}, time first"
+                )
+        known = self.tallies(torch.zeros_like(batch.targets), batch)
+        if self.error_metric not in known:
+            raise TypeError(
+                f"{type(self).__qualname__}: error_metric is {self.error_metric!r}; expected one of {', '.join(known)}"
+            )
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Masked cross-entropy of each position, summed over its bits, in nats.
@@ -82,7 +100,7 @@ class Env(Task):
 
     def normaliser(self, batch: Batch) -> Tensor:
         """What the sum of :meth:`losses` is divided by: the batch size, or the number of counted bits."""
-        if self.options.loss == "sequence":
+        if self.loss_per == "sequence":
             return torch.as_tensor(batch.mask.shape[1], dtype=batch.inputs.dtype, device=batch.mask.device)
         return (batch.mask.sum() * batch.targets.shape[-1]).clamp(min=1)
 

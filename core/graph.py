@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from .circuit import check_choice, check_sizes, register_state
-from .pictures import Connection, Network
+from .options import check_choice, check_sizes
+from .recorder import Connection, Network
+from .state import register_state
 
 GraphActivation = Literal["tanh", "relu", "sigmoid", "steep-sigmoid"]
 """Of hidden nodes and of outputs; steep-sigmoid is 1 / (1 + exp(-4.9 x)) (Stanley & Miikkulainen 2002, section 4.1)."""
@@ -158,8 +159,14 @@ class GraphNetwork(nn.Module):
         sources = 1 + input_size + max_nodes + output_size
         self.hidden_weight = nn.Parameter(torch.zeros(max_nodes, sources))
         self.output_weight = nn.Parameter(torch.zeros(output_size, sources))
-        bound = 1 / math.sqrt(1 + input_size)
-        nn.init.uniform_(self.output_weight[:, : 1 + input_size], -bound, bound)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Connect every input to every output, at random, and nothing else."""
+        bound = 1 / math.sqrt(1 + self.input_size)
+        nn.init.zeros_(self.hidden_weight)
+        nn.init.zeros_(self.output_weight)
+        nn.init.uniform_(self.output_weight[:, : 1 + self.input_size], -bound, bound)
 
     def initial_state(self, batch_size: int) -> GraphState:
         """Zeros."""

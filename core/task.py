@@ -4,26 +4,66 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field, PlainValidator
+from typing_extensions import Self
 
-from .options import Options
+from .component import Component
+from .registry import contract
 from .streams import Stream
 
 
-class Task(ABC):
-    """Something to be good at: sizes, sets to be judged on, how well it is solved, a curriculum where there is one."""
+def _as_device(given: Any) -> torch.device:
+    try:
+        return torch.device(given)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"got {given!r}; allowed: a torch.device or its name, such as cpu or cuda:0") from error
+
+
+@contract("env")
+class Task(Component, ABC):
+    """Something to be good at: sizes, sets to be judged on, how well it is solved, a curriculum where there is one.
+
+    A subclass sets ``input_size`` and ``output_size`` in :meth:`setup`: I and O, the channels of an input and of an
+    output.
+    """
+
+    device: Annotated[torch.device | str, PlainValidator(_as_device)] = Field(
+        default="cpu", exclude=True, description="where batches or episodes are made"
+    )
 
     error_metric: ClassVar[str]
     """The metric that says how well the task is solved; 0 is perfect."""
 
-    options: Options
-    device: torch.device
-    input_size: int
-    """I, channels of an input."""
-    output_size: int
-    """O, channels of an output."""
+    def after_setup(self) -> None:
+        """Check what a subclass has set.
+
+        Raises:
+            TypeError: something is missing; names the class and what is expected.
+        """
+        self.input_size: int
+        self.output_size: int
+        name = type(self).__qualname__
+        for size in ("input_size", "output_size"):
+            value = getattr(self, size, None)
+            if type(value) is not int or value < 1:
+                raise TypeError(f"{name}: {size} is {value!r}; expected a whole number of at least 1, set in setup")
+        if not isinstance(getattr(self, "error_metric", None), str):
+            raise TypeError(f"{name}: has no error_metric; expected the name of one of its metrics")
+
+    def check(self) -> None:
+        """Try the task out: see that what it hands out is what the contract says.
+
+        Raises:
+            TypeError: it is not; names the class, what was found and what is expected.
+        """
+
+    def changed(self, **changes: Any) -> Self:
+        """The same task with other values of some options, on the same device."""
+        own = {name: value for name, value in self.options if name != "type"}
+        return type(self)(**{**own, **changes}, device=self.device)
 
     def sets(self, stream: Stream) -> Mapping[str, Task]:
         """Fixed variants of this task to be judged on, by name; the first is the training range itself.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .circuit import check_sizes
+from .options import check_sizes
 
 
 class TiedLinear(nn.Module):
@@ -53,11 +53,17 @@ class TiedLinear(nn.Module):
             torch.tensor(output_blocks), output_size=self.out_features
         )
         self.register_buffer("bias_index", owners, persistent=False)
-        bound = 1 / math.sqrt(self.in_features)
-        self.weight = nn.Parameter(torch.empty(numbers).uniform_(-bound, bound))
+        self.weight = nn.Parameter(torch.empty(numbers))
         """What the weights are made of, one number for each kind."""
-        self.bias = nn.Parameter(torch.empty(len(output_blocks)).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(len(output_blocks)))
         """One number for each block of outputs."""
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights and biases anew."""
+        bound = 1 / math.sqrt(self.in_features)
+        for parameter in (self.weight, self.bias):
+            nn.init.uniform_(parameter, -bound, bound)
 
     def whole(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The same layer as an ordinary one, or many of them.

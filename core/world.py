@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .circuit import Circuit
-from .options import Options
 from .task import Task
-
-
-class WorldOptions(Options):
-    """Base of every world's options."""
 
 
 class Step(NamedTuple):
@@ -53,9 +48,6 @@ class World(Task):
     channels of an observation, ``output_size`` those that :meth:`decide` turns into an action.
     """
 
-    Options: ClassVar[type[WorldOptions]]
-    options: WorldOptions
-
     @abstractmethod
     def reset(self, episodes: int, generator: torch.Generator, *, copies: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
         """Begin episodes.
@@ -82,6 +74,22 @@ class World(Task):
         Raises:
             RuntimeError: there was no reset before.
         """
+
+    def check(self) -> None:
+        """Begin two episodes and take a step; see :meth:`Task.check`."""
+        name = type(self).__qualname__
+        observations, _ = self.reset(2, torch.Generator(self.device).manual_seed(0))
+        actions = self.decide(observations.new_zeros(2, self.output_size))
+        step = self.step(actions)
+        shape = torch.Size((2, self.input_size))
+        for method, seen in (("reset", observations), ("step", step.observations)):
+            if seen.shape != shape:
+                raise TypeError(
+                    f"{name}.{method}: observations of 2 episodes have shape {list(seen.shape)}; expected {list(shape)}"
+                )
+        for part, tensor in {**step._asdict(), **step.info}.items():
+            if part not in ("observations", "info") and tensor.shape != (2,):
+                raise TypeError(f"{name}.step: {part} of 2 episodes have shape {list(tensor.shape)}; expected [2]")
 
     def decide(self, outputs: Tensor) -> Tensor:
         """Actions from a circuit's outputs ``[B, O]``; here the number of the largest, ``[B]``."""

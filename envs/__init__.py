@@ -1,36 +1,33 @@
 """Envs: tasks that hand out batches, and worlds that hand out rewards."""
 
-from .associative_recall import AssociativeRecallEnv, AssociativeRecallOptions
-from .copy import CopyEnv, CopyOptions
-from .dynamic_ngrams import DynamicNGramsEnv, DynamicNGramsOptions
-from .gym import GymOptions, GymWorld
-from .images import DataError, ImagesEnv, ImagesOptions
-from .letters import LettersEnv, LettersOptions
-from .priority_sort import PrioritySortEnv, PrioritySortOptions
-from .repeat_copy import RepeatCopyEnv, RepeatCopyOptions
-from .tmaze import TMazeOptions, TMazeWorld
-from .xor import XorEnv, XorOptions
+from .associative_recall import AssociativeRecallEnv
+from .copy import CopyEnv
+from .curriculum import Curriculum, FixedCurriculum, GrowingCurriculum, LessonsCurriculum
+from .dynamic_ngrams import DynamicNGramsEnv
+from .gym import GymWorld
+from .images import DataError, ImagesEnv
+from .letters import LettersEnv
+from .priority_sort import PrioritySortEnv
+from .repeat_copy import RepeatCopyEnv
+from .sequence import SequenceEnv
+from .tmaze import TMazeWorld
+from .xor import XorEnv
 
 __all__ = [
     "AssociativeRecallEnv",
-    "AssociativeRecallOptions",
     "CopyEnv",
-    "CopyOptions",
+    "Curriculum",
     "DataError",
     "DynamicNGramsEnv",
-    "DynamicNGramsOptions",
-    "GymOptions",
+    "FixedCurriculum",
+    "GrowingCurriculum",
     "GymWorld",
     "ImagesEnv",
-    "ImagesOptions",
+    "LessonsCurriculum",
     "LettersEnv",
-    "LettersOptions",
     "PrioritySortEnv",
-    "PrioritySortOptions",
     "RepeatCopyEnv",
-    "RepeatCopyOptions",
-    "TMazeOptions",
+    "SequenceEnv",
     "TMazeWorld",
     "XorEnv",
-    "XorOptions",
 ]

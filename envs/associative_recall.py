@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
 from ..core.env import Batch
+from ..core.registry import register
 from .curriculum import Range
-from .sequence import SequenceEnv, SequenceOptions, place
+from .sequence import SequenceEnv, place
 
 
-class AssociativeRecallOptions(SequenceOptions):
-    """Options of :class:`AssociativeRecallEnv`."""
-
-    type: Literal["associative-recall"] = "associative-recall"
-    width: int = Field(6, ge=1)
-    """Bits of a word."""
-    words_per_item: int = Field(3, ge=1)
-    """Words of an item."""
-    min_items: int = Field(2, ge=2)
-    """Fewest items of a training sequence."""
-    max_items: int = Field(6, ge=2)
-    """Most items of a training sequence."""
-    test_items: list[Annotated[int, Field(ge=2)]] = Field([6, 10, 12, 15, 20])
-    """Numbers of items to be tested on besides the training range."""
-
-    def ranges(self) -> dict[str, Range]:
-        """Items of a sequence."""
-        return {"items": (self.min_items, self.max_items)}
-
-
+@register("env", "associative-recall")
 class AssociativeRecallEnv(SequenceEnv):
     """Items of K words, each after a delimiter; then one of them between two query delimiters; then silence.
 
@@ -41,18 +23,26 @@ class AssociativeRecallEnv(SequenceEnv):
     query delimiter), targets width.
     """
 
-    Options = AssociativeRecallOptions
-    options: AssociativeRecallOptions
+    width: int = Field(default=6, ge=1, description="bits of a word")
+    words_per_item: int = Field(default=3, ge=1, description="words of an item")
+    min_items: int = Field(default=2, ge=2, description="fewest items of a training sequence")
+    max_items: int = Field(default=6, ge=2, description="most items of a training sequence")
+    test_items: list[Annotated[int, Field(ge=2)]] = Field(
+        default=[6, 10, 12, 15, 20], description="numbers of items to be tested on besides the training range"
+    )
 
-    def __init__(self, options: AssociativeRecallOptions, device: torch.device | str = "cpu") -> None:
-        """See :class:`SequenceEnv`."""
-        super().__init__(options, device)
-        self.input_size = options.width + 2
-        self.output_size = options.width
+    @staticmethod
+    def ranges(options: Any) -> dict[str, Range]:
+        """Items of a sequence."""
+        return {"items": (options.min_items, options.max_items)}
+
+    def setup(self) -> None:
+        """Sizes of inputs and targets."""
+        self.input_size, self.output_size = self.width + 2, self.width
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """A batch at the current level; see :meth:`Env.sample`."""
-        width, size = self.options.width, self.options.words_per_item
+        width, size = self.width, self.words_per_item
         items = self.draw(batch_size, generator)["items"]
         most = int(items.max())
         words = self.bits(most * size, batch_size, width, generator=generator)
@@ -74,4 +64,4 @@ class AssociativeRecallEnv(SequenceEnv):
 
     def beyond(self) -> list[dict[str, Range]]:
         """``test_items``."""
-        return [{"items": (items, items)} for items in self.options.test_items]
+        return [{"items": (items, items)} for items in self.test_items]

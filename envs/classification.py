@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from ..core.env import Batch, Env, EnvOptions
-
-
-class ClassificationOptions(EnvOptions):
-    """Options that every task of this kind has."""
-
-    sampling: Literal["uniform", "balanced"] = "uniform"
-    """Draw pictures evenly, or as many of each class in every batch (200 of ten classes: 20 of each; those that are
-    left over where the classes do not divide the batch go to classes drawn evenly)."""
+from ..core.env import Batch, Env
 
 
 class ClassificationEnv(Env):
@@ -28,10 +22,17 @@ class ClassificationEnv(Env):
     """
 
     error_metric: ClassVar[str] = "error"
-    classes: Sequence[str]
-    """Name of each class."""
-    image_size: tuple[int, int]
-    """Rows and columns of a picture; I is their product."""
+
+    sampling: Literal["uniform", "balanced"] = Field(
+        default="uniform",
+        description="draw pictures evenly, or as many of each class in every batch (200 of ten classes: 20 of each; "
+        "those that are left over where the classes do not divide the batch go to classes drawn evenly)",
+    )
+
+    @property
+    @abstractmethod
+    def classes(self) -> Sequence[str]:
+        """Name of each class."""
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Masked cross-entropy of each answer in nats.
@@ -85,7 +86,7 @@ class Pictures:
         return self.labels.shape[0]
 
     def draw(self, batch_size: int, sampling: str, generator: torch.Generator) -> Tensor:
-        """Numbers of pictures drawn with replacement, ``[B]``; see :class:`ClassificationOptions`.
+        """Numbers of pictures drawn with replacement, ``[B]``; see :class:`ClassificationEnv`.
 
         Raises:
             ValueError: a batch size below 1.

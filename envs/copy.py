@@ -2,52 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import torch
 from pydantic import Field
 
 from ..core.env import Batch
+from ..core.registry import register
 from .curriculum import Range
-from .sequence import SequenceEnv, SequenceOptions, Sizes, place
+from .sequence import SequenceEnv, Sizes, place
 
 
-class CopyOptions(SequenceOptions):
-    """Options of :class:`CopyEnv`."""
-
-    type: Literal["copy"] = "copy"
-    width: int = Field(8, ge=1)
-    """Bits of a word."""
-    min_length: int = Field(1, ge=1)
-    """Fewest words of a training sequence."""
-    max_length: int = Field(20, ge=1)
-    """Most words of a training sequence."""
-    test_lengths: Sizes = Field([20, 40, 80, 120])
-    """Numbers of words to be tested on besides the training range."""
-
-    def ranges(self) -> dict[str, Range]:
-        """Words of a sequence."""
-        return {"length": (self.min_length, self.max_length)}
-
-
+@register("env", "copy")
 class CopyEnv(SequenceEnv):
     """A start flag, L words, an end flag, then silence, during which the words are to be given back in order.
 
     T = 2L + 2 steps. Inputs have width + 2 channels (the last two are the start and the end flag), targets width.
     """
 
-    Options = CopyOptions
-    options: CopyOptions
+    width: int = Field(default=8, ge=1, description="bits of a word")
+    min_length: int = Field(default=1, ge=1, description="fewest words of a training sequence")
+    max_length: int = Field(default=20, ge=1, description="most words of a training sequence")
+    test_lengths: Sizes = Field(
+        default=[20, 40, 80, 120], description="numbers of words to be tested on besides the training range"
+    )
 
-    def __init__(self, options: CopyOptions, device: torch.device | str = "cpu") -> None:
-        """See :class:`SequenceEnv`."""
-        super().__init__(options, device)
-        self.input_size = options.width + 2
-        self.output_size = options.width
+    @staticmethod
+    def ranges(options: Any) -> dict[str, Range]:
+        """Words of a sequence."""
+        return {"length": (options.min_length, options.max_length)}
+
+    def setup(self) -> None:
+        """Sizes of inputs and targets."""
+        self.input_size, self.output_size = self.width + 2, self.width
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """A batch at the current level; see :meth:`Env.sample`."""
-        width = self.options.width
+        width = self.width
         length = self.draw(batch_size, generator)["length"]
         longest = int(length.max())
         words = self.bits(longest, batch_size, width, generator=generator)
@@ -61,4 +52,4 @@ class CopyEnv(SequenceEnv):
 
     def beyond(self) -> list[dict[str, Range]]:
         """``test_lengths``."""
-        return [{"length": (length, length)} for length in self.options.test_lengths]
+        return [{"length": (length, length)} for length in self.test_lengths]

@@ -2,83 +2,62 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from ..core.options import Options
+from ..core.component import Chosen, Component
+from ..core.registry import contract, register
 
 Range = tuple[int, int]
 """Smallest and largest value, both included."""
 
 
-class FixedOptions(Options):
-    """Always the full range of the task."""
+@contract("curriculum")
+class Curriculum(Component, ABC):
+    """Draws a task's quantities (length, repeats, …) from the ranges of the current level.
+
+    A subclass says what the levels are; one whose levels are met by something else than the error on the current one
+    overrides :meth:`advance` as well, one that draws in another way :meth:`draw`.
+    """
 
     kept = frozenset()
 
-    type: Literal["fixed"] = "fixed"
+    ranges: Mapping[str, Range] = Field(kw_only=False, description="the task's full range of each quantity")
+    threshold: float = Field(default=1.0, init=False)
+    """The error under which the level rises; an option of those that have more than one."""
+    mix: float = Field(default=0.0, init=False)
+    """Share of draws that come from a level picked evenly among those met so far."""
 
-
-class GrowingOptions(Options):
-    """The upper end of every range grows until it reaches the task's own (Zaremba & Sutskever 2014)."""
-
-    kept = frozenset()
-
-    type: Literal["growing"] = "growing"
-    start: int = Field(1, ge=1)
-    """Upper end of the ranges at first; a range that begins above it starts with its smallest value alone."""
-    step: int = Field(1, ge=1)
-    """How much the upper ends rise at a time."""
-    threshold: float = Field(1.0, gt=0)
-    """The validation error on the current level, in the task's error metric, under which the level rises."""
-
-
-class LessonsOptions(Options):
-    """A list of lessons, each giving every range of the task, mixed with earlier ones (Graves et al. 2016, Methods)."""
-
-    kept = frozenset()
-
-    type: Literal["lessons"] = "lessons"
-    lessons: list[dict[str, Annotated[list[int], Field(min_length=2, max_length=2)]]] = Field(min_length=1)
-    """For each lesson the range [smallest, largest] of each of the task's quantities: ``- {length: [1, 5]}``."""
-    mix: float = Field(0.1, ge=0, le=1)
-    """Share of draws that come from a lesson picked evenly among those met so far, against forgetting."""
-    threshold: float = Field(1.0, gt=0)
-    """The validation error on the current lesson, in the task's error metric, under which the next one starts."""
-
-    @model_validator(mode="after")
-    def _check_ranges(self) -> LessonsOptions:
-        for number, lesson in enumerate(self.lessons):
-            for name, (low, high) in lesson.items():
-                if not 1 <= low <= high:
-                    raise ValueError(f"lessons.{number}.{name}: got {[low, high]}; allowed is 1 <= smallest <= largest")
-        return self
-
-
-CurriculumOptions = Annotated[FixedOptions | GrowingOptions | LessonsOptions, Field(discriminator="type")]
-
-
-class Curriculum:
-    """Draws a task's quantities (length, repeats, …) from the ranges of the current level."""
-
-    def __init__(self, options: CurriculumOptions, ranges: Mapping[str, Range]) -> None:
-        """
-        Args:
-            options: which schedule.
-            ranges: the task's full range of each quantity.
+    @abstractmethod
+    def make_levels(self) -> Sequence[Mapping[str, Range]]:
+        """The ranges of each level, the easiest first; called once.
 
         Raises:
-            ValueError: the schedule does not fit the ranges; says what is wrong and what is allowed.
+            ValueError: the options do not fit the task's :attr:`ranges`; begins with the name of the option.
         """
-        self.ranges = dict(ranges)
-        self.levels: Sequence[Mapping[str, Range]] = _levels(options, self.ranges)
-        self.threshold = 0.0 if isinstance(options, FixedOptions) else options.threshold
-        self.mix = options.mix if isinstance(options, LessonsOptions) else 0.0
+
+    def after_setup(self) -> None:
+        """Make the levels and begin with the first.
+
+        Raises:
+            TypeError: a subclass makes levels that are none of this task's; names it and what is expected.
+        """
+        self.levels = list(self.make_levels())
         self.level = 0
+        for number, level in enumerate(self.levels or [{}]):
+            within = level.keys() == self.ranges.keys() and all(
+                self.ranges[name][0] <= low <= high <= self.ranges[name][1] for name, (low, high) in level.items()
+            )
+            if not within:
+                raise TypeError(
+                    f"{type(self).__qualname__}.make_levels: level {number} is {dict(level)}; expected ranges within "
+                    f"{dict(self.ranges)}"
+                )
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw every quantity ``count`` times, evenly within its range.
@@ -130,26 +109,90 @@ class Curriculum:
         self.level = level
 
 
-def _levels(options: CurriculumOptions, ranges: Mapping[str, Range]) -> list[Mapping[str, Range]]:
-    if isinstance(options, FixedOptions):
-        return [ranges]
-    largest = max(high for _, high in ranges.values())
-    if isinstance(options, GrowingOptions):
-        if options.start > largest:
-            raise ValueError(f"curriculum.start: got {options.start}; allowed is at most {largest}, the largest range")
-        ends = [*range(options.start, largest, options.step), largest]
-        levels = [{name: (low, min(max(low, end), high)) for name, (low, high) in ranges.items()} for end in ends]
+AnyCurriculum = Annotated[Any, Chosen("curriculum")]
+"""A curriculum as an option: its name, its name as ``type`` with its options, or an object for the task's ranges."""
+
+
+@register("curriculum", "fixed")
+class FixedCurriculum(Curriculum):
+    """Always the full range of the task."""
+
+    def make_levels(self) -> list[Mapping[str, Range]]:
+        """The task's ranges."""
+        return [self.ranges]
+
+
+@register("curriculum", "growing")
+class GrowingCurriculum(Curriculum):
+    """The upper end of every range grows until it reaches the task's own (Zaremba & Sutskever 2014)."""
+
+    start: int = Field(
+        default=1,
+        ge=1,
+        description="upper end of the ranges at first; a range that begins above it starts with its smallest value "
+        "alone",
+    )
+    step: int = Field(default=1, ge=1, description="how much the upper ends rise at a time")
+    threshold: float = Field(
+        default=1.0,
+        gt=0,
+        description="the validation error on the current level, in the task's error metric, under which the level rises"
+        "",
+    )
+
+    def make_levels(self) -> list[Mapping[str, Range]]:
+        """One for each upper end; see :meth:`Curriculum.make_levels`."""
+        largest = max(high for _, high in self.ranges.values())
+        if self.start > largest:
+            raise ValueError(f"start: got {self.start}; allowed is at most {largest}, the largest range")
+        ends = [*range(self.start, largest, self.step), largest]
+        levels = [{name: (low, min(max(low, end), high)) for name, (low, high) in self.ranges.items()} for end in ends]
         # Ends below every range's beginning give the same level again: a level that changes nothing is none.
         return [level for number, level in enumerate(levels) if number == 0 or level != levels[number - 1]]
-    for number, lesson in enumerate(options.lessons):
-        if lesson.keys() != ranges.keys():
-            raise ValueError(
-                f"curriculum.lessons.{number}: got {', '.join(lesson) or 'nothing'}; "
-                f"a lesson of this task gives {' and '.join(ranges)}"
-            )
-        for name, (low, high) in lesson.items():
-            if low < ranges[name][0] or high > ranges[name][1]:
+
+
+@register("curriculum", "lessons")
+class LessonsCurriculum(Curriculum):
+    """A list of lessons, each giving every range of the task, mixed with earlier ones (Graves et al. 2016, Methods)."""
+
+    lessons: list[dict[str, Annotated[list[int], Field(min_length=2, max_length=2)]]] = Field(
+        min_length=1,
+        description="for each lesson the range [smallest, largest] of each of the task's quantities: "
+        "- {length: [1, 5]}",
+    )
+    mix: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="share of draws that come from a lesson picked evenly among those met so far, against forgetting",
+    )
+    threshold: float = Field(
+        default=1.0,
+        gt=0,
+        description="the validation error on the current lesson, in the task's error metric, under which the next one "
+        "starts",
+    )
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """Refuse ranges that end before they begin."""
+        super().check_options(options)
+        for number, lesson in enumerate(options.lessons):
+            for name, (low, high) in lesson.items():
+                if not 1 <= low <= high:
+                    raise ValueError(f"lessons.{number}.{name}: got {[low, high]}; allowed is 1 <= smallest <= largest")
+
+    def make_levels(self) -> list[Mapping[str, Range]]:
+        """The lessons; see :meth:`Curriculum.make_levels`."""
+        for number, lesson in enumerate(self.lessons):
+            if lesson.keys() != self.ranges.keys():
                 raise ValueError(
-                    f"curriculum.lessons.{number}.{name}: got {[low, high]}; allowed is within {list(ranges[name])}"
+                    f"lessons.{number}: got {', '.join(lesson) or 'nothing'}; "
+                    f"a lesson of this task gives {' and '.join(self.ranges)}"
                 )
-    return [{name: (low, high) for name, (low, high) in lesson.items()} for lesson in options.lessons]
+            for name, (low, high) in lesson.items():
+                if low < self.ranges[name][0] or high > self.ranges[name][1]:
+                    raise ValueError(
+                        f"lessons.{number}.{name}: got {[low, high]}; allowed is within {list(self.ranges[name])}"
+                    )
+        return [{name: (low, high) for name, (low, high) in lesson.items()} for lesson in self.lessons]

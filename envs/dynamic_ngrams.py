@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -11,31 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..core.env import Batch
+from ..core.registry import register
 from .curriculum import Range
-from .sequence import SequenceEnv, SequenceOptions
+from .sequence import SequenceEnv
 
 
-class DynamicNGramsOptions(SequenceOptions):
-    """Options of :class:`DynamicNGramsEnv`."""
-
-    # Bits, of which it takes many more than the words of other tasks.
-    own_meaning = frozenset({"min_length", "max_length", "test_lengths"})
-
-    type: Literal["dynamic-ngrams"] = "dynamic-ngrams"
-    order: int = Field(6, ge=2, le=10)
-    """n: a bit depends on the n - 1 before it, through a table of 2^(n-1) probabilities."""
-    min_length: int = Field(200, ge=2)
-    """Fewest bits of a training sequence."""
-    max_length: int = Field(200, ge=2)
-    """Most bits of a training sequence."""
-    test_lengths: list[Annotated[int, Field(ge=2)]] = Field([400])
-    """Numbers of bits to be tested on besides the training range."""
-
-    def ranges(self) -> dict[str, Range]:
-        """Bits of a sequence."""
-        return {"length": (self.min_length, self.max_length)}
-
-
+@register("env", "dynamic-ngrams")
 class DynamicNGramsEnv(SequenceEnv):
     """T bits, each to be predicted before it is seen: the first n - 1 are fair coins, the others follow the table.
 
@@ -44,18 +25,34 @@ class DynamicNGramsEnv(SequenceEnv):
     (133 for 200 bits, as in the paper) and the excess over it.
     """
 
-    Options = DynamicNGramsOptions
     error_metric: ClassVar[str] = "excess_bits"
-    options: DynamicNGramsOptions
+    # Lengths in bits, of which it takes many more than the words of other tasks.
+    own_meaning: ClassVar[frozenset[str]] = frozenset({"min_length", "max_length", "test_lengths"})
 
-    def __init__(self, options: DynamicNGramsOptions, device: torch.device | str = "cpu") -> None:
-        """See :class:`SequenceEnv`."""
-        super().__init__(options, device)
+    order: int = Field(
+        default=6,
+        ge=2,
+        le=10,
+        description="n: a bit depends on the n - 1 before it, through a table of 2^(n-1) probabilities",
+    )
+    min_length: int = Field(default=200, ge=2, description="fewest bits of a training sequence")
+    max_length: int = Field(default=200, ge=2, description="most bits of a training sequence")
+    test_lengths: list[Annotated[int, Field(ge=2)]] = Field(
+        default=[400], description="numbers of bits to be tested on besides the training range"
+    )
+
+    @staticmethod
+    def ranges(options: Any) -> dict[str, Range]:
+        """Bits of a sequence."""
+        return {"length": (options.min_length, options.max_length)}
+
+    def setup(self) -> None:
+        """Sizes of inputs and targets."""
         self.input_size = self.output_size = 1
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """A batch at the current level; see :meth:`Env.sample`."""
-        context_bits, dtype = self.options.order - 1, torch.get_default_dtype()
+        context_bits, dtype = self.order - 1, torch.get_default_dtype()
         length = self.draw(batch_size, generator)["length"]
         longest = int(length.max())
         # The distribution function of Beta(1/2, 1/2) is 2/pi arcsin(sqrt(p)); this is its inverse.
@@ -78,7 +75,7 @@ class DynamicNGramsEnv(SequenceEnv):
         estimator's, and the difference; see :meth:`Env.tallies`.
         """
         loss, (_, sequences) = super().tallies(outputs, batch).values()
-        estimates = optimal_estimates(batch.targets.squeeze(-1), self.options.order)
+        estimates = optimal_estimates(batch.targets.squeeze(-1), self.order)
         best = functional.binary_cross_entropy(estimates, batch.targets.squeeze(-1), reduction="none")
         bits, optimal_bits = loss[0] / math.log(2), (best * batch.mask).sum() / math.log(2)
         return {
@@ -90,7 +87,7 @@ class DynamicNGramsEnv(SequenceEnv):
 
     def beyond(self) -> list[dict[str, Range]]:
         """``test_lengths``."""
-        return [{"length": (length, length)} for length in self.options.test_lengths]
+        return [{"length": (length, length)} for length in self.test_lengths]
 
 
 def optimal_estimates(bits: Tensor, order: int) -> Tensor:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 from ..core import install
-from ..core.world import Step, World, WorldOptions, check_episodes
+from ..core.registry import register
+from ..core.world import Step, World, check_episodes
 from ..utils.vector_environments import Batch, Workers, cores
 
 if TYPE_CHECKING:
@@ -24,36 +25,7 @@ LARGEST_WHOLE_NUMBER = 2**53
 """Up to here double precision holds every whole number."""
 
 
-class GymOptions(WorldOptions):
-    """Options of :class:`GymWorld`."""
-
-    type: Literal["gym"] = "gym"
-    id: str = Field("CartPole-v1", min_length=1)
-    """Name under which gymnasium knows the environment; ``package:name`` imports a package first."""
-    arguments: dict[str, Any] = Field({})
-    """Passed on to the environment."""
-    vectorization: Literal["sync", "async", "vector_entry_point"] = "sync"
-    """How episodes run side by side: one after the other, shared out over processes, or in the environment's own
-    vectorised version. That one is fast, but takes a single seed for all its episodes, so that the members of a
-    population begin in different places."""
-    workers: int | None = Field(None, ge=1, le=1024)
-    """Processes that async shares the episodes out over, at most; null takes one for each core. However many they are,
-    the episodes are those of sync."""
-    max_steps: int | None = Field(None, ge=1)
-    """Cuts an episode off; null leaves it to the environment, which must have a limit then."""
-    target: float | None = None
-    """Return from which on the task counts as solved; null takes the reward threshold that gymnasium gives."""
-
-    @model_validator(mode="after")
-    def _check(self) -> GymOptions:
-        if self.workers is not None and self.vectorization != "async":
-            raise ValueError(
-                f"workers: got {self.workers}; allowed with vectorization {self.vectorization!r} is null, "
-                "only async has processes"
-            )
-        return self
-
-
+@register("env", "gym")
 class GymWorld(World):
     """Episodes of one of gymnasium's environments.
 
@@ -63,22 +35,56 @@ class GymWorld(World):
     each number has an equal part of the logistic function's range; without bounds, the output is rounded.
     """
 
-    Options = GymOptions
     error_metric: ClassVar[str] = "shortfall"
-    options: GymOptions
 
-    def __init__(
-        self,
-        options: GymOptions,
-        device: torch.device | str = "cpu",
-        make: Callable[[int], VectorEnv] | None = None,
-    ) -> None:
-        """
-        Args:
-            options: of this world.
-            device: where observations and rewards are handed out.
-            make: returns a vector environment of so many episodes, in any mode of autoreset, in place of the one that
-                the options name; it gets one seed for all episodes if ``vectorization`` is vector_entry_point.
+    id: str = Field(
+        default="CartPole-v1",
+        min_length=1,
+        description="name under which gymnasium knows the environment; package:name imports a package first",
+    )
+    arguments: dict[str, Any] = Field(default={}, description="passed on to the environment")
+    vectorization: Literal["sync", "async", "vector_entry_point"] = Field(
+        default="sync",
+        description="how episodes run side by side: one after the other, shared out over processes, or in the "
+        "environment's own vectorised version, which is fast, but takes a single seed for all its episodes, so that "
+        "the members of a population begin in different places",
+    )
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="processes that async shares the episodes out over, at most; null takes one for each core; however "
+        "many they are, the episodes are those of sync",
+    )
+    max_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="cuts an episode off; null leaves it to the environment, which must have a limit then",
+    )
+    target: float | None = Field(
+        default=None,
+        description="return from which on the task counts as solved; null takes the reward threshold that gymnasium "
+        "gives",
+    )
+    make: Callable[[int], Any] | None = Field(
+        default=None,
+        exclude=True,
+        description="returns a vector environment of so many episodes, in any mode of autoreset, in place of the one "
+        "that the options name; it gets one seed for all episodes if vectorization is vector_entry_point",
+    )
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """Refuse a number of processes where there are none."""
+        super().check_options(options)
+        if options.workers is not None and options.vectorization != "async":
+            raise ValueError(
+                f"workers: got {options.workers}; allowed with vectorization {options.vectorization!r} is null, "
+                "only async has processes"
+            )
+
+    def setup(self) -> None:
+        """Make the environment.
 
         Raises:
             ImportError: gymnasium is not installed.
@@ -89,40 +95,38 @@ class GymWorld(World):
             import gymnasium
         except ImportError as error:
             raise ImportError(f"env type gym: gymnasium is not installed; {install.GYMNASIUM}") from error
-        self.options = options
-        self.device = torch.device(device)
         self._spaces = gymnasium.spaces
         self._begun = False
         make_vec: Callable[..., VectorEnv] = gymnasium.make_vec
         # What the processes of async hold is as in sync.
-        mode = "sync" if options.vectorization == "async" else options.vectorization
+        mode = "sync" if self.vectorization == "async" else self.vectorization
         batch = Batch(
-            make or (lambda count: make_vec(options.id, num_envs=count, vectorization_mode=mode, **options.arguments)),
+            self.make or (lambda count: make_vec(self.id, num_envs=count, vectorization_mode=mode, **self.arguments)),
             one_seed=mode == "vector_entry_point",
         )
         try:
             envs = batch.envs = batch.make(1)
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-            raise ValueError(f"id: got {options.id!r}; gymnasium says: {' '.join(str(error).split())}") from error
+            raise ValueError(f"id: got {self.id!r}; gymnasium says: {' '.join(str(error).split())}") from error
         self._episodes: Batch | Workers = batch
         self._spec = envs.spec
         self.observation_space: Any = envs.single_observation_space
         self.action_space: Any = envs.single_action_space
-        if options.vectorization == "async" and make is None:
+        if self.vectorization == "async" and self.make is None:
             assert envs.spec is not None
             batch.close()
-            self._episodes = Workers(envs.spec, options.workers or cores())
+            self._episodes = Workers(envs.spec, self.workers or cores())
         self.input_size = self._observation_size()
         self.output_size = self._action_size()
-        self.max_steps = self._setting("max_steps", options.max_steps, "max_episode_steps")
-        self.target = float(self._setting("target", options.target, "reward_threshold"))
+        self.step_limit = self._setting("max_steps", self.max_steps, "max_episode_steps")
+        self.solved_at = float(self._setting("target", self.target, "reward_threshold"))
 
     def _setting(self, name: str, value: float | None, in_spec: str) -> float:
         """An option, or where it is null what gymnasium knows about the environment."""
         if value is None:
             value = getattr(self._spec, in_spec, None)
         if value is None:
-            raise ValueError(f"{name}: got null, but gymnasium knows no {in_spec} of {self.options.id}; give a number")
+            raise ValueError(f"{name}: got null, but gymnasium knows no {in_spec} of {self.id}; give a number")
         return value
 
     def reset(self, episodes: int, generator: torch.Generator, *, copies: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
@@ -151,7 +155,7 @@ class GymWorld(World):
         rewards = torch.as_tensor(rewarded, dtype=torch.float64, device=self.device).masked_fill(over, 0)
         self._returns = self._returns + rewards
         self._terminated = self._terminated | (torch.as_tensor(terminated, device=self.device) & ~over)
-        cut = torch.as_tensor(truncated, device=self.device) | (self._steps >= self.max_steps)
+        cut = torch.as_tensor(truncated, device=self.device) | (self._steps >= self.step_limit)
         self._truncated = self._truncated | (cut & ~over & ~self._terminated)
         # An environment begins anew by itself when its episode is over: what it shows then is none of ours.
         over = (self._terminated | self._truncated).unsqueeze(-1)
@@ -201,7 +205,7 @@ class GymWorld(World):
         if isinstance(space, spaces.Box | spaces.MultiBinary):
             return int(np.prod(space.shape))
         raise ValueError(
-            f"id: got {self.options.id!r}, which has observations {space}; allowed are Box, Discrete and MultiBinary"
+            f"id: got {self.id!r}, which has observations {space}; allowed are Box, Discrete and MultiBinary"
         )
 
     def _action_size(self) -> int:
@@ -214,8 +218,7 @@ class GymWorld(World):
             self._check_whole_numbers()
             return int(np.prod(space.shape))
         raise ValueError(
-            f"id: got {self.options.id!r}, which has actions {space}; "
-            "allowed are Box, Discrete, MultiDiscrete and MultiBinary"
+            f"id: got {self.id!r}, which has actions {space}; allowed are Box, Discrete, MultiDiscrete and MultiBinary"
         )
 
     def _check_whole_numbers(self) -> None:
@@ -228,7 +231,7 @@ class GymWorld(World):
         for low, high in (pair for pair, known in zip(bounds, bounded, strict=True) if known):
             if high - low >= MOST_WHOLE_NUMBERS or max(-low, high) > LARGEST_WHOLE_NUMBER:
                 raise ValueError(
-                    f"id: got {self.options.id!r}, which has whole numbers from {low} to {high} as actions; allowed "
+                    f"id: got {self.id!r}, which has whole numbers from {low} to {high} as actions; allowed "
                     f"are at most {MOST_WHOLE_NUMBERS:,} of them, none beyond {LARGEST_WHOLE_NUMBER:,}"
                 )
 
@@ -243,4 +246,4 @@ class GymWorld(World):
         return actions.detach().cpu().numpy().astype(space.dtype).reshape(actions.shape[0], *space.shape)
 
     def _info(self) -> dict[str, Tensor]:
-        return {"shortfall": (self.target - self._returns).clamp(min=0)}
+        return {"shortfall": (self.solved_at - self._returns).clamp(min=0)}

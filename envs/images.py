@@ -8,7 +8,7 @@ import os
 import struct
 import urllib.request
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from copy import copy
 from http.client import HTTPException
@@ -20,8 +20,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ..core.env import Batch, Env
+from ..core.registry import register
 from ..core.streams import Stream
-from .classification import ClassificationEnv, ClassificationOptions, Pictures
+from .classification import ClassificationEnv, Pictures
 
 
 class DataSet(NamedTuple):
@@ -67,45 +68,40 @@ class DataError(RuntimeError):
     """A data set is not to be had or its files are broken; the message is one line and names the file."""
 
 
-class ImagesOptions(ClassificationOptions):
-    """Options of :class:`ImagesEnv`."""
-
-    type: Literal["images"] = "images"
-    data: Literal["mnist", "fashion-mnist"] = "mnist"
-    """Which data set; read from (or downloaded into) a folder in ``$PAPERTAPE_DATA`` or ``~/.cache/papertape``."""
-    validation: int = Field(5000, ge=0)
-    """How many training images, the last ones, are kept aside: they are the validation set. With 0 all are trained on
-    and are the validation set as well. The test images are left to the test."""
-
-
+@register("env", "images")
 class ImagesEnv(ClassificationEnv):
     """Images of 28 × 28 pixels to be told apart: inputs ``[1, B, 784]``, targets one-hot ``[1, B, 10]``."""
 
-    Options = ImagesOptions
-    options: ImagesOptions
+    data: Literal["mnist", "fashion-mnist"] = Field(
+        default="mnist",
+        description="which data set; read from (or downloaded into) a folder in $PAPERTAPE_DATA or ~/.cache/papertape",
+    )
+    validation: int = Field(
+        default=5000,
+        ge=0,
+        description="how many training images, the last ones, are kept aside: they are the validation set; with 0 all "
+        "are trained on and are the validation set as well; the test images are left to the test",
+    )
 
-    def __init__(self, options: ImagesOptions, device: torch.device | str = "cpu") -> None:
-        """
-        Args:
-            options: of this task.
-            device: where the images are kept.
+    @property
+    def classes(self) -> Sequence[str]:
+        """Name of each class."""
+        return DATA_SETS[self.data].classes
+
+    def setup(self) -> None:
+        """Load the images.
 
         Raises:
             DataError: the files are not to be had or broken.
             ValueError: no training image would be left.
         """
-        self.options = options
-        self.device = torch.device(device)
-        self.classes = DATA_SETS[options.data].classes
-        (images, labels), (test_images, test_labels) = load(options.data)
-        kept = len(labels) - options.validation
+        (images, labels), (test_images, test_labels) = load(self.data)
+        kept = len(labels) - self.validation
         if kept < 1:
-            raise ValueError(f"validation: got {options.validation}; allowed is less than the {len(labels)} images")
-        self.image_size = (images.shape[1], images.shape[2])
-        self.input_size = images.shape[1] * images.shape[2]
-        self.output_size = len(self.classes)
+            raise ValueError(f"validation: got {self.validation}; allowed is less than the {len(labels)} images")
+        self.input_size, self.output_size = images.shape[1] * images.shape[2], len(self.classes)
         self.pictures = self._pictures(images[:kept], labels[:kept])
-        self._validation = self._pictures(images[kept:], labels[kept:]) if options.validation else self.pictures
+        self._validation = self._pictures(images[kept:], labels[kept:]) if self.validation else self.pictures
         self._test = self._pictures(test_images, test_labels)
 
     def _pictures(self, images: Tensor, labels: Tensor) -> Pictures:
@@ -113,7 +109,7 @@ class ImagesEnv(ClassificationEnv):
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw images with replacement; see :meth:`Env.sample`."""
-        return self.pictures.batch(self.pictures.draw(batch_size, self.options.sampling, generator))
+        return self.pictures.batch(self.pictures.draw(batch_size, self.sampling, generator))
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Every image once, in the order of the files."""

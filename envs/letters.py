@@ -5,46 +5,21 @@ from __future__ import annotations
 import string
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from ..core.env import Batch, Env
+from ..core.registry import register
 from ..core.streams import Stream
-from .classification import ClassificationEnv, ClassificationOptions, Pictures
+from .classification import ClassificationEnv, Pictures
 
 
-class LettersOptions(ClassificationOptions):
-    """Options of :class:`LettersEnv`."""
-
-    type: Literal["letters"] = "letters"
-    sampling: Literal["uniform", "balanced"] = "balanced"
-    """As in :class:`ClassificationOptions`; balanced, a batch of 26 has every letter once."""
-    image_size: int = Field(100, ge=8, le=512)
-    """Rows and columns of a picture, in pixels."""
-    fonts: list[str] = Field(["DejaVu Sans"], min_length=1)
-    """Fonts to train on: names of families that this machine has (DejaVu always comes with matplotlib), or paths of
-    font files."""
-    font_sizes: list[Annotated[int, Field(ge=4, le=1000)]] = Field([64], min_length=1)
-    """Sizes to train on, in pixels."""
-    max_shift: int = Field(0, ge=0)
-    """Most pixels by which a letter is moved from the middle, across and down; may cut it off at the edge."""
-    test_fonts: list[str] = Field([])
-    """Fonts to be tested on besides those of training."""
-
-    @model_validator(mode="after")
-    def _check_shift(self) -> LettersOptions:
-        if self.max_shift >= self.image_size:
-            raise ValueError(
-                f"max_shift: got {self.max_shift}; allowed is less than image_size, which is {self.image_size}"
-            )
-        return self
-
-
+@register("env", "letters")
 class LettersEnv(ClassificationEnv):
     """White capital letters on black: inputs ``[1, B, image_size²]`` in [0, 1], targets one-hot ``[1, B, 26]``.
 
@@ -53,33 +28,52 @@ class LettersEnv(ClassificationEnv):
     alone.
     """
 
-    Options = LettersOptions
-    options: LettersOptions
+    sampling: Literal["uniform", "balanced"] = "balanced"  # a batch of 26 has every letter once
+    image_size: int = Field(default=100, ge=8, le=512, description="rows and columns of a picture, in pixels")
+    fonts: list[str] = Field(
+        default=["DejaVu Sans"],
+        min_length=1,
+        description="fonts to train on: names of families that this machine has (DejaVu always comes with matplotlib), "
+        "or paths of font files",
+    )
+    font_sizes: list[Annotated[int, Field(ge=4, le=1000)]] = Field(
+        default=[64], min_length=1, description="sizes to train on, in pixels"
+    )
+    max_shift: int = Field(
+        default=0,
+        ge=0,
+        description="most pixels by which a letter is moved from the middle, across and down; may cut it off at the "
+        "edge",
+    )
+    test_fonts: list[str] = Field(default=[], description="fonts to be tested on besides those of training")
 
-    def __init__(self, options: LettersOptions, device: torch.device | str = "cpu") -> None:
-        """
-        Args:
-            options: of this task.
-            device: where the pictures are kept.
+    classes = string.ascii_uppercase
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """Refuse moves that would leave nothing of a letter."""
+        super().check_options(options)
+        if options.max_shift >= options.image_size:
+            raise ValueError(
+                f"max_shift: got {options.max_shift}; allowed is less than image_size, which is {options.image_size}"
+            )
+
+    def setup(self) -> None:
+        """Draw the letters.
 
         Raises:
             ValueError: a font that this machine lacks or that has no capitals, or a letter larger than a picture.
         """
-        self.options = options
-        self.device = torch.device(device)
-        self.classes = string.ascii_uppercase
-        self.image_size = (options.image_size, options.image_size)
-        self.input_size = options.image_size**2
-        self.output_size = len(self.classes)
-        fonts = [(name, size) for name in options.fonts for size in options.font_sizes]
-        images = torch.cat([draw_letters(*font, options.image_size) for font in fonts]).to(self.device)
+        self.input_size, self.output_size = self.image_size**2, len(self.classes)
+        fonts = [(name, size) for name in self.fonts for size in self.font_sizes]
+        images = torch.cat([draw_letters(*font, self.image_size) for font in fonts]).to(self.device)
         labels = torch.arange(len(self.classes), device=self.device).repeat(len(fonts))
         self.pictures = Pictures(images, labels, len(self.classes))
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw letters, fonts, sizes and places; see :meth:`Env.sample`."""
-        index = self.pictures.draw(batch_size, self.options.sampling, generator)
-        most = self.options.max_shift
+        index = self.pictures.draw(batch_size, self.sampling, generator)
+        most = self.max_shift
         if not most:
             return self.pictures.batch(index)
         shifts = torch.randint(-most, most + 1, (2, batch_size), generator=generator, device=self.device)
@@ -87,14 +81,13 @@ class LettersEnv(ClassificationEnv):
 
     def batches(self, batch_size: int) -> Iterator[Batch] | None:
         """Every letter once in each font and size; None where letters are moved about."""
-        return None if self.options.max_shift else self.pictures.batches(batch_size)
+        return None if self.max_shift else self.pictures.batches(batch_size)
 
     def sets(self, stream: Stream) -> dict[str, Env]:
         """``trained fonts``; in the test stream also ``new fonts``, where there are ``test_fonts``."""
         sets: dict[str, Env] = {"trained fonts": self}
-        if stream == "test" and self.options.test_fonts:
-            options = self.options.model_copy(update={"fonts": self.options.test_fonts, "test_fonts": []})
-            sets["new fonts"] = LettersEnv(options, self.device)
+        if stream == "test" and self.test_fonts:
+            sets["new fonts"] = self.changed(fonts=self.test_fonts, test_fonts=[])
         return sets
 
 

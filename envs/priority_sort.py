@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import torch
 from pydantic import Field
 
 from ..core.env import Batch
+from ..core.registry import register
 from .curriculum import Range
-from .sequence import SequenceEnv, SequenceOptions, Sizes, place
+from .sequence import SequenceEnv, Sizes, place
 
 
-class PrioritySortOptions(SequenceOptions):
-    """Options of :class:`PrioritySortEnv`."""
-
-    type: Literal["priority-sort"] = "priority-sort"
-    width: int = Field(8, ge=1)
-    """Bits of a vector."""
-    min_items: int = Field(20, ge=1)
-    """Fewest vectors of a training sequence."""
-    max_items: int = Field(20, ge=1)
-    """Most vectors of a training sequence."""
-    highest: int = Field(16, ge=1)
-    """How many vectors to give back; all of them where there are fewer."""
-    test_items: Sizes = Field([30, 40])
-    """Numbers of vectors to be tested on besides the training range."""
-
-    def ranges(self) -> dict[str, Range]:
-        """Vectors of a sequence."""
-        return {"items": (self.min_items, self.max_items)}
-
-
+@register("env", "priority-sort")
 class PrioritySortEnv(SequenceEnv):
     """N vectors, each with a priority drawn evenly from [-1, 1]; an end flag; then silence.
 
@@ -41,26 +23,36 @@ class PrioritySortEnv(SequenceEnv):
     targets width.
     """
 
-    Options = PrioritySortOptions
-    options: PrioritySortOptions
+    width: int = Field(default=8, ge=1, description="bits of a vector")
+    min_items: int = Field(default=20, ge=1, description="fewest vectors of a training sequence")
+    max_items: int = Field(default=20, ge=1, description="most vectors of a training sequence")
+    highest: int = Field(
+        default=16, ge=1, description="how many vectors to give back; all of them where there are fewer"
+    )
+    test_items: Sizes = Field(
+        default=[30, 40], description="numbers of vectors to be tested on besides the training range"
+    )
 
-    def __init__(self, options: PrioritySortOptions, device: torch.device | str = "cpu") -> None:
-        """See :class:`SequenceEnv`."""
-        super().__init__(options, device)
-        self.input_size = options.width + 2
-        self.output_size = options.width
+    @staticmethod
+    def ranges(options: Any) -> dict[str, Range]:
+        """Vectors of a sequence."""
+        return {"items": (options.min_items, options.max_items)}
+
+    def setup(self) -> None:
+        """Sizes of inputs and targets."""
+        self.input_size, self.output_size = self.width + 2, self.width
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """A batch at the current level; see :meth:`Env.sample`."""
-        width = self.options.width
+        width = self.width
         items = self.draw(batch_size, generator)["items"]
         most = int(items.max())
         words = self.bits(most, batch_size, width, generator=generator)
         priority = 2 * torch.rand(most, batch_size, generator=generator, device=self.device, dtype=words.dtype) - 1
 
-        step = self.steps(most + 1 + min(most, self.options.highest))
+        step = self.steps(most + 1 + min(most, self.highest))
         given = step < items
-        answer = (step > items) & (step <= items + items.clamp(max=self.options.highest))
+        answer = (step > items) & (step <= items + items.clamp(max=self.highest))
         inputs = words.new_zeros(step.shape[0], batch_size, self.input_size)
         inputs[:most, :, :width] = words
         inputs[:most, :, width] = priority
@@ -72,4 +64,4 @@ class PrioritySortEnv(SequenceEnv):
 
     def beyond(self) -> list[dict[str, Range]]:
         """``test_items``."""
-        return [{"items": (items, items)} for items in self.options.test_items]
+        return [{"items": (items, items)} for items in self.test_items]

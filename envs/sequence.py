@@ -7,52 +7,65 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
+from typing_extensions import Self
 
-from ..core.env import Env, EnvOptions
+from ..core.component import build
+from ..core.env import Env
 from ..core.streams import Stream
-from .curriculum import Curriculum, CurriculumOptions, FixedOptions, Range
+from .curriculum import AnyCurriculum, Curriculum, Range
 
 Sizes = list[Annotated[int, Field(ge=1)]]
 """Sizes to be tested on, each at least 1."""
 
 
-class SequenceOptions(EnvOptions):
-    """Options that every generated task has."""
+class SequenceEnv(Env):
+    """A task that is made up on the fly, whose difficulty is a set of named ranges.
 
-    lengths: Literal["batch", "sequence"] = "batch"
-    """Whether lengths are drawn once for a whole batch, or for each sequence (the shorter are padded and masked)."""
-    curriculum: CurriculumOptions = FixedOptions()
-    """How the ranges that are trained on grow."""
+    The range of each quantity is two options, ``min_length`` and ``max_length`` for a quantity ``length``.
+    """
 
+    lengths: Literal["batch", "sequence"] = Field(
+        default="batch",
+        description="whether lengths are drawn once for a whole batch, or for each sequence (the shorter are padded "
+        "and masked)",
+    )
+    curriculum: AnyCurriculum = Field(default="fixed", description="how the ranges that are trained on grow")
+
+    @staticmethod
     @abstractmethod
-    def ranges(self) -> dict[str, Range]:
-        """The full range of each quantity that makes the task harder, by name."""
+    def ranges(options: Any) -> dict[str, Range]:
+        """The full range of each quantity that makes the task harder, by name.
 
-    @model_validator(mode="after")
-    def _check_ranges(self) -> SequenceOptions:
-        for name, (low, high) in self.ranges().items():
+        Args:
+            options: has the options as its attributes.
+        """
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """Refuse ranges that end before they begin, and a curriculum that does not fit them."""
+        super().check_options(options)
+        for name, (low, high) in cls.ranges(options).items():
             if low > high:
                 raise ValueError(f"min_{name}: got {low}; allowed is at most max_{name}, which is {high}")
-        Curriculum(self.curriculum, self.ranges())
-        return self
+        cls._curriculum(options)
 
+    @classmethod
+    def _curriculum(cls, options: Any) -> Curriculum:
+        ranges = cls.ranges(options)
+        try:
+            curriculum: Curriculum = build(options.curriculum, ranges)
+        except ValueError as error:
+            raise ValueError("\n".join(f"curriculum.{line}" for line in str(error).splitlines())) from error
+        if curriculum.ranges != ranges:
+            raise ValueError(f"curriculum: is one for the ranges {curriculum.ranges}; allowed: for {ranges}")
+        return curriculum
 
-class SequenceEnv(Env):
-    """A task that is made up on the fly, whose difficulty is a set of named ranges."""
-
-    options: SequenceOptions
-
-    def __init__(self, options: SequenceOptions, device: torch.device | str = "cpu") -> None:
-        """
-        Args:
-            options: of this task.
-            device: where batches are made.
-        """
-        self.options = options
-        self.device = torch.device(device)
-        self.curriculum = Curriculum(options.curriculum, options.ranges())
+    def after_setup(self) -> None:
+        """Build the curriculum; see :meth:`Task.after_setup`."""
+        super().after_setup()
+        self.curriculum = self._curriculum(self.options)
 
     def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw each quantity at the current level, ``[B]``: one value for all sequences, or one for each.
@@ -62,7 +75,7 @@ class SequenceEnv(Env):
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size}; allowed is a whole number of at least 1")
-        count = batch_size if self.options.lengths == "sequence" else 1
+        count = batch_size if self.lengths == "sequence" else 1
         return {name: value.expand(batch_size) for name, value in self.curriculum.draw(count, generator).items()}
 
     def bits(self, *shape: int, generator: torch.Generator) -> Tensor:
@@ -73,14 +86,14 @@ class SequenceEnv(Env):
         """The steps 0 … count - 1, ``[count, 1]``, to be compared with quantities ``[B]``."""
         return torch.arange(count, device=self.device).unsqueeze(-1)
 
-    def variant(self, **ranges: Range) -> SequenceEnv:
+    def variant(self, **ranges: Range) -> Self:
         """The same task with other ranges and no curriculum; lengths are drawn for each sequence, since an error is the
         mean over many.
         """
-        changes: dict[str, Any] = {"curriculum": FixedOptions(), "lengths": "sequence"}
+        changes: dict[str, Any] = {"curriculum": "fixed", "lengths": "sequence"}
         for name, (low, high) in ranges.items():
             changes |= {f"min_{name}": low, f"max_{name}": high}
-        return type(self)(self.options.model_copy(update=changes), self.device)
+        return self.changed(**changes)
 
     def beyond(self) -> list[dict[str, Range]]:
         """Ranges beyond the training range to be judged on."""
@@ -88,7 +101,7 @@ class SequenceEnv(Env):
 
     def sets(self, stream: Stream) -> dict[str, Env]:
         """The full training range, then the ranges beyond it, each named by its quantities: ``length 1-20``."""
-        return {_name(ranges): self.variant(**ranges) for ranges in [self.options.ranges(), *self.beyond()]}
+        return {_name(ranges): self.variant(**ranges) for ranges in [self.ranges(self), *self.beyond()]}
 
     def lesson(self) -> Env | None:
         """The ranges of the current level, without any earlier ones; None at the last level."""

@@ -6,54 +6,20 @@ nothing at a junction tells left from right, so only memory of earlier trials ca
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
+from ..core.registry import register
 from ..core.streams import Stream
-from ..core.world import Step, World, WorldOptions, check_episodes
+from ..core.world import Step, World, check_episodes
 
 LEFT, STRAIGHT, RIGHT = range(3)
 """Actions."""
 HOME, JUNCTION, END, REWARD = range(4)
 """Channels of an observation."""
-
-
-class TMazeOptions(WorldOptions):
-    """Options of :class:`TMazeWorld`."""
-
-    type: Literal["t-maze"] = "t-maze"
-    maze: Literal["single", "double"] = "single"
-    """One junction and 2 ends, or one after another and 4 ends."""
-    corridor: int = Field(1, ge=0)
-    """Steps of corridor before each junction and each end."""
-    trials: int = Field(20, ge=1)
-    """Trials of an episode."""
-    min_stay: int = Field(5, ge=1)
-    """Fewest trials after which the reward moves."""
-    max_stay: int = Field(10, ge=1)
-    """Most trials after which the reward moves."""
-    high_reward: float = 1.0
-    """At the end that holds the reward."""
-    low_reward: float = 0.1
-    """At every other end."""
-    crash_reward: float = -0.4
-    """For walking into a wall, which ends the trial."""
-    test_trials: list[Annotated[int, Field(ge=1)]] = Field([40, 100])
-    """Numbers of trials to be tested on besides those of training."""
-
-    @model_validator(mode="after")
-    def _check(self) -> TMazeOptions:
-        if self.min_stay > self.max_stay:
-            raise ValueError(f"min_stay: got {self.min_stay}; allowed is at most max_stay, which is {self.max_stay}")
-        if not self.crash_reward <= self.low_reward < self.high_reward:
-            raise ValueError(
-                f"low_reward: got {self.low_reward}; allowed is from crash_reward, which is {self.crash_reward}, "
-                f"to less than high_reward, which is {self.high_reward}"
-            )
-        return self
 
 
 class _State(NamedTuple):
@@ -74,6 +40,7 @@ class _State(NamedTuple):
     hits: Tensor
 
 
+@register("env", "t-maze")
 class TMazeWorld(World):
     """Home, a corridor, a junction (in the double maze a corridor and a junction more), a corridor, an end; and again.
 
@@ -85,22 +52,42 @@ class TMazeWorld(World):
     last, every miss after it was found or after all other ends were tried (one in a single maze, three in a double).
     """
 
-    Options = TMazeOptions
     error_metric: ClassVar[str] = "avoidable_misses"
-    options: TMazeOptions
 
-    def __init__(self, options: TMazeOptions, device: torch.device | str = "cpu") -> None:
-        """
-        Args:
-            options: of this world.
-            device: where episodes are kept.
-        """
-        self.options = options
-        self.device = torch.device(device)
+    maze: Literal["single", "double"] = Field(
+        default="single", description="one junction and 2 ends, or one after another and 4 ends"
+    )
+    corridor: int = Field(default=1, ge=0, description="steps of corridor before each junction and each end")
+    trials: int = Field(default=20, ge=1, description="trials of an episode")
+    min_stay: int = Field(default=5, ge=1, description="fewest trials after which the reward moves")
+    max_stay: int = Field(default=10, ge=1, description="most trials after which the reward moves")
+    high_reward: float = Field(default=1.0, description="at the end that holds the reward")
+    low_reward: float = Field(default=0.1, description="at every other end")
+    crash_reward: float = Field(default=-0.4, description="for walking into a wall, which ends the trial")
+    test_trials: list[Annotated[int, Field(ge=1)]] = Field(
+        default=[40, 100], description="numbers of trials to be tested on besides those of training"
+    )
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """Refuse stays that end before they begin, and rewards out of order."""
+        super().check_options(options)
+        if options.min_stay > options.max_stay:
+            raise ValueError(
+                f"min_stay: got {options.min_stay}; allowed is at most max_stay, which is {options.max_stay}"
+            )
+        if not options.crash_reward <= options.low_reward < options.high_reward:
+            raise ValueError(
+                f"low_reward: got {options.low_reward}; allowed is from crash_reward, which is {options.crash_reward}, "
+                f"to less than high_reward, which is {options.high_reward}"
+            )
+
+    def setup(self) -> None:
+        """Lay out the maze."""
         self.input_size, self.output_size = 4, 3
-        self.num_ends = 2 if options.maze == "single" else 4
-        self.segment = options.corridor + 1
-        self.end = self.segment * (2 if options.maze == "single" else 3)
+        self.num_ends = 2 if self.maze == "single" else 4
+        self.segment = self.corridor + 1
+        self.end = self.segment * (2 if self.maze == "single" else 3)
         self._state: _State | None = None
 
     def reset(self, episodes: int, generator: torch.Generator, *, copies: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
@@ -129,7 +116,7 @@ class TMazeWorld(World):
                 f"actions: got {actions.dtype} of shape {list(actions.shape)}; "
                 f"allowed are the whole numbers 0 to 2 in shape {list(trial.shape)}"
             )
-        over, last = trial >= self.options.trials, self.options.trials - 1
+        over, last = trial >= self.trials, self.trials - 1
         leaving = place == self.end
         turned = actions != STRAIGHT
         at_junction = self._at_junction(place)
@@ -143,8 +130,7 @@ class TMazeWorld(World):
         miss = arrived & ~hit
         avoidable = avoidable + (crashed | (miss & (found | (missed >= self.num_ends - 1))))
         missed, found, hits = missed + miss, found | hit, hits + hit
-        options = self.options
-        rewards = hit.double() * options.high_reward + miss * options.low_reward + crashed * options.crash_reward
+        rewards = hit.double() * self.high_reward + miss * self.low_reward + crashed * self.crash_reward
 
         next_trial = ~over & (leaving | crashed)
         trial = trial + next_trial
@@ -152,7 +138,7 @@ class TMazeWorld(World):
         found, missed = found & ~moved, missed.masked_fill(moved, 0)
         path = path.masked_fill(next_trial, 0)
         self._state = _State(goals, trial, place, path, found, missed, avoidable, hits)
-        terminated = trial >= self.options.trials
+        terminated = trial >= self.trials
         return Step(
             self._observations(self._state),
             rewards,
@@ -163,18 +149,12 @@ class TMazeWorld(World):
 
     def sets(self, stream: Stream) -> dict[str, World]:
         """The training range first, then longer lives: ``trials 40``."""
-        counts = [self.options.trials, *self.options.test_trials]
-        return {
-            f"trials {count}": TMazeWorld(self.options.model_copy(update={"trials": count}), self.device)
-            for count in counts
-        }
+        return {f"trials {count}": self.changed(trials=count) for count in (self.trials, *self.test_trials)}
 
     def _draw_goals(self, episodes: int, generator: torch.Generator) -> Tensor:
         """Which end holds the reward in each trial, ``[episodes, trials]``; it never moves to where it is."""
-        options, trials, device = self.options, self.options.trials, generator.device
-        stays = torch.randint(
-            options.min_stay, options.max_stay + 1, (episodes, trials), generator=generator, device=device
-        )
+        trials, device = self.trials, generator.device
+        stays = torch.randint(self.min_stay, self.max_stay + 1, (episodes, trials), generator=generator, device=device)
         moves = torch.randint(1, self.num_ends, (episodes, trials), generator=generator, device=device)
         moves[:, 0] = torch.randint(self.num_ends, (episodes,), generator=generator, device=device)
         places = moves.cumsum(1) % self.num_ends
@@ -185,10 +165,10 @@ class TMazeWorld(World):
         return (place % self.segment == 0) & (place > 0) & (place < self.end)
 
     def _observations(self, state: _State) -> Tensor:
-        over = state.trial >= self.options.trials
+        over = state.trial >= self.trials
         at_end = state.place == self.end
-        goal = state.goals.gather(1, state.trial.clamp(max=self.options.trials - 1).unsqueeze(-1)).squeeze(-1)
-        amount = torch.where(state.path == goal, self.options.high_reward, self.options.low_reward)
+        goal = state.goals.gather(1, state.trial.clamp(max=self.trials - 1).unsqueeze(-1)).squeeze(-1)
+        amount = torch.where(state.path == goal, self.high_reward, self.low_reward)
         senses = (state.place == 0, self._at_junction(state.place), at_end, at_end * amount)
         return torch.stack([sense.to(torch.get_default_dtype()) for sense in senses], dim=-1) * ~over.unsqueeze(-1)
 

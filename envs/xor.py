@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from pydantic import Field
 
-from ..core.env import Batch, Env, EnvOptions
+from ..core.env import Batch, Env
+from ..core.registry import register
 
 
-class XorOptions(EnvOptions):
-    """Options of :class:`XorEnv`."""
-
-    type: Literal["xor"] = "xor"
-    bits: int = Field(2, ge=2, le=10)
-    """Inputs; with more than two, the answer is whether an odd number of them is 1."""
-    bias: bool = False
-    """One more input that is always 1, for circuits that have no bias of their own."""
-
-
+@register("env", "xor")
 class XorEnv(Env):
     """The truth table of exclusive or, a row a sequence of a single step: inputs ``[1, B, I]``, targets ``[1, B, 1]``.
 
@@ -29,27 +20,24 @@ class XorEnv(Env):
     see every row.
     """
 
-    Options = XorOptions
-    options: XorOptions
-    output_size = 1
+    bits: int = Field(
+        default=2, ge=2, le=10, description="inputs; with more than two, the answer is whether an odd number is 1"
+    )
+    bias: bool = Field(
+        default=False, description="one more input that is always 1, for circuits that have no bias of their own"
+    )
 
-    def __init__(self, options: XorOptions, device: torch.device | str = "cpu") -> None:
-        """
-        Args:
-            options: of this env.
-            device: where batches are made.
-        """
-        self.options = options
-        self.device = torch.device(device)
-        self.input_size = options.bits + options.bias
-        self._rows = 2**options.bits
+    def setup(self) -> None:
+        """Sizes of inputs, targets and the table."""
+        self.input_size, self.output_size = self.bits + self.bias, 1
+        self._rows = 2**self.bits
 
     def _batch(self, rows: torch.Tensor) -> Batch:
         """The rows of these numbers ``[B]``."""
-        powers = torch.arange(self.options.bits - 1, -1, -1, device=self.device)
+        powers = torch.arange(self.bits - 1, -1, -1, device=self.device)
         bits = (rows.unsqueeze(1) >> powers) & 1
         targets = bits.sum(1, keepdim=True) % 2
-        if self.options.bias:
+        if self.bias:
             bits = torch.cat([bits, torch.ones_like(targets)], 1)
         dtype = torch.get_default_dtype()
         mask = torch.ones(1, len(rows), dtype=dtype, device=self.device)

@@ -25,8 +25,8 @@ from papertape import DNC, NTM
 from papertape.core.circuit import Circuit
 from papertape.core.env import Batch
 from papertape.utils import visdom_files
-from papertape.utils.live import Plotter
 from papertape.utils.plots import Episode, episode_from
+from papertape.utils.sinks import Plotter
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VISDOM = importlib.util.find_spec("visdom")
@@ -139,19 +139,22 @@ def test_the_page_shows_the_curves_and_the_memory_of_a_run(tmp_path: Path) -> No
                 "input",
                 "target",
                 "output",
-                "words written",
-                "words read",
+                "add",
+                "reads",
+                "erase",
+                "keys",
+                "gates",
+                "shift",
                 "write weights",
                 "read weights",
                 "memory",
             ),
             "dnc": (
                 "write weights",
-                "read weights",
+                "read weights, head 1 of 2",
                 "usage",
-                "allocation",
-                "allocation gates",
-                "free gates",
+                "allocation weights",
+                "gates",
                 "read modes",
                 "memory",
             ),

@@ -23,7 +23,7 @@ SMALL = [
     *("ntm-copy", "env.width=3", "env.max_length=3", "env.test_lengths=[4]", "circuit.controller.hidden_size=8"),
     *("circuit.memory_size=8", "circuit.word_size=4", "device=cpu", "plots=off", "threads=1"),
 ]
-EVERY = ["agent.log_every=2", "agent.evaluate_every=5", "agent.checkpoint_every=5", "agent.evaluation_sequences=4"]
+EVERY = ["agent.log_every=2", "agent.evaluate_every=5", "agent.save_every=5", "agent.evaluation_sequences=4"]
 BACKPROP = ["train", *SMALL, *EVERY, "agent.batch_size=5", "agent.steps=10", "agent.target_error=null"]
 BACKPROP += ["agent.retry_every=null", "agent.warmup_steps=0"]
 EVOLUTION = [

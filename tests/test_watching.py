@@ -34,9 +34,9 @@ RUNS = {
     ],
 }
 WAYS = {
-    "closely": ["agent.log_every=1", "agent.checkpoint_every=1", "plots=files"],
-    "every seventh step": ["agent.log_every=7", "agent.checkpoint_every=3", "plots=off"],
-    "hardly": ["agent.log_every=1000", "agent.checkpoint_every=1000", "plots=off"],
+    "closely": ["agent.log_every=1", "agent.save_every=1", "plots=files"],
+    "every seventh step": ["agent.log_every=7", "agent.save_every=3", "plots=off"],
+    "hardly": ["agent.log_every=1000", "agent.save_every=1000", "plots=off"],
     "as it comes": ["plots=off"],
 }
 
@@ -97,7 +97,7 @@ def test_six_ways_of_watching(kind: str, tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.chdir(tmp_path / "in parts")
         assert main(arguments(kind, "plots=off")) == 0
         assert main(["train", "--resume", "latest"]) == 0
-        assert main(["train", "--resume", "latest", "agent.log_every=2", "agent.checkpoint_every=1"]) == 0
+        assert main(["train", "--resume", "latest", "agent.log_every=2", "agent.save_every=1"]) == 0
     results["in parts"] = found(tmp_path / "in parts")
 
     whole = results.pop("as it comes")

@@ -1,90 +1,70 @@
-"""Tables of everything that options can name, and the wiring of Env, Circuit and Agent.
-
-Adding a task, a circuit or an agent is one new file with its class and its options, plus one line in a table here.
-Controllers have their table in ``core/controllers``, because circuits look names up in it.
-"""
+"""The wiring of Env, Circuit and Agent from options that name them; what there is to name is in the registry."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import pkgutil
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
-from pydantic import Field, PlainValidator, SerializeAsAny, ValidationError, field_validator
+from pydantic import Field, PlainValidator, ValidationError, field_validator
 
-from ..agents import BackpropAgent, EmptyAgent, EvolutionAgent, MixedAgent, NodePerturbationAgent
 from ..agents.evaluation import check_state
-from ..agents.strategies import STRATEGIES
-from ..circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, NeatCircuit, Tape
-from ..circuits.memory_augmented import MemoryAugmentedCircuit
-from ..core.agent import Agent, Recorder
+from ..circuits import MemoryCircuit
+from ..core import registry
+from ..core.agent import Agent
 from ..core.circuit import Circuit
-from ..core.controllers import CONTROLLERS
+from ..core.component import Chosen, Component, component_of, fields_of
+from ..core.component import build as build_component
 from ..core.env import Env
+from ..core.explain import explain
 from ..core.kernels import dispatch
 from ..core.kernels.dispatch import Backend
-from ..core.options import Options
+from ..core.options import Options, OptionsError
+from ..core.recorder import Recorder
 from ..core.task import Task
 from ..core.world import World
-from ..envs import (
-    AssociativeRecallEnv,
-    CopyEnv,
-    DynamicNGramsEnv,
-    GymWorld,
-    ImagesEnv,
-    LettersEnv,
-    PrioritySortEnv,
-    RepeatCopyEnv,
-    TMazeWorld,
-    XorEnv,
-)
+from ..envs import ImagesEnv
 from . import checkpoint, resources
-from .options import OptionsError, Types, a_block, explain, first_sentence, types_of
+from .options import first_sentence
+from .sinks import Plots
 
-ENVS: dict[str, Any] = {
-    "copy": CopyEnv,
-    "repeat-copy": RepeatCopyEnv,
-    "associative-recall": AssociativeRecallEnv,
-    "dynamic-ngrams": DynamicNGramsEnv,
-    "priority-sort": PrioritySortEnv,
-    "images": ImagesEnv,
-    "letters": LettersEnv,
-    "xor": XorEnv,
-    "t-maze": TMazeWorld,
-    "gym": GymWorld,
-}
-CIRCUITS: dict[str, Any] = {
-    "ntm": NTM,
-    "dnc": DNC,
-    "sam": SAM,
-    "sdnc": SDNC,
-    "feedforward": FeedForwardCircuit,
-    "neat": NeatCircuit,
-    "tape": Tape,
-}
-AGENTS: dict[str, Any] = {
-    "backprop": BackpropAgent,
-    "evolution": EvolutionAgent,
-    "mixed": MixedAgent,
-    "node-perturbation": NodePerturbationAgent,
-    "empty": EmptyAgent,
-}
-TABLES: dict[str, dict[str, Any]] = {"env": ENVS, "circuit": CIRCUITS, "agent": AGENTS}
-"""The blocks of an options file, and the classes that each can name as its type."""
+ROOMS = ("core.accessors", "core.controllers", "circuits", "envs", "agents")
+"""Folders whose files register what options can name."""
 
-BLOCKS: dict[str, dict[str, type[Options]]] = {
-    block: {name: entry.Options for name, entry in table.items()} for block, table in TABLES.items()
+
+def _load_rooms() -> None:
+    package = __name__.split(".")[0]
+    for room in ROOMS:
+        found = importlib.import_module(f"{package}.{room}")
+        for module in pkgutil.walk_packages(found.__path__, f"{found.__name__}."):
+            importlib.import_module(module.name)
+
+
+_load_rooms()
+
+OPTIONS = {
+    "env": "env.type",
+    "circuit": "circuit.type",
+    "agent": "agent.type",
+    "controller": "circuit.controller.type",
+    "accessor": "circuit.accessor.type",
+    "strategy": "agent.strategy.type",
+    "fitness": "agent.fitness.type",
+    "optimiser": "agent.optimiser.type",
+    "curriculum": "env.curriculum.type",
+    "sink": "plots",
 }
-"""The options of everything in these tables."""
+"""Where options name something of each kind."""
 
 MOST_THREADS = 1024
 
 Precision = Literal["float32", "bfloat16", "float64"]
 
-_BACKENDS = get_args(Backend)
 _NO_MEMORY = re.compile(r"out of memory|can't allocate|size calculation overflow|multiplication overflow")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 _HOST = re.compile(r"[\w.-]+|[\da-fA-F:.]+")
@@ -101,28 +81,42 @@ class RunOptions(Options):
 
     kept = frozenset({"seed"})
 
-    seed: int = Field(1, ge=0, lt=2**31)
-    """Of weights, training data and population."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, … or mps; auto takes a CUDA device where there is one."""
-    backend: Backend = "auto"
-    """What runs sequences; auto takes the fastest that can."""
-    precision: Precision = "float32"
-    """Of all numbers; bfloat16 is for the matrix products of controller and outputs alone, and learns by backprop."""
-    threads: Annotated[int | str, PlainValidator(_check_threads)] = "auto"
-    """CPU threads; auto takes one where the circuit is small, which more would slow down, and all cores otherwise."""
-    plots: Literal["auto", "visdom", "files", "off"] = "auto"
-    """Where pictures go: files writes PNGs, visdom shows them live as well, auto does so where it is installed."""
-    visdom_host: str = "localhost"
-    """Where the visdom server is, by name or address; one is started if it is localhost and none is there. If it asks
-    for a login, the environment variables VISDOM_USERNAME and VISDOM_PASSWORD say whose."""
-    visdom_port: int = Field(8097, ge=1, le=65535)
-    start: str | None = Field(None, min_length=1)
-    """Whose weights the circuit starts with: a run's folder, its name or ``latest`` (its best checkpoint), or a
-    checkpoint file; null starts with fresh ones."""
-    env: SerializeAsAny[Options]
-    circuit: SerializeAsAny[Options]
-    agent: SerializeAsAny[Options]
+    imports: list[str] = Field(default=[], description="modules that register what the options name; imported first")
+    seed: int = Field(default=1, ge=0, lt=2**31, description="of weights, training data and population")
+    device: str = Field(
+        default="auto", description="cpu, cuda, cuda:1, … or mps; auto takes a CUDA device where there is one"
+    )
+    backend: Backend = Field(default="auto", description="what runs sequences; auto takes the fastest that can")
+    precision: Precision = Field(
+        default="float32",
+        description="of all numbers; bfloat16 is for the matrix products of controller and outputs alone, and learns by "
+        "backprop",
+    )
+    threads: Annotated[int | str, PlainValidator(_check_threads)] = Field(
+        default="auto",
+        description="CPU threads; auto takes one where the circuit is small, which more would slow down, and all cores "
+        "otherwise",
+    )
+    plots: Plots = Field(
+        default="auto",
+        description="where metrics and pictures go: files writes PNGs, visdom shows them live as well, auto does so "
+        "where it is installed, off is nowhere; a registered sink, or a list of those",
+    )
+    visdom_host: str = Field(
+        default="localhost",
+        description="where the visdom server is, by name or address; one is started if it is localhost and none is "
+        "there. If it asks for a login, the environment variables VISDOM_USERNAME and VISDOM_PASSWORD say whose",
+    )
+    visdom_port: int = Field(default=8097, ge=1, le=65535, description="where the visdom server listens")
+    start: str | None = Field(
+        default=None,
+        min_length=1,
+        description="whose weights the circuit starts with: a run's folder, its name or latest (its best checkpoint), "
+        "or a checkpoint file; null starts with fresh ones",
+    )
+    env: Annotated[Any, Chosen("env")] = Field(description="the task")
+    circuit: Annotated[Any, Chosen("circuit")] = Field(description="what learns")
+    agent: Annotated[Any, Chosen("agent")] = Field(description="how it learns")
 
     @field_validator("visdom_host")
     @classmethod
@@ -141,100 +135,56 @@ class Parts(NamedTuple):
 
 
 def parse(values: Mapping[str, Any]) -> RunOptions:
-    """Validate the options of a run.
+    """Validate the options of a run; imports first what they say is to be imported.
 
     Raises:
         OptionsError: lists every problem, each with the path of the key, what was given and what is allowed.
     """
+    names = values.get("imports")
+    if isinstance(names, list):
+        registry.import_modules(name for name in names if isinstance(name, str))
     problems: list[str] = []
-    blocks: dict[str, Any] = {}
-    for name in TABLES:
-        try:
-            blocks[name] = parse_block(name, values.get(name))
-        except OptionsError as error:  # noqa: PERF203 (all problems are listed)
-            problems.append(str(error))
-    if "env" in blocks and "agent" in blocks:
-        problems += _check_task(blocks["env"].type, blocks["agent"].type)
-    if "circuit" in blocks and "agent" in blocks:
-        problems += _check_gradient(blocks["circuit"].type, blocks["agent"].type)
-    if "agent" in blocks:
-        problems += _check_precision(values.get("precision", "float32"), blocks["agent"].type)
-        problems += _check_backend(values.get("backend", "auto"), blocks["agent"].type)
-    if values.get("start") is not None and "agent" in blocks:
-        problems += _check_start(blocks["agent"])
-    rest = {key: value for key, value in values.items() if key not in TABLES}
-    placeholders = {name: Options() for name in TABLES}
-    try:
-        RunOptions.model_validate({**rest, **placeholders})
-    except ValidationError as error:
-        problems += explain(error, "", rest, RunOptions, {})
     device = values.get("device", "auto")
     if isinstance(device, str):
         try:
             resolve_device(device)
         except OptionsError as error:
             problems.append(str(error))
+    try:
+        options = RunOptions.model_validate(values)
+    except ValidationError as error:
+        raise OptionsError("\n".join([*explain(error, values, RunOptions), *problems])) from error
+    problems += [*_misfits(options)]
     if problems:
         raise OptionsError("\n".join(problems))
-    return RunOptions.model_validate({**rest, **blocks})
+    return options
 
 
-def parse_block(name: str, given: Any) -> Options:
-    """Validate one block, ``env``, ``circuit`` or ``agent``.
+def _misfits(options: RunOptions) -> Iterator[str]:
+    """A line for each thing that the agent does not take, as its class declares."""
+    agent, env = component_of(options.agent), component_of(options.env)
+    named = options.agent.type
 
-    Raises:
-        OptionsError: lists every problem, as :func:`parse` does.
-    """
-    types = BLOCKS[name]
-    if not isinstance(given, dict):
-        raise OptionsError(f"{name}: {'missing' if given is None else f'got {given!r}'}; {a_block(given, types)}")
-    if not isinstance(given.get("type"), str) or given["type"] not in types:
-        raise OptionsError(f"{name}.type: got {given.get('type')!r}; allowed: {', '.join(types)}")
-    model = types[given["type"]]
-    try:
-        return model.model_validate(given)
-    except ValidationError as error:
-        raise OptionsError("\n".join(explain(error, name, given, model, types))) from error
+    def able(takes: Callable[[Any], bool]) -> str:
+        return ", ".join(name for name, entry in registry.entries("agent").items() if takes(entry))
 
-
-def _check_task(env: str, agent: str) -> list[str]:
-    """The problem, if an agent cannot take an env."""
-    if issubclass(ENVS[env], AGENTS[agent].tasks):
-        return []
-    able = [name for name, entry in AGENTS.items() if issubclass(ENVS[env], entry.tasks)]
-    has = "is a world with rewards" if issubclass(ENVS[env], World) else "hands out batches"
-    return [f"agent.type: got {agent!r}; env.type {env!r} {has}, allowed: {', '.join(able)}"]
-
-
-def _check_gradient(circuit: str, agent: str) -> list[str]:
-    """The problem, if an agent needs a gradient that a circuit does not have."""
-    if CIRCUITS[circuit].differentiable or not AGENTS[agent].needs_gradient:
-        return []
-    able = [name for name, entry in AGENTS.items() if not entry.needs_gradient]
-    return [f"agent.type: got {agent!r}; circuit.type {circuit!r} has no gradient, allowed: {', '.join(able)}"]
-
-
-def _check_precision(precision: Any, agent: str) -> list[str]:
-    """The problem, if an agent would not calculate as precisely as asked for."""
-    able = [name for name, entry in AGENTS.items() if not issubclass(entry, EvolutionAgent)]
-    if agent in able or precision != "bfloat16":
-        return []
-    allowed = "float32, float64"
-    return [f"precision: got {precision!r}; allowed with agent.type {agent!r}: {allowed} (others: {', '.join(able)})"]
-
-
-def _check_backend(backend: Any, agent: str) -> list[str]:
-    """The problem, if an agent looks into the steps of a circuit, which only the eager backend shows."""
-    if backend in ("auto", "eager") or not issubclass(AGENTS[agent], (MixedAgent, NodePerturbationAgent)):
-        return []
-    return [f"backend: got {backend!r}; allowed with agent.type {agent!r}: auto, eager"] if backend in _BACKENDS else []
-
-
-def _check_start(agent: Any) -> list[str]:
-    """The problem, if a population would not take up the weights that the circuit starts with."""
-    if getattr(getattr(agent, "strategy", None), "initial", None) != "resampled":
-        return []
-    return ["agent.strategy.initial: got 'resampled', which keeps nothing of the weights of start; allowed: copied"]
+    if not issubclass(env, agent.tasks):
+        has = "is a world with rewards" if issubclass(env, World) else "hands out batches"
+        allowed = able(lambda entry: issubclass(env, entry.tasks))
+        yield f"agent.type: got {named!r}; env.type {options.env.type!r} {has}, allowed: {allowed}"
+    if options.precision not in agent.precisions:
+        others = able(lambda entry: options.precision in entry.precisions)
+        yield (
+            f"precision: got {options.precision!r}; allowed with agent.type {named!r}: {', '.join(agent.precisions)} "
+            f"(others: {others})"
+        )
+    if options.backend not in agent.backends:
+        yield f"backend: got {options.backend!r}; allowed with agent.type {named!r}: {', '.join(agent.backends)}"
+    if options.start is not None:
+        try:
+            agent.check_start(options.agent)
+        except ValueError as error:
+            yield f"agent.{error}"
 
 
 def resolve_device(name: str) -> torch.device:
@@ -258,7 +208,7 @@ def resolve_device(name: str) -> torch.device:
 
 def build_env(options: Options, device: torch.device) -> Task:
     """The env or world that a block of options names, on a device."""
-    env: Task = ENVS[options.type](options, device)  # type: ignore[attr-defined]
+    env: Task = build_component(options, device=device)
     return env
 
 
@@ -276,24 +226,17 @@ def build_circuit(
     # Drawn on the CPU, so that the same seed gives the same weights on every device; the caller's state is untouched.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        circuit = _make_circuit(options, input_size, output_size, backend)
+        circuit: Circuit = build_component(options, input_size, output_size, backend=backend)
     if precision == "bfloat16":
         circuit.autocast = torch.bfloat16
     return circuit.to(device, torch.float64 if precision == "float64" else torch.float32)
 
 
-def _make_circuit(options: Options, input_size: int, output_size: int, backend: str) -> Circuit:
-    arguments = {name: getattr(options, name) for name in type(options).model_fields if name != "type"}
-    circuit: Circuit = CIRCUITS[options.type](  # type: ignore[attr-defined]
-        input_size, output_size, backend=backend, **arguments
-    )
-    return circuit
-
-
 def outline(options: RunOptions, env: Task) -> Circuit:
     """The circuit of a run on the meta device: it has all sizes, and takes neither memory nor time."""
     with torch.device("meta"):
-        return _make_circuit(options.circuit, env.input_size, env.output_size, "auto")
+        circuit: Circuit = build_component(options.circuit, env.input_size, env.output_size)
+    return circuit
 
 
 def count_threads(options: RunOptions, env: Task) -> int:
@@ -317,9 +260,12 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
         BackendError: the backend cannot run this circuit here.
     """
     device = resolve_device(options.device)
-    env = build_env(options.env, device)
+    with _contract_errors("env"):
+        env = build_env(options.env, device)
+        if _from_outside(env):
+            env.check()
     try:
-        with memory_errors("circuit"):
+        with _contract_errors("circuit"), memory_errors("circuit"):
             resources.check_memory(options, env, outline(options, env), device)
             circuit = build_circuit(
                 options.circuit,
@@ -333,31 +279,84 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
             try_out(options, env, circuit)
         if options.start is not None and not resumed:
             take_over(options, circuit)
-        agent: Agent = AGENTS[options.agent.type](  # type: ignore[attr-defined]
-            env, circuit, options.agent, seed=options.seed, recorder=recorder
-        )
+        _check_gradient(options, circuit)
+        with _contract_errors("agent"):
+            agent: Agent = build_component(options.agent, env, circuit, seed=options.seed, recorder=recorder)
     except BaseException:
         env.close()
         raise
     return Parts(env, circuit, agent)
 
 
+def _check_gradient(options: RunOptions, circuit: Circuit) -> None:
+    """Raise OptionsError if an agent needs a gradient that a circuit does not have."""
+    if circuit.differentiable or not component_of(options.agent).needs_gradient:
+        return
+    able = ", ".join(name for name, entry in registry.entries("agent").items() if not entry.needs_gradient)
+    raise OptionsError(
+        f"agent.type: got {options.agent.type!r}; circuit.type {options.circuit.type!r} has no gradient, allowed: {able}"
+    )
+
+
 def try_out(options: RunOptions, env: Task, circuit: Circuit) -> None:
-    """See whether there is room for the state of a batch, and whether the backend can run it.
+    """See whether there is room for the state of a batch, whether parts from outside the package can take a step, and
+    whether the backend can run it.
 
     Raises:
+        OptionsError: a part from outside cannot.
         BackendError: the backend cannot run this circuit here.
     """
     batch_size: int = getattr(options.agent, "batch_size", 1)
     state = circuit.initial_state(batch_size)
-    if not isinstance(circuit, MemoryAugmentedCircuit):
+    outside = [part for part in (circuit, *circuit.children()) if isinstance(part, Component) and _from_outside(part)]
+    if outside:
+        _try_steps(circuit, " with ".join(type(part).__name__ for part in outside), env.device)
+    if not isinstance(circuit, MemoryCircuit):
         return
     inputs = state.reads.new_zeros(1, batch_size, circuit.input_size)
     with circuit.precision(inputs):
         dispatch.choose(circuit, inputs, state)
-        if isinstance(env, Env) and issubclass(AGENTS[options.agent.type], EvolutionAgent):  # type: ignore[attr-defined]
+        if isinstance(env, Env) and hasattr(options.agent, "strategy"):
             stacked = {name: parameter.detach()[None] for name, parameter in circuit.named_parameters()}
             dispatch.choose_population(circuit, stacked, inputs)
+
+
+def _from_outside(part: Component) -> bool:
+    return not type(part).__module__.startswith(f"{__name__.split('.')[0]}.")
+
+
+def _try_steps(circuit: Circuit, named: str, device: Any) -> None:
+    """Take two steps from the initial state, which changes nothing.
+
+    Raises:
+        OptionsError: that fails; says why.
+    """
+    training = circuit.training
+    x = next(circuit.parameters(), torch.zeros((), device=device)).new_zeros(1, circuit.input_size)
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            circuit.eval()
+            _, state = circuit.step(x)
+            outputs, _ = circuit.step(x, state)
+            found, expected = list(outputs.shape), [1, circuit.output_size]
+            if found != expected:
+                raise ValueError(f"outputs of one sequence have shape {found}; expected {expected}")
+    except Exception as error:
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise OptionsError(f"circuit: {named} cannot take a step: {type(error).__name__}: {reason}") from error
+    finally:
+        circuit.train(training)
+
+
+@contextlib.contextmanager
+def _contract_errors(what: str) -> Iterator[None]:
+    """Within the block, a class from outside that breaks its contract is an error of one line."""
+    try:
+        yield
+    except TypeError as error:
+        raise OptionsError(f"{what}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -412,29 +411,39 @@ def differences(theirs: Any, ours: Any, path: str = "") -> list[tuple[str, Any, 
     return [] if theirs == ours else [(path, theirs, ours)]
 
 
-def load_circuit(path: str | Path, *, backend: str = "auto", device: torch.device | str = "cpu") -> Circuit:
+def load_circuit(
+    path: str | Path, *, backend: str = "auto", device: torch.device | str = "cpu", imports: Sequence[str] = ()
+) -> Circuit:
     """The circuit of a checkpoint file, built from the options saved with it, with its trained weights.
 
     Device and backend are those given here, whatever the run had; of its options only the circuit's block and the
-    precision count.
+    precision count. A checkpoint names the modules that its run has imported, but runs no code: import them yourself.
 
     Args:
         path: a file such as ``runs/<run>/checkpoints/best.pt``.
         backend: what runs sequences.
         device: where to; ``auto`` takes a CUDA device where there is one.
+        imports: modules that register what the circuit is made of, if it comes from outside the package.
 
     Raises:
-        OptionsError: no such device here.
-        checkpoint.CheckpointError: the file is missing, damaged, foreign or holds no circuit.
+        OptionsError: no such device here, or a module cannot be imported.
+        checkpoint.CheckpointError: the file is missing, damaged, foreign or holds no circuit that can be built.
     """
     place = resolve_device(str(device))
+    registry.import_modules(imports)
     content = checkpoint.load(Path(path), place)
     try:
-        options, weights = content["options"], content["agent"]["circuit"]
-        block = parse_block("circuit", options["circuit"])
-        sizes = content.get("sizes") or _sizes(options)
-    except (KeyError, TypeError, OptionsError) as error:
-        raise checkpoint.CheckpointError(f"{path}: holds no circuit that this version can build: {error}") from error
+        options, weights, sizes = content["options"], content["agent"]["circuit"], content["sizes"]
+        block = _Circuit.model_validate({"circuit": options["circuit"]}).circuit
+    except (KeyError, TypeError) as error:
+        raise checkpoint.CheckpointError(f"{path}: holds no circuit") from error
+    except ValidationError as error:
+        lines = explain(error, {"circuit": options["circuit"]}, _Circuit)
+        needed = ", ".join(repr(name) for name in options.get("imports", []))
+        hint = f" (its run has imported {needed}: import it first, or say imports=[{needed}])" if needed else ""
+        raise checkpoint.CheckpointError(
+            f"{path}: holds no circuit that can be built here: {'; '.join(lines)}{hint}"
+        ) from error
     circuit = build_circuit(
         block,
         sizes["input_size"],
@@ -448,10 +457,8 @@ def load_circuit(path: str | Path, *, backend: str = "auto", device: torch.devic
     return circuit
 
 
-def _sizes(options: Mapping[str, Any]) -> dict[str, int]:
-    """Sizes of a circuit whose checkpoint does not hold them: those of its env."""
-    with contextlib.closing(build_env(parse_block("env", options["env"]), torch.device("cpu"))) as env:
-        return {"input_size": env.input_size, "output_size": env.output_size}
+class _Circuit(Options):
+    circuit: Annotated[Any, Chosen("circuit")]
 
 
 def describe(parts: Parts) -> str:
@@ -463,38 +470,20 @@ def describe(parts: Parts) -> str:
         f"  {type(env).__name__}: {env.input_size} inputs, {env.output_size} outputs",
         f"  {type(circuit).__name__}: {parameters:,} parameters on {env.device}",
     ]
-    controller, accessor = getattr(circuit, "controller", None), getattr(circuit, "accessor", None)
-    if controller is not None:
-        lines.append(f"    {type(controller).__name__}: {controller.num_layers} x {controller.hidden_size}")
-    if accessor is not None:
-        lines.append(
-            f"    {type(accessor).__name__}: memory {accessor.memory_size} x {accessor.word_size}, "
-            f"{accessor.num_reads} read and {accessor.num_writes} write heads"
-        )
+    for part in (getattr(circuit, "controller", None), getattr(circuit, "accessor", None)):
+        if part is not None:
+            values = part.options.model_dump(exclude={"type"})
+            lines.append(f"    {type(part).__name__}: {', '.join(f'{name} {value}' for name, value in values.items())}")
     return "\n".join(lines)
 
 
 def entries() -> dict[str, dict[str, str]]:
     """Every name that options can use, by its option, with the first sentence of what it stands for."""
-    types: dict[str, Types] = {
-        **BLOCKS,
-        "circuit.controller": types_of(NTM.Options.model_fields["controller"].annotation),
-        "agent.strategy": types_of(EvolutionAgent.Options.model_fields["strategy"].annotation),
-        "agent.fitness": types_of(EvolutionAgent.Options.model_fields["fitness"].annotation),
-        "env.curriculum": types_of(CopyEnv.Options.model_fields["curriculum"].annotation),
+    described = {
+        option: {
+            name: first_sentence((entry.__doc__ or "").split("\n\n")[0])
+            for name, entry in registry.entries(kind).items()
+        }
+        for kind, option in OPTIONS.items()
     }
-    described = {**TABLES, "circuit.controller": CONTROLLERS, "agent.strategy": STRATEGIES}
-    named = {
-        "agent.optimiser": get_args(BackpropAgent.Options.model_fields["optimiser"].annotation),
-        "env.data": get_args(ImagesEnv.Options.model_fields["data"].annotation),
-    }
-    return {
-        **{
-            f"{block}.type": {
-                name: first_sentence((described.get(block, models)[name].__doc__ or "").split("\n\n")[0])
-                for name in models
-            }
-            for block, models in types.items()
-        },
-        **{option: dict.fromkeys(names, "") for option, names in named.items()},
-    }
+    return {**described, "env.data": dict.fromkeys(get_args(fields_of(ImagesEnv)["data"].annotation), "")}

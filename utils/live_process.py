@@ -1,4 +1,4 @@
-"""The child process of :class:`~papertape.utils.live.Plotter`: draws files and talks to visdom.
+"""The child process of :class:`~papertape.utils.sinks.Plotter`: draws files and talks to visdom.
 
 It reads messages from its standard input and writes lines for the log to its standard output. It must not import torch.
 """
@@ -31,14 +31,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ..core import install
-from ..core import pictures as kinds
-from ..core.pictures import Picture
+from ..core import recorder as kinds
+from ..core.recorder import Picture
 from . import light_process, visdom_files, visdom_server
 from .files import replacing
 from .plots import (
     LINES,
     RAW_POINTS,
     Array,
+    Colours,
     Curve,
     Episode,
     History,
@@ -46,8 +47,10 @@ from .plots import (
     curve_title,
     curves_figure,
     episode_figure,
+    layout_of,
     memory_gif,
     picture_figure,
+    slot_ticks,
     thinned,
 )
 
@@ -73,7 +76,7 @@ MISSING_FILES = f"curves are kept, but the page stays empty until `{visdom_files
 
 
 class Settings(NamedTuple):
-    """What the run says at the start; see :class:`~papertape.utils.live.Plotter`."""
+    """What the run says at the start; see :class:`~papertape.utils.sinks.Plotter`."""
 
     directory: str
     title: str
@@ -224,53 +227,45 @@ def jsonable(values: NDArray[np.floating[Any]]) -> Any:
 
 
 class Window(NamedTuple):
-    """A heatmap of the visdom page."""
+    """A heatmap of the visdom page: what plotly draws, and its axes."""
 
     name: str
-    image: Array
-    """``[rows, columns]``"""
-    kind: str
-    rows: str
-    columns: str = "step"
+    heatmap: dict[str, Any]
+    axes: dict[str, Any]
 
-    def trace(self) -> dict[str, Any]:
-        """What plotly draws."""
-        colours, low, high = colour_limits(self.image, self.kind)
-        return {
-            "type": "heatmap",
-            "z": jsonable(np.round(self.image.astype(np.float64), 4)),
-            "zmin": low,
-            "zmax": high,
-            "colorscale": colour_scale(colours),
-            "colorbar": {"thickness": 10},
-        }
+
+def heatmap_window(name: str, image: Array, colours: Colours, largest: float | None, *sides: Any) -> Window:
+    """A window that shows an image ``[rows, columns]``, with the title and the ticks of its rows and of its columns."""
+    colour_map, low, high = colour_limits(image, colours, largest)
+    heatmap = {
+        "type": "heatmap",
+        "z": jsonable(np.round(image.astype(np.float64), 4)),
+        "zmin": low,
+        "zmax": high,
+        "colorscale": colour_scale(colour_map),
+        "colorbar": {"thickness": 10},
+    }
+    axes: dict[str, Any] = {"yaxis": {"autorange": "reversed"}, "xaxis": {}}
+    for axis, (title, ticks) in zip(axes.values(), sides, strict=True):
+        axis["title"] = title
+        if ticks is not None:
+            axis |= {"tickvals": ticks.places, "ticktext": ticks.labels}
+    return Window(name, heatmap, axes)
 
 
 def episode_windows(episode: Episode) -> list[Window]:
-    """The heatmaps of an episode: what the picture in the files shows, one window a part; heads one below the other."""
-
-    def heads(part: Array | None) -> Array | None:
-        return None if part is None else part.reshape(len(part), -1).T
-
-    parts = [
-        ("input", episode.inputs.T, "bits", "channel"),
-        ("target", episode.targets.T, "bits", "channel"),
-        ("output", episode.outputs.T, "bits", "channel"),
-        ("words written", heads(episode.add), "words", "head × element"),
-        ("words read", heads(episode.reads), "words", "head × element"),
-        ("write weights", heads(episode.write_weights), "weights", "head × slot"),
-        ("read weights", heads(episode.read_weights), "weights", "head × slot"),
-        ("allocation", heads(episode.allocation_weights), "weights", "head × slot"),
-        ("usage", heads(episode.usage), "weights", "slot"),
-        ("write gates", heads(episode.write_gates), "bits", "head"),
-        ("allocation gates", heads(episode.allocation_gates), "bits", "head"),
-        ("free gates", heads(episode.free_gates), "bits", "head"),
-        ("read modes", heads(episode.read_modes), "bits", "head × (backward, content, forward)"),
+    """The heatmaps of an episode: the panels and stills of the picture in the files, a window each."""
+    layout = layout_of(episode)
+    panels = [
+        heatmap_window(panel.name, panel.image, panel.colours, panel.largest, (panel.rows, panel.ticks), ("step", None))
+        for panel in layout.panels
     ]
-    windows = [Window(name, image, kind, rows) for name, image, kind, rows in parts if image is not None]
-    if episode.memory is not None:
-        windows.append(Window("memory", episode.memory[-1], "words", "slot", "element"))
-    return windows
+    stills = []
+    for still in layout.all_stills:
+        ticks = [None if slots is None else slot_ticks(slots) for slots in still.slots]
+        sides = [(f"axis {axis}" if at is None else "slot", at) for axis, at in zip(still.axes, ticks, strict=True)]
+        stills.append(heatmap_window(still.name, still.images[-1], still.colours, None, *sides))
+    return [*panels, *stills]
 
 
 def curve_traces(curve: Curve, colour: str, floor: float) -> list[dict[str, Any]]:
@@ -379,9 +374,8 @@ class Visdom:
     def show_episode(self, step: int, episode: Episode) -> None:
         """A window for each part of an episode."""
         for window in episode_windows(episode):
-            axes = {"xaxis": {"title": window.columns}, "yaxis": {"title": window.rows, "autorange": "reversed"}}
             title = f"{episode.name}: {window.name}, step {step}"
-            self.plot(f"{episode.name} {window.name}", title, [window.trace()], axes)
+            self.plot(f"{episode.name} {window.name}", title, [window.heatmap], window.axes)
 
     def show_image(self, name: str, content: bytes) -> None:
         """A window with a PNG."""

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..agents import BackpropAgent, EvolutionAgent
 from ..core.circuit import Circuit
-from ..core.options import Options
+from ..core.component import component_of
+from ..core.options import Options, OptionsError
 from ..core.task import Task
 from ..envs.sequence import SequenceEnv
-from .options import OptionsError
 
 GIBIBYTE = 2**30
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -46,7 +46,7 @@ def longest(env: Task, *, test: bool) -> int:
     lengths = []
     for variant in env.sets("validation").values() if test else [env]:
         length = 1
-        for _, high in variant.options.ranges().values():  # type: ignore[attr-defined]
+        for _, high in variant.ranges(variant).values():  # type: ignore[attr-defined]
             length *= high
         lengths.append(length)
     return max(lengths)
@@ -66,7 +66,7 @@ def needed_bytes(agent: Any, env: Task, circuit: Circuit) -> tuple[int, str]:
     tested = min(getattr(agent, "evaluation_sequences", 1), getattr(agent, "evaluation_batch_size", 1))
     channels = env.input_size + env.output_size
     # Learning by gradient also takes the gradient and an average of it.
-    always = {"the weights": weights * (3 if isinstance(agent, BackpropAgent.Options) else 1)}
+    always = {"the weights": weights * (3 if issubclass(component_of(agent), BackpropAgent) else 1)}
     training = {
         "the state of a batch": elements(circuit.initial_state(batch_size)),
         "a batch": longest(env, test=False) * batch_size * channels,
@@ -75,7 +75,7 @@ def needed_bytes(agent: Any, env: Task, circuit: Circuit) -> tuple[int, str]:
         "the state of a batch of evaluation": elements(circuit.initial_state(tested)),
         "a batch of evaluation": longest(env, test=True) * tested * channels,
     }
-    if isinstance(agent, EvolutionAgent.Options):
+    if issubclass(component_of(agent), EvolutionAgent):
         strategy: Any = agent.strategy
         # Mirrored pairs share their noise, that of low rank is small; trust has two populations that take turns.
         shares = {"openai-es": 0 if getattr(strategy, "rank", None) else 0.5, "pgpe": 0.5, "trust": 2}

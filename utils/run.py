@@ -14,23 +14,26 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from ..core.agent import Recorder
-from ..core.circuit import Circuit, Trace
+from ..core.circuit import Circuit
 from ..core.env import Batch
-from ..core.pictures import Picture
+from ..core.options import OptionsError
+from ..core.recorder import Picture, Recorder
+from ..core.trace import Trace
 from . import checkpoint
-from .factory import RunOptions
 from .files import append_line, clear_parts, replace_text
-from .live import Plotter
-from .options import OptionsError, load_file
+from .options import load_file
 from .plots import episode_from
+from .sinks import Sinks
+
+if TYPE_CHECKING:
+    from .factory import RunOptions
 
 logger = logging.getLogger(__name__)
 
@@ -158,15 +161,15 @@ class Run(Recorder):
         self.options = options
         self.sizes = {"input_size": circuit.input_size, "output_size": circuit.output_size} if circuit else {}
         self.gif = gif
-        self.wants_episodes = options.plots != "off"
         (directory / "plots").mkdir(exist_ok=True)
-        self.plotter = Plotter(
+        self.sinks = Sinks(
+            options.plots,
             directory,
             title or directory.name,
-            options.plots,
             hostname=options.visdom_host,
             port=options.visdom_port,
         )
+        self.wants_episodes = self.sinks.wants_pictures
         self._bar: tqdm[Any] | None = None
         self._postfix_due = 0.0
         self._shown: dict[str, float] = {}
@@ -182,7 +185,7 @@ class Run(Recorder):
         """Finish the pictures and the progress bar."""
         if self._bar is not None:
             self._bar.close()
-        self.plotter.close()
+        self.sinks.close()
 
     def _warn_once(self, what: str, error: Exception) -> None:
         if what not in self._failed:
@@ -216,6 +219,11 @@ class Run(Recorder):
     def message(self, text: str) -> None:
         """One line for a person, to the log."""
         logger.info("%s", text)
+        self.sinks.message(text)
+
+    def text(self, name: str, text: str) -> None:
+        """A text, such as the run's options, to the sinks."""
+        self.sinks.text(name, text)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Append a row to the curves, and to metrics.jsonl if it :func:`is_kept`; what was judged is logged, too."""
@@ -225,7 +233,7 @@ class Run(Recorder):
                 append_line(self.directory / "metrics.jsonl", json.dumps(row))
         except OSError as error:
             self._warn_once("metrics.jsonl", error)
-        self.plotter.metrics(step, values)
+        self.sinks.metrics(step, values)
         judged: dict[str, list[str]] = {}
         for name, value in values.items():
             kind, *parts = name.split("/")
@@ -244,7 +252,7 @@ class Run(Recorder):
         replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         for row in kept:
             values = {name: math.nan if value is None else value for name, value in row.items() if name != "step"}
-            self.plotter.metrics(row["step"], values)
+            self.sinks.metrics(row["step"], values)
 
     def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
         """Move the progress bar."""
@@ -258,16 +266,16 @@ class Run(Recorder):
             self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)
 
-    def episode(self, step: int, name: str, batch: Batch, outputs: Tensor, trace: Trace | None) -> None:
+    def episode(self, step: int, name: str, batch: Batch, outputs: Tensor, trace: Trace) -> None:
         """Draw one answered sequence."""
         episode = episode_from(name, batch, outputs, trace)
-        self.plotter.episode(step, name, episode)
-        if self.gif and episode.memory is not None:
-            self.plotter.animation(name, episode)
+        self.sinks.episode(step, name, episode)
+        if self.gif and episode.seen:
+            self.sinks.animation(name, episode)
 
     def picture(self, step: int, name: str, picture: Picture) -> None:
         """Draw plain data."""
-        self.plotter.picture(step, name, picture)
+        self.sinks.picture(step, name, picture)
 
     def checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
         """Save the agent's state and the run's options; when the disk fails, the last checkpoint stays as it is."""

@@ -1,65 +1,28 @@
 """Strategies: how a population changes from one generation to the next, by ask and tell."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any
-
-from pydantic import Field
-
-from .base import Strategy, StrategyOptions
-from .cma_es import CMAES, CMAESOptions
-from .deep_ga import DeepGA, DeepGAOptions
-from .neat import Neat, NeatOptions
-from .openai_es import OpenAIES, OpenAIESOptions
-from .pgpe import PGPE, PGPEOptions
-from .sep_cma_es import SepCMAES, SepCMAESOptions
-from .snes import SNES, SNESOptions
-from .trust import Trust, TrustOptions
-
-STRATEGIES: dict[str, Any] = {
-    "trust": Trust,
-    "deep-ga": DeepGA,
-    "openai-es": OpenAIES,
-    "snes": SNES,
-    "pgpe": PGPE,
-    "cma-es": CMAES,
-    "sep-cma-es": SepCMAES,
-    "neat": Neat,
-}
-"""Strategies by the name that options give them."""
-
-AnyStrategyOptions = Annotated[
-    TrustOptions
-    | DeepGAOptions
-    | OpenAIESOptions
-    | SNESOptions
-    | PGPEOptions
-    | CMAESOptions
-    | SepCMAESOptions
-    | NeatOptions,
-    Field(discriminator="type"),
-]
-"""The ``strategy:`` block of the evolution agent."""
+from .base import AnyStrategy, Strategy
+from .cma_es import CMAES
+from .deep_ga import DeepGA
+from .neat import Neat
+from .openai_es import OpenAIES
+from .pgpe import PGPE
+from .search import Found, maximise, minimise
+from .sep_cma_es import SepCMAES
+from .snes import SNES
+from .trust import Trust
 
 __all__ = [
     "CMAES",
     "PGPE",
     "SNES",
-    "STRATEGIES",
-    "AnyStrategyOptions",
-    "CMAESOptions",
+    "AnyStrategy",
     "DeepGA",
-    "DeepGAOptions",
+    "Found",
     "Neat",
-    "NeatOptions",
     "OpenAIES",
-    "OpenAIESOptions",
-    "PGPEOptions",
-    "SNESOptions",
     "SepCMAES",
-    "SepCMAESOptions",
     "Strategy",
-    "StrategyOptions",
     "Trust",
-    "TrustOptions",
+    "maximise",
+    "minimise",
 ]

@@ -3,84 +3,80 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PlainValidator
 from torch import Tensor
 
-from ...core.options import Options
-from ...core.pictures import Picture
-from ...core.stacked import Layout, Stack
+from ...core.component import Chosen, Component
+from ...core.members import Stack
+from ...core.recorder import Picture
+from ...core.registry import contract
 from ..evaluation import check_keys, check_state
+from ..genome import Layout
 
 Initial = Literal["resampled", "copied"]
 """How the first genomes of a population of individuals come from the circuit's weights; see :func:`resample`."""
 
 
-class StrategyOptions(Options):
-    """Options that every strategy has."""
-
-    own_meaning = frozenset({"sigma", "lr", "sigma_lr"})
-
-    kept = Options.kept | {"population"}
-
-    type: str
-    population: int | None = Field(200, ge=2)
-    """P, members of a generation."""
+def _as_layout(given: Any) -> Layout | None:
+    if given is None or isinstance(given, Layout):
+        return given
+    raise ValueError(f"got a {type(given).__name__}; expected a Layout or None")
 
 
-class Strategy(ABC):
+@contract("strategy")
+class Strategy(Component, ABC):
     """Ask for a population, evaluate it, tell its fitness; again and again.
+
+    ::
+
+        strategy = CMAES(torch.zeros(10), sigma=0.5, seed=1)
+        for _ in range(100):
+            strategy.tell(-function(strategy.ask()))  # genomes [P, D] -> fitness [P], higher is better
+        strategy.best
 
     Subclasses implement :meth:`draw`, :meth:`update`, :attr:`best`, :meth:`center_and_spread`, and name the attributes
     that they remember in :attr:`remembered`. All randomness comes from :attr:`generator`.
     """
 
-    Options: ClassVar[type[StrategyOptions]]
-    per_sample: bool = False
-    """Whether :meth:`tell` takes the fitness of each sequence, ``[P, B]`` in the order in which they were answered."""
+    genome: Tensor = Field(
+        kw_only=False, description="where to start, [D]; its device and type are those of the population"
+    )
+    seed: int = Field(default=0, exclude=True, ge=-(2**63), lt=2**63, description="of everything that is drawn")
+    layout: Annotated[Layout, PlainValidator(_as_layout)] = Field(
+        default=None,  # type: ignore[assignment]
+        exclude=True,
+        description="how named parameters lie in the genome; None takes it as one vector",
+    )
+    population: int = Field(default=200, ge=2, description="P, members of a generation")
+
+    own_meaning: ClassVar[frozenset[str]] = frozenset({"sigma", "lr", "sigma_lr"})
+    kept: ClassVar[frozenset[str]] = Component.kept | {"population"}
     holds_members: ClassVar[bool] = False
     """Whether :meth:`replace` can put other genomes in place of the members: a population, not a distribution."""
-    recheck_sequences: int = 0
-    """Sequences on which :meth:`candidates` are to be evaluated again."""
     remembered: ClassVar[tuple[str, ...]] = ()
     """Attributes (tensors and plain values) that go into a checkpoint."""
     adapted: ClassVar[Mapping[str, str]] = {}
     """Options that only say where a remembered attribute begins, and that attribute: a run that goes on goes on from
     where it has got, unless another value is asked for."""
-    options: StrategyOptions
 
-    def __init__(
-        self,
-        options: StrategyOptions,
-        initial: Tensor,
-        *,
-        population: int,
-        seed: int = 0,
-        layout: Layout | None = None,
-    ) -> None:
-        """
-        Args:
-            options: of this strategy.
-            initial: genome to start from, ``[D]``; its device and type are those of the population.
-            population: P, members of a generation.
-            seed: of everything that is drawn.
-            layout: how named parameters lie in the genome; None takes it as one vector.
+    def setup(self) -> None:
+        """Check the genome, and begin with what every strategy remembers.
 
         Raises:
             ValueError: the genome is not a vector of finite numbers, or not of the layout's size.
         """
-        if initial.dim() != 1 or not initial.is_floating_point() or not torch.isfinite(initial).all():
-            raise ValueError(f"initial: got shape {list(initial.shape)}; expected a vector of finite numbers")
-        self.options = options
-        self.layout = layout or Layout({"genome": initial.shape})
-        if self.layout.size != len(initial):
-            raise ValueError(f"initial: got {len(initial)} elements; its layout has {self.layout.size}")
-        self.population = population
-        self.initial = initial.detach().clone()
-        self.generator = torch.Generator(initial.device).manual_seed(seed)
+        genome = self.genome
+        if genome.dim() != 1 or not genome.is_floating_point() or not torch.isfinite(genome).all():
+            raise ValueError(f"genome: got shape {list(genome.shape)}; expected a vector of finite numbers")
+        self.layout = self.layout or Layout({"genome": genome.shape})
+        if self.layout.size != len(genome):
+            raise ValueError(f"genome: got {len(genome)} elements; its layout has {self.layout.size}")
+        self.genome = genome.detach().clone()
+        self.generator = torch.Generator(genome.device).manual_seed(self.seed)
         self.generation = 0
         self.best_fitness = float("-inf")
         """Highest fitness of the last generation."""
@@ -88,6 +84,27 @@ class Strategy(ABC):
         """Members whose fitness was not finite, in all generations."""
         self._drawn: Tensor | dict[str, Stack] | None = None
         self._before_draw = self.generator.get_state()
+
+    @classmethod
+    def refuses_start(cls, options: Any) -> Iterable[str]:
+        """A line for each option by which nothing would be kept of the genome that the population starts from.
+
+        Args:
+            options: of a strategy of this class.
+        """
+        if getattr(options, "initial", None) == "resampled":
+            return ["initial: got 'resampled', which keeps nothing of the weights of start; allowed: copied"]
+        return ()
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether :meth:`tell` takes the fitness of each sequence, ``[P, B]``, in the order of the sequences."""
+        return False
+
+    @property
+    def recheck_sequences(self) -> int:
+        """Sequences on which :meth:`candidates` are to be evaluated again."""
+        return 0
 
     @abstractmethod
     def draw(self) -> Tensor | dict[str, Stack]:
@@ -143,7 +160,7 @@ class Strategy(ABC):
         if fitness.dim() != (2 if self.per_sample else 1) or len(fitness) != self.population:
             expected = f"[{self.population}, B]" if self.per_sample else f"[{self.population}]"
             raise ValueError(f"fitness: got shape {list(fitness.shape)}; expected {expected}")
-        fitness = self._finite(fitness.to(self.initial.device, torch.float64))
+        fitness = self._finite(fitness.to(self.genome.device, torch.float64))
         self.best_fitness = float(fitness.sum(1).max() if self.per_sample else fitness.max())
         drawn, self._drawn = self._drawn, None
         self.update(fitness, drawn)
@@ -194,7 +211,7 @@ class Strategy(ABC):
             "generation": self.generation,
             "best_fitness": self.best_fitness,
             "bad_fitness": self.bad_fitness,
-            "initial": self.initial.clone(),
+            "genome": self.genome.clone(),
             "options": self.options.model_dump(mode="json"),
             **own,
         }
@@ -216,13 +233,17 @@ class Strategy(ABC):
         self.generation = state["generation"]
         self.best_fitness = state["best_fitness"]
         self.bad_fitness = state["bad_fitness"]
-        self.initial = state["initial"].to(self.initial)
+        self.genome = state["genome"].to(self.genome)
         self._drawn = None
         before, now = state["options"], expected["options"]
         anew = {name: option for option, name in self.adapted.items() if before[option] != now[option]}
         for name in self.remembered:
             value = self.asked(anew[name]) if name in anew else state[name]
-            setattr(self, name, value.to(self.initial.device, copy=True) if isinstance(value, Tensor) else value)
+            setattr(self, name, value.to(self.genome.device, copy=True) if isinstance(value, Tensor) else value)
+
+
+AnyStrategy = Annotated[Any, Chosen("strategy")]
+"""A strategy as an option: its name, or its name as ``type`` with its options."""
 
 
 def _copied(value: Any) -> Any:

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ...core.stacked import Layout
-from .base import Strategy, StrategyOptions
+from ...core.registry import register
+from .base import Strategy
 
 MAX_SIZE = 10_000
 """Weights up to which a full covariance matrix is kept; its eigenvectors take 10 D³ operations, 1.6 GB at this size."""
-
-
-class CMAESOptions(StrategyOptions):
-    """Options of :class:`CMAES`; everything else follows from the sizes, as in the tutorial's table 1."""
-
-    type: Literal["cma-es"] = "cma-es"
-    population: int | None = Field(None, ge=4)
-    """P, members of a generation; null: 4 + floor(3 log D)."""
-    sigma: float = Field(0.1, gt=0)
-    """Standard deviation of each weight at the start."""
 
 
 class Rates(NamedTuple):
@@ -82,6 +72,7 @@ def rates(size: int, population: int, *, separable: bool = False) -> Rates:
     )
 
 
+@register("strategy", "cma-es")
 class CMAES(Strategy):
     """Learns the mean, the step size and the covariance of its search distribution; computes in float64.
 
@@ -89,7 +80,6 @@ class CMAES(Strategy):
     bit, and nothing needs numpy's global random state.
     """
 
-    Options: ClassVar[type[CMAESOptions]] = CMAESOptions
     remembered: ClassVar[tuple[str, ...]] = (
         "mean",
         "sigma",
@@ -101,23 +91,27 @@ class CMAES(Strategy):
         "decomposed_at",
     )
     adapted: ClassVar[Mapping[str, str]] = {"sigma": "sigma"}
-    options: CMAESOptions
+
+    population: int | None = Field(  # type: ignore[assignment]
+        default=None, ge=4, description="P, members of a generation; null: 4 + floor(3 log D)"
+    )
+    sigma: float = Field(default=0.1, gt=0, description="standard deviation of each weight at the start")
+
     separable = False
 
-    def __init__(self, options: CMAESOptions, initial: Tensor, *, seed: int = 0, layout: Layout | None = None) -> None:
+    def setup(self) -> None:
         """See :class:`Strategy`.
 
         Raises:
             ValueError: the genome is too long for a full covariance matrix.
         """
-        size = len(initial)
+        size = len(self.genome)
         self._check_size(size)
-        population = options.population or 4 + math.floor(3 * math.log(size))
-        super().__init__(options, initial, population=population, seed=seed, layout=layout)
-        self.rates = rates(size, population, separable=self.separable)
-        self.mean = self.initial.double()
+        self.population = self.population or 4 + math.floor(3 * math.log(size))
+        super().setup()
+        self.rates = rates(size, self.population, separable=self.separable)
+        self.mean = self.genome.double()
         """``[D]``"""
-        self.sigma = options.sigma
         self.path_sigma = torch.zeros_like(self.mean)
         """``[D]``"""
         self.path_c = torch.zeros_like(self.mean)
@@ -173,16 +167,20 @@ class CMAES(Strategy):
     def draw(self) -> Tensor:
         """Members around the mean, ``[P, D]``."""
         normal = torch.randn(
-            self.population, len(self.mean), generator=self.generator, device=self.mean.device, dtype=torch.float64
+            len(self.rates.weights),
+            len(self.mean),
+            generator=self.generator,
+            device=self.mean.device,
+            dtype=torch.float64,
         )
         self._steps = self._shape(normal)
-        return (self.mean + self.sigma * self._steps).to(self.initial.dtype)
+        return (self.mean + self.sigma * self._steps).to(self.genome.dtype)
 
     def update(self, fitness: Tensor, drawn: Any) -> None:
         """Equations 41 to 47 of the tutorial."""
         r, size = self.rates, len(self.mean)
         steps = self._steps
-        weights = torch.empty(self.population, dtype=steps.dtype, device=steps.device)
+        weights = torch.empty(len(steps), dtype=steps.dtype, device=steps.device)
         weights[torch.argsort(fitness, descending=True, stable=True)] = r.weights.to(steps)
         step = weights.clamp(min=0) @ steps
         self.mean = self.mean + self.sigma * step
@@ -200,7 +198,7 @@ class CMAES(Strategy):
     @property
     def best(self) -> Tensor:
         """The mean."""
-        return self.mean.to(self.initial.dtype)
+        return self.mean.to(self.genome.dtype)
 
     def center_and_spread(self) -> tuple[Tensor, float]:
         """The mean, and the step size times the root mean square of the scales."""

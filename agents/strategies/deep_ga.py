@@ -2,51 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from ...core.stacked import Layout
-from .base import Initial, Strategy, StrategyOptions, resample
+from ...core.registry import register
+from .base import Initial, Strategy, resample
 
 _SEEDS = 2**32
 """Seeds lie below this: torch's generator on the CPU looks at no more bits."""
 
 
-class DeepGAOptions(StrategyOptions):
-    """Options of :class:`DeepGA`; the defaults are those of the paper's Atari runs."""
-
-    # Chains of seeds stand for other genomes with others of these.
-    kept = StrategyOptions.kept | {"sigma", "share", "initial"}
-
-    type: Literal["deep-ga"] = "deep-ga"
-    population: int = Field(1000, ge=2)
-    """P, members of a generation; from the second on, the elite is one of them."""
-    truncation: int = Field(20, ge=1)
-    """Fittest members that may be parents."""
-    sigma: float = Field(0.002, gt=0)
-    """Standard deviation of the noise that mutation adds to each weight."""
-    share: float = Field(1.0, gt=0, le=1)
-    """Share of the weights that mutation touches, each by chance; 1 touches all, as in the paper."""
-    initial: Initial = "resampled"
-    """First genomes: drawn anew from the distribution of the circuit's weights, or mutated copies of these weights."""
-    elite_candidates: int = Field(10, ge=0)
-    """Fittest members that are evaluated again to find the elite, which lives on unchanged; 0: no second look."""
-    elite_sequences: int = Field(30, ge=1)
-    """Sequences of that second evaluation."""
-
-    @model_validator(mode="after")
-    def _check(self) -> DeepGAOptions:
-        for name in ("truncation", "elite_candidates"):
-            if getattr(self, name) > self.population:
-                raise ValueError(
-                    f"{name}: got {getattr(self, name)}; allowed is at most population ({self.population})"
-                )
-        return self
-
-
+@register("strategy", "deep-ga")
 class DeepGA(Strategy):
     """A genetic algorithm without crossover whose genomes are chains of seeds.
 
@@ -56,42 +25,81 @@ class DeepGA(Strategy):
     and :meth:`rebuild` gives back every genome bit for bit (on the same kind of device, by the same version of torch).
     """
 
-    Options = DeepGAOptions
-    remembered = ("parents", "elite")
-    options: DeepGAOptions
+    kept: ClassVar[frozenset[str]] = Strategy.kept | {"sigma", "share", "initial"}
+    remembered: ClassVar[tuple[str, ...]] = ("parents", "elite")
 
-    def __init__(self, options: DeepGAOptions, initial: Tensor, *, seed: int = 0, layout: Layout | None = None) -> None:
+    population: int = Field(
+        default=1000, ge=2, description="P, members of a generation; from the second on, the elite is one of them"
+    )
+    truncation: int = Field(default=20, ge=1, description="fittest members that may be parents")
+    sigma: float = Field(
+        default=0.002, gt=0, description="standard deviation of the noise that mutation adds to each weight"
+    )
+    share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the weights that mutation touches, each by chance; 1 touches all, as in the paper",
+    )
+    initial: Initial = Field(
+        default="resampled",
+        description="first genomes: drawn anew from the distribution of the circuit's weights, or mutated copies of "
+        "these weights",
+    )
+    elite_candidates: int = Field(
+        default=10,
+        ge=0,
+        description="fittest members that are evaluated again to find the elite, which lives on unchanged; 0: no "
+        "second look",
+    )
+    elite_sequences: int = Field(default=30, ge=1, description="sequences of that second evaluation")
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """See :meth:`Component.check_options`."""
+        super().check_options(options)
+        for name in ("truncation", "elite_candidates"):
+            if getattr(options, name) > options.population:
+                raise ValueError(
+                    f"{name}: got {getattr(options, name)}; allowed is at most population ({options.population})"
+                )
+
+    def setup(self) -> None:
         """See :class:`Strategy`."""
-        super().__init__(options, initial, population=options.population, seed=seed, layout=layout)
-        self.recheck_sequences = options.elite_sequences
+        super().setup()
         self.parents: list[list[int]] = []
         """Chains of those that may have children, the fittest first."""
         self.elite: list[int] = []
         """Chain of the elite; empty before the first generation."""
         self.chains: list[list[int]] = []
         """Chains of the population that was drawn last."""
-        self._noise = torch.Generator(initial.device)
-        self._parents = self.initial.new_empty(0, len(initial))
-        self._elite = self.initial.clone()
+        self._noise = torch.Generator(self.genome.device)
+        self._parents = self.genome.new_empty(0, len(self.genome))
+        self._elite = self.genome.clone()
         self._candidates: Tensor | None = None
         self._candidate_chains: list[list[int]] = []
         self._spread = 0.0
-        self._mean = self.initial.clone()
+        self._mean = self.genome.clone()
+
+    @property
+    def recheck_sequences(self) -> int:
+        """See :attr:`Strategy.recheck_sequences`."""
+        return self.elite_sequences
 
     def first(self, seed: int) -> Tensor:
         """The first genome of a chain, ``[D]``."""
-        if self.options.initial == "copied":
-            return self._mutated(self.initial, seed)
-        return resample(self.initial, self.layout, self._noise.manual_seed(seed), 1)[0]
+        if self.initial == "copied":
+            return self._mutated(self.genome, seed)
+        return resample(self.genome, self.layout, self._noise.manual_seed(seed), 1)[0]
 
     def _mutated(self, genome: Tensor, seed: int) -> Tensor:
         noise = torch.randn(
             len(genome), generator=self._noise.manual_seed(seed), device=genome.device, dtype=genome.dtype
         )
-        if self.options.share < 1:
-            noise *= torch.rand(len(genome), generator=self._noise, device=genome.device) < self.options.share
+        if self.share < 1:
+            noise *= torch.rand(len(genome), generator=self._noise, device=genome.device) < self.share
         # Multiplied, then added: a fused operation could round differently here and there.
-        return noise.mul_(self.options.sigma).add_(genome)
+        return noise.mul_(self.sigma).add_(genome)
 
     def rebuild(self, chain: list[int]) -> Tensor:
         """The genome ``[D]`` that a chain of seeds stands for."""
@@ -104,12 +112,12 @@ class DeepGA(Strategy):
         """The elite, then children of parents drawn evenly; in the first generation, fresh genomes; ``[P, D]``."""
         kept = 1 if self.elite else 0
         count = self.population - kept
-        seeds = torch.randint(_SEEDS, (count,), generator=self.generator, device=self.initial.device).tolist()
+        seeds = torch.randint(_SEEDS, (count,), generator=self.generator, device=self.genome.device).tolist()
         if not self.elite:
             self.chains = [[seed] for seed in seeds]
             return torch.stack([self.first(seed) for seed in seeds])
-        chosen = torch.randint(len(self.parents), (count,), generator=self.generator, device=self.initial.device)
-        genomes = self.initial.new_empty(self.population, len(self.initial))
+        chosen = torch.randint(len(self.parents), (count,), generator=self.generator, device=self.genome.device)
+        genomes = self.genome.new_empty(self.population, len(self.genome))
         genomes[0] = self._elite
         for row, (parent, seed) in enumerate(zip(chosen.tolist(), seeds, strict=True), start=1):
             genomes[row] = self._mutated(self._parents[parent], seed)
@@ -122,11 +130,11 @@ class DeepGA(Strategy):
         """The fittest become the parents; the very fittest is the elite until :meth:`confirm` says otherwise."""
         order = torch.argsort(fitness, descending=True, stable=True)
         ranking = order.tolist()
-        top = ranking[: self.options.truncation]
+        top = ranking[: self.truncation]
         self.parents = [self.chains[index] for index in top]
         self._parents = drawn[order[: len(top)]]
         self.elite, self._elite = self.parents[0], self._parents[0].clone()
-        count = self.options.elite_candidates
+        count = self.elite_candidates
         self._candidates = drawn[order[:count]] if count else None
         self._candidate_chains = [self.chains[index] for index in ranking[:count]]
         variance, self._mean = torch.var_mean(drawn, dim=0, correction=0)
@@ -147,7 +155,7 @@ class DeepGA(Strategy):
             raise RuntimeError("confirm: there are no candidates")
         if fitness.shape != (len(self._candidates),):
             raise ValueError(f"fitness: got shape {list(fitness.shape)}; expected [{len(self._candidates)}]")
-        fitness = self._finite(fitness.to(self.initial.device, torch.float64))
+        fitness = self._finite(fitness.to(self.genome.device, torch.float64))
         index = int(torch.argsort(fitness, descending=True, stable=True)[0])
         self.elite, self._elite = self._candidate_chains[index], self._candidates[index].clone()
         self._candidates = None
@@ -175,4 +183,4 @@ class DeepGA(Strategy):
             self._parents = torch.stack([self.rebuild(chain) for chain in self.parents])
             self._elite = self.rebuild(self.elite)
         else:
-            self._elite = self.initial.clone()
+            self._elite = self.genome.clone()

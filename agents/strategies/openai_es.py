@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from ...core.stacked import Layout, Mirrored, Stack
-from ..optimisers import load_moments
-from .base import Strategy, StrategyOptions
+from ...core.members import Mirrored, Stack
+from ...core.registry import register
+from ..optimisers import Share, load_moments
+from .base import Strategy
 from .shaping import centred_ranks
 
 
-class OpenAIESOptions(StrategyOptions):
-    """Options of :class:`OpenAIES`."""
-
-    type: Literal["openai-es"] = "openai-es"
-    population: int = Field(200, ge=2)
-    """P, members of a generation; even, for they come in mirrored pairs."""
-    sigma: float = Field(0.02, gt=0)
-    """Standard deviation of the perturbation of each weight."""
-    sigma_decay: float = Field(1.0, gt=0, le=1)
-    """What sigma is multiplied by after each generation."""
-    lr: float = Field(0.01, gt=0)
-    """Learning rate of Adam."""
-    lr_decay: float = Field(1.0, gt=0, le=1)
-    """What the learning rate is multiplied by after each generation."""
-    betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
-    """Averaging of Adam's gradient and squared gradient."""
-    weight_decay: float = Field(0.005, ge=0)
-    """L2 penalty, added to the gradient."""
-    rank: int | None = Field(None, ge=1)
-    """Rank of the perturbation of each weight matrix; null perturbs every weight on its own."""
-
-    @model_validator(mode="after")
-    def _check(self) -> OpenAIESOptions:
-        if self.population % 2:
-            raise ValueError(f"population: got {self.population}; allowed is an even number, for sampling is mirrored")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas: got {list(self.betas)}; allowed are two numbers from 0 to below 1")
-        return self
-
-
+@register("strategy", "openai-es")
 class OpenAIES(Strategy):
     """Gradient ascent on the mean fitness of a cloud of mirrored perturbations: centred ranks, Adam, weight decay.
 
@@ -53,22 +26,44 @@ class OpenAIES(Strategy):
     no matrices, and matrices with no more than r rows or columns, are perturbed element by element.
     """
 
-    Options = OpenAIESOptions
-    remembered = ("center", "moments", "sigma", "lr")
-    adapted = {"sigma": "sigma", "lr": "lr"}  # noqa: RUF012 (as the base declares it)
-    options: OpenAIESOptions
+    remembered: ClassVar[tuple[str, ...]] = ("center", "moments", "sigma", "lr")
+    adapted: ClassVar[Mapping[str, str]] = {"sigma": "sigma", "lr": "lr"}
 
-    def __init__(
-        self, options: OpenAIESOptions, initial: Tensor, *, seed: int = 0, layout: Layout | None = None
-    ) -> None:
+    population: int = Field(
+        default=200, ge=2, description="P, members of a generation; even, for they come in mirrored pairs"
+    )
+    sigma: float = Field(default=0.02, gt=0, description="standard deviation of the perturbation of each weight")
+    sigma_decay: float = Field(default=1.0, gt=0, le=1, description="what sigma is multiplied by after each generation")
+    lr: float = Field(default=0.01, gt=0, description="learning rate of Adam")
+    lr_decay: float = Field(
+        default=1.0, gt=0, le=1, description="what the learning rate is multiplied by after each generation"
+    )
+    betas: tuple[Share, Share] = Field(
+        default=(0.9, 0.999), strict=False, description="averaging of Adam's gradient and squared gradient"
+    )
+    weight_decay: float = Field(default=0.005, ge=0, description="L2 penalty, added to the gradient")
+    rank: int | None = Field(
+        default=None,
+        ge=1,
+        description="rank of the perturbation of each weight matrix; null perturbs every weight on its own",
+    )
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """See :meth:`Component.check_options`."""
+        super().check_options(options)
+        if options.population % 2:
+            raise ValueError(
+                f"population: got {options.population}; allowed is an even number, for sampling is mirrored"
+            )
+
+    def setup(self) -> None:
         """See :class:`Strategy`."""
-        super().__init__(options, initial, population=options.population, seed=seed, layout=layout)
-        self._center = self.initial.clone()
-        self.sigma = options.sigma
-        self.lr = options.lr
+        super().setup()
+        self._center = self.genome.clone()
         # Adam descends -gradient + decay * center, as the authors' code does.
         self._adam = torch.optim.Adam(
-            [self._center], options.lr, options.betas, weight_decay=options.weight_decay, maximize=True
+            [self._center], self.lr, self.betas, weight_decay=self.weight_decay, maximize=True
         )
 
     @property
@@ -91,7 +86,7 @@ class OpenAIES(Strategy):
 
     def draw(self) -> dict[str, Stack]:
         """Mirrored stacks around the centre; see :class:`Mirrored`."""
-        pairs, rank = self.population // 2, self.options.rank
+        pairs, rank = self.population // 2, self.rank
         if rank is None:
             return dict(self.layout.mirrored(self.center, self._normal(pairs, self.layout.size).mul_(self.sigma)))
         stacks: dict[str, Stack] = {}
@@ -104,14 +99,14 @@ class OpenAIES(Strategy):
         return stacks
 
     def _normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator, device=self.initial.device, dtype=self.initial.dtype)
+        return torch.randn(shape, generator=self.generator, device=self.genome.device, dtype=self.genome.dtype)
 
     def gradient(self, fitness: Tensor, drawn: dict[str, Mirrored]) -> Tensor:
         """Estimate of the gradient of the mean fitness, ``[D]``, times sigma: Σ_p rank_p ε_p / P.
 
         It is scaled by sigma as in the authors' code, on which the usual weight decay rests; Adam does not mind.
         """
-        ranks = centred_ranks(fitness).to(self.initial.dtype)
+        ranks = centred_ranks(fitness).to(self.genome.dtype)
         weights = (ranks[0::2] - ranks[1::2]) / (self.population * self.sigma)
         parts = []
         for stack in drawn.values():
@@ -129,8 +124,8 @@ class OpenAIES(Strategy):
         self._adam.param_groups[0]["lr"] = self.lr
         self._adam.step()
         self._center.grad = None
-        self.lr *= self.options.lr_decay
-        self.sigma *= self.options.sigma_decay
+        self.lr *= self.lr_decay
+        self.sigma *= self.sigma_decay
 
     @property
     def best(self) -> Tensor:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .cma_es import CMAES, CMAESOptions
+from ...core.registry import register
+from .cma_es import CMAES
 
 
-class SepCMAESOptions(CMAESOptions):
-    """Options of :class:`SepCMAES`."""
-
-    type: Literal["sep-cma-es"] = "sep-cma-es"  # type: ignore[assignment]
-
-
+@register("strategy", "sep-cma-es")
 class SepCMAES(CMAES):
     """Learns the mean, the step size and the variance of each weight.
 
     The covariance learns faster than the full one by (D + 2) / 3, and from the better half of the members only.
     """
 
-    Options: ClassVar[type[CMAESOptions]] = SepCMAESOptions
     remembered: ClassVar[tuple[str, ...]] = ("mean", "sigma", "path_sigma", "path_c", "scales")
     separable = True
 

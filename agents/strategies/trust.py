@@ -3,67 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from ...core.pictures import Histogram, Picture
-from ...core.stacked import Layout
-from .base import Initial, Strategy, StrategyOptions, resample
+from ...core.recorder import Histogram, Picture
+from ...core.registry import register
+from .base import Initial, Strategy, resample
 
 
-class TrustOptions(StrategyOptions):
-    """Options of :class:`Trust`; the defaults are GENREG's where it gives them."""
-
-    kept = StrategyOptions.kept | {"initial"}
-
-    type: Literal["trust"] = "trust"
-    population: int = Field(200, ge=2)
-    """P, members of a generation."""
-    survivors: float = Field(0.2, gt=0, le=1)
-    """Share of the population with the highest trust that lives on."""
-    decay: float = Field(0.2, ge=0, lt=1)
-    """Share of its trust that a member loses before its fitness is added."""
-    decay_per: Literal["generation", "sample"] = "generation"
-    """Whether trust decays once per generation, or before the fitness of every single sequence."""
-    inheritance: float = Field(0.03, ge=0)
-    """Share of its parents' trust that a child starts with."""
-    crossover: bool = False
-    """Each weight of a child comes from one of two parents; its trust is a share of the sum of theirs."""
-    child_mutation: float = Field(0.07, ge=0, le=1)
-    """Share of a child's weights that mutation touches."""
-    base_mutation: float = Field(0.08, ge=0, le=1)
-    """Share of a survivor's weights that mutation touches."""
-    mutation_scale: float = Field(0.1, gt=0)
-    """Standard deviation of the noise that mutation adds to a weight."""
-    mutation_decay: float = Field(1.0, gt=0, le=1)
-    """What mutation_scale is multiplied by after each generation."""
-    elite: int = Field(0, ge=0)
-    """Members with the highest trust that live on without mutation."""
-    initial: Initial = "resampled"
-    """First genomes: drawn anew from the distribution of the circuit's weights, or mutated copies of these weights."""
-
-    @property
-    def survivor_count(self) -> int:
-        """Members that live on: the share, rounded, and at least one."""
-        return max(1, round(self.survivors * self.population))
-
-    @model_validator(mode="after")
-    def _check(self) -> TrustOptions:
-        if self.crossover and self.survivor_count < 2:
-            raise ValueError(
-                f"survivors: got {self.survivors}, {self.survivor_count} of {self.population}; "
-                "crossover needs two parents"
-            )
-        if self.elite > self.survivor_count:
-            raise ValueError(
-                f"elite: got {self.elite}; allowed is at most the number of survivors ({self.survivor_count})"
-            )
-        return self
+def survivor_count(options: Any) -> int:
+    """Members that live on: the share ``survivors`` of the ``population``, rounded, and at least one."""
+    return max(1, round(options.survivors * options.population))
 
 
+@register("strategy", "trust")
 class Trust(Strategy):
     """Trust fades and is earned; the most trusted live on, and beget children in proportion to their trust.
 
@@ -75,32 +32,78 @@ class Trust(Strategy):
     mutated copy of its parent (or of a uniform mix of two) and inherits a share of the trust.
     """
 
-    Options = TrustOptions
-    holds_members = True
-    remembered = ("genomes", "trust", "champion", "mutation_scale")
-    adapted = {"mutation_scale": "mutation_scale"}  # noqa: RUF012 (as the base declares it)
-    options: TrustOptions
+    kept: ClassVar[frozenset[str]] = Strategy.kept | {"initial"}
+    holds_members: ClassVar[bool] = True
+    remembered: ClassVar[tuple[str, ...]] = ("genomes", "trust", "champion", "mutation_scale")
+    adapted: ClassVar[Mapping[str, str]] = {"mutation_scale": "mutation_scale"}
 
-    def __init__(self, options: TrustOptions, initial: Tensor, *, seed: int = 0, layout: Layout | None = None) -> None:
+    population: int = Field(default=200, ge=2, description="P, members of a generation")
+    survivors: float = Field(
+        default=0.2, gt=0, le=1, description="share of the population with the highest trust that lives on"
+    )
+    decay: float = Field(
+        default=0.2, ge=0, lt=1, description="share of its trust that a member loses before its fitness is added"
+    )
+    decay_per: Literal["generation", "sample"] = Field(
+        default="generation",
+        description="whether trust decays once per generation, or before the fitness of every single sequence",
+    )
+    inheritance: float = Field(default=0.03, ge=0, description="share of its parents' trust that a child starts with")
+    crossover: bool = Field(
+        default=False,
+        description="each weight of a child comes from one of two parents; its trust is a share of the sum of theirs",
+    )
+    child_mutation: float = Field(
+        default=0.07, ge=0, le=1, description="share of a child's weights that mutation touches"
+    )
+    base_mutation: float = Field(
+        default=0.08, ge=0, le=1, description="share of a survivor's weights that mutation touches"
+    )
+    mutation_scale: float = Field(
+        default=0.1, gt=0, description="standard deviation of the noise that mutation adds to a weight"
+    )
+    mutation_decay: float = Field(
+        default=1.0, gt=0, le=1, description="what mutation_scale is multiplied by after each generation"
+    )
+    elite: int = Field(default=0, ge=0, description="members with the highest trust that live on without mutation")
+    initial: Initial = Field(
+        default="resampled",
+        description="first genomes: drawn anew from the distribution of the circuit's weights, or mutated copies of "
+        "these weights",
+    )
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """See :meth:`Component.check_options`."""
+        super().check_options(options)
+        survivors = survivor_count(options)
+        if options.crossover and survivors < 2:
+            raise ValueError(
+                f"survivors: got {options.survivors}, {survivors} of {options.population}; crossover needs two parents"
+            )
+        if options.elite > survivors:
+            raise ValueError(f"elite: got {options.elite}; allowed is at most the number of survivors ({survivors})")
+
+    def setup(self) -> None:
         """See :class:`Strategy`."""
-        super().__init__(options, initial, population=options.population, seed=seed, layout=layout)
-        self.mutation_scale = options.mutation_scale
-        self.trust = torch.zeros(options.population, device=initial.device, dtype=torch.float64)
+        super().setup()
+        self.survivor_count = survivor_count(self)
+        self.trust = torch.zeros(self.population, device=self.genome.device, dtype=torch.float64)
         """``[P]``"""
-        self.champion = self.initial.clone()
+        self.champion = self.genome.clone()
         """The genome that had the highest trust in the last generation, as it was evaluated, ``[D]``."""
-        if options.initial == "resampled":
-            self.genomes = resample(self.initial, self.layout, self.generator, options.population)
+        if self.initial == "resampled":
+            self.genomes = resample(self.genome, self.layout, self.generator, self.population)
         else:
-            self.genomes = self.initial.repeat(options.population, 1)
-            self._mutate(self.genomes[1:], options.child_mutation)
+            self.genomes = self.genome.repeat(self.population, 1)
+            self._mutate(self.genomes[1:], self.child_mutation)
         # Two buffers in turn: fresh memory of this size would cost as much as the mutation.
         self._next = torch.empty_like(self.genomes)
 
     @property
-    def per_sample(self) -> bool:  # type: ignore[override]
+    def per_sample(self) -> bool:
         """Decay per sample needs the fitness of each sequence."""
-        return self.options.decay_per == "sample"
+        return self.decay_per == "sample"
 
     def draw(self) -> Tensor:
         """The genomes, ``[P, D]``."""
@@ -111,7 +114,7 @@ class Trust(Strategy):
         self.genomes.copy_(genomes)
 
     def _earn(self, fitness: Tensor) -> Tensor:
-        kept = 1 - self.options.decay
+        kept = 1 - self.decay
         if not self.per_sample:
             return self.trust * kept + fitness
         samples = fitness.shape[1]
@@ -120,25 +123,24 @@ class Trust(Strategy):
 
     def update(self, fitness: Tensor, drawn: Any) -> None:
         """Trust, survivors, children, mutation."""
-        options = self.options
         trust, order = torch.sort(self._earn(fitness), descending=True, stable=True)
-        count, children = options.survivor_count, options.population - options.survivor_count
+        count, children = self.survivor_count, self.population - self.survivor_count
         self.champion = self.genomes[order[0]].clone()
         torch.index_select(self.genomes, 0, order[:count], out=self._next[:count])
         chosen = self.parents(trust[:count], children)
-        inherited = trust[chosen[0]] * options.inheritance
+        inherited = trust[chosen[0]] * self.inheritance
         torch.index_select(self.genomes, 0, order[chosen[0]], out=self._next[count:])
-        if options.crossover:
+        if self.crossover:
             born = self._next[count:]
             other = torch.index_select(self.genomes, 0, order[chosen[1]])
             # With coins of exactly 0 and 1 this copies exactly, ten times as fast as torch.where.
             torch.lerp(born, other, self._coins(*born.shape), out=born)
-            inherited = (trust[chosen[0]] + trust[chosen[1]]) * options.inheritance
-        self._mutate(self._next[options.elite : count], options.base_mutation)
-        self._mutate(self._next[count:], options.child_mutation)
+            inherited = (trust[chosen[0]] + trust[chosen[1]]) * self.inheritance
+        self._mutate(self._next[self.elite : count], self.base_mutation)
+        self._mutate(self._next[count:], self.child_mutation)
         self.trust = torch.cat([trust[:count], inherited])
         self.genomes, self._next = self._next, self.genomes
-        self.mutation_scale *= options.mutation_decay
+        self.mutation_scale *= self.mutation_decay
 
     def parents(self, trust: Tensor, children: int) -> Tensor:
         """Indices of the parents of each child, ``[2, children]`` (``[1, children]`` without crossover).
@@ -152,7 +154,7 @@ class Trust(Strategy):
         weights = trust - trust[-1].clamp(max=0)
         if not weights.sum() > 0:
             weights = torch.ones_like(weights)
-        if not self.options.crossover:
+        if not self.crossover:
             return torch.multinomial(weights, children, replacement=True, generator=self.generator).unsqueeze(0)
         # A second parent must be found even where one survivor holds all the trust.
         weights = weights / weights.sum() + 1e-12
@@ -160,10 +162,10 @@ class Trust(Strategy):
 
     def _coins(self, rows: int, columns: int) -> Tensor:
         """Fair coins, ``[rows, columns]`` of 0 and 1: the bits of random words, 64 for each draw."""
-        words = torch.empty(rows, math.ceil(columns / 64), dtype=torch.long, device=self.initial.device)
+        words = torch.empty(rows, math.ceil(columns / 64), dtype=torch.long, device=self.genome.device)
         drawn = words.random_(-(2**63), None, generator=self.generator).view(torch.uint8)
-        bits = 1 << torch.arange(8, device=self.initial.device, dtype=torch.uint8)
-        return (drawn.unsqueeze(-1) & bits).ne_(0).flatten(1)[:, :columns].to(self.initial.dtype)
+        bits = 1 << torch.arange(8, device=self.genome.device, dtype=torch.uint8)
+        return (drawn.unsqueeze(-1) & bits).ne_(0).flatten(1)[:, :columns].to(self.genome.dtype)
 
     def _mutate(self, genomes: Tensor, rate: float) -> None:
         """Add noise to a share of the weights of each genome ``[rows, D]``, in place.

@@ -1,6 +1,6 @@
 """Accessors: a memory with its heads, and one step of access to it."""
 
-from .base import Accessor
+from .base import Accessor, AnyAccessor
 from .dynamic import DynamicAccessor, DynamicState
 from .sparse import SparseAccessor, SparseState
 from .static import StaticAccessor, StaticState
@@ -8,6 +8,7 @@ from .tape import OpenTape, TapeAccessor, TapeState
 
 __all__ = [
     "Accessor",
+    "AnyAccessor",
     "DynamicAccessor",
     "DynamicState",
     "OpenTape",

@@ -3,49 +3,49 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor, nn
 
-from ..circuit import check_sizes
-from ..specification import specification
+from ..component import Chosen, Component
+from ..initialisers import reset
+from ..options import Options
+from ..registry import contract
+from ..trace import TraceField
 
 
-class Accessor(nn.Module, ABC):
-    """A memory with its heads: one step maps the controller's output and a state to the words read and a new state."""
+@contract("accessor")
+class Accessor(Component, nn.Module, ABC):
+    """A memory with its heads: one step maps the controller's output and a state to the words read and a new state.
 
+    A subclass declares its options and what a trace shows, makes an :class:`~papertape.core.interface.Interface` (or
+    any layer of ``hidden_size`` inputs) in :meth:`setup`, and implements the methods that are abstract here.
+    """
+
+    hidden_size: int = Field(kw_only=False, ge=1, description="size of the controller's output")
+
+    trace_fields: ClassVar[Mapping[str, TraceField]] = {}
+    """What :meth:`observed` shows, in the order in which it is drawn."""
     kind: ClassVar[str] = ""
     """By which kernels know what it is; none for what they do not know."""
+    differentiable: ClassVar[bool] = True
+    """Whether what is read has a gradient, without which a circuit can only evolve."""
 
-    def __init__(self, hidden_size: int, memory_size: int, word_size: int, num_reads: int, num_writes: int) -> None:
-        """
-        Args:
-            hidden_size: size of the controller's output.
-            memory_size: N, number of slots.
-            word_size: W, length of a slot.
-            num_reads: R, number of read heads.
-            num_writes: H, number of write heads.
-
-        Raises:
-            ValueError: a size below 1.
-        """
-        super().__init__()
-        check_sizes(
-            hidden_size=hidden_size,
-            memory_size=memory_size,
-            word_size=word_size,
-            num_reads=num_reads,
-            num_writes=num_writes,
-        )
-        self.hidden_size = int(hidden_size)
-        self.memory_size = int(memory_size)
-        self.word_size = int(word_size)
-        self.num_reads = int(num_reads)
-        self.num_writes = int(num_writes)
+    @classmethod
+    def read_shape(cls, options: Any) -> tuple[int, int]:
+        """R and W: how many words a step reads, and their length; here, the options ``num_reads`` and ``word_size``."""
+        return options.num_reads, options.word_size
 
     @abstractmethod
-    def initial_state(self, batch_size: int, memory_size: int | None = None) -> Any:
-        """State before the first step; another number of slots than was trained with is allowed where it can be."""
+    def initial_state(self, batch_size: int, *_: Any, **sizes: Any) -> Any:  # so that subclasses may name their sizes
+        """State before the first step, a NamedTuple of tensors with the batch as their first dimension.
+
+        Args:
+            batch_size: B.
+            sizes: those of :meth:`sizes_of` that are to differ from what the accessor was built with.
+        """
 
     @abstractmethod
     def forward(self, hidden: Tensor, state: Any) -> tuple[Tensor, Any, Any]:
@@ -56,12 +56,20 @@ class Accessor(nn.Module, ABC):
             state: from :meth:`initial_state` or the last step.
 
         Returns:
-            Words read ``[B, R, W]``, the next state, and the head parameters of this step.
+            Words read ``[B, R, W]``, the next state, and the heads: a NamedTuple of this step's parameters.
         """
 
-    def specification(self) -> dict[str, Any]:
-        """Every option that it was built with, by name: what kernels must know of it."""
-        return specification(self, Accessor)
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, as when it was built; here, those of each layer in the layer's own way.
+
+        Raises:
+            TypeError: there are weights that no layer has, which a subclass draws itself.
+        """
+        reset(self)
+
+    def sizes_of(self, state: Any) -> dict[str, int]:
+        """The sizes of a state that may differ from what the accessor was built with; here, none."""
+        return {}
 
     def begin(self, state: Any, steps: int) -> Any:
         """Open a state for so many calls of :meth:`forward`, each given what the last returned; here, the state itself.
@@ -75,7 +83,47 @@ class Accessor(nn.Module, ABC):
         """The state after those calls, from what the last returned."""
         return state
 
-    def observed(self, state: Any) -> dict[str, Tensor]:
-        """What a :class:`~papertape.core.circuit.Trace` shows of a state, by name; here, all of it."""
-        seen: dict[str, Tensor] = state._asdict()
-        return seen
+    def observed(self, heads: Any, state: Any) -> dict[str, Tensor]:
+        """What a :class:`~papertape.core.trace.Trace` shows of one step, ``[B, …]`` for each of :attr:`trace_fields`.
+
+        Here, the parts of that name of the state and of the heads; those that are None are left out.
+
+        Args:
+            heads: what :meth:`forward` gave last.
+            state: the state after the step.
+        """
+        seen = {**heads._asdict(), **state._asdict()}
+        return {name: seen[name] for name in self.trace_fields if seen.get(name) is not None}
+
+
+if TYPE_CHECKING:
+    AnyAccessor = Any  # what is given may be a name, what is kept is an object
+else:
+    AnyAccessor = Annotated[str | Mapping[str, Any] | Options | Accessor, Chosen("accessor")]
+    """An accessor as an option: its name, its name as ``type`` with its options, or an object."""
+
+
+class SlotOptions(Component):
+    """Options of every memory of slots that heads read and write."""
+
+    memory_size: int = Field(default=128, ge=1, description="N, number of slots")
+    word_size: int = Field(default=20, ge=1, description="W, length of a slot")
+    num_reads: int = Field(default=1, ge=1, description="R, number of read heads")
+    num_writes: int = Field(default=1, ge=1, description="H, number of write heads")
+    masked_content: bool = Field(default=False, description="lookups weigh the elements of a word (improved DNC)")
+
+
+class SlotAccessor(Accessor):
+    """An accessor whose state has the slots as ``memory``, ``[B, N, W]``; another N may be chosen for each state."""
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, as when it was built; here, those of each layer in the layer's own way.
+
+        Raises:
+            TypeError: there are weights that no layer has, which a subclass draws itself.
+        """
+        reset(self)
+
+    def sizes_of(self, state: Any) -> dict[str, int]:
+        """The number of slots."""
+        return {"memory_size": state.memory.shape[1]}

@@ -10,14 +10,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from .. import addressing, sparse_addressing
-from ..circuit import check_sizes, example, register_state
-from ..heads import Interface, lookup_mask, oneplus
+from ..interface import Interface, lookup_mask, oneplus
 from ..kernels.rows import InPlaceRows, InPlaceTimes, Rows
 from ..kernels.transforms import transform
-from .base import Accessor
+from ..registry import register
+from ..state import example, register_state
+from ..trace import TraceField
+from .base import SlotAccessor, SlotOptions
 
 ACCESS_THRESHOLD = 0.005
 """A slot counts as accessed at a step where its read and write weights add up to more (Rae et al., section 3.2)."""
@@ -31,6 +34,38 @@ MANY_SLOTS = 2**17
 
 CACHED_ELEMENTS = 2**17
 """Elements of the memory that a lookup handles at a time on a CPU."""
+
+
+class SparseOptions(SlotOptions):
+    """Options of :class:`SparseAccessor`, which :class:`papertape.SAM` and :class:`papertape.SDNC` have as well."""
+
+    memory_size: int = 1024
+    word_size: int = 32
+    num_reads: int = 4
+    slots_per_read: int = Field(
+        default=4, ge=1, description="K, slots that a read head reads; all of them where the memory has fewer"
+    )
+    links_per_slot: int = Field(
+        default=0,
+        ge=0,
+        description="L, links that each slot keeps to slots before it, and to slots after it; 0 has none",
+    )
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """See :meth:`Component.check_options`."""
+        super().check_options(options)
+        check_slots(options.memory_size, getattr(options, "num_writes", 1))
+        if getattr(options, "links_per_slot", 0) and getattr(options, "num_writes", 1) != 1:
+            raise ValueError(f"num_writes: got {options.num_writes}; allowed with temporal links: 1")
+
+
+def check_slots(memory_size: int, num_writes: int) -> None:
+    """Raise ValueError if there are fewer slots than write heads, each of which needs one of its own."""
+    if memory_size < num_writes:
+        raise ValueError(
+            f"memory_size: got {memory_size}; each of the {num_writes} write heads needs a slot of its own"
+        )
 
 
 @register_state
@@ -97,51 +132,8 @@ class SparseHeads(NamedTuple):
     """``[B, R, W]`` in (0.1, 1), with ``masked_content``"""
 
 
-class SparseInterface(Interface):
-    """Interface of sparse heads: keys, strengths, words to write, gates, modes (Rae et al., sections 3.1 and 3.2)."""
-
-    def __init__(
-        self,
-        hidden_size: int,
-        word_size: int,
-        num_reads: int,
-        num_writes: int,
-        *,
-        links: bool = False,
-        masked_content: bool = False,
-    ) -> None:
-        """Sizes and options as in :class:`SparseAccessor`."""
-        sizes = {
-            "read_keys": num_reads * word_size,
-            "read_strengths": num_reads,
-            "add": num_writes * word_size,
-            "write_gates": num_writes,
-            "write_modes": num_writes * (1 + num_reads),
-        }
-        if links:
-            sizes["read_modes"] = num_reads * 3
-        if masked_content:
-            sizes["read_mask"] = num_reads * word_size
-        super().__init__(hidden_size, sizes)
-        self.num_reads = num_reads
-        self.num_writes = num_writes
-
-    def forward(self, hidden: Tensor) -> SparseHeads:
-        """Head parameters from the controller's output ``[B, hidden_size]``."""
-        parts = self.parts(hidden)
-        modes = parts.get("read_modes")
-        return SparseHeads(
-            read_keys=parts["read_keys"].unflatten(-1, (self.num_reads, -1)),
-            read_strengths=oneplus(parts["read_strengths"]),
-            add=parts["add"].unflatten(-1, (self.num_writes, -1)),
-            write_gates=torch.sigmoid(parts["write_gates"]),
-            write_modes=torch.softmax(parts["write_modes"].unflatten(-1, (self.num_writes, -1)), dim=-1),
-            read_modes=None if modes is None else torch.softmax(modes.unflatten(-1, (self.num_reads, 3)), dim=-1),
-            read_mask=lookup_mask(parts.get("read_mask"), self.num_reads),
-        )
-
-
-class SparseAccessor(Accessor):
+@register("accessor", "sparse")
+class SparseAccessor(SparseOptions, SlotAccessor):
     """Memory of which a step writes and reads a few slots only: SAM, and with links SDNC.
 
     Write, each head h: w_h = gate · (Σ_r mode_r · (what head r read last) + mode_0 · (the least recently used slot)).
@@ -170,47 +162,47 @@ class SparseAccessor(Accessor):
     """
 
     kind = "sparse"
+    trace_fields = {
+        "read_weights": TraceField("R N", "weighting", "where each read head reads"),
+        "write_weights": TraceField("H N", "weighting", "where each write head writes"),
+        "memory": TraceField("N W", "memory", "contents after the step"),
+        "add": TraceField("H W", "words", "words written"),
+        "write_gates": TraceField("H", "gate", "whether each write head writes"),
+        "write_modes": TraceField("H M", "weighting", "shares of the oldest slot and the last reads"),
+        "read_modes": TraceField(
+            "R M", "weighting", "shares of backward, content and forward", ("backward", "content", "forward")
+        ),
+    }
 
-    def __init__(
-        self,
-        hidden_size: int,
-        memory_size: int,
-        word_size: int,
-        num_reads: int,
-        num_writes: int,
-        *,
-        slots_per_read: int = 4,
-        links_per_slot: int = 0,
-        masked_content: bool = False,
-    ) -> None:
-        """
-        Args:
-            hidden_size, memory_size, word_size, num_reads, num_writes: see :class:`Accessor`.
-            slots_per_read: K, slots that a read head reads; all of them where the memory has fewer.
-            links_per_slot: L, links that each slot keeps to slots before it, and to slots after it; 0 has none.
-            masked_content: lookups weigh the elements of a word (improved DNC).
+    def setup(self) -> None:
+        """Make the interface: keys, strengths, words to write, gates, modes (Rae et al., sections 3.1 and 3.2)."""
+        reads, writes = self.num_reads, self.num_writes
+        sizes = {
+            "read_keys": reads * self.word_size,
+            "read_strengths": reads,
+            "add": writes * self.word_size,
+            "write_gates": writes,
+            "write_modes": writes * (1 + reads),
+        }
+        if self.links_per_slot:
+            sizes["read_modes"] = reads * 3
+        if self.masked_content:
+            sizes["read_mask"] = reads * self.word_size
+        self.interface = Interface(self.hidden_size, sizes)
 
-        Raises:
-            ValueError: a size below 1, more write heads than slots, or links with several write heads.
-        """
-        super().__init__(hidden_size, memory_size, word_size, num_reads, num_writes)
-        check_sizes(slots_per_read=slots_per_read)
-        check_sizes(at_least=0, links_per_slot=links_per_slot)
-        if links_per_slot and num_writes != 1:
-            raise ValueError(f"num_writes: got {num_writes}; allowed with temporal links: 1")
-        self.slots_per_read = int(slots_per_read)
-        self.links_per_slot = int(links_per_slot)
-        self.masked_content = masked_content
-        self._check_memory(memory_size)
-        self.interface = SparseInterface(
-            hidden_size, word_size, num_reads, num_writes, links=links_per_slot > 0, masked_content=masked_content
+    def heads(self, hidden: Tensor) -> SparseHeads:
+        """Head parameters from the controller's output ``[B, hidden_size]``."""
+        parts = self.interface.parts(self.interface(hidden))
+        modes = parts.get("read_modes")
+        return SparseHeads(
+            read_keys=parts["read_keys"].unflatten(-1, (self.num_reads, -1)),
+            read_strengths=oneplus(parts["read_strengths"]),
+            add=parts["add"].unflatten(-1, (self.num_writes, -1)),
+            write_gates=torch.sigmoid(parts["write_gates"]),
+            write_modes=torch.softmax(parts["write_modes"].unflatten(-1, (self.num_writes, -1)), dim=-1),
+            read_modes=None if modes is None else torch.softmax(modes.unflatten(-1, (self.num_reads, 3)), dim=-1),
+            read_mask=lookup_mask(parts.get("read_mask"), self.num_reads),
         )
-
-    def _check_memory(self, memory_size: int) -> None:
-        if memory_size < self.num_writes:
-            raise ValueError(
-                f"memory_size: got {memory_size}; each of the {self.num_writes} write heads needs a slot of its own"
-            )
 
     def initial_state(self, batch_size: int, memory_size: int | None = None) -> SparseState:
         """An empty memory of N = ``memory_size`` slots (default: as built).
@@ -219,7 +211,7 @@ class SparseAccessor(Accessor):
             ValueError: fewer slots than write heads.
         """
         slots = self.memory_size if memory_size is None else memory_size
-        self._check_memory(slots)
+        check_slots(slots, self.num_writes)
         weight = example(self.interface.linear)
         reads, count = self.num_reads, min(self.slots_per_read, slots)
         entries = self.num_writes + reads * count
@@ -260,11 +252,11 @@ class SparseAccessor(Accessor):
         """The state after the steps; see :meth:`Accessor.end`."""
         return state.close() if isinstance(state, WorkingMemory) else state
 
-    def observed(self, state: SparseState) -> dict[str, Tensor]:
-        """The state for a trace, weightings over all slots; see :meth:`Accessor.observed`."""
+    def observed(self, heads: SparseHeads, state: SparseState) -> dict[str, Tensor]:
+        """What a trace shows, weightings over all slots; see :meth:`Accessor.observed`."""
         slots = state.memory.shape[1]
         return {
-            "memory": state.memory,
+            **super().observed(heads, state),
             "read_weights": sparse_addressing.dense(state.read_slots, state.read_weights, slots),
             "write_weights": sparse_addressing.dense(state.write_slots.unsqueeze(1), state.write_weights, slots),
         }
@@ -276,7 +268,7 @@ class SparseAccessor(Accessor):
             hidden: the controller's output, ``[B, hidden_size]``.
             state: a :class:`SparseState`, which stays as it is, or what :meth:`begin` gave, which is changed.
         """
-        heads = self.interface(hidden)
+        heads = self.heads(hidden)
         if isinstance(state, WorkingMemory):
             return self._access(heads, state), state, heads
         working = WorkingMemory(state)

@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import torch
+from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
 from .. import addressing
-from ..circuit import check_sizes, register_state
-from ..heads import HeadInit, StaticHeads, StaticInterface
-from ..memory import InitialMemory, InitialWeights, MemoryInit, WeightInit
-from .base import Accessor
+from ..initialisers import InitialMemory, InitialWeights, MemoryInit, WeightInit
+from ..interface import Interface, lookup_mask, oneplus
+from ..registry import register
+from ..state import register_state
+from ..trace import TraceField
+from .base import SlotAccessor, SlotOptions
+
+PARKED_GAIN = 0.3
+"""Scale of the interface's first weights with ``parked``: what the heads do depends little on the hidden vector yet."""
+
+PARKED_GATE = -2.0
+"""First bias of the gates with ``parked``: the last weighting counts 7 times as much as the content."""
+
+PARKED_SHARPNESS = 2.0
+"""First bias of the sharpness with ``parked``: an exponent near 3, so that a weighting which stays does not blur."""
+
+
+class StaticOptions(SlotOptions):
+    """Options of :class:`StaticAccessor`, which :class:`papertape.NTM` has as well."""
+
+    kept = SlotOptions.kept | {"head_init"}
+
+    shift_range: int = Field(default=1, ge=0, description="largest shift in slots, to either side")
+    memory_init: MemoryInit = Field(
+        default="constant", description="contents before the first step (Collier & Beel 2018)"
+    )
+    weight_init: WeightInit = Field(default="first", description="weightings before the first step")
+    head_init: Literal["parked", "uniform"] = Field(
+        default="parked",
+        description="how the heads start: parked keeps each where it is, sharply; uniform as torch.nn.Linear",
+    )
 
 
 @register_state
@@ -25,65 +55,83 @@ class StaticState(NamedTuple):
     """``[B, H, N]``"""
 
 
-def _weights(memory: Tensor, heads: StaticHeads, last: Tensor) -> Tensor:
-    """Weightings ``[B, K, N]`` of some heads on a memory ``[B, N, W]``, from their last ones."""
-    content = addressing.content_weights(memory, heads.keys, heads.strengths, heads.mask)
-    return addressing.location_weights(content, last, heads.gate, heads.shift, heads.sharpness)
+class StaticHeads(NamedTuple):
+    """Parameters of NTM heads at one step; the R read heads come first, then the H write heads, K = R + H in all."""
+
+    keys: Tensor
+    """``[B, K, W]`` in (-1, 1)"""
+    strengths: Tensor
+    """``[B, K]``, non-negative"""
+    gate: Tensor
+    """Content (1) against the last weighting (0), ``[B, K]``"""
+    shift: Tensor
+    """Distribution over shifts, ``[B, K, S]``"""
+    sharpness: Tensor
+    """``[B, K]``, at least 1"""
+    erase: Tensor
+    """``[B, H, W]`` in (0, 1)"""
+    add: Tensor
+    """``[B, H, W]`` in (-1, 1)"""
+    mask: Tensor | None
+    """Element weights of the lookup, ``[B, K, W]`` in (0.1, 1), with ``masked_content``"""
+
+    def only(self, heads: slice) -> StaticHeads:
+        """How these of the K heads address; erase and add, which only write heads have, stay whole."""
+        keys, strengths, gate, shift, sharpness, erase, add, mask = self
+        addressing = (part[:, heads] for part in (keys, strengths, gate, shift, sharpness))
+        return StaticHeads._make((*addressing, erase, add, None if mask is None else mask[:, heads]))
 
 
-class StaticAccessor(Accessor):
-    """NTM memory: every head finds its slot by content, by its last position and by a shift.
-
-    Write heads look content up in the memory of the last step; read heads in the one just written, from which they
-    read (NTM eqs. 2 and 5).
-    """
+@register("accessor", "static")
+class StaticAccessor(StaticOptions, SlotAccessor):
+    """NTM memory: every head finds its slot by content, by its last position and by a shift."""
 
     kind = "static"
+    trace_fields = {
+        "read_weights": TraceField("R N", "weighting", "where each read head reads"),
+        "write_weights": TraceField("H N", "weighting", "where each write head writes"),
+        "memory": TraceField("N W", "memory", "contents after the step"),
+        "add": TraceField("H W", "words", "words written"),
+        "erase": TraceField("H W", "words", "elements erased"),
+        "gate": TraceField("K", "gate", "content against the last weighting, read heads first"),
+        "strengths": TraceField("K", "gate", "how much a better match counts"),
+        "sharpness": TraceField("K", "gate", "exponent of the weighting"),
+        "shift": TraceField("K S", "weighting", "where each head moves"),
+        "keys": TraceField("K W", "words", "what each head looks for"),
+    }
 
-    def __init__(
-        self,
-        hidden_size: int,
-        memory_size: int,
-        word_size: int,
-        num_reads: int,
-        num_writes: int,
-        *,
-        shift_range: int = 1,
-        memory_init: MemoryInit = "constant",
-        weight_init: WeightInit = "first",
-        head_init: HeadInit = "parked",
-        masked_content: bool = False,
-    ) -> None:
-        """
-        Args:
-            hidden_size, memory_size, word_size, num_reads, num_writes: see :class:`Accessor`.
-            shift_range: largest shift in slots, to either side.
-            memory_init: contents before the first step; see :class:`~papertape.core.memory.InitialMemory`.
-            weight_init: weightings before the first step; see :class:`~papertape.core.memory.InitialWeights`.
-            head_init: how the heads start; see :data:`~papertape.core.heads.HeadInit`.
-            masked_content: lookups weigh the elements of a word (improved DNC).
+    def setup(self) -> None:
+        """Make the interface (NTM section 3.3) and what the memory and the weightings start with."""
+        heads = self.num_heads = self.num_reads + self.num_writes
+        sizes = {
+            "keys": heads * self.word_size,
+            "strengths": heads,
+            "gate": heads,
+            "shift": heads * (2 * self.shift_range + 1),
+            "sharpness": heads,
+            "erase": self.num_writes * self.word_size,
+            "add": self.num_writes * self.word_size,
+        }
+        if self.masked_content:
+            sizes["mask"] = heads * self.word_size
+        self.interface = Interface(self.hidden_size, sizes)
+        self.initial_memory = InitialMemory(self.memory_init, self.memory_size, self.word_size)
+        self.initial_weights = InitialWeights(self.weight_init, heads, self.memory_size)
+        self._park()
 
-        Raises:
-            ValueError: a size below 1, a negative shift range or an unknown initialiser.
-        """
-        super().__init__(hidden_size, memory_size, word_size, num_reads, num_writes)
-        check_sizes(at_least=0, shift_range=shift_range)
-        self.shift_range = int(shift_range)
-        self.memory_init = memory_init
-        self.weight_init = weight_init
-        self.head_init = head_init
-        self.masked_content = masked_content
-        self.interface = StaticInterface(
-            hidden_size,
-            word_size,
-            num_reads,
-            num_writes,
-            shift_range,
-            masked_content=masked_content,
-            head_init=head_init,
-        )
-        self.initial_memory = InitialMemory(memory_init, memory_size, word_size)
-        self.initial_weights = InitialWeights(weight_init, num_reads + num_writes, memory_size)
+    def reset_parameters(self) -> None:
+        """Draw all weights, and the contents that the memory starts with, anew."""
+        super().reset_parameters()
+        self._park()
+
+    @torch.no_grad()
+    def _park(self) -> None:
+        """Start with heads that stay where they are: what decides whether a trained NTM works on longer sequences."""
+        if self.head_init == "parked":
+            self.interface.linear.weight.mul_(PARKED_GAIN)
+            bias = self.interface.parts(self.interface.linear.bias)
+            bias["gate"].add_(PARKED_GATE)
+            bias["sharpness"].add_(PARKED_SHARPNESS)
 
     def initial_state(self, batch_size: int, memory_size: int | None = None) -> StaticState:
         """State before the first step, for N = ``memory_size`` slots (default: as built)."""
@@ -95,10 +143,30 @@ class StaticAccessor(Accessor):
         memory = self.initial_memory(batch_size, slots).contiguous()
         return StaticState(memory, read_weights.contiguous(), write_weights.contiguous())
 
+    def heads(self, hidden: Tensor) -> StaticHeads:
+        """Head parameters from the controller's output ``[B, hidden_size]``."""
+        parts = self.interface.parts(self.interface(hidden))
+        return StaticHeads(
+            keys=torch.tanh(parts["keys"].unflatten(-1, (self.num_heads, -1))),
+            strengths=functional.softplus(parts["strengths"]),
+            gate=torch.sigmoid(parts["gate"]),
+            shift=torch.softmax(parts["shift"].unflatten(-1, (self.num_heads, -1)), dim=-1),
+            sharpness=oneplus(parts["sharpness"]),
+            erase=torch.sigmoid(parts["erase"].unflatten(-1, (self.num_writes, -1))),
+            add=torch.tanh(parts["add"].unflatten(-1, (self.num_writes, -1))),
+            mask=lookup_mask(parts.get("mask"), self.num_heads),
+        )
+
     def forward(self, hidden: Tensor, state: StaticState) -> tuple[Tensor, StaticState, StaticHeads]:
         """One step of access; see :meth:`Accessor.forward`."""
-        heads = self.interface(hidden)
+        heads = self.heads(hidden)
         write_weights = _weights(state.memory, heads.only(slice(self.num_reads, None)), state.write_weights)
         memory = addressing.write(state.memory, write_weights, heads.erase, heads.add)
         read_weights = _weights(memory, heads.only(slice(self.num_reads)), state.read_weights)
         return addressing.read(memory, read_weights), StaticState(memory, read_weights, write_weights), heads
+
+
+def _weights(memory: Tensor, heads: StaticHeads, last: Tensor) -> Tensor:
+    """Weightings ``[B, K, N]`` of some heads on a memory ``[B, N, W]``, from their last ones."""
+    content = addressing.content_weights(memory, heads.keys, heads.strengths, heads.mask)
+    return addressing.location_weights(content, last, heads.gate, heads.shift, heads.sharpness)

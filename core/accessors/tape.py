@@ -5,21 +5,34 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from ..circuit import example, register_state
-from ..heads import Interface
-from .base import Accessor
+from ..component import Component
+from ..interface import Interface
+from ..registry import register
+from ..state import example, register_state
+from ..trace import TraceField
+from .base import SlotAccessor
 
 JUMP_THRESHOLD = 0.5
 """The head jumps where its jump gate is above this."""
 
 SHIFTS = 3
 """One cell back, none, one cell on."""
+
+
+class TapeOptions(Component):
+    """Options of :class:`TapeAccessor`, which :class:`papertape.Tape` has as well."""
+
+    memory_size: int = Field(
+        default=128, ge=1, description="N, number of cells; another number may be chosen for a test"
+    )
+    word_size: int = Field(default=20, ge=1, description="W, length of a cell")
 
 
 @register_state
@@ -55,28 +68,6 @@ class TapeHeads(NamedTuple):
     """Cells that the head moves by, -1, 0 or 1, ``[B]``"""
 
 
-class TapeInterface(Interface):
-    """Interface of the tape's head: a word, two gates, and three numbers of which the largest says where to move."""
-
-    def __init__(self, hidden_size: int, word_size: int) -> None:
-        """Sizes as in :class:`TapeAccessor`."""
-        super().__init__(hidden_size, {"add": word_size, "interpolation": 1, "jump": 1, "shift": SHIFTS})
-
-    def heads(self, vector: Tensor) -> TapeHeads:
-        """Head parameters from an interface vector, ``[…, W + 5]``."""
-        add, interpolation, jump, shift = vector.split(list(self.sizes.values()), dim=-1)
-        return TapeHeads(
-            add=torch.sigmoid(add).unsqueeze(-2),
-            interpolation=torch.sigmoid(interpolation.squeeze(-1)),
-            jump=torch.sigmoid(jump.squeeze(-1)),
-            shift=shift.argmax(-1) - 1,
-        )
-
-    def forward(self, hidden: Tensor) -> TapeHeads:
-        """Head parameters from the controller's output ``[B, hidden_size]``."""
-        return self.heads(self.linear(hidden))
-
-
 def nearest(memory: Tensor, word: Tensor) -> Tensor:
     """The cell whose contents are closest to a word (Euclidean), the first of equals.
 
@@ -90,7 +81,8 @@ def nearest(memory: Tensor, word: Tensor) -> Tensor:
     return (memory - word.unsqueeze(1)).square().sum(-1).argmin(-1)
 
 
-class TapeAccessor(Accessor):
+@register("accessor", "tape")
+class TapeAccessor(TapeOptions, SlotAccessor):
     """A tape with one head that reads and writes one cell per step; where it is, is not blurred.
 
     Each step, in this order: write, ``M(h) = (1 - i) M(h) + i a``; jump to the cell most similar to ``a`` if the jump
@@ -101,16 +93,36 @@ class TapeAccessor(Accessor):
     Only forward: the choices of cells have no gradient.
     """
 
-    def __init__(self, hidden_size: int, memory_size: int, word_size: int) -> None:
-        """
-        Args:
-            hidden_size, memory_size, word_size: see :class:`Accessor`.
+    differentiable = False
+    trace_fields = {
+        "read_weights": TraceField("R N", "weighting", "the cell that is read"),
+        "write_weights": TraceField("H N", "weighting", "the cell that is written, by how much"),
+        "memory": TraceField("N W", "memory", "contents after the step"),
+        "add": TraceField("H W", "words", "words written"),
+        "interpolation": TraceField("", "gate", "share of the cell that the word replaces"),
+        "jump": TraceField("", "gate", "whether the head jumps"),
+    }
 
-        Raises:
-            ValueError: a size below 1.
-        """
-        super().__init__(hidden_size, memory_size, word_size, 1, 1)
-        self.interface = TapeInterface(hidden_size, word_size)
+    @classmethod
+    def read_shape(cls, options: Any) -> tuple[int, int]:
+        """One word."""
+        return 1, options.word_size
+
+    def setup(self) -> None:
+        """Make the interface: a word, two gates, and three numbers of which the largest says where to move."""
+        self.num_reads = self.num_writes = 1
+        sizes = {"add": self.word_size, "interpolation": 1, "jump": 1, "shift": SHIFTS}
+        self.interface = Interface(self.hidden_size, sizes)
+
+    def heads(self, vector: Tensor) -> TapeHeads:
+        """Head parameters from an interface vector, ``[…, W + 5]``."""
+        add, interpolation, jump, shift = vector.split(list(self.interface.sizes.values()), dim=-1)
+        return TapeHeads(
+            add=torch.sigmoid(add).unsqueeze(-2),
+            interpolation=torch.sigmoid(interpolation.squeeze(-1)),
+            jump=torch.sigmoid(jump.squeeze(-1)),
+            shift=shift.argmax(-1) - 1,
+        )
 
     def initial_state(self, batch_size: int, memory_size: int | None = None) -> TapeState:
         """An empty tape of N = ``memory_size`` cells (default: as built), its head at cell 0."""
@@ -129,19 +141,22 @@ class TapeAccessor(Accessor):
         """The state after the steps; see :meth:`Accessor.end`."""
         return TapeState(*state)
 
-    def observed(self, state: TapeState) -> dict[str, Tensor]:
-        """The state for a trace, weightings over all cells; see :meth:`Accessor.observed`."""
+    def observed(self, heads: TapeHeads, state: TapeState) -> dict[str, Tensor]:
+        """What a trace shows, weightings over all cells; see :meth:`Accessor.observed`."""
         cells, kind = state.memory.shape[1], state.memory.dtype
         written = functional.one_hot(state.written, cells).to(kind) * state.interpolation.unsqueeze(-1)
         return {
-            "memory": state.memory,
             "read_weights": functional.one_hot(state.position, cells).to(kind).unsqueeze(1),
             "write_weights": written.unsqueeze(1),
+            "memory": state.memory,
+            "add": heads.add,
+            "interpolation": heads.interpolation,
+            "jump": heads.jump,
         }
 
     def forward(self, hidden: Tensor, state: TapeState) -> tuple[Tensor, TapeState, TapeHeads]:
         """One step of access; see :meth:`Accessor.forward`."""
-        heads = self.interface(hidden)
+        heads = self.heads(self.interface(hidden))
         reads, state = self.access(heads, state)
         return reads, state, heads
 

@@ -4,56 +4,38 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
-from ..circuit import check_clip, check_sizes
+from ..component import Chosen, Component
+from ..initialisers import reset
 from ..options import Options
-from ..specification import specification
+from ..registry import contract
+from ..state import example
 
 
-class ControllerOptions(Options):
-    """Options that every controller has."""
+@contract("controller")
+class Controller(Component, nn.Module, ABC):
+    """Maps the input and the words read last to the hidden vector that drives the heads, with an explicit state.
 
-    type: str
+    A subclass has an attribute ``hidden_size``, the size of that vector, as an option or set in :meth:`setup`.
+    """
 
+    input_size: int = Field(kw_only=False, ge=1, description="channels of the input and of all words read, together")
+    clip: float | None = Field(
+        default=20.0,
+        gt=0,
+        exclude=True,
+        description="hidden and cell states are kept in [-clip, clip]; None leaves them",
+    )
 
-class LayeredControllerOptions(ControllerOptions):
-    """Options of a controller with layers."""
-
-    hidden_size: int = Field(100, ge=1)
-    """Size of each layer and of the controller's output."""
-    num_layers: int = Field(1, ge=1, le=100)
-
-
-class Controller(nn.Module, ABC):
-    """Maps the input and the words read last to the hidden vector that drives the heads, with an explicit state."""
-
-    Options: ClassVar[type[ControllerOptions]]
     kind: ClassVar[str] = ""
     """By which kernels know what it is; none for what they do not know."""
-
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, clip: float | None = 20.0) -> None:
-        """
-        Args:
-            input_size: channels of the input and of all words read, together.
-            hidden_size: size of each layer and of the output.
-            num_layers: layers, each fed by the one before.
-            clip: hidden and cell states are kept in [-clip, clip]; None leaves them.
-
-        Raises:
-            ValueError: a size below 1 or a clip that is not positive.
-        """
-        super().__init__()
-        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        check_clip(clip)
-        self.input_size = int(input_size)
-        self.hidden_size = int(hidden_size)
-        self.num_layers = int(num_layers)
-        self.clip = clip
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> Any:
@@ -63,22 +45,74 @@ class Controller(nn.Module, ABC):
     def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One step: ``[B, input_size]`` and a state -> hidden ``[B, hidden_size]`` and the next state."""
 
-    def specification(self) -> dict[str, Any]:
-        """Every option that it was built with, by name: what kernels must know of it."""
-        return specification(self, Controller)
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, as when it was built; here, those of each layer in the layer's own way.
+
+        Raises:
+            TypeError: there are weights that no layer has, which a subclass draws itself.
+        """
+        reset(self)
 
     def clipped(self, x: Tensor) -> Tensor:
         """The tensor, kept in [-clip, clip]."""
         return x if self.clip is None else torch.clamp(x, -self.clip, self.clip)
 
 
-def gated_layers(input_size: int, hidden_size: int, num_layers: int, gates: int) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """The input and the recurrent Linear of each layer of a gated network, initialised as in torch.nn."""
-    bound = 1 / math.sqrt(hidden_size)
-    inputs = nn.ModuleList(
-        nn.Linear(hidden_size if layer else input_size, gates * hidden_size) for layer in range(num_layers)
+if TYPE_CHECKING:
+    AnyController = Any  # what is given may be a name, what is kept is an object
+else:
+    AnyController = Annotated[str | Mapping[str, Any] | Options | Controller, Chosen("controller")]
+    """A controller as an option: its name, its name as ``type`` with its options, or an object."""
+
+
+class LayeredController(Controller):
+    """A controller with layers of one size, each fed by the one before."""
+
+    hidden_size: int = Field(default=100, ge=1, description="size of each layer and of the controller's output")
+    num_layers: int = Field(default=1, ge=1, le=100, description="layers, each fed by the one before")
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of what each layer but the last hands on that is left out in training",
     )
-    recurrents = nn.ModuleList(nn.Linear(hidden_size, gates * hidden_size) for _ in range(num_layers))
-    for parameter in [*inputs.parameters(), *recurrents.parameters()]:
-        nn.init.uniform_(parameter, -bound, bound)
-    return inputs, recurrents
+
+    def between_layers(self, x: Tensor, layer: int) -> Tensor:
+        """What a layer hands on: with ``dropout``, as torch.nn.LSTM, not all of it but from the last layer."""
+        if self.dropout and self.training and layer < self.num_layers - 1:
+            return functional.dropout(x, self.dropout)
+        return x
+
+    def specification(self) -> dict[str, Any]:
+        """See :meth:`Component.specification`; a dropout that leaves nothing out is none."""
+        leaves_out = self.training and self.num_layers > 1
+        return {**super().specification(), "dropout": self.dropout if leaves_out else 0.0}
+
+    def linear_layers(self, gates: int) -> nn.ModuleList:
+        """For each layer the Linear of its input, to so many gates."""
+        return nn.ModuleList(
+            nn.Linear(self.hidden_size if layer else self.input_size, gates * self.hidden_size)
+            for layer in range(self.num_layers)
+        )
+
+
+class GatedController(LayeredController):
+    """A controller of gated layers, with weights that start as in torch.nn."""
+
+    def build(self, gates: int) -> None:
+        """Make the input and the recurrent Linear of each layer."""
+        self.inputs = self.linear_layers(gates)
+        self.recurrents = nn.ModuleList(
+            nn.Linear(self.hidden_size, gates * self.hidden_size) for _ in range(self.num_layers)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights and biases anew."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def zeros(self, batch_size: int) -> Tensor:
+        """A state's part before the first step, ``[B, num_layers, hidden_size]``."""
+        return example(self).new_zeros(batch_size, self.num_layers, self.hidden_size)

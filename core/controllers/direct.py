@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from ..circuit import register_state
-from .base import Controller, ControllerOptions
-
-
-class DirectOptions(ControllerOptions):
-    """Options of :class:`DirectController`: there is nothing to choose."""
-
-    type: Literal["direct"] = "direct"
+from ..registry import register
+from ..state import register_state
+from .base import Controller
 
 
 @register_state
@@ -21,6 +16,7 @@ class DirectState(NamedTuple):
     """Nothing: only the memory carries a sequence."""
 
 
+@register("controller", "direct")
 class DirectController(Controller):
     """Hands the input and the words read on as the hidden vector, so that heads and outputs are linear in them.
 
@@ -28,22 +24,9 @@ class DirectController(Controller):
     to its outputs without hidden nodes (Stanley & Miikkulainen 2002; Greve, Jacobsen & Risi 2016).
     """
 
-    Options = DirectOptions
-
-    def __init__(
-        self, input_size: int, hidden_size: int = 1, num_layers: int = 1, *, clip: float | None = 20.0
-    ) -> None:
-        """
-        Args:
-            input_size: channels of the input and of all words read, together; the hidden vector has as many.
-            hidden_size, num_layers: taken as by every controller, but without effect, for there are no layers.
-            clip: the hidden vector is kept in [-clip, clip]; None leaves it.
-
-        Raises:
-            ValueError: a size below 1 or a clip that is not positive.
-        """
-        super().__init__(input_size, hidden_size, num_layers, clip=clip)
-        self.hidden_size, self.num_layers = input_size, 0
+    def setup(self) -> None:
+        """The hidden vector is the input."""
+        self.hidden_size, self.num_layers = self.input_size, 0
 
     def initial_state(self, batch_size: int) -> DirectState:
         """Nothing."""

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..circuit import example, register_state
-from .base import Controller, LayeredControllerOptions, gated_layers
-
-
-class LSTMOptions(LayeredControllerOptions):
-    """Options of :class:`LSTMController`."""
-
-    type: Literal["lstm"] = "lstm"
+from ..registry import register
+from ..state import register_state
+from .base import GatedController
 
 
 @register_state
@@ -27,22 +22,19 @@ class LSTMState(NamedTuple):
     """``[B, num_layers, hidden_size]``"""
 
 
-class LSTMController(Controller):
+@register("controller", "lstm")
+class LSTMController(GatedController):
     """Long short-term memory; gates and their order (input, forget, cell, output) as in torch.nn.LSTM."""
 
-    Options = LSTMOptions
     kind = "lstm"
 
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, clip: float | None = 20.0) -> None:
-        """See :class:`Controller`."""
-        super().__init__(input_size, hidden_size, num_layers, clip=clip)
-        self.inputs, self.recurrents = gated_layers(input_size, hidden_size, num_layers, gates=4)
+    def setup(self) -> None:
+        """Make the layers."""
+        self.build(gates=4)
 
     def initial_state(self, batch_size: int) -> LSTMState:
         """Zeros."""
-        shape = (batch_size, self.num_layers, self.hidden_size)
-        weight = example(self)
-        return LSTMState(weight.new_zeros(shape), weight.new_zeros(shape))
+        return LSTMState(self.zeros(batch_size), self.zeros(batch_size))
 
     def forward(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
         """One step; see :meth:`Controller.forward`."""
@@ -51,8 +43,7 @@ class LSTMController(Controller):
             gates = self.inputs[layer](x) + self.recurrents[layer](state.hidden[:, layer])
             input_gate, forget_gate, candidate, output_gate = gates.chunk(4, dim=-1)
             cell = torch.sigmoid(forget_gate) * state.cell[:, layer] + torch.sigmoid(input_gate) * torch.tanh(candidate)
-            cell = self.clipped(cell)
-            x = self.clipped(torch.sigmoid(output_gate) * torch.tanh(cell))
-            hiddens.append(x)
-            cells.append(cell)
+            cells.append(self.clipped(cell))
+            hiddens.append(self.clipped(torch.sigmoid(output_gate) * torch.tanh(cells[-1])))
+            x = self.between_layers(hiddens[-1], layer)
         return x, LSTMState(torch.stack(hiddens, dim=1), torch.stack(cells, dim=1))

@@ -1,17 +1,18 @@
 """The formulas that the kernels agree with; written by formulas.py."""
 
 AGREED = {
-    "circuits/memory_augmented.py": "333d1493ad0e",
-    "core/accessors/base.py": "cee6d66ea44e",
-    "core/accessors/dynamic.py": "48c8780b957e",
-    "core/accessors/sparse.py": "ba0c3010ba58",
-    "core/accessors/static.py": "8a892b77aba8",
+    "circuits/memory.py": "33a03de838b4",
+    "core/accessors/base.py": "136ef1763267",
+    "core/accessors/dynamic.py": "4d9c8006cc93",
+    "core/accessors/sparse.py": "57288782f647",
+    "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "1d02d424a8bc",
-    "core/controllers/base.py": "25939d883170",
-    "core/controllers/feedforward.py": "917ac016e8ea",
-    "core/controllers/gru.py": "3ace833be8ea",
-    "core/controllers/lstm.py": "e736d8aa9f52",
-    "core/heads.py": "468561864180",
+    "core/component.py": "b45366cf6f64",
+    "core/controllers/base.py": "251e1bc58e24",
+    "core/controllers/feedforward.py": "e3c593ebcdaa",
+    "core/controllers/gru.py": "48d012fba8f4",
+    "core/controllers/lstm.py": "10a0c0c78a7d",
+    "core/interface.py": "9ea054f5d62b",
     "core/sparse_addressing.py": "a6a3ea07ddfa",
 }
 """What each file meant."""

@@ -10,6 +10,8 @@ autograd, which weigh more than the states, and the parameters of a ``functional
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,8 +20,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
-from ..circuit import CircuitState, check_sizes, leaves, map_state, rebuild
-from ..stacked import Call
+from ..members import Call
+from ..options import check_sizes
+from ..state import CircuitState, leaves, map_state, rebuild
 from . import dispatch
 from .transforms import transform
 
@@ -45,7 +48,7 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState, every: int) -
     Raises:
         ValueError: ``every`` is below 1.
     """
-    check_sizes(checkpoint_every=every)
+    check_sizes(recompute_every=every)
     named = dict(_module(circuit).named_parameters(remove_duplicate=False))
     seen = transform([inputs, *leaves(state), *named.values()])
     # A replica of DataParallel has weights, but no parameters by which they could be put back in the backward pass.
@@ -64,6 +67,16 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState, every: int) -
 
 def _module(circuit: CircuitView) -> nn.Module:
     return cast("nn.Module", circuit)
+
+
+@contextlib.contextmanager
+def _drawing_again(device: torch.device, state: Tensor, state_of_gpu: Tensor | None) -> Iterator[None]:
+    """Within the block, torch's global generators draw again what they drew from these states, as dropout must."""
+    with torch.random.fork_rng([] if state_of_gpu is None else [device]):
+        torch.set_rng_state(state)
+        if state_of_gpu is not None:
+            torch.cuda.set_rng_state(state_of_gpu, device)
+        yield
 
 
 class _Chunk(Function):
@@ -90,6 +103,7 @@ class _Chunk(Function):
             "enabled": torch.is_autocast_enabled(device),
             "cache_enabled": torch.is_autocast_cache_enabled(),
         }
+        ctx.random = torch.get_rng_state(), torch.cuda.get_rng_state(inputs.device) if inputs.is_cuda else None
         ctx.save_for_backward(inputs, *tensors)
         features, state = dispatch.run(circuit, inputs, rebuild(structure, tensors))
         results = [features, *leaves(state)]
@@ -109,7 +123,7 @@ class _Chunk(Function):
         def run(circuit: CircuitView) -> tuple[Tensor, CircuitState]:
             return dispatch.run(circuit, inputs, rebuild(ctx.structure, state))
 
-        with torch.enable_grad(), torch.autocast(**ctx.autocast):
+        with torch.enable_grad(), torch.autocast(**ctx.autocast), _drawing_again(inputs.device, *ctx.random):
             features, last = functional_call(
                 Call(ctx.circuit, run), {f"circuit.{name}": tensor for name, tensor in own.items()}, tie_weights=False
             )

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from ..accessors.base import Accessor
-from ..circuit import CircuitState
 from ..controllers.base import Controller
+from ..state import CircuitState
 from ..tied import TiedLinear
 
 

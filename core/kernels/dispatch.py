@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..circuit import CircuitState, check_choice
-from ..stacked import Stack, dense, map_members
+from ..members import Stack, dense, map_members
+from ..options import check_choice
+from ..state import CircuitState
 from . import eager, native, triton
 from .formulas import Skipped
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from .circuit_view import CircuitView
 
 Backend = Literal["auto", "native", "triton", "eager"]
+
+BACKENDS = get_args(Backend)
 
 _MODULES: dict[str, ModuleType] = {
     "native": native,
@@ -43,7 +46,7 @@ class BackendError(RuntimeError):
 
 def check_backend(backend: str) -> None:
     """Raise ValueError naming the allowed backends."""
-    check_choice("backend", backend, get_args(Backend))
+    check_choice("backend", backend, BACKENDS)
 
 
 def choose(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..circuit import CircuitState, leaves
+from ..state import CircuitState, leaves
 from .transforms import transform, transforms_functions
 
 if TYPE_CHECKING:

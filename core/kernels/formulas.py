@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as of_all_modules
 
-from .. import addressing, heads, sparse_addressing
+from .. import addressing, component, interface, sparse_addressing
 from ..accessors import base as accessor_base
 from ..accessors import dynamic, sparse, static
 from ..controllers import base as controller_base
@@ -29,7 +29,7 @@ from ..controllers import feedforward, gru, lstm
 from .agreed import AGREED
 
 MODULES: tuple[ModuleType, ...] = (
-    *(addressing, heads, sparse_addressing),
+    *(addressing, interface, sparse_addressing, component),
     *(accessor_base, static, dynamic, sparse),
     *(controller_base, lstm, gru, feedforward),
 )
@@ -39,13 +39,13 @@ CONSTANTS: dict[tuple[ModuleType, str], float] = {
     (module, name): vars(module)[name]
     for module, names in (
         (addressing, ("NORM_EPSILON", "USAGE_EPSILON", "SHARPEN_EPSILON")),
-        (heads, ("MASK_MIN",)),
+        (interface, ("MASK_MIN",)),
     )
     for name in names
 }
 """What kernels may be given anew at each call, with the values of when it was imported."""
 
-TRANSITION = ("circuits/memory_augmented.py", "transition")
+TRANSITION = ("circuits/memory.py", "transition")
 """File and name of the method that is one step of a circuit; it lies in a room above this one."""
 
 _ROOT = Path(__file__).parents[2]
@@ -186,7 +186,9 @@ _RECORDS |= {
     value: _Record(value, [name for name in vars(value) if name not in _ABOUT])
     for module in MODULES
     for value in vars(module).values()
-    if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == module.__name__
+    if isinstance(value, type)
+    and issubclass(value, (nn.Module, component.Component))
+    and value.__module__ == module.__name__
 }
 _RECORDS |= {owner: _Record(owner, names) for owner, names in _TORCH.items()}
 _OF_MODULES = {module.__name__: module for module in MODULES}
@@ -215,7 +217,7 @@ def _records(kinds: tuple[type, ...]) -> tuple[_Record, ...]:
             if part in _RECORDS:
                 owners[part] = None
                 if part.__module__ in _OF_MODULES:
-                    owners |= dict.fromkeys((_OF_MODULES[part.__module__], addressing, heads))
+                    owners |= dict.fromkeys((_OF_MODULES[part.__module__], addressing, interface))
     if sparse in owners:
         owners[sparse_addressing] = None
     return tuple(_RECORDS[owner] for owner in owners)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..circuit import CircuitState
+from ..state import CircuitState
 from .formulas import Skipped, edited, replaced
 from .transforms import in_memory, transform
 
@@ -49,7 +49,7 @@ BOUND = _Bound()
 NOT_OURS = _Anything()
 """Whatever it is, it is done before a sequence begins."""
 
-CONTROLLER: Options = {"input_size": SIZE, "hidden_size": SIZE, "num_layers": SIZE, "clip": BOUND}
+CONTROLLER: Options = {"input_size": SIZE, "hidden_size": SIZE, "num_layers": SIZE, "clip": BOUND, "dropout": (0.0,)}
 ACCESSOR: Options = dict.fromkeys(("hidden_size", "memory_size", "word_size", "num_reads", "num_writes"), SIZE)
 STATIC: Options = ACCESSOR | {
     "shift_range": SIZE,
@@ -119,7 +119,11 @@ class Known:
                 self.reason = f"it needs Linear layers, not {type(strange[0]).__name__}"
         owners = [cast("nn.Module", circuit), *controller.modules(), *accessor.modules()]
         self._children = [(owner._modules, dict(owner._modules)) for owner in owners]
-        self._options = [(vars(part), part.specification()) for part in (controller, accessor)]
+        # A specification may depend on whether it trains, as that of a controller with dropout.
+        self._options = [
+            (vars(part), {name: vars(part).get(name) for name in ("training", *part.specification())})
+            for part in (controller, accessor)
+        ]
         self._shapes: dict[Any, list[tuple[str, tuple[int, ...]]]] = {}
 
     def holds(self) -> bool:

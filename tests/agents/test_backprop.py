@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,19 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 import papertape
-from papertape.agents import BackpropAgent, BackpropOptions
+from papertape.agents import BackpropAgent, EvolutionAgent, MixedAgent
 from papertape.agents.learning import TrainingError
-from papertape.agents.optimisers import OPTIMISERS, OPTIONS, GravesRMSprop, TensorFlowRMSprop
-from papertape.core.agent import Recorder
+from papertape.agents.optimisers import GravesRMSprop, Optimiser
+from papertape.core.component import options_of
 from papertape.core.env import Batch
-from papertape.envs import CopyEnv, CopyOptions
+from papertape.core.recorder import Recorder
+from papertape.core.registry import entries
+from papertape.envs import CopyEnv, TMazeWorld
 from papertape.utils import checkpoint
 
-SMALL = {"batch_size": 4, "log_every": 2, "evaluate_every": 3, "checkpoint_every": 4, "evaluation_sequences": 5}
+SMALL = {"batch_size": 4, "log_every": 2, "evaluate_every": 3, "save_every": 4, "evaluation_sequences": 5}
 
 
 class Keep(Recorder):
@@ -50,12 +52,18 @@ class Keep(Recorder):
         self.episodes.append((step, name))
 
 
-def make(seed: int = 0, circuit: str = "ntm", recorder: Recorder | None = None, **options: Any) -> BackpropAgent:
-    env = CopyEnv(CopyOptions(width=3, max_length=3, test_lengths=[5]))
+def make(
+    seed: int = 0,
+    circuit: str = "ntm",
+    recorder: Recorder | None = None,
+    kind: type[BackpropAgent] = BackpropAgent,
+    **options: Any,
+) -> BackpropAgent:
+    env = CopyEnv(width=3, max_length=3, test_lengths=[5])
     torch.manual_seed(seed)
     sizes: dict[str, Any] = {"hidden_size": 8, "memory_size": 6, "word_size": 4}
     built = papertape.NTM(5, 3, **sizes) if circuit == "ntm" else papertape.DNC(5, 3, num_reads=2, **sizes)
-    return BackpropAgent(env, built, BackpropOptions(**{**SMALL, **options}), seed=seed, recorder=recorder)
+    return kind(env, built, **{**SMALL, **options}, seed=seed, recorder=recorder)
 
 
 def same(left: Any, right: Any) -> bool:
@@ -70,12 +78,13 @@ def same(left: Any, right: Any) -> bool:
 
 
 @pytest.mark.parametrize("circuit", ["ntm", "dnc"])
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("optimiser", entries("optimiser"))
 def test_resumed_equals_unbroken(tmp_path: Path, circuit: str, optimiser: str) -> None:
     """Stopped at any step, saved to a file and taken up by a new process's objects."""
-    settings = {"steps": 9, "optimiser": optimiser, "schedule": "cosine"}
-    if "momentum" in OPTIMISERS[optimiser].defaults:
-        settings["momentum"] = 0.9
+    block: dict[str, Any] = {"type": optimiser}
+    if "momentum" in options_of(entries("optimiser")[optimiser]).model_fields:
+        block["momentum"] = 0.9
+    settings: dict[str, Any] = {"steps": 9, "optimiser": block, "schedule": "cosine"}
     whole = Keep()
     unbroken = make(circuit=circuit, recorder=whole, **settings)
     unbroken.fit()
@@ -83,7 +92,7 @@ def test_resumed_equals_unbroken(tmp_path: Path, circuit: str, optimiser: str) -
         first = make(circuit=circuit, **settings)
         while first.step < stop:
             values = first.train_step()
-            if first.step % first.options.evaluate_every == 0:
+            if first.step % first.evaluate_every == 0:
                 first.judge()
         assert math.isfinite(values["objective"])
         path = tmp_path / "latest.pt"
@@ -99,26 +108,24 @@ def test_resumed_equals_unbroken(tmp_path: Path, circuit: str, optimiser: str) -
 
 
 def test_curriculum_is_resumed() -> None:
-    options = CopyOptions(
-        width=3,
-        max_length=6,
-        test_lengths=[],
-        curriculum={"type": "growing", "threshold": 100.0},  # type: ignore[arg-type]
-    )
-    env = CopyEnv(options)
-    agent = BackpropAgent(env, papertape.NTM(5, 3, memory_size=6), BackpropOptions(**SMALL, steps=6))
+    options: dict[str, Any] = {"width": 3, "max_length": 6, "test_lengths": []}
+    options["curriculum"] = {"type": "growing", "threshold": 100.0}
+    env = CopyEnv(**options)
+    agent = BackpropAgent(env, papertape.NTM(5, 3, memory_size=6), **SMALL, steps=6)
     agent.fit()
     assert env.state_dict()["level"] == 2
-    other = BackpropAgent(CopyEnv(options), papertape.NTM(5, 3, memory_size=6), BackpropOptions(**SMALL, steps=6))
+    other = BackpropAgent(CopyEnv(**options), papertape.NTM(5, 3, memory_size=6), **SMALL, steps=6)
     other.load_state_dict(agent.state_dict())
     assert other.env.state_dict()["level"] == 2
 
 
 def test_learns() -> None:
-    env = CopyEnv(CopyOptions(width=3, max_length=3, test_lengths=[]))
+    env = CopyEnv(width=3, max_length=3, test_lengths=[])
     torch.manual_seed(1)
-    options = BackpropOptions(batch_size=16, steps=800, lr=1e-2, clip_norm=10.0, evaluate_every=50, target_error=0.2)
-    agent = BackpropAgent(env, papertape.NTM(5, 3, hidden_size=32, memory_size=8, word_size=8), options, seed=1)
+    options: dict[str, Any] = {"batch_size": 16, "steps": 800, "lr": 1e-2, "clip_norm": 10.0, "evaluate_every": 50}
+    agent = BackpropAgent(
+        env, papertape.NTM(5, 3, hidden_size=32, memory_size=8, word_size=8), **options, seed=1, target_error=0.2
+    )
     before = agent.evaluate()["validation/length 1-3/bits_wrong"]
     after = agent.fit()["validation/length 1-3/bits_wrong"]
     assert before > 1.5
@@ -241,15 +248,21 @@ def test_stops_at_the_target() -> None:
 class Told(BackpropAgent):
     """Is told what validation says: errors on the training range, on longer sequences and on the lesson."""
 
-    def __init__(self, *errors: tuple[float, float], **options: Any) -> None:
-        agent = make(steps=2 * len(errors), evaluate_every=2, recorder=Keep(), **options)
-        super().__init__(agent.env, agent.circuit, agent.options, recorder=agent.recorder)
-        self.errors = iter(errors)
+    def setup(self) -> None:
+        super().setup()
+        self.errors: Any = iter(())
 
     def evaluate(self, stream: Any = "validation") -> dict[str, float]:
         assert stream == "validation"
         trained, beyond = next(self.errors)
         return {"validation/length 1-3/bits_wrong": trained, "validation/length 5/bits_wrong": beyond}
+
+
+def told(*errors: tuple[float, float], **options: Any) -> Told:
+    agent = make(kind=Told, steps=2 * len(errors), evaluate_every=2, recorder=Keep(), **options)
+    assert isinstance(agent, Told)
+    agent.errors = iter(errors)
+    return agent
 
 
 @pytest.mark.parametrize(
@@ -263,7 +276,7 @@ def test_sets_beyond_the_training_range_decide_only_where_asked_for(
     beyond: float | None, best: list[int], end: int
 ) -> None:
     errors = [(3.0, 9.0), (4.0, 7.0), (1.0, 5.0), (0.5, 6.0), (0.5, 2.0), (0.0, 0.0)]
-    agent = Told(*errors, target_error=0.5, target_error_beyond=beyond)
+    agent = told(*errors, target_error=0.5, target_error_beyond=beyond)
     agent.fit()
     assert isinstance(agent.recorder, Keep)
     assert agent.step == end and agent.target_reached
@@ -271,7 +284,7 @@ def test_sets_beyond_the_training_range_decide_only_where_asked_for(
 
 
 def test_an_error_that_is_no_number_reaches_no_target() -> None:
-    agent = Told((math.nan, 0.0), (0.0, math.nan), target_error=1000.0, target_error_beyond=1000.0)
+    agent = told((math.nan, 0.0), (0.0, math.nan), target_error=1000.0, target_error_beyond=1000.0)
     agent.fit()
     assert agent.step == 4 and not agent.target_reached
 
@@ -324,12 +337,10 @@ def test_target_must_hold_on_more_sequences(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_begins_again_with_the_first_lesson() -> None:
     """First weights cannot do what the curriculum had moved on to."""
-    env = CopyEnv(
-        CopyOptions(width=3, max_length=3, test_lengths=[], curriculum={"type": "growing", "threshold": 100.0})  # type: ignore[arg-type]
-    )
+    env = CopyEnv(width=3, max_length=3, test_lengths=[], curriculum={"type": "growing", "threshold": 100.0})  # type: ignore[arg-type)
     circuit = papertape.NTM(5, 3, hidden_size=8, memory_size=6, word_size=4)
     settings = {**SMALL, "steps": 6, "retry_every": 5, "target_error": 0.0}
-    agent = BackpropAgent(env, circuit, BackpropOptions(**settings))  # type: ignore[arg-type]
+    agent = BackpropAgent(env, circuit, **settings)  # type: ignore[arg-type]
     while agent.step < 5:
         agent.train_step()
         if agent.step == 3:
@@ -402,7 +413,7 @@ def test_learning_rate(schedule: str, expected: list[float]) -> None:
 
 
 def test_learning_rate_starts_anew() -> None:
-    agent = make(steps=100, lr=1.0, warmup_steps=2, schedule="linear", restart_every=4)
+    agent = make(steps=100, lr=1.0, warmup_steps=2, schedule="linear", cycle_steps=4)
     rates = [agent.learning_rate(step) for step in range(2, 12)]
     assert rates == pytest.approx([1.0, 0.75, 0.5, 0.25, 1.0, 0.75, 0.5, 0.25, 1.0, 0.75])
 
@@ -444,13 +455,11 @@ def test_rmsprop_with_epsilon_inside_the_root(kind: str, given: dict[str, float]
         "tensorflow": {"lr": 1e-4, "smoothing": 0.9, "momentum": 0.0, "epsilon": 1e-10},
         "graves": {"lr": 1e-4, "smoothing": 0.95, "momentum": 0.9, "epsilon": 1e-4},
     }[kind]
-    entry = OPTIMISERS[f"{kind}-rmsprop"]
-    assert entry.build is {"tensorflow": TensorFlowRMSprop, "graves": GravesRMSprop}[kind]
-    agent = make(optimiser=f"{kind}-rmsprop", **(given or {}))
+    agent = make(optimiser={"type": f"{kind}-rmsprop", **(given or {})})
     settings = {**published, **(given or {})}
-    assert {name: agent.optimiser.param_groups[0][name] for name in settings} == settings
+    assert {name: agent.torch_optimiser.param_groups[0][name] for name in settings} == settings
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
-    optimiser = entry.build([weight], **settings)
+    optimiser = agent.optimiser.make([weight], published["lr"])
     for gradient in GRADIENTS:
         weight.grad = torch.tensor(gradient, dtype=torch.float64)
         optimiser.step()
@@ -460,7 +469,7 @@ def test_rmsprop_with_epsilon_inside_the_root(kind: str, given: dict[str, float]
 def test_a_variance_that_rounds_below_zero_is_none() -> None:
     """Equal gradients that are large, in float32: the squares differ from the squared average by more than epsilon."""
     weight = torch.nn.Parameter(torch.zeros(50))
-    optimiser = GravesRMSprop([weight], 1e-4, smoothing=0.95, momentum=0.9, epsilon=1e-4)
+    optimiser = GravesRMSprop().make([weight], 1e-4)
     for _ in range(400):
         weight.grad = torch.linspace(1e3, 1e4, 50)
         optimiser.step()
@@ -472,44 +481,196 @@ def test_a_variance_that_rounds_below_zero_is_none() -> None:
     [
         ("adam", torch.optim.Adam([torch.zeros(1)])),
         ("rmsprop", torch.optim.RMSprop([torch.zeros(1)])),
+        ("sgd", torch.optim.SGD([torch.zeros(1)])),
     ],
 )
 def test_optimisers_of_torch_have_its_settings(optimiser: str, expected: torch.optim.Optimizer) -> None:
-    made = make(optimiser=optimiser).optimiser
+    made = make(optimiser=optimiser).torch_optimiser
     assert type(made) is type(expected)
     assert {**made.defaults, "fused": None} == {**expected.defaults, "fused": None}
-    given = {"adam": {"betas": [0.5, 0.6]}, "rmsprop": {"smoothing": 0.7, "momentum": 0.6}}[optimiser]
-    group = make(optimiser=optimiser, lr=0.5, epsilon=0.1, weight_decay=0.2, **given).optimiser.param_groups[0]
-    assert (group["lr"], group["eps"], group["weight_decay"]) == (0.5, 0.1, 0.2)
-    if optimiser == "adam":
-        assert group["betas"] == (0.5, 0.6)
-    else:
-        assert (group["alpha"], group["momentum"]) == (0.7, 0.6)
+    given: dict[str, Any] = {
+        "adam": {"betas": [0.5, 0.6], "epsilon": 0.1},
+        "rmsprop": {"smoothing": 0.7, "momentum": 0.6, "epsilon": 0.1},
+        "sgd": {"momentum": 0.6},
+    }[optimiser]
+    block = {"type": optimiser, "weight_decay": 0.2, **given}
+    group = make(optimiser=block, lr=0.5).torch_optimiser.param_groups[0]
+    assert (group["lr"], group["weight_decay"]) == (0.5, 0.2)
+    names = {"epsilon": "eps", "smoothing": "alpha"}
+    for name, value in given.items():
+        assert group[names.get(name, name)] == (tuple(value) if name == "betas" else value)
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-@pytest.mark.parametrize("option", OPTIONS)
-def test_an_option_that_the_optimiser_does_not_have_is_refused(optimiser: str, option: str) -> None:
-    assert getattr(BackpropOptions(**{"optimiser": optimiser, option: None}), option) == OPTIMISERS[
-        optimiser
-    ].defaults.get(option)
-    given = {"betas": [0.1, 0.2]}.get(option, 0.1)
-    if option in OPTIMISERS[optimiser].defaults:
-        return
-    with pytest.raises(ValidationError, match=f"{option}: got .*; optimiser {optimiser} has no such option, allowed"):
-        BackpropOptions(**{"optimiser": optimiser, option: given})
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"type": "adam", "momentum": 0.9}, "optimiser.momentum: unknown option; optimiser.type .*rmsprop.* has it"),
+        (
+            {"type": "graves-rmsprop", "betas": [0.9, 0.9]},
+            "optimiser.betas: .*; optimiser.type adam has it",
+        ),
+        ({"type": "adam", "betas": [0.9, 1.0]}, r"optimiser.betas.1: got 1.0; allowed: less than 1"),
+        ("adamw", "optimiser.type: got 'adamw'; did you mean 'adam'"),
+        ({"momentum": 0.9}, "optimiser.type: missing"),
+    ],
+)
+def test_what_an_optimiser_does_not_have_is_refused(block: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(optimiser=block)
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_published_settings_are_shown_and_survive_a_round_trip(optimiser: str) -> None:
-    options = BackpropOptions(optimiser=optimiser)
-    shown = options.model_dump(mode="json")
-    assert all(shown[name] is not None for name in OPTIMISERS[optimiser].defaults)
-    assert BackpropOptions(**shown) == options
+def test_the_learning_rate_is_the_agents_or_the_published_one() -> None:
+    assert make(optimiser="graves-rmsprop").learning_rate(0) == 1e-4
+    assert make(optimiser="rmsprop").learning_rate(0) == 1e-2
+    assert make(optimiser="rmsprop", lr=0.5).learning_rate(0) == 0.5
+    with pytest.raises(ValueError, match=r"final_lr: got 0.001; allowed is at most lr \(0.0001\)"):
+        make(optimiser="graves-rmsprop", final_lr=1e-3)
+
+
+class Signs(Optimiser):
+    """An optimiser from elsewhere: steps of the same length along the sign of each gradient, less and less."""
+
+    published_lr = 0.25
+    decay: float = 0.5
+
+    def make(self, parameters: Any, lr: float) -> torch.optim.Optimizer:
+        decay = self.decay
+
+        class Signed(torch.optim.Optimizer):
+            @torch.no_grad()
+            def step(self, closure: Any = None) -> None:  # type: ignore[override]
+                for group in self.param_groups:
+                    for parameter in group["params"]:
+                        count = self.state[parameter].get("count", 0)
+                        parameter.sub_(parameter.grad.sign() * group["lr"] * decay**count)
+                        self.state[parameter]["count"] = count + 1
+
+        return Signed(parameters, {"lr": lr})
+
+
+def test_an_optimiser_from_elsewhere() -> None:
+    agent = make(optimiser=Signs(decay=0.1), steps=4)
+    assert agent.learning_rate(0) == 0.25
+    state = agent.circuit.state_dict()["output.bias"].clone()
+    agent.train_step()
+    assert torch.allclose((agent.circuit.state_dict()["output.bias"] - state).abs(), torch.tensor(0.25))
+    again = make(seed=0, optimiser=Signs(decay=0.1), steps=4)
+    again.load_state_dict(copy.deepcopy(agent.state_dict()))
+    for one in (agent, again):
+        one.fit()
+    assert same(agent.state_dict(), again.state_dict())
+    with pytest.raises(ValueError, match=r"agent\.optimiser\.type: 'Signs' -> 'adam'"):
+        make().load_state_dict(agent.state_dict())
+
+
+def test_an_optimiser_that_makes_none_is_named() -> None:
+    class Wrong(Signs):
+        def make(self, parameters: Any, lr: float) -> Any:
+            return [*parameters]
+
+    with pytest.raises(TypeError, match=r"Wrong\.make: returns a list; expected a torch Optimizer"):
+        make(optimiser=Wrong())
+
+
+def dropping(seed: int = 0, recorder: Recorder | None = None, **options: Any) -> BackpropAgent:
+    """An agent whose circuit leaves out half of what its first layer hands on."""
+    env = CopyEnv(width=3, max_length=3, test_lengths=[5])
+    torch.manual_seed(1)
+    circuit = papertape.NTM(5, 3, hidden_size=8, num_layers=2, dropout=0.5, memory_size=6, word_size=4)
+    return BackpropAgent(env, circuit, **{**SMALL, **options}, seed=seed, recorder=recorder)
+
+
+def test_dropout_follows_from_the_seed_and_is_resumed_and_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    unbroken = dropping(steps=6, recorder=Keep())
+    torch.set_rng_state(state)
+    unbroken.fit()
+    assert torch.equal(torch.get_rng_state(), state)
+    watched, other = dropping(steps=6, evaluate_every=1), dropping(seed=1, steps=6)
+    torch.rand(7)
+    for agent in (watched, other):
+        agent.fit()
+    assert same(watched.circuit.state_dict(), unbroken.circuit.state_dict())
+    assert not same(other.circuit.state_dict(), unbroken.circuit.state_dict())
+    first, second = dropping(steps=6), dropping(steps=6)
+    while first.step < 3:
+        first.train_step()
+    first.judge()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    torch.rand(3)
+    second.fit()
+    assert same(second.state_dict(), unbroken.state_dict())
+
+
+def test_dropout_drops_in_training_other_units_at_each_step() -> None:
+    """The same batch at the same weights is answered in another way at the next step, and by all units when judged."""
+    agent = dropping(lr=1e-30)
+    batch = agent.env.sample(4, torch.Generator().manual_seed(5))
+    losses = []
+    for _ in range(3):
+        agent.circuit.train()
+        with agent.own_randomness(0):
+            losses.append(float(agent._backward(batch, agent.env.normaliser(batch))[0]))
+        agent.step += 1
+    assert len(set(losses)) == 3
+    agent.circuit.eval()
+    assert len({float(agent._backward(batch, agent.env.normaliser(batch))[0]) for _ in range(2)}) == 1
+
+
+class Ahead(torch.nn.Module):
+    """A plain module with a state: layers of one step each, with the last answer fed back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(5 + 3, 3)
+
+    def forward(self, inputs: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        state = inputs.new_zeros(inputs.shape[1], 3) if state is None else state
+        answers = []
+        for x in inputs:
+            state = self.layer(torch.cat([x, state.tanh()], 1))
+            answers.append(state)
+        return torch.stack(answers), state
+
+
+@pytest.mark.parametrize("truncate", [None, 2])
+def test_any_module_can_be_trained(truncate: int | None) -> None:
+    torch.manual_seed(0)
+    module = Ahead()
+    agent = BackpropAgent(
+        CopyEnv(width=3, max_length=3, test_lengths=[5]), module, **SMALL, steps=40, lr=0.03, truncate=truncate
+    )
+    before = agent.evaluate()["validation/length 1-3/loss"]
+    after = agent.fit()["validation/length 1-3/loss"]
+    assert after < before
+    batch = agent.env.sample(2, torch.Generator().manual_seed(0))
+    assert torch.equal(module(batch.inputs)[0], agent.circuit(batch.inputs)[0])
+
+
+def test_a_module_that_answers_otherwise_is_named() -> None:
+    env = CopyEnv(width=3)
+    with pytest.raises(ValueError, match=r"circuit: Linear answers inputs \[2, 3, 5\] by shape \[2, 3, 4\]; expected"):
+        BackpropAgent(env, torch.nn.Linear(5, 4))
+    with pytest.raises(ValueError, match="circuit: got a str; expected a Circuit or any other torch.nn.Module"):
+        BackpropAgent(env, "ntm")
+
+
+def test_parts_that_do_not_go_together() -> None:
+    circuit = papertape.NTM(5, 3)
+    with pytest.raises(ValueError, match="env: got a TMazeWorld; expected a Env"):
+        BackpropAgent(TMazeWorld(), circuit)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="circuit: got a Tape, which has no gradient; BackpropAgent needs one"):
+        BackpropAgent(CopyEnv(width=3), papertape.Tape(5, 3))
+    circuit.autocast = torch.bfloat16
+    with pytest.raises(ValueError, match="its autocast is torch.bfloat16; allowed with EvolutionAgent: float32,"):
+        EvolutionAgent(CopyEnv(width=3), circuit)
+    with pytest.raises(ValueError, match="its backend is 'native'; allowed with MixedAgent: auto, eager"):
+        MixedAgent(CopyEnv(width=3), papertape.NTM(5, 3, backend="native"))
 
 
 def test_circuit_that_does_not_fit() -> None:
-    env = CopyEnv(CopyOptions(width=3))
+    env = CopyEnv(width=3)
     with pytest.raises(ValueError, match="input_size: the circuit has 6, the env 5"):
         BackpropAgent(env, papertape.NTM(6, 3))
     with pytest.raises(ValueError, match="output_size: the circuit has 4, the env 3"):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import papertape
-from papertape.agents import EmptyAgent, EmptyOptions
+from papertape.agents import EmptyAgent
 from papertape.core.env import Batch
-from papertape.envs import CopyEnv, CopyOptions
+from papertape.envs import CopyEnv
 
 
 class WrongMask(CopyEnv):
@@ -19,9 +19,7 @@ class WrongMask(CopyEnv):
 
 
 def test_drives_an_env_without_learning() -> None:
-    agent = EmptyAgent(
-        CopyEnv(CopyOptions(width=3, max_length=4, test_lengths=[6])), papertape.NTM(5, 3), EmptyOptions(steps=3)
-    )
+    agent = EmptyAgent(CopyEnv(width=3, max_length=4, test_lengths=[6]), papertape.NTM(5, 3), steps=3)
     before = {name: value.clone() for name, value in agent.circuit.state_dict().items()}
     assert set(agent.fit()) == {"loss", "bits_wrong"}
     assert agent.step == 3
@@ -30,6 +28,6 @@ def test_drives_an_env_without_learning() -> None:
 
 
 def test_names_what_is_wrong_with_an_env() -> None:
-    agent = EmptyAgent(WrongMask(CopyOptions(width=3, min_length=4, max_length=4)), papertape.NTM(5, 3))
+    agent = EmptyAgent(WrongMask(width=3, min_length=4, max_length=4), papertape.NTM(5, 3))
     with pytest.raises(ValueError, match=r"mask: the env handed out shape \[3, 16\]; expected \[10, 16\]"):
         agent.fit()

@@ -3,7 +3,9 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from papertape import envs
-from papertape.agents.fitness import AccuracyFitness, AnyFitness, LossFitness, RewardFitness, fitness
+from papertape.agents import EvolutionAgent
+from papertape.agents.fitness import AccuracyFitness, AnyFitness, LossFitness, RewardFitness, earned
+from papertape.circuits import FeedForwardCircuit
 from papertape.core.env import Batch
 
 MEMBERS, SIZE = 5, 6
@@ -12,8 +14,7 @@ NAMES = ("Copy", "RepeatCopy", "AssociativeRecall", "DynamicNGrams", "PrioritySo
 
 def answered(name):
     """An env, a batch, and outputs ``[T, P, B, O]`` of some members."""
-    options = getattr(envs, f"{name}Options")
-    env = getattr(envs, f"{name}Env")(options(image_size=16, font_sizes=[10]) if name == "Letters" else options())
+    env = getattr(envs, f"{name}Env")(**({"image_size": 16, "font_sizes": [10]} if name == "Letters" else {}))
     batch = env.sample(SIZE, torch.Generator().manual_seed(1))
     shape = (batch.inputs.shape[0], MEMBERS, SIZE, env.output_size)
     return env, batch, 2 * torch.randn(shape, generator=torch.Generator().manual_seed(2))
@@ -23,18 +24,18 @@ def answered(name):
 def test_each_fitness_against_a_loop_over_members(name):
     env, batch, outputs = answered(name)
     generator = torch.Generator().manual_seed(3)
-    for options in (LossFitness(), AccuracyFitness(), RewardFitness(), RewardFitness(prediction="expected")):
-        found = fitness(options, env, outputs, batch, generator)
+    for fitness in (LossFitness(), AccuracyFitness(), RewardFitness(), RewardFitness(prediction="expected")):
+        found = earned(fitness, env, outputs, batch, generator)
         assert found.shape == (MEMBERS, SIZE) and found.dtype == torch.float64
         for member in range(MEMBERS):
             own = outputs[:, member]
-            if options.type == "loss":
+            if isinstance(fitness, LossFitness):
                 expected = -env.loss(own, batch)
-            elif options.type == "accuracy":
+            elif isinstance(fitness, AccuracyFitness):
                 expected = env.right(own, batch).sum() / batch.mask.sum()
             else:
                 share = (env.right(own, batch) == 1) * 1.0
-                if options.prediction == "expected":
+                if fitness.prediction == "expected":
                     share = torch.exp(-env.losses(own, batch))
                 expected = ((11.5 * share - 1.5) * batch.mask).sum()
             torch.testing.assert_close(found[member].sum(), expected.double(), rtol=1e-5, atol=1e-6)
@@ -44,10 +45,10 @@ def test_sampled_answers_are_right_as_often_as_expected():
     env, batch, outputs = answered("Letters")
     generator = torch.Generator().manual_seed(3)
     draws = torch.stack(
-        [fitness(RewardFitness(prediction="sampled"), env, 3 * outputs, batch, generator) for _ in range(3000)]
+        [earned(RewardFitness(prediction="sampled"), env, 3 * outputs, batch, generator) for _ in range(3000)]
     )
     assert set(draws.unique().tolist()) == {-1.5, 10.0}
-    expected = fitness(RewardFitness(prediction="expected"), env, 3 * outputs, batch, generator)
+    expected = earned(RewardFitness(prediction="expected"), env, 3 * outputs, batch, generator)
     torch.testing.assert_close(draws.mean(0), expected, atol=0.8, rtol=0)
 
 
@@ -56,8 +57,8 @@ def test_sampled_answers_are_right_as_often_as_expected():
 def test_a_member_whose_outputs_are_no_numbers_has_no_finite_fitness(prediction, kind):
     env, batch, outputs = answered("Copy")
     outputs[3, 2] = float("nan")
-    options = LossFitness() if kind == "loss" else RewardFitness(prediction=prediction)
-    told = fitness(options, env, outputs, batch, torch.Generator()).sum(1)
+    fitness = LossFitness() if kind == "loss" else RewardFitness(prediction=prediction)
+    told = earned(fitness, env, outputs, batch, torch.Generator()).sum(1)
     assert told.isfinite().tolist() == [True, True, False, True, True]
 
 
@@ -65,10 +66,10 @@ def test_padding_earns_nothing():
     env, batch, outputs = answered("Copy")
     longer = Batch(*(torch.cat([part, torch.zeros_like(part[:3])]) for part in batch))
     more = torch.cat([outputs, torch.randn(3, MEMBERS, SIZE, env.output_size)])
-    for options in (LossFitness(), AccuracyFitness(), RewardFitness(), RewardFitness(prediction="expected")):
+    for fitness in (LossFitness(), AccuracyFitness(), RewardFitness(), RewardFitness(prediction="expected")):
         torch.testing.assert_close(
-            fitness(options, env, more, longer, torch.Generator()),
-            fitness(options, env, outputs, batch, torch.Generator()),
+            earned(fitness, env, more, longer, torch.Generator()),
+            earned(fitness, env, outputs, batch, torch.Generator()),
         )
 
 
@@ -81,10 +82,10 @@ def test_wrong_options_are_refused(values):
 
 
 def test_an_exponent_counts_sequences_by_a_power_of_their_share():
-    env = envs.CopyEnv(envs.CopyOptions(lengths="sequence"))
+    env = envs.CopyEnv(lengths="sequence")
     batch = env.sample(SIZE, torch.Generator().manual_seed(1))
     outputs = torch.randn(batch.inputs.shape[0], MEMBERS, SIZE, 8, generator=torch.Generator().manual_seed(2))
-    found = fitness(AccuracyFitness(exponent=3.0), env, outputs, batch, torch.Generator())
+    found = earned(AccuracyFitness(exponent=3.0), env, outputs, batch, torch.Generator())
     for member in range(MEMBERS):
         for row in range(SIZE):
             asked = batch.mask[:, row] > 0
@@ -93,15 +94,63 @@ def test_an_exponent_counts_sequences_by_a_power_of_their_share():
 
 
 @pytest.mark.parametrize(
-    "options",
+    "fitness",
     [LossFitness(), AccuracyFitness(), AccuracyFitness(exponent=2)]
     + [RewardFitness(prediction=kind) for kind in ("likeliest", "sampled", "expected")],
 )
-def test_an_answer_that_is_no_number_earns_none(options):
+def test_an_answer_that_is_no_number_earns_none(fitness):
     env, batch, outputs = answered("Copy")
     counted = int(batch.mask[:, 2].argmax())
     outputs[counted, 1, 2, 0] = torch.nan
-    found = fitness(options, env, outputs, batch, torch.Generator().manual_seed(3))
+    found = earned(fitness, env, outputs, batch, torch.Generator().manual_seed(3))
     spoilt = torch.zeros(found.shape, dtype=torch.bool)
     spoilt[1, 2] = True
     assert torch.equal(found.isnan(), spoilt)
+
+
+def sharpness(env, outputs, batch):
+    """Fitness as anyone's function: of each sequence."""
+    return -(outputs.abs() * batch.mask.unsqueeze(1).unsqueeze(-1)).sum((0, 3))
+
+
+@pytest.mark.parametrize(
+    "function", [sharpness, lambda env, outputs, batch: sharpness(env, outputs, batch).sum(1)], ids=["each", "whole"]
+)
+def test_a_function_is_a_fitness(function):
+    env = envs.CopyEnv(width=2, max_length=2, test_lengths=[])
+    torch.manual_seed(0)
+    circuit = FeedForwardCircuit(env.input_size, env.output_size, hidden_sizes=[3])
+    agent = EvolutionAgent(env, circuit, fitness=function, strategy={"type": "snes", "population": 9}, batch_size=5)
+    drawn = agent.scoring.draw(5, torch.Generator().manual_seed(1))
+    stacks = agent.strategy.ask_stacks()
+    scores = agent.score(stacks, drawn)
+    expected = sharpness(env, agent.population.outputs(stacks, drawn.batch.inputs), drawn.batch).double().sum(1)
+    torch.testing.assert_close(scores.sum(1), expected, rtol=1e-6, atol=1e-6)
+    first = agent.train_step()["fitness_best"]
+    for _ in range(60):
+        last = agent.train_step()["fitness_best"]
+    assert last > first
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda env, outputs, batch: outputs, r"<lambda> gives shape \[6, 9, 5, 2\] for 9 members and 5 sequences"),
+        (lambda env, outputs, batch: 1.0, r"gives a float .*expected a tensor \[9\] or \[9, 5\]"),
+    ],
+)
+def test_a_function_that_gives_something_else_is_named(function, message):
+    env = envs.CopyEnv(width=2, min_length=2, max_length=2, test_lengths=[])
+    circuit = FeedForwardCircuit(env.input_size, env.output_size, hidden_sizes=[3])
+    agent = EvolutionAgent(env, circuit, fitness=function, strategy={"type": "snes", "population": 9}, batch_size=5)
+    with pytest.raises(ValueError, match=message):
+        agent.train_step()
+
+
+def test_a_function_earns_nothing_for_an_answer_that_is_no_number():
+    env, batch, outputs = answered("Copy")
+    outputs[0, 1, 2, 0] = torch.nan
+    each = earned(lambda env, outputs, batch: outputs.nan_to_num().sum((0, 3)), env, outputs, batch)
+    assert each.isnan().nonzero().tolist() == [[1, 2]]
+    whole = earned(lambda env, outputs, batch: outputs.nan_to_num().sum((0, 2, 3)), env, outputs, batch)
+    assert whole.shape == (MEMBERS, 1) and whole.isnan().nonzero().tolist() == [[1, 0]]

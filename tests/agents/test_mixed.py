@@ -7,16 +7,16 @@ import math
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 import papertape
-from papertape.agents import MixedAgent, MixedOptions
+from papertape.agents import MixedAgent
+from papertape.agents.genome import Layout
+from papertape.agents.optimisers import SGD
 from papertape.circuits import FeedForwardCircuit
-from papertape.core.agent import Recorder
-from papertape.core.stacked import Layout
-from papertape.envs import CopyEnv, CopyOptions
+from papertape.core.recorder import Recorder
+from papertape.envs import CopyEnv
 
-SMALL = {"batch_size": 4, "log_every": 2, "evaluate_every": 3, "checkpoint_every": 4, "evaluation_sequences": 5}
+SMALL = {"batch_size": 4, "log_every": 2, "evaluate_every": 3, "save_every": 4, "evaluation_sequences": 5}
 TIMED = "train/sequences_per_second"
 
 
@@ -32,7 +32,7 @@ class Keep(Recorder):
 
 
 def make(*, seed=0, recorder=None, kind="ntm", env=None, dtype=torch.float64, **values) -> MixedAgent:
-    env = env or CopyEnv(CopyOptions(width=2, max_length=2, test_lengths=[3]))
+    env = env or CopyEnv(width=2, max_length=2, test_lengths=[3])
     torch.manual_seed(1)
     sizes = {"hidden_size": 4, "memory_size": 4, "word_size": 3}
     if kind == "ntm":
@@ -40,23 +40,22 @@ def make(*, seed=0, recorder=None, kind="ntm", env=None, dtype=torch.float64, **
     else:
         circuit = FeedForwardCircuit(env.input_size, env.output_size, hidden_sizes=[4])
     block = {"type": "trust", "population": 6, "mutation_scale": 0.3}
-    options = MixedOptions(**{**SMALL, "strategy": block, "lr": 0.03, **values})
-    return MixedAgent(env, circuit.to(dtype), options, seed=seed, recorder=recorder)
+    options = {**SMALL, "strategy": block, "lr": 0.03, **values}
+    return MixedAgent(env, circuit.to(dtype), **options, seed=seed, recorder=recorder)
 
 
 def alone(agent, genome, lessons):
     """What one member learns from the lessons by itself, by torch.optim on its own circuit."""
-    options = agent.options
     circuit = copy.deepcopy(agent.circuit)
     layout = Layout.of(circuit)
     layout.write(genome, circuit)
-    made = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[options.optimiser]
-    optimiser = made(circuit.parameters(), options.lr)
+    made = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[agent.options.optimiser.type]
+    optimiser = made(circuit.parameters(), agent.lr)
     for batch in lessons:
         optimiser.zero_grad()
         agent.env.loss(circuit(batch.inputs)[0], batch).backward()
-        if options.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(circuit.parameters(), options.clip_norm)
+        if agent.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(circuit.parameters(), agent.clip_norm)
         optimiser.step()
     return layout.read(circuit)
 
@@ -149,7 +148,7 @@ class Poisoned(CopyEnv):
 
 
 def test_a_member_whose_gradient_is_not_finite_stays_as_it_is():
-    env = Poisoned(CopyOptions(width=2, max_length=2, test_lengths=[]))
+    env = Poisoned(width=2, max_length=2, test_lengths=[])
     agent = make(env=env, kind="feedforward", gradient_steps=2, dtype=torch.float32)
     agent.prepare()
     genomes = agent.strategy.ask()
@@ -165,14 +164,82 @@ def test_a_member_whose_gradient_is_not_finite_stays_as_it_is():
 
 
 def test_learns_faster_than_by_mutation_alone():
-    env = CopyEnv(CopyOptions(width=2, max_length=1, test_lengths=[]))
+    env = CopyEnv(width=2, max_length=1, test_lengths=[])
     agent = make(env=env, dtype=torch.float32, batch_size=16, generations=60, evaluate_every=10, target_error=0.0)
     agent.fit()
     assert agent.target_reached
 
 
 def test_strategies_without_members_inherit_nothing():
-    message = r"strategy\.type: got 'openai-es'.*allowed with .*: trust, neat \(baldwinian"
-    with pytest.raises(ValidationError, match=message):
-        MixedOptions(strategy={"type": "openai-es"})
-    assert MixedOptions(strategy={"type": "openai-es"}, inheritance="baldwinian").gradient_steps == 4
+    message = r"strategy\.type: got 'openai-es'.*allowed with .*: neat, trust \(baldwinian"
+    with pytest.raises(ValueError, match=message):
+        make(strategy={"type": "openai-es"})
+    assert make(strategy={"type": "openai-es"}, inheritance="baldwinian").gradient_steps == 4
+
+
+def dropping(seed=0, **values) -> MixedAgent:
+    env = CopyEnv(width=2, max_length=2, test_lengths=[3])
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 4, "num_layers": 2, "memory_size": 4, "word_size": 3}
+    circuit = papertape.NTM(env.input_size, env.output_size, controller="gru", dropout=0.5, **sizes)
+    block = {"type": "trust", "population": 6, "mutation_scale": 0.3}
+    return MixedAgent(env, circuit, **{**SMALL, "strategy": block, "generations": 4, **values}, seed=seed)
+
+
+@pytest.mark.parametrize("inheritance", ["lamarckian", "baldwinian"])
+def test_dropout_follows_from_the_seed_and_is_resumed(inheritance):
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    unbroken = dropping(inheritance=inheritance)
+    torch.set_rng_state(state)
+    unbroken.fit()
+    assert torch.equal(torch.get_rng_state(), state)
+    first, second = dropping(inheritance=inheritance), dropping(inheritance=inheritance)
+    torch.rand(9)
+    first.train_step(), first.train_step()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    torch.rand(5)
+    second.fit()
+    assert torch.equal(second.strategy.ask(), unbroken.strategy.ask())
+    assert torch.equal(second.population.layout.read(second.circuit), unbroken.population.layout.read(unbroken.circuit))
+
+
+def test_members_learn_with_dropout_of_their_own_and_are_judged_without():
+    agent = dropping()
+    agent.prepare()
+    stacks = agent.strategy.ask_stacks()
+    equal = {name: stack[:1].expand_as(stack).clone() for name, stack in stacks.items()}
+    agent.circuit.eval()
+    learned = agent.population.layout.join(agent.learn(equal))
+    assert len(learned.unique(dim=0)) == 6
+    assert not agent.circuit.training
+    drawn = agent.scoring.draw(4, torch.Generator().manual_seed(0))
+    assert torch.equal(agent.score(stacks, drawn), agent.score(stacks, drawn))
+
+
+@pytest.mark.parametrize("optimiser", ["rmsprop", {"type": "graves-rmsprop", "momentum": 0.5}])
+def test_any_optimiser_that_works_element_by_element(optimiser):
+    agent = make(optimiser=optimiser, kind="feedforward", clip_norm=None, gradient_steps=3)
+    agent.prepare()
+    genomes = agent.strategy.ask().clone()
+    learned = agent.population.layout.join(agent.learn(agent.strategy.ask_stacks()))
+    for genome, found in zip(genomes, learned, strict=True):
+        circuit = copy.deepcopy(agent.circuit)
+        agent.population.layout.write(genome, circuit)
+        made = agent.optimiser.make(circuit.parameters(), agent.lr)
+        for batch in agent._lessons:
+            made.zero_grad()
+            agent.env.loss(circuit(batch.inputs)[0], batch).backward()
+            made.step()
+        torch.testing.assert_close(found, agent.population.layout.read(circuit))
+
+
+class Whole(SGD):
+    """Updates that depend on the gradients of all elements together."""
+
+    elementwise = False
+
+
+def test_an_optimiser_that_mixes_members_is_refused():
+    with pytest.raises(ValueError, match="does not update each element on its own.*allowed: adam, "):
+        make(optimiser=Whole())

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 import papertape
-from papertape.agents import BackpropAgent, BackpropOptions, NodePerturbationAgent, NodePerturbationOptions
+from papertape.agents import BackpropAgent, NodePerturbationAgent
 from papertape.circuits import FeedForwardCircuit
 from papertape.core.circuit import Circuit
 from papertape.core.distributed import Processes
 from papertape.core.env import Env
-from papertape.envs import CopyEnv, CopyOptions
+from papertape.envs import CopyEnv
 from papertape.utils import factory, options
 
 
 def small_env() -> CopyEnv:
-    return CopyEnv(CopyOptions(width=2, max_length=2, test_lengths=[3]))
+    return CopyEnv(width=2, max_length=2, test_lengths=[3])
 
 
 def small_circuit(kind: str, env: Env) -> Circuit:
@@ -36,7 +36,7 @@ def gradients(circuit: Circuit) -> torch.Tensor:
 def test_the_estimate_is_the_gradient_on_average(kind: str) -> None:
     env = small_env()
     circuit = small_circuit(kind, env)
-    agent = NodePerturbationAgent(env, circuit, NodePerturbationOptions(batch_size=2000, sigma=1e-3), seed=3)
+    agent = NodePerturbationAgent(env, circuit, batch_size=2000, sigma=1e-3, seed=3)
     batch = env.sample(1, torch.Generator().manual_seed(0))
     many = type(batch)(*(part.double().expand(-1, 4000, *part.shape[2:]) for part in batch))
     normaliser = env.normaliser(many).double()
@@ -44,8 +44,8 @@ def test_the_estimate_is_the_gradient_on_average(kind: str) -> None:
     for _ in range(10):
         agent._backward(many, normaliser)
         estimate += gradients(circuit) / 10
-    agent.optimiser.zero_grad()
-    BackpropAgent(env, circuit, BackpropOptions(), seed=3)._backward(many, normaliser)
+    agent.torch_optimiser.zero_grad()
+    BackpropAgent(env, circuit, seed=3)._backward(many, normaliser)
     true = gradients(circuit)
     assert torch.cosine_similarity(estimate, true, dim=0) > 0.97
     assert abs(float(estimate @ true / (true @ true)) - 1) < 0.1
@@ -55,7 +55,7 @@ def test_the_noise_is_gone_after_a_step() -> None:
     env = small_env()
     circuit = small_circuit("lstm", env)
     inputs = env.sample(3, torch.Generator().manual_seed(0)).inputs.double()
-    agent = NodePerturbationAgent(env, circuit.float(), NodePerturbationOptions(lr=1e-12), seed=3)
+    agent = NodePerturbationAgent(env, circuit.float(), lr=1e-12, seed=3)
     before = circuit(inputs.float())[0]
     agent.train_step()
     assert torch.allclose(circuit(inputs.float())[0], before, atol=1e-6)
@@ -75,9 +75,7 @@ def test_it_learns_xor() -> None:
 def test_a_resumed_run_equals_an_unbroken_one() -> None:
     def make() -> NodePerturbationAgent:
         env = small_env()
-        return NodePerturbationAgent(
-            env, small_circuit("lstm", env).float(), NodePerturbationOptions(batch_size=4), seed=5
-        )
+        return NodePerturbationAgent(env, small_circuit("lstm", env).float(), batch_size=4, seed=5)
 
     unbroken, first, second = make(), make(), make()
     for _ in range(6):
@@ -103,3 +101,12 @@ def test_several_processes_are_refused() -> None:
     agent = NodePerturbationAgent(env, small_circuit("layers", env))
     with pytest.raises(ValueError, match="runs in one process"):
         agent.join(Processes(rank=0, size=2))
+
+
+def test_dropout_is_refused() -> None:
+    env = small_env()
+    circuit = papertape.NTM(
+        env.input_size, env.output_size, controller="feedforward", hidden_size=4, num_layers=2, dropout=0.2
+    )
+    with pytest.raises(ValueError, match=r"circuit: it has dropout 0\.2, .* allowed with node-perturbation is none"):
+        NodePerturbationAgent(env, circuit)

@@ -3,7 +3,7 @@ import torch
 
 from papertape import DNC, NTM
 from papertape.agents.population import Population
-from papertape.agents.strategies import OpenAIES, OpenAIESOptions
+from papertape.agents.strategies import OpenAIES
 from papertape.circuits import FeedForwardCircuit, NeatCircuit
 
 CIRCUITS = {
@@ -59,8 +59,7 @@ def test_batched_answers_equal_a_loop_over_members(name, rank):
         genomes = genome + 0.3 * torch.randn(MEMBERS, len(genome), dtype=torch.float64)
         stacks = population.layout.split(genomes)
     else:
-        options = OpenAIESOptions(population=MEMBERS, sigma=0.3, rank=rank)
-        strategy = OpenAIES(options, genome, layout=population.layout)
+        strategy = OpenAIES(genome, population=MEMBERS, sigma=0.3, rank=rank, layout=population.layout)
         genomes, stacks = strategy.ask(), strategy.ask_stacks()
     inputs = torch.randn(STEPS, BATCH, 5, dtype=torch.float64)
     outputs = population.outputs(stacks, inputs)
@@ -76,7 +75,7 @@ def test_chunks_change_nothing(name, mirrored):
     circuit = build(name)
     whole, chunked = Population(circuit), Population(circuit, memory_budget=1e-6)
     genome = whole.layout.read(circuit)
-    strategy = OpenAIES(OpenAIESOptions(population=MEMBERS, sigma=0.3, rank=1), genome, layout=whole.layout)
+    strategy = OpenAIES(genome, population=MEMBERS, sigma=0.3, rank=1, layout=whole.layout)
     stacks = strategy.ask_stacks() if mirrored else whole.layout.split(strategy.ask())
     inputs = torch.randn(STEPS, BATCH, 5, dtype=torch.float64)
     assert chunked.chunk_size(inputs) == 2 < MEMBERS < whole.chunk_size(inputs)
@@ -117,3 +116,69 @@ def test_parameters_of_different_types_are_refused():
     circuit.layers[0].double()
     with pytest.raises(ValueError, match="parameters: the circuit's have different types"):
         Population(circuit)
+
+
+class Fed(torch.nn.Module):
+    """A plain module with a state: what it answered last is fed back."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(5 + 3, 3)
+        self.mixed = torch.nn.Parameter(torch.randn(()))
+
+    def forward(self, inputs, state=None):
+        state = inputs.new_zeros(inputs.shape[1], 3) if state is None else state
+        answers = []
+        for x in inputs:
+            state = self.mixed * self.layer(torch.cat([x, state.tanh()], 1))
+            answers.append(state)
+        return torch.stack(answers), state
+
+
+MODULES = {
+    "layers": lambda: torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 3)),
+    "fed": Fed,
+    "gru": lambda: torch.nn.GRU(5, 3),
+    "lstm": lambda: torch.nn.LSTM(5, 3, num_layers=2),
+}
+
+
+@pytest.mark.filterwarnings("ignore:[A-Z]*. members answer one after another")
+@pytest.mark.parametrize("name", list(MODULES))
+def test_any_module_answers_for_many_members(name):
+    torch.manual_seed(0)
+    module = MODULES[name]().double()
+    population = Population(module)
+    genomes = population.layout.read(population.circuit) + 0.3 * torch.randn(6, population.layout.size).double()
+    inputs = torch.randn(STEPS, BATCH, 5, dtype=torch.float64)
+    outputs = population.outputs(population.layout.split(genomes), inputs)
+    for member, genome in enumerate(genomes):
+        population.layout.write(genome, population.circuit)
+        answered = module(inputs)
+        torch.testing.assert_close(outputs[:, member], answered[0] if isinstance(answered, tuple) else answered)
+    scores = population.evaluate(population.layout.split(genomes), inputs, lambda outputs: outputs.sum((0, 3)))
+    assert scores.shape == (6, BATCH)
+
+
+@pytest.mark.filterwarnings("ignore:[A-Z]*. members answer one after another")
+@pytest.mark.parametrize("name", list(MODULES))
+def test_any_module_acts_in_a_world_with_a_state_of_its_own(name):
+    torch.manual_seed(0)
+    module = MODULES[name]().double()
+    population = Population(module)
+    genomes = population.layout.read(population.circuit) + 0.3 * torch.randn(4, population.layout.size).double()
+    inputs = torch.randn(STEPS, BATCH, 5, dtype=torch.float64)
+    answer = population.answers(population.layout.split(genomes), BATCH)
+    steps = torch.stack([answer(x.repeat(4, 1)) for x in inputs])
+    whole = population.outputs(population.layout.split(genomes), inputs)
+    torch.testing.assert_close(steps, whole.flatten(1, 2))
+
+
+def test_members_that_torch_cannot_map_are_warned_of_once():
+    population = Population(torch.nn.LSTM(5, 3))
+    stacks = population.layout.split(torch.randn(4, population.layout.size))
+    with pytest.warns(UserWarning, match="LSTM: members answer one after another, for torch cannot map it: Batching"):
+        population.outputs(stacks, torch.randn(2, 3, 5))
+    population.outputs(stacks, torch.randn(2, 3, 5))
+    with pytest.raises(RuntimeError, match="input.size"):
+        Population(torch.nn.LSTM(4, 3)).outputs(stacks, torch.randn(2, 3, 5))

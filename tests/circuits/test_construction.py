@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import re
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,14 @@ import pytest
 import torch
 
 import papertape
-from papertape import DNC, NTM, SDNC
-from papertape.core.controllers import CONTROLLERS, GRUController, LSTMController
-from papertape.utils.factory import CIRCUITS
+from papertape import DNC, NTM, SAM, SDNC, FeedForwardCircuit, MemoryCircuit, NeatCircuit, Tape
+from papertape.core.component import fields_of, help_of
+from papertape.core.controllers import GRUController, LSTMController
+from papertape.core.registry import entries, lookup
+
+CONTROLLERS = ("lstm", "gru", "feedforward", "neat", "direct")
+CIRCUITS = (NTM, DNC, SAM, SDNC, Tape, MemoryCircuit, FeedForwardCircuit, NeatCircuit)
+"""All that there are; what tests elsewhere register is not ours."""
 
 
 def count(module: torch.nn.Module) -> int:
@@ -21,8 +27,9 @@ def count(module: torch.nn.Module) -> int:
 
 
 def test_every_circuit_is_exported_and_its_state_can_be_loaded():
-    for name, circuit in CIRCUITS.items():
-        assert getattr(papertape, circuit.__name__) is circuit, name
+    assert set(CIRCUITS) == {circuit for circuit in entries("circuit").values() if "papertape" in circuit.__module__}
+    for circuit in CIRCUITS:
+        assert getattr(papertape, circuit.__name__) is circuit
         state = circuit(3, 2).initial_state(2)
         file = io.BytesIO()
         torch.save(state, file)
@@ -90,24 +97,44 @@ SIZES = [
     "num_writes",
 ]
 WRONG: list[tuple[dict[str, Any], str]] = [
-    *(({name: value}, f"{name}: got {value!r}; allowed is a whole number of at least 1")
-      for name in SIZES for value in (0, -1, 2.0, "3", None, True)),
-    *(({"clip": value}, f"clip: got {value!r}; allowed is a positive number or None")
-      for value in (0, -20.0, float("nan"), "20", True)),
-    ({"controller": "transformer"}, "controller: got 'transformer'; allowed: lstm, gru, feedforward"),
-    ({"controller": None}, "controller: got None; allowed: lstm, gru, feedforward"),
-    ({"controller": LSTMController(5, 6)}, "controller: its input_size is 5; expected 7"),
-    ({"controller": LSTMController(7, 6), "clip": -1.0}, "clip: got -1.0"),
+    *(({name: value}, f"{name}: got {value!r}; allowed: greater than or equal to 1") for name in SIZES
+      for value in (0, -1)),
+    *(({name: value}, f"{name}: got {value!r}; allowed: a valid integer") for name in SIZES
+      for value in (2.0, "3", None, True) if not (value is None and name in ("hidden_size", "num_layers"))),
+    *(({"clip": value}, f"clip: got {value!r}; allowed: greater than 0") for value in (0, -20.0)),
+    *(({"clip": value}, f"clip: got {value!r}; allowed: ") for value in (float("nan"), "20", True)),
+    ({"dropout": 1.0}, "dropout: got 1.0; allowed: less than 1"),
+    ({"dropout": -0.1}, "dropout: got -0.1; allowed: greater than or equal to 0"),
+    ({"recompute_every": 0}, "recompute_every: got 0; allowed: greater than or equal to 1"),
+    ({"batch_first": 1}, "batch_first: got 1; allowed: a valid boolean"),
+    ({"controller": "transformer"}, "controller.type: got 'transformer'; allowed: direct, feedforward, gru, lstm"),
+    ({"controller": "gruu"}, "controller.type: got 'gruu'; did you mean 'gru'? allowed: "),
+    ({"controller": None}, "controller: got None; expected a block with a type, such as {type: "),
+    ({"controller": {"hidden_size": 6}, "hidden_size": None}, "controller.type: missing; allowed: direct, "),
+    ({"controller": {"type": "gru", "hidden_size": 0}}, "controller.hidden_size: got 0; allowed: greater than or "),
+    ({"controller": {"type": "gru", "units": 3}}, "controller.units: unknown option; known here: type, hidden_size"),
+    ({"controller": LSTMController(5, hidden_size=6), "hidden_size": None},
+     "controller: its input_size is 5; expected 7"),
+    ({"controller": LSTMController(7, hidden_size=6), "hidden_size": None, "clip": -1.0}, "clip: got -1.0"),
+    ({"controller": LSTMController(7, hidden_size=6)}, "hidden_size: got 6; the LSTMController that is given has its "),
+    ({"controller": {"type": "gru", "hidden_size": 9}}, "hidden_size: got 6; the controller that is given says 9"),
+    ({"controller": "direct"}, "hidden_size: got 6; a direct controller has none"),
+    ({"controller": "neat", "hidden_size": None, "num_layers": 2}, "num_layers: got 2; a neat controller has none"),
+    ({"controller": {"type": "gru", "num_layers": 2}, "hidden_size": None, "num_layers": 3},
+     "num_layers: got 3; the controller that is given says 2"),
     ({"backend": "fast"}, "backend: got 'fast'; allowed: auto, "),
 ]  # fmt: skip
 WRONG_NTM: list[tuple[dict[str, Any], str]] = [
-    *(({"shift_range": value}, f"shift_range: got {value!r}; allowed is a whole number of at least 0")
-      for value in (-1, 1.5, "1", True, None)),
-    ({"memory_init": "zeros"}, "memory_init: got 'zeros'; allowed: constant, learned, truncated_normal"),
-    ({"weight_init": "last"}, "weight_init: got 'last'; allowed: first, uniform, learned"),
-    ({"head_init": "here"}, "head_init: got 'here'; allowed: parked, uniform"),
+    ({"shift_range": -1}, "shift_range: got -1; allowed: greater than or equal to 0"),
+    *(({"shift_range": value}, f"shift_range: got {value!r}; allowed: a valid integer")
+      for value in (1.5, "1", True, None)),
+    ({"memory_init": "zeros"}, "memory_init: got 'zeros'; allowed: 'constant', 'learned' or 'truncated_normal'"),
+    ({"weight_init": "last"}, "weight_init: got 'last'; allowed: 'first', 'uniform' or 'learned'"),
+    ({"head_init": "here"}, "head_init: got 'here'; allowed: 'parked' or 'uniform'"),
 ]  # fmt: skip
-WRONG_DNC: list[tuple[dict[str, Any], str]] = [({"squash": "sigmoid"}, "squash: got 'sigmoid'; allowed: none, tanh")]
+WRONG_DNC: list[tuple[dict[str, Any], str]] = [
+    ({"squash": "sigmoid"}, "squash: got 'sigmoid'; allowed: 'none' or 'tanh'"),
+]
 
 
 @pytest.mark.parametrize(
@@ -127,30 +154,51 @@ def test_wrong_arguments_are_named_with_what_is_allowed(cls, wrong, message):
 
 @pytest.mark.parametrize("cls", [NTM, DNC])
 def test_sizes_are_given_by_keyword(cls):
-    with pytest.raises(TypeError, match="positional"):
+    with pytest.raises(TypeError, match=f"{cls.__name__}: got 3 arguments by place; allowed: input_size, output_size"):
         cls(4, 3, "lstm")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"memorysize": 3}, "unknown argument 'memorysize'; did you mean 'memory_size'?"),
+        ({"slots_per_read": 3}, "unknown argument 'slots_per_read'; known: input_size, output_size, "),
+        ({"accessor": "dynamic"}, "unknown argument 'accessor'; "),
+        ({"input_size": 3}, "argument 'input_size' is given twice"),
+    ],
+)
+def test_arguments_that_there_are_not_are_named(wrong, message):
+    with pytest.raises(TypeError, match=re.escape(f"NTM: {message}")):
+        NTM(4, 3, **wrong)
+    with pytest.raises(TypeError, match="NTM: argument 'output_size' is missing"):
+        NTM(4)
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)
 def test_a_controller_may_be_given_ready_made(name):
-    controller = CONTROLLERS[name](4 + 2 * 3, 6, 1 if name == "neat" else 2)
+    controller = lookup("controller", name)(4 + 2 * 3)
     circuit = NTM(4, 3, controller=controller, memory_size=5, word_size=3, num_reads=2)
     assert circuit.controller is controller
     outputs, _ = circuit(torch.zeros(2, 1, 4))
     assert outputs.shape == (2, 1, 3)
 
 
-@pytest.mark.parametrize("cls", [NTM, DNC])
+@pytest.mark.parametrize("cls", CIRCUITS)
 def test_defaults_of_the_options_are_those_of_the_constructor(cls):
-    options, arguments = cls.Options(), inspect.signature(cls).parameters
-    for name, parameter in arguments.items():
-        if name == "controller":
-            assert options.controller.type == parameter.default
-        elif name in ("hidden_size", "num_layers"):
-            assert getattr(options.controller, name) == parameter.default
-        elif name not in ("input_size", "output_size", "batch_first", "backend"):
-            assert getattr(options, name) == parameter.default, name
-    assert set(type(options).model_fields) - {"type"} <= set(arguments)
+    built, options, arguments = cls(30, 2), cls.Options(), inspect.signature(cls).parameters
+    assert built.options == options
+    for name in type(options).model_fields.keys() - {"type", "controller", "accessor"}:
+        assert getattr(options, name) == arguments[name].default == getattr(built, name), name
+    others = {name for name, field in fields_of(cls).items() if field.exclude or field.kw_only is False}
+    fixed = {name for name, field in fields_of(cls).items() if field.init is False}
+    assert set(type(options).model_fields) - {"type"} == set(fields_of(cls)) - others - fixed
+    assert set(arguments) == set(fields_of(cls)) - fixed
+
+
+@pytest.mark.parametrize("cls", CIRCUITS)
+def test_every_option_says_what_it_is(cls):
+    for name, line in help_of(cls).items():
+        assert line and "\n" not in line, name
 
 
 def test_gru_and_lstm_hold_their_own_layers():

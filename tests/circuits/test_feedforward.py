@@ -2,8 +2,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from papertape.circuits.feedforward import FeedForwardCircuit, FeedForwardCircuitOptions
-from papertape.core.stacked import Layout
+from papertape.agents.genome import Layout
+from papertape.circuits.feedforward import FeedForwardCircuit
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "sigmoid", "gelu"])
@@ -44,7 +44,7 @@ def test_batch_first_and_trace():
     circuit = FeedForwardCircuit(4, 3, batch_first=True)
     outputs, _, trace = circuit(torch.randn(2, 5, 4), trace=True)
     assert outputs.shape == (2, 5, 3)
-    assert all(part is None for part in trace)
+    assert not trace
 
 
 def test_learns_by_backprop_as_well():
@@ -56,10 +56,10 @@ def test_learns_by_backprop_as_well():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"hidden_sizes": [0]}, "hidden_sizes: got 0"),
-        ({"hidden_sizes": [4, True]}, "hidden_sizes: got True"),
-        ({"activation": "step"}, "activation: got 'step'; allowed: tanh, relu, sigmoid, gelu"),
-        ({"input_std": 0.0}, "input_std: got 0.0; allowed is a number above 0"),
+        ({"hidden_sizes": [0]}, "hidden_sizes.0: got 0"),
+        ({"hidden_sizes": [4, True]}, "hidden_sizes.1: got True"),
+        ({"activation": "step"}, "activation: got 'step'; allowed: 'tanh', 'relu', 'sigmoid' or 'gelu'"),
+        ({"input_std": 0.0}, "input_std: got 0.0; allowed: greater than 0"),
         ({"backend": "triton"}, "backend: got 'triton'; allowed: auto, eager"),
     ],
 )
@@ -71,4 +71,4 @@ def test_wrong_arguments_are_refused(values, message):
 @pytest.mark.parametrize("values", [{"hidden_sizes": [0]}, {"hidden_sizes": 64}, {"activation": "step"}, {"size": 1}])
 def test_wrong_options_are_refused(values):
     with pytest.raises(ValidationError):
-        FeedForwardCircuitOptions(**values)
+        FeedForwardCircuit.Options(**values)

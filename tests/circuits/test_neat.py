@@ -7,8 +7,8 @@ import torch
 from pydantic import ValidationError
 
 from papertape import NTM
-from papertape.circuits import NeatCircuit, NeatCircuitOptions
-from papertape.core.controllers import NeatControllerOptions
+from papertape.circuits import NeatCircuit
+from papertape.core.controllers import NeatController
 
 
 def recurrent_circuit() -> NeatCircuit:
@@ -54,7 +54,7 @@ def test_learns_by_backprop_and_keeps_its_topology():
 
 
 def test_a_controller_is_given_by_its_options():
-    options = NeatControllerOptions(hidden_size=5, max_nodes=3, activation="relu")
+    options = NeatController.Options(hidden_size=5, max_nodes=3, activation="relu")
     circuit = NTM(4, 2, controller=options, memory_size=6, word_size=3)
     assert circuit.controller.graph.max_nodes == 3
     assert circuit.controller.graph.activation == "relu"
@@ -66,7 +66,7 @@ def test_a_controller_is_given_by_its_options():
     ("wrong", "message"),
     [
         ({"max_nodes": 0}, "max_nodes: got 0"),
-        ({"activation": "step"}, "activation: got 'step'; allowed: tanh, relu, sigmoid, steep-sigmoid"),
+        ({"activation": "step"}, "activation: got 'step'; allowed: 'tanh', 'relu', 'sigmoid' or 'steep-sigmoid'"),
         ({"backend": "native"}, "backend: got 'native'; allowed: auto, eager"),
         ({"input_size": 0}, "input_size: got 0"),
     ],
@@ -79,7 +79,7 @@ def test_wrong_arguments_are_named(wrong, message):
 @pytest.mark.parametrize("wrong", [{"max_nodes": 0}, {"activation": "step"}, {"hidden_sizes": [3]}])
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(ValidationError) as caught:
-        NeatCircuitOptions(**wrong)
+        NeatCircuit.Options(**wrong)
     assert caught.value.errors()[0]["loc"][0] in wrong
     with pytest.raises(ValidationError):
-        NeatControllerOptions(num_layers=2)
+        NeatController.Options(num_layers=2)

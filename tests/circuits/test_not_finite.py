@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 import papertape
-from papertape.core.circuit import Circuit, leaves, rebuild
+from papertape.agents.population import Population
+from papertape.core.circuit import Circuit
+from papertape.core.state import leaves, rebuild
 
 STEPS, BATCH, INPUTS, OUTPUTS = 5, 3, 3, 2
 CONTROLLERS = ("lstm", "gru", "feedforward", "neat")
@@ -27,7 +29,9 @@ def build(name: str, backend: str = "auto") -> Circuit:
         return papertape.FeedForwardCircuit(INPUTS, OUTPUTS)
     if kind == "neat":
         return papertape.NeatCircuit(INPUTS, OUTPUTS)
-    sizes: dict[str, Any] = {"memory_size": 9, "word_size": 4, "hidden_size": 6, "backend": backend}
+    sizes: dict[str, Any] = {"memory_size": 9, "word_size": 4, "backend": backend}
+    if controller != "direct":
+        sizes["hidden_size"] = 6
     if kind == "tape":
         return papertape.Tape(INPUTS, OUTPUTS, controller=controller, **sizes)
     return MEMORIES[kind](INPUTS, OUTPUTS, controller=controller, **sizes)
@@ -109,7 +113,7 @@ def test_a_member_stays_alone(name: str, value: float) -> None:
 
     stacks = {key: members(parameter) for key, parameter in circuit.named_parameters()}
     inputs = torch.rand(STEPS, BATCH, INPUTS)
-    population = papertape.agents.population.Population(circuit)
+    population = Population(circuit)
     expected = population.outputs(stacks, inputs)
     for key, stack in stacks.items():
         spoilt = stack.clone()

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from papertape import DNC, NTM, SAM, SDNC, map_state
 from papertape.agents import BackpropAgent
-from papertape.circuits import MemoryAugmentedCircuit
+from papertape.circuits import MemoryCircuit
 from papertape.utils import factory, options
 
 STEPS, BATCH, INPUTS, OUTPUTS = 5, 3, 4, 2
-CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {
+CIRCUITS: dict[str, tuple[type[MemoryCircuit], dict[str, Any]]] = {
     "ntm": (NTM, {}),
     "ntm gru 2-layer": (NTM, {"controller": "gru", "num_layers": 2}),
     "ntm feedforward": (NTM, {"controller": "feedforward"}),
@@ -25,7 +25,7 @@ CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {
 each_circuit = pytest.mark.parametrize("name", CIRCUITS)
 
 
-def make(name: str, **more: Any) -> MemoryAugmentedCircuit:
+def make(name: str, **more: Any) -> MemoryCircuit:
     torch.manual_seed(0)
     cls, arguments = CIRCUITS[name]
     return cls(INPUTS, OUTPUTS, **{"hidden_size": 6, "memory_size": 8, "word_size": 3, **arguments, **more})
@@ -111,7 +111,7 @@ SMALL = ["agent.steps=2", "agent.batch_size=2", "agent.evaluation_sequences=2", 
 
 def parts_of(*assignments: str, preset: str = "ntm-copy") -> factory.Parts:
     values = options.load_file(preset)
-    options.override(values, [*SMALL, *assignments], factory.BLOCKS)
+    options.override(values, [*SMALL, *assignments])
     return factory.build(factory.parse(values))
 
 
@@ -134,9 +134,7 @@ def test_a_run_learns_in_each_precision(precision):
 @pytest.mark.parametrize("agent", ["evolution", "mixed"])
 def test_a_population_evolves_in_float64(agent):
     values = options.load_file("mixed-copy")
-    options.override(
-        values, [*SMALL[1:], f"agent.type={agent}", "agent.generations=2", "precision=float64"], factory.BLOCKS
-    )
+    options.override(values, [*SMALL[1:], f"agent.type={agent}", "agent.generations=2", "precision=float64"])
     parts = factory.build(factory.parse(values))
     parts.agent.fit()
     assert all(parameter.dtype == torch.float64 for parameter in parts.circuit.parameters())
@@ -147,7 +145,7 @@ def test_precisions_that_do_not_exist_or_fit_are_named():
     with pytest.raises(options.OptionsError, match="precision: got 'half'"):
         parts_of("precision=half")
     values = options.load_file("mnist-es")
-    options.override(values, ["precision=bfloat16"], factory.BLOCKS)
+    options.override(values, ["precision=bfloat16"])
     with pytest.raises(
         options.OptionsError, match="precision: got 'bfloat16'; allowed with agent.type 'evolution': fl"
     ):

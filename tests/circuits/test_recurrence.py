@@ -10,11 +10,11 @@ from backends import each_circuit_and_backend, has_triton_kernels, shape
 from torch import Tensor, nn
 
 from papertape import DNC, NTM, SAM, SDNC, detach, map_state
-from papertape.circuits import MemoryAugmentedCircuit, Tape
+from papertape.circuits import MemoryCircuit, Tape
 from papertape.core import addressing
 
 IMPROVED = {"masked_content": True, "memory_wipe": True, "link_sharpening": True, "squash": "tanh"}
-CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {
+CIRCUITS: dict[str, tuple[type[MemoryCircuit], dict[str, Any]]] = {
     "ntm": (NTM, {"num_reads": 2, "num_writes": 2}),
     "ntm gru learned": (NTM, {"controller": "gru", "memory_init": "learned", "weight_init": "learned"}),
     "ntm feedforward": (NTM, {"controller": "feedforward", "memory_init": "truncated_normal"}),
@@ -29,7 +29,7 @@ each_circuit = pytest.mark.parametrize("name", CIRCUITS)
 on_each_backend = each_circuit_and_backend(CIRCUITS)
 
 
-def make(name: str, backend: str = "eager", **more: Any) -> MemoryAugmentedCircuit:
+def make(name: str, backend: str = "eager", **more: Any) -> MemoryCircuit:
     """A small circuit in float64, the same at each call."""
     torch.manual_seed(1)
     cls, options = CIRCUITS[name]
@@ -152,10 +152,9 @@ def test_batch_first(name, backend):
     torch.testing.assert_close(swapped_outputs.transpose(0, 1), outputs)
     torch.testing.assert_close(swapped(inputs.transpose(0, 1))[0], swapped_outputs)
     assert_same_state(swapped_state, state)
-    for part, expected in zip(swapped_trace, trace, strict=True):
-        assert (part is None) == (expected is None)
-        if part is not None:
-            torch.testing.assert_close(part.transpose(0, 1), expected)
+    assert list(swapped_trace) == list(trace) and len(trace) > 3
+    for name, expected in trace.items():
+        torch.testing.assert_close(swapped_trace[name].transpose(0, 1), expected)
 
 
 @on_each_backend
@@ -174,7 +173,14 @@ def test_trace_shapes_and_same_results_as_without(name, backend):
         "reads": (reads, width),
         "add": (writes, width),
     }
-    shapes |= {"write_gates": (writes,)} if isinstance(circuit, (SAM, SDNC)) else {"erase": (writes, width)}
+    if isinstance(circuit, (SAM, SDNC)):
+        shapes |= {"write_gates": (writes,), "write_modes": (writes, 1 + reads)}
+    else:
+        shapes |= {"erase": (writes, width)}
+    if isinstance(circuit, NTM):
+        heads = reads + writes
+        shapes |= dict.fromkeys(("gate", "strengths", "sharpness"), (heads,))
+        shapes |= {"shift": (heads, 2 * circuit.shift_range + 1), "keys": (heads, width)}
     if isinstance(circuit, SDNC):
         shapes |= {"read_modes": (reads, 3)}
     if isinstance(circuit, DNC):
@@ -186,10 +192,12 @@ def test_trace_shapes_and_same_results_as_without(name, backend):
             "write_gates": (writes,),
             "read_modes": (reads, 1 + 2 * writes),
         }
-    assert {key: tuple(part.shape[2:]) for key, part in trace._asdict().items() if part is not None} == shapes
-    assert all(part is None or part.shape[:2] == inputs.shape[:2] for part in trace)
+    assert {key: tuple(part.shape[2:]) for key, part in trace.items()} == shapes
+    assert all(part.shape[:2] == inputs.shape[:2] for part in trace.values())
     torch.testing.assert_close(trace.memory[-1], state.accessor.memory)
-    torch.testing.assert_close(trace.read_weights[-1], circuit.accessor.observed(state.accessor)["read_weights"])
+    _, last, heads = circuit.transition(inputs[-1], circuit(inputs[:-1])[1])
+    for key, part in circuit.accessor.observed(heads, last.accessor).items():
+        torch.testing.assert_close(trace[key][-1], part)
     torch.testing.assert_close(trace.read_weights @ trace.memory, trace.reads)
 
 
@@ -237,7 +245,8 @@ def test_memory_size_may_change_after_training(name, slots, backend):
     circuit, inputs = make(name, backend), sequence(backend)
     outputs, state = circuit(inputs, circuit.initial_state(inputs.shape[1], memory_size=slots))
     assert state.accessor.memory.shape[1] == slots
-    assert circuit.accessor.observed(state.accessor)["read_weights"].shape[-1] == slots
+    _, _, trace = circuit(inputs, circuit.initial_state(inputs.shape[1], memory_size=slots), trace=True)
+    assert trace.read_weights.shape[-1] == trace.write_weights.shape[-1] == trace.memory.shape[-2] == slots
     built = make(name, backend, memory_size=slots)
     built.load_state_dict(circuit.state_dict())
     torch.testing.assert_close(outputs, built(inputs)[0])
@@ -323,19 +332,19 @@ def test_second_derivatives(name):
 @each_circuit
 def test_attributes_that_were_set_wrongly_are_named(name):
     circuit = make(name)
-    circuit.checkpoint_every = 0
-    with pytest.raises(ValueError, match="checkpoint_every: got 0"):
+    circuit.recompute_every = 0
+    with pytest.raises(ValueError, match="recompute_every: got 0"):
         circuit(sequence())
-    circuit.checkpoint_every, circuit.backend = None, "foo"
+    circuit.recompute_every, circuit.backend = None, "foo"
     with pytest.raises(ValueError, match="backend: got 'foo'; allowed: auto, native"):
         circuit(sequence())
 
 
-@pytest.mark.parametrize("checkpoint_every", [None, 2])
+@pytest.mark.parametrize("recompute_every", [None, 2])
 @each_circuit
-def test_on_the_meta_device(name, checkpoint_every):
+def test_on_the_meta_device(name, recompute_every):
     with torch.device("meta"):
-        circuit = make(name, "auto", checkpoint_every=checkpoint_every)
+        circuit = make(name, "auto", recompute_every=recompute_every)
         outputs, state = circuit(torch.zeros(STEPS, BATCH, INPUTS, dtype=torch.float64))
     assert outputs.is_meta and outputs.shape == (STEPS, BATCH, OUTPUTS)
     assert [leaf.shape for leaf in leaves(state)] == [leaf.shape for leaf in leaves(make(name)(sequence())[1])]
@@ -398,11 +407,11 @@ def test_an_ntm_finds_what_it_writes_in_the_very_step(options, backend):
     ntm = NTM(1, 1, controller="feedforward", hidden_size=2, memory_size=6, word_size=4, backend=backend, **options)
     ntm.double()
     interface = ntm.accessor.interface
-    reads, heads = ntm.accessor.num_reads, interface.num_heads
+    reads, heads = ntm.accessor.num_reads, ntm.accessor.num_heads
     with torch.no_grad():
         interface.linear.weight.zero_()
         interface.linear.bias.zero_()
-        parts = dict(zip(interface.sizes, interface.linear.bias.split(list(interface.sizes.values())), strict=True))
+        parts = interface.parts(interface.linear.bias)
         parts["add"].fill_(9)  # write heads stay on the first slot and leave a word of ones there;
         parts["erase"].fill_(9)
         parts["gate"].fill_(-30)

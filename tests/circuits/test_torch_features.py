@@ -21,7 +21,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import papertape
 from papertape import DNC, NTM, SAM, SDNC, FeedForwardCircuit, NeatCircuit, Tape
-from papertape.core.circuit import Circuit, CircuitState, leaves
+from papertape.core.circuit import Circuit
+from papertape.core.state import CircuitState, leaves
 
 MEMORIES: dict[str, Any] = {"ntm": NTM, "dnc": DNC, "sam": SAM, "sdnc": SDNC, "tape": Tape}
 CONTROLLERS = ("lstm", "gru", "feedforward", "direct", "neat")
@@ -39,9 +40,8 @@ def make(name: str, **options: Any) -> Circuit:
     torch.manual_seed(0)
     memory, _, controller = name.partition(" ")
     if controller:
-        return MEMORIES[memory](
-            INPUTS, OUTPUTS, memory_size=8, word_size=4, hidden_size=6, controller=controller, **options
-        ).double()
+        options |= {} if controller == "direct" else {"hidden_size": 6}
+        return MEMORIES[memory](INPUTS, OUTPUTS, memory_size=8, word_size=4, controller=controller, **options).double()
     return {"feedforward": FeedForwardCircuit, "neat": NeatCircuit}[name](INPUTS, OUTPUTS).double()
 
 
@@ -178,7 +178,7 @@ def test_replicas_of_data_parallel(name: str) -> None:
 @pytest.mark.parametrize("name", QUICK[:4])
 def test_replicas_with_recomputation(name: str) -> None:
     """They have nothing to put back for the backward pass: no step is computed again, and no gradient is lost."""
-    circuit = make(name, checkpoint_every=2)
+    circuit = make(name, recompute_every=2)
     replica(circuit)(sequence())[0].sum().backward()
     gradients = [parameter.grad for parameter in circuit.parameters()]
     circuit.zero_grad()
@@ -207,7 +207,7 @@ def differentiable(names: list[str]) -> pytest.MarkDecorator:
 def test_batched_gradients(name: str, every: int | None) -> None:
     if every and " " not in name:
         pytest.skip("only circuits with a memory recompute")
-    circuit = make(name, **({"checkpoint_every": every} if every else {}))
+    circuit = make(name, **({"recompute_every": every} if every else {}))
     inputs = sequence().requires_grad_()
     outputs, _ = circuit(inputs)
     wanted = [inputs, *circuit.parameters()]

@@ -14,9 +14,9 @@ from torch._dynamo.testing import CompileCounter
 from torch.func import functional_call, stack_module_state, vmap
 
 from papertape import DNC, NTM, SAM, SDNC, map_state
-from papertape.circuits import MemoryAugmentedCircuit
+from papertape.circuits import MemoryCircuit
 
-CIRCUITS: dict[str, tuple[type[MemoryAugmentedCircuit], dict[str, Any]]] = {
+CIRCUITS: dict[str, tuple[type[MemoryCircuit], dict[str, Any]]] = {
     "ntm": (NTM, {}),
     "ntm masked gru learned": (
         NTM,
@@ -38,7 +38,7 @@ STEPS, BATCH, INPUTS, OUTPUTS = 4, 3, 4, 2
 each_circuit = pytest.mark.parametrize("name", CIRCUITS)
 
 
-def make(name: str, seed: int = 0, **more: Any) -> MemoryAugmentedCircuit:
+def make(name: str, seed: int = 0, **more: Any) -> MemoryCircuit:
     torch.manual_seed(seed)
     cls, options = CIRCUITS[name]
     return cls(INPUTS, OUTPUTS, **{"hidden_size": 6, "memory_size": 5, "word_size": 3, **options, **more}).double()
@@ -59,7 +59,7 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-def unrolled(step: Any, circuit: MemoryAugmentedCircuit, inputs: Tensor) -> Tensor:
+def unrolled(step: Any, circuit: MemoryCircuit, inputs: Tensor) -> Tensor:
     state, outputs = circuit.initial_state(BATCH), []
     for x in inputs:
         y, state = step(x, state)
@@ -100,12 +100,12 @@ def test_compiled_to_machine_code(name):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at it
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize("checkpoint_every", [None, 2])
+@pytest.mark.parametrize("recompute_every", [None, 2])
 @pytest.mark.parametrize("name", ["ntm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dnc", "sdnc"))])
-def test_a_whole_sequence_is_one_call_to_the_compiler(name, checkpoint_every):
+def test_a_whole_sequence_is_one_call_to_the_compiler(name, recompute_every):
     """It keeps the backend that it has: traced, it would be a graph of all steps, and without kernels."""
     counter = CompileCounter()
-    circuit, inputs = make(name, checkpoint_every=checkpoint_every), sequence()
+    circuit, inputs = make(name, recompute_every=recompute_every), sequence()
     expected = circuit(inputs)[0]
     chosen, circuit.chosen_backend = circuit.chosen_backend, None
     outputs, _ = torch.compile(circuit, backend=counter)(inputs)
@@ -185,11 +185,11 @@ def test_kernels_refuse_transforms(backend):
 # ---- copies ------------------------------------------------------------------------------------------------------
 
 
-def pickled(circuit: MemoryAugmentedCircuit) -> MemoryAugmentedCircuit:
+def pickled(circuit: MemoryCircuit) -> MemoryCircuit:
     return pickle.loads(pickle.dumps(circuit))
 
 
-def saved(circuit: MemoryAugmentedCircuit) -> MemoryAugmentedCircuit:
+def saved(circuit: MemoryCircuit) -> MemoryCircuit:
     """Through a file of weights alone, into a circuit that was born with others."""
     file = io.BytesIO()
     torch.save(circuit.state_dict(), file)
@@ -231,7 +231,8 @@ def test_a_state_survives_a_file(name):
 @each_circuit
 @pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward", "direct"])
 def test_a_state_is_saved_as_it_is(name, controller):
-    circuit, inputs = make(name, controller=controller), sequence()
+    sizes = {"hidden_size": None, "num_layers": None} if controller == "direct" else {}
+    circuit, inputs = make(name, controller=controller, **sizes), sequence()
     with torch.no_grad():
         _, state, trace = circuit(inputs, trace=True)
     file = io.BytesIO()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from papertape.core import addressing
 from papertape.core.accessors import Accessor, DynamicAccessor, DynamicState, StaticAccessor
-from papertape.core.circuit import map_state
+from papertape.core.state import map_state
 
 WIDTH = 6
 OPEN, SHUT = 60.0, -60.0
@@ -24,10 +24,10 @@ OPEN, SHUT = 60.0, -60.0
 
 def handed_through(cls: type[Accessor], *sizes: int, dtype: torch.dtype = torch.float64, **options: Any) -> Accessor:
     """An accessor whose controller's output is the interface vector."""
-    count = cls(1, *sizes, **options).interface.linear.out_features
-    accessor = cls(count, *sizes, **options).to(dtype)
+    options |= dict(zip(("memory_size", "word_size", "num_reads", "num_writes"), sizes, strict=True))
+    accessor = cls(cls(1, **options).interface.size, **options).to(dtype)
     with torch.no_grad():
-        accessor.interface.linear.weight.copy_(torch.eye(count))
+        accessor.interface.linear.weight.copy_(torch.eye(accessor.interface.size))
         accessor.interface.linear.bias.zero_()
     return accessor
 
@@ -305,7 +305,7 @@ def test_slots_of_a_dnc_are_interchangeable(cls, options):
 
 @pytest.mark.parametrize(("cls", "options"), KINDS)
 def test_initial_state(cls, options):
-    accessor = cls(4, 5, 3, 2, 2, **options).double()
+    accessor = cls(4, memory_size=5, word_size=3, num_reads=2, num_writes=2, **options).double()
     state = accessor.initial_state(6)
     shapes = {name: tuple(part.shape) for name, part in state._asdict().items()}
     expected = {"memory": (6, 5, 3), "read_weights": (6, 2, 5), "write_weights": (6, 2, 5)}
@@ -321,7 +321,7 @@ def test_initial_state(cls, options):
 @pytest.mark.parametrize(("cls", "options"), KINDS)
 def test_state_keeps_its_layout_from_step_to_step(cls, options):
     """So that a step compiled for the second state serves the first one too."""
-    accessor = cls(4, 5, 3, 2, 2, **options)
+    accessor = cls(4, memory_size=5, word_size=3, num_reads=2, num_writes=2, **options)
     state = accessor.initial_state(6)
     _, after, _ = accessor(torch.randn(6, 4), state)
     assert [part.stride() for part in after] == [part.stride() for part in state]

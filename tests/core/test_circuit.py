@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from papertape.core.circuit import Circuit, Trace, check_choice, check_clip, check_sizes, detach, map_state
+from papertape.core.circuit import Circuit
+from papertape.core.options import check_choice, check_sizes
+from papertape.core.state import detach, map_state
+from papertape.core.trace import Trace
 
 
 class Inner(NamedTuple):
@@ -24,9 +27,8 @@ class Outer(NamedTuple):
 class Sum(Circuit):
     """The smallest circuit: outputs the running sum of a Linear of its inputs."""
 
-    def __init__(self, input_size: int, output_size: int, *, batch_first: bool = False) -> None:
-        super().__init__(input_size, output_size, batch_first=batch_first)
-        self.linear = nn.Linear(input_size, output_size)
+    def setup(self) -> None:
+        self.linear = nn.Linear(self.input_size, self.output_size)
 
     def initial_state(self, batch_size: int) -> Outer:
         zeros = self.linear.weight.new_zeros(batch_size, self.output_size)
@@ -66,14 +68,14 @@ def test_a_circuit_needs_no_more_than_a_state_and_a_step():
     torch.testing.assert_close(outputs, circuit.linear(inputs).cumsum(0))
     torch.testing.assert_close(state.inner.total, outputs[-1])
     traced, _, trace = circuit(inputs, trace=True)
-    assert torch.equal(traced, outputs) and trace == Trace()
+    assert torch.equal(traced, outputs) and isinstance(trace, Trace) and not trace
     swapped = Sum(3, 2, batch_first=True)
     swapped.load_state_dict(circuit.state_dict())
     torch.testing.assert_close(swapped(inputs.transpose(0, 1))[0], outputs.transpose(0, 1))
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("shape", [(4, 3), (3,), (4, 5, 2), (0, 5, 3), (4, 0, 3), (4, 5, 3, 1)])
+@pytest.mark.parametrize("shape", [(3,), (4, 5, 2), (0, 5, 3), (4, 0, 3), (4, 5, 3, 1)])
 def test_wrong_inputs_are_named(shape, batch_first):
     expected = r"expected \[B, T, 3\]" if batch_first else r"expected \[T, B, 3\]"
     with pytest.raises(ValueError, match=rf"inputs: got shape .*{expected}"):
@@ -128,7 +130,7 @@ def test_inputs_that_are_no_tensor_are_named(inputs):
 
 @pytest.mark.parametrize("wrong", ["yes", 1, None])
 def test_batch_first_is_a_truth_value(wrong):
-    with pytest.raises(ValueError, match=f"batch_first: got {wrong!r}; allowed are True and False"):
+    with pytest.raises(ValueError, match=f"batch_first: got {wrong!r}; allowed: a valid boolean"):
         Sum(3, 2, batch_first=wrong)
 
 
@@ -138,14 +140,6 @@ def test_check_sizes(size):
     check_sizes(at_least=0, none=0)
     with pytest.raises(ValueError, match="slots: got .*; allowed is a whole number of at least 1"):
         check_sizes(fine=2, slots=size)
-
-
-@pytest.mark.parametrize("clip", [0, -1.0, float("nan"), "20", True])
-def test_check_clip(clip):
-    for allowed in (None, 1, 0.5, float("inf")):
-        check_clip(allowed)
-    with pytest.raises(ValueError, match="clip: got .*; allowed is a positive number or None"):
-        check_clip(clip)
 
 
 def test_check_choice():

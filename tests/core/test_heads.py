@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import addressing_loops as loops
 import numpy as np
@@ -12,24 +13,37 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from papertape.core.accessors.sparse import SparseInterface
-from papertape.core.heads import MASK_MIN, DynamicInterface, Interface, StaticInterface, oneplus
+from papertape.core.accessors import Accessor, DynamicAccessor, SparseAccessor, StaticAccessor
+from papertape.core.interface import MASK_MIN, oneplus
 
 
-def size(interface: Interface) -> int:
-    return interface.linear.out_features
+def made(cls: type[Accessor], hidden: int, width: int, reads: int, writes: int, **options: Any) -> Accessor:
+    return cls(hidden, memory_size=4, word_size=width, num_reads=reads, num_writes=writes, **options)
+
+
+def static(*sizes: int, **options: Any) -> Accessor:
+    return made(StaticAccessor, *sizes, **options)
+
+
+def dynamic(*sizes: int, **options: Any) -> Accessor:
+    return made(DynamicAccessor, *sizes, **options)
+
+
+def size(accessor: Accessor) -> int:
+    assert accessor.interface.size == sum(accessor.interface.sizes.values())
+    return accessor.interface.linear.out_features
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 20), st.integers(1, 5), st.integers(1, 4))
 def test_size_of_the_dynamic_interface(width, reads, writes):
     if writes == 1:
-        assert size(DynamicInterface(2, width, reads, 1)) == width * reads + 3 * width + 5 * reads + 3
+        assert size(dynamic(2, width, reads, 1)) == width * reads + 3 * width + 5 * reads + 3
     plain = reads * width + reads + writes * (3 * width + 3) + reads + reads * (1 + 2 * writes)
-    assert size(DynamicInterface(2, width, reads, writes)) == plain
-    assert size(DynamicInterface(2, width, reads, writes, squash="tanh")) == plain
-    assert size(DynamicInterface(2, width, reads, writes, masked_content=True)) == plain + (reads + writes) * width
-    assert size(DynamicInterface(2, width, reads, writes, link_sharpening=True)) == plain + reads * 2 * writes
+    assert size(dynamic(2, width, reads, writes)) == plain
+    assert size(dynamic(2, width, reads, writes, squash="tanh")) == plain
+    assert size(dynamic(2, width, reads, writes, masked_content=True)) == plain + (reads + writes) * width
+    assert size(dynamic(2, width, reads, writes, link_sharpening=True)) == plain + reads * 2 * writes
 
 
 @settings(deadline=None, max_examples=30)
@@ -37,29 +51,29 @@ def test_size_of_the_dynamic_interface(width, reads, writes):
 def test_size_of_the_static_interface(width, reads, writes, shift_range):
     heads = reads + writes
     plain = heads * (width + 1 + 1 + (2 * shift_range + 1) + 1) + 2 * writes * width
-    assert size(StaticInterface(2, width, reads, writes, shift_range)) == plain
-    masked = StaticInterface(2, width, reads, writes, shift_range, masked_content=True)
+    assert size(static(2, width, reads, writes, shift_range=shift_range)) == plain
+    masked = static(2, width, reads, writes, shift_range=shift_range, masked_content=True)
     assert size(masked) == plain + heads * width
 
 
-def identity(interface: Interface) -> Interface:
-    """The interface with its Linear made to hand its input through."""
-    count = size(interface)
-    interface.linear = torch.nn.Linear(count, count, dtype=torch.float64)
+def identity(accessor: Accessor) -> Accessor:
+    """The accessor with the Linear of its interface made to hand its input through."""
+    count = size(accessor)
+    linear = accessor.interface.linear = torch.nn.Linear(count, count, dtype=torch.float64)
     with torch.no_grad():
-        interface.linear.weight.copy_(torch.eye(count))
-        interface.linear.bias.zero_()
-    return interface
+        linear.weight.copy_(torch.eye(count))
+        linear.bias.zero_()
+    return accessor
 
 
 Order = list[tuple[str, tuple[int, ...], Callable[[float], float] | None]]
 """Name, shape and function of each part of the interface vector; None is a softmax over the last dimension."""
 
 
-def assert_parts(interface: Interface, order: Order) -> None:
-    """That the interface hands these parts over in this order, each put through its function by plain loops."""
-    numbers = np.linspace(-3, 3, size(interface))
-    heads = identity(interface)(torch.from_numpy(np.stack([numbers, numbers[::-1].copy()])))
+def assert_parts(accessor: Accessor, order: Order) -> None:
+    """That the heads hand these parts over in this order, each put through its function by plain loops."""
+    numbers = np.linspace(-3, 3, size(accessor))
+    heads = identity(accessor).heads(torch.from_numpy(np.stack([numbers, numbers[::-1].copy()])))
     for row, vector in enumerate((iter(numbers), iter(numbers[::-1]))):
         for name, shape, function in order:
             columns = shape[-1]
@@ -99,7 +113,7 @@ def test_dynamic_parts_come_in_the_order_of_the_paper(options):
             ("write_mask", (writes, width), loops.lookup_mask),
             ("link_powers", (reads, 2 * writes), loops.oneplus),
         ]
-    assert_parts(DynamicInterface(1, width, reads, writes, **options), order)
+    assert_parts(dynamic(1, width, reads, writes, **options), order)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -117,7 +131,7 @@ def test_static_parts(masked):
     ]
     if masked:
         order.append(("mask", (count, width), loops.lookup_mask))
-    assert_parts(StaticInterface(1, width, reads, writes, 1, masked_content=masked), order)
+    assert_parts(static(1, width, reads, writes, masked_content=masked), order)
 
 
 @pytest.mark.parametrize(("links", "writes"), [(False, 2), (True, 1)])
@@ -135,19 +149,19 @@ def test_sparse_parts(masked, links, writes):
         order.append(("read_modes", (reads, 3), None))
     if masked:
         order.append(("read_mask", (reads, width), loops.lookup_mask))
-    assert_parts(SparseInterface(1, width, reads, writes, links=links, masked_content=masked), order)
+    assert_parts(made(SparseAccessor, 1, width, reads, writes, links_per_slot=2 * links, masked_content=masked), order)
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**31), st.sampled_from([0.0, 1.0, 30.0, 1e4]), st.sampled_from([torch.float32, torch.float64]))
 def test_ranges_hold_at_any_interface_vector(seed, scale, dtype):
     generator = torch.Generator().manual_seed(seed)
-    for interface in (
-        StaticInterface(4, 3, 2, 2, 1, masked_content=True),
-        DynamicInterface(4, 3, 2, 2, squash="tanh", masked_content=True, link_sharpening=True),
+    for accessor in (
+        static(4, 3, 2, 2, masked_content=True),
+        dynamic(4, 3, 2, 2, squash="tanh", masked_content=True, link_sharpening=True),
     ):
-        interface.to(dtype)
-        heads = interface((torch.randn(5, 4, generator=generator) * scale).to(dtype))
+        accessor.to(dtype)
+        heads = accessor.heads((torch.randn(5, 4, generator=generator) * scale).to(dtype))
         for name, value in heads._asdict().items():
             assert torch.isfinite(value).all(), name
             if "gate" in name or name in ("erase", "shift", "read_modes", "read_mask", "write_mask", "mask"):
@@ -174,10 +188,10 @@ def test_parked_heads_start_where_they_are():
     heads = []
     for init in ("parked", "uniform"):
         torch.manual_seed(0)
-        interface = StaticInterface(8, 3, 1, 1, 1, head_init=init)
-        heads.append(interface(torch.zeros(1, 8)))
+        accessor = static(8, 3, 1, 1, head_init=init)
+        heads.append(accessor.heads(torch.zeros(1, 8)))
     parked, uniform = heads
     assert (parked.gate < uniform.gate).all() and parked.gate.max() < 0.2
     assert (parked.sharpness > uniform.sharpness).all() and parked.sharpness.min() > 2.5
-    with pytest.raises(ValueError, match="head_init: got 'parking'; allowed: parked, uniform"):
-        StaticInterface(8, 3, 1, 1, 1, head_init="parking")
+    with pytest.raises(ValueError, match="head_init: got 'parking'; allowed: 'parked' or 'uniform'"):
+        static(8, 3, 1, 1, head_init="parking")

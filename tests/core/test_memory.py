@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from papertape.core.memory import CONSTANT, InitialMemory, InitialWeights
+from papertape.core.initialisers import CONSTANT, InitialMemory, InitialWeights
 
 MEMORY = ["constant", "learned", "truncated_normal"]
 WEIGHTS = ["first", "uniform", "learned"]

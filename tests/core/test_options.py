@@ -57,8 +57,8 @@ def test_options_never_change():
         ({"memory_size": 0}, ("memory_size",)),
         ({"clip": 0.0}, ("clip",)),
         ({"controller": {"type": "transformer"}}, ("controller",)),
-        ({"controller": {"type": "gru", "hidden_size": 0}}, ("controller", "gru", "hidden_size")),
-        ({"controller": {"type": "gru", "units": 3}}, ("controller", "gru", "units")),
+        ({"controller": {"type": "gru", "hidden_size": 0}}, ("controller", "hidden_size")),
+        ({"controller": {"type": "gru", "units": 3}}, ("controller", "units")),
     ],
 )
 def test_options_of_circuits_name_the_path(cls, wrong, path):

@@ -29,7 +29,7 @@ class DenseState(NamedTuple):
 
 def dense_step(accessor: SparseAccessor, hidden: Tensor, state: DenseState, step: int) -> tuple[Tensor, DenseState]:
     """A step of SAM or SDNC in the functions of core.addressing, each over the whole memory."""
-    heads, slots = accessor.interface(hidden), state.memory.shape[1]
+    heads, slots = accessor.heads(hidden), state.memory.shape[1]
     oldest = state.last_access.sort(dim=-1, stable=True).indices[:, : accessor.num_writes]
     emptied = torch.nn.functional.one_hot(oldest, slots).to(hidden.dtype)
     sources = torch.cat(
@@ -54,7 +54,7 @@ def dense_step(accessor: SparseAccessor, hidden: Tensor, state: DenseState, step
 def build(slots: int = 6, seed: int = 0, **options: Any) -> SparseAccessor:
     torch.manual_seed(seed)
     sizes = {"num_reads": 2, "num_writes": 1, "slots_per_read": slots, **options}
-    accessor = SparseAccessor(HIDDEN, slots, 4, **sizes).double()
+    accessor = SparseAccessor(HIDDEN, memory_size=slots, word_size=4, **sizes).double()
     with torch.no_grad():
         for parameter in accessor.parameters():
             parameter.mul_(2.5)
@@ -86,7 +86,7 @@ def test_equals_dense_access_where_nothing_is_left_out(name, in_place):
     state: Any = accessor.begin(start, STEPS) if in_place else start
     sparse_reads = []
     for x in hidden:
-        read, state, _ = accessor(x, state)
+        read, state, last = accessor(x, state)
         sparse_reads.append(read)
     state = accessor.end(state)
 
@@ -104,7 +104,7 @@ def test_equals_dense_access_where_nothing_is_left_out(name, in_place):
     torch.testing.assert_close(torch.stack(sparse_reads), torch.stack(dense_reads))
     torch.testing.assert_close(state.memory, dense.memory)
     torch.testing.assert_close(state.last_access, dense.last_access)
-    torch.testing.assert_close(accessor.observed(state)["read_weights"], dense.read_weights)
+    torch.testing.assert_close(accessor.observed(last, state)["read_weights"], dense.read_weights)
     inputs = [hidden, *accessor.parameters()]
     gradients = []
     for reads, memory in ((sparse_reads, state.memory), (dense_reads, dense.memory)):
@@ -179,7 +179,7 @@ def saved_bytes(circuit: Any, steps: int, memory_size: int) -> int:
         return tensor
 
     kept: list[Tensor] = []
-    inputs, state = torch.zeros(steps, 1, 4), circuit.initial_state(1, memory_size)
+    inputs, state = torch.zeros(steps, 1, 4), circuit.initial_state(1, memory_size=memory_size)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         circuit(inputs, state)
     return sum(storages.values())
@@ -212,8 +212,8 @@ def test_every_write_takes_the_least_recently_used_slot():
         bias["add"].fill_(1)
     state, seen = accessor.initial_state(BATCH), []
     for _ in range(7):
-        _, state, _ = accessor(torch.zeros(BATCH, HIDDEN, dtype=torch.float64), state)
-        seen.append(accessor.observed(state)["write_weights"][0, 0].argmax().item())
+        _, state, heads = accessor(torch.zeros(BATCH, HIDDEN, dtype=torch.float64), state)
+        seen.append(accessor.observed(heads, state)["write_weights"][0, 0].argmax().item())
     # Every read, of a key of zeros, is of slot 0, which is thus never the least recently used again.
     assert seen == [0, 1, 2, 3, 4, 1, 2]
     assert state.used.tolist() == [5, 5]
@@ -243,11 +243,11 @@ def test_link_weights_stay_within_one():
             parameter.mul_(4)
     state = circuit.initial_state(4)
     for x in torch.randn(40, 4, 3):
-        _, state = circuit.step(x, state)
+        _, state, heads = circuit.transition(x, state)
         links = state.accessor.links
         assert links.values.min() > -1e-6 and links.values.sum(-1).max() < 1 + 1e-5
         assert links.precedence.min() > -1e-6 and links.precedence.sum(-1).max() < 1 + 1e-5
-        read = circuit.accessor.observed(state.accessor)["read_weights"]
+        read = circuit.accessor.observed(heads, state.accessor)["read_weights"]
         assert read.min() > -1e-6 and read.sum(-1).max() < 1 + 1e-5
         assert all(len(set(row)) == 3 for row in state.accessor.read_slots.flatten(0, 1).tolist())
 
@@ -305,7 +305,7 @@ def test_of_equal_words_it_reads_the_first(slots: int, masked_content: bool) -> 
 @pytest.mark.parametrize("writes", [1, 2])
 def test_many_slots_are_accessed_as_few_are(monkeypatch, writes):
     torch.manual_seed(0)
-    accessor = SparseAccessor(5, 1200, 4, 2, writes, slots_per_read=3)
+    accessor = SparseAccessor(5, memory_size=1200, word_size=4, num_reads=2, num_writes=writes, slots_per_read=3)
     hidden = torch.randn(12, BATCH, 5)
 
     def sequence() -> SparseState:

@@ -47,7 +47,7 @@ def test_every_step_equals_the_loops(name: str, way: str) -> None:
     if way == "native" and (options.get("masked_content") or isinstance(library.load(), str)):
         pytest.skip("the library has no masks, or is not built")
     torch.manual_seed(len(name))
-    accessor = SparseAccessor(HIDDEN, slots, WIDTH, **options).double()
+    accessor = SparseAccessor(HIDDEN, memory_size=slots, word_size=WIDTH, **options).double()
     with torch.no_grad():
         for parameter in accessor.parameters():
             parameter.mul_(4)

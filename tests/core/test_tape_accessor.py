@@ -41,7 +41,7 @@ def looped(heads: list[TapeHeads], cells: int, width: int, row: int) -> tuple[li
 @given(seed=st.integers(0, 10_000), cells=st.integers(1, 9), opened=st.booleans())
 def test_equals_a_loop(seed, cells, opened):
     generator = torch.Generator().manual_seed(seed)
-    accessor = TapeAccessor(4, cells, 3).double()
+    accessor = TapeAccessor(4, memory_size=cells, word_size=3).double()
     heads = [random_heads(5, 3, generator, coarse=bool(seed % 2)) for _ in range(8)]
     state = accessor.initial_state(5)
     state = accessor.begin(state, len(heads)) if opened else state
@@ -61,7 +61,7 @@ def test_equals_a_loop(seed, cells, opened):
 @given(seed=st.integers(0, 10_000), steps=st.integers(1, 8), more=st.integers(1, 20))
 def test_a_longer_tape_cannot_be_told_from_two_cells_per_step_and_one(seed, steps, more):
     generator = torch.Generator().manual_seed(seed)
-    accessor = TapeAccessor(4, 1, 2).double()
+    accessor = TapeAccessor(4, memory_size=1, word_size=2).double()
     short, long = accessor.initial_state(6, 2 * steps + 1), accessor.initial_state(6, 2 * steps + 1 + more)
     for _ in range(steps):
         heads = random_heads(6, 2, generator)
@@ -78,7 +78,7 @@ def test_nearest_takes_the_first_of_equals():
 
 def test_a_step_leaves_its_state_alone_and_an_open_tape_leaves_the_one_it_came_from():
     torch.manual_seed(0)
-    accessor, hidden = TapeAccessor(4, 5, 3), torch.randn(2, 4)
+    accessor, hidden = TapeAccessor(4, memory_size=5, word_size=3), torch.randn(2, 4)
     first = accessor.initial_state(2)
     kept = TapeState(*(part.clone() for part in first))
     accessor(hidden, first)
@@ -93,11 +93,12 @@ def test_a_step_leaves_its_state_alone_and_an_open_tape_leaves_the_one_it_came_f
 
 def test_weightings_show_one_cell_each():
     torch.manual_seed(1)
-    accessor, state = TapeAccessor(4, 5, 3), TapeAccessor(4, 5, 3).initial_state(2)
+    accessor = TapeAccessor(4, memory_size=5, word_size=3)
+    state = accessor.initial_state(2)
     for _ in range(3):
         before = state
         _, state, heads = accessor(torch.randn(2, 4), state)
-        seen = accessor.observed(state)
+        seen = accessor.observed(heads, state)
         assert seen["read_weights"].shape == seen["write_weights"].shape == (2, 1, 5)
         assert torch.equal(seen["read_weights"].argmax(-1).squeeze(1), state.position)
         assert torch.equal(seen["read_weights"].sum(-1), torch.ones(2, 1))

@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from papertape.core.world import Episodes, Step, World, WorldOptions, check_episodes
+from papertape.core.world import Episodes, Step, World, check_episodes
 
 
 class Countdown(World):
     """Episode e begins at a drawn number and counts down; the reward is the action, and the end is at zero."""
 
-    Options = WorldOptions
     error_metric = "left"
     input_size, output_size = 1, 3
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from papertape.envs import AssociativeRecallEnv, AssociativeRecallOptions
+from papertape.envs import AssociativeRecallEnv
 
 
 @pytest.mark.parametrize("lengths", ["batch", "sequence"])
 @pytest.mark.parametrize("size", [1, 3])
 def test_every_sequence_asks_for_the_item_after_the_query(size: int, lengths: str) -> None:
-    env = AssociativeRecallEnv(AssociativeRecallOptions(words_per_item=size, width=16, lengths=lengths))
+    env = AssociativeRecallEnv(words_per_item=size, width=16, lengths=lengths)
     assert (env.input_size, env.output_size) == (18, 16)
     inputs, targets, mask = env.sample(150, torch.Generator().manual_seed(2))
     seen, queries = set(), set()

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from papertape.envs import LettersEnv, LettersOptions
+from papertape.envs import LettersEnv
 from papertape.envs.classification import Pictures
 
 
@@ -17,7 +17,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def env() -> LettersEnv:
-    return LettersEnv(LettersOptions(image_size=16, font_sizes=[12], sampling="uniform"))
+    return LettersEnv(image_size=16, font_sizes=[12], sampling="uniform")
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from papertape.envs import CopyEnv, CopyOptions
+from papertape.envs import CopyEnv
 
 
 @pytest.mark.parametrize("lengths", ["batch", "sequence"])
 def test_every_sequence_holds_its_words_twice(lengths: str) -> None:
-    env = CopyEnv(CopyOptions(width=5, min_length=2, max_length=7, lengths=lengths))
+    env = CopyEnv(width=5, min_length=2, max_length=7, lengths=lengths)
     assert (env.input_size, env.output_size) == (7, 5)
     inputs, targets, mask = env.sample(30, torch.Generator().manual_seed(1))
     seen = set()
@@ -33,7 +33,7 @@ def test_every_sequence_holds_its_words_twice(lengths: str) -> None:
 
 
 def test_bits_are_fair_and_differ_between_sequences() -> None:
-    env = CopyEnv(CopyOptions(min_length=20))
+    env = CopyEnv(min_length=20)
     words = env.sample(200, torch.Generator().manual_seed(0)).inputs[1:21, :, :8]
     assert abs(float(words.mean()) - 0.5) < 0.02
     assert len({tuple(row.flatten().tolist()) for row in words.unbind(1)}) == 200

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from papertape.envs import DynamicNGramsEnv, DynamicNGramsOptions
+from papertape.envs import DynamicNGramsEnv
 from papertape.envs.dynamic_ngrams import optimal_estimates
 
 
@@ -16,7 +16,7 @@ def logits(estimates: torch.Tensor) -> torch.Tensor:
 
 
 def test_every_bit_is_to_be_predicted_before_it_is_seen() -> None:
-    env = DynamicNGramsEnv(DynamicNGramsOptions(order=3, min_length=4, max_length=9, lengths="sequence"))
+    env = DynamicNGramsEnv(order=3, min_length=4, max_length=9, lengths="sequence")
     assert (env.input_size, env.output_size) == (1, 1)
     inputs, targets, mask = env.sample(40, torch.Generator().manual_seed(1))
     seen = set()
@@ -48,7 +48,7 @@ def test_estimator_against_a_loop(order: int, length: int) -> None:
 
 def test_bits_depend_on_their_context_alone() -> None:
     """On a long sequence the shares of ones after each context are those of a table from Beta(1/2, 1/2)."""
-    env = DynamicNGramsEnv(DynamicNGramsOptions(order=2, min_length=4000, max_length=4000))
+    env = DynamicNGramsEnv(order=2, min_length=4000, max_length=4000)
     bits = env.sample(200, torch.Generator().manual_seed(0)).targets.squeeze(-1)
     shares = []
     for context in (0, 1):
@@ -69,7 +69,7 @@ def test_bits_depend_on_their_context_alone() -> None:
 
 
 def test_optimum_is_the_paper_s_133_bits_and_has_no_excess() -> None:
-    env = DynamicNGramsEnv(DynamicNGramsOptions())
+    env = DynamicNGramsEnv()
     batch = env.sample(1000, torch.Generator().manual_seed(0))
     metrics = env.metrics(logits(optimal_estimates(batch.targets.squeeze(-1), 6)), batch)
     assert metrics["optimal_bits"] == pytest.approx(133, abs=2)
@@ -84,7 +84,7 @@ def test_optimum_is_the_paper_s_133_bits_and_has_no_excess() -> None:
 
 def test_estimator_comes_near_the_entropy_of_the_table() -> None:
     """Over a long sequence the optimum pays little over knowing the table, here estimated from the whole sequence."""
-    env = DynamicNGramsEnv(DynamicNGramsOptions(order=3, min_length=1500, max_length=1500))
+    env = DynamicNGramsEnv(order=3, min_length=1500, max_length=1500)
     batch = env.sample(20, torch.Generator().manual_seed(0))
     bits = batch.targets.squeeze(-1)
     known = torch.full_like(bits, 0.5)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from papertape.envs import PrioritySortEnv, PrioritySortOptions
+from papertape.envs import PrioritySortEnv
 
 
 @pytest.mark.parametrize("lengths", ["batch", "sequence"])
 def test_every_sequence_is_answered_in_order_of_priority(lengths: str) -> None:
-    env = PrioritySortEnv(PrioritySortOptions(width=6, min_items=3, max_items=9, highest=5, lengths=lengths))
+    env = PrioritySortEnv(width=6, min_items=3, max_items=9, highest=5, lengths=lengths)
     assert (env.input_size, env.output_size) == (8, 6)
     inputs, targets, mask = env.sample(40, torch.Generator().manual_seed(1))
     seen = set()
@@ -30,7 +30,7 @@ def test_every_sequence_is_answered_in_order_of_priority(lengths: str) -> None:
 
 
 def test_defaults_are_the_paper_s() -> None:
-    env = PrioritySortEnv(PrioritySortOptions())
+    env = PrioritySortEnv()
     inputs, _, mask = env.sample(300, torch.Generator().manual_seed(0))
     assert inputs.shape == (37, 300, 10)
     assert (mask.sum(0) == 16).all()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-import papertape
+from papertape.circuits import DNC
+from papertape.core.component import build
 from papertape.core.env import Env
-from papertape.envs import RepeatCopyEnv, RepeatCopyOptions
-from papertape.utils import factory, options
+from papertape.envs import RepeatCopyEnv
+from papertape.utils.options import load_file
 
 
 @pytest.mark.parametrize("lengths", ["batch", "sequence"])
 def test_every_sequence_repeats_its_words_as_told(lengths: str) -> None:
-    env = RepeatCopyEnv(RepeatCopyOptions(width=4, max_length=3, max_repeats=5, repeat_scale=20.0, lengths=lengths))
+    env = RepeatCopyEnv(width=4, max_length=3, max_repeats=5, repeat_scale=20.0, lengths=lengths)
     assert (env.input_size, env.output_size) == (6, 5)
     inputs, targets, mask = env.sample(40, torch.Generator().manual_seed(1))
     seen = set()
@@ -42,9 +43,7 @@ def test_every_sequence_repeats_its_words_as_told(lengths: str) -> None:
 @pytest.mark.parametrize(("fewest", "most"), [(1, 10), (3, 8), (2, 2)])
 def test_the_number_of_repeats_as_in_the_ntm_paper(fewest: int, most: int) -> None:
     """Mean 0 and variance 1 over the training range; sets beyond it are told in the same measure."""
-    env = RepeatCopyEnv(
-        RepeatCopyOptions(max_length=2, min_repeats=fewest, max_repeats=most, repeat_scale=None, lengths="sequence")
-    )
+    env = RepeatCopyEnv(max_length=2, min_repeats=fewest, max_repeats=most, repeat_scale=None, lengths="sequence")
     counts = list(range(fewest, most + 1))
     mean = sum(counts) / len(counts)
     deviation = (sum((count - mean) ** 2 for count in counts) / len(counts)) ** 0.5 or 1.0
@@ -68,17 +67,15 @@ def test_the_number_of_repeats_as_in_the_ntm_paper(fewest: int, most: int) -> No
 
 def test_presets_tell_the_number_of_repeats_as_their_papers_do() -> None:
     def env(preset: str) -> RepeatCopyEnv:
-        made = factory.build_env(factory.parse(options.load_file(preset)).env, torch.device("cpu"))
-        assert isinstance(made, RepeatCopyEnv)
-        return made
+        return build(RepeatCopyEnv.Options.model_validate(load_file(preset)["env"]))
 
     ntm, dnc = env("ntm-repeat-copy"), env("dnc-repeat-copy")
-    assert (ntm.repeat_mean, ntm.repeat_scale) == (5.5, pytest.approx(8.25**0.5))
-    assert (dnc.repeat_mean, dnc.repeat_scale) == (0.0, 10.0)
+    assert (ntm.repeats_mean, ntm.repeats_scale) == (5.5, pytest.approx(8.25**0.5))
+    assert (dnc.repeats_mean, dnc.repeats_scale) == (0.0, 10.0)
 
 
 def test_sizes_of_the_small_dnc_preset() -> None:
-    env = RepeatCopyEnv(RepeatCopyOptions(width=4, max_length=2, max_repeats=2))
-    circuit = papertape.DNC(env.input_size, env.output_size, hidden_size=64, memory_size=16, word_size=16)
+    env = RepeatCopyEnv(width=4, max_length=2, max_repeats=2)
+    circuit = DNC(env.input_size, env.output_size, hidden_size=64, memory_size=16, word_size=16)
     assert sum(parameter.numel() for parameter in circuit.parameters()) == 44_236
     assert list(env.sets("test"))[1:] == ["length 4, repeats 2", "length 2, repeats 4"]

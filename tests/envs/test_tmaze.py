@@ -6,10 +6,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from papertape.envs import TMazeOptions, TMazeWorld
+from papertape.envs import TMazeWorld
 from papertape.envs.tmaze import END, HOME, JUNCTION, REWARD
 
 
@@ -17,9 +16,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def walk(
-    options: TMazeOptions, goals: list[int], actions: list[int]
-) -> list[tuple[list[float], float, bool, int, int]]:
+def walk(options: TMazeWorld, goals: list[int], actions: list[int]) -> list[tuple[list[float], float, bool, int, int]]:
     """One episode, action by action: observation after it, reward, whether it is over, avoidable misses and hits."""
     junctions = 1 if options.maze == "single" else 2
     maze = ["home"]
@@ -60,8 +57,7 @@ def walk(
 @pytest.mark.parametrize("maze", ["single", "double"])
 @pytest.mark.parametrize("corridor", [0, 1, 3])
 def test_against_a_walk_in_plain_python(maze: str, corridor: int) -> None:
-    options = TMazeOptions(maze=maze, corridor=corridor, trials=9, min_stay=2, max_stay=4)
-    world = TMazeWorld(options)
+    world = TMazeWorld(maze=maze, corridor=corridor, trials=9, min_stay=2, max_stay=4)
     batch = 40
     first, info = world.reset(batch, generator(1))
     assert torch.equal(first, torch.tensor([1.0, 0, 0, 0]).repeat(batch, 1))
@@ -78,7 +74,7 @@ def test_against_a_walk_in_plain_python(maze: str, corridor: int) -> None:
         actions.append(action)
         observations = steps[-1].observations
     for b in range(batch):
-        expected = walk(options, goals[b], [int(action[b]) for action in actions])
+        expected = walk(world, goals[b], [int(action[b]) for action in actions])
         for step, (observation, reward, over, avoidable, hits) in zip(steps, expected, strict=True):
             torch.testing.assert_close(step.observations[b], torch.tensor(observation))
             assert float(step.rewards[b]) == pytest.approx(reward)
@@ -114,7 +110,7 @@ class Searcher:
 
 @pytest.mark.parametrize("maze", ["single", "double"])
 def test_a_perfect_memory_has_no_avoidable_miss(maze: str) -> None:
-    world = TMazeWorld(TMazeOptions(maze=maze, trials=30))
+    world = TMazeWorld(maze=maze, trials=30)
     metrics = world.metrics(world.play(Searcher(world.num_ends, 20), 20, generator()))
     assert metrics["avoidable_misses"] == 0
     missed = 30 - metrics["rewarded_trials"]
@@ -125,7 +121,7 @@ def test_a_perfect_memory_has_no_avoidable_miss(maze: str) -> None:
 
 @pytest.mark.parametrize("maze", ["single", "double"])
 def test_no_fixed_way_does_without_misses(maze: str) -> None:
-    world = TMazeWorld(TMazeOptions(maze=maze, trials=200))
+    world = TMazeWorld(maze=maze, trials=200)
     shares = []
     for turn in (0, 2):
         outputs = torch.eye(3)
@@ -141,7 +137,7 @@ def test_no_fixed_way_does_without_misses(maze: str) -> None:
 
 @pytest.mark.parametrize("maze", ["single", "double"])
 def test_the_reward_stays_and_moves_as_told(maze: str) -> None:
-    world = TMazeWorld(TMazeOptions(maze=maze, trials=60, min_stay=3, max_stay=6))
+    world = TMazeWorld(maze=maze, trials=60, min_stay=3, max_stay=6)
     world.reset(300, generator())
     goals = world._state.goals
     assert goals.unique().tolist() == list(range(world.num_ends))
@@ -161,7 +157,7 @@ def test_the_reward_stays_and_moves_as_told(maze: str) -> None:
 
 
 def test_copies_meet_the_same_episodes() -> None:
-    world = TMazeWorld(TMazeOptions(maze="double"))
+    world = TMazeWorld(maze="double")
     world.reset(5, generator(), copies=3)
     goals = world._state.goals.view(3, 5, -1)
     assert (goals == goals[:1]).all()
@@ -175,7 +171,7 @@ def test_copies_meet_the_same_episodes() -> None:
 
 
 def test_sets_beyond_training_are_longer_lives() -> None:
-    world = TMazeWorld(TMazeOptions(maze="double", trials=7, test_trials=[9]))
+    world = TMazeWorld(maze="double", trials=7, test_trials=[9])
     sets = world.sets("test")
     assert list(sets) == ["trials 7", "trials 9"]
     variant = sets["trials 9"]
@@ -183,7 +179,7 @@ def test_sets_beyond_training_are_longer_lives() -> None:
 
 
 def test_steps_before_a_reset_and_wrong_actions_are_refused() -> None:
-    world = TMazeWorld(TMazeOptions())
+    world = TMazeWorld()
     with pytest.raises(RuntimeError, match="no reset"):
         world.step(torch.zeros(3, dtype=torch.long))
     world.reset(3, generator())
@@ -206,5 +202,5 @@ def test_steps_before_a_reset_and_wrong_actions_are_refused() -> None:
     ],
 )
 def test_wrong_options_are_refused(options: dict, message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        TMazeOptions(**options)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        TMazeWorld(**options)

@@ -21,16 +21,14 @@ from torch.optim import Optimizer
 
 from papertape.agents import BackpropAgent
 from papertape.agents.learning import LearningAgent
-from papertape.agents.optimisers import OPTIMISERS, OPTIONS
-from papertape.agents.strategies import STRATEGIES
-from papertape.core.controllers import CONTROLLERS
+from papertape.core import registry
+from papertape.core.component import kind_of, options_of
 from papertape.core.distributed import Processes
 from papertape.core.kernels.dispatch import BackendError
-from papertape.core.options import Options
+from papertape.core.options import Options, OptionsError
 from papertape.envs import images
 from papertape.main import choose_resumed, main, prepare
 from papertape.utils import factory
-from papertape.utils.options import OptionsError, types_of
 
 COPY = {"type": "copy", "width": 2, "max_length": 2, "test_lengths": [3]}
 NTM = {"type": "ntm", "controller": {"type": "lstm", "hidden_size": 4}, "memory_size": 6, "word_size": 4}
@@ -52,6 +50,12 @@ NEAT = {"type": "neat", "max_nodes": 4}
 Blocks = dict[str, dict[str, Any]]
 
 
+def entries(kind: str) -> dict[str, Any]:
+    """All of a kind by its name that the package has; other tests register more."""
+    everything = registry.entries(kind)
+    return {name: entry for name, entry in everything.items() if entry.__module__.startswith("papertape.")}
+
+
 def homes() -> Iterator[tuple[str, Blocks]]:
     """For each type of each block, a small run that has it; the path of the block is what is changed."""
     envs: Blocks = {
@@ -66,35 +70,46 @@ def homes() -> Iterator[tuple[str, Blocks]]:
         "t-maze": {"trials": 2, "min_stay": 1, "max_stay": 2, "test_trials": [3]},
         "gym": {"max_steps": 5},
     }
-    for name in factory.ENVS:
+    for name in entries("env"):
         agent = {**EVOLUTION, "strategy": TRUST} if name in ("t-maze", "gym") else BACKPROP
         circuit = FEEDFORWARD if name in ("images", "letters", "xor", "gym") else NTM
         yield "env", {"env": {**envs[name], "type": name}, "circuit": circuit, "agent": agent}
     sparse = {**NTM, "memory_size": 12, "num_reads": 2, "slots_per_read": 2}
     dnc = {**NTM, "type": "dnc", "num_reads": 2}
     circuits: Blocks = {"ntm": NTM, "dnc": dnc, "sam": sparse, "sdnc": {**sparse, "links_per_slot": 3}}
+    circuits |= {"memory": {"controller": NTM["controller"], "accessor": {"type": "static", "memory_size": 6}}}
     circuits |= {"feedforward": FEEDFORWARD, "neat": NEAT, "tape": {"memory_size": 6, "word_size": 4}}
-    for name, entry in factory.CIRCUITS.items():
-        agent = BACKPROP if entry.differentiable else {**EVOLUTION, "strategy": TRUST}
+    for name in entries("circuit"):
+        agent = {**EVOLUTION, "strategy": TRUST} if name in ("neat", "tape") else BACKPROP
         yield "circuit", {"env": COPY, "circuit": {**circuits[name], "type": name}, "agent": agent}
-    for name in CONTROLLERS:
+    for name in entries("controller"):
         size = {} if name == "direct" else {"hidden_size": 4}
         circuit = {**NTM, "controller": {"type": name, **size}}
         yield "circuit.controller", {"env": COPY, "circuit": circuit, "agent": BACKPROP}
-    for name in OPTIMISERS:
+    accessors: Blocks = {
+        "dynamic": {"num_reads": 2},
+        "sparse": {"memory_size": 12, "num_reads": 2, "slots_per_read": 2},
+    }
+    for name, entry in entries("accessor").items():
+        accessor = {"type": name, "memory_size": 6, "word_size": 4, **accessors.get(name, {})}
+        agent = BACKPROP if entry.differentiable else {**EVOLUTION, "strategy": TRUST}
+        circuit = {"type": "memory", "controller": NTM["controller"], "accessor": accessor}
+        yield "circuit.accessor", {"env": COPY, "circuit": circuit, "agent": agent}
+    for name in entries("optimiser"):
         for momentum in ({}, {"momentum": 0.5}) if name == "rmsprop" else ({},):
-            agent = {**BACKPROP, "optimiser": name, **momentum}
-            yield "agent", {"env": COPY, "circuit": NTM, "agent": agent}
+            agent = {**BACKPROP, "optimiser": {"type": name, **momentum}}
+            yield "agent.optimiser", {"env": COPY, "circuit": NTM, "agent": agent}
+    yield "agent", {"env": COPY, "circuit": NTM, "agent": BACKPROP}
     yield "agent", {"env": COPY, "circuit": NTM, "agent": {**BACKPROP, "target_error": 1e-9, "retry_every": 9}}
     yield "agent", {"env": COPY, "circuit": NTM, "agent": {**BACKPROP, "target_error": 1e-9}}
     yield "agent", {"env": COPY, "circuit": NTM, "agent": {**EVOLUTION, "strategy": TRUST, "target_error": 1e-9}}
     yield "agent", {"env": XOR, "circuit": FEEDFORWARD, "agent": {**EVOLUTION, "type": "mixed", "strategy": TRUST}}
     yield "agent", {"env": XOR, "circuit": FEEDFORWARD, "agent": {**BACKPROP, "type": "node-perturbation"}}
     yield "agent", {"env": XOR, "circuit": FEEDFORWARD, "agent": {"type": "empty", "steps": 2, "batch_size": 2}}
-    for name in STRATEGIES:
+    for name in entries("strategy"):
         agent = {**EVOLUTION, "strategy": {"type": name, "population": 4, **POPULATIONS.get(name, {})}}
         yield "agent.strategy", {"env": XOR, "circuit": NEAT if name == "neat" else FEEDFORWARD, "agent": agent}
-    for name in types_of(factory.EvolutionAgent.Options.model_fields["fitness"].annotation):
+    for name in entries("fitness"):
         agent = {**EVOLUTION, "strategy": TRUST, "fitness": {"type": name}}
         yield "agent.fitness", {"env": XOR, "circuit": FEEDFORWARD, "agent": agent}
     for curriculum in (
@@ -111,9 +126,8 @@ HOMES = list(homes())
 
 def name_of(home: tuple[str, Blocks]) -> str:
     where, blocks = home
-    kinds = [str(at(blocks, where.split(".")).get("type")) if where else "run"]
-    options = blocks["agent"]
-    return " ".join([where, *kinds, *(str(options[key]) for key in ("optimiser", "momentum") if key in options)])
+    block = at(blocks, where.split(".")) if where else {"type": "run"}
+    return " ".join([where, *(str(block[key]) for key in ("type", "momentum") if key in block)])
 
 
 def at(block: Any, path: list[str]) -> Any:
@@ -139,8 +153,6 @@ def others(annotation: Any, value: Any) -> Iterator[Any]:
                 yield from others(member, value)
             elif value is not None:
                 yield None
-    elif types_of(annotation):
-        yield from ({"type": name} for name in types_of(annotation) if value is None)
     elif isinstance(value, bool):
         yield not value
     elif annotation is int:
@@ -165,6 +177,7 @@ SPECIAL: dict[str, Any] = {
     "env.curriculum.lessons": [{"length": [1, 2]}, {"length": [2, 2]}],
     "device": None,  # another one is not here
     "plots": "files",
+    "imports": ["this"],
     "threads": 2,
     "env.workers": None,  # goes with asynchronous environments alone
     "start": "latest",
@@ -183,9 +196,11 @@ def changes(options: Any, where: str) -> Iterator[tuple[str, list[Any]]]:
         if path in SPECIAL:
             yield path, [] if SPECIAL[path] is None else [SPECIAL[path]]
         elif name == "type":
-            tables = {**factory.BLOCKS, "agent.strategy": STRATEGIES, "circuit.controller": CONTROLLERS}
-            yield path, [other for other in tables.get(where, ("reward", "growing", "fixed")) if other != value]
-        elif not isinstance(value, Options) and not (value is None and name in OPTIONS):  # another optimiser's
+            yield path, [other for other in entries(where.split(".")[-1]) if other != value]
+        elif kind := kind_of(field):
+            if value is None:
+                yield path, [{"type": other} for other in entries(kind)]
+        else:
             yield path, list(others(field.annotation, value))
 
 
@@ -268,7 +283,7 @@ def test_a_changed_option_holds_or_is_refused(
         for value in values:
             changed = asked(before.model_dump(mode="json"), path, value)
             with contextlib.suppress(OptionsError, ValueError):
-                if path.endswith(("type", "optimiser")):  # their other options change with them
+                if path.endswith("type"):  # the other options change with it
                     valid.append((value, None))
                     continue
                 valid.append((value, factory.parse(changed)))
@@ -321,11 +336,7 @@ def ignored(
     return ""
 
 
-def models(model: type[Options] = Options) -> Iterator[type[Options]]:
-    for below in model.__subclasses__():
-        if below.__module__.startswith("papertape"):
-            yield below
-            yield from models(below)
+MODELS = [factory.RunOptions, *(options_of(entry) for kind in registry.KINDS for entry in entries(kind).values())]
 
 
 def numbers_in(annotation: Any) -> set[type]:
@@ -337,7 +348,7 @@ def numbers_in(annotation: Any) -> set[type]:
     return {kind for part in get_args(annotation) for kind in numbers_in(part)}
 
 
-@pytest.mark.parametrize("model", list(models()), ids=lambda model: model.__name__)
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__qualname__.removesuffix(".Options"))
 def test_no_number_is_beyond_what_can_be(model: type[Options]) -> None:
     for name, field in model.model_fields.items():
         for kind in numbers_in(field.annotation):
@@ -388,7 +399,7 @@ def test_momentum_is_switched_on_and_off(before: float, after: float, tmp_path: 
     """RMSprop keeps a buffer only with momentum; the averages of squares go on."""
 
     def agent(momentum: float) -> BackpropAgent:
-        block = {**BACKPROP, "optimiser": "rmsprop", "momentum": momentum}
+        block = {**BACKPROP, "optimiser": {"type": "rmsprop", "momentum": momentum}}
         parts = factory.build(factory.parse({"env": COPY, "circuit": NTM, "agent": block, "device": "cpu"}))
         assert isinstance(parts.agent, BackpropAgent)
         return parts.agent
@@ -397,7 +408,9 @@ def test_momentum_is_switched_on_and_off(before: float, after: float, tmp_path: 
     for _ in range(2):
         trained.train_step()
     other.load_state_dict(trained.state_dict())
-    for (_, old), (_, new) in zip(trained.optimiser.state.items(), other.optimiser.state.items(), strict=True):
+    for (_, old), (_, new) in zip(
+        trained.torch_optimiser.state.items(), other.torch_optimiser.state.items(), strict=True
+    ):
         assert torch.equal(old["square_avg"], new["square_avg"])
         assert ("momentum_buffer" in new) == (after > 0)
         if after and not before:

@@ -18,10 +18,10 @@ import pytest
 import torch
 import yaml
 
+from papertape.core.options import OptionsError
 from papertape.main import main
 from papertape.utils import checkpoint
 from papertape.utils.files import append_line, replace_text
-from papertape.utils.options import OptionsError
 from papertape.utils.run import locked
 
 STARTS = multiprocessing.get_context("forkserver")
@@ -31,7 +31,7 @@ STARTS.set_forkserver_preload(["papertape.main"])
 TINY = [
     *("ntm-copy", "env.width=2", "env.max_length=2", "env.test_lengths=[3]", "circuit.memory_size=4"),
     *("circuit.word_size=4", "circuit.controller.hidden_size=4", "agent.batch_size=2", "agent.evaluation_sequences=2"),
-    *("agent.log_every=1", "agent.evaluate_every=5", "agent.checkpoint_every=3", "agent.retry_every=null"),
+    *("agent.log_every=1", "agent.evaluate_every=5", "agent.save_every=3", "agent.retry_every=null"),
     *("agent.target_error=null", "agent.target_error_beyond=null", "threads=1", "device=cpu", "plots=off"),
 ]
 KINDS = {

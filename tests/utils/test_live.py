@@ -27,12 +27,13 @@ import pytest
 from PIL import Image
 
 from papertape.core import install
-from papertape.core.pictures import Areas, Connection, Histogram, Network, Picture
-from papertape.utils import light_process, live, live_process, visdom_files, visdom_server
-from papertape.utils.live import Plotter
+from papertape.core.options import OptionsError
+from papertape.core.recorder import Areas, Connection, Histogram, Network, Picture
+from papertape.core.trace_field import TraceField
+from papertape.utils import light_process, live_process, visdom_files, visdom_server
 from papertape.utils.live_process import Files
-from papertape.utils.options import OptionsError
-from papertape.utils.plots import Episode, History, curves
+from papertape.utils.plots import Array, Episode, History, Seen, curves
+from papertape.utils.sinks import Off, Plotter, drawn
 from papertape.utils.visdom_server import Server
 
 needs_visdom = pytest.mark.skipif(importlib.util.find_spec("visdom") is None, reason="visdom is not installed")
@@ -43,7 +44,15 @@ def episode(steps: int = 6) -> Episode:
     bits = (np.arange(steps * 3).reshape(steps, 3) % 2).astype(np.float32)
     weights = np.eye(8, dtype=np.float32)[:steps, None]
     memory = np.linspace(-1, 1, steps * 8 * 4, dtype=np.float32).reshape(steps, 8, 4)
-    return Episode("", bits, bits, bits * 0.9, np.ones(steps, np.float32), weights, weights, memory)
+    return Episode("", bits, bits, bits * 0.9, np.ones(steps, np.float32), seen(weights, memory))
+
+
+def seen(weights: Array, memory: Array) -> dict[str, Seen]:
+    return {
+        "write_weights": Seen(weights, TraceField("H N", "weighting")),
+        "read_weights": Seen(weights, TraceField("R N", "weighting")),
+        "memory": Seen(memory, TraceField("N W", "memory")),
+    }
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 40.0) -> Any:
@@ -83,12 +92,12 @@ def child(plotter: Plotter) -> subprocess.Popen[bytes]:
     return plotter._process
 
 
-def test_off_starts_no_process_and_takes_everything(tmp_path: Path) -> None:
-    with plotting(tmp_path, "off") as plotter:
-        plotter.metrics(1, {"train/loss": 1.0})
-        plotter.text("options", "none")
-        plotter.episode(1, "length 3", episode())
-        assert plotter._process is None
+def test_off_takes_everything_and_makes_nothing_of_it(tmp_path: Path) -> None:
+    off = Off(tmp_path, "a_run")
+    off.metrics(1, {"train/loss": 1.0})
+    off.text("options", "none")
+    off.episode(1, "length 3", episode())
+    off.close()
     assert not list(tmp_path.iterdir())
 
 
@@ -127,7 +136,7 @@ def test_visdom_that_is_not_installed_is_refused_with_the_way_to_get_it(
 
 @needs_signals
 def test_a_stuck_child_never_holds_up_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    large = episode()._replace(memory=np.zeros((6, 8, 50_000), np.float32))
+    large = episode()._replace(seen=seen(np.eye(8, dtype=np.float32)[:6, None], np.zeros((6, 8, 50_000), np.float32)))
     with plotting(tmp_path) as plotter, without_collector():
         child(plotter).send_signal(signal.SIGSTOP)
         slowest = 0.0
@@ -139,7 +148,7 @@ def test_a_stuck_child_never_holds_up_the_run(tmp_path: Path, caplog: pytest.Log
             slowest = max(slowest, time.thread_time() - start)
         assert slowest < 0.1
         # One may be on its way.
-        assert live.MAX_PICTURES - 1 <= len(plotter._pictures) <= live.MAX_PICTURES
+        assert drawn.MAX_PICTURES - 1 <= len(plotter._pictures) <= drawn.MAX_PICTURES
         child(plotter).kill()
     assert len([text for text in warnings(caplog) if "left out" in text]) == 1
 
@@ -189,7 +198,7 @@ def test_ctrl_c_does_not_reach_the_child(tmp_path: Path) -> None:
 def test_the_child_ends_with_a_killed_run_and_draws_what_it_has(tmp_path: Path) -> None:
     code = (
         "import os, pathlib, signal, time\n"
-        "from papertape.utils.live import Plotter\n"
+        "from papertape.utils.sinks import Plotter\n"
         f"plotter = Plotter(pathlib.Path({str(tmp_path)!r}), 'a_run', 'files')\n"
         "plotter.metrics(1, {'train/loss': 1.0})\n"
         "plotter.metrics(2, {'train/loss': 0.5})\n"
@@ -225,7 +234,9 @@ def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path: Path, caplo
 
 def test_a_picture_that_cannot_be_drawn_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with plotting(tmp_path) as plotter:
-        plotter.episode(1, "bad", episode()._replace(memory=np.zeros((1, 1), np.float32)))
+        plotter.episode(
+            1, "bad", episode()._replace(seen=seen(np.eye(8, dtype=np.float32), np.zeros((1, 1), np.float32)))
+        )
         plotter.episode(1, "good", episode())
     assert (tmp_path / "plots" / "good.png").exists()
     (warning,) = warnings(caplog)
@@ -420,7 +431,7 @@ def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> No
     assert "&lt;bit&gt;" in shown["text options"]["content"]
     (heatmap,) = shown["length 3 memory"]["content"]["data"]
     assert heatmap["type"] == "heatmap"
-    np.testing.assert_allclose(heatmap["z"], episode().memory[-1], atol=1e-3)  # type: ignore[index]
+    np.testing.assert_allclose(heatmap["z"], episode().seen["memory"].values[-1], atol=1e-3)
     image = shown["picture trust"]["content"]["src"].removeprefix("data:image/png;base64,")
     assert base64.b64decode(image) == (run / "plots" / "trust.png").read_bytes()
     assert json.loads((tmp_path / "data" / "a_run.json").read_text())["jsons"].keys() == shown.keys()

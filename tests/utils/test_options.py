@@ -9,15 +9,16 @@ import pytest
 import torch
 import yaml
 
-from papertape.agents import BackpropOptions
+from papertape.core.component import options_of
+from papertape.core.options import OptionsError
+from papertape.core.registry import lookup
 from papertape.envs import images
 from papertape.utils import factory, options
-from papertape.utils.options import OptionsError
 
 
 def parse(*assignments: str, preset: str = "ntm-copy") -> factory.RunOptions:
     values = options.load_file(preset)
-    options.override(values, assignments, factory.BLOCKS)
+    options.override(values, assignments)
     return factory.parse(values)
 
 
@@ -33,12 +34,14 @@ def test_presets_build(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = torch.zeros(6000, 28, 28, dtype=torch.uint8), torch.arange(6000) % 10
     monkeypatch.setattr(images, "load", lambda name: (pictures, pictures))
     chosen = parse("device=cpu", preset=preset)
-    if chosen.env.type == "gym":  # type: ignore[attr-defined]
+    if chosen.env.type == "gym":
         pytest.importorskip("gymnasium")
     env, circuit, agent = factory.build(chosen)
     assert (circuit.input_size, circuit.output_size) == (env.input_size, env.output_size)
     assert type(agent).__name__ in factory.describe(factory.Parts(env, circuit, agent))
 
+
+ALL_CIRCUITS = "memory, dnc, feedforward, neat, ntm, sam, sdnc, tape"
 
 WRONG = [
     ("agent.lrr=1", "agent.lrr: unknown option; did you mean 'lr'?"),
@@ -52,23 +55,29 @@ WRONG = [
     ("agent.batch_size=true", "agent.batch_size: got True; allowed: a valid integer"),
     ("agent.batch_size='16'", "agent.batch_size: got '16'; allowed: a valid integer"),
     ("agent.batch_size=", "agent.batch_size: got None; allowed: a valid integer"),
-    ("agent.optimiser=sgd", "agent.optimiser: got 'sgd'; allowed: 'adam', 'rmsprop', 'tensorflow-rmsprop' or "),
+    ("agent.optimiser=lion", "agent.optimiser.type: got 'lion'; allowed: adam, "),
+    ("agent.optimiser.type=addam", "agent.optimiser.type: got 'addam'; did you mean 'adam'? allowed: adam, "),
+    ("agent.optimiser=3", "agent.optimiser: got 3; expected a block with a type, such as {type: adam}"),
+    ("agent.optimiser={betas: [0.5, 0.9]}", "agent.optimiser.type: missing; allowed: adam, "),
     ("agent.schedule=step", "agent.schedule: got 'step'; allowed: 'constant', 'cosine' or 'linear'"),
-    ("agent.betas=[0.9]", "agent.betas"),
-    ("agent.betas=[0.9,1.0]", "agent.betas: got [0.9, 1.0]; allowed are two numbers from 0 to below 1"),
-    ("agent.momentum=1", "agent.momentum: got 1; allowed: less than 1"),
+    ("agent.optimiser.betas=[0.9]", "agent.optimiser.betas.1: missing"),
+    ("agent.optimiser.betas=[0.9,1.0]", "agent.optimiser.betas.1: got 1.0; allowed: less than 1"),
+    ("agent.optimiser={type: sgd, momentum: 1}", "agent.optimiser.momentum: got 1; allowed: less than 1"),
+    ("agent.optimiser.epsilonn=1", "agent.optimiser.epsilonn: unknown option; did you mean 'epsilon'?"),
     ("agent={type: backprop, target_error_beyond: 0.3}", "agent.target_error_beyond: needs target_error"),
     (
-        "agent.momentum=0.5",
-        "agent.momentum: got 0.5; optimiser adam has no such option, allowed: null (it belongs to rms",
+        "agent.optimiser.momentum=0.5",
+        "agent.optimiser.momentum: unknown option; agent.optimiser.type tensorflow-rmsprop or graves-rmsprop or ",
     ),
+    ("agent.momentum=0.5", "agent.momentum: unknown option"),
     ("agent={type: backprop, retry_every: 5}", "agent.retry_every: needs target_error"),
     ("agent.final_lr=1", "agent.final_lr: got 1.0; allowed is at most lr (0.003)"),
-    ("agent.type=backprob", "agent.type: got 'backprob'; allowed: backprop, "),
-    ("agent=backprop", "agent: got 'backprop'; expected a block with a type, such as {type: backprop}"),
-    ("agent=", "agent: missing; expected a block with a type"),
-    ("circuit.type=rnn", "circuit.type: got 'rnn'; allowed: ntm, dnc, sam, sdnc, feedforward"),
-    ("circuit.type=", "circuit.type: got None; allowed: ntm, dnc, sam, sdnc, feedforward"),
+    ("agent.type=backprob", "agent.type: got 'backprob'; did you mean 'backprop'? allowed: backprop, "),
+    ("agent=3", "agent: got 3; expected a block with a type, such as {type: backprop}"),
+    ("agent=backprob", "agent.type: got 'backprob'; did you mean 'backprop'? allowed: backprop, "),
+    ("agent=", "agent: got None; expected a block with a type"),
+    ("circuit.type=rnn", f"circuit.type: got 'rnn'; allowed: {ALL_CIRCUITS}"),
+    ("circuit.type=", f"circuit.type: got None; allowed: {ALL_CIRCUITS}"),
     ("circuit.memory_size=0", "circuit.memory_size: got 0; allowed: greater than or equal to 1"),
     ("circuit.memory_size=[1]", "circuit.memory_size: got [1]; allowed: a valid integer"),
     ("circuit.shift_range=-1", "circuit.shift_range: got -1; allowed: greater than or equal to 0"),
@@ -85,25 +94,29 @@ WRONG = [
         "circuit.controller.max_nodes: unknown option; circuit.controller.type neat has it",
     ),
     ("circuit.clip=0", "circuit.clip: got 0; allowed: greater than 0"),
-    ("circuit.controller=lstm", "circuit.controller: got 'lstm'; expected a block with a type, such as {type: lstm}"),
-    ("env.curriculum=growing", "env.curriculum: got 'growing'; expected a block with a type, such as {type: growing}"),
+    ("circuit.controller=lsmt", "circuit.controller.type: got 'lsmt'; did you mean 'lstm'? allowed: direct, "),
+    ("circuit.controller=[lstm]", "circuit.controller: got ['lstm']; expected a block with a type, such as {type: "),
+    ("env.curriculum=growin", "env.curriculum.type: got 'growin'; did you mean 'growing'? allowed: fixed, growing"),
     ("env.curriculum=3", "env.curriculum: got 3; expected a block with a type, such as {type: fixed}"),
-    ("env.curriculum={start: 3}", "env.curriculum: got {'start': 3}; expected a block with a type, such as {type: fix"),
-    ("circuit.controller.type=rnn", "circuit.controller.type: got 'rnn'; allowed: 'lstm', 'gru', 'feedforward'"),
+    ("env.curriculum={start: 3}", "env.curriculum.type: missing; allowed: fixed, growing, lessons"),
+    (
+        "circuit.controller.type=rnn",
+        "circuit.controller.type: got 'rnn'; allowed: direct, feedforward, gru, lstm, neat",
+    ),
     ("circuit.controller.hidden_size=0", "circuit.controller.hidden_size: got 0; allowed: greater than or equal to 1"),
     ("circuit.controller.hiden_size=10", "circuit.controller.hiden_size: unknown option; did you mean 'hidden_size'?"),
-    ("env.type=coppy", "env.type: got 'coppy'; allowed: copy, "),
+    ("env.type=coppy", "env.type: got 'coppy'; did you mean 'copy'? allowed: associative-recall, copy, "),
     ("env.width=0", "env.width: got 0; allowed: greater than or equal to 1"),
     ("env.min_length=30", "env.min_length: got 30; allowed is at most max_length, which is 20"),
     ("env.test_lengths=[0]", "env.test_lengths.0: got 0; allowed: greater than or equal to 1"),
-    ("env.curriculum.type=random", "env.curriculum.type: got 'random'; allowed: 'fixed', 'growing', 'lessons'"),
+    ("env.curriculum.type=random", "env.curriculum.type: got 'random'; allowed: fixed, growing, lessons"),
     ("env.curriculum={type: growing, start: 50}", "env.curriculum.start: got 50; allowed is at most 20"),
-    ("env.loss=mean", "env.loss: got 'mean'; allowed: 'sequence' or 'bit'"),
+    ("env.loss_per=mean", "env.loss_per: got 'mean'; allowed: 'sequence' or 'bit'"),
     ("seed=-1", "seed: got -1; allowed: greater than or equal to 0"),
     ("seed=one", "seed: got 'one'; allowed: a valid integer"),
     ("device=tpu9", "device: got 'tpu9'; allowed: auto, cpu, cuda, cuda:1 and so on, mps"),
     ("backend=fast", "backend: got 'fast'; allowed: 'auto', "),
-    ("plots=png", "plots: got 'png'; allowed: 'auto', 'visdom', 'files' or 'off'"),
+    ("plots=png", "plots: got 'png'; allowed: auto, visdom, files, off"),
     ("visdom_port=70000", "visdom_port: got 70000; allowed: less than or equal to 65535"),
     ("threads=0", "threads: got 0; allowed: auto, or a whole number from 1 to 1024"),
     ("sede=1", "sede: unknown option; did you mean 'seed'?"),
@@ -132,16 +145,75 @@ def test_first_sentences_are_plain() -> None:
 
 def test_another_optimiser_takes_over_no_settings() -> None:
     """As when a run goes on, whose options are all written down; what is given for the new one counts."""
-    values = parse("agent.epsilon=1e-5", "agent.weight_decay=0.1").model_dump(mode="json")
-    lost = options.override(values, ["agent.smoothing=0.8", "agent.optimiser=graves-rmsprop"], factory.BLOCKS)
-    assert lost == [
-        "agent.optimiser=graves-rmsprop: left out what belongs to adam: betas, epsilon, weight_decay, momentum"
-    ]
+    values = parse("agent.optimiser.epsilon=1e-5", "agent.optimiser.weight_decay=0.1").model_dump(mode="json")
+    lost = options.override(values, ["agent.optimiser.smoothing=0.8", "agent.optimiser.type=graves-rmsprop"])
+    (line,) = lost
+    assert line.startswith("agent.optimiser.type=graves-rmsprop: left out what means nothing or something else there: ")
+    assert {"betas", "epsilon", "weight_decay"} == set(line.rpartition(": ")[2].split(", "))
     agent: Any = factory.parse(values).agent
-    assert (agent.epsilon, agent.smoothing, agent.momentum) == (1e-4, 0.8, 0.9)
-    assert agent.betas is None and agent.weight_decay is None
-    assert agent.lr == parse().agent.lr  # type: ignore[attr-defined]
-    assert options.override(values, ["agent.optimiser=graves-rmsprop"], factory.BLOCKS) == []
+    assert (agent.optimiser.epsilon, agent.optimiser.smoothing, agent.optimiser.momentum) == (1e-4, 0.8, 0.9)
+    assert agent.optimiser.model_fields_set == {"type", "smoothing"}
+    assert agent.lr == parse().agent.lr
+    assert options.override(values, ["agent.optimiser.type=graves-rmsprop"]) == []
+
+
+def test_a_block_may_be_said_by_its_name_alone() -> None:
+    """In a file, and in place of one, where it is another type of it."""
+    values, lines = change("ntm-copy", "agent.optimiser=graves-rmsprop", "circuit.controller=gru", "env=repeat-copy")
+    assert values["circuit"]["controller"] == {"type": "gru", "hidden_size": 100} and not lines
+    chosen: Any = factory.parse(values)
+    assert chosen.agent.optimiser == options_of(lookup("optimiser", "graves-rmsprop"))()
+    assert chosen.env.type == "repeat-copy"
+    assert change("ntm-copy", "circuit=neat", "agent=evolution") == change(
+        "ntm-copy", "circuit.type=neat", "agent.type=evolution"
+    )
+    values = parse("agent.optimiser.epsilon=1e-5").model_dump(mode="json")
+    assert options.override(values, ["agent.optimiser=adam"]) == []
+    assert values == parse("agent.optimiser.epsilon=1e-5").model_dump(mode="json")
+    (line,) = options.override(values, ["agent.optimiser=sgd", "agent.optimiser.momentum=0.5"])
+    assert line.startswith("agent.optimiser.type=sgd: left out ")
+    chosen = factory.parse(values)
+    assert chosen.agent.optimiser == options_of(lookup("optimiser", "sgd"))(momentum=0.5)
+    chosen = factory.parse({"env": "copy", "circuit": "dnc", "agent": "backprop"})
+    assert (chosen.env.type, chosen.circuit.type, chosen.agent.type) == ("copy", "dnc", "backprop")
+    assert chosen == factory.parse({name: {"type": getattr(chosen, name).type} for name in ("env", "circuit", "agent")})
+
+
+@pytest.mark.parametrize(
+    ("blocks", "assignment", "path", "expected"),
+    [
+        ({}, "circuit.controller.hidden_size=32", "circuit.controller", {"type": "lstm", "hidden_size": 32}),
+        ({}, "agent.optimiser.betas=[0.5,0.9]", "agent.optimiser", {"type": "adam", "betas": (0.5, 0.9)}),
+        (
+            {"circuit": "ntm"},
+            "circuit.controller.num_layers=2",
+            "circuit.controller",
+            {"type": "lstm", "num_layers": 2},
+        ),
+        (
+            {"circuit": {"type": "ntm", "controller": "gru"}},
+            "circuit.controller.hidden_size=32",
+            "circuit.controller",
+            {"type": "gru", "hidden_size": 32},
+        ),
+        (
+            {"agent": "evolution"},
+            "agent.strategy.sigma=0.5",
+            "agent.strategy",
+            {"type": "openai-es", "sigma": 0.5},
+        ),
+    ],
+)
+def test_a_block_that_is_not_given_is_overridden_in_part(
+    blocks: dict[str, Any], assignment: str, path: str, expected: dict[str, Any]
+) -> None:
+    values = {"env": {"type": "copy"}, "circuit": {"type": "ntm"}, "agent": {"type": "backprop"}, **blocks}
+    assert options.override(values, [assignment]) == []
+    chosen: Any = factory.parse(values)
+    for part in path.split("."):
+        chosen = getattr(chosen, part)
+    kind = path.split(".")[-1]
+    assert chosen == options_of(lookup(kind, expected["type"]))(**expected)
 
 
 @pytest.mark.parametrize(
@@ -150,12 +222,18 @@ def test_another_optimiser_takes_over_no_settings() -> None:
         (
             "the NTM paper",
             "ntm-copy",
-            {"optimiser": "graves-rmsprop", "smoothing": 0.95, "momentum": 0.9, "epsilon": 1e-4, "clip_value": 10.0},
+            {
+                "optimiser": {"type": "graves-rmsprop", "smoothing": 0.95, "momentum": 0.9, "epsilon": 1e-4},
+                "clip_value": 10.0,
+            },
         ),
         (
             "DeepMind's DNC",
             "dnc-repeat-copy",
-            {"optimiser": "tensorflow-rmsprop", "smoothing": 0.9, "momentum": 0.0, "epsilon": 1e-10, "clip_norm": 50.0},
+            {
+                "optimiser": {"type": "tensorflow-rmsprop", "smoothing": 0.9, "momentum": 0.0, "epsilon": 1e-10},
+                "clip_norm": 50.0,
+            },
         ),
     ],
 )
@@ -242,8 +320,7 @@ def test_a_key_is_given_once() -> None:
 
 
 def test_whole_numbers_may_have_exponents() -> None:
-    agent = parse("agent.steps=1e3", "agent.lr=1e0").agent
-    assert isinstance(agent, BackpropOptions)
+    agent: Any = parse("agent.steps=1e3", "agent.lr=1e0").agent
     assert agent.steps == 1000 and type(agent.steps) is int
     assert agent.lr == 1 and type(agent.lr) is float
     with pytest.raises(OptionsError, match=r"^agent\.steps: got 0\.1; allowed: a valid integer"):
@@ -253,7 +330,7 @@ def test_whole_numbers_may_have_exponents() -> None:
 def change(preset: str, *assignments: str) -> tuple[dict[str, Any], list[str]]:
     """The raw values of a preset under assignments, which are valid, and what is said about them."""
     values = options.load_file(preset)
-    lines = options.override(values, assignments, factory.BLOCKS)
+    lines = options.override(values, assignments)
     factory.parse(values)
     return values, lines
 
@@ -308,9 +385,9 @@ def test_values_that_the_new_type_refuses_are_dropped() -> None:
 def test_options_that_need_each_other_are_kept_together_in_any_order() -> None:
     values = options.load_file("ntm-copy")
     values["env"] = {"type": "copy", "min_length": 15, "max_length": 30}
-    options.override(values, ["env.type=repeat-copy"], factory.BLOCKS)
+    options.override(values, ["env.type=repeat-copy"])
     assert values["env"] == {"type": "repeat-copy", "min_length": 15, "max_length": 30}
-    options.override(values, ["env.type=dynamic-ngrams"], factory.BLOCKS)
+    options.override(values, ["env.type=dynamic-ngrams"])
     assert values["env"] == {"type": "dynamic-ngrams"}
 
 
@@ -318,7 +395,7 @@ def test_what_is_kept_need_not_be_all_that_the_new_type_needs() -> None:
     values = options.load_file("ntm-copy")
     values["env"]["curriculum"] = {"type": "growing", "threshold": 2.5, "start": 3}
     lessons = ["env.curriculum.type=lessons", "env.curriculum.lessons=[{length: [1, 5]}]"]
-    (line,) = options.override(values, lessons, factory.BLOCKS)
+    (line,) = options.override(values, lessons)
     assert line == "env.curriculum.type=lessons: left out what means nothing or something else there: start"
     assert values["env"]["curriculum"] == {"type": "lessons", "lessons": [{"length": [1, 5]}], "threshold": 2.5}
     factory.parse(values)
@@ -327,18 +404,18 @@ def test_what_is_kept_need_not_be_all_that_the_new_type_needs() -> None:
 def test_a_type_that_is_no_name_can_be_replaced() -> None:
     values = options.load_file("ntm-copy")
     values["circuit"]["type"] = values["circuit"]["controller"]["type"] = [1]
-    options.override(values, ["circuit.controller.type=gru", "circuit.type=dnc"], factory.BLOCKS)
-    assert factory.parse(values).circuit.controller.type == "gru"  # type: ignore[attr-defined]
+    options.override(values, ["circuit.controller.type=gru", "circuit.type=dnc"])
+    assert factory.parse(values).circuit.controller.type == "gru"
 
 
 def test_an_unknown_type_is_the_one_thing_wrong() -> None:
-    with pytest.raises(OptionsError, match=r"^circuit\.type: got 'lstm'; allowed: ntm, [^\n]*$"):
+    with pytest.raises(OptionsError, match=r"^circuit\.type: got 'lstm'; allowed: memory, [^\n]*$"):
         parse("circuit.type=lstm")
-    with pytest.raises(OptionsError, match=r"^circuit\.type: got \[\]; allowed: ntm, [^\n]*$"):
+    with pytest.raises(OptionsError, match=r"^circuit\.type: got \[\]; allowed: memory, [^\n]*$"):
         parse("circuit.type=[]")
 
 
 def test_swapping_a_controller_keeps_its_size() -> None:
     chosen = parse("circuit.controller.type=gru")
-    assert chosen.circuit.controller.type == "gru"  # type: ignore[attr-defined]
-    assert chosen.circuit.controller.hidden_size == 100  # type: ignore[attr-defined]
+    assert chosen.circuit.controller.type == "gru"
+    assert chosen.circuit.controller.hidden_size == 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,26 +11,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fast_weights import FastWeightAccessor
 from matplotlib.patches import FancyArrowPatch
 from PIL import Image
 
-from papertape import DNC, NTM
-from papertape.core.circuit import Circuit, Trace
+from papertape import DNC, NTM, SAM, SDNC, FeedForwardCircuit, Tape
+from papertape.circuits.memory import MemoryCircuit
+from papertape.core.circuit import Circuit
 from papertape.core.env import Batch
 from papertape.core.graph import GraphNetwork
-from papertape.core.pictures import Areas, Connection, Histogram, Network, Picture
-from papertape.utils.factory import CIRCUITS
+from papertape.core.recorder import Areas, Connection, Histogram, Network, Picture
+from papertape.core.trace import Trace
+from papertape.core.trace_field import TraceField
+from papertape.utils import live_process
 from papertape.utils.plots import (
     Curve,
     Episode,
     History,
+    Seen,
     curves,
     curves_figure,
     episode_figure,
     episode_from,
+    layout_of,
     memory_gif,
     network_figure,
     picture_figure,
+    plot_trace,
     thinned,
     wrong_bits,
 )
@@ -37,17 +45,19 @@ from papertape.utils.plots.episode import used_slots
 from papertape.utils.plots.panels import pooled
 
 
-def answered(circuit: Circuit | None, steps: int = 7, batch_size: int = 3) -> tuple[Batch, torch.Tensor, Trace | None]:
+def answered(circuit: Circuit, steps: int = 7, batch_size: int = 3) -> tuple[Batch, torch.Tensor, Trace]:
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randint(0, 2, (steps, batch_size, 5), generator=generator).float()
     targets = torch.randint(0, 2, (steps, batch_size, 4), generator=generator).float()
     mask = torch.zeros(steps, batch_size)
     mask[steps // 2 :] = 1
-    batch = Batch(inputs, targets, mask)
-    if circuit is None:
-        return batch, torch.randn(steps, batch_size, 4, generator=generator), None
     outputs, _, trace = circuit(inputs, trace=True)
-    return batch, outputs, trace
+    return Batch(inputs, targets, mask), outputs, trace
+
+
+def plain() -> Circuit:
+    torch.manual_seed(0)
+    return FeedForwardCircuit(5, 4)
 
 
 def small_dnc(memory_size: int = 9, word_size: int = 3, num_reads: int = 2, num_writes: int = 1) -> DNC:
@@ -63,10 +73,28 @@ def small_dnc(memory_size: int = 9, word_size: int = 3, num_reads: int = 2, num_
     )
 
 
+def fast_weights() -> MemoryCircuit:
+    torch.manual_seed(0)
+    accessor = FastWeightAccessor(6, word_size=5, key_size=4)
+    return MemoryCircuit(5, 4, controller={"type": "lstm", "hidden_size": 6}, accessor=accessor)
+
+
+CIRCUITS: dict[str, Callable[[], Circuit]] = {
+    "feed-forward": plain,
+    "ntm": lambda: NTM(5, 4, hidden_size=6, memory_size=9, word_size=3),
+    "dnc": small_dnc,
+    "sam": lambda: SAM(5, 4, hidden_size=6, memory_size=40, word_size=3, num_reads=2),
+    "sdnc": lambda: SDNC(5, 4, hidden_size=6, memory_size=40, word_size=3),
+    "tape": lambda: Tape(5, 4, memory_size=9, word_size=3),
+    "fast weights": fast_weights,
+}
+
+
 def changed(episode: Episode, change: Callable[[np.ndarray], np.ndarray]) -> Episode:
     """The episode with each of its arrays changed."""
-    arrays = {name: part for name, part in episode._asdict().items() if isinstance(part, np.ndarray)}
-    return episode._replace(**{name: change(array) for name, array in arrays.items()})
+    arrays = {name: change(part) for name, part in episode._asdict().items() if isinstance(part, np.ndarray)}
+    fields = {name: seen._replace(values=change(seen.values)) for name, seen in episode.seen.items()}
+    return episode._replace(**arrays, seen=fields)
 
 
 def titles(episode: Episode) -> list[str]:
@@ -76,21 +104,33 @@ def titles(episode: Episode) -> list[str]:
 def test_an_episode_is_the_first_sequence_of_a_batch_in_plain_numbers() -> None:
     batch, outputs, trace = answered(small_dnc())
     episode = pickle.loads(pickle.dumps(episode_from("length 3", batch, outputs, trace)))
-    assert trace is not None and trace.read_weights is not None and trace.usage is not None
     assert episode.name == "length 3"
     np.testing.assert_array_equal(episode.inputs, batch.inputs[:, 0].numpy())
     np.testing.assert_allclose(episode.outputs, outputs[:, 0].sigmoid().detach().numpy(), rtol=1e-6)
-    np.testing.assert_array_equal(episode.read_weights, trace.read_weights[:, 0].detach().numpy())
-    np.testing.assert_array_equal(episode.usage, trace.usage[:, 0].detach().numpy())
-    assert {part.dtype for part in episode[1:] if part is not None} == {np.dtype("float32")}
+    assert list(episode.seen) == list(trace)
+    for name, (values, field) in episode.seen.items():
+        np.testing.assert_array_equal(values, trace[name][:, 0].detach().numpy())
+        assert field == trace.fields[name] and values.dtype == np.float32
+    assert {part.dtype for part in episode[1:5]} == {np.dtype("float32")}
+
+
+def test_who_watches_an_episode_cannot_change_the_run() -> None:
+    batch, outputs, trace = answered(small_dnc())
+    episode = episode_from("", batch, outputs, trace)
+    for array in (episode.inputs, episode.seen["memory"].values):
+        assert array is not None
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = 0
+        assert not np.shares_memory(array, batch.inputs.numpy())
+        assert not np.shares_memory(array, trace.memory.detach().numpy())
 
 
 def test_an_episode_has_no_padding_and_takes_low_precision() -> None:
-    batch, outputs, _ = answered(None)
+    batch, outputs, trace = answered(plain())
     batch.mask[-2:, 0] = 0
-    episode = episode_from("", batch, outputs.bfloat16(), None)
-    assert len(episode.inputs) == len(episode.outputs) == len(episode.mask) == 5
-    assert episode.outputs.dtype == np.float32 and episode.memory is None
+    episode = episode_from("", batch, outputs.bfloat16(), trace)
+    assert episode.steps == len(episode.inputs) == len(episode.outputs) == len(episode.mask) == 5  # type: ignore[arg-type]
+    assert episode.outputs.dtype == np.float32 and not episode.seen  # type: ignore[union-attr]
 
 
 def test_wrong_bits_are_counted_where_the_mask_says() -> None:
@@ -102,26 +142,176 @@ def test_wrong_bits_are_counted_where_the_mask_says() -> None:
 
 
 def test_the_picture_has_a_panel_for_each_part_there_is() -> None:
-    plain = titles(episode_from("", *answered(None)))
-    assert {"input", "target"} < set(plain) and "write weights" not in plain and "memory at the end" not in plain
-    ntm = titles(episode_from("", *answered(NTM(5, 4, hidden_size=6, memory_size=9, word_size=3))))
-    assert {"write weights", "read weights", "words written", "words read", "memory at the end"} < set(ntm)
+    bare = titles(episode_from("", *answered(plain())))
+    assert len(bare) == 3 and {"input", "target"} < set(bare)
+    ntm = titles(episode_from("", *answered(CIRCUITS["ntm"]())))
+    assert {"write weights", "read weights", "add: words written", "reads: words read", "memory at the end"} < set(ntm)
     assert "usage" not in ntm
     dnc = titles(episode_from("", *answered(small_dnc())))
     assert {
         "usage",
-        "allocation",
+        "allocation weights",
         "gates",
-        "read modes: backward, content, forward",
+        "read modes: shares of backward, content and forward",
         "read weights, head 2 of 2",
     } < set(dnc)
+    foreign = titles(episode_from("", *answered(fast_weights())))
+    assert {"fast weights at the end", "key: under which key", "query: what is looked up", "gates"} < set(foreign)
 
 
 @pytest.mark.parametrize("name", CIRCUITS)
-def test_every_circuit_is_drawn(name: str, tmp_path: Path) -> None:
-    figure = episode_figure(episode_from("", *answered(CIRCUITS[name](5, 4))))
+def test_every_circuit_is_drawn_and_nothing_of_its_trace_is_left_out(name: str, tmp_path: Path) -> None:
+    """Every number of every field is in some panel or still, or in what is left when it is cropped."""
+    batch, outputs, trace = answered(CIRCUITS[name]())
+    episode = episode_from("", batch, outputs, trace)
+    figure = episode_figure(episode)
     figure.savefig(tmp_path / "episode.png")
-    assert "output, " in "".join(axes.get_title(loc="left") for axes in figure.axes)
+    memory_gif(tmp_path / "episode.gif", episode)
+    layout = layout_of(episode)
+    images = [panel.image.T for panel in layout.panels]
+    images += [still.images.reshape(episode.steps, -1) for still in layout.all_stills]
+    shown = np.concatenate(images, axis=1)
+    slots = used_slots(episode) if "memory" in trace else None
+    for field, (values, (axes, *_)) in episode.seen.items():
+        for axis, letter in enumerate(axes.split(), start=1):
+            if letter == "N" and slots is not None:
+                values = values.take(slots.indices, axis)
+        for row in values.reshape(episode.steps, -1).T:
+            assert (shown == row[:, None]).all(axis=0).any(), field
+    assert len(figure.axes) >= len(layout.panels) + len(layout.all_stills)
+    drawn = [text for text in titles(episode) if text]
+    for panel in layout.panels:
+        assert any(text.startswith(panel.name) for text in drawn)
+
+
+def test_the_page_shows_what_the_files_show() -> None:
+    for build in CIRCUITS.values():
+        episode = episode_from("", *answered(build()))
+        layout = layout_of(episode)
+        windows = live_process.episode_windows(episode)
+        assert [window.name for window in windows] == [
+            *(panel.name for panel in layout.panels),
+            *(still.name for still in layout.all_stills),
+        ]
+        assert len({window.name for window in windows}) == len(windows)
+        json.dumps([window.heatmap for window in windows], allow_nan=False)
+        for panel, window in zip(layout.panels, windows, strict=False):
+            np.testing.assert_allclose(window.heatmap["z"], panel.image, atol=1e-4)
+
+
+def test_the_layout_of_ntm_and_dnc() -> None:
+    """Bits beside words, then where is written beside where is read, with the memory."""
+    for build in (CIRCUITS["ntm"], small_dnc):
+        episode = episode_from("", *answered(build()))
+        first, second, *_ = layout_of(episode).blocks
+        assert [panel.name for panel in first.left] == ["input", "target", "output"]
+        assert [panel.name for panel in first.right][:2] == ["reads", "add"]
+        assert second.left[0].name == "write weights" and second.right[0].name.startswith("read weights")
+        assert [still.name for still in second.stills] == ["memory"]
+
+
+def field(axes: str, kind: Any, *shape: int, largest: float = 1.0, labels: tuple[str, ...] = ()) -> Seen:
+    values = np.random.default_rng(0).uniform(0, largest, shape).astype(np.float32)
+    return Seen(values, TraceField(axes, kind, "", labels))
+
+
+def test_gates_share_a_panel_unless_they_are_strengths_or_many() -> None:
+    seen = {
+        "write_gates": field("H", "gate", 5, 2),
+        "jump": field("", "gate", 5),
+        "strengths": field("H", "gate", 5, 2, largest=9.0),
+        "each": field("H W", "gate", 5, 2, 20),
+    }
+    panels = {panel.name: panel for panel in layout_of(Episode("", seen=seen)).panels}
+    assert list(panels) == ["gates", "strengths", "each"]
+    assert panels["gates"].labels == ["write 1", "write 2", "jump"] and panels["gates"].image.shape == (3, 5)
+    assert panels["each"].image.shape == (40, 5)
+
+
+def test_fields_may_be_called_what_else_is_drawn(tmp_path: Path) -> None:
+    bits = np.ones((5, 2), np.float32)
+    names = ("input", "output", "gates", "reward")
+    seen = {name: field("W", "words", 5, 3) for name in names} | {"write_gate": field("", "gate", 5)}
+    episode = Episode("", bits, bits, bits * 0.2, bits[:, 0], seen)
+    layout = layout_of(episode)
+    drawn = [panel.name for panel in layout.panels]
+    assert len(drawn) == len(set(drawn)) == 8
+    assert [panel.name for panel in layout.panels if panel.judged] == ["output"]
+    memory_gif(tmp_path / "names.gif", episode)
+
+
+def test_more_heads_than_have_panels_of_their_own_lie_below_each_other() -> None:
+    seen = {"read_weights": field("R N", "weighting", 5, 7, 10), "memory": field("N W", "memory", 5, 10, 3)}
+    layout = layout_of(Episode("", seen=seen))
+    (panel,) = layout.panels
+    assert panel.image.shape == (70, 5) and len(panel.labels) == 7
+    np.testing.assert_array_equal(panel.image[10:20].T, seen["read_weights"].values[:, 1])
+
+
+def test_two_memories_have_their_own_weightings_beside_them() -> None:
+    seen = {
+        "near": field("H N", "weighting", 5, 1, 10),
+        "far": field("H L", "weighting", 5, 1, 20),
+        "cache": field("N W", "memory", 5, 10, 3),
+        "store": field("L W", "memory", 5, 20, 3),
+        "modes": field("H M", "weighting", 5, 1, 2, labels=("old", "new")),
+    }
+    first, second, third = layout_of(Episode("", seen=seen)).blocks
+    assert [(block.left[0].name, block.stills[0].name) for block in (first, second)] == [
+        ("near", "cache"),
+        ("far", "store"),
+    ]
+    assert third.left[0].labels == ("old", "new")
+
+
+@pytest.mark.parametrize("kind", ["memory", "matrix"])
+def test_a_memory_or_matrix_of_each_head_is_a_still_of_its_own(kind: Any, tmp_path: Path) -> None:
+    seen = {"link": field("H P Q", kind, 5, 3, 10, 8)}
+    layout = layout_of(Episode("", seen=seen))
+    assert [still.name for still in layout.stills] == [f"link, head {head} of 3" for head in (1, 2, 3)]
+    np.testing.assert_array_equal(layout.stills[1].images, seen["link"].values[:, 1])
+    memory_gif(tmp_path / "stills.gif", Episode("", seen=seen))
+
+
+def test_plot_trace_draws_a_sequence_without_an_env(tmp_path: Path) -> None:
+    circuit = fast_weights()
+    inputs = torch.rand(7, 3, 5)
+    outputs, _, trace = circuit(inputs, trace=True)
+    figure = plot_trace(trace, tmp_path / "trace.png", inputs=inputs, outputs=outputs, sequence=2, title="mine")
+    with Image.open(tmp_path / "trace.png") as picture:
+        assert min(picture.size) > 200
+    drawn = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    (image,) = drawn["fast weights at the end"].images
+    np.testing.assert_array_equal(image.get_array(), trace.fast_weights[-1, 2].detach().numpy())
+    (image,) = drawn["output"].images
+    np.testing.assert_array_equal(image.get_array(), outputs[:, 2].T.detach().numpy())
+    assert {"input", "key: under which key"} < set(drawn) and "target" not in drawn
+    assert {"reads: words read", "gates"} < {axes.get_title(loc="left") for axes in plot_trace(trace).axes}
+
+
+def test_plot_trace_takes_the_batch_first_and_single_sequences() -> None:
+    torch.manual_seed(0)
+    circuit = NTM(5, 4, hidden_size=6, memory_size=9, word_size=3, batch_first=True)
+    inputs = torch.rand(3, 7, 5)
+    _, _, trace = circuit(inputs, trace=True)
+    figure = plot_trace(trace, inputs=inputs, sequence=1, batch_first=True)
+    (image,) = next(axes for axes in figure.axes if axes.get_title(loc="left") == "memory at the end").images
+    np.testing.assert_array_equal(image.get_array(), trace.memory[1, -1].detach().numpy())
+    outputs, _, trace = circuit(inputs[0], trace=True)  # a single sequence comes back with a batch of one, time first
+    plot_trace(trace, inputs=inputs[0], outputs=outputs)
+
+
+def test_plot_trace_of_nothing_or_of_what_does_not_go_together_is_refused() -> None:
+    inputs = torch.rand(7, 3, 5)
+    _, _, trace = fast_weights()(inputs, trace=True)
+    _, _, empty = plain()(inputs, trace=True)
+    with pytest.raises(ValueError, match="trace: got an empty one"):
+        plot_trace(empty)
+    plot_trace(empty, inputs=inputs)
+    with pytest.raises(ValueError, match="sequence: got 3; allowed: 0 to 2"):
+        plot_trace(trace, sequence=3)
+    with pytest.raises(ValueError, match=r"outputs: got shape \[6, 3, 4\]; trace.reads has \[T, B, …\] = \[7, 3\]"):
+        plot_trace(trace, outputs=torch.rand(6, 3, 4))
 
 
 def test_panels_share_the_time_axis() -> None:
@@ -129,7 +319,7 @@ def test_panels_share_the_time_axis() -> None:
     limits = {axes.get_title(loc="left"): axes.get_xlim() for axes in figure.axes}
     assert {limits[title] for title in ("input", "target", "write weights", "usage", "gates")} == {(-0.5, 6.5)}
     places = {axes.get_title(loc="left"): axes.get_position() for axes in figure.axes}
-    assert {places[title].x0 for title in ("input", "write weights", "gates")} == {places["input"].x0}
+    assert {places[title].x0 for title in ("input", "write weights", "erase: elements erased")} == {places["input"].x0}
 
 
 @pytest.mark.parametrize(
@@ -151,7 +341,8 @@ def test_any_size_is_drawn(repeats: int, options: dict[str, int], tmp_path: Path
 def test_values_that_are_not_finite_do_not_stop_the_drawing(tmp_path: Path) -> None:
     episode = episode_from("", *answered(small_dnc()))
     broken = changed(episode, lambda array: np.full_like(array, np.nan))
-    broken = broken._replace(memory=changed(episode, lambda array: array + np.inf).memory, mask=episode.mask)
+    infinite = changed(episode, lambda array: array + np.inf).seen["memory"]
+    broken = broken._replace(seen={**broken.seen, "memory": infinite}, mask=episode.mask)
     episode_figure(broken).savefig(tmp_path / "broken.png")
     memory_gif(tmp_path / "broken.gif", broken)
 
@@ -160,7 +351,8 @@ def weights_at(*slots: int, total: int = 100) -> Episode:
     weights = np.zeros((len(slots), 1, total), np.float32)
     weights[np.arange(len(slots)), 0, slots] = 1
     blank = np.zeros((len(slots), 2), np.float32)
-    return Episode("", blank, blank, blank, blank[:, 0], read_weights=weights, write_weights=weights)
+    fields = {name: Seen(weights, TraceField(f"{name} N", "weighting")) for name in "RH"}
+    return Episode("", blank, blank, blank, blank[:, 0], fields)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +458,7 @@ def test_the_gif_has_a_frame_for_each_step(tmp_path: Path) -> None:
     for name, circuit in {
         "dnc": small_dnc(),
         "ntm": NTM(5, 4, hidden_size=6, memory_size=128, word_size=20),
-        "none": None,
+        "none": plain(),
     }.items():
         memory_gif(tmp_path / f"{name}.gif", episode_from("", *answered(circuit)))
         with Image.open(tmp_path / f"{name}.gif") as film:
@@ -274,7 +466,7 @@ def test_the_gif_has_a_frame_for_each_step(tmp_path: Path) -> None:
 
 
 def test_a_long_gif_skips_steps(tmp_path: Path) -> None:
-    memory_gif(tmp_path / "long.gif", episode_from("", *answered(None, steps=500)))
+    memory_gif(tmp_path / "long.gif", episode_from("", *answered(plain(), steps=500)))
     with Image.open(tmp_path / "long.gif") as film:
         assert 100 < film.n_frames <= 250  # type: ignore[attr-defined]
 

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from papertape.core import install
+from papertape.core.options import OptionsError
 from papertape.utils import factory, options, visdom_files, visdom_server
-from papertape.utils.live import Plotter
-from papertape.utils.options import OptionsError
+from papertape.utils.sinks import Plotter
 from papertape.utils.visdom_files import NPM, FilesError
 from papertape.utils.visdom_server import Server
 

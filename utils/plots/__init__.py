@@ -7,30 +7,39 @@ be drawn in any thread or process. matplotlib takes a second to load: it is, wit
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .episode import Array, Episode, episode_from, wrong_bits
+from .episode import Array, Episode, Seen, episode_from, wrong_bits
+from .trace import plot_trace
 
 if TYPE_CHECKING:
     from .animation import memory_gif
     from .curves import RAW_POINTS, Curve, History, curve_title, curves_figure, thinned
-    from .memory import episode_figure
-    from .panels import LINES, colour_limits
+    from .fields import Panel, Still, layout_of
+    from .figure import episode_figure
+    from .panels import LINES, Colours, colour_limits, slot_ticks
     from .pictures import network_figure, picture_figure
 
 __all__ = [
     "LINES",
     "RAW_POINTS",
     "Array",
+    "Colours",
     "Curve",
     "Episode",
     "History",
+    "Panel",
+    "Seen",
+    "Still",
     "colour_limits",
     "curve_title",
     "curves_figure",
     "episode_figure",
     "episode_from",
+    "layout_of",
     "memory_gif",
     "network_figure",
     "picture_figure",
+    "plot_trace",
+    "slot_ticks",
     "thinned",
     "wrong_bits",
 ]
@@ -38,7 +47,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for module in ("animation", "curves", "memory", "panels", "pictures"):
+        for module in ("animation", "curves", "fields", "figure", "panels", "pictures"):
             found = vars(importlib.import_module(f".{module}", __name__))
             if name in found:
                 return found[name]

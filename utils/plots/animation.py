@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from PIL import Image
 
-from .episode import Array, Episode, used_slots, wrong_bits
-from .panels import BITS, INK, MUTED, WRONG, heatmap, largest_of, number_slots, panel_height
+from .episode import Array, Episode, Seen, Slots, slot_axes, wrong_bits
+from .fields import READ_HEADS
+from .figure import draw
+from .panels import BITS, INK, WRONG, colour_limits, heatmap, slot_ticks
 
 WRITE = "#ff9f1c"
 READ = "#2ec4b6"
@@ -24,6 +27,11 @@ GIF_FRAMES = 240
 """A longer sequence skips steps."""
 FRAME_MILLISECONDS = 130
 LAST_FRAME_MILLISECONDS = 2000
+GIF_DPI = 90
+PANEL_WIDTH = 3.6
+"""Inches of a column."""
+BAR = 0.24
+"""Inches of what shows where a head is, beside the memory, with the space to the next."""
 
 
 class _Film(NamedTuple):
@@ -45,90 +53,78 @@ class _Film(NamedTuple):
 
 def _output_colours(episode: Episode) -> Array:
     """Outputs as colours with wrong bits in red and what does not count dimmed, ``[O, T, 4]``."""
+    assert episode.outputs is not None
+    assert episode.mask is not None
     colours = np.asarray(BITS(episode.outputs.T), dtype=np.float32)
-    if episode.mask.any():
-        colours[:, episode.mask <= 0] = colours[:, episode.mask <= 0] * 0.35 + 0.55
+    colours[:, episode.mask <= 0] = colours[:, episode.mask <= 0] * 0.35 + 0.55
     colours[wrong_bits(episode).T] = to_rgba(WRONG)
     return colours
 
 
 def _film_figure(episode: Episode) -> tuple[Figure, list[_Film], list[Axes]]:
     """The animation's figure, its moving images, and the panels along which the time cursor runs."""
-    slots = used_slots(episode)
-    inputs, targets, outputs = episode.titles
-    left: list[tuple[str, Array, str, float]] = [
-        (inputs, episode.inputs.T, "bits", panel_height(episode.inputs.shape[1], 0.08, 0.25, 0.8)),
-        (targets, episode.targets.T, "bits", panel_height(episode.targets.shape[1], 0.08, 0.25, 0.8)),
-        (outputs, _output_colours(episode), "colours", panel_height(episode.outputs.shape[1], 0.08, 0.25, 0.8)),
-    ]
-    heads = (("write weights", episode.write_weights, WRITE), ("read weights", episode.read_weights, READ))
-    left += [
-        (title, weights.max(axis=1)[:, slots.indices].T, "weights", 1.15)
-        for title, weights, _ in heads
-        if weights is not None
-    ]
-    gap, edge, panel_width = 0.24, 0.45, 4.4
-    height = sum(panel[3] + gap for panel in left) + 0.5
-    words = 0.0 if episode.memory is None else min(max(0.11 * episode.memory.shape[2], 1.2), 2.6)
-    width = edge + panel_width + 0.25 + (words + 1.5 if words else 0.0)
-    figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
-    FigureCanvasAgg(figure)
-
-    def place(x: float, y: float, inches: float, high: float) -> Axes:
-        return figure.add_axes((x / width, y / height, inches / width, high / height))
-
+    slots = slot_axes(episode)
+    weightings = [(name, seen) for name, seen in episode.of_kind("weighting").items() if seen.axes[-1] in slots]
+    reading = [READ_HEADS in seen.axes for _, seen in weightings]
+    margins = (reading.count(False) * BAR, reading.count(True) * BAR)
+    drawn = draw(episode, panel_width=PANEL_WIDTH, margins=margins)
+    drawn.figure.set_dpi(GIF_DPI)
     films, timed = [], []
-    y = height - 0.08
-    for title, values, kind, high in left:
-        y -= gap + high
-        axes = place(edge, y, panel_width, high)
-        if kind == "colours":
-            films.append(_Film(heatmap(axes, np.zeros(values.shape[:2], np.float32), "bits", title), values, True))
-        else:
-            films.append(_Film(heatmap(axes, values, kind, title), values, True))
-        films[-1].image.set_extent((-0.5, len(episode.inputs) - 0.5, len(values) - 0.5, -0.5))
-        if kind == "weights":
-            number_slots(axes, slots)
-            axes.set_facecolor("black")
-        axes.tick_params(labelbottom=False)
-        timed.append(axes)
-    timed[-1].tick_params(labelbottom=True)
-    timed[-1].set_xlabel("step", fontsize=7, color=MUTED, labelpad=1)
-    if episode.memory is None:
-        return figure, films, timed
+    for panel, image in drawn.panels:
+        values = _output_colours(episode) if panel.judged else panel.image
+        films.append(_Film(image, values, True))
+        if panel.colours == "weights":
+            image.axes.set_facecolor("black")
+        timed.append(image.axes)
+    for still, image in drawn.stills:
+        image.set_clim(*colour_limits(still.images, still.colours)[1:])
+        image.axes.set_title(still.name, fontsize=8, color=INK, loc="left", pad=3)
+        films.append(_Film(image, still.images, False))
+        letter, used = still.axes[0], still.slots[0]
+        if used is not None:
+            beside = [(name, seen) for name, seen in weightings if seen.axes[-1] == letter]
+            films += _bars(drawn.figure, image.axes, beside, used)
+    return drawn.figure, films, timed
 
-    top, bottom = height - 0.08 - gap, y
-    x = edge + panel_width + 0.75
-    memory = episode.memory[:, slots.indices]
-    axes = place(x, bottom, words, top - bottom)
-    films.append(_Film(heatmap(axes, memory[-1], "words", "memory", largest_of(memory)), memory, False))
-    axes.tick_params(labelleft=False, left=False)
-    for (title, weights, colour), start in zip(heads, (x - 0.24, x + words + 0.06), strict=True):
-        if weights is None:
-            continue
-        side = place(start, bottom, 0.18, top - bottom)
-        shown = weights[:, :, slots.indices].transpose(0, 2, 1)
-        image = heatmap(side, shown[0], "weights", largest=1)
-        image.set_cmap(LinearSegmentedColormap.from_list(title, ["white", colour]))
-        side.set_xticks([])
-        side.tick_params(labelleft=False, left=False)
-        if weights is episode.write_weights:
-            number_slots(side, slots)
-            side.tick_params(labelleft=True, left=True)
-        side.set_xlabel(title.split()[0], fontsize=7, color=colour, weight="bold", labelpad=2)
-        films.append(_Film(image, shown, False))
-    return figure, films, timed
+
+def _bars(figure: Figure, memory: Axes, weightings: Sequence[tuple[str, Seen]], slots: Slots) -> list[_Film]:
+    """Where the heads are at each step, on both sides of the memory: those that read on its right."""
+    box = memory.get_position()
+    width, _ = figure.get_size_inches()
+    thin = (BAR - 0.06) / width
+    sides: tuple[list[_Film], list[_Film]] = [], []
+    for name, seen in weightings:
+        side = sides[READ_HEADS in seen.axes]
+        colours = (WRITE, READ)[READ_HEADS in seen.axes]
+        step = (len(side) + 1) * BAR / width
+        left = box.x1 + step - thin if side is sides[1] else box.x0 - step
+        axes = figure.add_axes((left, box.y0, thin, box.height))
+        values = seen.values[..., slots.indices].reshape(len(seen.values), -1, len(slots.indices)).transpose(0, 2, 1)
+        image = heatmap(axes, values[0], "weights", largest=1)
+        image.set_cmap(LinearSegmentedColormap.from_list(name, ["white", colours]))
+        axes.set_xticks([])
+        axes.tick_params(labelleft=False, left=False)
+        axes.set_xlabel(name.split("_")[0], fontsize=7, color=colours, weight="bold", labelpad=2)
+        side.append(_Film(image, values, False))
+    for side in sides:
+        for film in side if len(side) > 1 else ():
+            film.image.axes.xaxis.label.set(rotation=90, va="top")
+    outermost = sides[0][-1].image.axes if sides[0] else memory
+    memory.tick_params(labelleft=False, left=False)
+    outermost.tick_params(labelleft=True, left=True)
+    outermost.set_yticks(*slot_ticks(slots))
+    return [*sides[0], *sides[1]]
 
 
 def memory_gif(path: str | os.PathLike[str], episode: Episode) -> None:
     """Write an animated GIF of the memory at work: one frame a step.
 
-    Left, input, target, output (wrong bits in red) and the strongest write and read weight of each slot, revealed
-    step by step. Right, the memory's contents between the slots that the write heads and the read heads are at.
+    Left, the panels of :func:`~papertape.utils.plots.episode_figure`, revealed step by step, wrong bits in red. Right,
+    the memory's contents between the slots that the heads write and read, and matrices.
 
     Args:
         path: file to write.
-        episode: needs no trace; without memory there is only the left part.
+        episode: without memory there is only the left part.
     """
     figure, films, timed = _film_figure(episode)
     canvas = FigureCanvasAgg(figure)
@@ -154,7 +150,7 @@ def memory_gif(path: str | os.PathLike[str], episode: Episode) -> None:
         figure.draw_artist(counter)
         return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
-    steps = len(episode.inputs)
+    steps = episode.steps
     shown = list(range(0, steps, math.ceil(steps / GIF_FRAMES)))
     if shown[-1] != steps - 1:
         shown.append(steps - 1)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...core.trace_field import TraceField
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...core.circuit import Trace
     from ...core.env import Batch
+    from ...core.trace import Trace
 
 
 Array: TypeAlias = NDArray[np.float32]
@@ -20,88 +23,88 @@ USED = 0.05
 """A slot counts as used from this weight on; pictures are cropped to used slots."""
 
 
+class Seen(NamedTuple):
+    """One field of a trace."""
+
+    values: Array
+    """``[T, …]``, with the axes that the field has after time and batch."""
+    field: TraceField
+
+    @property
+    def axes(self) -> list[str]:
+        """Letters of the axes after time."""
+        return self.field.axes.split()
+
+
 class Episode(NamedTuple):
     """One sequence with its answer and what the heads did: float32 numpy arrays, ready to be pickled.
 
-    T steps, I inputs, O outputs, R read heads, H write heads, N slots, W word size; None where a circuit lacks a part.
+    T steps, I inputs, O outputs; None for what is not there.
     """
 
     name: str
     """What the sequence is, such as ``length 40``."""
-    inputs: Array
+    inputs: Array | None = None
     """``[T, I]``"""
-    targets: Array
+    targets: Array | None = None
     """``[T, O]``"""
-    outputs: Array
-    """Probabilities, ``[T, O]``"""
-    mask: Array
+    outputs: Array | None = None
+    """``[T, O]``, probabilities where there are targets."""
+    mask: Array | None = None
     """``[T]``: 1 where the output counts."""
-    read_weights: Array | None = None
-    """``[T, R, N]``"""
-    write_weights: Array | None = None
-    """``[T, H, N]``"""
-    memory: Array | None = None
-    """Contents after each step, ``[T, N, W]``"""
-    reads: Array | None = None
-    """``[T, R, W]``"""
-    add: Array | None = None
-    """``[T, H, W]``"""
-    erase: Array | None = None
-    """``[T, H, W]``"""
-    usage: Array | None = None
-    """``[T, N]``"""
-    allocation_weights: Array | None = None
-    """``[T, H, N]``"""
-    free_gates: Array | None = None
-    """``[T, R]``"""
-    allocation_gates: Array | None = None
-    """``[T, H]``"""
-    write_gates: Array | None = None
-    """``[T, H]``"""
-    read_modes: Array | None = None
-    """Shares of backward (H), content (1) and forward (H), ``[T, R, 1 + 2H]``"""
+    seen: Mapping[str, Seen] = {}
+    """What the heads and the memory did, each field of the trace by its name."""
 
     @property
-    def titles(self) -> tuple[str, str, str]:
-        """Of inputs, targets and outputs; where no step counts it was played in a world, with rewards as targets."""
-        return ("input", "target", "output") if self.mask.any() else ("observation", "reward", "output")
+    def steps(self) -> int:
+        """T."""
+        parts = (self.inputs, self.targets, self.outputs, *(seen.values for seen in self.seen.values()))
+        return next(len(part) for part in parts if part is not None)
+
+    @property
+    def judged(self) -> bool:
+        """Whether any output counts; none does in a world, which gives rewards instead of targets."""
+        return self.mask is not None and bool(self.mask.any())
+
+    def of_kind(self, *kinds: str) -> dict[str, Seen]:
+        """The fields of some kinds, by name."""
+        return {name: seen for name, seen in self.seen.items() if seen.field.kind in kinds}
 
 
-def episode_from(name: str, batch: Batch, outputs: Tensor, trace: Trace | None) -> Episode:
+def plain(tensor: Tensor, steps: int | None = None, sequence: int = 0) -> Array:
+    """One sequence of ``[T, B, …]`` as numbers of its own that nobody can change, ``[T, …]``."""
+    array: Array = tensor[:steps, sequence].detach().float().cpu().numpy().copy()
+    array.flags.writeable = False
+    return array
+
+
+def episode_from(name: str, batch: Batch, outputs: Tensor, trace: Trace) -> Episode:
     """The first sequence of a batch, cut off after its last counted step, on the CPU.
 
     Args:
         name: what the sequence is.
         batch: time first, as an env hands it out.
         outputs: logits, ``[T, B, O]``.
-        trace: what the heads did, time first; None where there are no heads.
+        trace: what the heads did, time first.
     """
-
-    def first(tensor: Tensor) -> Array:
-        array: Array = tensor[:, 0].detach().float().cpu().numpy()
-        return array
-
-    mask = first(batch.mask)
-    counted = np.flatnonzero(mask)
-    steps = int(counted[-1]) + 1 if len(counted) else len(mask)
-    parts = {} if trace is None else trace._asdict()
-    seen = {
-        part: first(value)[:steps] for part, value in parts.items() if value is not None and part in Episode._fields
-    }
+    counted = np.flatnonzero(plain(batch.mask))
+    steps = int(counted[-1]) + 1 if len(counted) else len(batch.mask)
     return Episode(
         name,
-        first(batch.inputs)[:steps],
-        first(batch.targets)[:steps],
-        first(outputs.sigmoid())[:steps],
-        mask[:steps],
-        **seen,
+        plain(batch.inputs, steps),
+        plain(batch.targets, steps),
+        plain(outputs.sigmoid(), steps),
+        plain(batch.mask, steps),
+        {field: Seen(plain(tensor, steps), trace.fields[field]) for field, tensor in trace.items()},
     )
 
 
 def wrong_bits(episode: Episode) -> NDArray[np.bool_]:
-    """Which counted outputs fall on the wrong side of one half, ``[T, O]``."""
-    wrong: NDArray[np.bool_] = ((episode.outputs > 0.5) != (episode.targets > 0.5)) & (episode.mask[:, None] > 0)
-    return wrong
+    """Which counted outputs fall on the wrong side of one half, ``[T, O]``; none where there are no targets."""
+    if episode.outputs is None or episode.targets is None or episode.mask is None:
+        return np.zeros((episode.steps, 0), np.bool_)
+    wrong: NDArray[np.bool_] = (episode.outputs > 0.5) != (episode.targets > 0.5)
+    return wrong & (episode.mask[:, None] > 0)
 
 
 class Slots(NamedTuple):
@@ -124,15 +127,32 @@ class Slots(NamedTuple):
         return f", slots {self.first % self.total}–{self.last % self.total} of {self.total}"
 
 
-def used_slots(episode: Episode) -> Slots:
-    """The shortest stretch of slots (round the memory's end if need be) with all that a head used, or all."""
-    weights = [part for part in (episode.write_weights, episode.read_weights) if part is not None]
-    total = weights[0].shape[-1] if weights else 0 if episode.memory is None else episode.memory.shape[1]
+def slot_axes(episode: Episode) -> dict[str, Slots]:
+    """The axes that are slots, by their letters, with the slots that are used.
+
+    They are those of each memory, and those that are called N.
+    """
+    memories = episode.of_kind("memory").values()
+    letters = dict.fromkeys(seen.axes[-2] for seen in memories)
+    letters |= dict.fromkeys(axis for seen in episode.seen.values() for axis in seen.axes if axis == "N")
+    return {letter: used_slots(episode, letter) for letter in letters}
+
+
+def used_slots(episode: Episode, letter: str = "N") -> Slots:
+    """The shortest stretch of slots (round the memory's end if need be) with all that a weighting used, or all.
+
+    Args:
+        episode: has an axis of slots.
+        letter: of that axis.
+    """
+    fields = [seen for seen in episode.seen.values() if letter in seen.axes]
+    total = next(seen.values.shape[1 + seen.axes.index(letter)] for seen in fields)
+    weights = [seen.values for seen in fields if seen.field.kind == "weighting" and seen.axes[-1] == letter]
     everything = Slots(0, total - 1, total)
-    if not weights:
+    if not weights or total <= 32:
         return everything
-    used = np.flatnonzero(np.max([part.max(axis=(0, 1)) for part in weights], axis=0) > USED)
-    if total <= 32 or not len(used):
+    used = np.flatnonzero(np.max([part.reshape(-1, total).max(axis=0) for part in weights], axis=0) > USED)
+    if not len(used):
         return everything
     gaps = np.diff(used, append=used[0] + total)
     widest = int(gaps.argmax())

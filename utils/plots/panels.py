@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from matplotlib import colormaps
@@ -21,6 +22,9 @@ LINES = ("#1f6f8b", "#e07a1f", "#6a4c93", "#2a9d5c", "#c0392b", "#8d6e63", "#d16
 BITS: Colormap = colormaps["Greys"]
 WEIGHTS: Colormap = colormaps["magma"]
 WORDS: Colormap = colormaps["RdBu_r"]
+
+Colours: TypeAlias = Literal["bits", "weights", "words", "amounts"]
+"""How numbers become colours; see :func:`colour_limits`."""
 
 MAX_CELLS = 800
 """More slots or steps than this share cells, each showing its strongest one."""
@@ -45,17 +49,23 @@ def largest_of(*parts: Array | None) -> float:
     return float(max(finite, default=0.0))
 
 
-def colour_limits(image: Array, kind: str, largest: float | None = None) -> tuple[Colormap, float, float]:
-    """Colour map and limits: ``bits`` 0 to 1, ``weights`` 0 to their largest, ``words`` symmetric about 0."""
+def colour_limits(image: Array, kind: Colours, largest: float | None = None) -> tuple[Colormap, float, float]:
+    """Colour map and limits.
+
+    ``bits`` from 0 to 1, ``weights`` from 0 to their largest, ``amounts`` as well, beyond 1; ``words`` symmetric about
+    0, as are bits and amounts that turn out to be no such thing.
+    """
     largest = largest_of(image) if largest is None else largest
     if kind == "weights":
         return WEIGHTS, 0.0, min(max(largest, 0.05), 1.0)
+    if kind == "amounts" and not (image < 0).any():
+        return BITS, 0.0, max(largest, 1.0)
     if kind == "bits" and (not image.size or (largest <= 1 and not (image < 0).any())):
         return BITS, 0.0, 1.0
     return WORDS, -max(largest, 1e-6), max(largest, 1e-6)
 
 
-def heatmap(axes: Axes, image: Array, kind: str, title: str = "", largest: float | None = None) -> AxesImage:
+def heatmap(axes: Axes, image: Array, kind: Colours, title: str = "", largest: float | None = None) -> AxesImage:
     """Draw ``[rows, columns]`` as cells, the first row on top."""
     colours, low, high = colour_limits(image, kind, largest)
     rows, columns = image.shape
@@ -83,11 +93,18 @@ def thin_frame(axes: Axes) -> None:
         spine.set_color(MUTED)
 
 
-def number_slots(axes: Axes, slots: Slots) -> None:
-    """Label rows with the slots they show."""
+class Ticks(NamedTuple):
+    """Labels of some rows or columns."""
+
+    places: list[float]
+    labels: list[str]
+
+
+def slot_ticks(slots: Slots) -> Ticks:
+    """The slots that some rows show."""
     wanted = MaxNLocator(5, integer=True, min_n_ticks=1).tick_values(slots.first, slots.last)
     at = [int(slot) for slot in wanted if slots.first <= slot <= slots.last]
-    axes.set_yticks([slot - slots.first for slot in at], [str(slot % slots.total) for slot in at])
+    return Ticks([float(slot - slots.first) for slot in at], [str(slot % slots.total) for slot in at])
 
 
 def colour_bar(figure: Figure, axes: Axes, drawn: AxesImage) -> None:

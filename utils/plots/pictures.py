@@ -1,4 +1,4 @@
-"""Pictures of the plain data of :mod:`papertape.core.pictures`: areas, histograms and networks."""
+"""Pictures of the plain data of :mod:`papertape.core.recorder`: areas, histograms and networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.patches import FancyArrowPatch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ...core.pictures import Areas, Histogram, Network, Picture
+from ...core.recorder import Areas, Histogram, Network, Picture
 from .panels import INK, LINES, MUTED, thin_frame
 
 CONNECTIONS: Colormap = LinearSegmentedColormap.from_list(

@@ -1,5 +1,5 @@
 """NEAT: genomes as padded tensors, their mutations, their species, and the strategy made of these."""
 
-from .strategy import Neat, NeatOptions
+from .strategy import Neat
 
-__all__ = ["Neat", "NeatOptions"]
+__all__ = ["Neat"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ....core.graph import HIDDEN_WEIGHT, OUTPUT_WEIGHT
-from ....core.stacked import Layout
+from ...genome import Layout
 
 EMPTY = torch.iinfo(torch.int64).max
 """Innovation number and node number where there is no gene: sorts behind all others."""
@@ -194,11 +194,7 @@ class Codec:
         """The place of each source, ``[P, S]``; inf where there is none."""
         count = len(genomes.places)
         return torch.cat(
-            [
-                genomes.places.new_zeros(count, self.first),
-                genomes.places,
-                genomes.places.new_ones(count, self.outputs),
-            ],
+            [genomes.places.new_zeros(count, self.first), genomes.places, genomes.places.new_ones(count, self.outputs)],
             1,
         )
 

@@ -118,12 +118,7 @@ def add_connections(
 
 
 def add_nodes(
-    genomes: Genomes,
-    wanted: Tensor,
-    codec: Codec,
-    innovations: Innovations,
-    next_node: int,
-    generator: torch.Generator,
+    genomes: Genomes, wanted: Tensor, codec: Codec, innovations: Innovations, next_node: int, generator: torch.Generator
 ) -> tuple[Genomes, int]:
     """Split an enabled connection of each genome by a new node: the way in weighs 1, the way out what it weighed.
 

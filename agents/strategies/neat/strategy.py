@@ -3,89 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ....core.pictures import Areas, Picture
-from ....core.stacked import Layout
-from ..base import Initial, Strategy, StrategyOptions
+from ....core.recorder import Areas, Picture
+from ....core.registry import register
+from ..base import Initial, Strategy
 from .genomes import Codec, Genomes, Innovations, crossover
 from .mutation import add_connections, add_nodes, mutate_others, mutate_weights, toggle, uniform
 from .species import Distance, quotas, speciate
-
-
-class NeatOptions(StrategyOptions):
-    """Options of :class:`Neat`; the defaults are those of the paper (section 4.1) where it gives them."""
-
-    kept = StrategyOptions.kept | {"initial", "max_connections"}
-
-    type: Literal["neat"] = "neat"
-    population: int = Field(150, ge=2)
-    """P, members of a generation."""
-    initial: Initial = "resampled"
-    """First weights of the connections: drawn anew, or those that the circuit has, mutated in all members but one."""
-    max_connections: int | None = Field(None, ge=1)
-    """Connections of a genome that there is room for; null: those at the start, and six more for each hidden node that
-    the circuit has room for."""
-
-    excess: float = Field(1.0, ge=0)
-    """c1 of the distance; see :class:`~papertape.agents.strategies.neat.species.Distance`."""
-    disjoint: float = Field(1.0, ge=0)
-    """c2 of the distance."""
-    weight_difference: float = Field(0.4, ge=0)
-    """c3 of the distance."""
-    small_genome: int = Field(20, ge=1)
-    """Connections below which the distance is not divided by their number."""
-    compatibility_threshold: float = Field(3.0, gt=0)
-    """Distance from its representative within which a genome belongs to a species."""
-    target_species: int | None = Field(None, ge=1)
-    """Number of species towards which the threshold moves, by 0.1 a generation; null keeps it."""
-
-    survivors: float = Field(0.2, gt=0, le=1)
-    """Share of each species, the fittest first, that may have children (at least one member)."""
-    elite_size: int = Field(5, ge=0)
-    """The champion of a species with more members than this lives on unchanged, and the fittest member of all."""
-    species_patience: int = Field(15, ge=1)
-    """Generations without a fitter champion after which a species has no more children, unless it has the fittest."""
-    population_patience: int = Field(20, ge=1)
-    """Generations without a fitter member after which only the two best species have children, once; the patience with
-    them begins anew."""
-    crossover: float = Field(0.75, ge=0, le=1)
-    """Share of the children that have two parents."""
-    interspecies: float = Field(0.001, ge=0, le=1)
-    """Share of these whose second parent may be of any species."""
-    inherited_disabled: float = Field(0.75, ge=0, le=1)
-    """How likely a connection that is disabled in either parent is so in the child."""
-
-    mutate_weights: float = Field(0.8, ge=0, le=1)
-    """Share of the children whose connections are all mutated."""
-    weight_step: float = Field(2.5, gt=0)
-    """A weight is shifted by up to this much to either side; new weights are drawn from this range."""
-    replace_weight: float = Field(0.1, ge=0, le=1)
-    """Share of the mutated weights that are drawn anew."""
-    max_weight: float = Field(8.0, gt=0)
-    """Mutated weights stay within this to either side."""
-    add_node: float = Field(0.03, ge=0, le=1)
-    """Share of the children that get a new node."""
-    add_connection: float = Field(0.05, ge=0, le=1)
-    """Share of the children that get a new connection."""
-    toggle_connection: float = Field(0.0, ge=0, le=1)
-    """Share of the children of which a connection is disabled, or enabled again."""
-    recurrent: float = Field(0.0, ge=0, le=1)
-    """How likely a new connection is a recurrent one; 0 keeps networks feed-forward that are so."""
-    mutate_others: float = Field(0.1, ge=0, le=1)
-    """Share of the other weights of a child (heads, output layer) that mutation touches."""
-    others_step: float = Field(0.1, ge=0)
-    """Standard deviation of the noise that it adds to them."""
-
 
 THRESHOLD_STEP = 0.1
 """How far the compatibility threshold moves in a generation towards the number of species that is asked for."""
 
 
+@register("strategy", "neat")
 class Neat(Strategy):
     """Networks grow from minimal ones; species protect what is new; innovation numbers tell which genes match.
 
@@ -97,30 +32,131 @@ class Neat(Strategy):
     the population where that is negative. Ties go to the smaller genome in crossover, to the first elsewhere.
     """
 
-    Options = NeatOptions
-    holds_members = True
-    adapted = {"compatibility_threshold": "threshold"}  # noqa: RUF012 (as the base declares it)
-    options: NeatOptions
-    remembered = ("species", "champion", "next_node", "next_species", "threshold", "records", "improved", "sizes")
+    kept: ClassVar[frozenset[str]] = Strategy.kept | {"initial", "max_connections"}
+    holds_members: ClassVar[bool] = True
+    adapted: ClassVar[Mapping[str, str]] = {"compatibility_threshold": "threshold"}
+    remembered: ClassVar[tuple[str, ...]] = (
+        "species",
+        "champion",
+        "next_node",
+        "next_species",
+        "threshold",
+        "records",
+        "improved",
+        "sizes",
+    )
 
-    def __init__(self, options: NeatOptions, initial: Tensor, *, seed: int = 0, layout: Layout | None = None) -> None:
+    population: int = Field(default=150, ge=2, description="P, members of a generation")
+    initial: Initial = Field(
+        default="resampled",
+        description="first weights of the connections: drawn anew, or those that the circuit has, mutated in all "
+        "members but one",
+    )
+    max_connections: int | None = Field(
+        default=None,
+        ge=1,
+        description="connections of a genome that there is room for; null: those at the start, and six more for each "
+        "hidden node that the circuit has room for",
+    )
+    excess: float = Field(default=1.0, ge=0, description="c1 of the distance; see Distance")
+    disjoint: float = Field(default=1.0, ge=0, description="c2 of the distance")
+    weight_difference: float = Field(default=0.4, ge=0, description="c3 of the distance")
+    small_genome: int = Field(
+        default=20, ge=1, description="connections below which the distance is not divided by their number"
+    )
+    compatibility_threshold: float = Field(
+        default=3.0, gt=0, description="distance from its representative within which a genome belongs to a species"
+    )
+    target_species: int | None = Field(
+        default=None,
+        ge=1,
+        description="number of species towards which the threshold moves, by 0.1 a generation; null keeps it",
+    )
+    survivors: float = Field(
+        default=0.2,
+        gt=0,
+        le=1,
+        description="share of each species, the fittest first, that may have children (at least one member)",
+    )
+    elite_size: int = Field(
+        default=5,
+        ge=0,
+        description="the champion of a species with more members than this lives on unchanged, and the fittest member "
+        "of all",
+    )
+    species_patience: int = Field(
+        default=15,
+        ge=1,
+        description="generations without a fitter champion after which a species has no more children, unless it has "
+        "the fittest",
+    )
+    population_patience: int = Field(
+        default=20,
+        ge=1,
+        description="generations without a fitter member after which only the two best species have children, once; "
+        "the patience with them begins anew",
+    )
+    crossover: float = Field(default=0.75, ge=0, le=1, description="share of the children that have two parents")
+    interspecies: float = Field(
+        default=0.001, ge=0, le=1, description="share of these whose second parent may be of any species"
+    )
+    inherited_disabled: float = Field(
+        default=0.75,
+        ge=0,
+        le=1,
+        description="how likely a connection that is disabled in either parent is so in the child",
+    )
+    mutate_weights: float = Field(
+        default=0.8, ge=0, le=1, description="share of the children whose connections are all mutated"
+    )
+    weight_step: float = Field(
+        default=2.5,
+        gt=0,
+        description="a weight is shifted by up to this much to either side; new weights are drawn from this range",
+    )
+    replace_weight: float = Field(
+        default=0.1, ge=0, le=1, description="share of the mutated weights that are drawn anew"
+    )
+    max_weight: float = Field(default=8.0, gt=0, description="mutated weights stay within this to either side")
+    add_node: float = Field(default=0.03, ge=0, le=1, description="share of the children that get a new node")
+    add_connection: float = Field(
+        default=0.05, ge=0, le=1, description="share of the children that get a new connection"
+    )
+    toggle_connection: float = Field(
+        default=0.0, ge=0, le=1, description="share of the children of which a connection is disabled, or enabled again"
+    )
+    recurrent: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="how likely a new connection is a recurrent one; 0 keeps networks feed-forward that are so",
+    )
+    mutate_others: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="share of the other weights of a child (heads, output layer) that mutation touches",
+    )
+    others_step: float = Field(default=0.1, ge=0, description="standard deviation of the noise that it adds to them")
+
+    def setup(self) -> None:
         """See :class:`Strategy`.
 
         Raises:
             ValueError: also if the circuit has no network of any topology, or more than one, or one with more
                 connections than there is room for.
         """
-        super().__init__(options, initial, population=options.population, seed=seed, layout=layout)
+        super().setup()
         self.codec = Codec(self.layout)
-        first, self.innovations, self.next_node = self.codec.first_genome(self.initial, options.max_connections)
-        self.max_connections = first.innovations.shape[1]
+        first, self.innovations, self.next_node = self.codec.first_genome(self.genome, self.max_connections)
+        self.room = first.innovations.shape[1]
         """Connections that a genome can have at most."""
         self.genomes = self._fitted(first).rows(
-            torch.zeros(options.population, dtype=torch.long, device=initial.device)
+            torch.zeros(self.population, dtype=torch.long, device=self.genome.device)
         )
-        self.champion = self.initial.clone()
+        self.champion = self.genome.clone()
         """The fittest genome of the last generation, as it was evaluated, ``[D]``."""
-        self.threshold = options.compatibility_threshold
+        self.threshold = self.compatibility_threshold
         self.records: list[tuple[int, float, int]] = []
         """Of each species: its number, the best fitness it ever had and from when on there has been no better one."""
         self.improved: tuple[float, int] = (float("-inf"), 0)
@@ -128,7 +164,7 @@ class Neat(Strategy):
         self.sizes: list[tuple[int, list[tuple[int, int]]]] = []
         """Of each generation so far, the numbers of the species and their members; thinned out where long."""
         self._vary_first()
-        self.species = torch.zeros(options.population, dtype=torch.long, device=initial.device)
+        self.species = torch.zeros(self.population, dtype=torch.long, device=self.genome.device)
         """Number of each member's species, ``[P]``."""
         self.next_species = 0
         self._speciate(self.genomes.rows(self.species[:0]), self.species[:0])
@@ -136,35 +172,33 @@ class Neat(Strategy):
     @property
     def distance(self) -> Distance:
         """How far genomes are apart."""
-        options = self.options
-        return Distance(options.excess, options.disjoint, options.weight_difference, options.small_genome)
+        return Distance(self.excess, self.disjoint, self.weight_difference, self.small_genome)
 
     def _fitted(self, genomes: Genomes) -> Genomes:
         """The genomes with not much more room than the next generation may need: time goes with the room."""
         largest = int(genomes.connection_counts.max())
         # One new connection, and two with a new node; in steps, so that the room seldom changes.
-        return genomes.with_room(min(-(-(largest + 3) // 8) * 8, self.max_connections))
+        return genomes.with_room(min(-(-(largest + 3) // 8) * 8, self.room))
 
     def _vary_first(self) -> None:
         """Make the first genomes differ."""
-        options, genomes = self.options, self.genomes
-        rows = torch.ones(options.population, dtype=torch.bool, device=self.initial.device)
-        rows[0] = options.initial != "copied"
-        if options.initial == "resampled":
-            weights = uniform(tuple(genomes.weights.shape), options.weight_step, genomes, self.generator)
+        genomes = self.genomes
+        rows = torch.ones(self.population, dtype=torch.bool, device=self.genome.device)
+        rows[0] = self.initial != "copied"
+        if self.initial == "resampled":
+            weights = uniform(tuple(genomes.weights.shape), self.weight_step, genomes, self.generator)
             varied = genomes._replace(weights=torch.where(genomes.present, weights, torch.zeros_like(weights)))
         else:
             varied = self._mutate_weights(genomes, rows)
-        self.genomes = mutate_others(varied, rows, step=options.others_step, rate=1.0, generator=self.generator)
+        self.genomes = mutate_others(varied, rows, step=self.others_step, rate=1.0, generator=self.generator)
 
     def _mutate_weights(self, genomes: Genomes, rows: Tensor) -> Genomes:
-        options = self.options
         return mutate_weights(
             genomes,
             rows,
-            step=options.weight_step,
-            replaced=options.replace_weight,
-            limit=options.max_weight,
+            step=self.weight_step,
+            replaced=self.replace_weight,
+            limit=self.max_weight,
             generator=self.generator,
         )
 
@@ -206,11 +240,10 @@ class Neat(Strategy):
 
     def _quotas(self, numbers: Tensor, member_of: Tensor, fitness: Tensor, best: int) -> Tensor:
         """Children of each species, ``[M]``, P together; that of the best member has one at least."""
-        options = self.options
         champions = fitness.new_tensor([record for _, record, _ in self.records])
         since = torch.tensor([since for _, _, since in self.records], device=fitness.device)
-        allowed = self.generation - since < options.species_patience
-        if self.generation - self.improved[1] > options.population_patience:
+        allowed = self.generation - since < self.species_patience
+        if self.generation - self.improved[1] > self.population_patience:
             allowed = torch.zeros_like(allowed)
             allowed[torch.argsort(champions, descending=True, stable=True)[:2]] = True
             # What is left begins anew: nothing may be fitter for as long again.
@@ -245,11 +278,11 @@ class Neat(Strategy):
             children: of each species, ``[M]``.
             best: the fittest member.
         """
-        options, device = self.options, fitness.device
+        device = fitness.device
         by_species = order[torch.argsort(member_of[order], stable=True)]
         sizes = torch.bincount(member_of, minlength=len(children))
         starts = sizes.cumsum(0) - sizes
-        parents = (sizes * options.survivors).round().long().clamp(min=1)
+        parents = (sizes * self.survivors).round().long().clamp(min=1)
         which = torch.repeat_interleave(children, output_size=self.population)
         place = torch.arange(self.population, device=device) - (children.cumsum(0) - children)[which]
 
@@ -260,28 +293,28 @@ class Neat(Strategy):
         def coins(rate: float) -> Tensor:
             return torch.rand(self.population, generator=self.generator, device=device) < rate
 
-        elite = (place == 0) & ((sizes[which] > options.elite_size) | (which == member_of[best]))
+        elite = (place == 0) & ((sizes[which] > self.elite_size) | (which == member_of[best]))
         anywhere = torch.randint(len(children), (self.population,), generator=self.generator, device=device)
         anywhere = torch.where(children[anywhere] > 0, anywhere, which)
-        first, second = draw(which), draw(torch.where(coins(options.interspecies), anywhere, which))
+        first, second = draw(which), draw(torch.where(coins(self.interspecies), anywhere, which))
         counts = self.genomes.connection_counts
         better = (fitness[second] > fitness[first]) | (
             (fitness[second] == fitness[first]) & (counts[second] < counts[first])
         )
-        two = coins(options.crossover) & (first != second) & ~elite
+        two = coins(self.crossover) & (first != second) & ~elite
         first = torch.where(elite, by_species[starts[which]], first)
         fitter, other = torch.where(two & better, second, first), torch.where(better, first, second)
-        born = crossover(self.genomes, fitter, other, two, options.inherited_disabled, self.generator)
+        born = crossover(self.genomes, fitter, other, two, self.inherited_disabled, self.generator)
         return self._mutate(born, ~elite, coins)
 
     def _mutate(self, born: Genomes, may: Tensor, coins: Callable[[float], Tensor]) -> Genomes:
         """Mutate the genomes that may be, each kind of mutation in a share of them."""
-        options, generator = self.options, self.generator
-        born = self._mutate_weights(born, coins(options.mutate_weights) & may)
-        born = mutate_others(born, may, step=options.others_step, rate=options.mutate_others, generator=generator)
-        if options.toggle_connection:
-            born = toggle(born, coins(options.toggle_connection) & may, generator)
-        connected, split = coins(options.add_connection) & may, coins(options.add_node) & may
+        generator = self.generator
+        born = self._mutate_weights(born, coins(self.mutate_weights) & may)
+        born = mutate_others(born, may, step=self.others_step, rate=self.mutate_others, generator=generator)
+        if self.toggle_connection:
+            born = toggle(born, coins(self.toggle_connection) & may, generator)
+        connected, split = coins(self.add_connection) & may, coins(self.add_node) & may
         # Few genomes change their topology: only these are looked at.
         rows = (connected | split).nonzero().squeeze(1)
         chosen = add_connections(
@@ -289,8 +322,8 @@ class Neat(Strategy):
             connected[rows],
             self.codec,
             self.innovations,
-            step=options.weight_step,
-            recurrent=options.recurrent,
+            step=self.weight_step,
+            recurrent=self.recurrent,
             generator=generator,
         )
         chosen, self.next_node = add_nodes(chosen, split[rows], self.codec, self.innovations, self.next_node, generator)
@@ -301,7 +334,7 @@ class Neat(Strategy):
         self.species, self.next_species = speciate(
             self.genomes, representatives, numbers, self.next_species, self.distance, self.threshold
         )
-        target = self.options.target_species
+        target = self.target_species
         if target is not None:
             count = len(self.species.unique())
             step = THRESHOLD_STEP * ((count > target) - (count < target))
@@ -340,14 +373,14 @@ class Neat(Strategy):
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Strategy.state_dict`; also all genes and innovation numbers."""
-        whole = self.genomes.with_room(self.max_connections)
+        whole = self.genomes.with_room(self.room)
         genes = {f"genomes.{name}": part.clone() for name, part in whole._asdict().items()}
         return {**super().state_dict(), **genes, "innovations": self.innovations.keys()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See :meth:`Strategy.load_state_dict`."""
         super().load_state_dict(state)
-        device = self.initial.device
+        device = self.genome.device
         self.genomes = self._fitted(
             Genomes(*(state[f"genomes.{name}"].to(device, copy=True) for name in Genomes._fields))
         )

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ... import addressing, heads
-from ...circuit import CircuitState
+from ... import addressing, interface
 from ...controllers.feedforward import FeedForwardState
 from ...controllers.gru import GRUState
 from ...controllers.lstm import LSTMState
-from ...stacked import map_initial_state
+from ...members import map_initial_state
+from ...state import CircuitState
 from .. import eager, guard
 from ..formulas import edited, replaced
 from . import library
@@ -172,7 +172,7 @@ def _options(circuit: CircuitView) -> dict[str, Any]:
         "norm_epsilon": addressing.NORM_EPSILON,
         "usage_epsilon": addressing.USAGE_EPSILON,
         "sharpen_epsilon": addressing.SHARPEN_EPSILON,
-        "mask_min": heads.MASK_MIN,
+        "mask_min": interface.MASK_MIN,
     }
     if accessor.kind == "static":
         return options | {"shift_range": accessor.shift_range}
@@ -212,10 +212,11 @@ def _own_weights(known: guard.Known) -> Weights:
 
 def _weights(circuit: CircuitView, parameters: Mapping[str, Tensor]) -> Weights:
     """All weights as the library takes them, of one circuit or, stacked, of many members."""
+    controller: Any = circuit.controller
     ends = [f"{part}.{{}}.{name}" for part in ("inputs", "recurrents") for name in ("weight", "bias")]
     layers = (
         Layer(*(parameters.get("controller." + end.format(layer)) for end in ends))  # type: ignore[arg-type]
-        for layer in range(circuit.controller.num_layers)
+        for layer in range(controller.num_layers)
     )
     interface = (parameters[f"accessor.interface.linear.{name}"] for name in ("weight", "bias"))
     return Weights(tuple(layers), *interface)

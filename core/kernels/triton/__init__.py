@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ... import install
-from ...circuit import CircuitState
+from ...state import CircuitState
 from .. import guard
 from ..formulas import other_constants
 from ..transforms import transforms_functions

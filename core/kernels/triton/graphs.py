@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import disable_saved_tensors_hooks
 
-from ...circuit import CircuitState, leaves, rebuild
+from ...state import CircuitState, leaves, rebuild
 from ..formulas import hooked
 from .launch import kernel_backward
 

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...addressing import NORM_EPSILON
-from ...heads import MASK_MIN
+from ...interface import MASK_MIN
 from .controllers import FEEDFORWARD
 from .launch import kernel_backward, launch, parts, power_of_two
 

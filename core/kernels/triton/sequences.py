@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from ...accessors.dynamic import DynamicState
 from ...accessors.static import StaticState
-from ...circuit import CircuitState, map_state
 from ...controllers.gru import GRUState
 from ...controllers.lstm import LSTMState
-from ...stacked import map_initial_state
+from ...members import map_initial_state
+from ...state import CircuitState, map_state
 from .. import guard
 from .controllers import FEEDFORWARD, GRU, LSTM
 from .dnc import DNC

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ... import addressing
 from ...accessors.dynamic import DynamicState
-from ...accessors.static import StaticState
-from ...circuit import CircuitState
-from ...heads import StaticHeads
+from ...accessors.static import StaticHeads, StaticState
+from ...state import CircuitState
 from .allocation import usage_and_allocation
 from .content import content_weights
 from .links import Chunk, follow_links
@@ -35,7 +34,7 @@ def _static_weights(memory: Tensor, heads: StaticHeads, last: Tensor) -> Tensor:
 
 def static_step(accessor: StaticAccessor, hidden: Tensor, state: StaticState) -> tuple[Tensor, StaticState]:
     """Words read ``[B, R, W]`` and the next state; see :class:`~papertape.core.accessors.static.StaticAccessor`."""
-    heads = accessor.interface(hidden)
+    heads = accessor.heads(hidden)
     write_weights = _static_weights(state.memory, heads.only(slice(accessor.num_reads, None)), state.write_weights)
     memory = write(state.memory, write_weights, heads.erase, heads.add)
     read_weights = _static_weights(memory, heads.only(slice(accessor.num_reads)), state.read_weights)
@@ -46,7 +45,7 @@ def dynamic_step(
     accessor: DynamicAccessor, hidden: Tensor, state: DynamicState, chunk: Chunk | None = None
 ) -> tuple[Tensor, DynamicState]:
     """Words read ``[B, R, W]`` and the next state; see :class:`~papertape.core.accessors.dynamic.DynamicAccessor`."""
-    heads = accessor.interface(hidden)
+    heads = accessor.heads(hidden)
     written = state.write_weights if accessor.usage_gradient else state.write_weights.detach()
     gates = heads.allocation_gates * heads.write_gates
     usage, allocation = usage_and_allocation(state.usage, written, heads.free_gates, state.read_weights, gates)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from papertape.agents.strategies import CMAES, CMAESOptions, SepCMAES, SepCMAESOptions
+from papertape.agents.strategies import CMAES, SepCMAES
 from papertape.agents.strategies.cma_es import rates
 
 
@@ -31,9 +31,9 @@ def by_the_book(n, lam, separable):
 @pytest.mark.parametrize("separable", [False, True])
 def test_generations_against_the_tutorial_in_numpy(separable):
     n, lam = 5, 9
-    kind, options = (SepCMAES, SepCMAESOptions) if separable else (CMAES, CMAESOptions)
+    kind = SepCMAES if separable else CMAES
     start = torch.linspace(-1, 1, n, dtype=torch.float64)
-    strategy = kind(options(population=lam, sigma=0.4), start, seed=6)
+    strategy = kind(start, population=lam, sigma=0.4, seed=6)
     mu, mueff, cc, cs, c1, cmu, ds, weights = by_the_book(n, lam, separable)
     m, sigma, C = start.numpy(), 0.4, np.eye(n)
     ps, pc = np.zeros(n), np.zeros(n)
@@ -77,7 +77,7 @@ def test_rates_keep_the_covariance_positive(size, population, separable):
 
 
 def test_covariance_stays_symmetric_and_positive_when_fitness_is_noise():
-    strategy = CMAES(CMAESOptions(), torch.zeros(8), seed=1)
+    strategy = CMAES(torch.zeros(8), seed=1)
     generator = torch.Generator().manual_seed(0)
     for _ in range(300):
         strategy.ask()
@@ -88,5 +88,5 @@ def test_covariance_stays_symmetric_and_positive_when_fitness_is_noise():
 
 def test_a_genome_too_long_for_a_full_covariance_is_refused_and_the_separable_one_named():
     with pytest.raises(ValueError, match="10,000 weights; the circuit has 20,000: take sep-cma-es"):
-        CMAES(CMAESOptions(), torch.zeros(20_000))
-    assert SepCMAES(SepCMAESOptions(), torch.zeros(20_000)).ask().shape == (33, 20_000)
+        CMAES(torch.zeros(20_000))
+    assert SepCMAES(torch.zeros(20_000)).ask().shape == (33, 20_000)

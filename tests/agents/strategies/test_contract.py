@@ -5,12 +5,15 @@ import io
 import pytest
 import torch
 
-from papertape.agents.strategies import STRATEGIES
-from papertape.core.stacked import Layout, dense
+import papertape.agents.strategies  # noqa: F401 (registers them)
+from papertape.agents.genome import Layout
+from papertape.core.members import dense
+from papertape.core.registry import entries
 
 SIZE = 14
 LAYOUT = Layout({"weight": (3, 4), "bias": (2,)})
 SMALL = {"deep-ga": {"truncation": 3, "elite_candidates": 2}, "trust": {"crossover": True}}
+STRATEGIES = {name: entry for name, entry in entries("strategy").items() if entry.__module__.startswith("papertape.")}
 NAMES = list(STRATEGIES)
 # Two hidden nodes and an output, three inputs and the bias; then what is no connection.
 NETWORK = Layout({"hidden_weight": (2, 7), "output_weight": (1, 7), "bias": (2,)})
@@ -25,7 +28,7 @@ def build(name, *, seed=3, layout=LAYOUT, size=None, genome=None, **values):
     values = {"population": 12, **SMALL.get(name, {}), **values}
     if genome is None:
         genome = torch.linspace(-1, 1, size)
-    return entry(entry.Options(**values), genome, seed=seed, layout=layout)
+    return entry(genome, seed=seed, layout=layout, **values)
 
 
 def sphere(genomes):
@@ -105,7 +108,7 @@ class TestEvery:
         unbroken = build(name, **values)
         advance(unbroken, 4)
         state = through_a_file(unbroken.state_dict())
-        resumed = build(name, seed=99, genome=unbroken.initial / 2, **values)
+        resumed = build(name, seed=99, genome=unbroken.genome / 2, **values)
         resumed.load_state_dict(state)
         for _ in range(4):
             assert torch.equal(resumed.ask(), unbroken.ask())
@@ -186,7 +189,7 @@ class TestEvery:
 def test_state_of_another_genome_or_strategy_is_refused(name):
     strategy = build(name)
     smaller = Layout({"hidden_weight": (1, 6), "output_weight": (1, 6)} if name == "neat" else {"weight": (6,)})
-    with pytest.raises(ValueError, match="checkpoint: strategy 'initial' has shape"):
+    with pytest.raises(ValueError, match="checkpoint: strategy 'genome' has shape"):
         strategy.load_state_dict(build(name, layout=smaller).state_dict())
     other = "snes" if name != "snes" else "cma-es"
     with pytest.raises(ValueError, match="agent.strategy.type: "):
@@ -196,7 +199,7 @@ def test_state_of_another_genome_or_strategy_is_refused(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("genome", [torch.zeros(2, 3), torch.tensor([1.0, float("nan")]), torch.arange(3)])
 def test_bad_initial_genomes_are_refused(name, genome):
-    with pytest.raises(ValueError, match="initial"):
+    with pytest.raises(ValueError, match="genome"):
         build(name, layout=None, genome=genome)
 
 
@@ -235,7 +238,7 @@ def test_nearly_equal_fitness_is_ranked_by_every_strategy():
     for name in NAMES:
         near, far = build(name), build(name)
         if name == "deep-ga":
-            near.options = far.options = near.options.model_copy(update={"elite_candidates": 0})
+            near.elite_candidates = far.elite_candidates = 0
         near.ask(), far.ask()
         scale = 1e9 if name not in ("trust", "neat") else 1.0  # ranks alone count, but for what is earned
         near.tell(1000 + offsets)

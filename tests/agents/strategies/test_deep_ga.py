@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from papertape.agents.strategies import DeepGA, DeepGAOptions
+from papertape.agents.strategies import DeepGA
 
 
 def build(size=37, **values):
     values = {"population": 30, "truncation": 5, "elite_candidates": 3, "sigma": 0.1, **values}
-    return DeepGA(DeepGAOptions(**values), torch.linspace(-1, 1, size), seed=2)
+    return DeepGA(torch.linspace(-1, 1, size), **values, seed=2)
 
 
 def fitness(genomes):
@@ -29,7 +29,7 @@ def test_every_genome_is_rebuilt_from_its_chain_bit_for_bit(initial, size):
 
 def test_a_chain_is_a_sum_of_noises_each_drawn_from_its_seed():
     strategy = build(initial="copied")
-    expected = strategy.initial
+    expected = strategy.genome
     for seed in (7, 8, 7):
         expected = expected + 0.1 * torch.randn(37, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(strategy.rebuild([7, 8, 7]), expected)
@@ -92,7 +92,7 @@ def test_without_a_second_look_the_fittest_is_the_elite():
 @pytest.mark.parametrize("share", [0.02, 0.3])
 def test_mutation_touches_a_share_of_the_weights(share):
     strategy = build(2000, initial="copied", share=share, sigma=0.7)
-    parent = strategy.initial
+    parent = strategy.genome
     children = torch.stack([strategy.rebuild([1, seed]) - strategy.rebuild([1]) for seed in range(20)])
     touched = children != 0
     assert touched.double().mean() == pytest.approx(share, rel=0.1)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from papertape.agents.strategies import PGPE, SNES, PGPEOptions, SNESOptions
+from papertape.agents.strategies import PGPE, SNES
 
 
 def start(size):
@@ -14,7 +14,7 @@ def start(size):
 
 def test_snes_against_a_loop():
     size, population = 7, 10
-    strategy = SNES(SNESOptions(population=population, sigma=0.3), start(size), seed=1)
+    strategy = SNES(start(size), population=population, sigma=0.3, seed=1)
     center, sigma = start(size).tolist(), [0.3] * size
     generator = torch.Generator().manual_seed(4)
     for _ in range(4):
@@ -34,19 +34,18 @@ def test_snes_against_a_loop():
             center[weight] += sigma[weight] * mean_gradient
             sigma[weight] *= math.exp(rate / 2 * sigma_gradient)
         torch.testing.assert_close(strategy.best, torch.tensor(center, dtype=torch.float64))
-        torch.testing.assert_close(strategy.sigma, torch.tensor(sigma, dtype=torch.float64))
+        torch.testing.assert_close(strategy.deviations, torch.tensor(sigma, dtype=torch.float64))
 
 
 def test_snes_sizes_its_population_and_rate_by_the_genome():
-    strategy = SNES(SNESOptions(), start(100))
+    strategy = SNES(start(100))
     assert strategy.population == 4 + math.floor(3 * math.log(100))
-    assert strategy.sigma_lr == pytest.approx((3 + math.log(100)) / 50)
+    assert strategy.deviations_lr == pytest.approx((3 + math.log(100)) / 50)
 
 
 def test_pgpe_against_a_loop():
     size, pairs = 6, 5
-    options = PGPEOptions(population=2 * pairs, max_speed=0.1, lr=0.08, sigma=0.2, sigma_lr=0.5)
-    strategy = PGPE(options, start(size), seed=1)
+    strategy = PGPE(start(size), population=2 * pairs, max_speed=0.1, lr=0.08, sigma=0.2, sigma_lr=0.5, seed=1)
     center, sigma, velocity = start(size).tolist(), [0.2] * size, [0.0] * size
     generator = torch.Generator().manual_seed(4)
     clipped = 0
@@ -73,19 +72,19 @@ def test_pgpe_against_a_loop():
             old + max(-0.2 * old, min(0.2 * old, 0.5 * part)) for old, part in zip(sigma, sigma_gradient, strict=True)
         ]
         torch.testing.assert_close(strategy.best, torch.tensor(center, dtype=torch.float64))
-        torch.testing.assert_close(strategy.sigma, torch.tensor(sigma, dtype=torch.float64))
+        torch.testing.assert_close(strategy.deviations, torch.tensor(sigma, dtype=torch.float64))
     assert clipped, "the limit on the step was never reached, so it was not tested"
 
 
 def test_pgpe_rule_of_thumb():
-    strategy = PGPE(PGPEOptions(max_speed=0.3), start(25))
-    assert strategy.lr == pytest.approx(0.15)
-    assert float(strategy.sigma[0]) == pytest.approx(15 * 0.3 / 5)
+    strategy = PGPE(start(25), max_speed=0.3)
+    assert strategy.step_length == pytest.approx(0.15)
+    assert float(strategy.deviations[0]) == pytest.approx(15 * 0.3 / 5)
 
 
 def test_pgpe_deviations_change_by_no_more_than_their_limit():
-    strategy = PGPE(PGPEOptions(population=4, sigma=1.0, sigma_lr=100.0, sigma_max_change=0.1), start(30), seed=3)
+    strategy = PGPE(start(30), population=4, sigma=1.0, sigma_lr=100.0, sigma_max_change=0.1, seed=3)
     strategy.ask()
     strategy.tell(torch.arange(4.0))
-    change = strategy.sigma - 1
+    change = strategy.deviations - 1
     assert float(change.abs().max()) == pytest.approx(0.1)

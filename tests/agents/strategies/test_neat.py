@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from papertape import NTM
+from papertape.agents.genome import Layout
 from papertape.agents.population import Population
-from papertape.agents.strategies import Neat, NeatOptions
+from papertape.agents.strategies import Neat
 from papertape.agents.strategies.neat import mutation
 from papertape.agents.strategies.neat.genomes import EMPTY, Genomes, Markers, crossover
 from papertape.agents.strategies.neat.species import Distance, quotas, speciate
 from papertape.circuits import NeatCircuit
-from papertape.core.stacked import Layout
 
 INPUTS, OUTPUTS, NODES = 3, 2, 5
 FIRST = 1 + INPUTS
@@ -32,8 +32,8 @@ def fresh(seed: int, **values) -> Neat:
     torch.manual_seed(seed)
     initial = torch.zeros(LAYOUT.size)
     initial[-OUTPUTS * (FIRST + NODES + OUTPUTS) :].view(OUTPUTS, -1)[:, :FIRST] = torch.randn(OUTPUTS, FIRST)
-    options = NeatOptions(**{"population": 24, "compatibility_threshold": 1.0, **EAGER, **values})
-    return Neat(options, initial, seed=seed, layout=LAYOUT)
+    values = {"population": 24, "compatibility_threshold": 1.0, **EAGER, **values}
+    return Neat(initial, seed=seed, layout=LAYOUT, **values)
 
 
 def evolved(seed: int, generations: int, **values) -> Neat:
@@ -332,7 +332,7 @@ def test_the_first_population_has_the_topology_of_the_circuit():
         circuit.network.output_weight[1, FIRST + 3] = 2.0
     layout = Layout.of(circuit)
     genome = layout.read(circuit)
-    copied = Neat(NeatOptions(population=10, initial="copied"), genome, layout=layout)
+    copied = Neat(genome, population=10, initial="copied", layout=layout)
     hidden, output = (part[0] for part in copied.ask_stacks().values())
     # Slots 1 and 3 move up to 0 and 1: the same network.
     assert hidden[0, 1] == 0.5 and hidden[1, FIRST] == -0.5 and hidden[0, FIRST + 1] == 0.25
@@ -340,9 +340,9 @@ def test_the_first_population_has_the_topology_of_the_circuit():
     inputs = torch.randn(4, 3, 3)
     answers = Population(circuit).outputs(copied.ask_stacks(), inputs)
     torch.testing.assert_close(answers[:, 0], circuit(inputs)[0])
-    resampled = Neat(NeatOptions(population=10), genome, layout=layout)
+    resampled = Neat(genome, population=10, layout=layout)
     assert (((resampled.ask() != 0).sum(1)) == (genome != 0).sum()).all()
-    again = Neat(NeatOptions(population=10, initial="copied"), copied.ask()[0].clone(), layout=layout)
+    again = Neat(copied.ask()[0].clone(), population=10, initial="copied", layout=layout)
     assert torch.equal(again.ask()[0], copied.ask()[0])
 
 
@@ -363,7 +363,7 @@ def test_threshold_moves_towards_the_species_asked_for():
 
 def test_a_circuit_without_such_a_network_is_refused():
     with pytest.raises(ValueError, match="strategy: neat evolves one network of any topology; this circuit has 0"):
-        Neat(NeatOptions(), torch.zeros(6), layout=Layout({"weight": (2, 3)}))
+        Neat(torch.zeros(6), layout=Layout({"weight": (2, 3)}))
     with pytest.raises(ValueError, match="max_connections: got 7; the circuit has 8"):
         fresh(0, max_connections=7)
 
@@ -376,7 +376,7 @@ def test_solves_xor(seed):
     torch.manual_seed(seed)
     circuit = NeatCircuit(2, 1, max_nodes=8, activation="steep-sigmoid")
     population = Population(circuit)
-    strategy = Neat(NeatOptions(), population.layout.read(circuit), seed=seed, layout=population.layout)
+    strategy = Neat(population.layout.read(circuit), seed=seed, layout=population.layout)
     targets = torch.tensor([0.0, 1.0, 1.0, 0.0])
     for _ in range(200):
         outputs = population.outputs(strategy.ask_stacks(), XOR.unsqueeze(0))[0, ..., 0].sigmoid()
@@ -405,8 +405,7 @@ def test_replaced_weights_are_those_of_the_enabled_connections():
     torch.manual_seed(0)
     circuit = NTM(2, 1, controller="neat", hidden_size=3, memory_size=4, word_size=2)
     layout = Layout.of(circuit)
-    options = NeatOptions(population=12, **EAGER)
-    strategy = Neat(options, layout.read(circuit), layout=layout)
+    strategy = Neat(layout.read(circuit), layout=layout, population=12, **EAGER)
     for _ in range(4):
         strategy.ask()
         strategy.tell(torch.randn(12))

@@ -3,22 +3,23 @@ import math
 import pytest
 import torch
 
-from papertape.agents.strategies import OpenAIES, OpenAIESOptions
+from papertape.agents.genome import Layout
+from papertape.agents.strategies import OpenAIES
 from papertape.agents.strategies.shaping import centred_ranks
-from papertape.core.stacked import Layout, dense
+from papertape.core.members import dense
 
 LAYOUT = Layout({"weight": (6, 5), "bias": (6,), "narrow": (2, 9)})
 
 
 def build(**values):
     initial = torch.linspace(-1, 1, LAYOUT.size, dtype=torch.float64)
-    return OpenAIES(OpenAIESOptions(**{"population": 8, **values}), initial, seed=1, layout=LAYOUT)
+    return OpenAIES(initial, **{"population": 8, **values}, seed=1, layout=LAYOUT)
 
 
 @pytest.mark.parametrize("rank", [None, 1, 3])
 def test_generations_against_a_loop_with_adam_by_hand(rank):
     strategy = build(rank=rank, lr=0.03, sigma=0.2, weight_decay=0.01)
-    center = strategy.initial.clone()
+    center = strategy.genome.clone()
     mean, square = torch.zeros_like(center), torch.zeros_like(center)
     generator = torch.Generator().manual_seed(4)
     for step in range(1, 4):

@@ -3,14 +3,14 @@ import math
 import pytest
 import torch
 
-from papertape.agents.strategies import Trust, TrustOptions
+from papertape.agents.genome import Layout
+from papertape.agents.strategies import Trust
 from papertape.agents.strategies.base import resample
-from papertape.core.stacked import Layout
 
 
 def build(size=50, **values):
     values = {"population": 20, "child_mutation": 0.0, "base_mutation": 0.0, **values}
-    return Trust(TrustOptions(**values), torch.linspace(-1, 1, size), seed=5)
+    return Trust(torch.linspace(-1, 1, size), **values, seed=5)
 
 
 def test_generations_against_a_loop_over_members():
@@ -78,8 +78,7 @@ def test_the_two_parents_of_a_child_differ():
 
 def test_crossover_mixes_two_parents_evenly_and_sums_their_trust():
     strategy = Trust(
-        TrustOptions(population=10, crossover=True, child_mutation=0.0, base_mutation=0.0, inheritance=0.5),
-        torch.zeros(4001),
+        torch.zeros(4001), population=10, crossover=True, child_mutation=0.0, base_mutation=0.0, inheritance=0.5
     )
     strategy.genomes = torch.arange(10.0).unsqueeze(1).repeat(1, 4001)
     fitness = torch.arange(10.0)
@@ -95,7 +94,7 @@ def test_crossover_mixes_two_parents_evenly_and_sums_their_trust():
 
 @pytest.mark.parametrize("rate", [0.01, 0.07, 0.3, 0.8, 1.0])
 def test_mutation_touches_the_share_with_noise_of_the_scale(rate):
-    strategy = Trust(TrustOptions(population=2, mutation_scale=0.3), torch.zeros(10))
+    strategy = Trust(torch.zeros(10), population=2, mutation_scale=0.3)
     genomes = torch.zeros(8, 20_000)
     strategy._mutate(genomes, rate)
     touched = genomes != 0
@@ -137,8 +136,8 @@ def test_mutation_scale_decays():
 
 def test_copied_population_starts_with_the_circuits_own_weights():
     strategy = build(initial="copied", child_mutation=0.2)
-    assert torch.equal(strategy.ask()[0], strategy.initial)
-    assert ((strategy.ask()[1:] != strategy.initial).float().mean(1) < 0.5).all()
+    assert torch.equal(strategy.ask()[0], strategy.genome)
+    assert ((strategy.ask()[1:] != strategy.genome).float().mean(1) < 0.5).all()
 
 
 def test_resampled_genomes_draw_each_parameter_from_its_own_elements():

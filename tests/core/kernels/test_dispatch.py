@@ -35,7 +35,7 @@ def test_auto_says_why_it_is_not_the_fastest(caplog: pytest.LogCaptureFixture) -
 
 def test_populations_say_it_too(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    circuit = NTM(2, 2, **SIZES, controller="direct")
+    circuit = NTM(2, 2, **{**SIZES, "hidden_size": None}, controller="direct")
     stacks = {name: parameter.detach()[None] for name, parameter in circuit.named_parameters()}
     circuit.run_population(stacks, torch.rand(3, 1, 2))
     assert caplog.messages == ["backend: eager (native: it has no DirectController)"]
@@ -52,7 +52,7 @@ def test_a_library_that_is_not_built_is_warned_of_once(
 
 
 def test_a_backend_that_cannot_run_is_refused() -> None:
-    circuit = NTM(2, 2, **SIZES, controller="direct", backend="native")
+    circuit = NTM(2, 2, **{**SIZES, "hidden_size": None}, controller="direct", backend="native")
     with pytest.raises(BackendError, match="backend: 'native' cannot run this circuit: it has no DirectController"):
         circuit(torch.rand(3, 1, 2))
     stacks = {name: parameter.detach()[None] for name, parameter in circuit.named_parameters()}

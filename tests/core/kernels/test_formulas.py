@@ -17,11 +17,11 @@ from torch.nn.utils import prune
 
 import papertape
 from papertape import DNC, NTM, SAM
-from papertape.circuits import MemoryAugmentedCircuit
-from papertape.core import addressing, heads, sparse_addressing
-from papertape.core.accessors import DynamicAccessor, SparseAccessor, StaticAccessor
+from papertape.circuits import MemoryCircuit
+from papertape.core import addressing, interface, sparse_addressing
+from papertape.core.accessors import DynamicAccessor, SparseAccessor, StaticAccessor, dynamic, static
 from papertape.core.controllers import Controller, FeedForwardController, GRUController, LSTMController
-from papertape.core.heads import DynamicInterface, StaticInterface
+from papertape.core.interface import Interface
 from papertape.core.kernels import dispatch, formulas, guard, native, triton
 from papertape.core.kernels.agreed import AGREED
 
@@ -29,7 +29,7 @@ STEPS, BATCH, INPUTS, OUTPUTS = 3, 2, 4, 2
 CONTROLLERS = {"lstm": LSTMController, "gru": GRUController, "feedforward": FeedForwardController}
 
 
-def make(circuit: type[MemoryAugmentedCircuit] = NTM, **options: Any) -> MemoryAugmentedCircuit:
+def make(circuit: type[MemoryCircuit] = NTM, **options: Any) -> MemoryCircuit:
     torch.manual_seed(0)
     return circuit(INPUTS, OUTPUTS, hidden_size=4, memory_size=5, word_size=3, **options).double()
 
@@ -38,7 +38,7 @@ def inputs() -> Tensor:
     return torch.rand(STEPS, BATCH, INPUTS, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def reasons(circuit: MemoryAugmentedCircuit) -> list[str | None]:
+def reasons(circuit: MemoryCircuit) -> list[str | None]:
     """Why each kernel stands aside, for single circuits and for populations."""
     parameters = {name: torch.stack([part, part]) for name, part in circuit.named_parameters()}
     x, state = inputs(), circuit.initial_state(BATCH)
@@ -49,7 +49,7 @@ def reasons(circuit: MemoryAugmentedCircuit) -> list[str | None]:
     return found
 
 
-def assert_as_written(circuit: MemoryAugmentedCircuit, name: str) -> None:
+def assert_as_written(circuit: MemoryCircuit, name: str) -> None:
     """Every kernel stands aside and names the reason; what runs is what is written, and a warning says why, once."""
     for reason in reasons(circuit):
         assert reason is not None and name in reason
@@ -68,12 +68,10 @@ def test_it_runs_where_nothing_was_changed() -> None:
 @pytest.mark.parametrize(("circuit", "accessor"), [(NTM, StaticAccessor), (DNC, DynamicAccessor)])
 def test_an_option_that_a_subclass_of_an_accessor_adds(circuit: Any, accessor: Any) -> None:
     class Curious(accessor):
-        def __init__(self, *arguments: Any, curiosity: float = 0.5, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            self.curiosity = curiosity
+        curiosity: float = 0.5
 
     built = make(circuit)
-    built.accessor = Curious(4, 5, 3, built.accessor.num_reads, 1).double()
+    built.accessor = Curious(4, memory_size=5, word_size=3, num_reads=built.accessor.num_reads).double()
     assert built.accessor.specification()["curiosity"] == 0.5
     assert built.accessor.specification()["memory_size"] == 5
     assert_as_written(built, "the option curiosity of Curious")
@@ -82,10 +80,13 @@ def test_an_option_that_a_subclass_of_an_accessor_adds(circuit: Any, accessor: A
 @pytest.mark.parametrize("name", CONTROLLERS)
 def test_an_option_that_a_subclass_of_a_controller_adds(name: str) -> None:
     class Curious(CONTROLLERS[name]):
-        def __init__(self, *arguments: Any, curiosity: float = 0.5, **options: Any) -> None:
-            super().__init__(*arguments, **options)  # and does not even keep it
+        curiosity: float = 0.5
 
-    built = NTM(INPUTS, OUTPUTS, controller=Curious(INPUTS + 3, 4), memory_size=5, word_size=3).double()
+        def setup(self) -> None:
+            super().setup()
+            del self.curiosity  # it does not even keep it
+
+    built = NTM(INPUTS, OUTPUTS, controller=Curious(INPUTS + 3, hidden_size=4), memory_size=5, word_size=3).double()
     assert all("the option curiosity of Curious" in str(reason) for reason in reasons(built)[:2])
     whole = guard.known("sequences", built, triton.ACCESSORS, dict.fromkeys(CONTROLLERS, guard.CONTROLLER))
     assert "the option curiosity of Curious" in str(whole.changed(built))
@@ -103,7 +104,7 @@ def test_a_subclass_that_changes_nothing_keeps_its_kernels() -> None:
         def describe(self) -> str:
             return "mine"
 
-    built = NTM(INPUTS, OUTPUTS, controller=Named(INPUTS + 3, 4), memory_size=5, word_size=3).double()
+    built = NTM(INPUTS, OUTPUTS, controller=Named(INPUTS + 3, hidden_size=4), memory_size=5, word_size=3).double()
     assert reasons(built)[:2] == [None, None]
 
 
@@ -113,15 +114,15 @@ FUNCTIONS = {
     NTM: [
         *((addressing, name) for name in ("content_weights", "cosine_similarity", "location_weights", "write", "read")),
         (addressing, "torch"),
-        *((heads, name) for name in ("oneplus", "lookup_mask", "functional")),
-        *((StaticAccessor, "forward"), (StaticInterface, "forward"), (StaticInterface, "parts")),
+        *((static, name) for name in ("oneplus", "lookup_mask", "functional")),
+        *((StaticAccessor, "forward"), (StaticAccessor, "heads"), (Interface, "forward"), (Interface, "parts")),
         *((LSTMController, "forward"), (Controller, "clipped")),
-        *((MemoryAugmentedCircuit, "transition"), (nn.Linear, "forward"), (nn.Module, "__call__")),
+        *((MemoryCircuit, "transition"), (nn.Linear, "forward"), (nn.Module, "__call__")),
     ],
     DNC: [
         *((addressing, name) for name in ("usage", "retention", "allocation_weights", "link", "precedence")),
         *((addressing, name) for name in ("directional_weights", "sharpen_links", "write_union")),
-        *((DynamicAccessor, "forward"), (DynamicInterface, "forward"), (DynamicInterface, "_squashed")),
+        *((DynamicAccessor, "forward"), (DynamicAccessor, "heads"), (DynamicAccessor, "_words"), (dynamic, "oneplus")),
     ],
     SAM: [
         *((sparse_addressing, name) for name in ("similarity", "top_k")),
@@ -159,7 +160,7 @@ def test_what_is_replaced_in_a_module_or_a_class(
 def test_a_constant_that_kernels_were_compiled_with(monkeypatch: pytest.MonkeyPatch) -> None:
     """The native ones are given it at each call."""
     assert formulas.other_constants() is None
-    monkeypatch.setattr(heads, "MASK_MIN", 0.3)
+    monkeypatch.setattr(interface, "MASK_MIN", 0.3)
     assert "MASK_MIN" in str(formulas.other_constants())
 
 
@@ -203,7 +204,7 @@ def test_what_torch_hangs_on_a_layer(part: str, change: Callable[[nn.Module], An
     assert circuit.chosen_backend == "eager"
 
 
-def make_eager_copy(circuit: MemoryAugmentedCircuit) -> Callable[..., Any]:
+def make_eager_copy(circuit: MemoryCircuit) -> Callable[..., Any]:
     def run(x: Tensor) -> Any:
         chosen, circuit.backend = circuit.backend, "eager"
         try:
@@ -258,7 +259,7 @@ def test_comments_and_annotations_mean_nothing_and_numbers_do() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["core/addressing.py", "core/heads.py", "core/controllers/lstm.py"])
+@pytest.mark.parametrize("file", ["core/addressing.py", "core/interface.py", "core/controllers/lstm.py"])
 def test_edited_formulas_run_as_they_are_edited(file: str, tmp_path: Path) -> None:
     root = Path(papertape.__file__).parent
     copy = tmp_path / "papertape"
@@ -267,7 +268,7 @@ def test_edited_formulas_run_as_they_are_edited(file: str, tmp_path: Path) -> No
     )
     edits = {
         "core/addressing.py": ("return weights @ memory", "return 2 * (weights @ memory)"),
-        "core/heads.py": ("return 1 + functional.softplus(x)", "return 2 + functional.softplus(x)"),
+        "core/interface.py": ("return 1 + functional.softplus(x)", "return 2 + functional.softplus(x)"),
         "core/controllers/lstm.py": ("torch.tanh(candidate)", "torch.sin(candidate)"),
     }
     text = (copy / file).read_text()

@@ -11,18 +11,18 @@ from torch import Tensor
 from torch.nn.modules import module as of_all_modules
 
 from papertape import DNC, NTM
-from papertape.circuits import MemoryAugmentedCircuit
+from papertape.circuits import MemoryCircuit
 from papertape.core.kernels import native, triton
 
 STEPS, BATCH, INPUTS, OUTPUTS = 3, 2, 4, 2
 
 
-def make(circuit: type[MemoryAugmentedCircuit] = NTM) -> MemoryAugmentedCircuit:
+def make(circuit: type[MemoryCircuit] = NTM) -> MemoryCircuit:
     torch.manual_seed(0)
     return circuit(INPUTS, OUTPUTS, hidden_size=4, memory_size=5, word_size=3)
 
 
-def refused(circuit: MemoryAugmentedCircuit) -> bool:
+def refused(circuit: MemoryCircuit) -> bool:
     """Whether every kernel stands aside, for single circuits and for populations."""
     inputs, state = torch.zeros(STEPS, BATCH, INPUTS), circuit.initial_state(BATCH)
     parameters = {name: torch.stack([part, part]) for name, part in circuit.named_parameters()}
@@ -51,7 +51,7 @@ def test_hooks_on_all_modules(kind: str) -> None:
 
 @pytest.mark.parametrize("part", ["controller", "controller.inputs.0", "accessor", "accessor.interface"])
 @pytest.mark.parametrize("circuit", [NTM, DNC])
-def test_a_forward_that_was_replaced(circuit: type[MemoryAugmentedCircuit], part: str) -> None:
+def test_a_forward_that_was_replaced(circuit: type[MemoryCircuit], part: str) -> None:
     built, calls = make(circuit), []
     module = built.get_submodule(part)
     own = module.forward
@@ -65,7 +65,7 @@ def test_a_forward_that_was_replaced(circuit: type[MemoryAugmentedCircuit], part
     assert len(calls) == STEPS
 
 
-def replaced_on_the_class() -> MemoryAugmentedCircuit:
+def replaced_on_the_class() -> MemoryCircuit:
     class Forgetful(NTM):
         def transition(self, x: Tensor, state: Any) -> Any:
             return super().transition(0 * x, state)
@@ -73,7 +73,7 @@ def replaced_on_the_class() -> MemoryAugmentedCircuit:
     return make(Forgetful)
 
 
-def replaced_on_the_instance() -> MemoryAugmentedCircuit:
+def replaced_on_the_instance() -> MemoryCircuit:
     circuit = make()
     own = circuit.transition
     circuit.transition = lambda x, state: own(0 * x, state)
@@ -81,7 +81,7 @@ def replaced_on_the_instance() -> MemoryAugmentedCircuit:
 
 
 @pytest.mark.parametrize("build", [replaced_on_the_class, replaced_on_the_instance])
-def test_a_transition_that_was_replaced(build: Callable[[], MemoryAugmentedCircuit]) -> None:
+def test_a_transition_that_was_replaced(build: Callable[[], MemoryCircuit]) -> None:
     circuit = build()
     assert refused(circuit)
     inputs = torch.rand(STEPS, BATCH, INPUTS)

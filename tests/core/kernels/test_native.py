@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import papertape
-from papertape.core import addressing, heads
-from papertape.core.circuit import Circuit, detach, map_state
+from papertape.agents.genome import Layout
+from papertape.core import addressing, interface
+from papertape.core.circuit import Circuit
 from papertape.core.kernels import native
 from papertape.core.kernels.native import library
-from papertape.core.stacked import Layout
+from papertape.core.state import detach, map_state
 
 pytestmark = pytest.mark.skipif(isinstance(library.load(), str), reason=str(library.load()))
 
@@ -605,7 +606,7 @@ def test_parts_of_the_interface_vector_lie_where_python_says(build: Callable[...
         (addressing, "NORM_EPSILON", 0.2),
         (addressing, "USAGE_EPSILON", 0.3),
         (addressing, "SHARPEN_EPSILON", 0.1),
-        (heads, "MASK_MIN", 0.6),
+        (interface, "MASK_MIN", 0.6),
     ],
 )
 def test_constants_are_those_of_the_equations(

@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import papertape
-from papertape.core.circuit import Circuit, leaves, map_state
+from papertape.core.circuit import Circuit
 from papertape.core.kernels.native import library
+from papertape.core.state import leaves, map_state
 
 pytestmark = pytest.mark.skipif(isinstance(library.load(), str), reason=str(library.load()))
 

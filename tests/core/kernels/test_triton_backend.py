@@ -13,8 +13,9 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 import papertape
-from papertape.core.circuit import Circuit, map_state
+from papertape.core.circuit import Circuit
 from papertape.core.kernels import triton
+from papertape.core.state import map_state
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
@@ -213,7 +214,7 @@ def test_without_gradients_and_step_by_step(build: Callable[..., Circuit], trito
         (lambda: dnc(masked_content=True, memory_wipe=True, link_sharpening=True), True),
         (lambda: ntm(num_layers=2, masked_content=True), True),
         (lambda: dnc(num_writes=2), True),
-        (lambda: ntm(controller="direct"), False),
+        (lambda: ntm(controller="direct", hidden_size=None), False),
         (lambda: dnc(memory_size=65), False),
     ],
 )

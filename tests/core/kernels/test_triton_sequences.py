@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 import papertape
-from papertape.core.circuit import Circuit, map_state
+from papertape.core.circuit import Circuit
 from papertape.core.kernels import dispatch, eager
-from papertape.core.stacked import map_members
+from papertape.core.members import map_members
+from papertape.core.state import map_state
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -195,7 +196,7 @@ def test_members_of_a_population(build: Callable[[], Circuit], triton_device: to
 @pytest.mark.parametrize(
     ("circuit", "reason"),
     [
-        (lambda: ntm(controller="direct"), "it has no DirectController"),
+        (lambda: ntm(controller="direct", hidden_size=None), "it has no DirectController"),
         (lambda: ntm(slots=400, word=40), "a memory of 400 x 40 fills more"),
         (lambda: ntm(hidden=400), "a vector of 1600 elements"),
         (lambda: dnc(slots=64, num_writes=2), "the links of 2 write heads"),

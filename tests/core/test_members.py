@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from papertape.core.stacked import Layout, Mirrored, dense, linear
+from papertape.agents.genome import Layout
+from papertape.core.members import Mirrored, dense, linear
 
 SHAPES = {"weight": (4, 6), "bias": (4,), "scale": (), "cube": (2, 3, 2)}
 

@@ -20,11 +20,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from ..core import install
-from ..core.pictures import Picture
-from . import light_process
-from .options import OptionsError
-from .plots import Episode
+from pydantic import Field
+
+from ...core import install
+from ...core.options import OptionsError
+from ...core.recorder import Picture
+from ...core.registry import register
+from .. import light_process
+from ..plots import Episode
+from .base import Sink
 
 logger = logging.getLogger(__name__)
 
@@ -38,28 +42,26 @@ START_SECONDS = 30.0
 """How long a run that insists on visdom waits for it at the start."""
 
 
-class Plotter:
-    """Takes what a run has to show and returns at once; see the module for how it gets drawn."""
+class Plotter(Sink):
+    """Takes what a run has to show and returns at once; pictures go to ``plots/`` in the folder of the run, and to
+    visdom, in an environment of the run's title. See the module for how they get drawn.
+    """
 
-    def __init__(
-        self,
-        directory: Path,
-        title: str,
-        mode: Literal["auto", "visdom", "files", "off"] = "auto",
-        *,
-        hostname: str = "localhost",
-        port: int = 8097,
-        data: Path | None = None,
-    ) -> None:
-        """
-        Args:
-            directory: of the run; pictures go to ``plots/`` in it.
-            title: name of the visdom environment.
-            mode: ``off`` does nothing; ``files`` writes PNG files; ``visdom`` also shows everything in visdom and
-                insists on it; ``auto`` uses visdom where it can and says so where it can't.
-            hostname: where the visdom server is; one is started if there is none and this is the local machine.
-            port: of the visdom server.
-            data: where a visdom server that is started here keeps its environments; None takes ``~/.visdom``.
+    mode: Literal["auto", "visdom", "files"] = Field(
+        "auto",
+        kw_only=False,
+        description="files writes PNG files; visdom also shows all in visdom and insists on it; auto does where it can",
+    )
+    hostname: str = Field(
+        "localhost", exclude=True, description="where the visdom server is; one is started if it is here and none is"
+    )
+    port: int = Field(8097, exclude=True, description="of the visdom server")
+    data: Path | None = Field(
+        None, exclude=True, description="where a visdom server that is started keeps its data; None takes ~/.visdom"
+    )
+
+    def setup(self) -> None:
+        """Start the drawing process.
 
         Raises:
             OptionsError: ``visdom`` is asked for and is not installed, or there is no server and none can be started.
@@ -73,22 +75,20 @@ class Plotter:
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = threading.Event()
         self._refusal = ""
-        if mode == "off":
-            return
-        if mode == "visdom" and importlib.util.find_spec("visdom") is None:
+        if self.mode == "visdom" and importlib.util.find_spec("visdom") is None:
             raise OptionsError(
                 f"plots: got 'visdom', which is not installed; `{install.VISDOM}` gets it, "
                 "plots=files and plots=off work without it"
             )
-        from . import live_process  # which loads matplotlib
+        from .. import live_process  # which loads matplotlib
 
         settings = {
-            "directory": str(directory.absolute()),
-            "title": title,
-            "mode": mode,
-            "hostname": hostname,
-            "port": port,
-            "data": None if data is None else str(data),
+            "directory": str(self.directory.absolute()),
+            "title": self.title,
+            "mode": self.mode,
+            "hostname": self.hostname,
+            "port": self.port,
+            "data": None if self.data is None else str(self.data),
             "retry": live_process.RETRY_SECONDS,
             "parent": os.getpid(),
         }
@@ -108,7 +108,7 @@ class Plotter:
         )
         self._sender.start()
         self._listener.start()
-        if mode == "visdom":
+        if self.mode == "visdom":
             in_time = self._ready.wait(START_SECONDS)
             if not in_time or self._refusal:
                 self.close(timeout=0)
@@ -249,3 +249,29 @@ class Plotter:
         elif status > 0:
             logger.warning("plots: the drawing process ended with status %d (%s)", status, last_words)
         pipe.close()
+
+
+@register("sink", "auto")
+class Auto(Plotter):
+    """PNG files, and visdom as well where it is installed and can be reached."""
+
+    mode: Literal["auto"] = Field("auto", init=False)
+
+
+@register("sink", "visdom")
+class Visdom(Plotter):
+    """Live plots in visdom, and PNG files."""
+
+    mode: Literal["visdom"] = Field("visdom", init=False)
+
+
+@register("sink", "files")
+class Files(Plotter):
+    """PNG files."""
+
+    mode: Literal["files"] = Field("files", init=False)
+
+
+@register("sink", "off")
+class Off(Sink):
+    """Nothing at all."""

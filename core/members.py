@@ -6,16 +6,20 @@ the members' common centre apart from what makes them differ, so that products w
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.utils._pytree import tree_leaves, tree_map
 
-from .circuit import Circuit, map_state
+from .state import map_state
+
+if TYPE_CHECKING:
+    from .circuit import Circuit
 
 
 @dataclass(frozen=True)
@@ -130,87 +134,84 @@ class Call(nn.Module):
         return self.function(self.circuit)
 
 
-def _map(circuit: Any, function: Callable[[Any], Any], stacks: Mapping[str, Stack], at: int) -> Any:
+def one_by_one(function: Callable[..., Any], *, out_dims: int = 0, randomness: str = "error") -> Callable[..., Any]:
+    """What ``torch.func.vmap`` gives, one member after another: for what vmap has no rules for."""
+
+    def each(*arguments: Any) -> Any:
+        members = len(tree_leaves(arguments)[0])
+        found = [function(*tree_map(lambda leaf: leaf[member], arguments)) for member in range(members)]  # noqa: B023
+        return tree_map(lambda *parts: torch.stack(parts, out_dims), *found)
+
+    return each
+
+
+def mapping_of(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor) -> Callable[..., Callable[..., Any]]:
+    """``torch.func.vmap``, or :func:`one_by_one` where torch has no rules for what a circuit does.
+
+    The circuit remembers which; it warns once where members answer one after another.
+
+    Args:
+        circuit: what each member is.
+        stacks: of P members for each named parameter.
+        inputs: what they are to answer, ``[T, B, I]``.
+    """
+    known: Callable[..., Any] | None = circuit.__dict__.get("_mapping")
+    if known is None:
+        few, short = {name: dense(stack[0:2]) for name, stack in stacks.items()}, inputs[:1, :1]
+        # What is drawn here must change nothing in what comes after.
+        with torch.no_grad(), torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
+            try:
+                known = vmap
+                _map(circuit, lambda circuit: _answers(circuit, short), few, known, randomness="different")
+            except RuntimeError as error:
+                known = one_by_one
+                _map(circuit, lambda circuit: _answers(circuit, short), few, known)  # else it is at fault itself
+                reason = str(error).splitlines()[0]
+                named = type(getattr(circuit, "module", circuit)).__name__
+                warnings.warn(
+                    f"{named}: members answer one after another, for torch cannot map it: {reason}", stacklevel=2
+                )
+        circuit.__dict__["_mapping"] = known
+    return known
+
+
+def _answers(circuit: Circuit, inputs: Tensor) -> Tensor:
+    return circuit._run(inputs, circuit.initial_state(inputs.shape[1]))[0]
+
+
+def _map(
+    circuit: Any,
+    function: Callable[[Any], Any],
+    stacks: Mapping[str, Stack],
+    mapping: Callable[..., Callable[..., Any]] = vmap,
+    *,
+    at: int = 0,
+    randomness: str = "error",
+) -> Any:
     """``function(circuit)`` with each member's parameters; members are dimension ``at`` of the result."""
     call = Call(circuit, function)
     parameters = {f"circuit.{name}": dense(stack) for name, stack in stacks.items()}
-    return vmap(lambda member: functional_call(call, member, ()), out_dims=at)(parameters)
+    return mapping(lambda member: functional_call(call, member, ()), out_dims=at, randomness=randomness)(parameters)
 
 
-def map_members(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor) -> Tensor:
+def map_members(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor, *, randomness: str = "error") -> Tensor:
     """The answers of all members, step by step in plain operations that ``torch.func.vmap`` maps over the members.
 
     Args:
         circuit: what each member is; its own parameters are left alone.
         stacks: of P members for each named parameter.
         inputs: ``[T, B, I]``, the same for every member.
+        randomness: what draws of a member's own, such as dropout, are: ``different`` in each; by default an error.
 
     Returns:
         ``[T, P, B, O]``
     """
-
-    def run(circuit: Circuit) -> Tensor:
-        return Circuit.run(circuit, inputs, circuit.initial_state(inputs.shape[1]))[0]
-
-    outputs: Tensor = _map(circuit, run, stacks, at=1)
+    mapping = mapping_of(circuit, stacks, inputs)
+    outputs: Tensor = _map(circuit, lambda own: _answers(own, inputs), stacks, mapping, at=1, randomness=randomness)
     return outputs
 
 
 def map_initial_state(circuit: Any, stacks: Mapping[str, Stack]) -> Any:
     """The state of each member before the first step of one sequence: ``[P, …]`` in every leaf."""
-    state = _map(circuit, lambda circuit: circuit.initial_state(1), stacks, at=0)
+    state = _map(circuit, lambda circuit: circuit.initial_state(1), stacks)
     return map_state(lambda leaf: leaf.squeeze(1), state)
-
-
-class Layout:
-    """How named parameters lie in a genome: one after another, in their order."""
-
-    def __init__(self, shapes: Mapping[str, torch.Size | tuple[int, ...]]) -> None:
-        """
-        Args:
-            shapes: shape of each parameter.
-
-        Raises:
-            ValueError: no parameters.
-        """
-        if not shapes:
-            raise ValueError("parameters: the circuit has none, so there is nothing to evolve")
-        self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
-        self.sizes = [math.prod(shape) for shape in self.shapes.values()]
-        self.size = sum(self.sizes)
-        """D, elements of a genome."""
-
-    @classmethod
-    def of(cls, module: nn.Module) -> Layout:
-        """Layout of a module's parameters."""
-        return cls({name: parameter.shape for name, parameter in module.named_parameters()})
-
-    def split(self, genomes: Tensor) -> dict[str, Tensor]:
-        """``[…, D]`` -> named views ``[…, *S]``."""
-        parts = genomes.split(self.sizes, dim=-1)
-        return {
-            name: part.view(part.shape[:-1] + shape)
-            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
-
-    def mirrored(self, center: Tensor, noise: Tensor) -> dict[str, Mirrored]:
-        """``[D]`` and ``[M, D]`` -> named mirrored stacks; see :class:`Mirrored`."""
-        noises = self.split(noise)
-        return {name: Mirrored(part, noises[name]) for name, part in self.split(center).items()}
-
-    def join(self, stacks: Mapping[str, Stack]) -> Tensor:
-        """Named stacks -> genomes ``[P, D]``."""
-        return torch.cat(
-            [dense(stacks[name]).reshape(-1, size) for name, size in zip(self.shapes, self.sizes, strict=True)], 1
-        )
-
-    def read(self, module: nn.Module) -> Tensor:
-        """The genome ``[D]`` that a module carries: a copy of its parameters."""
-        return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
-
-    @torch.no_grad()
-    def write(self, genome: Tensor, module: nn.Module) -> None:
-        """Put a genome ``[D]`` into a module's parameters."""
-        parts = self.split(genome)
-        for name, parameter in module.named_parameters():
-            parameter.copy_(parts[name])

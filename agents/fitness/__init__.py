@@ -1,0 +1,8 @@
+"""Fitness: what answers are worth where a population evolves."""
+
+from .accuracy import AccuracyFitness
+from .base import AnyFitness, Fitness, earned, made
+from .loss import LossFitness
+from .reward import RewardFitness
+
+__all__ = ["AccuracyFitness", "AnyFitness", "Fitness", "LossFitness", "RewardFitness", "earned", "made"]

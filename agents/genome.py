@@ -1,0 +1,65 @@
+"""How a module's parameters lie in a genome, the vector that strategies work on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..core.members import Mirrored, Stack, dense
+
+
+class Layout:
+    """How named parameters lie in a genome: one after another, in their order."""
+
+    def __init__(self, shapes: Mapping[str, torch.Size | tuple[int, ...]]) -> None:
+        """
+        Args:
+            shapes: shape of each parameter.
+
+        Raises:
+            ValueError: no parameters.
+        """
+        if not shapes:
+            raise ValueError("parameters: the circuit has none, so there is nothing to evolve")
+        self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
+        self.sizes = [math.prod(shape) for shape in self.shapes.values()]
+        self.size = sum(self.sizes)
+        """D, elements of a genome."""
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Layout:
+        """Layout of a module's parameters."""
+        return cls({name: parameter.shape for name, parameter in module.named_parameters()})
+
+    def split(self, genomes: Tensor) -> dict[str, Tensor]:
+        """``[…, D]`` -> named views ``[…, *S]``."""
+        parts = genomes.split(self.sizes, dim=-1)
+        return {
+            name: part.view(part.shape[:-1] + shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+    def mirrored(self, center: Tensor, noise: Tensor) -> dict[str, Mirrored]:
+        """``[D]`` and ``[M, D]`` -> named mirrored stacks; see :class:`Mirrored`."""
+        noises = self.split(noise)
+        return {name: Mirrored(part, noises[name]) for name, part in self.split(center).items()}
+
+    def join(self, stacks: Mapping[str, Stack]) -> Tensor:
+        """Named stacks -> genomes ``[P, D]``."""
+        return torch.cat(
+            [dense(stacks[name]).reshape(-1, size) for name, size in zip(self.shapes, self.sizes, strict=True)], 1
+        )
+
+    def read(self, module: nn.Module) -> Tensor:
+        """The genome ``[D]`` that a module carries: a copy of its parameters."""
+        return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+    @torch.no_grad()
+    def write(self, genome: Tensor, module: nn.Module) -> None:
+        """Put a genome ``[D]`` into a module's parameters."""
+        parts = self.split(genome)
+        for name, parameter in module.named_parameters():
+            parameter.copy_(parts[name])

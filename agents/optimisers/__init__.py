@@ -1,0 +1,19 @@
+"""Optimisers: what makes updates out of gradients, each with its published settings."""
+
+from .adam import Adam
+from .base import AnyOptimiser, Optimiser, Share, load_moments
+from .paper_rmsprop import GravesRMSprop, TensorFlowRMSprop
+from .rmsprop import RMSprop
+from .sgd import SGD
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AnyOptimiser",
+    "GravesRMSprop",
+    "Optimiser",
+    "RMSprop",
+    "Share",
+    "TensorFlowRMSprop",
+    "load_moments",
+]

@@ -1,0 +1,54 @@
+"""The contract of an optimiser: what makes updates out of gradients."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ...core.component import Chosen, Component
+from ...core.registry import contract
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+"""A share that an average keeps at each step."""
+
+
+@contract("optimiser")
+class Optimiser(Component, ABC):
+    """Options of an optimiser, with their published values, and how it is built from them.
+
+    The learning rate and its schedule are the agent's: it sets ``lr`` of every group before each step.
+    """
+
+    # Published together with the rest of one optimiser, and not for another.
+    own_meaning: ClassVar[frozenset[str]] = frozenset({"betas", "smoothing", "momentum", "epsilon", "weight_decay"})
+    published_lr: ClassVar[float] = 1e-3
+    """Learning rate where the agent has none of its own."""
+    elementwise: ClassVar[bool] = True
+    """Whether each element is updated by its own gradient alone, so that it can update many members stacked."""
+
+    @abstractmethod
+    def make(self, parameters: Iterable[Tensor], lr: float) -> Optimizer:
+        """A fresh optimiser of parameters, with a learning rate."""
+
+    def take_up(self, optimiser: Optimizer, moments: Mapping[Any, Any]) -> None:
+        """Give an optimiser that :meth:`make` made what one of its kind has gathered; see :func:`load_moments`."""
+        load_moments(optimiser, moments)
+
+
+AnyOptimiser = Annotated[Any, Chosen("optimiser")]
+"""An optimiser as an option: its name, its name as ``type`` with its options, or an object."""
+
+
+def load_moments(optimiser: Optimizer, moments: Mapping[Any, Any]) -> None:
+    """Give an optimiser what one of its kind has gathered, averages and counts; its settings stay as they are.
+
+    Args:
+        optimiser: of as many parameters.
+        moments: the part ``state`` of the other's ``state_dict()``.
+    """
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -1,0 +1,219 @@
+"""A controller and an accessor wired into one recurrent module."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..core.accessors import AnyAccessor
+from ..core.circuit import Circuit
+from ..core.component import build, options_of
+from ..core.controllers import AnyController
+from ..core.kernels import checkpointing, dispatch
+from ..core.kernels.transforms import one_call
+from ..core.members import Stack
+from ..core.options import Options, check_sizes
+from ..core.registry import lookup, register
+from ..core.state import CircuitState, example
+from ..core.tied import TiedLinear
+from ..core.trace import TraceField
+
+
+@register("circuit", "memory")
+class MemoryCircuit(Circuit):
+    """Any controller with any memory: controller(x_t, r_{t-1}) -> h_t; heads(h_t) write, then read r_t; y_t(h_t, r_t).
+
+    Under ``torch.autocast`` the matrix products of the controller and of the output layer take the lower precision.
+    The interface vector, addressing, the memory and every state stay in the circuit's own type, and so do the outputs:
+    weightings that are carried over many steps would not survive 8 bits.
+    """
+
+    backends = dispatch.BACKENDS
+
+    controller: AnyController = Field(default="lstm", description="what sees the input and drives the heads")
+    accessor: AnyAccessor = Field(default="static", description="the memory and its heads")
+    hidden_size: int | None = Field(
+        default=None,
+        ge=1,
+        exclude=True,
+        description="of the controller, where that is given by its name; None: its default",
+    )
+    num_layers: int | None = Field(default=None, ge=1, exclude=True, description="of the controller, likewise")
+    dropout: float | None = Field(default=None, ge=0, lt=1, exclude=True, description="of the controller, likewise")
+    clip: float | None = Field(
+        default=20.0,
+        gt=0,
+        description="hidden state, cell state and outputs are kept in [-clip, clip]; null leaves them",
+    )
+    recompute_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="steps of time per chunk: training keeps the state between chunks and runs each again in the "
+        "backward pass, for less memory; null keeps every step",
+    )
+
+    def setup(self) -> None:
+        """Build the controller, the accessor and the output layer."""
+        memory = self._chosen_accessor()
+        kind: Any = type(memory).component if isinstance(memory, Options) else type(memory)
+        reads, word = kind.read_shape(memory)
+        self.read_shape = (reads, word)
+        """R words of W elements are read at each step."""
+        wanted = self.input_size + reads * word
+        self.controller = build(self._chosen_controller(), wanted, clip=self.clip)
+        if self.controller.input_size != wanted:
+            raise ValueError(
+                f"controller: its input_size is {self.controller.input_size}; expected {wanted}, the circuit's "
+                f"input_size and {reads} words of {word} elements"
+            )
+        if isinstance(self.controller.options, Options):
+            self.options = self.options.model_copy(update={"controller": self.controller.options})
+        self.accessor = build(memory, self.controller.hidden_size)
+        if self.accessor.hidden_size != self.controller.hidden_size:
+            raise ValueError(
+                f"accessor: its hidden_size is {self.accessor.hidden_size}; expected {self.controller.hidden_size}, "
+                "the controller's"
+            )
+        self.hidden_size = self.controller.hidden_size
+        self.output: nn.Linear | TiedLinear = nn.Linear(self.hidden_size + reads * word, self.output_size)
+        self.differentiable = self.accessor.differentiable
+        self.trace_fields = {  # type: ignore[misc]  # what its memory shows, others with each class of circuits
+            "reads": TraceField("R W", "words", "words read"),
+            **self.accessor.trace_fields,
+        }
+        self.chosen_backend: str | None = None
+
+    def _chosen_accessor(self) -> Any:
+        """Options or object of the accessor; a circuit with a memory of its own has that one's options itself."""
+        if not isinstance(self.accessor, str):
+            return self.accessor
+        model = options_of(lookup("accessor", self.accessor))
+        return model(**{name: getattr(self, name) for name in model.model_fields if name != "type"})
+
+    def _chosen_controller(self) -> Any:
+        """Options or object of the controller, with the sizes that were given beside its name.
+
+        Raises:
+            ValueError: a size is given beside a controller that has its own, or no such size.
+        """
+        chosen: Any = self.controller
+        given = {
+            name: value
+            for name in ("hidden_size", "num_layers", "dropout")
+            if (value := getattr(self, name)) is not None
+        }
+        if not given:
+            return chosen
+        for name, value in given.items():
+            if not isinstance(chosen, Options):
+                raise ValueError(f"{name}: got {value}; the {type(chosen).__name__} that is given has its own")
+            if name not in type(chosen).model_fields:
+                raise ValueError(f"{name}: got {value}; a {chosen.type} controller has none")  # type: ignore[attr-defined]
+            if "controller" in self.options.model_fields_set and name in chosen.model_fields_set:
+                raise ValueError(f"{name}: got {value}; the controller that is given says {getattr(chosen, name)}")
+        return type(chosen).model_validate({**dict(chosen), **given})
+
+    def extra_repr(self) -> str:
+        """Sizes and what runs the circuit."""
+        return f"{super().extra_repr()}, clip={self.clip}, backend={self.backend!r}"
+
+    def initial_state(self, batch_size: int, **sizes: int) -> CircuitState:
+        """State before the first step; the initial reads are zero.
+
+        Args:
+            batch_size: B.
+            sizes: of the memory, where they are to differ from those at construction, such as ``memory_size``.
+
+        Raises:
+            ValueError: a size below 1, or another number of slots than initial contents were made for.
+        """
+        check_sizes(batch_size=batch_size, **sizes)
+        return CircuitState(
+            self.controller.initial_state(batch_size),
+            self.accessor.initial_state(batch_size, **sizes),
+            example(self.output).new_zeros(batch_size, *self.read_shape),
+        )
+
+    def transition(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Any]:
+        """One step without the output layer.
+
+        Args:
+            x: ``[B, I]``.
+            state: from :meth:`initial_state` or the last step.
+
+        Returns:
+            Features ``[B, F]`` (hidden vector and words read), the next state, and the head parameters.
+        """
+        with contextlib.nullcontext() if self.differentiable else torch.no_grad():
+            hidden, controller_state = self.controller(torch.cat([x, state.reads.flatten(1)], dim=-1), state.controller)
+            device = hidden.device.type
+            if device != "meta" and torch.is_autocast_enabled(device):
+                hidden = hidden.to(state.reads.dtype)
+                with torch.autocast(device, enabled=False):
+                    reads, accessor_state, heads = self.accessor(hidden, state.accessor)
+            else:
+                reads, accessor_state, heads = self.accessor(hidden, state.accessor)
+        features = torch.cat([hidden, reads.flatten(1)], dim=-1)
+        return features, CircuitState(controller_state, accessor_state, reads), heads
+
+    @property
+    def changed_transition(self) -> bool:
+        """Whether a subclass or a user replaced :meth:`transition`, so that no kernel knows what a step is."""
+        return type(self).transition is not _TRANSITION or "transition" in vars(self)
+
+    def answer(self, features: Tensor) -> Tensor:
+        """Logits from features, ``[…, F]`` -> ``[…, O]``."""
+        with contextlib.nullcontext() if self.differentiable else torch.no_grad():
+            outputs = self.output(features).to(features.dtype)
+            return outputs if self.clip is None else torch.clamp(outputs, -self.clip, self.clip)
+
+    def initial_state_like(self, state: Any) -> CircuitState:
+        """An initial state of one sequence, with a memory as large as this one's."""
+        try:
+            sizes = self.accessor.sizes_of(state.accessor)
+        except (AttributeError, IndexError):
+            sizes = {}  # It is none of this circuit, which the comparison will say.
+        return self.initial_state(1, **sizes)
+
+    def step(self, x: Tensor, state: CircuitState | None = None) -> tuple[Tensor, CircuitState]:
+        """One step; see :meth:`Circuit.step`."""
+        x = self.check_inputs(x, "[B, {}]")
+        state = self.check_state(state, x)
+        with self.precision(x):
+            features, state, _ = self.transition(x, state)
+            return self.answer(features), state
+
+    def run(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
+        """A whole sequence through the chosen backend; see :meth:`Circuit.run`."""
+        if self.recompute_every is None:
+            features, state = one_call(self.backend, dispatch.run, self, inputs, state)
+        else:
+            features, state = one_call(self.backend, checkpointing.run, self, inputs, state, self.recompute_every)
+        return self.answer(features), state
+
+    def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
+        """The answers of many members at once, through the chosen backend; see :meth:`Circuit.run_population`."""
+        return dispatch.run_population(self, parameters, inputs)
+
+    def run_traced(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, dict[str, Tensor]]:
+        """Like :meth:`run`, step by step, and records what the heads did."""
+        features, state, recorded = one_call(self.backend, self._run_traced, inputs, state)
+        return self.answer(features), state, recorded
+
+    def _run_traced(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, dict[str, Tensor]]:
+        features, steps = [], []
+        for x in inputs.unbind(0):
+            feature, state, heads = self.transition(x, state)
+            features.append(feature)
+            steps.append({**self.accessor.observed(heads, state.accessor), "reads": state.reads})
+        recorded = {name: torch.stack([step[name] for step in steps]) for name in self.trace_fields if name in steps[0]}
+        return torch.stack(features), state, recorded
+
+
+_TRANSITION = MemoryCircuit.transition
+"""As it was written, whatever is put in its place."""

@@ -1,0 +1,74 @@
+"""Any module as a circuit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..core.circuit import Circuit
+
+
+class ModuleCircuit(Circuit):
+    """Any module as a circuit: ``module(inputs)`` gives outputs, or outputs and a state.
+
+    Inputs are ``[T, B, I]``, outputs ``[T, B, O]``, time first. A state is what the module makes of it; it is handed
+    back with the inputs that come next, ``module(inputs, state)``.
+    """
+
+    input_size: int | None = Field(  # type: ignore[assignment]
+        default=None, kw_only=False, ge=1, description="I; None leaves the module to see for itself"
+    )
+    output_size: int | None = Field(  # type: ignore[assignment]
+        default=None, kw_only=False, ge=1, description="O; None is what the module gives"
+    )
+    module: nn.Module = Field(exclude=True, description="what answers")
+
+    def setup(self) -> None:
+        """Try the module out, where it is known what goes in.
+
+        Raises:
+            ValueError: its answers have another shape than ``[T, B, O]``.
+        """
+        if self.input_size is None:
+            return
+        was_training = self.module.training
+        self.module.eval()
+        own = next(self.module.parameters(), torch.empty(0))
+        with torch.no_grad():
+            answered, _ = self.run(own.new_zeros(2, 3, self.input_size), ())
+        self.module.train(was_training)
+        expected = [2, 3, self.output_size or "O"]
+        if not isinstance(answered, Tensor) or answered.dim() != 3 or list(answered.shape[:2]) != [2, 3]:
+            fits = False
+        else:
+            self.output_size = self.output_size or answered.shape[2]
+            fits = answered.shape[2] == self.output_size
+        if not fits:
+            found = f"shape {list(answered.shape)}" if isinstance(answered, Tensor) else f"a {type(answered).__name__}"
+            raise ValueError(
+                f"circuit: {type(self.module).__name__} answers inputs [2, 3, {self.input_size}] by {found}; expected "
+                f"shape {expected}, time first"
+            )
+
+    def initial_state(self, batch_size: int) -> Any:
+        """Nothing: the module begins by itself."""
+        return ()
+
+    def check_state(self, state: Any, inputs: Tensor) -> Any:
+        """The state as it is: it is the module's."""
+        return () if state is None else state
+
+    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """One step; see :meth:`Circuit.step`."""
+        outputs, state = self.run(x.unsqueeze(0), self.check_state(state, x))
+        return outputs[0], state
+
+    def run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """A whole sequence; see :meth:`Circuit.run`."""
+        answered = self.module(inputs) if isinstance(state, tuple) and not state else self.module(inputs, state)
+        return answered if isinstance(answered, tuple) else (answered, ())
+
+    _run = run

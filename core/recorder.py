@@ -1,0 +1,83 @@
+"""Recorder: who receives what an agent reports, and the plain data that it reports besides numbers and episodes.
+
+Nothing here needs torch, so that another process can draw it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .env import Batch
+    from .trace import Trace
+
+
+class Areas(NamedTuple):
+    """Parts of a whole over time, stacked: the sizes of species, say."""
+
+    steps: Sequence[int]
+    parts: Mapping[str, Sequence[float]]
+    """By name, the lowest first; one value for each step."""
+    label: str = ""
+    """What the values are."""
+
+
+class Histogram(NamedTuple):
+    """How values are distributed: the trust of the members of a population, say."""
+
+    values: Sequence[float]
+    label: str = ""
+    """What the values are."""
+
+
+class Connection(NamedTuple):
+    """A connection between two nodes of a :class:`Network`, by their indices."""
+
+    source: int
+    target: int
+    weight: float
+    recurrent: bool = False
+
+
+class Network(NamedTuple):
+    """Nodes and connections of a network of any topology."""
+
+    nodes: Sequence[str]
+    """Name of each node."""
+    layers: Sequence[int]
+    """Of each node: 0 for inputs, higher for what lies behind."""
+    connections: Sequence[Connection]
+
+
+Picture = Areas | Histogram | Network
+
+
+class Recorder:
+    """Receives what a run has to say; this one keeps nothing, so library users need none.
+
+    ``papertape.utils.run.Run`` writes it to a run directory and hands it on to the sinks that ``plots`` names.
+    """
+
+    wants_episodes: bool = False
+    """Whether :meth:`episode` and :meth:`picture` do anything; tracing a circuit for nothing takes time."""
+
+    def message(self, text: str) -> None:
+        """One line for a person to read."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers at a training step, named like ``train/loss`` or ``validation/length 40/bits_wrong``."""
+
+    def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        """Where the run stands; called at every step, so it must be cheap."""
+
+    def episode(self, step: int, name: str, batch: Batch, outputs: Tensor, trace: Trace) -> None:
+        """One answered batch with its trace of the memory, to be drawn (its first sequence is)."""
+
+    def picture(self, step: int, name: str, picture: Picture) -> None:
+        """Plain data to be drawn, in place of the last of that name."""
+
+    def checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
+        """Save a state under a name such as ``latest`` or ``best``."""

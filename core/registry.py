@@ -1,0 +1,164 @@
+"""The registry: every env, circuit, controller, … that options can name, ours and everyone's alike."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, overload
+
+from .options import OptionsError, near
+
+KINDS = (
+    "env",
+    "circuit",
+    "controller",
+    "accessor",
+    "agent",
+    "strategy",
+    "fitness",
+    "curriculum",
+    "optimiser",
+    "sink",
+)
+"""What can be registered."""
+
+ENTRY_POINTS = "papertape"
+"""Group of entry points by which an installed package names its modules that register something."""
+
+Target = TypeVar("Target", bound=Callable[..., Any])
+
+_entries: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
+
+
+@overload
+def register(kind: str, name: str) -> Callable[[Target], Target]: ...
+@overload
+def register(kind: str, name: str, target: Target) -> Target: ...
+def register(kind: str, name: str, target: Target | None = None) -> Target | Callable[[Target], Target]:
+    """Give a class (a fitness may be a function) the name by which options choose it; also as a decorator.
+
+    Args:
+        kind: one of :data:`KINDS`.
+        name: such as ``my-memory``.
+        target: what is registered; None returns a decorator.
+
+    Raises:
+        ValueError: an unknown kind, a name that is no word, or one that something else has.
+        TypeError: a class lacks what its kind must have; names it and what is expected.
+    """
+    if target is None:
+        return lambda decorated: register(kind, name, decorated)
+    _check_kind(kind)
+    if not isinstance(name, str) or not name or any(character in name for character in " .=\n"):
+        raise ValueError(f"name: got {name!r}; allowed is a word such as 'my-{kind}'")
+    label = f"{getattr(target, '__module__', '?')}.{getattr(target, '__qualname__', target)}"
+    if not callable(target):
+        raise TypeError(f"{kind} {name!r}: got a {type(target).__name__}; expected a class or a function")
+    contract = _contracts.get(kind)
+    if contract is not None and isinstance(target, type) and not issubclass(target, contract):
+        raise TypeError(f"{kind} {name!r}: {label} is no {contract.__name__}; expected a class that inherits from it")
+    if inspect_abstract := getattr(target, "__abstractmethods__", None):
+        missing = ", ".join(sorted(inspect_abstract))
+        raise TypeError(f"{kind} {name!r}: {label} lacks {missing}")
+    other = _entries[kind].get(name)
+    # The same class again, from a module that is loaded anew, takes its own place.
+    if other is not None and (other.__module__, other.__qualname__) != (target.__module__, target.__qualname__):
+        raise ValueError(f"{kind} {name!r}: is taken by {other.__module__}.{other.__qualname__}; {label} needs another")
+    _entries[kind][name] = target
+    return target
+
+
+_contracts: dict[str, type] = {}
+
+
+def contract(kind: str) -> Callable[[Target], Target]:
+    """Decorator: the base class that everything registered of a kind inherits from."""
+    _check_kind(kind)
+
+    def keep(cls: Target) -> Target:
+        _contracts[kind] = cls  # type: ignore[assignment]
+        return cls
+
+    return keep
+
+
+def contract_of(kind: str) -> type:
+    """The base class of a kind."""
+    return _contracts[kind]
+
+
+def entries(kind: str) -> Mapping[str, Any]:
+    """All that is registered of a kind by its name, that of installed packages too."""
+    _check_kind(kind)
+    load_entry_points()
+    return dict(_entries[kind])
+
+
+def lookup(kind: str, name: Any) -> Any:
+    """What is registered under a name.
+
+    Raises:
+        OptionsError: nothing is; with the nearest name and all that are allowed.
+    """
+    _check_kind(kind)
+    if isinstance(name, str):
+        if name not in _entries[kind]:
+            load_entry_points()
+        if name in _entries[kind]:
+            return _entries[kind][name]
+    meant = near(name, _entries[kind]) if isinstance(name, str) else None
+    hint = f"did you mean {meant!r}? " if meant else ""
+    raise OptionsError(f"{kind}: got {name!r}; {hint}allowed: {', '.join(_entries[kind])}")
+
+
+def name_of(target: Any) -> str | None:
+    """The name that a class is registered under, if any."""
+    for names in _entries.values():
+        for name, entry in names.items():
+            if entry is target:
+                return name
+    return None
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import modules that register something; they are also looked for in the working directory.
+
+    Raises:
+        OptionsError: a module cannot be imported; says which and why.
+    """
+    for name in names:
+        here = os.getcwd()
+        if here not in sys.path:
+            sys.path.append(here)
+        try:
+            importlib.import_module(name)
+        except (Exception, SystemExit) as error:
+            raise OptionsError(f"imports: {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+_loaded_entry_points: set[str] = set()
+
+
+def load_entry_points() -> None:
+    """Import what installed packages name under the group ``papertape``, once.
+
+    Raises:
+        OptionsError: an entry point cannot be imported; says whose and why.
+    """
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        if point.value in _loaded_entry_points:
+            continue
+        _loaded_entry_points.add(point.value)
+        try:
+            point.load()
+        except (Exception, SystemExit) as error:
+            source = point.dist.name if point.dist else "an installed package"
+            raise OptionsError(f"entry point {point.name!r} of {source}: {type(error).__name__}: {error}") from error
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"kind: got {kind!r}; allowed: {', '.join(KINDS)}")

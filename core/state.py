@@ -1,0 +1,104 @@
+"""State: what a circuit carries from step to step, a tree of NamedTuples of tensors with the batch first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.serialization import add_safe_globals
+from torch.utils import _pytree
+
+State = TypeVar("State")
+
+
+def register_state(cls: type[State]) -> type[State]:
+    """Let a NamedTuple of tensors be saved as a state: by ``torch.save``, and in a program of ``torch.export.save``.
+
+    A decorator; ``torch.load`` then reads it with ``weights_only``, its default. Its class must be found by its name.
+    """
+    add_safe_globals([cls])
+    _pytree._register_namedtuple(cls, serialized_type_name=f"{cls.__module__}.{cls.__qualname__}")  # the only way in
+    return cls
+
+
+def map_state(function: Callable[..., Tensor], state: State, *others: State) -> State:
+    """Apply a function to each tensor of a state (a tree of NamedTuples), or to the same leaf of several states."""
+    if isinstance(state, Tensor):
+        return function(state, *others)  # type: ignore[return-value]
+    if not isinstance(state, tuple):
+        raise TypeError(f"state: got a {type(state).__name__} inside it; allowed are tensors and NamedTuples of them")
+    return type(state)(*(map_state(function, *parts) for parts in zip(state, *others, strict=True)))
+
+
+def leaves(state: Any) -> list[Tensor]:
+    """The tensors of a state, in order."""
+    found: list[Tensor] = []
+    map_state(lambda leaf: found.append(leaf) or leaf, state)  # type: ignore[func-returns-value]
+    return found
+
+
+def rebuild(structure: State, tensors: Iterable[Tensor]) -> State:
+    """A state of the same structure from other tensors, in the order of :func:`leaves`."""
+    remaining = iter(tensors)
+    return map_state(lambda _: next(remaining), structure)
+
+
+def example(module: nn.Module) -> Tensor:
+    """A tensor of the type, and on the device, in which a module computes, as far as it can be told."""
+    for parameter in module.parameters():  # next(…, None) is something that torch.compile did not know in torch 2.6
+        return parameter
+    # A replica of torch.nn.DataParallel has weights that are no parameters, and layers may have buffers alone.
+    for part in module.modules():
+        for tensor in (*vars(part).values(), *part.buffers(recurse=False)):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                return tensor
+    return torch.empty(0)  # quantised layers pack theirs, and compute in torch's own type
+
+
+def detach(state: State) -> State:
+    """The same state, cut off from the graph that made it: no gradient flows to earlier steps."""
+    return map_state(lambda leaf: leaf.detach(), state)
+
+
+@register_state
+class CircuitState(NamedTuple):
+    """What a memory-augmented circuit carries from step to step; the batch is the first dimension of every leaf."""
+
+    controller: Any
+    """State of the controller, a NamedTuple of tensors ``[B, …]``."""
+    accessor: Any
+    """State of the memory and the heads, a NamedTuple of tensors ``[B, …]``."""
+    reads: Tensor
+    """Words read at the last step, fed back to the controller, ``[B, R, W]``."""
+
+
+def layout(state: Any) -> Any:
+    """Structure, shapes, types and devices of a state."""
+    if isinstance(state, tuple):
+        return type(state), [layout(part) for part in state]
+    return (state.shape, state.dtype, state.device) if isinstance(state, Tensor) else type(state)
+
+
+def check_batch(leaf: Tensor, batch_size: int) -> Tensor:
+    """Raise ValueError if a leaf has another batch than the inputs."""
+    if leaf.shape[0] != batch_size:
+        raise ValueError(f"state: got a batch of {leaf.shape[0]}; the inputs have a batch of {batch_size}")
+    return leaf
+
+
+def compare(name: str, state: Any, expected: Any) -> None:
+    """Raise ValueError, naming the part, if a state has another layout than the expected one."""
+    if isinstance(state, Tensor) and isinstance(expected, Tensor):
+        if state.dim() != expected.dim() or state.shape[1:] != expected.shape[1:]:
+            got, wanted = (", ".join(["B", *map(str, leaf.shape[1:])][: leaf.dim()]) for leaf in (state, expected))
+            raise ValueError(f"{name}: got shape [{got}]; this circuit has [{wanted}]")
+        for what in ("dtype", "device"):
+            if getattr(state, what) != getattr(expected, what):
+                raise ValueError(f"{name}: got {getattr(state, what)}; this circuit has {getattr(expected, what)}")
+    elif type(state) is not type(expected):
+        raise ValueError(f"{name}: got a {type(state).__name__}; this circuit has a {type(expected).__name__}")
+    else:
+        for field, part, wanted in zip(expected._fields, state, expected, strict=True):
+            compare(f"{name}.{field}", part, wanted)

@@ -1,0 +1,218 @@
+"""What holds for every task that is registered, and what is refused of one that breaks the contract."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from papertape.core.component import help_of, options_of
+from papertape.core.env import Batch, Env
+from papertape.core.registry import entries
+from papertape.core.world import Step, World
+from papertape.envs import CopyEnv, DataError, SequenceEnv, TMazeWorld, XorEnv
+
+TASKS = {name: task for name, task in entries("env").items() if task.__module__.startswith("papertape.envs.")}
+
+
+def make(name: str, **options: Any) -> Any:
+    if name == "gym" and find_spec("gymnasium") is None:
+        pytest.skip("gymnasium is not installed")
+    try:
+        return TASKS[name](**options)
+    except DataError:
+        pytest.skip("the images are not to be had")
+
+
+def test_all_are_here() -> None:
+    assert sorted(TASKS) == [
+        *("associative-recall", "copy", "dynamic-ngrams", "gym", "images", "letters", "priority-sort", "repeat-copy"),
+        *("t-maze", "xor"),
+    ]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_each_is_built_without_arguments_and_keeps_its_contract(name: str) -> None:
+    task = make(name)
+    assert task.device == torch.device("cpu")
+    task.check()
+    options = task.options.model_dump()
+    assert options.pop("type") == name and "device" not in options and "make" not in options
+    again = task.changed()
+    assert again.options == task.options and again.device == task.device
+    assert (again.input_size, again.output_size) == (task.input_size, task.output_size)
+    assert options_of(TASKS[name]).model_validate({"type": name, **options}) == options_of(TASKS[name])(type=name)
+    task.close(), again.close()
+
+
+@pytest.mark.parametrize("kind", ["env", "curriculum"])
+def test_every_option_is_described(kind: str) -> None:
+    for name, entry in entries(kind).items():
+        bare = [option for option, text in help_of(entry).items() if not text]
+        assert not bare, f"{name}: {bare}"
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_unknown_option_is_named_with_the_nearest(name: str) -> None:
+    first = next(iter(help_of(TASKS[name])))
+    with pytest.raises(TypeError, match=f"unknown argument '{first}x'; did you mean '{first}'"):
+        make(name, **{f"{first}x": 1})
+    with pytest.raises(TypeError, match=r"got 1 arguments by place; allowed: none"):
+        TASKS[name](object())
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
+def test_a_device_is_given_by_name_or_as_itself(device: Any) -> None:
+    assert CopyEnv(device=device).device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", 1.5, None, "cuda:x"])
+def test_a_device_that_is_none_is_refused(device: Any) -> None:
+    with pytest.raises(
+        ValueError, match=f"^device: got {re.escape(repr(device))}; allowed: a torch.device or its name"
+    ):
+        CopyEnv(device=device)
+
+
+def test_options_stay_what_they_were_in_copies_and_sets() -> None:
+    env = CopyEnv(width=3, max_length=6, curriculum={"type": "growing", "start": 2})
+    env.advance(0.0)
+    for other in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
+        assert other.options == env.options and other.state_dict() == {"level": 1}
+        assert torch.equal(
+            other.sample(4, torch.Generator().manual_seed(0)).inputs,
+            env.sample(4, torch.Generator().manual_seed(0)).inputs,
+        )
+    lesson = env.lesson()
+    assert isinstance(lesson, CopyEnv) and (lesson.width, lesson.max_length, lesson.lengths) == (3, 3, "sequence")
+    assert env.max_length == 6
+
+
+class Steps(Env):
+    """Hands out what it is told to."""
+
+    batch: Any = Field(None, exclude=True, description="what is handed out")
+
+    def setup(self) -> None:
+        self.input_size, self.output_size = 3, 1
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+        return self.batch
+
+
+def zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (zeros(4, 2, 3), "returns a Tensor; expected a Batch of three tensors"),
+        (
+            Batch(zeros(2, 4, 3), zeros(2, 4, 1), zeros(2, 4)),
+            "inputs of 2 .* shape [2, 4, 3]; .* [2, 2, 3], time first",
+        ),
+        (Batch(zeros(4, 2, 3), zeros(4, 2), zeros(4, 2)), "targets of 2 .* [4, 2]; expected floats of shape [4, 2, 1]"),
+        (Batch(zeros(4, 2, 3), zeros(4, 2, 1), zeros(4, 2, 1)), "mask of 2 .* [4, 2, 1]; expected .* [4, 2]"),
+        (Batch(zeros(4, 2, 3).long(), zeros(4, 2, 1), zeros(4, 2)), "inputs of 2 sequences are torch.int64"),
+        (Batch(zeros(4, 2, 3), None, zeros(4, 2)), "returns a Batch; expected a Batch of three tensors"),
+        (Batch(zeros(), zeros(4, 2, 1), zeros(4, 2)), "inputs of 2 sequences are torch.float32 of shape []"),
+    ],
+)
+def test_a_batch_that_breaks_the_contract_is_named(batch: Any, message: str) -> None:
+    with pytest.raises(TypeError, match="Steps.sample: " + re.escape(message).replace(r"\.\*", ".*")):
+        Steps(batch=batch).check()
+    good = Batch(zeros(4, 2, 3), zeros(4, 2, 1), zeros(4, 2))
+    Steps(batch=good).check()
+
+    class Aimless(Steps):
+        error_metric = "beauty"
+
+    with pytest.raises(TypeError, match="Aimless: error_metric is 'beauty'; expected one of loss, bits_wrong"):
+        Aimless(batch=good).check()
+
+
+class Still(World):
+    """Hands out what it is told to."""
+
+    error_metric = "shortfall"
+    shape: Any = Field((2, 4), exclude=True)
+    rewards: Any = Field((2,), exclude=True)
+
+    def setup(self) -> None:
+        self.input_size, self.output_size = 4, 2
+
+    def reset(self, episodes: int, generator: torch.Generator, *, copies: int = 1) -> Any:
+        return zeros(*self.shape), {}
+
+    def step(self, actions: Tensor) -> Step:
+        over = torch.ones(2, dtype=torch.bool)
+        return Step(zeros(2, 4), zeros(*self.rewards), over, over, {"shortfall": zeros(2)})
+
+
+def test_episodes_that_break_the_contract_are_named() -> None:
+    Still().check()
+    with pytest.raises(
+        TypeError, match=r"Still.reset: observations of 2 episodes have shape \[4, 2\]; expected \[2, 4\]"
+    ):
+        Still(shape=(4, 2)).check()
+    with pytest.raises(TypeError, match=r"Still.step: rewards of 2 episodes have shape \[2, 1\]; expected \[2\]"):
+        Still(rewards=(2, 1)).check()
+
+
+@pytest.mark.parametrize("size", [None, 0, 2.0, True])
+def test_a_task_without_sizes_is_refused(size: Any) -> None:
+    class Sizeless(XorEnv):
+        def setup(self) -> None:
+            super().setup()
+            self.output_size = size
+
+    with pytest.raises(TypeError, match=rf"Sizeless: output_size is {size}; expected a whole number of at least 1"):
+        Sizeless()
+
+
+def test_a_world_without_an_error_metric_is_refused() -> None:
+    class Aimless(World):
+        input_size = output_size = 2
+        reset = TMazeWorld.reset
+        step = TMazeWorld.step
+
+    with pytest.raises(TypeError, match="Aimless: has no error_metric"):
+        Aimless()
+
+
+def test_a_generated_task_of_ones_own_has_curriculum_and_sets() -> None:
+    class Echo(SequenceEnv):
+        min_delay: int = Field(1, ge=1, description="shortest delay")
+        max_delay: int = Field(5, ge=1, description="longest delay")
+
+        @staticmethod
+        def ranges(options: Any) -> dict[str, tuple[int, int]]:
+            return {"delay": (options.min_delay, options.max_delay)}
+
+        def setup(self) -> None:
+            self.input_size = self.output_size = 1
+
+        def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+            delay = self.draw(batch_size, generator)["delay"]
+            words = self.bits(int(delay.max()) + 1, batch_size, 1, generator=generator)
+            return Batch(words, words, torch.ones_like(words[..., 0]))
+
+    env = Echo(max_delay=3, curriculum={"type": "growing"})
+    env.check()
+    assert list(env.sets("test")) == ["delay 1-3"]
+    assert env.sample(1, torch.Generator()).inputs.shape[0] == 2 and env.advance(0.0)
+    with pytest.raises(ValueError, match="^min_delay: got 4; allowed is at most max_delay, which is 3"):
+        Echo(min_delay=4, max_delay=3)
+
+
+def test_a_task_says_which_options_mean_something_else_in_another() -> None:
+    assert TASKS["dynamic-ngrams"].Options.own_meaning == {"min_length", "max_length", "test_lengths"}
+    assert CopyEnv.Options.own_meaning == frozenset()
