@@ -75,7 +75,7 @@ def learn(preset: str, assignments: list[str], final: list[str], seed: int, sequ
     seconds = time.monotonic() - start
     circuit.load_state_dict(recorder.states.get("best", recorder.states["latest"])["circuit"])
     options.override(values, final)
-    tested = factory.build_env(factory.parse(values).env, env.device)
+    tested = factory.build_env(factory.parse(values).env, torch.device(env.device))
     metrics = evaluate_all(tested, circuit, "test", sequences=sequences, batch_size=64, seed=seed)
     first = next(iter(env.sets("validation")))
     return Outcome(

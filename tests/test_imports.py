@@ -142,13 +142,17 @@ MODULES = {
     "leaves": ("import sys\nsys.exit(3)", "imports: 'leaves' cannot be imported: SystemExit: 3"),
     "twice": (
         "from papertape.circuits import NTM\n\n\n@papertape.register('circuit', 'ntm')\nclass Mine(NTM): ...",
-        "imports: 'twice' cannot be imported: ValueError: circuit 'ntm': is taken by papertape.circuits.ntm.NTM; "
-        "twice.Mine needs another",
+        (
+            "imports: 'twice' cannot be imported: ValueError: circuit 'ntm': is taken by papertape.circuits.ntm.NTM; "
+            "twice.Mine needs another"
+        ),
     ),
     "foreign": (
         "@papertape.register('accessor', 'foreign')\nclass Foreign: ...",
-        "imports: 'foreign' cannot be imported: TypeError: accessor 'foreign': foreign.Foreign is no Accessor; "
-        "expected a class that inherits from it",
+        (
+            "imports: 'foreign' cannot be imported: TypeError: accessor 'foreign': foreign.Foreign is no Accessor; "
+            "expected a class that inherits from it"
+        ),
     ),
     "half": (
         "@papertape.register('env', 'half')\nclass Half(papertape.Env):\n    def setup(self):\n        pass",
@@ -194,13 +198,14 @@ BROKEN = {
         ENV.replace("self.input_size = self.output_size = 2", "pass"), ["env.type=broken"], "env"
     ),
     "an env whose targets lack a dimension": (
-        ENV.replace("for _ in range(2)", "for _ in range(1)").replace("torch.ones", "torch.ones(3, batch_size), torch.ones"),
+        ENV.replace("range(2)", "range(1)").replace("torch.ones", "torch.ones(3, batch_size), torch.ones"),
         ["env.type=broken"],
-        "env: Broken.sample: targets of 2 sequences are torch.float32 of shape [3, 2]; expected floats of shape [3, 2, 2]",
+        ("env: Broken.sample: targets of 2 sequences are torch.float32 of shape [3, 2]; expected floats of shape "
+        "[3, 2, 2]"),
     ),
     "an optimiser that is none": (
-        '@papertape.register("optimiser", "broken")\nclass Broken(Optimiser):\n'
-        "    def make(self, parameters, lr):\n        return 3",
+        ('@papertape.register("optimiser", "broken")\nclass Broken(Optimiser):\n'
+        "    def make(self, parameters, lr):\n        return 3"),
         ["agent.optimiser=broken"],
         "agent: Broken.make: returns a int; expected a torch Optimizer",
     ),

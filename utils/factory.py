@@ -89,8 +89,8 @@ class RunOptions(Options):
     backend: Backend = Field(default="auto", description="what runs sequences; auto takes the fastest that can")
     precision: Precision = Field(
         default="float32",
-        description="of all numbers; bfloat16 is for the matrix products of controller and outputs alone, and learns by "
-        "backprop",
+        description="of all numbers; bfloat16 is for the matrix products of controller and outputs alone, and learns "
+        "by backprop",
     )
     threads: Annotated[int | str, PlainValidator(_check_threads)] = Field(
         default="auto",
@@ -294,7 +294,8 @@ def _check_gradient(options: RunOptions, circuit: Circuit) -> None:
         return
     able = ", ".join(name for name, entry in registry.entries("agent").items() if not entry.needs_gradient)
     raise OptionsError(
-        f"agent.type: got {options.agent.type!r}; circuit.type {options.circuit.type!r} has no gradient, allowed: {able}"
+        f"agent.type: got {options.agent.type!r}; circuit.type {options.circuit.type!r} has no gradient, "
+        f"allowed: {able}"
     )
 
 

@@ -21,7 +21,7 @@ PRESETS = Path(__file__).resolve().parent.parent / "options"
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, with 3e-4 a number, off and no plain words (as in YAML 1.2), and no key given twice."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012 (as PyYAML declares it)
+    yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -174,7 +174,8 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> list[str]:
     lost = []
     # Types first, the outermost before all: what is set for the new type must outlive the change of type.
     for path, value in sorted(parsed.items(), key=lambda item: (item[0][-1] != "type", len(item[0]))):
-        block, kind = values, RUN
+        block: dict[str, Any] = values
+        kind: str | None = RUN
         for depth, part in enumerate(path[:-1]):
             kind, inner = _inner(kind, block, part)
             inner = {} if inner is None else inner
@@ -206,10 +207,10 @@ def change_type(block: dict[str, Any], kind: str | None, name: Any) -> str:
     if new is None:
         return ""  # What is wrong about it is for the validation to say.
     particular: frozenset[str] = frozenset()
-    if old is not None and not any(
-        issubclass(*pair) for pair in itertools.permutations((old.component, new.component))
-    ):
-        particular = old.own_meaning | new.own_meaning
+    if old is not None:
+        pair = [entry for entry in (old.component, new.component) if isinstance(entry, type)]
+        if len(pair) < 2 or not any(itertools.starmap(issubclass, itertools.permutations(pair))):
+            particular = old.own_meaning | new.own_meaning
     waiting = [key for key in block if key in new.model_fields and key != "type" and key not in particular]
     kept: dict[str, Any] = {"type": name}
     # An option may be possible only together with another one: until no more of them are, each is tried again.

@@ -34,7 +34,7 @@ class FastWeightAccessor(Accessor):
     word_size: int = Field(8, ge=1, description="W, length of a value")
     key_size: int = Field(6, ge=1, description="D, length of a key")
 
-    trace_fields = {  # noqa: RUF012
+    trace_fields = {
         "fast_weights": TraceField("W D", "matrix", "what keys are mapped to"),
         "value": TraceField("W", "words", "what is written"),
         "key": TraceField("D", "words", "under which key"),

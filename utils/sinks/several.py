@@ -83,7 +83,7 @@ class Sinks:
         self._sinks: list[tuple[str, Sink]] = []
         for options in chosen:
             name: str = options.type  # type: ignore[attr-defined]
-            kind: Any = type(options).component  # type: ignore[attr-defined]
+            kind: Any = type(options).component
             try:
                 with _undisturbed():
                     more = visdom if issubclass(kind, Plotter) else {}
