@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         dest="imports",
         metavar="MODULE",
-        help="a module that registers what options name; may be given again",
+        help="a module, or the path of its file, that registers what options name; may be given again",
     )
     top.add_argument("--version", action="version", version=papertape.__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -108,10 +108,11 @@ def read_arguments(
     # What they name is there for the others.
     options.override(values, [assignment for assignment in assignments if _gives([assignment], "imports")])
     named_there = values.get("imports")
-    modules = [*(named_there if isinstance(named_there, list) else []), *imports]
+    modules = registry.placed(named_there if isinstance(named_there, list) else [], Path.cwd())
+    modules += [name for name in dict.fromkeys(registry.placed(imports, Path.cwd())) if name not in modules]
     if modules:
-        values["imports"] = list(dict.fromkeys(modules))
-        registry.import_modules(values["imports"])
+        values["imports"] = modules
+        registry.import_modules(name for name in modules if isinstance(name, str))
     others = [assignment for assignment in assignments if not _gives([assignment], "imports")]
     for line in options.override(values, others):
         LOGGER.info("%s", line)

@@ -81,7 +81,7 @@ class RunOptions(Options):
 
     kept = frozenset({"seed"})
 
-    imports: list[str] = Field(default=[], description="modules that register what the options name; imported first")
+    imports: list[str] = Field(default=[], description="modules that register what the options name, by name or as paths of .py files; imported first")
     seed: int = Field(default=1, ge=0, lt=2**31, description="of weights, training data and population")
     device: str = Field(
         default="auto", description="cpu, cuda, cuda:1, … or mps; auto takes a CUDA device where there is one"
@@ -413,35 +413,45 @@ def differences(theirs: Any, ours: Any, path: str = "") -> list[tuple[str, Any, 
 
 
 def load_circuit(
-    path: str | Path, *, backend: str = "auto", device: torch.device | str = "cpu", imports: Sequence[str] = ()
+    path: str | Path, *, backend: str = "auto", device: torch.device | str = "cpu", imports: Sequence[str] | None = None
 ) -> Circuit:
     """The circuit of a checkpoint file, built from the options saved with it, with its trained weights.
 
     Device and backend are those given here, whatever the run had; of its options only the circuit's block and the
-    precision count. A checkpoint names the modules that its run has imported, but runs no code: import them yourself.
+    precision count. What comes from outside the package must be importable here: a checkpoint holds no code, but the
+    names of the modules that its run has imported.
 
     Args:
         path: a file such as ``runs/<run>/checkpoints/best.pt``.
         backend: what runs sequences.
         device: where to; ``auto`` takes a CUDA device where there is one.
-        imports: modules that register what the circuit is made of, if it comes from outside the package.
+        imports: modules that register what the circuit is made of, in place of those that the checkpoint names; these
+            are imported only if the circuit has a part that is not known yet. ``[]`` imports nothing.
 
     Raises:
         OptionsError: no such device here, or a module cannot be imported.
         checkpoint.CheckpointError: the file is missing, damaged, foreign or holds no circuit that can be built.
     """
     place = resolve_device(str(device))
-    registry.import_modules(imports)
+    registry.import_modules(imports or ())
     content = checkpoint.load(Path(path), place)
     try:
         options, weights, sizes = content["options"], content["agent"]["circuit"], content["sizes"]
-        block = _Circuit.model_validate({"circuit": options["circuit"]}).circuit
+        values, named = {"circuit": options["circuit"]}, options.get("imports", [])
     except (KeyError, TypeError) as error:
         raise checkpoint.CheckpointError(f"{path}: holds no circuit") from error
-    except ValidationError as error:
-        lines = explain(error, {"circuit": options["circuit"]}, _Circuit)
-        needed = ", ".join(repr(name) for name in options.get("imports", []))
-        hint = f" (its run has imported {needed}: import it first, or say imports=[{needed}])" if needed else ""
+    try:
+        try:
+            block = _Circuit.model_validate(values).circuit
+        except ValidationError:
+            if imports is not None or not named:
+                raise
+            registry.import_modules(named)
+            block = _Circuit.model_validate(values).circuit
+    except (ValidationError, OptionsError) as error:
+        lines = explain(error, values, _Circuit) if isinstance(error, ValidationError) else [str(error)]
+        needed = ", ".join(repr(name) for name in named)
+        hint = f" (its run has imported {needed}; imports= names what to import instead)" if needed else ""
         raise checkpoint.CheckpointError(
             f"{path}: holds no circuit that can be built here: {'; '.join(lines)}{hint}"
         ) from error
