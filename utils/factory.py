@@ -125,6 +125,10 @@ class RunOptions(Options):
             raise ValueError(f"got {host!r}; allowed: the name or the address of a machine, without http:// and port")
         return host
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As plain values: another process first imports what they name."""
+        return parse, (self.model_dump(mode="json"),)
+
 
 class Parts(NamedTuple):
     """What a run is made of."""
