@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as of_all_modules
 
-from .. import addressing, component, interface, sparse_addressing
+from .. import addressing, component, interface, sparse_addressing, sparse_memory
 from ..accessors import base as accessor_base
 from ..accessors import dynamic, sparse, static
 from ..controllers import base as controller_base
@@ -29,7 +29,7 @@ from ..controllers import feedforward, gru, lstm
 from .agreed import AGREED
 
 MODULES: tuple[ModuleType, ...] = (
-    *(addressing, interface, sparse_addressing, component),
+    *(addressing, interface, sparse_addressing, sparse_memory, component),
     *(accessor_base, static, dynamic, sparse),
     *(controller_base, lstm, gru, feedforward),
 )
@@ -219,7 +219,7 @@ def _records(kinds: tuple[type, ...]) -> tuple[_Record, ...]:
                 if part.__module__ in _OF_MODULES:
                     owners |= dict.fromkeys((_OF_MODULES[part.__module__], addressing, interface))
     if sparse in owners:
-        owners[sparse_addressing] = None
+        owners |= dict.fromkeys((sparse_addressing, sparse_memory))
     return tuple(_RECORDS[owner] for owner in owners)
 
 

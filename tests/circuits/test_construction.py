@@ -112,7 +112,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"controller": None}, "controller: got None; expected a block with a type, such as {type: "),
     ({"controller": {"hidden_size": 6}, "hidden_size": None}, "controller.type: missing; allowed: direct, "),
     ({"controller": {"type": "gru", "hidden_size": 0}}, "controller.hidden_size: got 0; allowed: greater than or "),
-    ({"controller": {"type": "gru", "units": 3}}, "controller.units: unknown option; known here: type, hidden_size"),
+    ({"controller": {"type": "gru", "units": 3}}, "controller.units: unknown option; known here: hidden_size"),
     ({"controller": LSTMController(5, hidden_size=6), "hidden_size": None},
      "controller: its input_size is 5; expected 7"),
     ({"controller": LSTMController(7, hidden_size=6), "hidden_size": None, "clip": -1.0}, "clip: got -1.0"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from papertape import SAM, SDNC, CircuitState, map_state
 from papertape.core import addressing
 from papertape.core.accessors import SparseAccessor, SparseState, sparse
-from papertape.core.accessors.sparse import ACCESS_THRESHOLD
+from papertape.core.sparse_memory import ACCESS_THRESHOLD
 
 HIDDEN, BATCH, STEPS = 7, 2, 12
 
