@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from ..core import install
 from ..core import recorder as kinds
 from ..core.recorder import Picture
-from . import light_process, visdom_files, visdom_server
+from . import child_process, visdom_files, visdom_server
 from .files import replacing
 from .plots import (
     LINES,
@@ -455,7 +455,7 @@ class Visdom:
         if self.server.process is not None and visdom_files.missing_files():
             say("info", "the visdom page lacks its scripts, which are being fetched; what it shows is kept meanwhile")
             self.fetching = subprocess.Popen(
-                light_process.command(visdom_files.fetch),
+                child_process.command(visdom_files.fetch),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

@@ -30,7 +30,7 @@ from papertape.core import install
 from papertape.core.options import OptionsError
 from papertape.core.recorder import Areas, Connection, Histogram, Network, Picture
 from papertape.core.trace_field import TraceField
-from papertape.utils import light_process, live_process, visdom_files, visdom_server
+from papertape.utils import child_process, live_process, visdom_files, visdom_server
 from papertape.utils.live_process import Files
 from papertape.utils.plots import Array, Episode, History, Seen, curves
 from papertape.utils.sinks import Off, Plotter, drawn
@@ -119,7 +119,7 @@ def test_files_are_drawn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_the_child_does_without_torch() -> None:
-    command = light_process.command(live_process.main, "{}")
+    command = child_process.command(live_process.main, "{}")
     listed = subprocess.run([command[0], "-X", "importtime", *command[1:]], capture_output=True, text=True, check=False)
     modules = {line.rpartition("|")[2].strip() for line in listed.stderr.splitlines()}
     assert "papertape.utils.plots" in modules
@@ -596,7 +596,7 @@ def test_missing_scripts_of_the_page_are_said_once(
     settings = live_process.Settings(str(tmp_path), "run", "auto", "localhost", free_port(), None, 1.0, os.getpid())
     monkeypatch.setattr(visdom_files, "missing_files", lambda: ["main.js"])
     for code, message in (("import time; time.sleep(60)", "in time"), ("raise SystemExit('no way')", "(no way)")):
-        monkeypatch.setattr(light_process, "command", lambda function, code=code: [sys.executable, "-c", code])
+        monkeypatch.setattr(child_process, "command", lambda function, code=code: [sys.executable, "-c", code])
         visdom = live_process.Visdom(settings)
         visdom.server.process = subprocess.Popen(["true"], stdin=subprocess.PIPE)
         visdom.fetch_files()

@@ -26,7 +26,7 @@ from ...core import install
 from ...core.options import OptionsError
 from ...core.recorder import Picture
 from ...core.registry import register
-from .. import light_process
+from .. import child_process
 from ..plots import Episode
 from .base import Sink
 
@@ -93,7 +93,7 @@ class Plotter(Sink):
             "parent": os.getpid(),
         }
         self._process = subprocess.Popen(
-            light_process.command(live_process.main, json.dumps(settings)),
+            child_process.command(live_process.main, json.dumps(settings)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
