@@ -23,7 +23,7 @@ from papertape.core.graph import GraphNetwork
 from papertape.core.recorder import Areas, Connection, Histogram, Network, Picture
 from papertape.core.trace import Trace
 from papertape.core.trace_field import TraceField
-from papertape.utils import live_process
+from papertape.utils.drawing.plotly import episode_windows
 from papertape.utils.plots import (
     Curve,
     Episode,
@@ -188,7 +188,7 @@ def test_the_page_shows_what_the_files_show() -> None:
     for build in CIRCUITS.values():
         episode = episode_from("", *answered(build()))
         layout = layout_of(episode)
-        windows = live_process.episode_windows(episode)
+        windows = episode_windows(episode)
         assert [window.name for window in windows] == [
             *(panel.name for panel in layout.panels),
             *(still.name for still in layout.all_stills),

@@ -80,7 +80,7 @@ class Plotter(Sink):
                 f"plots: got 'visdom', which is not installed; `{install.VISDOM}` gets it, "
                 "plots=files and plots=off work without it"
             )
-        from .. import live_process  # which loads matplotlib
+        from ..drawing import page, process  # which load matplotlib
 
         settings = {
             "directory": str(self.directory.absolute()),
@@ -89,11 +89,11 @@ class Plotter(Sink):
             "hostname": self.hostname,
             "port": self.port,
             "data": None if self.data is None else str(self.data),
-            "retry": live_process.RETRY_SECONDS,
+            "retry": page.RETRY_SECONDS,
             "parent": os.getpid(),
         }
         self._process = subprocess.Popen(
-            child_process.command(live_process.main, json.dumps(settings)),
+            child_process.command(process.main, json.dumps(settings)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
