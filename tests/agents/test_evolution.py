@@ -297,7 +297,7 @@ def test_pictures_of_the_strategy_and_of_the_network():
     agent = make("neat", recorder=kept, generations=3)
     agent.fit()
     assert [(step, name) for step, name, _ in kept.pictures] == [(3, "network"), (3, "species")]
-    assert kept.pictures[0][2] == agent.circuit.controller.graph.picture()
+    assert kept.pictures[0][2] == agent.circuit.controller.network.picture()
     kept.pictures.clear()
     agent.test()
     assert [name for _, name, _ in kept.pictures] == ["network"]

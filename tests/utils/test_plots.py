@@ -19,8 +19,8 @@ from papertape import DNC, NTM, SAM, SDNC, FeedForwardCircuit, Tape
 from papertape.circuits.memory import MemoryCircuit
 from papertape.core.circuit import Circuit
 from papertape.core.env import Batch
-from papertape.core.graph import GraphNetwork
 from papertape.core.recorder import Areas, Connection, Histogram, Network, Picture
+from papertape.core.topology import TopologyNetwork
 from papertape.core.trace import Trace
 from papertape.core.trace_field import TraceField
 from papertape.utils.drawing.plotly import episode_windows
@@ -528,15 +528,15 @@ def test_the_network_has_an_arrow_for_each_connection_and_recurrent_ones_are_cur
     assert [round(x) for x in places[:, 0]] == [0, 0, 1, 2, 3]
 
 
-def test_the_picture_of_a_graph_has_the_nodes_that_are_used_in_layers() -> None:
-    graph = GraphNetwork(2, 1, 4)
+def test_the_picture_of_a_network_has_the_nodes_that_are_used_in_layers() -> None:
+    module = TopologyNetwork(2, 1, 4)
     with torch.no_grad():
-        graph.hidden_weight[1, 1] = 0.5
-        graph.hidden_weight[3, 4] = -0.5
-        graph.hidden_weight[1, 6] = 0.25
-        graph.output_weight[0, 6] = 2.0
-        graph.output_weight[0, 7] = 3.0
-    network = graph.picture()
+        module.hidden_weight[1, 1] = 0.5
+        module.hidden_weight[3, 4] = -0.5
+        module.hidden_weight[1, 6] = 0.25
+        module.output_weight[0, 6] = 2.0
+        module.output_weight[0, 7] = 3.0
+    network = module.picture()
     assert network.nodes == ["bias", "in 1", "in 2", "1", "2", "out 1"]
     assert network.layers == [0, 0, 0, 1, 2, 3]
     joined = {(source, target): (weight, recurrent) for source, target, weight, recurrent in network.connections}
