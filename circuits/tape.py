@@ -32,8 +32,8 @@ class Tape(TapeOptions, MemoryCircuit):
     recompute_every: int | None = Field(default=None, init=False)
     tied_bits: bool = Field(
         default=False,
-        description="with a direct controller: the O outputs and the first O elements of input, of the word to write and "
-        "of the word read are the bits of a word, which share their weights: few, and as many for any O > 1",
+        description="with a direct controller: the O outputs and the first O elements of input, of the word to write "
+        "and of the word read are the bits of a word, which share their weights: few, and as many for any O > 1",
     )
 
     @classmethod
