@@ -110,7 +110,7 @@ def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, s
         recorder.episode(step, name, batch, outputs, trace)
     for module in circuit.modules():
         if isinstance(module, TopologyNetwork):
-            recorder.picture(step, "network", module.picture())
+            recorder.chart(step, "network", module.chart())
 
 
 def _traced_episode(world: World, circuit: Circuit, generator: torch.Generator) -> tuple[Batch, Tensor, Trace]:

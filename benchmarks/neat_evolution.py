@@ -113,7 +113,7 @@ def learn(preset: str, seed: int) -> tuple[EvolutionAgent, float]:
 def hidden_nodes(agent: EvolutionAgent) -> int:
     """Hidden nodes of the network that was found."""
     (network,) = (module for module in agent.circuit.modules() if isinstance(module, TopologyNetwork))
-    return len(network.picture().nodes) - 1 - network.input_size - network.output_size
+    return len(network.chart().nodes) - 1 - network.input_size - network.output_size
 
 
 def xor(seeds: int) -> None:

@@ -207,8 +207,8 @@ class TopologyNetwork(nn.Module):
             answers.append(outputs)
         return torch.stack(answers)
 
-    def picture(self) -> Network:
-        """The network to be drawn: its inputs, its outputs, and the hidden nodes that have connections."""
+    def chart(self) -> Network:
+        """The network as a chart: its inputs, its outputs, and the hidden nodes that have connections."""
         first, last = 1 + self.input_size, 1 + self.input_size + self.max_nodes
         rows = [*self.hidden_weight.tolist(), *self.output_weight.tolist()]
         found = [

@@ -28,7 +28,7 @@ from PIL import Image
 
 from papertape.core import install
 from papertape.core.options import OptionsError
-from papertape.core.recorder import Areas, Connection, Histogram, Network, Picture
+from papertape.core.recorder import Areas, Chart, Connection, Histogram, Network
 from papertape.core.trace_field import TraceField
 from papertape.utils import child_process, visdom_files, visdom_server
 from papertape.utils.drawing import files as drawing_files
@@ -259,14 +259,14 @@ def test_pictures_that_come_too_fast_give_way_to_the_last(tmp_path: Path, caplog
 
 
 def test_plain_data_becomes_a_picture_and_a_copy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pictures: dict[str, Picture] = {
+    pictures: dict[str, Chart] = {
         "species": Areas([1, 2], {"species 0": [2, 1], "species 1": [0, 1]}, "members"),
         "trust": Histogram([1.0, 2.0, 2.0]),
         "network": Network(["in", "out"], [0, 1], [Connection(0, 1, -0.5)]),
     }
     with plotting(tmp_path) as plotter:
         for name, picture in pictures.items():
-            plotter.picture(7, name, picture)
+            plotter.chart(7, name, picture)
     for name in pictures:
         with Image.open(tmp_path / "plots" / f"{name}.png") as drawn:
             assert drawn.size[0] > 300
@@ -280,8 +280,8 @@ def test_a_waiting_picture_gives_way_to_a_newer_one_of_its_name(tmp_path: Path) 
         child(plotter).send_signal(signal.SIGSTOP)
         # More than the pipe to the child takes: from then on they wait here.
         for step in range(60):
-            plotter.picture(step, "trust", Histogram([float(step)] * 20_000))
-            plotter.picture(step, "fitness", Histogram([1.0] * 20_000))
+            plotter.chart(step, "trust", Histogram([float(step)] * 20_000))
+            plotter.chart(step, "fitness", Histogram([1.0] * 20_000))
         assert not plotter._dropped and len(plotter._pictures) <= 2
         assert plotter._pictures[-1][2][0] == 59
         child(plotter).send_signal(signal.SIGCONT)
@@ -420,7 +420,7 @@ def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> No
         plotter.metrics(1, {"train/loss": 0.5, "train/bits_wrong": 0.0})
         plotter.metrics(2, {"train/loss": 0.25, "train/bits_wrong": 40.0, "validation/length 3/loss": 0.3})
         plotter.episode(2, "length 3", episode())
-        plotter.picture(2, "trust", Histogram([1.0, 2.0], "trust"))
+        plotter.chart(2, "trust", Histogram([1.0, 2.0], "trust"))
     shown = windows(server.port)
     parts = ("input", "target", "output", "write weights", "read weights", "memory")
     assert set(shown) == {
@@ -428,7 +428,7 @@ def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> No
         "text options",
         "curve loss",
         "curve bits_wrong",
-        "picture trust",
+        "chart trust",
         *(f"length 3 {part}" for part in parts),
     }
     train, judged = shown["curve loss"]["content"]["data"]
@@ -437,7 +437,7 @@ def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> No
     (heatmap,) = shown["length 3 memory"]["content"]["data"]
     assert heatmap["type"] == "heatmap"
     np.testing.assert_allclose(heatmap["z"], episode().seen["memory"].values[-1], atol=1e-3)
-    image = shown["picture trust"]["content"]["src"].removeprefix("data:image/png;base64,")
+    image = shown["chart trust"]["content"]["src"].removeprefix("data:image/png;base64,")
     assert base64.b64decode(image) == (run / "plots" / "trust.png").read_bytes()
     assert json.loads((tmp_path / "data" / "a_run.json").read_text())["jsons"].keys() == shown.keys()
     assert (run / "plots" / "curves.png").exists()

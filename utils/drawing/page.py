@@ -129,7 +129,7 @@ class Visdom:
         source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
         data = [{"content": {"src": source, "caption": ""}, "type": "image"}]
         opts = {"title": name, **WINDOW}
-        self.client._send({"data": data, "win": f"picture {name}", "eid": self.settings.title, "opts": opts})
+        self.client._send({"data": data, "win": f"chart {name}", "eid": self.settings.title, "opts": opts})
 
     def show_curves(self) -> None:
         """A window for each panel of curves."""

@@ -21,8 +21,8 @@ from typing import IO, Any
 
 from ...core import install
 from ...core import recorder as kinds
-from ...core.recorder import Picture
-from ..plots import Episode, History, picture_figure
+from ...core.recorder import Chart
+from ..plots import Episode, History, chart_figure
 from .files import Files, png
 from .pace import POLL_SECONDS, Budget, Schedule
 from .page import Page, Visdom
@@ -46,7 +46,7 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
             say("info", f"pictures go to files alone; `{install.VISDOM}` gets live plots")
         else:
             page = Page(settings, budget)
-    pictures: dict[tuple[str, str], tuple[int, Episode | Picture]] = {}
+    pictures: dict[tuple[str, str], tuple[int, Episode | Chart]] = {}
 
     def on_page(what: str, show: Callable[[Visdom], Any]) -> None:
         if page is not None:
@@ -68,7 +68,7 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
         what = f"the picture of {name}"
         with budget.spend(what):
             if not isinstance(shown, Episode):
-                content = png(picture_figure(f"{name}, step {step}", shown))
+                content = png(chart_figure(f"{name}, step {step}", shown))
                 files.drawn(step, name, content)
                 on_page(what, lambda visdom: visdom.image(name, content))
             elif kind == "animation":
@@ -98,7 +98,7 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
             episode = Episode(**fields)
             # One that waits for its turn gives way to a newer one of the same name.
             pictures[kind, episode.name] = (step, episode)
-        elif kind == "picture":
+        elif kind == "chart":
             step, name, what, fields = content
             pictures[kind, name] = (step, getattr(kinds, what)(**fields))
         elif kind == "close":

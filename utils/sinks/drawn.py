@@ -24,7 +24,7 @@ from pydantic import Field
 
 from ...core import install
 from ...core.options import OptionsError
-from ...core.recorder import Picture
+from ...core.recorder import Chart
 from ...core.registry import register
 from .. import child_process
 from ..plots import Episode
@@ -155,9 +155,9 @@ class Plotter(Sink):
         """One answered sequence, for the animation ``plots/<name>.gif``."""
         self._put("animation", name, (0, episode._replace(name=name)._asdict()))
 
-    def picture(self, step: int, name: str, picture: Picture) -> None:
+    def chart(self, step: int, name: str, chart: Chart) -> None:
         """Plain data, for ``plots/<name>.png``, a copy in ``plots/history/`` and visdom; see :meth:`episode`."""
-        self._put("picture", name, (step, name, type(picture).__name__, picture._asdict()))
+        self._put("chart", name, (step, name, type(chart).__name__, chart._asdict()))
 
     def _put(self, kind: str, name: str, content: tuple[Any, ...]) -> None:
         if not self.alive:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ....core.recorder import Areas, Picture
+from ....core.recorder import Areas, Chart
 from ....core.registry import register
 from ..base import Initial, Strategy
 from .genomes import Codec, Genomes, Innovations, crossover
@@ -362,7 +362,7 @@ class Neat(Strategy):
             "compatibility_threshold": self.threshold,
         }
 
-    def pictures(self) -> dict[str, Picture]:
+    def charts(self) -> dict[str, Chart]:
         """The members of each species in every generation so far."""
         if not self.sizes:
             return {}
