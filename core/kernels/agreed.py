@@ -12,7 +12,7 @@ AGREED = {
     "core/controllers/feedforward.py": "e3c593ebcdaa",
     "core/controllers/gru.py": "48d012fba8f4",
     "core/controllers/lstm.py": "10a0c0c78a7d",
-    "core/interface.py": "9ea054f5d62b",
+    "core/interface.py": "526679bb4ea2",
     "core/sparse_addressing.py": "a6a3ea07ddfa",
     "core/sparse_memory.py": "52135d7db5f3",
 }
