@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ..circuits.module import ModuleCircuit
 from ..core.circuit import Circuit
 from ..core.env import Batch, Env
-from ..core.graph import GraphNetwork
 from ..core.recorder import Recorder
 from ..core.streams import Stream, stream_seed
 from ..core.task import Task
+from ..core.topology import TopologyNetwork
 from ..core.trace import Trace, concatenate
 from ..core.world import World, carrying, join_episodes
 
@@ -109,8 +109,8 @@ def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, s
         outputs, _, trace = circuit(batch.inputs, trace=True)
         recorder.episode(step, name, batch, outputs, trace)
     for module in circuit.modules():
-        if isinstance(module, GraphNetwork):
-            recorder.picture(step, "network", module.picture())
+        if isinstance(module, TopologyNetwork):
+            recorder.chart(step, "network", module.chart())
 
 
 def _traced_episode(world: World, circuit: Circuit, generator: torch.Generator) -> tuple[Batch, Tensor, Trace]:

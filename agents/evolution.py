@@ -196,8 +196,8 @@ class EvolutionAgent(LearningAgent):
         """See :meth:`LearningAgent.judge`; also shows what the strategy has to show."""
         super().judge()
         if self.recorder.wants_episodes:
-            for name, picture in self.strategy.pictures().items():
-                self.recorder.picture(self.step, name, picture)
+            for name, chart in self.strategy.charts().items():
+                self.recorder.chart(self.step, name, chart)
 
     def _count_bad(self, bad: int, any_good: bool) -> None:
         self.bad_generations_in_a_row = 0 if any_good else self.bad_generations_in_a_row + 1

@@ -20,7 +20,7 @@ from ..core.members import Stack
 from ..core.options import Options, check_sizes
 from ..core.registry import lookup, register
 from ..core.state import CircuitState, example
-from ..core.tied import TiedLinear
+from ..core.tied_bits import TiedBitsLinear
 from ..core.trace import TraceField
 
 
@@ -80,7 +80,7 @@ class MemoryCircuit(Circuit):
                 "the controller's"
             )
         self.hidden_size = self.controller.hidden_size
-        self.output: nn.Linear | TiedLinear = nn.Linear(self.hidden_size + reads * word, self.output_size)
+        self.output: nn.Linear | TiedBitsLinear = nn.Linear(self.hidden_size + reads * word, self.output_size)
         self.differentiable = self.accessor.differentiable
         self.trace_fields = {  # type: ignore[misc]  # what its memory shows, others with each class of circuits
             "reads": TraceField("R W", "words", "words read"),

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..core.env import Batch, Env
 from ..core.registry import register
 from ..core.streams import Stream
-from .classification import ClassificationEnv, Pictures
+from .classification import ClassificationEnv, LabelledImages
 
 
 class DataSet(NamedTuple):
@@ -100,26 +100,26 @@ class ImagesEnv(ClassificationEnv):
         if kept < 1:
             raise ValueError(f"validation: got {self.validation}; allowed is less than the {len(labels)} images")
         self.input_size, self.output_size = images.shape[1] * images.shape[2], len(self.classes)
-        self.pictures = self._pictures(images[:kept], labels[:kept])
-        self._validation = self._pictures(images[kept:], labels[kept:]) if self.validation else self.pictures
-        self._test = self._pictures(test_images, test_labels)
+        self.labelled = self._labelled(images[:kept], labels[:kept])
+        self._validation = self._labelled(images[kept:], labels[kept:]) if self.validation else self.labelled
+        self._test = self._labelled(test_images, test_labels)
 
-    def _pictures(self, images: Tensor, labels: Tensor) -> Pictures:
-        return Pictures(images.to(self.device), labels.to(self.device), len(self.classes))
+    def _labelled(self, images: Tensor, labels: Tensor) -> LabelledImages:
+        return LabelledImages(images.to(self.device), labels.to(self.device), len(self.classes))
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw images with replacement; see :meth:`Env.sample`."""
-        return self.pictures.batch(self.pictures.draw(batch_size, self.sampling, generator))
+        return self.labelled.batch(self.labelled.draw(batch_size, self.sampling, generator))
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Every image once, in the order of the files."""
-        return self.pictures.batches(batch_size)
+        return self.labelled.batches(batch_size)
 
     def sets(self, stream: Stream) -> dict[str, Env]:
         """``images``: those kept aside, or the test images; ``training images`` where validation has none aside."""
         variant = copy(self)
-        variant.pictures = self._test if stream == "test" else self._validation
-        return {"training images" if variant.pictures is self.pictures else "images": variant}
+        variant.labelled = self._test if stream == "test" else self._validation
+        return {"training images" if variant.labelled is self.labelled else "images": variant}
 
 
 def load(name: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

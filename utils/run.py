@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..core.circuit import Circuit
 from ..core.env import Batch
 from ..core.options import OptionsError
-from ..core.recorder import Picture, Recorder
+from ..core.recorder import Chart, Recorder
 from ..core.trace import Trace
 from . import checkpoint
 from .files import append_line, clear_parts, replace_text
@@ -273,9 +273,9 @@ class Run(Recorder):
         if self.gif and episode.seen:
             self.sinks.animation(name, episode)
 
-    def picture(self, step: int, name: str, picture: Picture) -> None:
+    def chart(self, step: int, name: str, chart: Chart) -> None:
         """Draw plain data."""
-        self.sinks.picture(step, name, picture)
+        self.sinks.chart(step, name, chart)
 
     def checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
         """Save the agent's state and the run's options; when the disk fails, the last checkpoint stays as it is."""

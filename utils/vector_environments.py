@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import light_process
+from . import child_process
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
@@ -116,7 +116,7 @@ class Workers:
 
         # In a session of its own: Ctrl-C stops the training after its step, which these processes still have to answer.
         process = subprocess.Popen(
-            light_process.command(serve),
+            child_process.command(serve),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

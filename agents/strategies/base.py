@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...core.component import Chosen, Component
 from ...core.members import Stack
-from ...core.recorder import Picture
+from ...core.recorder import Chart
 from ...core.registry import contract
 from ..evaluation import check_keys, check_state
 from ..genome import Layout
@@ -195,8 +195,8 @@ class Strategy(Component, ABC):
         center, spread = self.center_and_spread()
         return {"diversity": spread, "genome_norm": float(torch.linalg.vector_norm(center))}
 
-    def pictures(self) -> dict[str, Picture]:
-        """By name, what there is to show besides numbers."""
+    def charts(self) -> dict[str, Chart]:
+        """What there is to show besides numbers, by name."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:

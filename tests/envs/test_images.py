@@ -215,5 +215,5 @@ def test_mnist_itself() -> None:
     for batch in env.sets("test")["images"].batches(3000):
         counts += batch.targets.sum((0, 1))
     assert counts.tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert len(env.pictures) == 55_000
+    assert len(env.labelled) == 55_000
     assert env.sample(200, generator()).inputs.shape == (1, 200, 784)

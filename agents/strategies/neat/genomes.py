@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ....core.graph import HIDDEN_WEIGHT, OUTPUT_WEIGHT
+from ....core.topology import HIDDEN_WEIGHT, OUTPUT_WEIGHT
 from ...genome import Layout
 
 EMPTY = torch.iinfo(torch.int64).max
@@ -155,7 +155,7 @@ class Innovations:
 
 
 class Codec:
-    """Between genes and the weights of a circuit that has one :class:`~papertape.core.graph.GraphNetwork`."""
+    """Between genes and the weights of a circuit that has one :class:`~papertape.core.topology.TopologyNetwork`."""
 
     def __init__(self, layout: Layout) -> None:
         """
