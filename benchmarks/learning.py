@@ -25,8 +25,8 @@ import torch
 
 from papertape.agents.evaluation import evaluate_all, set_error
 from papertape.agents.learning import LearningAgent
-from papertape.core.recorder import Recorder
 from papertape.core.options import OptionsError
+from papertape.core.recorder import Recorder
 from papertape.main import read_arguments
 from papertape.utils import factory
 

@@ -2,7 +2,7 @@
 
     h = (1 - a) h + a tanh(W x + U h),  a = sigmoid(b), one b for each unit
 
-One class is all that there is to write. Any memory can have it:
+Any memory can have it:
 
     papertape train ntm-copy --import examples/own_controller.py circuit.controller.type=leaky
 """

@@ -1,7 +1,7 @@
-"""A task of your own, n-back: words come one after another, and each is answered by the one some steps before it.
+"""A task of your own, n-back: each word is answered by the one that came some steps before it.
 
-    papertape train examples/own_task.yaml
-    papertape train dnc-copy --import examples/own_task.py env.type=n-back env.back=5
+Train an NTM on it with ``papertape train examples/own_task.yaml``; or have it in place of any other task, with
+``papertape train dnc-copy --import examples/own_task.py env.type=n-back env.back=5``.
 """
 
 from typing import Any

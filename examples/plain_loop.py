@@ -17,13 +17,14 @@ import papertape
 from papertape.envs import CopyEnv
 
 
-def main(steps: int = 600, picture: str | Path = "plain_loop.png") -> float:
+def main(steps: int = 1000, picture: str | Path = "plain_loop.png") -> float:
     """Train, draw the memory at work on one sequence, and return the bits wrong per sequence of 8 words."""
     torch.manual_seed(1)
     generator = torch.Generator().manual_seed(1)
     env = CopyEnv(width=6, max_length=8)
     circuit = papertape.NTM(env.input_size, env.output_size, memory_size=32, word_size=10)
-    optimiser = torch.optim.Adam(circuit.parameters(), 1e-2)
+    optimiser = torch.optim.Adam(circuit.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=1e-2, total_steps=steps)
     for _ in range(steps):
         batch = env.sample(16, generator)
         outputs, _ = circuit(batch.inputs)
@@ -32,6 +33,7 @@ def main(steps: int = 600, picture: str | Path = "plain_loop.png") -> float:
         loss.backward()
         nn.utils.clip_grad_norm_(circuit.parameters(), 10)
         optimiser.step()
+        schedule.step()
 
     # What the heads did: a mapping from names to tensors [T, B, …], each with its axes and its kind.
     batch = env.variant(length=(8, 8)).sample(64, generator)

@@ -37,7 +37,7 @@ def main(circuit: papertape.Circuit, picture: str | Path = "trace.png") -> paper
     # A mapping: each name has a tensor [T, B, …] and a field that says what it is.
     for name, seen in trace.items():
         field = trace.fields[name]
-        print(f"{name:14} {field.kind:9} [T, B, {', '.join(field.axes.split())}] = {list(seen.shape)}  {field.description}")
+        print(f"{name:14} {field.kind:9} T B {field.axes:5} {list(seen.shape)!s:15} {field.description}")
 
     # Where each head was most, in the first sequence, by the number of the slot: T numbers.
     for name, seen in trace.of_kind("weighting").items():

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 import yaml
 
 import papertape
-from papertape.core import registry
 from papertape.main import main
 from papertape.utils import checkpoint
 
@@ -35,20 +33,12 @@ SMALL += ["agent.retry_every=null", "agent.confirmation_sequences=null", "device
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with a memory of one's own; what is imported from there is forgotten afterwards."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outsiders: None) -> Path:
+    """A folder with a memory of one's own."""
     shutil.copy(ROOT / "examples" / "own_memory.py", tmp_path)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(RUN), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setattr(registry, "_entries", {kind: {**names} for kind, names in registry._entries.items()})
-    before = set(sys.modules)
-    importlib.invalidate_caches()
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
+    return tmp_path
 
 
 @pytest.fixture
@@ -79,13 +69,13 @@ def test_a_memory_of_ones_own_is_trained_resumed_tested_and_loaded(folder: Path,
     assert yaml.safe_load((directory / "options.yaml").read_text())["imports"] == ["own_memory"]
 
     path = directory / "checkpoints" / "latest.pt"
-    needed = r"its run has imported 'own_memory': import it first, or say imports=\['own_memory'\]"
+    needed = r"its run has imported 'own_memory'; imports= names what to import instead"
     with pytest.raises(
         checkpoint.CheckpointError, match=rf"circuit\.accessor\.type: got 'delta'; allowed: dynamic, .*{needed}"
     ) as caught:
-        papertape.load_circuit(path)
-    assert "\n" not in str(caught.value)
-    loaded: Any = papertape.load_circuit(path, imports=["own_memory"])
+        papertape.load_circuit(path, imports=[])
+    assert "\n" not in str(caught.value) and "own_memory" not in sys.modules
+    loaded: Any = papertape.load_circuit(path)
     assert type(loaded.accessor).__name__ == "DeltaAccessor"
 
     say("train", "--resume", "latest", "agent.steps=7")

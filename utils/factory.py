@@ -81,7 +81,10 @@ class RunOptions(Options):
 
     kept = frozenset({"seed"})
 
-    imports: list[str] = Field(default=[], description="modules that register what the options name, by name or as paths of .py files; imported first")
+    imports: list[str] = Field(
+        default=[],
+        description="modules that register what the options name, by name or as paths of .py files; imported first",
+    )
     seed: int = Field(default=1, ge=0, lt=2**31, description="of weights, training data and population")
     device: str = Field(
         default="auto", description="cpu, cuda, cuda:1, … or mps; auto takes a CUDA device where there is one"
