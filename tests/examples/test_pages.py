@@ -73,7 +73,7 @@ def test_commands_are_those_that_there_are(
 
 def test_a_plain_loop_draws_what_it_has_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example: Any = load("plain_loop")
-    untrained, trained = example.main(0, tmp_path / "a.png"), example.main(400, tmp_path / "b.png")
+    untrained, trained = example.main(1, tmp_path / "a.png"), example.main(300, tmp_path / "b.png")
     assert trained < 0.8 * untrained
     assert (tmp_path / "b.png").stat().st_size > 10_000
     assert "write_weights [T, B, H, N]" in capsys.readouterr().out
