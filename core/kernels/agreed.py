@@ -8,7 +8,7 @@ AGREED = {
     "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "1d02d424a8bc",
     "core/component.py": "b45366cf6f64",
-    "core/controllers/base.py": "251e1bc58e24",
+    "core/controllers/base.py": "3ec48dc41c76",
     "core/controllers/feedforward.py": "e3c593ebcdaa",
     "core/controllers/gru.py": "48d012fba8f4",
     "core/controllers/lstm.py": "10a0c0c78a7d",

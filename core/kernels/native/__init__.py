@@ -3,14 +3,14 @@
 Controller, heads and memory of a row of the batch stay in cache for all time steps. The memory (and the DNC's link
 matrix) is stored only every few steps and computed again between, which costs little and saves most of the space.
 
-Results are those of the eager backend, up to the rounding of either, and the same ones are finite, however large
-weights, biases, inputs and states are, as long as nothing that the equations and their gradients compute, and no sum
-of the magnitudes that they add up, is beyond the type's largest number (3.4e38 in float32). So words and keys have to
-stay below some 1e18 there, since norms square them. Beyond, sums meet infinities of both signs in an order of their
-own, and one backend may answer with a number where the other has none. So are gradients, as long as strengths,
-sharpness and powers of links stay below some 1e4: they multiply rounding, which beyond decides between equal matches,
-and what is left of gradients that cancel. What is below the smallest normal number (1.2e-38 in float32) may count as
-0. Other rows of the batch and members of a population are never touched by any of it.
+Results equal those of the eager backend up to rounding, and are finite where those are, for weights, biases, inputs and
+states of any size, as long as nothing that the equations and their gradients compute, and no sum of magnitudes within
+them, exceeds the type's largest number (3.4e38 in float32). In float32, words and keys must therefore stay below about
+1e18, since norms square them. Beyond that, sums meet infinities of both signs in different orders, and one backend may
+give a number where the other gives NaN. Gradients agree as well, as long as strengths, sharpness and powers of links
+stay below about 1e4: larger ones amplify rounding, which then decides between equal matches, and what is left of
+gradients that cancel. Numbers below the smallest normal one (1.2e-38 in float32) may count as 0. Other rows of the
+batch and other members of a population are never affected.
 """
 
 from __future__ import annotations
