@@ -191,11 +191,13 @@ class Known:
 
     def changed(self, circuit: CircuitView) -> str | None:
         """Why kernels do not understand the circuit, or which part of it was replaced, or None."""
-        if self.reason is not None:
-            return self.reason
-        if circuit.changed_transition:
+        if self.reason is None and circuit.changed_transition:
             return Skipped(f"it would skip the transition of {type(circuit).__name__}")
-        return edited() or replaced(self.modules)
+        return self.changed_parts()
+
+    def changed_parts(self) -> str | None:
+        """The same for :attr:`modules` alone, of a circuit whose transition runs as it is."""
+        return self.reason or edited() or replaced(self.modules)
 
     def unfit(self, circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
         """Why kernels cannot read the tensors of a sequence, or None."""
@@ -223,6 +225,23 @@ def known(
 def unavailable_here(device: torch.device) -> str | None:
     """Why kernels cannot run at this moment, or None."""
     return transform() or ("it has no autocast" if torch.is_autocast_enabled(device.type) else None)
+
+
+def unfit_population(
+    own: Mapping[str, Tensor], parameters: Mapping[str, Tensor], inputs: Tensor, input_size: int
+) -> str | None:
+    """Why kernels cannot read the parameters of a population and its inputs, or None.
+
+    Args:
+        own: parameters of the circuit, ``S`` by name.
+        parameters: of its members, ``[P, *S]`` by name.
+        inputs: ``[T, B, I]``.
+        input_size: I.
+    """
+    members = len(next(iter(parameters.values())))
+    shapes = [(name, (members, *parameter.shape)) for name, parameter in own.items()]
+    shapes.append(("inputs", (*inputs.shape[:2], input_size)))
+    return unfit([*(parameters[name] for name in own), inputs], shapes, inputs)
 
 
 def unfit(tensors: Iterable[Tensor], shapes: Iterable[tuple[str, tuple[int, ...]]], inputs: Tensor) -> str | None:

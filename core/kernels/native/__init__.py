@@ -27,7 +27,7 @@ from ...controllers.lstm import LSTMState
 from ...members import map_initial_state
 from ...state import CircuitState
 from .. import eager, guard
-from ..formulas import edited, replaced
+from ..formulas import replaced
 from . import library
 from .nearest import nearest
 from .sequence import Layer, State, Weights, make_problem, run_sequence
@@ -88,12 +88,8 @@ def _library_reason() -> str | None:
 
 def _unavailable_lookups(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
     accessor: Any = circuit.accessor
-    reason = (
-        eager.recorded(circuit, inputs, state)
-        or guard.ununderstood(accessor, LOOKUPS)
-        or edited()
-        or replaced((accessor,))
-    )
+    known = guard.known("lookups", circuit, LOOKUPS, None)
+    reason = eager.recorded(circuit, inputs, state) or known.changed_parts()
     if reason is None and accessor.masked_content:
         reason = "it has no masked lookups in a sparse memory"
     memory = state.accessor.memory
@@ -128,10 +124,7 @@ def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor
     if reason is not None:
         return reason
     own = {**_named(known), "output.weight": output.weight, "output.bias": output.bias}
-    members = len(next(iter(parameters.values())))
-    shapes = [(name, (members, *parameter.shape)) for name, parameter in own.items()]
-    shapes.append(("inputs", (*inputs.shape[:2], circuit.input_size)))
-    return guard.unfit([*(parameters[name] for name in own), inputs], shapes, inputs) or _library_reason()
+    return guard.unfit_population(own, parameters, inputs, circuit.input_size) or _library_reason()
 
 
 def run_population(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
