@@ -181,10 +181,7 @@ def _misfits(options: RunOptions) -> Iterator[str]:
     if options.backend not in agent.backends:
         yield f"backend: got {options.backend!r}; allowed with agent.type {named!r}: {', '.join(agent.backends)}"
     if options.start is not None:
-        try:
-            agent.check_start(options.agent)
-        except ValueError as error:
-            yield f"agent.{error}"
+        yield from agent.refuses_start(options.agent)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -473,8 +470,8 @@ def describe(parts: Parts) -> str:
     ]
     for part in (getattr(circuit, "controller", None), getattr(circuit, "accessor", None)):
         if part is not None:
-            values = part.options.model_dump(exclude={"type"})
-            lines.append(f"    {type(part).__name__}: {', '.join(f'{name} {value}' for name, value in values.items())}")
+            sizes = [f"{name} {value}" for name, value in part.options if type(value) is int]
+            lines.append(": ".join([f"    {type(part).__name__}", *filter(None, [", ".join(sizes)])]))
     return "\n".join(lines)
 
 

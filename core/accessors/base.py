@@ -116,14 +116,6 @@ class SlotOptions(Component):
 class SlotAccessor(Accessor):
     """An accessor whose state has the slots as ``memory``, ``[B, N, W]``; another N may be chosen for each state."""
 
-    def reset_parameters(self) -> None:
-        """Draw all weights anew, as when it was built; here, those of each layer in the layer's own way.
-
-        Raises:
-            TypeError: there are weights that no layer has, which a subclass draws itself.
-        """
-        reset(self)
-
     def sizes_of(self, state: Any) -> dict[str, int]:
         """The number of slots."""
         return {"memory_size": state.memory.shape[1]}

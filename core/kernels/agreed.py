@@ -2,9 +2,9 @@
 
 AGREED = {
     "circuits/memory.py": "33a03de838b4",
-    "core/accessors/base.py": "136ef1763267",
+    "core/accessors/base.py": "3d7008351884",
     "core/accessors/dynamic.py": "4d9c8006cc93",
-    "core/accessors/sparse.py": "57288782f647",
+    "core/accessors/sparse.py": "e7b3e7297bfc",
     "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "1d02d424a8bc",
     "core/component.py": "b45366cf6f64",
@@ -14,5 +14,6 @@ AGREED = {
     "core/controllers/lstm.py": "10a0c0c78a7d",
     "core/interface.py": "526679bb4ea2",
     "core/sparse_addressing.py": "a6a3ea07ddfa",
+    "core/sparse_memory.py": "52135d7db5f3",
 }
 """What each file meant."""

@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as of_all_modules
 
-from .. import addressing, component, interface, sparse_addressing
+from .. import addressing, component, interface, sparse_addressing, sparse_memory
 from ..accessors import base as accessor_base
 from ..accessors import dynamic, sparse, static
 from ..controllers import base as controller_base
@@ -29,7 +29,7 @@ from ..controllers import feedforward, gru, lstm
 from .agreed import AGREED
 
 MODULES: tuple[ModuleType, ...] = (
-    *(addressing, interface, sparse_addressing, component),
+    *(addressing, interface, sparse_addressing, sparse_memory, component),
     *(accessor_base, static, dynamic, sparse),
     *(controller_base, lstm, gru, feedforward),
 )
@@ -182,12 +182,15 @@ def _used(module: ModuleType) -> Iterator[str]:
 
 _TORCH: dict[type, tuple[str, ...]] = {nn.Module: _CALLS, nn.Linear: (*_CALLS, "forward")}
 _RECORDS: dict[Any, _Record] = {module: _Record(module, _used(module)) for module in MODULES}
+_WORKING = (sparse_memory.WorkingMemory, sparse_memory.WorkingLinks)
+"""What steps of sparse access do their work in, which is no layer."""
+
 _RECORDS |= {
     value: _Record(value, [name for name in vars(value) if name not in _ABOUT])
     for module in MODULES
     for value in vars(module).values()
     if isinstance(value, type)
-    and issubclass(value, (nn.Module, component.Component))
+    and issubclass(value, (nn.Module, component.Component, *_WORKING))
     and value.__module__ == module.__name__
 }
 _RECORDS |= {owner: _Record(owner, names) for owner, names in _TORCH.items()}
@@ -219,7 +222,7 @@ def _records(kinds: tuple[type, ...]) -> tuple[_Record, ...]:
                 if part.__module__ in _OF_MODULES:
                     owners |= dict.fromkeys((_OF_MODULES[part.__module__], addressing, interface))
     if sparse in owners:
-        owners[sparse_addressing] = None
+        owners |= dict.fromkeys((sparse_addressing, sparse_memory, *_WORKING))
     return tuple(_RECORDS[owner] for owner in owners)
 
 

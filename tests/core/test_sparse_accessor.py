@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from papertape import SAM, SDNC, CircuitState, map_state
-from papertape.core import addressing
-from papertape.core.accessors import SparseAccessor, SparseState, sparse
-from papertape.core.accessors.sparse import ACCESS_THRESHOLD
+from papertape.core import addressing, sparse_memory
+from papertape.core.accessors import SparseAccessor, SparseState
+from papertape.core.sparse_memory import ACCESS_THRESHOLD
 
 HIDDEN, BATCH, STEPS = 7, 2, 12
 
@@ -315,6 +315,6 @@ def test_many_slots_are_accessed_as_few_are(monkeypatch, writes):
         return accessor.end(working)
 
     few = sequence()
-    monkeypatch.setattr(sparse, "MANY_SLOTS", 1)
+    monkeypatch.setattr(sparse_memory, "MANY_SLOTS", 1)
     for one, other in zip(few, sequence(), strict=True):
         assert not isinstance(one, Tensor) or torch.equal(one, other)
