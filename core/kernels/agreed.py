@@ -14,6 +14,6 @@ AGREED = {
     "core/controllers/lstm.py": "10a0c0c78a7d",
     "core/interface.py": "526679bb4ea2",
     "core/sparse_addressing.py": "a6a3ea07ddfa",
-    "core/sparse_memory.py": "52135d7db5f3",
+    "core/sparse_memory.py": "d3a1c0f18a76",
 }
 """What each file meant."""
