@@ -261,7 +261,7 @@ class WorkingLinks:
         self.precedence_slots, self.precedence = sparse_addressing.merged(entries, weights, self.width)
 
     def _note_followers(self, written: Tensor) -> None:
-        """List the slots written, ``[B, M]`` (-1: none), after those of the last precedence, where links are strong enough."""
+        """List the slots written, ``[B, M]`` (-1: none), after those of the last precedence, if links are strong."""
         with torch.no_grad():
             target = self.precedence_slots
             old = self._rows(self.followers, target)
