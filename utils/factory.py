@@ -1,4 +1,4 @@
-"""The wiring of Env, Circuit and Agent from options that name them; what there is to name is in the registry."""
+"""Builds Env, Circuit and Agent from the options that name them in the registry."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class Parts(NamedTuple):
 
 
 def parse(values: Mapping[str, Any]) -> RunOptions:
-    """Validate the options of a run; imports first what they say is to be imported.
+    """Validate the options of a run, after importing the modules that they name.
 
     Raises:
         OptionsError: lists every problem, each with the path of the key, what was given and what is allowed.
@@ -256,7 +256,7 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
     Args:
         options: of the run; its ``start``, if any, is the path of a checkpoint file.
         recorder: where metrics, pictures and checkpoints go; None keeps nothing.
-        resumed: the agent's state is to be loaded, which has weights of its own: ``start`` is left alone.
+        resumed: True if the agent's state will be loaded, weights included: ``start`` is ignored.
 
     Raises:
         ValueError: the parts do not fit each other, the weights of ``start`` do not fit the circuit, or no memory is
@@ -304,8 +304,8 @@ def _check_gradient(options: RunOptions, circuit: Circuit) -> None:
 
 
 def try_out(options: RunOptions, env: Task, circuit: Circuit) -> None:
-    """See whether there is room for the state of a batch, whether parts from outside the package can take a step, and
-    whether the backend can run it.
+    """Check that there is memory for the state of a batch, that parts from outside the package can take a step, and
+    that the backend can run the circuit.
 
     Raises:
         OptionsError: a part from outside cannot.
@@ -366,7 +366,7 @@ def _contract_errors(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory_errors(what: str, kind: type[Exception] = OptionsError) -> Iterator[None]:
-    """Within the block, running out of memory is an error of this kind, of one line, which says for how much."""
+    """Within the block, running out of memory raises an error of this kind: one line that says what needed how much."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -383,7 +383,7 @@ def memory_errors(what: str, kind: type[Exception] = OptionsError) -> Iterator[N
 
 
 def take_over(options: RunOptions, circuit: Circuit) -> None:
-    """Give a circuit the weights of the checkpoint file that ``start`` names, whichever agent has found them.
+    """Give a circuit the weights of the checkpoint file that ``start`` names, whichever agent trained them.
 
     Raises:
         OptionsError: the weights do not fit; names the first that does not, and the options that differ.

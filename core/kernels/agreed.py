@@ -8,12 +8,12 @@ AGREED = {
     "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "1d02d424a8bc",
     "core/component.py": "b45366cf6f64",
-    "core/controllers/base.py": "251e1bc58e24",
+    "core/controllers/base.py": "3ec48dc41c76",
     "core/controllers/feedforward.py": "e3c593ebcdaa",
     "core/controllers/gru.py": "48d012fba8f4",
     "core/controllers/lstm.py": "10a0c0c78a7d",
     "core/interface.py": "526679bb4ea2",
     "core/sparse_addressing.py": "a6a3ea07ddfa",
-    "core/sparse_memory.py": "52135d7db5f3",
+    "core/sparse_memory.py": "d3a1c0f18a76",
 }
 """What each file meant."""
