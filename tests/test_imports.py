@@ -223,11 +223,11 @@ def test_an_installed_package_needs_no_import(
     folder: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = folder / "site"
-    (site / "fast_weights").mkdir(parents=True)
-    (folder / "own_memory.py").rename(site / "fast_weights" / "__init__.py")
-    (site / "fast_weights-1.0.dist-info").mkdir()
-    (site / "fast_weights-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: fast-weights\n")
-    (site / "fast_weights-1.0.dist-info" / "entry_points.txt").write_text("[papertape]\ndelta = fast_weights\n")
+    (site / "somebodys_memory").mkdir(parents=True)
+    (folder / "own_memory.py").rename(site / "somebodys_memory" / "__init__.py")
+    (site / "somebodys_memory-1.0.dist-info").mkdir()
+    (site / "somebodys_memory-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys-memory\n")
+    (site / "somebodys_memory-1.0.dist-info" / "entry_points.txt").write_text("[papertape]\ndelta = somebodys_memory\n")
     monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
     chosen = ["circuit.type=memory", *SMALL]
     said = say("train", "ntm-copy", *chosen, "circuit.accessor.type=delt", status=2)
@@ -237,7 +237,7 @@ def test_an_installed_package_needs_no_import(
     assert yaml.safe_load((directory / "options.yaml").read_text())["imports"] == []
     say("train", "--resume", "latest", "agent.steps=3")
     loaded: Any = papertape.load_circuit(directory / "checkpoints" / "latest.pt")
-    assert type(loaded.accessor).__module__ == "fast_weights"
+    assert type(loaded.accessor).__module__ == "somebodys_memory"
 
 
 @pytest.mark.slow
