@@ -22,7 +22,7 @@ from papertape.core import distributed, registry
 from papertape.core.agent import Agent
 from papertape.core.distributed import FirstProcessError, LostProcessError, Processes
 from papertape.core.kernels.dispatch import BackendError
-from papertape.core.options import OptionsError
+from papertape.core.options import ContractError, OptionsError
 from papertape.core.task import Task
 from papertape.envs.images import DataError
 from papertape.utils import factory, options
@@ -42,6 +42,8 @@ from papertape.utils.run import (
 QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 """What tells the threads of each kind of OpenMP to sleep while they wait."""
 DEFAULT_PRESET = "ntm-copy"
+ERRORS = (*(ValueError, OSError, ImportError, ContractError, BackendError, DataError, TrainingError, LostProcessError),)
+"""What is said in one line."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -154,6 +156,13 @@ def read_saved_arguments(arguments: Sequence[str], saved: dict[str, Any], import
 
 def _gives(arguments: Sequence[str], key: str) -> bool:
     return any(assignment.startswith(f"{key}=") for assignment in arguments)
+
+
+def forget(directory: Path) -> None:
+    """Remove the folder of a run that did not begin, and the one it is in if that is empty then."""
+    shutil.rmtree(directory)
+    with contextlib.suppress(OSError):
+        directory.parent.rmdir()
 
 
 class Start(NamedTuple):
@@ -309,7 +318,7 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
     directory = resumed or new_directory()
     with contextlib.ExitStack() as undone:
         if not resumed:
-            undone.callback(shutil.rmtree, directory)
+            undone.callback(forget, directory)
             held.enter_context(locked(directory))
         run = undone.enter_context(Run(directory, chosen, parts.circuit))
         run.write_options(agent.step)
@@ -392,7 +401,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
     except FirstProcessError:
         return 2
-    except (ValueError, OSError, ImportError, BackendError, DataError, TrainingError, LostProcessError) as error:
+    except (
+        ValueError,
+        OSError,
+        ImportError,
+        ContractError,
+        BackendError,
+        DataError,
+        TrainingError,
+        LostProcessError,
+    ) as error:
         who = "papertape" if first else f"papertape, process {distributed.rank_here()}"
         print("\n".join(f"{who}: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1 if isinstance(error, (TrainingError, LostProcessError)) else 2

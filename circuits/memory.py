@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core.accessors import AnyAccessor
 from ..core.circuit import Circuit
 from ..core.component import build, options_of
+from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
 from ..core.kernels import checkpointing, dispatch
 from ..core.kernels.transforms import one_call
@@ -61,7 +62,8 @@ class MemoryCircuit(Circuit):
         """Build the controller, the accessor and the output layer."""
         memory = self._chosen_accessor()
         kind: Any = type(memory).component if isinstance(memory, Options) else type(memory)
-        reads, word = kind.read_shape(memory)
+        with trying(kind, "read_shape"):
+            reads, word = check_read_shape(kind, kind.read_shape(memory))
         self.read_shape = (reads, word)
         """R words of W elements are read at each step."""
         wanted = self.input_size + reads * word
@@ -73,15 +75,19 @@ class MemoryCircuit(Circuit):
             )
         if isinstance(self.controller.options, Options):
             self.options = self.options.model_copy(update={"controller": self.controller.options})
+        check_whole(type(self.controller), "hidden_size", getattr(self.controller, "hidden_size", None))
         self.accessor = build(memory, self.controller.hidden_size)
         if self.accessor.hidden_size != self.controller.hidden_size:
             raise ValueError(
                 f"accessor: its hidden_size is {self.accessor.hidden_size}; expected {self.controller.hidden_size}, "
                 "the controller's"
             )
+        for part in (self.controller, self.accessor):
+            if is_outside(type(part)):
+                part.check()
         self.hidden_size = self.controller.hidden_size
         self.output: nn.Linear | TiedLinear = nn.Linear(self.hidden_size + reads * word, self.output_size)
-        self.differentiable = self.accessor.differentiable
+        self.differentiable = self.accessor.differentiable and self.controller.differentiable
         self.trace_fields = {  # type: ignore[misc]  # what its memory shows, others with each class of circuits
             "reads": TraceField("R W", "words", "words read"),
             **self.accessor.trace_fields,

@@ -2,13 +2,13 @@
 
 AGREED = {
     "circuits/memory.py": "33a03de838b4",
-    "core/accessors/base.py": "136ef1763267",
+    "core/accessors/base.py": "e30d1b06e00e",
     "core/accessors/dynamic.py": "4d9c8006cc93",
-    "core/accessors/sparse.py": "57288782f647",
+    "core/accessors/sparse.py": "3116b5d5a73a",
     "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "1d02d424a8bc",
-    "core/component.py": "b45366cf6f64",
-    "core/controllers/base.py": "251e1bc58e24",
+    "core/component.py": "83d351439c21",
+    "core/controllers/base.py": "bc6ee3db7b33",
     "core/controllers/feedforward.py": "e3c593ebcdaa",
     "core/controllers/gru.py": "48d012fba8f4",
     "core/controllers/lstm.py": "10a0c0c78a7d",
