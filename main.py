@@ -27,6 +27,7 @@ from papertape.core.task import Task
 from papertape.envs.images import DataError
 from papertape.utils import factory, options
 from papertape.utils.log import LOGGER, log_to
+from papertape.utils.options_help import help_text
 from papertape.utils.run import (
     Run,
     find_checkpoint,
@@ -74,6 +75,11 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("list", parents=[importing], help="show presets and everything that options can name")
     show = commands.add_parser("show", parents=[importing], help="print options, fully resolved")
     show.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help=f"default preset: {DEFAULT_PRESET}")
+    show.add_argument(
+        "--help-options",
+        action="store_true",
+        help="what each of them is: type, default, what is allowed, a line of help",
+    )
     return top
 
 
@@ -397,7 +403,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if parsed.command == "list":
                 registry.import_modules(parsed.imports)
                 return list_entries()
-            show(read_arguments(parsed.arguments, imports=parsed.imports))
+            chosen = read_arguments(parsed.arguments, imports=parsed.imports)
+            if parsed.help_options:
+                print(help_text(chosen))
+            else:
+                show(chosen)
             return 0
     except FirstProcessError:
         return 2

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core.accessors import AnyAccessor
 from ..core.circuit import Circuit
-from ..core.component import build, options_of
+from ..core.component import build, options_of, validated
 from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
 from ..core.kernels import checkpointing, dispatch
@@ -68,6 +68,10 @@ class MemoryCircuit(Circuit):
         """R words of W elements are read at each step."""
         wanted = self.input_size + reads * word
         self.controller = build(self._chosen_controller(), wanted, clip=self.clip)
+        own_clip = getattr(self.controller, "clip", self.clip)
+        if own_clip != self.clip and "clip" in self.options.model_fields_set:
+            name = type(self.controller).__name__
+            raise ValueError(f"clip: got {self.clip}; the {name} that is given says {own_clip}")
         if self.controller.input_size != wanted:
             raise ValueError(
                 f"controller: its input_size is {self.controller.input_size}; expected {wanted}, the circuit's "
@@ -99,7 +103,7 @@ class MemoryCircuit(Circuit):
         if not isinstance(self.accessor, str):
             return self.accessor
         model = options_of(lookup("accessor", self.accessor))
-        return model(**{name: getattr(self, name) for name in model.model_fields if name != "type"})
+        return validated(model, {name: getattr(self, name) for name in model.model_fields if name != "type"})
 
     def _chosen_controller(self) -> Any:
         """Options or object of the controller, with the sizes that were given beside its name.
@@ -122,7 +126,7 @@ class MemoryCircuit(Circuit):
                 raise ValueError(f"{name}: got {value}; a {chosen.type} controller has none")  # type: ignore[attr-defined]
             if "controller" in self.options.model_fields_set and name in chosen.model_fields_set:
                 raise ValueError(f"{name}: got {value}; the controller that is given says {getattr(chosen, name)}")
-        return type(chosen).model_validate({**dict(chosen), **given})
+        return validated(type(chosen), {**dict(chosen), **given})
 
     def extra_repr(self) -> str:
         """Sizes and what runs the circuit."""

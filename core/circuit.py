@@ -19,6 +19,7 @@ from .kernels.transforms import one_call
 from .lengths import check_lengths, run_each_to_its_end
 from .members import Stack, map_members
 from .options import check_choice
+from .placement import AnyDeviceOrNone, AnyDtype
 from .registry import contract
 from .state import check_batch, compare, example, layout, map_state
 from .trace import Trace, TraceField
@@ -37,8 +38,8 @@ class Circuit(Component, nn.Module, ABC):
     backend: str = Field(
         default="auto", exclude=True, description="what runs sequences; auto takes the fastest that can"
     )
-    device: torch.device | str | int | None = Field(default=None, exclude=True, description="where the weights are")
-    dtype: torch.dtype | None = Field(default=None, exclude=True, description="of the weights and of every state")
+    device: AnyDeviceOrNone = Field(default=None, exclude=True, description="where the weights are")
+    dtype: AnyDtype = Field(default=None, exclude=True, description="of the weights and of every state")
 
     differentiable: bool = Field(default=True, init=False)
     """Whether outputs have a gradient, without which a circuit can only evolve."""

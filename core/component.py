@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -157,6 +158,8 @@ def _keeping_options(constructor: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(constructor)
     def construct(self: Any, *given: Any, **keywords: Any) -> None:
+        if type(self).__init__ is construct:
+            _check_given(type(self), keywords)
         constructor(self, *given, **keywords)
         if type(self).__init__ is construct:
             bound = inspect.signature(constructor).bind(self, *given, **keywords)
@@ -167,6 +170,25 @@ def _keeping_options(constructor: Callable[..., None]) -> Callable[..., None]:
             self.options = _constructed(type(self), values, given_names)
 
     return construct
+
+
+def _check_given(cls: Any, keywords: Mapping[str, Any]) -> None:
+    """Check the options that a constructor of one's own is given, as those of a block are checked.
+
+    Raises:
+        ValueError: a value is not allowed; names the argument, what was given and what is allowed.
+    """
+    model = options_of(cls)
+    values = {name: value for name, value in keywords.items() if name in model.model_fields}
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        from .explain import explain  # which looks at components
+
+        wrong = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]} & values.keys()
+        lines = [line for line in explain(error, values, model) if re.match(r"\w+", line)[0] in wrong]  # type: ignore[index]
+        if lines:
+            raise ValueError("\n".join(lines)) from error
 
 
 def _hints(target: Any, annotations: Mapping[str, Any], names: dict[str, Any] | None) -> dict[str, Any]:
@@ -334,14 +356,22 @@ def check_arguments(cls: type, given: tuple[Any, ...], keywords: Mapping[str, An
     if missing:
         raise TypeError(f"{cls.__name__}: argument {missing[0]!r} is missing")
     values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
-    model = _arguments_of(cls)
+    checked = validated(_arguments_of(cls), values)
+    return {name: getattr(checked, name) for name in fields}
+
+
+def validated(model: type[Options], values: Mapping[str, Any]) -> Any:
+    """Options of these values.
+
+    Raises:
+        ValueError: a value is not allowed; names it, what was given and what is allowed.
+    """
     try:
-        checked = model.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         from .explain import explain  # which looks at components
 
         raise ValueError("\n".join(explain(error, values, model))) from error
-    return {name: getattr(checked, name) for name in fields}
 
 
 @functools.cache

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
-import torch
-from pydantic import Field, PlainValidator
+from pydantic import Field
 from typing_extensions import Self
 
 from .component import Component
 from .contracts import expect, trying
 from .options import ContractError
+from .placement import AnyDevice
 from .registry import contract
 from .streams import Stream
-
-
-def _as_device(given: Any) -> torch.device:
-    try:
-        return torch.device(given)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"got {given!r}; allowed: a torch.device or its name, such as cpu or cuda:0") from error
 
 
 @contract("env")
@@ -32,9 +25,7 @@ class Task(Component, ABC):
     output.
     """
 
-    device: Annotated[torch.device | str, PlainValidator(_as_device)] = Field(
-        default="cpu", exclude=True, description="where batches or episodes are made"
-    )
+    device: AnyDevice = Field(default="cpu", exclude=True, description="where batches or episodes are made")
 
     error_metric: ClassVar[str]
     """The metric that says how well the task is solved; 0 is perfect."""

@@ -92,6 +92,13 @@ class LayeredController(Controller):
         description="share of what each layer but the last hands on that is left out in training",
     )
 
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """See :meth:`Component.check_options`."""
+        super().check_options(options)
+        if options.dropout and options.num_layers == 1:
+            raise ValueError(f"dropout: got {options.dropout}; it is between layers, allowed with num_layers 1: 0")
+
     def between_layers(self, x: Tensor, layer: int) -> Tensor:
         """What a layer hands on: with ``dropout``, as torch.nn.LSTM, not all of it but from the last layer."""
         if self.dropout and self.training and layer < self.num_layers - 1:
