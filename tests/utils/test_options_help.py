@@ -61,9 +61,9 @@ def paths(values, prefix=""):
 @pytest.mark.parametrize(
     "line",
     [
-        "env: env, by its name or as a block; must be given; here copy; allowed: associative-recall,\n",
+        "env: env, by its name or as a block; must be given; here copy; allowed: associative-recall, copy,\n",
         "circuit.shift_range: whole number; default 1; allowed: at least 0\n    largest shift in",
-        "circuit.clip: number or null; default 20.0; allowed: above 0\n",
+        "circuit.clip: number or null; default 20.0; here 2.0; allowed: above 0\n",
         "circuit.masked_content: true or false; default false\n    lookups weigh",
         "circuit.head_init: one of a few; default parked; allowed: parked, uniform\n",
         "circuit.controller.num_layers: whole number; default 1; allowed: at least 1, at most 100\n",
