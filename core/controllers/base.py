@@ -127,10 +127,15 @@ class GatedController(LayeredController):
         self.recurrents = nn.ModuleList(
             nn.Linear(self.hidden_size, gates * self.hidden_size) for _ in range(self.num_layers)
         )
-        self.reset_parameters()
+        self._draw()
 
     def reset_parameters(self) -> None:
-        """Draw all weights and biases anew."""
+        """Draw all weights and biases anew; the same seed gives the same ones as at construction."""
+        reset(self)
+        self._draw()
+
+    def _draw(self) -> None:
+        """In place of what each layer has drawn for itself."""
         bound = 1 / math.sqrt(self.hidden_size)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)

@@ -8,7 +8,7 @@ AGREED = {
     "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "1d02d424a8bc",
     "core/component.py": "c84604f0567c",
-    "core/controllers/base.py": "eef018586466",
+    "core/controllers/base.py": "c0b1902dbd21",
     "core/controllers/feedforward.py": "e3c593ebcdaa",
     "core/controllers/gru.py": "48d012fba8f4",
     "core/controllers/lstm.py": "10a0c0c78a7d",
