@@ -27,8 +27,8 @@ import torch
 from papertape.agents.evaluation import evaluate
 from papertape.agents.evolution import EvolutionAgent
 from papertape.circuits import NeatCircuit
-from papertape.core.graph import GraphNetwork
 from papertape.core.streams import stream_seed
+from papertape.core.topology import TopologyNetwork
 from papertape.envs import XorEnv
 from papertape.utils import factory, options
 
@@ -112,8 +112,8 @@ def learn(preset: str, seed: int) -> tuple[EvolutionAgent, float]:
 
 def hidden_nodes(agent: EvolutionAgent) -> int:
     """Hidden nodes of the network that was found."""
-    (graph,) = (module for module in agent.circuit.modules() if isinstance(module, GraphNetwork))
-    return len(graph.picture().nodes) - 1 - graph.input_size - graph.output_size
+    (network,) = (module for module in agent.circuit.modules() if isinstance(module, TopologyNetwork))
+    return len(network.chart().nodes) - 1 - network.input_size - network.output_size
 
 
 def xor(seeds: int) -> None:

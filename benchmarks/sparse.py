@@ -18,7 +18,7 @@ import time
 from typing import Any, NamedTuple
 
 import torch
-from memory import peak
+from peak_memory import peak
 
 import papertape
 

@@ -15,13 +15,13 @@ from ..core.circuit import Circuit
 from ..core.component import build, options_of, validated
 from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
-from ..core.kernels import checkpointing, dispatch
+from ..core.kernels import dispatch, recompute
 from ..core.kernels.transforms import one_call
 from ..core.members import Stack
 from ..core.options import Options, check_sizes
 from ..core.registry import lookup, register
 from ..core.state import CircuitState, example
-from ..core.tied import TiedLinear
+from ..core.tied_bits import TiedBitsLinear
 from ..core.trace import TraceField
 
 
@@ -90,7 +90,7 @@ class MemoryCircuit(Circuit):
             if is_outside(type(part)):
                 part.check()
         self.hidden_size = self.controller.hidden_size
-        self.output: nn.Linear | TiedLinear = nn.Linear(self.hidden_size + reads * word, self.output_size)
+        self.output: nn.Linear | TiedBitsLinear = nn.Linear(self.hidden_size + reads * word, self.output_size)
         self.differentiable = self.accessor.differentiable and self.controller.differentiable
         self.trace_fields = {  # type: ignore[misc]  # what its memory shows, others with each class of circuits
             "reads": TraceField("R W", "words", "words read"),
@@ -203,7 +203,7 @@ class MemoryCircuit(Circuit):
         if self.recompute_every is None:
             features, state = one_call(self.backend, dispatch.run, self, inputs, state)
         else:
-            features, state = one_call(self.backend, checkpointing.run, self, inputs, state, self.recompute_every)
+            features, state = one_call(self.backend, recompute.run, self, inputs, state, self.recompute_every)
         return self.answer(features), state
 
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:

@@ -8,14 +8,14 @@ from pydantic import Field
 from torch import Tensor
 
 from ..core.circuit import Circuit
-from ..core.graph import HIDDEN_WEIGHT, OUTPUT_WEIGHT, GraphActivation, GraphNetwork, GraphState
 from ..core.members import Stack, dense
 from ..core.registry import register
+from ..core.topology import HIDDEN_WEIGHT, OUTPUT_WEIGHT, TopologyActivation, TopologyNetwork, TopologyState
 
 
 @register("circuit", "neat")
 class NeatCircuit(Circuit):
-    """Inputs, hidden nodes and outputs connected in any way, recurrently too; see :mod:`~papertape.core.graph`.
+    """Inputs, hidden nodes and outputs connected in any way, recurrently too; see :mod:`~papertape.core.topology`.
 
     The topology is in the weights: a connection is there where its weight is not zero. At first every input is
     connected to every output. What recurrent connections from outputs carry has gone through the activation; what the
@@ -23,20 +23,20 @@ class NeatCircuit(Circuit):
     """
 
     max_nodes: int = Field(default=16, ge=1, description="hidden nodes that there is room for")
-    activation: GraphActivation = Field(default="tanh", description="of all nodes")
+    activation: TopologyActivation = Field(default="tanh", description="of all nodes")
 
     def setup(self) -> None:
         """Make the network."""
-        self.network = GraphNetwork(self.input_size, self.output_size, self.max_nodes, activation=self.activation)
+        self.network = TopologyNetwork(self.input_size, self.output_size, self.max_nodes, activation=self.activation)
 
-    def initial_state(self, batch_size: int) -> GraphState:
+    def initial_state(self, batch_size: int) -> TopologyState:
         """Zeros."""
         return self.network.initial_state(batch_size)
 
-    def step(self, x: Tensor, state: GraphState | None = None) -> tuple[Tensor, GraphState]:
+    def step(self, x: Tensor, state: TopologyState | None = None) -> tuple[Tensor, TopologyState]:
         """One step; see :meth:`Circuit.step`."""
         x = self.check_inputs(x, "[B, {}]")
-        outputs: tuple[Tensor, GraphState] = self.network(x, self.check_state(state, x))
+        outputs: tuple[Tensor, TopologyState] = self.network(x, self.check_state(state, x))
         return outputs
 
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ class SDNC(SparseOptions, MemoryCircuit):
     """Sparse DNC: reads and writes as SAM does, and also reads what was written before or after what it read last."""
 
     accessor: Any = Field(default="sparse", init=False)
+    num_writes: int = Field(default=1, init=False)
     links_per_slot: int = Field(
         default=8, ge=1, description="L, links that each slot keeps to slots before it, and after it"
     )

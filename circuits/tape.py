@@ -16,7 +16,7 @@ from ..core.controllers import AnyController
 from ..core.members import Stack, dense, linear
 from ..core.registry import register
 from ..core.state import map_state
-from ..core.tied import TiedLinear
+from ..core.tied_bits import TiedBitsLinear
 from .memory import MemoryCircuit
 
 
@@ -30,10 +30,10 @@ class Tape(TapeOptions, MemoryCircuit):
     controller: AnyController = "direct"
     accessor: Any = Field(default="tape", init=False)
     recompute_every: int | None = Field(default=None, init=False)
-    tied: bool = Field(
+    tied_bits: bool = Field(
         default=False,
-        description="with a direct controller, the O outputs and the first O elements of input, of the word to write "
-        "and of the word read are the bits of a word, which layers treat alike: few weights, and as many for any O > 1",
+        description="with a direct controller: the O outputs and the first O elements of input, of the word to write "
+        "and of the word read are the bits of a word, which share their weights: few, and as many for any O > 1",
     )
 
     @classmethod
@@ -41,29 +41,31 @@ class Tape(TapeOptions, MemoryCircuit):
         """See :meth:`Component.check_options`."""
         super().check_options(options)
         kind = getattr(options.controller, "type", type(options.controller).__name__)
-        if options.tied and kind not in ("direct", "DirectController"):
-            raise ValueError(f"tied: got True; allowed with a {kind} controller: False")
+        if options.tied_bits and kind not in ("direct", "DirectController"):
+            raise ValueError(f"tied_bits: got True; allowed with a {kind} controller: False")
 
     def setup(self) -> None:
-        """Build the circuit, with tied layers where asked for."""
+        """Build the circuit, with layers that tie bits where asked for."""
         super().setup()
-        if not self.tied:
+        if not self.tied_bits:
             return
         for name, size in (("input_size", self.input_size), ("word_size", self.word_size)):
             if size < self.output_size:
-                raise ValueError(f"{name}: got {size}; allowed with tied is at least output_size ({self.output_size})")
+                raise ValueError(
+                    f"{name}: got {size}; allowed with tied_bits is at least output_size ({self.output_size})"
+                )
         word = [self.output_size] + [1] * (self.word_size - self.output_size)
         hidden = [self.output_size] + [1] * (self.input_size - self.output_size) + word
         interface = self.accessor.interface
-        interface.linear = TiedLinear(hidden, word + [1] * (interface.size - self.word_size))
-        self.output = TiedLinear(hidden + word, [self.output_size])
+        interface.linear = TiedBitsLinear(hidden, word + [1] * (interface.size - self.word_size))
+        self.output = TiedBitsLinear(hidden + word, [self.output_size])
 
     @torch.no_grad()
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
         """The answers of many members at once; see :meth:`Circuit.run_population`.
 
         Controllers are mapped over the members. The tapes of all members and sequences are one batch,
-        changed in place, and no longer than the sequences can tell.
+        changed in place, and only as long as the sequences can use.
         """
         if self.backend not in ("auto", "eager"):
             return super().run_population(parameters, inputs)
@@ -90,7 +92,7 @@ class Tape(TapeOptions, MemoryCircuit):
         return outputs if self.clip is None else outputs.clamp(-self.clip, self.clip)
 
 
-def _stacked(layer: nn.Linear | TiedLinear, stacks: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+def _stacked(layer: nn.Linear | TiedBitsLinear, stacks: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
     """The weights ``[P, O, I]`` and biases ``[P, O]`` that all members have in a layer of that name."""
     weight, bias = stacks[f"{name}.weight"], stacks[f"{name}.bias"]
-    return layer.whole(weight, bias) if isinstance(layer, TiedLinear) else (weight, bias)
+    return layer.whole(weight, bias) if isinstance(layer, TiedBitsLinear) else (weight, bias)

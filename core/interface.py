@@ -1,4 +1,4 @@
-"""The interface: one Linear from the controller's output to all that the heads are told, by name.
+"""The interface: one Linear from the controller's output to all parameters of the heads, by name.
 
 B batch, W word size.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .tied import TiedLinear
+from .tied_bits import TiedBitsLinear
 
 MASK_MIN = 0.1
 """Smallest weight that a lookup mask can give to a word element (improved DNC)."""
@@ -42,7 +42,7 @@ class Interface(nn.Module):
         self.sizes = dict(sizes)
         self.size = sum(sizes.values())
         """Length of the interface vector."""
-        self.linear: nn.Linear | TiedLinear = nn.Linear(hidden_size, self.size)
+        self.linear: nn.Linear | TiedBitsLinear = nn.Linear(hidden_size, self.size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The interface vector ``[B, size]`` from ``[B, hidden_size]``."""

@@ -52,17 +52,18 @@ class Network(NamedTuple):
     connections: Sequence[Connection]
 
 
-Picture = Areas | Histogram | Network
+Chart = Areas | Histogram | Network
+"""What :meth:`Recorder.chart` takes: plain data, without torch."""
 
 
 class Recorder:
     """Receives what a run has to say; this one keeps nothing, so library users need none.
 
-    ``papertape.utils.run.Run`` writes it to a run directory and hands it on to the sinks that ``plots`` names.
+    A run writes it to its folder and passes it to the sinks that ``plots`` names.
     """
 
     wants_episodes: bool = False
-    """Whether :meth:`episode` and :meth:`picture` do anything; tracing a circuit for nothing takes time."""
+    """Whether :meth:`episode` and :meth:`chart` do anything; tracing a circuit for nothing takes time."""
 
     def message(self, text: str) -> None:
         """One line for a person to read."""
@@ -76,8 +77,8 @@ class Recorder:
     def episode(self, step: int, name: str, batch: Batch, outputs: Tensor, trace: Trace) -> None:
         """One answered batch with its trace of the memory, to be drawn (its first sequence is)."""
 
-    def picture(self, step: int, name: str, picture: Picture) -> None:
-        """Plain data to be drawn, in place of the last of that name."""
+    def chart(self, step: int, name: str, chart: Chart) -> None:
+        """Data to be drawn as a chart, in place of the last chart of that name."""
 
     def checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
         """Save a state under a name such as ``latest`` or ``best``."""

@@ -46,7 +46,7 @@ def register(kind: str, name: str, target: Target | None = None) -> Target | Cal
         target: what is registered; None returns a decorator.
 
     Raises:
-        ValueError: an unknown kind, a name that is no word, or one that something else has.
+        ValueError: an unknown kind, or a name that is not one word or is taken.
         TypeError: a class lacks what its kind must have; names it and what is expected.
     """
     if target is None:

@@ -46,7 +46,7 @@ def rebuild(structure: State, tensors: Iterable[Tensor]) -> State:
 
 
 def example(module: nn.Module) -> Tensor:
-    """A tensor of the type, and on the device, in which a module computes, as far as it can be told."""
+    """A tensor with the type and device that a module computes in, judged by its parameters and buffers."""
     for parameter in module.parameters():  # next(…, None) is something that torch.compile did not know in torch 2.6
         return parameter
     # A replica of torch.nn.DataParallel has weights that are no parameters, and layers may have buffers alone.

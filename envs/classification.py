@@ -1,4 +1,4 @@
-"""What the tasks share that ask for the class of a picture: loss, metrics, even sampling."""
+"""What tasks of image classification share: loss, metrics, even sampling."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..core.env import Batch, Env
 
 
 class ClassificationEnv(Env):
-    """Pictures in, one of C classes out, each in a single step: inputs ``[1, B, I]`` in [0, 1], targets ``[1, B, C]``.
+    """Images in, one of C classes out, each in a single step: inputs ``[1, B, I]`` in [0, 1], targets ``[1, B, C]``.
 
-    Metrics are the loss per picture in nats, the share of wrong answers (error), the share of right ones (accuracy) and
+    Metrics are the loss per image in nats, the share of wrong answers (error), the share of right ones (accuracy) and
     the same for each class (``accuracy/7``).
     """
 
@@ -25,7 +25,7 @@ class ClassificationEnv(Env):
 
     sampling: Literal["uniform", "balanced"] = Field(
         default="uniform",
-        description="draw pictures evenly, or as many of each class in every batch (200 of ten classes: 20 of each; "
+        description="draw images evenly, or as many of each class in every batch (200 of ten classes: 20 of each; "
         "those that are left over where the classes do not divide the batch go to classes drawn evenly)",
     )
 
@@ -51,7 +51,7 @@ class ClassificationEnv(Env):
         return (outputs.argmax(-1) == batch.targets.argmax(-1)) * batch.mask
 
     def normaliser(self, batch: Batch) -> Tensor:
-        """What the sum of :meth:`losses` is divided by: the number of pictures."""
+        """What the sum of :meth:`losses` is divided by: the number of images."""
         return batch.mask.sum().clamp(min=1)
 
     def tallies(self, outputs: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
@@ -65,8 +65,8 @@ class ClassificationEnv(Env):
         } | {f"accuracy/{name}": (each_right[index], each[index]) for index, name in enumerate(self.classes)}
 
 
-class Pictures:
-    """Labelled pictures, kept as bytes on the device they are used on."""
+class LabelledImages:
+    """Labelled images, kept as bytes on the device they are used on."""
 
     def __init__(self, images: Tensor, labels: Tensor, num_classes: int) -> None:
         """
@@ -86,7 +86,7 @@ class Pictures:
         return self.labels.shape[0]
 
     def draw(self, batch_size: int, sampling: str, generator: torch.Generator) -> Tensor:
-        """Numbers of pictures drawn with replacement, ``[B]``; see :class:`ClassificationEnv`.
+        """Numbers of images drawn with replacement, ``[B]``; see :class:`ClassificationEnv`.
 
         Raises:
             ValueError: a batch size below 1.
@@ -102,7 +102,7 @@ class Pictures:
         return self.by_class[self.starts[drawn] + (share * self.counts[drawn]).long()]
 
     def batch(self, index: Tensor, images: Tensor | None = None) -> Batch:
-        """The pictures of these numbers ``[B]`` as a batch; ``images`` ``[B, rows, columns]`` takes their place."""
+        """The images of these numbers ``[B]`` as a batch; ``images`` ``[B, rows, columns]`` takes their place."""
         dtype = torch.get_default_dtype()
         images = self.images[index] if images is None else images
         targets = functional.one_hot(self.labels[index], self.num_classes).to(dtype)
@@ -110,6 +110,6 @@ class Pictures:
         return Batch(inputs.unsqueeze(0), targets.unsqueeze(0), inputs.new_ones(1, index.shape[0]))
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """Every picture once, in order."""
+        """Every image once, in order."""
         for index in torch.arange(len(self), device=self.labels.device).split(batch_size):
             yield self.batch(index)

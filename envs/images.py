@@ -22,11 +22,11 @@ from torch import Tensor
 from ..core.env import Batch, Env
 from ..core.registry import register
 from ..core.streams import Stream
-from .classification import ClassificationEnv, Pictures
+from .classification import ClassificationEnv, LabelledImages
 
 
 class DataSet(NamedTuple):
-    """Where a data set is to be had, and what its four files must be."""
+    """Where to download a data set, and the checksums of its four files."""
 
     classes: tuple[str, ...]
     mirrors: tuple[str, ...]
@@ -65,7 +65,7 @@ DATA_SETS = {
 
 
 class DataError(RuntimeError):
-    """A data set is not to be had or its files are broken; the message is one line and names the file."""
+    """A data set cannot be found, downloaded or read; the message is one line and names the file."""
 
 
 @register("env", "images")
@@ -92,7 +92,7 @@ class ImagesEnv(ClassificationEnv):
         """Load the images.
 
         Raises:
-            DataError: the files are not to be had or broken.
+            DataError: the files cannot be found, downloaded or read.
             ValueError: no training image would be left.
         """
         (images, labels), (test_images, test_labels) = load(self.data)
@@ -100,26 +100,26 @@ class ImagesEnv(ClassificationEnv):
         if kept < 1:
             raise ValueError(f"validation: got {self.validation}; allowed is less than the {len(labels)} images")
         self.input_size, self.output_size = images.shape[1] * images.shape[2], len(self.classes)
-        self.pictures = self._pictures(images[:kept], labels[:kept])
-        self._validation = self._pictures(images[kept:], labels[kept:]) if self.validation else self.pictures
-        self._test = self._pictures(test_images, test_labels)
+        self.labelled = self._labelled(images[:kept], labels[:kept])
+        self._validation = self._labelled(images[kept:], labels[kept:]) if self.validation else self.labelled
+        self._test = self._labelled(test_images, test_labels)
 
-    def _pictures(self, images: Tensor, labels: Tensor) -> Pictures:
-        return Pictures(images.to(self.device), labels.to(self.device), len(self.classes))
+    def _labelled(self, images: Tensor, labels: Tensor) -> LabelledImages:
+        return LabelledImages(images.to(self.device), labels.to(self.device), len(self.classes))
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw images with replacement; see :meth:`Env.sample`."""
-        return self.pictures.batch(self.pictures.draw(batch_size, self.sampling, generator))
+        return self.labelled.batch(self.labelled.draw(batch_size, self.sampling, generator))
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Every image once, in the order of the files."""
-        return self.pictures.batches(batch_size)
+        return self.labelled.batches(batch_size)
 
     def sets(self, stream: Stream) -> dict[str, Env]:
         """``images``: those kept aside, or the test images; ``training images`` where validation has none aside."""
         variant = copy(self)
-        variant.pictures = self._test if stream == "test" else self._validation
-        return {"training images" if variant.pictures is self.pictures else "images": variant}
+        variant.labelled = self._test if stream == "test" else self._validation
+        return {"training images" if variant.labelled is self.labelled else "images": variant}
 
 
 def load(name: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -132,7 +132,7 @@ def load(name: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         Twice bytes ``[N, rows, columns]`` and whole numbers ``[N]``.
 
     Raises:
-        DataError: a file is not to be had, not the published one, or does not fit the others.
+        DataError: a file cannot be found or downloaded, is not the published one, or does not fit the others.
     """
     data_set = DATA_SETS[name]
     folder = Path(os.environ.get("PAPERTAPE_DATA") or Path.home() / ".cache" / "papertape") / name
@@ -157,7 +157,7 @@ def fetch(path: Path, mirrors: tuple[str, ...], md5: str, timeout: float = 20.0)
         timeout: seconds without an answer after which a mirror is given up.
 
     Raises:
-        DataError: a file is there that is not the published one, or none is to be had.
+        DataError: the file is not the published one, or is missing and cannot be downloaded.
     """
     if path.exists():
         found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
@@ -172,13 +172,13 @@ def fetch(path: Path, mirrors: tuple[str, ...], md5: str, timeout: float = 20.0)
             return path
         reasons.append(f"{mirror}: {content}")
     raise DataError(
-        f"{path}: not there, and not to be downloaded ({'; '.join(reasons)}); "
+        f"{path}: is missing and cannot be downloaded ({'; '.join(reasons)}); "
         "put the file there or point PAPERTAPE_DATA at the folder that holds it"
     )
 
 
 def _download(address: str, md5: str, timeout: float) -> bytes | str:
-    """The file, or in words why it is not to be had."""
+    """The file's content, or in words why it cannot be downloaded."""
     try:
         with urllib.request.urlopen(address, timeout=timeout) as answer:
             content: bytes = answer.read()
@@ -197,7 +197,7 @@ def _write(path: Path, content: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        raise DataError(f"{path}: downloaded, but not to be written: {error.strerror}") from error
+        raise DataError(f"{path}: downloaded, but cannot be written: {error.strerror}") from error
 
 
 def read_idx(path: Path) -> Tensor:

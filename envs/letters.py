@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core.env import Batch, Env
 from ..core.registry import register
 from ..core.streams import Stream
-from .classification import ClassificationEnv, Pictures
+from .classification import ClassificationEnv, LabelledImages
 
 
 @register("env", "letters")
@@ -29,7 +29,7 @@ class LettersEnv(ClassificationEnv):
     """
 
     sampling: Literal["uniform", "balanced"] = "balanced"  # a batch of 26 has every letter once
-    image_size: int = Field(default=100, ge=8, le=512, description="rows and columns of a picture, in pixels")
+    image_size: int = Field(default=100, ge=8, le=512, description="rows and columns of an image, in pixels")
     fonts: list[str] = Field(
         default=["DejaVu Sans"],
         min_length=1,
@@ -62,26 +62,26 @@ class LettersEnv(ClassificationEnv):
         """Draw the letters.
 
         Raises:
-            ValueError: a font that this machine lacks or that has no capitals, or a letter larger than a picture.
+            ValueError: a font that this machine lacks or that has no capitals, or a letter larger than an image.
         """
         self.input_size, self.output_size = self.image_size**2, len(self.classes)
         fonts = [(name, size) for name in self.fonts for size in self.font_sizes]
         images = torch.cat([draw_letters(*font, self.image_size) for font in fonts]).to(self.device)
         labels = torch.arange(len(self.classes), device=self.device).repeat(len(fonts))
-        self.pictures = Pictures(images, labels, len(self.classes))
+        self.labelled = LabelledImages(images, labels, len(self.classes))
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw letters, fonts, sizes and places; see :meth:`Env.sample`."""
-        index = self.pictures.draw(batch_size, self.sampling, generator)
+        index = self.labelled.draw(batch_size, self.sampling, generator)
         most = self.max_shift
         if not most:
-            return self.pictures.batch(index)
+            return self.labelled.batch(index)
         shifts = torch.randint(-most, most + 1, (2, batch_size), generator=generator, device=self.device)
-        return self.pictures.batch(index, shifted(self.pictures.images[index], *shifts))
+        return self.labelled.batch(index, shifted(self.labelled.images[index], *shifts))
 
     def batches(self, batch_size: int) -> Iterator[Batch] | None:
         """Every letter once in each font and size; None where letters are moved about."""
-        return None if self.max_shift else self.pictures.batches(batch_size)
+        return None if self.max_shift else self.labelled.batches(batch_size)
 
     def sets(self, stream: Stream) -> dict[str, Env]:
         """``trained fonts``; in the test stream also ``new fonts``, where there are ``test_fonts``."""

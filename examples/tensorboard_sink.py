@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pydantic import Field
 from torch.utils.tensorboard import SummaryWriter
 
-from papertape.core.recorder import Picture
+from papertape.core.recorder import Chart
 from papertape.core.registry import register
-from papertape.utils.plots import Episode, episode_figure, picture_figure
+from papertape.utils.plots import Episode, chart_figure, episode_figure
 from papertape.utils.sinks import Sink
 
 
@@ -41,9 +41,9 @@ class TensorBoardSink(Sink):
         if self.pictures:
             self.writer.add_figure(name, episode_figure(episode), step)
 
-    def picture(self, step: int, name: str, picture: Picture) -> None:
+    def chart(self, step: int, name: str, chart: Chart) -> None:
         if self.pictures:
-            self.writer.add_figure(name, picture_figure(name, picture), step)
+            self.writer.add_figure(name, chart_figure(name, chart), step)
 
     def close(self) -> None:
         self.writer.close()

@@ -209,7 +209,7 @@ def test_the_command_line_shows_a_run_while_it_trains(tmp_path: Path) -> None:
         for title in curves:
             assert len(page.lines(title)) == 3  # training and both validation sets
         assert "memory_size: 8" in page.windows["options"]
-        assert "StaticAccessor: memory 8 x 4" in page.windows["circuit"]
+        assert "StaticAccessor: memory_size 8, word_size 4" in page.windows["circuit"]
         for part in parts:
             assert len(page.heatmap(shown[part]).convert("RGB").getcolors(10**6) or ()) > 1
     finally:

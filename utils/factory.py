@@ -1,4 +1,4 @@
-"""The wiring of Env, Circuit and Agent from options that name them; what there is to name is in the registry."""
+"""Builds Env, Circuit and Agent from the options that name them in the registry."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class Parts(NamedTuple):
 
 
 def parse(values: Mapping[str, Any]) -> RunOptions:
-    """Validate the options of a run; imports first what they say is to be imported.
+    """Validate the options of a run, after importing the modules that they name.
 
     Raises:
         OptionsError: lists every problem, each with the path of the key, what was given and what is allowed.
@@ -181,10 +181,7 @@ def _misfits(options: RunOptions) -> Iterator[str]:
     if options.backend not in agent.backends:
         yield f"backend: got {options.backend!r}; allowed with agent.type {named!r}: {', '.join(agent.backends)}"
     if options.start is not None:
-        try:
-            agent.check_start(options.agent)
-        except ValueError as error:
-            yield f"agent.{error}"
+        yield from agent.refuses_start(options.agent)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -254,7 +251,7 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
     Args:
         options: of the run; its ``start``, if any, is the path of a checkpoint file.
         recorder: where metrics, pictures and checkpoints go; None keeps nothing.
-        resumed: the agent's state is to be loaded, which has weights of its own: ``start`` is left alone.
+        resumed: True if the agent's state will be loaded, weights included: ``start`` is ignored.
 
     Raises:
         ValueError: the parts do not fit each other, the weights of ``start`` do not fit the circuit, or no memory is
@@ -299,7 +296,7 @@ def _check_gradient(options: RunOptions, circuit: Circuit) -> None:
 
 
 def try_out(options: RunOptions, env: Task, circuit: Circuit) -> None:
-    """See whether there is room for the state of a batch, and whether the backend can run it.
+    """Check that there is memory for the state of a batch, and that the backend can run the circuit.
 
     Raises:
         BackendError: the backend cannot run this circuit here.
@@ -318,7 +315,7 @@ def try_out(options: RunOptions, env: Task, circuit: Circuit) -> None:
 
 @contextlib.contextmanager
 def memory_errors(what: str, kind: type[Exception] = OptionsError) -> Iterator[None]:
-    """Within the block, running out of memory is an error of this kind, of one line, which says for how much."""
+    """Within the block, running out of memory raises an error of this kind: one line that says what needed how much."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -335,7 +332,7 @@ def memory_errors(what: str, kind: type[Exception] = OptionsError) -> Iterator[N
 
 
 def take_over(options: RunOptions, circuit: Circuit) -> None:
-    """Give a circuit the weights of the checkpoint file that ``start`` names, whichever agent has found them.
+    """Give a circuit the weights of the checkpoint file that ``start`` names, whichever agent trained them.
 
     Raises:
         OptionsError: the weights do not fit; names the first that does not, and the options that differ.
@@ -429,8 +426,8 @@ def describe(parts: Parts) -> str:
     ]
     for part in (getattr(circuit, "controller", None), getattr(circuit, "accessor", None)):
         if part is not None:
-            values = part.options.model_dump(exclude={"type"})
-            lines.append(f"    {type(part).__name__}: {', '.join(f'{name} {value}' for name, value in values.items())}")
+            sizes = [f"{name} {value}" for name, value in part.options if type(value) is int]
+            lines.append(": ".join([f"    {type(part).__name__}", *filter(None, [", ".join(sizes)])]))
     return "\n".join(lines)
 
 

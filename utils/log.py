@@ -37,6 +37,11 @@ class _FileHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (name given by logging)
         """Drop the line."""
 
+    def close(self) -> None:
+        """Close the file; what the disk did not take is dropped."""
+        with contextlib.suppress(OSError):
+            super().close()
+
 
 @contextlib.contextmanager
 def log_to(target: Path | Literal["terminal"]) -> Iterator[None]:

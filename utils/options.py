@@ -148,8 +148,8 @@ def _inner(kind: str | None, block: dict[str, Any], part: str) -> tuple[str | No
 def override(values: dict[str, Any], assignments: Iterable[str]) -> list[str]:
     """Set ``path.to.key=value`` in place; values are read as YAML.
 
-    A block that gets another ``type`` keeps those of its options that mean the same there; a name in place of the block
-    says the same. A block that is not given begins with what it would be without it.
+    A block that gets another ``type`` (or is replaced by the name of one) keeps the options that mean the same there. A
+    block that is not given starts from its default.
 
     Args:
         values: what to change.

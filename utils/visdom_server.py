@@ -26,7 +26,7 @@ from typing import IO, Any, NamedTuple
 from urllib.parse import quote
 
 from ..core import install
-from . import light_process, visdom_files
+from . import child_process, visdom_files
 
 ERRORS = (OSError, ValueError, RuntimeError)
 """What goes wrong when a server fails."""
@@ -215,7 +215,7 @@ class Server:
     def _start(self) -> str:
         self.stop()
         with tempfile.TemporaryFile() as errors:
-            command = light_process.command(serve_owner, str(self.port), self.data or "")
+            command = child_process.command(serve_owner, str(self.port), self.data or "")
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors)
             deadline = time.monotonic() + START_SECONDS
             while time.monotonic() < deadline and self.process.poll() is None:

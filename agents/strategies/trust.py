@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ...core.recorder import Histogram, Picture
+from ...core.recorder import Chart, Histogram
 from ...core.registry import register
 from .base import Initial, Strategy, resample
 
@@ -197,7 +197,7 @@ class Trust(Strategy):
         variance, center = torch.var_mean(self.genomes, dim=0, correction=0)
         return center, float(variance.mean().sqrt())
 
-    def pictures(self) -> dict[str, Picture]:
+    def charts(self) -> dict[str, Chart]:
         """The trust of the members."""
         return {"trust": Histogram(self.trust.tolist(), "trust")}
 

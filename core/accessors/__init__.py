@@ -1,8 +1,9 @@
 """Accessors: a memory with its heads, and one step of access to it."""
 
+from ..sparse_memory import SparseState
 from .base import Accessor, AnyAccessor
 from .dynamic import DynamicAccessor, DynamicState
-from .sparse import SparseAccessor, SparseState
+from .sparse import SparseAccessor
 from .static import StaticAccessor, StaticState
 from .tape import OpenTape, TapeAccessor, TapeState
 

@@ -32,7 +32,7 @@ class Accessor(Component, nn.Module, ABC):
     trace_fields: ClassVar[Mapping[str, TraceField]] = {}
     """What :meth:`observed` shows, in the order in which it is drawn."""
     kind: ClassVar[str] = ""
-    """By which kernels know what it is; none for what they do not know."""
+    """Name by which kernels recognise it; a kind of one's own has no name, and runs eagerly."""
     differentiable: ClassVar[bool] = True
     """Whether what is read has a gradient, without which a circuit can only evolve."""
 
@@ -75,7 +75,7 @@ class Accessor(Component, nn.Module, ABC):
         return {}
 
     def begin(self, state: Any, steps: int) -> Any:
-        """Open a state for so many calls of :meth:`forward`, each given what the last returned; here, the state itself.
+        """Prepare a state for ``steps`` calls of :meth:`forward`, each given what the last returned; here, unchanged.
 
         An accessor may return something private that :meth:`forward` changes in place, as long as the state stays as
         it was. Where torch records or transforms the steps, which nothing may then change in place, this is not called.
@@ -83,7 +83,7 @@ class Accessor(Component, nn.Module, ABC):
         return state
 
     def end(self, state: Any) -> Any:
-        """The state after those calls, from what the last returned."""
+        """Make a state again of what the last of those calls returned."""
         return state
 
     def observed(self, heads: Any, state: Any) -> dict[str, Tensor]:
@@ -147,14 +147,6 @@ class SlotOptions(Component):
 
 class SlotAccessor(Accessor):
     """An accessor whose state has the slots as ``memory``, ``[B, N, W]``; another N may be chosen for each state."""
-
-    def reset_parameters(self) -> None:
-        """Draw all weights anew, as when it was built; here, those of each layer in the layer's own way.
-
-        Raises:
-            TypeError: there are weights that no layer has, which a subclass draws itself.
-        """
-        reset(self)
 
     def sizes_of(self, state: Any) -> dict[str, int]:
         """The number of slots."""

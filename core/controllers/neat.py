@@ -5,36 +5,36 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from ..graph import GraphActivation, GraphNetwork, GraphState, activate
 from ..registry import register
+from ..topology import TopologyActivation, TopologyNetwork, TopologyState, activate
 from .base import Controller
 
 
 @register("controller", "neat")
 class NeatController(Controller):
-    """A network of any topology, recurrent connections included; see :mod:`~papertape.core.graph`.
+    """A network of any topology, recurrent connections included; see :mod:`~papertape.core.topology`.
 
-    The topology is in the weights: a connection is there where its weight is not zero. So it is evolved by NEAT, or by
-    any other strategy, and goes on by backprop, which changes the weights of the connections that there are.
+    The topology is in the weights: a connection is there where its weight is not zero. So NEAT or any
+    other strategy can evolve it, and backprop can train the weights of the connections that there are.
     """
 
     hidden_size: int = Field(
         default=16, ge=1, description="output nodes: the size of the hidden vector that drives the heads"
     )
     max_nodes: int = Field(default=16, ge=1, description="nodes between inputs and output nodes that there is room for")
-    activation: GraphActivation = Field(default="tanh", description="of all nodes")
+    activation: TopologyActivation = Field(default="tanh", description="of all nodes")
 
     def setup(self) -> None:
         """Make the network."""
         self.num_layers = 1
-        self.graph = GraphNetwork(self.input_size, self.hidden_size, self.max_nodes, activation=self.activation)
+        self.network = TopologyNetwork(self.input_size, self.hidden_size, self.max_nodes, activation=self.activation)
 
-    def initial_state(self, batch_size: int) -> GraphState:
+    def initial_state(self, batch_size: int) -> TopologyState:
         """Zeros."""
-        return self.graph.initial_state(batch_size)
+        return self.network.initial_state(batch_size)
 
-    def forward(self, x: Tensor, state: GraphState) -> tuple[Tensor, GraphState]:
+    def forward(self, x: Tensor, state: TopologyState) -> tuple[Tensor, TopologyState]:
         """One step; see :meth:`Controller.forward`."""
-        outputs, state = self.graph(x, state)
-        state = GraphState(self.clipped(state.values))
-        return self.clipped(activate(self.graph.activation, outputs)), state
+        outputs, state = self.network(x, state)
+        state = TopologyState(self.clipped(state.values))
+        return self.clipped(activate(self.network.activation, outputs)), state

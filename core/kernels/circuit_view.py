@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..accessors.base import Accessor
 from ..controllers.base import Controller
 from ..state import CircuitState
-from ..tied import TiedLinear
+from ..tied_bits import TiedBitsLinear
 
 
 class CircuitView(Protocol):
@@ -32,7 +32,7 @@ class CircuitView(Protocol):
         """Memory and heads."""
 
     @property
-    def output(self) -> nn.Linear | TiedLinear:
+    def output(self) -> nn.Linear | TiedBitsLinear:
         """Maps features to logits."""
 
     @property

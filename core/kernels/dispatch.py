@@ -98,8 +98,8 @@ def choose_population(circuit: CircuitView, parameters: Mapping[str, Tensor], in
 def run_population(circuit: CircuitView, stacks: Mapping[str, Stack], inputs: Tensor) -> Tensor:
     """The answers of P members, each with its own parameters, to the same inputs from their initial states.
 
-    The native or the Triton backend where the circuit asks for it or leaves the choice and it can; else eager, mapped
-    over the members. Not differentiable.
+    By the native or the Triton backend if it can and the circuit asks for it or for ``auto``; else eagerly, mapped over
+    the members. Not differentiable.
 
     Args:
         circuit: what each member is; its own parameters are left alone.

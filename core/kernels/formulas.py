@@ -1,7 +1,7 @@
-"""Whether the formulas that are written are those that kernels compute: edited, replaced and hooked ones are not.
+"""Whether a circuit's formulas are still those that kernels compute: not if they were edited, replaced or hooked.
 
 Kernels run no Python of a circuit. So they step aside where some of it is not what they were made to agree with: a file
-was edited, a function or a method was replaced, on a module, a class or an object, or code hangs on a layer.
+was edited, a function or a method was replaced, on a module, a class or an object, or a layer has hooks.
 
 After a change of the formulas, and of the kernels, ``python -m papertape.core.kernels.formulas`` notes in agreed.py
 that they agree again.
@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as of_all_modules
 
-from .. import addressing, component, interface, sparse_addressing
+from .. import addressing, component, interface, sparse_addressing, sparse_memory
 from ..accessors import base as accessor_base
 from ..accessors import dynamic, sparse, static
 from ..controllers import base as controller_base
@@ -29,7 +29,7 @@ from ..controllers import feedforward, gru, lstm
 from .agreed import AGREED
 
 MODULES: tuple[ModuleType, ...] = (
-    *(addressing, interface, sparse_addressing, component),
+    *(addressing, interface, sparse_addressing, sparse_memory, component),
     *(accessor_base, static, dynamic, sparse),
     *(controller_base, lstm, gru, feedforward),
 )
@@ -43,7 +43,7 @@ CONSTANTS: dict[tuple[ModuleType, str], float] = {
     )
     for name in names
 }
-"""What kernels may be given anew at each call, with the values of when it was imported."""
+"""Constants that kernels can take as arguments at each call, with the values that they had when imported."""
 
 TRANSITION = ("circuits/memory.py", "transition")
 """File and name of the method that is one step of a circuit; it lies in a room above this one."""
@@ -60,11 +60,11 @@ _ABOUT = frozenset(
 """Names in a class that say something about it; some come when it is first asked for them."""
 
 _CALLS = ("__call__", "__getattr__", "_call_impl", "_wrapped_call_impl")
-"""What stands between a layer and its ``forward``."""
+"""What is called before a layer's ``forward``."""
 
 
 class Skipped(str):
-    """A reason why kernels step aside that users should hear of: they would skip what these wrote or asked for."""
+    """A reason why kernels step aside that users are warned of: kernels would skip something that they wrote."""
 
     __slots__ = ()
 
@@ -182,12 +182,15 @@ def _used(module: ModuleType) -> Iterator[str]:
 
 _TORCH: dict[type, tuple[str, ...]] = {nn.Module: _CALLS, nn.Linear: (*_CALLS, "forward")}
 _RECORDS: dict[Any, _Record] = {module: _Record(module, _used(module)) for module in MODULES}
+_WORKING = (sparse_memory.WorkingMemory, sparse_memory.WorkingLinks)
+"""What steps of sparse access do their work in, which is no layer."""
+
 _RECORDS |= {
     value: _Record(value, [name for name in vars(value) if name not in _ABOUT])
     for module in MODULES
     for value in vars(module).values()
     if isinstance(value, type)
-    and issubclass(value, (nn.Module, component.Component))
+    and issubclass(value, (nn.Module, component.Component, *_WORKING))
     and value.__module__ == module.__name__
 }
 _RECORDS |= {owner: _Record(owner, names) for owner, names in _TORCH.items()}
@@ -219,12 +222,12 @@ def _records(kinds: tuple[type, ...]) -> tuple[_Record, ...]:
                 if part.__module__ in _OF_MODULES:
                     owners |= dict.fromkeys((_OF_MODULES[part.__module__], addressing, interface))
     if sparse in owners:
-        owners[sparse_addressing] = None
+        owners |= dict.fromkeys((sparse_addressing, sparse_memory, *_WORKING))
     return tuple(_RECORDS[owner] for owner in owners)
 
 
 def replaced(layers: Sequence[nn.Module]) -> Skipped | None:
-    """What of these layers is not as it was written, or has code hanging on it, or None."""
+    """Which part of these layers was replaced or has hooks, or None."""
     kinds: Any = tuple(map(type, layers))
     for record in _records(kinds):
         if not record.same() and (name := record.changed()) is not None:
@@ -248,7 +251,7 @@ def replaced(layers: Sequence[nn.Module]) -> Skipped | None:
 
 
 def other_constants() -> Skipped | None:
-    """Which constant is another than it was, for kernels that are compiled with them, or None."""
+    """Which constant was replaced, for kernels that are compiled with them, or None."""
     for (module, name), value in CONSTANTS.items():
         if vars(module)[name] != value:
             return Skipped(f"it would skip the replaced {name} of {module.__name__}")

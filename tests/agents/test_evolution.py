@@ -17,7 +17,7 @@ from papertape.agents.evolution import EvolutionAgent
 from papertape.agents.learning import TrainingError
 from papertape.circuits import FeedForwardCircuit
 from papertape.core.env import Batch, Env
-from papertape.core.recorder import Picture, Recorder
+from papertape.core.recorder import Chart, Recorder
 from papertape.core.registry import entries
 from papertape.envs import CopyEnv
 
@@ -42,7 +42,7 @@ class Keep(Recorder):
         self.states: list[tuple[str, dict[str, Any]]] = []
         self.steps: list[tuple[int, int]] = []
         self.episodes: list[tuple[int, str]] = []
-        self.pictures: list[tuple[int, str, Picture]] = []
+        self.charts: list[tuple[int, str, Chart]] = []
 
     def message(self, text):
         self.messages.append(text)
@@ -59,8 +59,8 @@ class Keep(Recorder):
     def episode(self, step, name, batch, outputs, trace):
         self.episodes.append((step, name))
 
-    def picture(self, step, name, picture):
-        self.pictures.append((step, name, picture))
+    def chart(self, step, name, chart):
+        self.charts.append((step, name, chart))
 
 
 def copy_env(**values) -> CopyEnv:
@@ -292,21 +292,21 @@ def test_curriculum_moves_on():
     assert [step for step, values in kept.rows if "validation/lesson/bits_wrong" in values] == [3, 6]
 
 
-def test_pictures_of_the_strategy_and_of_the_network():
+def test_charts_of_the_strategy_and_of_the_network():
     kept = Keep()
     agent = make("neat", recorder=kept, generations=3)
     agent.fit()
-    assert [(step, name) for step, name, _ in kept.pictures] == [(3, "network"), (3, "species")]
-    assert kept.pictures[0][2] == agent.circuit.controller.graph.picture()
-    kept.pictures.clear()
+    assert [(step, name) for step, name, _ in kept.charts] == [(3, "network"), (3, "species")]
+    assert kept.charts[0][2] == agent.circuit.controller.network.chart()
+    kept.charts.clear()
     agent.test()
-    assert [name for _, name, _ in kept.pictures] == ["network"]
+    assert [name for _, name, _ in kept.charts] == ["network"]
     make("trust", recorder=kept, generations=3).fit()
-    (_, name, trust) = kept.pictures[-1]
+    (_, name, trust) = kept.charts[-1]
     assert name == "trust" and len(trust.values) == 8
     kept.wants_episodes = False
     make("neat", recorder=kept, generations=3).fit()
-    assert len(kept.pictures) == 2
+    assert len(kept.charts) == 2
 
 
 def test_test_mode_changes_nothing():

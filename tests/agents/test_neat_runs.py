@@ -27,8 +27,8 @@ def test_a_controller_of_any_topology_drives_an_ntm():
         "agent": {"type": "evolution", "strategy": strategy, "generations": 4, "evaluate_every": 4, "batch_size": 2},
     }
     parts = factory.build(factory.parse({**values, "device": "cpu", "plots": "off"}))
-    graph = parts.circuit.controller.graph
-    assert (graph.max_nodes, graph.output_size, graph.activation) == (3, 5, "relu")
+    network = parts.circuit.controller.network
+    assert (network.max_nodes, network.output_size, network.activation) == (3, 5, "relu")
     heads = parts.circuit.accessor.interface.linear.weight.detach().clone()
     parts.agent.fit()
     assert parts.agent.strategy.metrics()["nodes"] > 0

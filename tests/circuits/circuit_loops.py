@@ -46,7 +46,7 @@ class Loops:
         self.hidden = [np.zeros(size) for _ in range(self.num_layers)]
         self.cell = [np.zeros(size) for _ in range(self.num_layers)]
         if self.controller == "neat":
-            self.values = np.zeros(len(self.parameters["controller.graph.hidden_weight"]) + size)
+            self.values = np.zeros(len(self.parameters["controller.network.hidden_weight"]) + size)
         self.reads = np.zeros((reads, self.word_size))
         if self.kind == "dnc":
             self.memory = np.zeros((slots, self.word_size))
@@ -67,7 +67,7 @@ class Loops:
     def control(self, x: Array) -> Array:
         """The controller: its hidden vector for an input joined with the words read last."""
         if self.controller == "neat":
-            return self.control_by_graph(x)
+            return self.control_by_network(x)
         if self.controller == "direct":
             return clip(x, self.clip)
         for layer in range(self.num_layers):
@@ -93,9 +93,9 @@ class Loops:
             x = self.hidden[layer]
         return x
 
-    def control_by_graph(self, x: Array) -> Array:
+    def control_by_network(self, x: Array) -> Array:
         """Node after node: what lies before in their order has this step's value, what does not has the last one's."""
-        hidden, output = (self.parameters[f"controller.graph.{name}_weight"] for name in ("hidden", "output"))
+        hidden, output = (self.parameters[f"controller.network.{name}_weight"] for name in ("hidden", "output"))
         nodes, now = len(hidden), np.zeros(len(hidden) + len(output))
         for target, row in enumerate([*hidden, *output]):
             carried = [

@@ -33,7 +33,7 @@ CIRCUITS: dict[str, tuple[type, dict[str, Any]]] = {
     **{cls.__name__: (cls, SIZES) for cls in (NTM, DNC, SAM, SDNC, Tape)},
     "NTM learned": (NTM, {**SIZES, "memory_init": "learned", "weight_init": "learned"}),
     "NTM drawn": (NTM, {**SIZES, "memory_init": "truncated_normal", "head_init": "uniform"}),
-    "Tape tied": (Tape, {**SIZES, "tied": True}),
+    "Tape tied": (Tape, {**SIZES, "tied_bits": True}),
     "feedforward": (FeedForwardCircuit, {}),
     "neat": (NeatCircuit, {}),
     **{f"NTM {name}": (NTM, {**SIZES, "controller": name}) for name in CONTROLLERS},

@@ -56,8 +56,8 @@ def test_learns_by_backprop_and_keeps_its_topology():
 def test_a_controller_is_given_by_its_options():
     options = NeatController.Options(hidden_size=5, max_nodes=3, activation="relu")
     circuit = NTM(4, 2, controller=options, memory_size=6, word_size=3)
-    assert circuit.controller.graph.max_nodes == 3
-    assert circuit.controller.graph.activation == "relu"
+    assert circuit.controller.network.max_nodes == 3
+    assert circuit.controller.network.activation == "relu"
     assert circuit.controller.hidden_size == 5
     assert circuit(torch.zeros(3, 2, 4))[0].shape == (3, 2, 2)
 

@@ -29,11 +29,13 @@ def answers_of_each(circuit: Tape, genomes: torch.Tensor, inputs: torch.Tensor) 
 
 
 @pytest.mark.parametrize("memory_size", [3, 40])
-@pytest.mark.parametrize(("controller", "tied"), [*((name, False) for name in CONTROLLERS), ("direct", True)])
-def test_a_population_answers_as_its_members_do(controller, tied, memory_size):
+@pytest.mark.parametrize(("controller", "tied_bits"), [*((name, False) for name in CONTROLLERS), ("direct", True)])
+def test_a_population_answers_as_its_members_do(controller, tied_bits, memory_size):
     torch.manual_seed(0)
     sizes = {} if controller == "direct" else {"hidden_size": 5}
-    circuit = Tape(4, 2, controller=controller, word_size=3, memory_size=memory_size, tied=tied, **sizes).double()
+    circuit = Tape(
+        4, 2, controller=controller, word_size=3, memory_size=memory_size, tied_bits=tied_bits, **sizes
+    ).double()
     layout = Layout.of(circuit)
     genomes, inputs = 2 * torch.randn(6, layout.size).double(), torch.randn(7, 3, 4).double()
     stacks = layout.split(genomes)
@@ -60,18 +62,18 @@ def test_a_sequence_may_be_cut_and_traced():
     torch.testing.assert_close(trace.read_weights @ trace.memory, trace.reads)
 
 
-def by_hand(width: int, tied: bool) -> Tape:
+def by_hand(width: int, tied_bits: bool) -> Tape:
     """A tape that copies, with weights that one can read: units switch on inputs and on an element that marks cells."""
-    circuit = Tape(width + 2, width, word_size=width + 2, memory_size=64, tied=tied)
+    circuit = Tape(width + 2, width, word_size=width + 2, memory_size=64, tied_bits=tied_bits)
     interface, output = circuit.accessor.interface.linear, circuit.output
     for parameter in circuit.parameters():
         parameter.data.zero_()
 
     def connect(layer, target, source, value):
-        layer.weight.data[layer.index[target, source] if tied else (target, source)] = value
+        layer.weight.data[layer.index[target, source] if tied_bits else (target, source)] = value
 
     def bias(layer, target, value):
-        layer.bias.data[layer.bias_index[target] if tied else target] = value
+        layer.bias.data[layer.bias_index[target] if tied_bits else target] = value
 
     start, end, marked, now = width, width + 1, 2 * width + 2, 2 * width + 4
     mark, special, interpolation, jump, shift = width, width + 1, width + 2, width + 3, width + 4
@@ -97,10 +99,10 @@ def by_hand(width: int, tied: bool) -> Tape:
     return circuit
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied_bits", [False, True])
 @pytest.mark.parametrize("width", [1, 3, 8])
-def test_a_linear_controller_can_copy_any_length(width, tied):
-    env, circuit = CopyEnv(width=width, max_length=60, lengths="sequence"), by_hand(width, tied)
+def test_a_linear_controller_can_copy_any_length(width, tied_bits):
+    env, circuit = CopyEnv(width=width, max_length=60, lengths="sequence"), by_hand(width, tied_bits)
     batch = env.sample(30, torch.Generator().manual_seed(0))
     outputs, _ = circuit(batch.inputs)
     assert env.metrics(outputs, batch)["bits_wrong"] == 0
@@ -116,14 +118,14 @@ def test_a_tied_tape_is_the_same_for_words_of_any_length():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"controller": "lstm"}, "tied: got True; allowed with a lstm controller: False"),
-        ({"word_size": 1}, r"word_size: got 1; allowed with tied is at least output_size \(2\)"),
-        ({"input_size": 1}, r"input_size: got 1; allowed with tied is at least output_size \(2\)"),
+        ({"controller": "lstm"}, "tied_bits: got True; allowed with a lstm controller: False"),
+        ({"word_size": 1}, r"word_size: got 1; allowed with tied_bits is at least output_size \(2\)"),
+        ({"input_size": 1}, r"input_size: got 1; allowed with tied_bits is at least output_size \(2\)"),
     ],
 )
 def test_what_cannot_be_tied_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        Tape(**{"input_size": 4, "output_size": 2, "tied": True, **wrong})
+        Tape(**{"input_size": 4, "output_size": 2, "tied_bits": True, **wrong})
 
 
 def test_nothing_has_a_gradient():
@@ -149,11 +151,11 @@ def test_options_refuse_it_before_the_start(agent):
 def test_options_agree_with_the_constructor():
     chosen, arguments = Tape.Options(), inspect.signature(Tape).parameters
     assert chosen.controller.type == arguments["controller"].default == "direct"
-    for name in ("memory_size", "word_size", "tied", "clip"):
+    for name in ("memory_size", "word_size", "tied_bits", "clip"):
         assert getattr(chosen, name) == arguments[name].default
     assert set(type(chosen).model_fields) - {"type"} <= set(arguments)
-    with pytest.raises(ValueError, match="tied: got True; allowed with a lstm controller: False"):
-        Tape.Options.model_validate({"tied": True, "controller": {"type": "lstm"}})
+    with pytest.raises(ValueError, match="tied_bits: got True; allowed with a lstm controller: False"):
+        Tape.Options.model_validate({"tied_bits": True, "controller": {"type": "lstm"}})
 
 
 @pytest.mark.slow

@@ -165,7 +165,7 @@ def test_neat_is_its_network_and_has_no_layers():
     controller = NeatController(4, hidden_size=6, max_nodes=3, activation="relu")
     x = torch.randn(3, 4)
     hidden, state = controller(x, controller.initial_state(3))
-    outputs, expected = controller.graph(x, controller.initial_state(3))
+    outputs, expected = controller.network(x, controller.initial_state(3))
     torch.testing.assert_close(hidden, outputs.relu())
     torch.testing.assert_close(state.values, expected.values)
     with pytest.raises(TypeError, match="NeatController: unknown argument 'num_layers'"):

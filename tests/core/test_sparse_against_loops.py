@@ -12,9 +12,9 @@ from torch import Tensor
 
 from papertape.core import sparse_addressing
 from papertape.core.accessors import SparseAccessor
-from papertape.core.accessors.sparse import SparseLinks, SparseState
 from papertape.core.kernels.native import library
 from papertape.core.kernels.native.nearest import nearest
+from papertape.core.sparse_memory import SparseLinks, SparseState
 
 HIDDEN, BATCH, STEPS, WIDTH = 6, 2, 20, 4
 VARIATIONS: dict[str, dict[str, Any]] = {

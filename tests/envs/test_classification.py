@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from papertape.envs import LettersEnv
-from papertape.envs.classification import Pictures
+from papertape.envs.classification import LabelledImages
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -21,10 +21,10 @@ def env() -> LettersEnv:
 
 
 @pytest.fixture
-def pictures() -> Pictures:
+def images() -> LabelledImages:
     labels = torch.tensor([2, 0, 2, 2, 0, 2, 3, 3])
     images = torch.arange(8, dtype=torch.uint8).reshape(8, 1, 1).expand(8, 2, 3) * 10
-    return Pictures(images, labels, num_classes=5)
+    return LabelledImages(images, labels, num_classes=5)
 
 
 def test_loss_and_metrics_against_a_loop(env: LettersEnv) -> None:
@@ -66,7 +66,7 @@ def test_metrics_of_parts_add_up_to_those_of_the_whole(env: LettersEnv) -> None:
     )
 
 
-def test_masked_pictures_count_for_nothing(env: LettersEnv) -> None:
+def test_masked_images_count_for_nothing(env: LettersEnv) -> None:
     batch = env.sample(8, generator())
     outputs = torch.randn(1, 8, 26, generator=generator())
     first = batch._replace(mask=batch.mask * (torch.arange(8) < 5))
@@ -83,30 +83,30 @@ def test_right_maps_over_a_population(env: LettersEnv) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 30])
-def test_balanced_draws_as_many_of_each_class_that_is_there(pictures: Pictures, batch_size: int) -> None:
+def test_balanced_draws_as_many_of_each_class_that_is_there(images: LabelledImages, batch_size: int) -> None:
     random, met = generator(), set()
     for _ in range(100):
-        index = pictures.draw(batch_size, "balanced", random)
+        index = images.draw(batch_size, "balanced", random)
         met |= set(index.tolist())
-        counts = torch.bincount(pictures.labels[index], minlength=5)
+        counts = torch.bincount(images.labels[index], minlength=5)
         assert counts[[1, 4]].tolist() == [0, 0]
         present = counts[[0, 2, 3]]
         assert int(present.max() - present.min()) <= 1 and int(present.sum()) == batch_size
     assert met == set(range(8))
 
 
-def test_uniform_draws_every_picture_alike(pictures: Pictures) -> None:
-    shares = torch.bincount(pictures.draw(8000, "uniform", generator()), minlength=8) / 8000
+def test_uniform_draws_every_image_alike(images: LabelledImages) -> None:
+    shares = torch.bincount(images.draw(8000, "uniform", generator()), minlength=8) / 8000
     torch.testing.assert_close(shares, torch.full((8,), 1 / 8), atol=0.015, rtol=0)
 
 
-def test_batches_walk_through_every_picture_in_order(pictures: Pictures) -> None:
-    parts = list(pictures.batches(3))
+def test_batches_walk_through_every_image_in_order(images: LabelledImages) -> None:
+    parts = list(images.batches(3))
     assert [part.inputs.shape for part in parts] == [(1, 3, 6), (1, 3, 6), (1, 2, 6)]
     inputs = torch.cat([part.inputs for part in parts], dim=1)
     torch.testing.assert_close(inputs[0], (torch.arange(8.0) * 10 / 255).unsqueeze(-1).expand(8, 6))
     targets = torch.cat([part.targets for part in parts], dim=1)
-    assert torch.equal(targets[0].argmax(-1), pictures.labels)
+    assert torch.equal(targets[0].argmax(-1), images.labels)
     assert (targets.sum(-1) == 1).all() and all((part.mask == 1).all() for part in parts)
 
 

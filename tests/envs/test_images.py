@@ -75,7 +75,7 @@ def test_without_papertape_data_files_go_to_the_cache(
 def test_offline_is_one_clear_line(mirror: Path) -> None:
     for name in NAMES:
         (mirror / name).unlink()
-    with pytest.raises(DataError, match=f"{NAMES[0]}: not there, and not to be downloaded .*PAPERTAPE_DATA") as error:
+    with pytest.raises(DataError, match=f"{NAMES[0]}: is missing and cannot be downloaded .*PAPERTAPE_DATA") as error:
         load("mnist")
     assert "\n" not in str(error.value)
 
@@ -98,7 +98,7 @@ def test_a_changed_file_is_refused_and_left_alone(mirror: Path, tmp_path: Path) 
 
 def test_a_folder_that_cannot_be_written_is_an_error(mirror: Path, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file, not a folder")
-    with pytest.raises(DataError, match="not to be written"):
+    with pytest.raises(DataError, match="cannot be written"):
         load("mnist")
 
 
@@ -215,5 +215,5 @@ def test_mnist_itself() -> None:
     for batch in env.sets("test")["images"].batches(3000):
         counts += batch.targets.sum((0, 1))
     assert counts.tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert len(env.pictures) == 55_000
+    assert len(env.labelled) == 55_000
     assert env.sample(200, generator()).inputs.shape == (1, 200, 784)

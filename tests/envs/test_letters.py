@@ -78,14 +78,14 @@ def test_every_font_size_and_place_turns_up() -> None:
     env = LettersEnv(
         image_size=30, fonts=["DejaVu Sans", "DejaVu Serif"], font_sizes=[12, 16], max_shift=2, sampling="uniform"
     )
-    assert len(env.pictures) == 4 * 26
+    assert len(env.labelled) == 4 * 26
     batch = env.sample(4000, generator())
     images = batch.inputs[0].reshape(-1, 30, 30).mul(255).round().byte()
     hits = (batch.targets[0].argmax(-1) == 0).nonzero().flatten()
     seen = {tuple(images[hit].flatten().tolist()) for hit in hits}
     every = {
         tuple(
-            shifted(env.pictures.images[number : number + 1], torch.tensor([down]), torch.tensor([across]))
+            shifted(env.labelled.images[number : number + 1], torch.tensor([down]), torch.tensor([across]))
             .flatten()
             .tolist()
         )

@@ -390,7 +390,7 @@ def test_it_goes_on_with_the_new_value_at_the_next_resume_too(tmp_path: Path, mo
     path = directory / "options.yaml"
     path.write_text(path.read_text().replace("sigma: 0.1", "sigma: 0.7"))
     strategy = resumed(directory, "").agent.strategy  # type: ignore[attr-defined]
-    assert (strategy.sigma == 0.7).all()
+    assert (strategy.deviations == 0.7).all()
 
 
 @pytest.mark.parametrize("before", [0.0, 0.5])

@@ -28,10 +28,15 @@ from PIL import Image
 
 from papertape.core import install
 from papertape.core.options import OptionsError
-from papertape.core.recorder import Areas, Connection, Histogram, Network, Picture
+from papertape.core.recorder import Areas, Chart, Connection, Histogram, Network
 from papertape.core.trace_field import TraceField
-from papertape.utils import light_process, live_process, visdom_files, visdom_server
-from papertape.utils.live_process import Files
+from papertape.utils import child_process, visdom_files, visdom_server
+from papertape.utils.drawing import files as drawing_files
+from papertape.utils.drawing import page, process
+from papertape.utils.drawing.files import Files
+from papertape.utils.drawing.pace import Budget
+from papertape.utils.drawing.page import Visdom
+from papertape.utils.drawing.pipe import Settings
 from papertape.utils.plots import Array, Episode, History, Seen, curves
 from papertape.utils.sinks import Off, Plotter, drawn
 from papertape.utils.visdom_server import Server
@@ -119,7 +124,7 @@ def test_files_are_drawn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_the_child_does_without_torch() -> None:
-    command = light_process.command(live_process.main, "{}")
+    command = child_process.command(process.main, "{}")
     listed = subprocess.run([command[0], "-X", "importtime", *command[1:]], capture_output=True, text=True, check=False)
     modules = {line.rpartition("|")[2].strip() for line in listed.stderr.splitlines()}
     assert "papertape.utils.plots" in modules
@@ -254,14 +259,14 @@ def test_pictures_that_come_too_fast_give_way_to_the_last(tmp_path: Path, caplog
 
 
 def test_plain_data_becomes_a_picture_and_a_copy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pictures: dict[str, Picture] = {
+    pictures: dict[str, Chart] = {
         "species": Areas([1, 2], {"species 0": [2, 1], "species 1": [0, 1]}, "members"),
         "trust": Histogram([1.0, 2.0, 2.0]),
         "network": Network(["in", "out"], [0, 1], [Connection(0, 1, -0.5)]),
     }
     with plotting(tmp_path) as plotter:
         for name, picture in pictures.items():
-            plotter.picture(7, name, picture)
+            plotter.chart(7, name, picture)
     for name in pictures:
         with Image.open(tmp_path / "plots" / f"{name}.png") as drawn:
             assert drawn.size[0] > 300
@@ -275,8 +280,8 @@ def test_a_waiting_picture_gives_way_to_a_newer_one_of_its_name(tmp_path: Path) 
         child(plotter).send_signal(signal.SIGSTOP)
         # More than the pipe to the child takes: from then on they wait here.
         for step in range(60):
-            plotter.picture(step, "trust", Histogram([float(step)] * 20_000))
-            plotter.picture(step, "fitness", Histogram([1.0] * 20_000))
+            plotter.chart(step, "trust", Histogram([float(step)] * 20_000))
+            plotter.chart(step, "fitness", Histogram([1.0] * 20_000))
         assert not plotter._dropped and len(plotter._pictures) <= 2
         assert plotter._pictures[-1][2][0] == 59
         child(plotter).send_signal(signal.SIGCONT)
@@ -284,7 +289,7 @@ def test_a_waiting_picture_gives_way_to_a_newer_one_of_its_name(tmp_path: Path) 
 
 
 def test_drawing_keeps_to_its_budget() -> None:
-    budget = live_process.Budget()
+    budget = Budget()
     assert budget.left()
     start = time.process_time()
     with budget.spend("nothing"):
@@ -304,13 +309,13 @@ def test_curves_and_pictures_take_turns(tmp_path: Path, monkeypatch: pytest.Monk
             pass
         drawn.append(what)
 
-    monkeypatch.setattr(live_process, "CURVES_SECONDS", 0.0)
+    monkeypatch.setattr(process, "CURVES_SECONDS", 0.0)
     monkeypatch.setattr(Files, "curves", lambda self, panels: draw("curves"))
     monkeypatch.setattr(Files, "episode", lambda self, step, episode: draw(episode.name))
-    settings = live_process.Settings(str(tmp_path), "run", "files", "localhost", 1, None, 1.0, os.getppid())
+    settings = Settings(str(tmp_path), "run", "files", "localhost", 1, None, 1.0, os.getppid())
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as pipe, os.fdopen(writer, "wb", buffering=0) as run:
-        drawer = threading.Thread(target=live_process.run, args=(settings, pipe))
+        drawer = threading.Thread(target=process.run, args=(settings, pipe))
         drawer.start()
         for step in range(100):
             pickle.dump(("metrics", [(step, {"train/loss": 1.0})]), run)
@@ -324,8 +329,8 @@ def test_curves_and_pictures_take_turns(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_only_some_earlier_pictures_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_process, "KEPT_PICTURES", 4)
-    monkeypatch.setattr(live_process, "episode_figure", lambda episode: Image.new("L", (1, 1)))
+    monkeypatch.setattr(drawing_files, "KEPT_PICTURES", 4)
+    monkeypatch.setattr(drawing_files, "episode_figure", lambda episode: Image.new("L", (1, 1)))
     monkeypatch.setattr(Image.Image, "savefig", Image.Image.save, raising=False)
     files = Files(tmp_path)
     for step in range(0, 1000, 100):
@@ -378,7 +383,7 @@ def test_the_child_does_not_grow_over_a_million_rows(tmp_path: Path) -> None:
                 time.sleep(2)
                 held[step] = memory(child(plotter))
     assert held[1_000_000] - held[100_000] < 16, held
-    assert len(list((tmp_path / "plots" / "history").iterdir())) <= live_process.KEPT_PICTURES
+    assert len(list((tmp_path / "plots" / "history").iterdir())) <= drawing_files.KEPT_PICTURES
 
 
 def free_port() -> int:
@@ -415,7 +420,7 @@ def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> No
         plotter.metrics(1, {"train/loss": 0.5, "train/bits_wrong": 0.0})
         plotter.metrics(2, {"train/loss": 0.25, "train/bits_wrong": 40.0, "validation/length 3/loss": 0.3})
         plotter.episode(2, "length 3", episode())
-        plotter.picture(2, "trust", Histogram([1.0, 2.0], "trust"))
+        plotter.chart(2, "trust", Histogram([1.0, 2.0], "trust"))
     shown = windows(server.port)
     parts = ("input", "target", "output", "write weights", "read weights", "memory")
     assert set(shown) == {
@@ -423,7 +428,7 @@ def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> No
         "text options",
         "curve loss",
         "curve bits_wrong",
-        "picture trust",
+        "chart trust",
         *(f"length 3 {part}" for part in parts),
     }
     train, judged = shown["curve loss"]["content"]["data"]
@@ -432,7 +437,7 @@ def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> No
     (heatmap,) = shown["length 3 memory"]["content"]["data"]
     assert heatmap["type"] == "heatmap"
     np.testing.assert_allclose(heatmap["z"], episode().seen["memory"].values[-1], atol=1e-3)
-    image = shown["picture trust"]["content"]["src"].removeprefix("data:image/png;base64,")
+    image = shown["chart trust"]["content"]["src"].removeprefix("data:image/png;base64,")
     assert base64.b64decode(image) == (run / "plots" / "trust.png").read_bytes()
     assert json.loads((tmp_path / "data" / "a_run.json").read_text())["jsons"].keys() == shown.keys()
     assert (run / "plots" / "curves.png").exists()
@@ -482,7 +487,7 @@ def test_a_started_server_ends_with_a_killed_child(tmp_path: Path) -> None:
 def test_a_server_that_dies_gets_everything_again_when_it_is_back(
     again: str, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(live_process, "RETRY_SECONDS", 3.0 if again == "another" else 0.1)
+    monkeypatch.setattr(page, "RETRY_SECONDS", 3.0 if again == "another" else 0.1)
     with plotting(tmp_path, "visdom", port=server.port, data=tmp_path / "new") as plotter:
         plotter.metrics(1, {"train/loss": 1.0})
         plotter.metrics(2, {"train/loss": 0.5})
@@ -593,11 +598,11 @@ def test_missing_scripts_of_the_page_are_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whether their fetching has failed when the run ends, or still goes on."""
-    settings = live_process.Settings(str(tmp_path), "run", "auto", "localhost", free_port(), None, 1.0, os.getpid())
+    settings = Settings(str(tmp_path), "run", "auto", "localhost", free_port(), None, 1.0, os.getpid())
     monkeypatch.setattr(visdom_files, "missing_files", lambda: ["main.js"])
     for code, message in (("import time; time.sleep(60)", "in time"), ("raise SystemExit('no way')", "(no way)")):
-        monkeypatch.setattr(light_process, "command", lambda function, code=code: [sys.executable, "-c", code])
-        visdom = live_process.Visdom(settings)
+        monkeypatch.setattr(child_process, "command", lambda function, code=code: [sys.executable, "-c", code])
+        visdom = Visdom(settings)
         visdom.server.process = subprocess.Popen(["true"], stdin=subprocess.PIPE)
         visdom.fetch_files()
         assert visdom.fetching is not None

@@ -138,9 +138,9 @@ def test_not_an_assignment(assignment: str) -> None:
 
 
 def test_first_sentences_are_plain() -> None:
-    text = """Inputs of :mod:`~papertape.core.graph`, by ``torch`` (arXiv 1410.5401),
+    text = """Inputs of :mod:`~papertape.core.topology`, by ``torch`` (arXiv 1410.5401),
     in two lines. More."""
-    assert options.first_sentence(text) == "Inputs of graph, by torch (arXiv 1410.5401), in two lines."
+    assert options.first_sentence(text) == "Inputs of topology, by torch (arXiv 1410.5401), in two lines."
 
 
 def test_another_optimiser_takes_over_no_settings() -> None:

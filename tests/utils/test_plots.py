@@ -19,16 +19,17 @@ from papertape import DNC, NTM, SAM, SDNC, FeedForwardCircuit, Tape
 from papertape.circuits.memory import MemoryCircuit
 from papertape.core.circuit import Circuit
 from papertape.core.env import Batch
-from papertape.core.graph import GraphNetwork
-from papertape.core.recorder import Areas, Connection, Histogram, Network, Picture
+from papertape.core.recorder import Areas, Chart, Connection, Histogram, Network
+from papertape.core.topology import TopologyNetwork
 from papertape.core.trace import Trace
 from papertape.core.trace_field import TraceField
-from papertape.utils import live_process
+from papertape.utils.drawing.plotly import episode_windows
 from papertape.utils.plots import (
     Curve,
     Episode,
     History,
     Seen,
+    chart_figure,
     curves,
     curves_figure,
     episode_figure,
@@ -36,7 +37,6 @@ from papertape.utils.plots import (
     layout_of,
     memory_gif,
     network_figure,
-    picture_figure,
     plot_trace,
     thinned,
     wrong_bits,
@@ -188,7 +188,7 @@ def test_the_page_shows_what_the_files_show() -> None:
     for build in CIRCUITS.values():
         episode = episode_from("", *answered(build()))
         layout = layout_of(episode)
-        windows = live_process.episode_windows(episode)
+        windows = episode_windows(episode)
         assert [window.name for window in windows] == [
             *(panel.name for panel in layout.panels),
             *(still.name for still in layout.all_stills),
@@ -494,7 +494,7 @@ NETWORK = Network(
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "chart",
     [
         Areas([], {}),
         Areas([3], {"one": [5.0]}),
@@ -507,8 +507,8 @@ NETWORK = Network(
         NETWORK,
     ],
 )
-def test_plain_data_is_drawn(picture: Picture, tmp_path: Path) -> None:
-    picture_figure("a picture", picture).savefig(tmp_path / "picture.png")
+def test_plain_data_is_drawn(chart: Chart, tmp_path: Path) -> None:
+    chart_figure("a chart", chart).savefig(tmp_path / "picture.png")
     with Image.open(tmp_path / "picture.png") as drawn:
         colours = np.asarray(drawn.convert("RGB")).reshape(-1, 3)
     assert len(np.unique(colours, axis=0)) > 3
@@ -528,15 +528,15 @@ def test_the_network_has_an_arrow_for_each_connection_and_recurrent_ones_are_cur
     assert [round(x) for x in places[:, 0]] == [0, 0, 1, 2, 3]
 
 
-def test_the_picture_of_a_graph_has_the_nodes_that_are_used_in_layers() -> None:
-    graph = GraphNetwork(2, 1, 4)
+def test_the_chart_of_a_network_has_the_nodes_that_are_used_in_layers() -> None:
+    module = TopologyNetwork(2, 1, 4)
     with torch.no_grad():
-        graph.hidden_weight[1, 1] = 0.5
-        graph.hidden_weight[3, 4] = -0.5
-        graph.hidden_weight[1, 6] = 0.25
-        graph.output_weight[0, 6] = 2.0
-        graph.output_weight[0, 7] = 3.0
-    network = graph.picture()
+        module.hidden_weight[1, 1] = 0.5
+        module.hidden_weight[3, 4] = -0.5
+        module.hidden_weight[1, 6] = 0.25
+        module.output_weight[0, 6] = 2.0
+        module.output_weight[0, 7] = 3.0
+    network = module.chart()
     assert network.nodes == ["bias", "in 1", "in 2", "1", "2", "out 1"]
     assert network.layers == [0, 0, 0, 1, 2, 3]
     joined = {(source, target): (weight, recurrent) for source, target, weight, recurrent in network.connections}

@@ -20,7 +20,7 @@ from papertape import NTM
 from papertape.agents import BackpropAgent
 from papertape.core import registry
 from papertape.core.options import Options, OptionsError
-from papertape.core.recorder import Areas, Histogram, Picture
+from papertape.core.recorder import Areas, Chart, Histogram
 from papertape.core.trace_field import TraceField
 from papertape.envs import CopyEnv
 from papertape.utils.plots import Episode, Seen
@@ -87,8 +87,8 @@ class Meddling(Sink):
         torch.set_default_dtype(torch.float64)
         values.clear()
 
-    def picture(self, step: int, name: str, picture: Any) -> None:
-        picture.parts["one"].append(9.0)
+    def chart(self, step: int, name: str, chart: Any) -> None:
+        chart.parts["one"].append(9.0)
 
     def episode(self, step: int, name: str, episode: Any) -> None:
         episode.seen.clear()
@@ -178,7 +178,7 @@ def test_sinks_get_what_a_run_has_to_show(tmp_path: Path) -> None:
     sinks.metrics(1, values)
     sinks.metrics(2, values)
     sinks.episode(2, "length 3", episode())
-    sinks.picture(2, "trust", Histogram([1.0]))
+    sinks.chart(2, "trust", Histogram([1.0]))
     sinks.text("options", "seed: 1")
     sinks.close()
     assert kept.told[0] == ("metrics", 1, values) and kept.told[-1] == ("close",)
@@ -219,7 +219,7 @@ def test_a_sink_changes_nothing_in_the_run(tmp_path: Path) -> None:
     sinks = opened(tmp_path, "meddling")
     values, areas, shown = {"train/loss": 0.5}, Areas([1], {"one": [1.0]}), episode()
     sinks.metrics(1, values)
-    sinks.picture(1, "species", areas)
+    sinks.chart(1, "species", areas)
     sinks.episode(1, "length 3", shown)
     assert next_numbers() == expected
     assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
@@ -295,8 +295,8 @@ def test_the_tensorboard_of_the_examples(tmp_path: Path, monkeypatch: pytest.Mon
     (sink,) = sinks
     sinks.metrics(4, {"train/loss": 0.5})
     sinks.episode(4, "length 3", episode())
-    shown: Picture = Histogram([1.0, 2.0])
-    sinks.picture(4, "trust", shown)
+    shown: Chart = Histogram([1.0, 2.0])
+    sinks.chart(4, "trust", shown)
     sinks.text("options", "seed: 1")
     sinks.close()
     calls = sink.writer.calls  # type: ignore[attr-defined]

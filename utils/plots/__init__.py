@@ -12,11 +12,11 @@ from .trace import plot_trace
 
 if TYPE_CHECKING:
     from .animation import memory_gif
+    from .charts import chart_figure, network_figure
     from .curves import RAW_POINTS, Curve, History, curve_title, curves_figure, thinned
     from .fields import Panel, Still, layout_of
     from .figure import episode_figure
     from .panels import LINES, Colours, colour_limits, slot_ticks
-    from .pictures import network_figure, picture_figure
 
 __all__ = [
     "LINES",
@@ -37,7 +37,7 @@ __all__ = [
     "layout_of",
     "memory_gif",
     "network_figure",
-    "picture_figure",
+    "chart_figure",
     "plot_trace",
     "slot_ticks",
     "thinned",
@@ -47,7 +47,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for module in ("animation", "curves", "fields", "figure", "panels", "pictures"):
+        for module in ("animation", "curves", "fields", "figure", "panels", "charts"):
             found = vars(importlib.import_module(f".{module}", __name__))
             if name in found:
                 return found[name]

@@ -53,7 +53,7 @@ def colour_limits(image: Array, kind: Colours, largest: float | None = None) -> 
     """Colour map and limits.
 
     ``bits`` from 0 to 1, ``weights`` from 0 to their largest, ``amounts`` as well, beyond 1; ``words`` symmetric about
-    0, as are bits and amounts that turn out to be no such thing.
+    0, as are bits and amounts that lie outside their range.
     """
     largest = largest_of(image) if largest is None else largest
     if kind == "weights":

@@ -16,7 +16,7 @@ from ...core.options import ContractError
 from ...core.registry import contract
 
 if TYPE_CHECKING:
-    from ...core.recorder import Picture
+    from ...core.recorder import Chart
     from ..plots import Episode
 
 
@@ -26,7 +26,7 @@ CALLS = {
     "text": ("name", "text"),
     "episode": ("step", "name", "episode"),
     "animation": ("name", "episode"),
-    "picture": ("step", "name", "picture"),
+    "chart": ("step", "name", "chart"),
     "close": (),
 }
 """What a run calls of a sink, with the arguments that it gives by place."""
@@ -75,8 +75,8 @@ class Sink(Component, ABC):
     def animation(self, name: str, episode: Episode) -> None:
         """One answered sequence of a test, for :func:`~papertape.utils.plots.memory_gif`."""
 
-    def picture(self, step: int, name: str, picture: Picture) -> None:
-        """Plain data at a training step, which :func:`~papertape.utils.plots.picture_figure` draws."""
+    def chart(self, step: int, name: str, chart: Chart) -> None:
+        """Plain data at a training step, which :func:`~papertape.utils.plots.chart_figure` draws."""
 
     def close(self) -> None:
         """The run is over: write what is left."""

@@ -24,9 +24,9 @@ from pydantic import Field
 
 from ...core import install
 from ...core.options import OptionsError
-from ...core.recorder import Picture
+from ...core.recorder import Chart
 from ...core.registry import register
-from .. import light_process
+from .. import child_process
 from ..plots import Episode
 from .base import Sink
 
@@ -80,7 +80,7 @@ class Plotter(Sink):
                 f"plots: got 'visdom', which is not installed; `{install.VISDOM}` gets it, "
                 "plots=files and plots=off work without it"
             )
-        from .. import live_process  # which loads matplotlib
+        from ..drawing import page, process  # which load matplotlib
 
         settings = {
             "directory": str(self.directory.absolute()),
@@ -89,11 +89,11 @@ class Plotter(Sink):
             "hostname": self.hostname,
             "port": self.port,
             "data": None if self.data is None else str(self.data),
-            "retry": live_process.RETRY_SECONDS,
+            "retry": page.RETRY_SECONDS,
             "parent": os.getpid(),
         }
         self._process = subprocess.Popen(
-            light_process.command(live_process.main, json.dumps(settings)),
+            child_process.command(process.main, json.dumps(settings)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -123,7 +123,7 @@ class Plotter(Sink):
 
     @property
     def alive(self) -> bool:
-        """Whether anything that is handed in still has a chance to be drawn."""
+        """Whether anything that is given to it can still be drawn."""
         return self._process is not None and self._process.returncode is None and not self._closing
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -155,9 +155,9 @@ class Plotter(Sink):
         """One answered sequence, for the animation ``plots/<name>.gif``."""
         self._put("animation", name, (0, episode._replace(name=name)._asdict()))
 
-    def picture(self, step: int, name: str, picture: Picture) -> None:
+    def chart(self, step: int, name: str, chart: Chart) -> None:
         """Plain data, for ``plots/<name>.png``, a copy in ``plots/history/`` and visdom; see :meth:`episode`."""
-        self._put("picture", name, (step, name, type(picture).__name__, picture._asdict()))
+        self._put("chart", name, (step, name, type(chart).__name__, chart._asdict()))
 
     def _put(self, kind: str, name: str, content: tuple[Any, ...]) -> None:
         if not self.alive:
@@ -176,7 +176,7 @@ class Plotter(Sink):
             self._changed.notify()
 
     def close(self, timeout: float = 60.0) -> None:
-        """Have everything drawn that waits, and end the child process; after ``timeout`` seconds without that."""
+        """Draw everything that waits and end the child process; after ``timeout`` seconds, give up what still waits."""
         process = self._process
         if process is None or self._closing:
             return

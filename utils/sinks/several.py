@@ -1,4 +1,4 @@
-"""The sinks of a run together, kept from doing anything to it."""
+"""The sinks of a run together, so that none of them can stop or change it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pydantic_core import core_schema
 
 from ...core.component import Chosen, build
 from ...core.options import ContractError, Options, OptionsError
-from ...core.recorder import Picture
+from ...core.recorder import Chart
 from ..plots import Episode
 from .base import Sink
 from .drawn import Off, Plotter
@@ -99,7 +99,7 @@ class Sinks:
     @property
     def wants_pictures(self) -> bool:
         """Whether any of them does something with episodes or pictures."""
-        methods = ("episode", "animation", "picture")
+        methods = ("episode", "animation", "chart")
         return any(getattr(type(sink), name) is not getattr(Sink, name) for sink in self for name in methods)
 
     def __iter__(self) -> Iterator[Sink]:
@@ -125,9 +125,9 @@ class Sinks:
         """See :meth:`Sink.animation`."""
         self._tell("animation", name, episode._replace(name=name))
 
-    def picture(self, step: int, name: str, picture: Picture) -> None:
-        """See :meth:`Sink.picture`."""
-        self._tell("picture", step, name, picture)
+    def chart(self, step: int, name: str, chart: Chart) -> None:
+        """See :meth:`Sink.chart`."""
+        self._tell("chart", step, name, chart)
 
     def close(self) -> None:
         """See :meth:`Sink.close`."""

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ....core.recorder import Areas, Picture
+from ....core.recorder import Areas, Chart
 from ....core.registry import register
 from ..base import Initial, Strategy
 from .genomes import Codec, Genomes, Innovations, crossover
@@ -24,9 +24,10 @@ THRESHOLD_STEP = 0.1
 class Neat(Strategy):
     """Networks grow from minimal ones; species protect what is new; innovation numbers tell which genes match.
 
-    What evolves is the one :class:`~papertape.core.graph.GraphNetwork` of the circuit (a controller or circuit of type
-    neat). The first genomes have the connections that the circuit has when the strategy is made. The circuit's other
-    weights evolve beside it by Gaussian mutation and uniform crossover; they count for no distance between species.
+    What evolves is the circuit's one :class:`~papertape.core.topology.TopologyNetwork`, which a controller or circuit
+    of type neat has. The first genomes have the connections that the circuit has when the strategy is made. The
+    circuit's other weights evolve by Gaussian mutation and uniform crossover; the distance between species leaves them
+    out.
 
     Fitness is shared within a species: each has children in proportion to its mean fitness, counted from the lowest of
     the population where that is negative. Ties go to the smaller genome in crossover, to the first elsewhere.
@@ -361,7 +362,7 @@ class Neat(Strategy):
             "compatibility_threshold": self.threshold,
         }
 
-    def pictures(self) -> dict[str, Picture]:
+    def charts(self) -> dict[str, Chart]:
         """The members of each species in every generation so far."""
         if not self.sizes:
             return {}

@@ -83,7 +83,7 @@ class Tensors(ctypes.Structure):
         ("state", ctypes.c_void_p * MOST_LEAVES),
         *((name, ctypes.c_void_p) for name in ("last_hidden", "last_cell", "last_reads")),
         ("last_state", ctypes.c_void_p * MOST_LEAVES),
-        *((name, ctypes.c_void_p) for name in ("records", "tape")),
+        *((name, ctypes.c_void_p) for name in ("records", "saved")),
         *((name, ctypes.c_void_p) for name in ("d_features", "d_last_hidden", "d_last_cell", "d_last_reads")),
         ("d_last_state", ctypes.c_void_p * MOST_LEAVES),
         *((name, ctypes.c_void_p) for name in ("d_hidden", "d_cell", "d_reads")),
@@ -154,7 +154,7 @@ def load_variant(name: str | None) -> ctypes.CDLL | str:
 
 
 def sizes(library: ctypes.CDLL, accessor: str, problem: Problem, dtype: torch.dtype) -> tuple[int, int]:
-    """Elements of the records and of the tape."""
+    """Elements of the records, and of the saved memories and links."""
     out = (ctypes.c_int64 * 2)()
     getattr(library, f"{accessor}_{type_name(dtype)}_sizes")(ctypes.byref(problem), out)
     return out[0], out[1]

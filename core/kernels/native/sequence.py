@@ -173,7 +173,7 @@ def _problem(text: str) -> Problem:
 
 
 def _tensors(workspace: Tensor, record_size: int) -> Tensors:
-    return Tensors(records=workspace.data_ptr(), tape=workspace.data_ptr() + record_size * workspace.element_size())
+    return Tensors(records=workspace.data_ptr(), saved=workspace.data_ptr() + record_size * workspace.element_size())
 
 
 _ARGUMENTS = ("inputs", "interface_weight", "interface_bias", "hidden", "cell", "reads")
@@ -191,7 +191,7 @@ class _Room(NamedTuple):
     features: Tensor
     """``[T + 1, B, F]``"""
     workspace: Tensor
-    """Records and tape."""
+    """Records, and saved memories and links."""
     last: list[Tensor]
     """The last state: hidden vectors, cell, words read, leaves."""
     record_size: int
@@ -201,9 +201,9 @@ class _Room(NamedTuple):
         inputs = arguments[0]
         assert inputs is not None
         features = inputs.new_empty(problem.steps + 1, problem.batch, problem.hidden + problem.reads * problem.word)
-        record_size, tape_size = library.sizes(_library(), accessor, problem, inputs.dtype)
+        record_size, saved_size = library.sizes(_library(), accessor, problem, inputs.dtype)
         # One block, not two: what malloc gave and got back in one piece it keeps for the next call.
-        workspace = inputs.new_empty(record_size + tape_size)
+        workspace = inputs.new_empty(record_size + saved_size)
         state = (*arguments[3 : len(_ARGUMENTS)], *arguments[_layers_end(problem) :])
         last = [torch.empty_like(t) for t in state if t is not None]
         return cls(features, workspace, last, record_size)
@@ -218,7 +218,7 @@ def _empty(accessor: str, text: str, arguments: Sequence[Tensor | None]) -> list
 
 
 def _run_forward(accessor: str, text: str, arguments: Sequence[Tensor | None]) -> list[Tensor]:
-    """Run a sequence; features ``[T + 1, B, F]``, records and tape, and the last state."""
+    """Run a sequence; features ``[T + 1, B, F]``, the workspace, and the last state."""
     problem = _problem(text)
     given = [_plain(t) for t in arguments]
     room = _Room.make(accessor, problem, given)
@@ -307,8 +307,8 @@ def _run_population(accessor: str, text: str, tensors: Sequence[Tensor | None]) 
     answers = _empty_answers(accessor, text, tensors)
     two_steps = inputs.new_empty(2, problem.batch, output_weight.shape[2])
     loaded = _library()
-    record_size, tape_size = library.sizes(loaded, accessor, problem, inputs.dtype)
-    workspace = inputs.new_empty(record_size + tape_size)
+    record_size, saved_size = library.sizes(loaded, accessor, problem, inputs.dtype)
+    workspace = inputs.new_empty(record_size + saved_size)
     x = _tensors(workspace, record_size)
     x.give(inputs=inputs, interface_weight=interface_weight, interface_bias=interface_bias)
     x.give_layers("layers", rest[:end])

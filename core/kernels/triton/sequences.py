@@ -18,9 +18,9 @@ from ...members import map_initial_state
 from ...state import CircuitState, map_state
 from .. import guard
 from .controllers import FEEDFORWARD, GRU, LSTM
-from .dnc import DNC
-from .ntm import NTM
+from .dynamic_sequence import DynamicRecurrence
 from .recurrence import Recurrence
+from .static_sequence import StaticRecurrence
 
 if TYPE_CHECKING:
     from ..circuit_view import CircuitView
@@ -57,8 +57,8 @@ def _recurrence(circuit: CircuitView, slots: int) -> Recurrence:
         "masked": accessor.masked_content,
     }
     if accessor.kind == "static":
-        return NTM(**sizes, shifts=2 * accessor.shift_range + 1)
-    return DNC(
+        return StaticRecurrence(**sizes, shifts=2 * accessor.shift_range + 1)
+    return DynamicRecurrence(
         **sizes,
         squash=accessor.squash == "tanh",
         wipe=accessor.memory_wipe,

@@ -19,7 +19,7 @@ from .allocation import usage_and_allocation
 from .content import content_weights
 from .links import Chunk, follow_links
 from .location import location_weights
-from .memory import write
+from .writing import write
 
 if TYPE_CHECKING:
     from ...accessors.dynamic import DynamicAccessor

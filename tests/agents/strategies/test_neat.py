@@ -392,13 +392,13 @@ def test_genes_are_all_of_the_genome():
     assert set(Genomes._fields) <= {name.removeprefix("genomes.") for name in fresh(0).state_dict()}
 
 
-def test_species_over_time_are_a_picture():
+def test_species_over_time_are_a_chart():
     strategy = fresh(0)
-    assert strategy.pictures() == {}
+    assert strategy.charts() == {}
     strategy = evolved(0, 5)
-    picture = strategy.pictures()["species"]
-    assert [*picture.steps] == [0, 1, 2, 3, 4]
-    assert all(sum(part[step] for part in picture.parts.values()) == 24 for step in range(5))
+    chart = strategy.charts()["species"]
+    assert [*chart.steps] == [0, 1, 2, 3, 4]
+    assert all(sum(part[step] for part in chart.parts.values()) == 24 for step in range(5))
 
 
 def test_replaced_weights_are_those_of_the_enabled_connections():

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import papertape
-from papertape.core.kernels.triton import allocation, content, links, location, memory, recurrence, sequences, steps
+from papertape.core.kernels.triton import allocation, content, links, location, recurrence, sequences, steps, writing
 
 TYPES = {torch.float32: "fp32", torch.float64: "fp64"}
 
@@ -70,7 +70,7 @@ def circuits() -> Iterator[Any]:
 
 def main() -> None:
     """Compile all."""
-    for module in (allocation, content, links, location, memory, recurrence):
+    for module in (allocation, content, links, location, recurrence, writing):
         module.launch = compile_instead
     for circuit in circuits():
         state = circuit.initial_state(1)

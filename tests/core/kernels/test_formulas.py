@@ -24,6 +24,7 @@ from papertape.core.controllers import Controller, FeedForwardController, GRUCon
 from papertape.core.interface import Interface
 from papertape.core.kernels import dispatch, formulas, guard, native, triton
 from papertape.core.kernels.agreed import AGREED
+from papertape.core.sparse_memory import WorkingMemory
 
 STEPS, BATCH, INPUTS, OUTPUTS = 3, 2, 4, 2
 CONTROLLERS = {"lstm": LSTMController, "gru": GRUController, "feedforward": FeedForwardController}
@@ -126,7 +127,8 @@ FUNCTIONS = {
     ],
     SAM: [
         *((sparse_addressing, name) for name in ("similarity", "top_k")),
-        *((SparseAccessor, name) for name in ("_nearest", "forward", "_access")),
+        *((SparseAccessor, name) for name in ("forward", "_access")),
+        *((WorkingMemory, name) for name in ("most_similar", "least_recent")),
     ],
 }
 

@@ -13,7 +13,8 @@ import pytest
 KERNELS = {
     *("content_forward", "content_backward", "location_forward", "location_backward"),
     *("memory_forward", "memory_backward", "allocation_forward", "allocation_backward", "usage_backward"),
-    *("links_forward", "links_backward", "links_again", "ntm_forward", "ntm_backward", "dnc_forward", "dnc_backward"),
+    *("links_forward", "links_backward", "links_again"),
+    *("static_forward", "static_backward", "dynamic_forward", "dynamic_backward"),
 }
 
 

@@ -19,7 +19,7 @@ from papertape.core.kernels.triton.allocation import usage_and_allocation
 from papertape.core.kernels.triton.content import content_weights
 from papertape.core.kernels.triton.links import follow_links
 from papertape.core.kernels.triton.location import location_weights
-from papertape.core.kernels.triton.memory import write
+from papertape.core.kernels.triton.writing import write
 
 # Batch, slots, word size, read heads, write heads: one of each, odd ones, whole tiles, more than one tile.
 SHAPES = [(1, 1, 1, 1, 1), (3, 7, 5, 1, 1), (2, 16, 8, 4, 1), (2, 37, 6, 3, 3), (1, 70, 33, 1, 2)]

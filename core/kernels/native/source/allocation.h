@@ -2,7 +2,7 @@
 #pragma once
 #include <vector>
 
-#include "memory.h"
+#include "read_write.h"
 
 namespace native {
 

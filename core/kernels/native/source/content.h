@@ -1,6 +1,6 @@
 // Content addressing of one row of the batch, forward and backward (core/addressing.py: cosine_similarity, content_weights).
 #pragma once
-#include "memory.h"
+#include "read_write.h"
 
 namespace native {
 

@@ -16,7 +16,7 @@ template <class T> class DynamicAccessor {
     int N, word, reads, writes, ways;
     bool squash, wipe, sharpening, usage_gradient;
     int64_t memory_size, link_size, rows_per_state;
-    Tape<T> tape, link_tape;
+    Saved<T> saved, saved_links;
     // Parts of the interface vector.
     int read_keys, read_strengths, write_keys, write_strengths, erase, add, free_gates, allocation_gates, write_gates;
     int read_modes, link_powers;
@@ -67,15 +67,15 @@ template <class T> class DynamicAccessor {
     // What was done to the links of head h since they were stored, step t included; returns how many.
     int link_updates(int64_t t, int64_t b, int h, LinkUpdate<T>* updates) const {
         int count = 0;
-        for (int64_t s = t - t % tape.every; s <= t; s++, count++)
+        for (int64_t s = t - t % saved.every; s <= t; s++, count++)
             updates[count] = {records.accessor(s + 1, b) + write_weights + (int64_t)h * N,
                               records.accessor(s, b) + precedence + (int64_t)h * N};
         return count;
     }
     void write_again(int64_t t, int64_t b, T* again, T* kept) const {
-        for (int64_t s = t - t % tape.every; s < t; s++) {
+        for (int64_t s = t - t % saved.every; s < t; s++) {
             const T *a = records.interface(s + 1, b), *now = records.accessor(s + 1, b);
-            write(slots, word, tape.before(s, b, again), again + s % tape.every * memory_size,
+            write(slots, word, saved.before(s, b, again), again + s % saved.every * memory_size,
                   kept_for_wipe(a, records.accessor(s, b), kept), writes, now + write_weights, a + erase, a + add);
         }
     }
@@ -86,8 +86,8 @@ template <class T> class DynamicAccessor {
           writes((int)p.writes), ways(1 + 2 * writes), squash(p.squash), wipe(p.memory_wipe),
           sharpening(p.link_sharpening), usage_gradient(p.usage_gradient), memory_size((int64_t)word * N),
           link_size((int64_t)slots.count * N), rows_per_state(p.rows_per_state()),
-          tape{x.tape, memory_size, p.batch, p.keep_every, p.steps, p.training != 0},
-          link_tape{x.tape + Tape<T>::length(p) * p.batch * memory_size, writes * link_size, p.batch, p.keep_every,
+          saved{x.saved, memory_size, p.batch, p.keep_every, p.steps, p.training != 0},
+          saved_links{x.saved + Saved<T>::length(p) * p.batch * memory_size, writes * link_size, p.batch, p.keep_every,
                     p.steps, p.training != 0},
           read_keys((int)p.places.read_keys), read_strengths((int)p.places.read_strengths),
           write_keys((int)p.places.write_keys), write_strengths((int)p.places.write_strengths),
@@ -127,8 +127,8 @@ template <class T> class DynamicAccessor {
         return (1 + norms + 5 * p.writes + 3 * p.reads + directions) * N + p.writes * order_size(N);
     }
     static int64_t history(const Problem& p) { return p.keep_every; }  // the links are updated that rarely
-    static int64_t tape_size(const Problem& p) {
-        return Tape<T>::length(p) * p.batch * (p.word * round_up<T>((int)p.slots) + matrix_size(p));
+    static int64_t saved_size(const Problem& p) {
+        return Saved<T>::length(p) * p.batch * (p.word * round_up<T>((int)p.slots) + matrix_size(p));
     }
 
     void expect_forward(int64_t, int64_t) const {}  // memories and links are too large to be fetched ahead
@@ -137,7 +137,7 @@ template <class T> class DynamicAccessor {
     void begin(int64_t b) const {
         const int64_t given = b / rows_per_state;
         const int64_t n = slots.count;
-        T *first = records.accessor(0, b), *memory = tape.first(b), *links = link_tape.first(b);
+        T *first = records.accessor(0, b), *memory = saved.first(b), *links = saved_links.first(b);
         to_columns(slots, word, x.state[MEMORY] + given * n * word, memory);
         pad(slots, 1, x.state[USAGE] + given * n, first + usage);
         pad(slots, writes * slots.count, x.state[LINK] + given * writes * n * n, links);
@@ -149,8 +149,8 @@ template <class T> class DynamicAccessor {
     }
     void forward(int64_t t, int64_t b, T* words_read, T* scratch) const {
         T *a = records.interface(t + 1, b), *now = records.accessor(t + 1, b);
-        const T *last = records.accessor(t, b), *before = tape.before(t, b);
-        T *after = tape.after(t, b), *kept = scratch, *used = kept + N;
+        const T *last = records.accessor(t, b), *before = saved.before(t, b);
+        T *after = saved.after(t, b), *kept = scratch, *used = kept + N;
         if (squash) {
             apply_hyperbolic(a + read_keys, reads * word);
             apply_hyperbolic(a + write_keys, writes * word);
@@ -191,12 +191,12 @@ template <class T> class DynamicAccessor {
         }
         write(slots, word, before, after, kept_for_wipe(a, last, kept), writes, now + write_weights, a + erase, a + add);
 
-        const bool store_links = t % tape.every == tape.every - 1 || t == tape.steps - 1;
-        std::vector<LinkUpdate<T>> updates(tape.every);
+        const bool store_links = t % saved.every == saved.every - 1 || t == saved.steps - 1;
+        std::vector<LinkUpdate<T>> updates(saved.every);
         for (int h = 0; h < writes; h++) {
             const int count = link_updates(t, b, h, updates.data());
-            follow_links(slots, link_tape.base_of(t, b) + h * link_size,
-                         store_links ? link_tape.after(t, b) + h * link_size : nullptr, updates.data(), count, reads,
+            follow_links(slots, saved_links.base_of(t, b) + h * link_size,
+                         store_links ? saved_links.after(t, b) + h * link_size : nullptr, updates.data(), count, reads,
                          last + read_weights, now + ahead + (int64_t)h * reads * N, now + behind + (int64_t)h * reads * N);
         }
         read_lookup.forward(a, after, now + norms, now + norms, now + read_cosine, now + read_content);
@@ -225,10 +225,10 @@ template <class T> class DynamicAccessor {
     }
     void finish(int64_t b) const {
         const int64_t n = slots.count;
-        const T* now = records.accessor(tape.steps, b);
-        to_rows(slots, word, tape.last(b), x.last_state[MEMORY] + b * n * word);
+        const T* now = records.accessor(saved.steps, b);
+        to_rows(slots, word, saved.last(b), x.last_state[MEMORY] + b * n * word);
         unpad(slots, 1, now + usage, x.last_state[USAGE] + b * n);
-        unpad(slots, writes * slots.count, link_tape.last(b), x.last_state[LINK] + b * writes * n * n);
+        unpad(slots, writes * slots.count, saved_links.last(b), x.last_state[LINK] + b * writes * n * n);
         unpad(slots, writes, now + precedence, x.last_state[PRECEDENCE] + b * writes * n);
         unpad(slots, reads, now + read_weights, x.last_state[READ_WEIGHTS] + b * reads * n);
         unpad(slots, writes, now + write_weights, x.last_state[WRITE_WEIGHTS] + b * writes * n);
@@ -250,7 +250,7 @@ template <class T> class DynamicAccessor {
         return c;
     }
     int64_t row_scratch() const {
-        return memory_size + writes * link_size + (1 + 2 * writes + reads) * N + tape.again_size();
+        return memory_size + writes * link_size + (1 + 2 * writes + reads) * N + saved.again_size();
     }
     int64_t backward_scratch() const {
         return (4 + 4 * writes + 2 * reads + 2 * writes * reads) * N +
@@ -287,8 +287,8 @@ template <class T> class DynamicAccessor {
         T *d_precedence = d_content + std::max(reads, writes) * N, *d_read = d_precedence + writes * N;
         T *d_behind = d_read + reads * N, *d_ahead = d_behind + writes * reads * N;
         T* more_scratch = d_ahead + writes * reads * N;
-        if (t == tape.steps - 1 || t % tape.every == tape.every - 1) write_again(t, b, carried.again, kept_space);
-        const T *before = tape.before(t, b, carried.again), *after = tape.after(t, b, carried.again);
+        if (t == saved.steps - 1 || t % saved.every == saved.every - 1) write_again(t, b, carried.again, kept_space);
+        const T *before = saved.before(t, b, carried.again), *after = saved.after(t, b, carried.again);
 
         // Reading, and the ways to read.
         read_backward(slots, word, after, reads, now + read_weights, d_words_read, carried.memory, carried.read_weights);
@@ -316,11 +316,11 @@ template <class T> class DynamicAccessor {
         // Links and precedence.
         std::memset(d_precedence, 0, writes * N * sizeof(T));
         std::memset(d_read, 0, reads * N * sizeof(T));
-        std::vector<LinkUpdate<T>> updates(tape.every);
+        std::vector<LinkUpdate<T>> updates(saved.every);
         for (int h = 0; h < writes; h++) {
             const int64_t head = (int64_t)h * N, way = head * reads;
             const int count = link_updates(t, b, h, updates.data());
-            follow_links_backward(slots, link_tape.base_of(t, b) + h * link_size, updates.data(), count, reads,
+            follow_links_backward(slots, saved_links.base_of(t, b) + h * link_size, updates.data(), count, reads,
                                   last + read_weights, d_ahead + way, d_behind + way, carried.links + h * link_size,
                                   carried.write_weights + head, d_precedence + head, d_read);
             const T *w = now + write_weights + head, *p = last + precedence + head;

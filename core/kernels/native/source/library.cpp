@@ -18,11 +18,11 @@ template <class F> int status(F&& body) {
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #define INTERFACE(NAME, TYPE, ACCESSOR)                                                                              \
-    /* Values in all records and on the tape. */                                                                     \
+    /* Values in all records and in all saved memories (and links). */                                               \
     EXPORT void NAME##_sizes(const native::Problem* p, int64_t* sizes) {                                             \
         using Accessor = native::ACCESSOR<TYPE>;                                                                     \
         sizes[0] = native::records_size<TYPE, Accessor>(*p);                                                         \
-        sizes[1] = Accessor::tape_size(*p);                                                                          \
+        sizes[1] = Accessor::saved_size(*p);                                                                         \
     }                                                                                                                \
     EXPORT int NAME##_forward(const native::Problem* p, const native::Tensors<TYPE>* x) {                            \
         return native::status([&] { native::forward<TYPE, native::ACCESSOR<TYPE>>(*p, *x); });                       \

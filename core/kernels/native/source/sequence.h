@@ -69,7 +69,7 @@ template <class T> struct Tensors {
     T* last_reads;                  // null: the last state is not wanted
     T* last_state[MOST_LEAVES];
     T* records;  // what every step leaves for the backward pass
-    T* tape;     // memories (and links) before every keep_every-th step, and the last
+    T* saved;    // memories (and links) before every keep_every-th step, and the last
     // Backward: gradients of the results (null: zero) and of the arguments.
     const T* d_features;  // [T, B, F]
     const T* d_last_hidden;
@@ -87,7 +87,7 @@ template <class T> struct Tensors {
 };
 
 // Large tensors of the state, stored before every keep_every-th step: index 0 is the first, the last index the last.
-template <class T> struct Tape {
+template <class T> struct Saved {
     T* base;
     int64_t size, batch, every, steps;
     bool training;
@@ -380,7 +380,7 @@ template <class T, class Accessor> int64_t records_size(const Problem& p) {
 template <class T, class Accessor> void forward(const Problem& p, const Tensors<T>& x) {
     const Records<T> all = all_records<T, Accessor>(p, x.records);
     prefer_large_pages(x.records, records_size<T, Accessor>(p) * sizeof(T));
-    prefer_large_pages(x.tape, Accessor::tape_size(p) * sizeof(T));
+    prefer_large_pages(x.saved, Accessor::saved_size(p) * sizeof(T));
     auto run = [&](const ForwardWeights<T>& weights, int64_t begin, int64_t end) {
         const int64_t ring = std::min(Accessor::history(p), p.steps) + 1;
         Records<T> own(p, nullptr, Accessor::record_size(p), ring, std::min(p.block, end - begin));

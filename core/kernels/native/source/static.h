@@ -13,7 +13,7 @@ template <class T> class StaticAccessor {
     Slots<T> slots;
     int N, word, reads, writes, heads, shift_range, shifts;
     int64_t memory_size, weights_size, rows_per_state;
-    Tape<T> tape;
+    Saved<T> saved;
     // Parts of the interface vector.
     int keys, strengths, gate, shift, sharpness, erase, add;
     T sharpen_epsilon;
@@ -96,12 +96,12 @@ template <class T> class StaticAccessor {
 
     // The most common access, of which some parts take one pass together.
     bool simple() const { return reads <= 4 && writes == 1 && !read_lookup.masked(); }
-    bool ends_segment(int64_t t) const { return t == tape.steps - 1 || t % tape.every == tape.every - 1; }
+    bool ends_segment(int64_t t) const { return t == saved.steps - 1 || t % saved.every == saved.every - 1; }
     // The memories inside the segment that ends with step t.
     void write_again(int64_t t, int64_t b, T* again) const {
-        for (int64_t s = t - t % tape.every; s < t; s++) {
+        for (int64_t s = t - t % saved.every; s < t; s++) {
             const T *a = records.interface(s + 1, b), *now = records.accessor(s + 1, b);
-            write<T>(slots, word, tape.before(s, b, again), again + s % tape.every * memory_size, nullptr, writes,
+            write<T>(slots, word, saved.before(s, b, again), again + s % saved.every * memory_size, nullptr, writes,
                      now + weights + (int64_t)reads * N, a + erase, a + add);
         }
     }
@@ -111,7 +111,7 @@ template <class T> class StaticAccessor {
         : x(tensors), records(all_records), slots((int)p.slots), N(slots.padded), word((int)p.word), reads((int)p.reads),
           writes((int)p.writes), heads(reads + writes), shift_range((int)p.shift_range), shifts(2 * shift_range + 1),
           memory_size((int64_t)word * N), weights_size((int64_t)heads * N), rows_per_state(p.rows_per_state()),
-          tape{x.tape, memory_size, p.batch, p.keep_every, p.steps, p.training != 0}, keys((int)p.places.keys),
+          saved{x.saved, memory_size, p.batch, p.keep_every, p.steps, p.training != 0}, keys((int)p.places.keys),
           strengths((int)p.places.strengths), gate((int)p.places.gate), shift((int)p.places.shift),
           sharpness((int)p.places.sharpness), erase((int)p.places.erase), add((int)p.places.add),
           sharpen_epsilon(T(p.sharpen_epsilon)),
@@ -127,33 +127,33 @@ template <class T> class StaticAccessor {
         const int64_t heads = p.reads + p.writes;
         return (3 * heads + (p.masked_content ? heads : 1)) * round_up<T>((int)p.slots);
     }
-    // Steps that a step looks back on, besides the last one on the tape.
+    // Steps that a step looks back on, besides the last one that was saved.
     static int64_t history(const Problem&) { return 1; }
-    static int64_t tape_size(const Problem& p) {
-        return Tape<T>::length(p) * p.batch * p.word * round_up<T>((int)p.slots);
+    static int64_t saved_size(const Problem& p) {
+        return Saved<T>::length(p) * p.batch * p.word * round_up<T>((int)p.slots);
     }
 
     int64_t forward_scratch() const { return ring_size(); }
     void begin(int64_t b) const {
         const int64_t given = b / rows_per_state;
         T* first = records.accessor(0, b);
-        to_columns(slots, word, x.state[MEMORY] + given * slots.count * word, tape.first(b));
+        to_columns(slots, word, x.state[MEMORY] + given * slots.count * word, saved.first(b));
         pad(slots, reads, x.state[READ_WEIGHTS] + given * reads * slots.count, first + weights);
         pad(slots, writes, x.state[WRITE_WEIGHTS] + given * writes * slots.count, first + weights + reads * N);
         // For the norms alone.
         if (!read_lookup.masked())
-            dot_products<T>(slots, word, read_lookup.epsilon, tape.first(b), 1, tape.first(b), first + content,
+            dot_products<T>(slots, word, read_lookup.epsilon, saved.first(b), 1, saved.first(b), first + content,
                             first + norms);
     }
     // Asks for what writing will need.
     void expect_forward(int64_t t, int64_t b) const {
-        if (tape.after(t, b) != tape.before(t, b)) prefetch<true>(tape.after(t, b), memory_size);
+        if (saved.after(t, b) != saved.before(t, b)) prefetch<true>(saved.after(t, b), memory_size);
     }
     void forward(int64_t t, int64_t b, T* words_read, T* scratch) const {
         T *a = records.interface(t + 1, b), *now = records.accessor(t + 1, b);
         const T* last = records.accessor(t, b);
-        const T* before = tape.before(t, b);
-        T *after = tape.after(t, b), *on_ring = ring(scratch);
+        const T* before = saved.before(t, b);
+        T *after = saved.after(t, b), *on_ring = ring(scratch);
         apply_hyperbolic(a + keys, heads * word);
         apply_to_parts<T>(apply_softplus<T>, a, {{strengths, heads}, {sharpness, heads}});
         apply_logistic(a + gate, heads);
@@ -179,14 +179,14 @@ template <class T> class StaticAccessor {
         read(slots, word, after, reads, read_weights, words_read);
     }
     void finish(int64_t b) const {
-        const T* now = records.accessor(tape.steps, b);
-        to_rows(slots, word, tape.last(b), x.last_state[MEMORY] + b * slots.count * word);
+        const T* now = records.accessor(saved.steps, b);
+        to_rows(slots, word, saved.last(b), x.last_state[MEMORY] + b * slots.count * word);
         unpad(slots, reads, now + weights, x.last_state[READ_WEIGHTS] + b * reads * slots.count);
         unpad(slots, writes, now + weights + reads * N, x.last_state[WRITE_WEIGHTS] + b * writes * slots.count);
     }
 
     // Per row of the batch: gradients of the memory and the weightings, and the memories of one segment.
-    int64_t row_scratch() const { return memory_size + weights_size + tape.again_size(); }
+    int64_t row_scratch() const { return memory_size + weights_size + saved.again_size(); }
     int64_t backward_scratch() const {
         return 2 * ring_size() + weights_size +
                std::max(read_lookup.backward_scratch(), write_lookup.backward_scratch()) + 2 * word * LANES<T>;
@@ -208,8 +208,8 @@ template <class T> class StaticAccessor {
     // Asks for what writing again needs.
     void expect_backward(int64_t t, int64_t b) const {
         if (!ends_segment(t)) return;
-        prefetch<false>(tape.base_of(t, b), memory_size);
-        for (int64_t s = t - t % tape.every; s < t; s++) {
+        prefetch<false>(saved.base_of(t, b), memory_size);
+        for (int64_t s = t - t % saved.every; s < t; s++) {
             prefetch<false>(records.interface(s + 1, b) + erase, writes * word);
             prefetch<false>(records.interface(s + 1, b) + add, writes * word);
             prefetch<false>(records.accessor(s + 1, b) + weights + (int64_t)reads * N, (int64_t)writes * N);
@@ -221,7 +221,7 @@ template <class T> class StaticAccessor {
         T *on_ring = ring(scratch), *d_ring = ring(scratch + ring_size()), *d_content = scratch + 2 * ring_size();
         T* more_scratch = d_content + weights_size;
         if (ends_segment(t)) write_again(t, b, again);
-        const T *before = tape.before(t, b, again), *after = tape.after(t, b, again);
+        const T *before = saved.before(t, b, again), *after = saved.after(t, b, again);
         const T *read_weights = now + weights, *write_weights = read_weights + (int64_t)reads * N;
 
         const int64_t written = (int64_t)reads * N;

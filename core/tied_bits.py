@@ -1,4 +1,4 @@
-"""A linear layer that treats the bits of a word alike: what is learned about one holds for all of them."""
+"""A linear layer in which the bits of a word share their weights: what is learned about one holds for all."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.nn import functional
 from .options import check_sizes
 
 
-class TiedLinear(nn.Module):
+class TiedBitsLinear(nn.Module):
     """``y = W x + b``, equivariant under permutations of the bits (Zaheer et al. 2017, "Deep Sets", lemma 3).
 
-    Features come in blocks: a word, whose elements are its bits, or a single number. Weights between two words are one
-    number from each bit to its own and another to the others; between a word and a single number there is one for all
-    bits, and so there is of biases. The number of parameters does not grow with the word, and a layer for short words
-    is one for long words (as with HyperNEAT, Merrild et al. 2018, "HyperENTM"). Words of one bit leave nothing to tie.
+    Features come in blocks: a word, whose elements are its bits, or a single number. Between two words there are two
+    weights: from each bit to the same bit, and from each bit to every other. Between a word and a single number all
+    bits share one weight, and the bits of an output word share one bias. So the number of parameters does not depend on
+    the length of a word (as with HyperNEAT, Merrild et al. 2018, "HyperENTM"). Words of one bit leave nothing to tie.
     """
 
     index: Tensor
@@ -54,7 +54,7 @@ class TiedLinear(nn.Module):
         )
         self.register_buffer("bias_index", owners, persistent=False)
         self.weight = nn.Parameter(torch.empty(numbers))
-        """What the weights are made of, one number for each kind."""
+        """The distinct weights, one number for each."""
         self.bias = nn.Parameter(torch.empty(len(output_blocks)))
         """One number for each block of outputs."""
         self.reset_parameters()
@@ -66,7 +66,7 @@ class TiedLinear(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
     def whole(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """The same layer as an ordinary one, or many of them.
+        """Weight and bias of the ordinary linear layer that computes the same, or of many.
 
         Args:
             weight: like the layer's own, ``[…, numbers]``.

@@ -1,4 +1,4 @@
-"""Pictures of the plain data of :mod:`papertape.core.recorder`: areas, histograms and networks."""
+"""Figures of the charts of :mod:`papertape.core.recorder`: areas, histograms and networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.patches import FancyArrowPatch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ...core.recorder import Areas, Histogram, Network, Picture
+from ...core.recorder import Areas, Chart, Histogram, Network
 from .panels import INK, LINES, MUTED, thin_frame
 
 CONNECTIONS: Colormap = LinearSegmentedColormap.from_list(
@@ -24,8 +24,8 @@ CONNECTIONS: Colormap = LinearSegmentedColormap.from_list(
 """Like WORDS, but what is near zero can be seen on white."""
 
 
-def _picture_axes(name: str, width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty picture of one panel."""
+def _chart_axes(name: str, width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty chart of one panel."""
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -39,10 +39,10 @@ def areas_figure(name: str, areas: Areas) -> Figure:
     """Stacked areas over time, such as the members of each species; colours repeat after twenty parts.
 
     Args:
-        name: title of the picture.
+        name: title of the chart.
         areas: what to draw; up to twelve parts are named in a legend.
     """
-    figure, axes = _picture_axes(name, 7, 3.6)
+    figure, axes = _chart_axes(name, 7, 3.6)
     colours = [colormaps["tab20"](index % 20) for index in range(len(areas.parts))]
     if areas.parts:
         steps = [*areas.steps] if len(areas.steps) > 1 else [areas.steps[0], areas.steps[0] + 1]
@@ -65,13 +65,13 @@ def histogram_figure(name: str, histogram: Histogram) -> Figure:
     """How many values lie where, with a line at their median; what is not finite is counted in the title.
 
     Args:
-        name: title of the picture.
+        name: title of the chart.
         histogram: what to draw.
     """
     values = np.asarray(histogram.values, dtype=np.float64)
     finite = values[np.isfinite(values)]
     lost = f" ({len(values) - len(finite)} not finite)" if len(finite) < len(values) else ""
-    figure, axes = _picture_axes(name + lost, 5.2, 3.2)
+    figure, axes = _chart_axes(name + lost, 5.2, 3.2)
     if len(finite):
         axes.hist(finite, bins=min(max(round(math.sqrt(len(finite)) * 2), 5), 60), color=LINES[0])
         middle = float(np.median(finite))
@@ -114,13 +114,13 @@ def network_figure(name: str, network: Network) -> Figure:
     """A network as a graph: nodes in layers, connections in the colour of their weight, recurrent ones curved.
 
     Args:
-        name: title of the picture.
+        name: title of the chart.
         network: what to draw.
     """
     layers = np.asarray(network.layers)
     widest = int(np.bincount(layers).max()) if len(layers) else 1
     depth = int(layers.max(initial=0))
-    figure, axes = _picture_axes(name, min(max(2.0 * (depth + 1), 5.5), 11), min(max(0.42 * widest, 3.6), 9))
+    figure, axes = _chart_axes(name, min(max(2.0 * (depth + 1), 5.5), 11), min(max(0.42 * widest, 3.6), 9))
     places = _network_places(network)
     largest = max((abs(connection.weight) for connection in network.connections), default=1.0) or 1.0
     scale = Normalize(-largest, largest)
@@ -167,15 +167,15 @@ def network_figure(name: str, network: Network) -> Figure:
     return figure
 
 
-def picture_figure(name: str, picture: Picture) -> Figure:
-    """The figure of any plain data.
+def chart_figure(name: str, chart: Chart) -> Figure:
+    """The figure of any chart.
 
     Args:
-        name: title of the picture.
-        picture: what to draw.
+        name: title of the chart.
+        chart: what to draw.
     """
-    if isinstance(picture, Areas):
-        return areas_figure(name, picture)
-    if isinstance(picture, Histogram):
-        return histogram_figure(name, picture)
-    return network_figure(name, picture)
+    if isinstance(chart, Areas):
+        return areas_figure(name, chart)
+    if isinstance(chart, Histogram):
+        return histogram_figure(name, chart)
+    return network_figure(name, chart)

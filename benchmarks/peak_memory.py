@@ -1,7 +1,7 @@
 """How much memory training takes, with activation checkpointing over chunks of time and without.
 
-    python benchmarks/memory.py                     # every case
-    python benchmarks/memory.py dnc-2048 --backends auto --every 0 5 10
+    python benchmarks/peak_memory.py                     # every case
+    python benchmarks/peak_memory.py dnc-2048 --backends auto --every 0 5 10
 
 Prints a Markdown table. Each row is a process of its own: the peak of its resident memory during one forward and one
 backward pass, less what it held before, and the time of that first pass. Linux.

@@ -21,8 +21,8 @@ from .controllers import controller_backward, controller_forward, interface_back
 from .launch import power_of_two, sigmoid, softmax_backward, softplus, softplus_slope
 from .links import linked
 from .location import sharpened
-from .memory import write_backward, written
 from .recurrence import Recurrence, recorded_rows
+from .writing import write_backward, written
 
 LARGEST_TILE = 4096
 """Elements of a memory and of its links, sides rounded up to powers of two: the backward pass holds six of them."""
@@ -105,7 +105,7 @@ def _linked(links, precedence, write, n):
 
 
 @triton.jit(do_not_specialize=["steps", "batch_size", "rows_per_member"])
-def dnc_forward(
+def dynamic_forward(
     features,
     gates,
     recurrent,
@@ -171,8 +171,8 @@ def dnc_forward(
 ):
     """One program per sequence.
 
-    As :func:`~papertape.core.kernels.triton.ntm.ntm_forward`. With KEEP, ``usages`` ``[T + 1, B, N]`` records the usage
-    after every step and ``useds`` ``[T, B, H, N]`` what every write head sorted.
+    As :func:`~papertape.core.kernels.triton.static_sequence.static_forward`. With KEEP, ``usages`` ``[T + 1, B, N]``
+    records the usage after every step and ``useds`` ``[T, B, H, N]`` what every write head sorted.
     """
     K: tl.constexpr = R + H
     batch = tl.program_id(0).to(tl.int64)
@@ -272,7 +272,7 @@ def dnc_forward(
 
 
 @triton.jit(do_not_specialize=["steps", "batch_size"])
-def dnc_backward(
+def dynamic_backward(
     features,
     gates,
     recurrent,
@@ -339,7 +339,7 @@ def dnc_backward(
     BLOCK_W: tl.constexpr,
     BLOCK_WRITES: tl.constexpr,
 ):
-    """One program per sequence, from the last step to the first; see ntm_backward of ntm.py."""
+    """One program per sequence, from the last step to the first; see static_backward of static_sequence.py."""
     K: tl.constexpr = R + H
     batch = tl.program_id(0).to(tl.int64)
     h = tl.arange(0, BLOCK_H)
@@ -582,8 +582,10 @@ def dnc_backward(
 
 
 @dataclass(frozen=True)
-class DNC(Recurrence):
-    """A DNC; its state is memory ``[B, N, W]``, links ``[B, H, N, N]``, precedence ``[B, H, N]``, usage ``[B, N]``."""
+class DynamicRecurrence(Recurrence):
+    """A DNC: dynamic access; its state is memory ``[B, N, W]``, links ``[B, H, N, N]``, precedence ``[B, H, N]``, usage
+    ``[B, N]``.
+    """
 
     squash: bool
     wipe: bool
@@ -592,8 +594,8 @@ class DNC(Recurrence):
     """``link_sharpening``"""
     usage_gradient: bool
 
-    forward_kernel: ClassVar[Any] = dnc_forward
-    backward_kernel: ClassVar[Any] = dnc_backward
+    forward_kernel: ClassVar[Any] = dynamic_forward
+    backward_kernel: ClassVar[Any] = dynamic_backward
     checkpointed: ClassVar[int] = 3
 
     def recorded(self) -> tuple[int, ...]:

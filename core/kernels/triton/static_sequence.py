@@ -22,8 +22,8 @@ from .controllers import (
 )
 from .launch import power_of_two, sigmoid, softmax, softmax_backward, softplus, softplus_slope
 from .location import sharpened
-from .memory import write_backward, written
 from .recurrence import Recurrence, recorded_rows
+from .writing import write_backward, written
 
 LARGEST_TILE = 8192
 """Elements of a memory, sides rounded up to powers of two, that a program keeps: 32 registers of each thread."""
@@ -172,7 +172,7 @@ def _locate_backward(
 
 
 @triton.jit(do_not_specialize=["steps", "batch_size", "rows_per_member"])
-def ntm_forward(
+def static_forward(
     features,
     gates,
     recurrent,
@@ -322,7 +322,7 @@ def ntm_forward(
 
 
 @triton.jit(do_not_specialize=["steps", "batch_size"])
-def ntm_backward(
+def static_backward(
     features,
     gates,
     recurrent,
@@ -531,14 +531,14 @@ def ntm_backward(
 
 
 @dataclass(frozen=True)
-class NTM(Recurrence):
-    """An NTM; its state is the memory ``[B, N, W]``."""
+class StaticRecurrence(Recurrence):
+    """An NTM: static access; its state is the memory ``[B, N, W]``."""
 
     shifts: int
     """S"""
 
-    forward_kernel: ClassVar[Any] = ntm_forward
-    backward_kernel: ClassVar[Any] = ntm_backward
+    forward_kernel: ClassVar[Any] = static_forward
+    backward_kernel: ClassVar[Any] = static_backward
     checkpointed: ClassVar[int] = 1
 
     def recorded(self) -> tuple[int, ...]:

@@ -2,8 +2,8 @@
 
 Nodes have an order. First a constant 1 (the bias) and the I inputs, then up to H hidden nodes, then O outputs. A
 connection to a node later in that order carries what its source has at this step; every other one (among outputs, too)
-is recurrent and carries what its source had at the last step. So any graph is a network, and one step always goes
-from the inputs to the outputs. S = 1 + I + H + O sources; hidden nodes and outputs, H + O, are targets.
+is recurrent and carries what its source had at the last step. So nodes may be connected in any way, and one step always
+goes from the inputs to the outputs. S = 1 + I + H + O sources; hidden nodes and outputs, H + O, are targets.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from .options import check_choice, check_sizes
 from .recorder import Connection, Network
 from .state import register_state
 
-GraphActivation = Literal["tanh", "relu", "sigmoid", "steep-sigmoid"]
+TopologyActivation = Literal["tanh", "relu", "sigmoid", "steep-sigmoid"]
 """Of hidden nodes and of outputs; steep-sigmoid is 1 / (1 + exp(-4.9 x)) (Stanley & Miikkulainen 2002, section 4.1)."""
 
 HIDDEN_WEIGHT, OUTPUT_WEIGHT = "hidden_weight", "output_weight"
-"""Names of the parameters, by which :mod:`~papertape.agents.strategies.neat` finds them in a circuit."""
+"""Names of the parameters, by which a strategy finds them in a circuit."""
 
 
 @register_state
-class GraphState(NamedTuple):
+class TopologyState(NamedTuple):
     """What recurrent connections carry to the next step."""
 
     values: Tensor
     """Of hidden nodes and outputs, ``[B, H + O]``."""
 
 
-class GraphWeights(NamedTuple):
+class TopologyWeights(NamedTuple):
     """The weights by what they carry; ``…`` is nothing or a population ``P``. Transposed: sources come first."""
 
     bias: Tensor
@@ -48,7 +48,7 @@ class GraphWeights(NamedTuple):
     """Hidden nodes to outputs, ``[…, H, O]``."""
 
 
-def split_weights(hidden_weight: Tensor, output_weight: Tensor) -> GraphWeights:
+def split_weights(hidden_weight: Tensor, output_weight: Tensor) -> TopologyWeights:
     """Sort the weights by what they carry.
 
     A weight that is exactly zero has no gradient: training changes weights, not the topology.
@@ -65,7 +65,7 @@ def split_weights(hidden_weight: Tensor, output_weight: Tensor) -> GraphWeights:
     recurrent = torch.cat([among[..., :nodes, :nodes].tril(), among[..., nodes:, :nodes]], dim=-2)
     no_delay = torch.zeros_like(among[..., :nodes, nodes:])
     recurrent = torch.cat([recurrent, torch.cat([no_delay, among[..., nodes:, nodes:]], dim=-2)], dim=-1)
-    return GraphWeights(
+    return TopologyWeights(
         weight[..., :1, :],
         weight[..., 1:first, :],
         recurrent,
@@ -82,7 +82,7 @@ def activate(activation: str, x: Tensor) -> Tensor:
     return function
 
 
-def advance(weights: GraphWeights, driven: Tensor, activation: str, passes: int) -> tuple[Tensor, Tensor]:
+def advance(weights: TopologyWeights, driven: Tensor, activation: str, passes: int) -> tuple[Tensor, Tensor]:
     """One step of a network, or of a population of them.
 
     Args:
@@ -92,7 +92,7 @@ def advance(weights: GraphWeights, driven: Tensor, activation: str, passes: int)
         passes: how often values are passed on among hidden nodes: at least their longest forward path.
 
     Returns:
-        What comes in at the outputs, ``[…, B, O]``, and the values of all nodes, ``[…, B, H + O]``.
+        Logits (sums at the output nodes) ``[…, B, O]``, and the values of all nodes, ``[…, B, H + O]``.
     """
     nodes = weights.forward.shape[-1]
     own = driven[..., :nodes]
@@ -108,7 +108,7 @@ def longest_path(forward: Tensor) -> int:
     """Connections on the longest path among hidden nodes, in any member of a population.
 
     Args:
-        forward: see :class:`GraphWeights`, ``[P, H, H]``.
+        forward: see :class:`TopologyWeights`, ``[P, H, H]``.
     """
     connected = forward != 0
     reached = connected.any(-2)
@@ -120,7 +120,7 @@ def longest_path(forward: Tensor) -> int:
 
 
 def used_nodes(hidden_weight: Tensor, output_weight: Tensor) -> int:
-    """How many hidden nodes, from the first on, it takes to leave out none that any member of a population uses.
+    """Number of hidden nodes up to the last one that any member of a population uses.
 
     Args:
         hidden_weight: ``[P, H, S]``
@@ -133,11 +133,11 @@ def used_nodes(hidden_weight: Tensor, output_weight: Tensor) -> int:
     return int(at[-1]) + 1 if len(at) else 0
 
 
-class GraphNetwork(nn.Module):
-    """Nodes in order, each connection a weight that is not zero; at first every input is connected to every output."""
+class TopologyNetwork(nn.Module):
+    """A network whose topology is in its weights (see the module); at first every input leads to every output."""
 
     def __init__(
-        self, input_size: int, output_size: int, max_nodes: int = 16, *, activation: GraphActivation = "tanh"
+        self, input_size: int, output_size: int, max_nodes: int = 16, *, activation: TopologyActivation = "tanh"
     ) -> None:
         """
         Args:
@@ -151,7 +151,7 @@ class GraphNetwork(nn.Module):
         """
         super().__init__()
         check_sizes(input_size=input_size, output_size=output_size, max_nodes=max_nodes)
-        check_choice("activation", activation, get_args(GraphActivation))
+        check_choice("activation", activation, get_args(TopologyActivation))
         self.input_size = int(input_size)
         self.output_size = int(output_size)
         self.max_nodes = int(max_nodes)
@@ -168,19 +168,19 @@ class GraphNetwork(nn.Module):
         nn.init.zeros_(self.output_weight)
         nn.init.uniform_(self.output_weight[:, : 1 + self.input_size], -bound, bound)
 
-    def initial_state(self, batch_size: int) -> GraphState:
+    def initial_state(self, batch_size: int) -> TopologyState:
         """Zeros."""
-        return GraphState(self.output_weight.new_zeros(batch_size, self.max_nodes + self.output_size))
+        return TopologyState(self.output_weight.new_zeros(batch_size, self.max_nodes + self.output_size))
 
-    def forward(self, x: Tensor, state: GraphState) -> tuple[Tensor, GraphState]:
-        """One step: ``[B, I]`` and a state -> what comes in at the outputs, ``[B, O]``, and the next state."""
+    def forward(self, x: Tensor, state: TopologyState) -> tuple[Tensor, TopologyState]:
+        """One step: ``[B, I]`` and a state -> logits ``[B, O]``, the sums at the output nodes, and the next state."""
         weights = split_weights(self.hidden_weight, self.output_weight)
         driven = x @ weights.inputs + weights.bias + state.values @ weights.recurrent
         outputs, values = advance(weights, driven, self.activation, self.max_nodes - 1)
-        return outputs, GraphState(values)
+        return outputs, TopologyState(values)
 
     def run_population(self, hidden_weight: Tensor, output_weight: Tensor, inputs: Tensor) -> Tensor:
-        """What comes in at the outputs of every member of a population at every step.
+        """Logits of every member of a population at every step.
 
         Args:
             hidden_weight: of each member, ``[P, H, S]``.
@@ -207,8 +207,8 @@ class GraphNetwork(nn.Module):
             answers.append(outputs)
         return torch.stack(answers)
 
-    def picture(self) -> Network:
-        """The network to be drawn: its inputs, its outputs, and the hidden nodes that have connections."""
+    def chart(self) -> Network:
+        """The network as a chart: its inputs, its outputs, and the hidden nodes that have connections."""
         first, last = 1 + self.input_size, 1 + self.input_size + self.max_nodes
         rows = [*self.hidden_weight.tolist(), *self.output_weight.tolist()]
         found = [

@@ -1,4 +1,4 @@
-"""Command lines for child processes that run a function of this package without importing torch."""
+"""Command lines that start a Python process which runs one function of this package without importing torch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ getattr(importlib.import_module(sys.argv[2]), sys.argv[3])(*sys.argv[4:])
 
 
 def command(function: Callable[..., Any], *arguments: str) -> list[str]:
-    """The command line that calls a function of one of this package's modules that do without torch.
+    """The command line that calls a function in a process of its own.
 
     Args:
-        function: takes texts; its module must be called ``papertape.…``.
+        function: takes strings; its module must be called ``papertape.…`` and must not import torch.
         arguments: what it is called with.
     """
     root = Path(__file__).parent.parent

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from papertape.core.tied import TiedLinear
+from papertape.core.tied_bits import TiedBitsLinear
 
 blocks = st.lists(st.booleans(), min_size=1, max_size=4)
 """Which of some blocks are words."""
 
 
-def layer_of(inputs: list[bool], outputs: list[bool], bits: int) -> TiedLinear:
-    return TiedLinear([bits if word else 1 for word in inputs], [bits if word else 1 for word in outputs]).double()
+def layer_of(inputs: list[bool], outputs: list[bool], bits: int) -> TiedBitsLinear:
+    return TiedBitsLinear([bits if word else 1 for word in inputs], [bits if word else 1 for word in outputs]).double()
 
 
 def permuted(features: torch.Tensor, kinds: list[bool], order: torch.Tensor) -> torch.Tensor:
@@ -44,7 +44,7 @@ def test_every_number_is_used_and_words_of_any_length_have_as_many(inputs, outpu
 
 
 def test_own_and_other_bits_and_single_numbers():
-    layer = TiedLinear([2, 1], [1, 2])
+    layer = TiedBitsLinear([2, 1], [1, 2])
     layer.weight.data, layer.bias.data = torch.tensor([1.0, 2, 3, 4, 5]), torch.tensor([10.0, 20])
     weight, bias = layer.whole(layer.weight, layer.bias)
     assert weight.tolist() == [[1, 1, 2], [3, 4, 5], [4, 3, 5]]
@@ -54,13 +54,13 @@ def test_own_and_other_bits_and_single_numbers():
 
 
 def test_words_of_one_bit_leave_nothing_to_tie():
-    layer = TiedLinear([1, 1, 1], [1, 1])
+    layer = TiedBitsLinear([1, 1, 1], [1, 1])
     assert len(layer.weight) == 6
     assert layer.weight.abs().max() <= 3**-0.5
 
 
 def test_gradients_are_sums_over_what_is_tied():
-    layer = TiedLinear([2, 1], [2]).double()
+    layer = TiedBitsLinear([2, 1], [2]).double()
     x = torch.randn(5, 3).double()
     assert torch.autograd.gradcheck(
         lambda weight, bias: torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x,)),
@@ -79,4 +79,4 @@ def test_gradients_are_sums_over_what_is_tied():
 )
 def test_blocks_that_do_not_fit_are_refused(inputs, outputs, message):
     with pytest.raises(ValueError, match=message):
-        TiedLinear(inputs, outputs)
+        TiedBitsLinear(inputs, outputs)
