@@ -196,20 +196,21 @@ def _hints(target: Any, annotations: Mapping[str, Any], names: dict[str, Any] | 
     Raises:
         ContractError: one stands for none; names the class and the field.
     """
-    found: dict[str, Any] = {}
-    for name, annotation in annotations.items():
-        own = type("", (), {"__annotations__": {name: annotation}})
-        try:
-            found |= typing.get_type_hints(own, globalns=names, include_extras=True)
-        except Exception as error:
-            raise ContractError(
-                f"{target.__qualname__}.{name}: the type {annotation} is not there ({type(error).__name__}: {error}); "
-                "expected one that its module has when it runs, not under TYPE_CHECKING alone"
-            ) from error
-    return found
+    own = type("", (), {"__annotations__": dict(annotations)})
+    try:
+        return typing.get_type_hints(own, globalns=names, include_extras=True)
+    except Exception as error:
+        if len(annotations) > 1:  # which of them it is
+            return {name: _hints(target, {name: kind}, names)[name] for name, kind in annotations.items()}
+        name, annotation = next(iter(annotations.items()))
+        raise ContractError(
+            f"{target.__qualname__}.{name}: the type {annotation} is not there ({type(error).__name__}: {error}); "
+            "expected one that its module has when it runs, not under TYPE_CHECKING alone"
+        ) from error
 
 
-def _declared(cls: type) -> dict[str, FieldInfo]:
+@functools.cache
+def _declared(cls: type) -> Mapping[str, FieldInfo]:
     """The fields that a component and its bases have as annotated attributes, those by place first."""
     found: dict[str, FieldInfo] = {}
     for base in reversed(_bases(cls)):

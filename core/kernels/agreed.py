@@ -7,7 +7,7 @@ AGREED = {
     "core/accessors/sparse.py": "36cbcb513d2d",
     "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "1d02d424a8bc",
-    "core/component.py": "c84604f0567c",
+    "core/component.py": "72d54d29d6e3",
     "core/controllers/base.py": "a6362ede8c03",
     "core/controllers/feedforward.py": "e3c593ebcdaa",
     "core/controllers/gru.py": "48d012fba8f4",
