@@ -227,7 +227,7 @@ def _declared(cls: type) -> Mapping[str, FieldInfo]:
     return dict(sorted(found.items(), key=lambda item: item[1].kw_only is not False))
 
 
-def _handed_on(cls: type[Component], constructor: Any) -> Mapping[str, FieldInfo]:
+def _handed_on(cls: Any, constructor: Any) -> Mapping[str, FieldInfo]:
     """Fields that a constructor of a class's own passes on: those of the next class, and its own."""
     bases = _bases(cls)
     at = next(index for index, base in enumerate(bases) if base.__dict__.get("__init__") is constructor)
