@@ -19,8 +19,9 @@ import yaml
 import papertape
 from papertape.agents import BackpropAgent
 from papertape.envs import TMazeWorld
-from papertape.main import main, read_arguments
+from papertape.main import main
 from papertape.utils import checkpoint, factory, options
+from papertape.utils.commands import read_arguments
 from papertape.utils.run import Run, new_directory, read_metrics
 
 SMALL = [

@@ -43,7 +43,7 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
     page: Page | None = None
     if settings.mode != "files":
         if importlib.util.find_spec("visdom") is None:
-            say("info", f"pictures go to files alone; `{install.VISDOM}` gets live plots")
+            say("info", f"pictures go to files alone; `{install.here(install.VISDOM)}` gets live plots")
         else:
             page = Page(settings, budget)
     pictures: dict[tuple[str, str], tuple[int, Episode | Chart]] = {}
