@@ -32,6 +32,14 @@ TO_TRAIN = {"gym", "visdom"}
 TO_TEST = {"dev", *TO_TRAIN}
 """Extras of the package."""
 SAY_SECONDS = 5
+AT = {
+    "Building editable": "compiling the kernels, which takes longest",
+    "Installing collected packages": "unpacking all of them",
+    **dict.fromkeys(
+        ("Installing build dependencies", "Collecting", "Downloading", "Processing", "Successfully installed")
+    ),
+}
+"""Lines of pip that say what it is at, and how to say it better."""
 BEGAN = time.monotonic()
 CHECKS = {
     "lint": ["ruff", "check", "."],
@@ -57,10 +65,10 @@ def run(what: str, *command: "str | Path", **changes: str) -> None:
     """
     say(what)
     words = [str(word) for word in command]
-    said = [f"+ {shlex.join(words)}"]
+    said: list[str] = []
     status = watch(words, {**os.environ, **changes}, said)
     with LOG.open("a", encoding="utf-8") as log:
-        log.writelines(f"{line}\n" for line in said)
+        log.writelines(f"{line}\n" for line in (f"+ {shlex.join(words)}", *said))
     if status:
         last = "".join(f"  | {line}\n" for line in said[-20:])
         raise SetupError(
@@ -69,10 +77,8 @@ def run(what: str, *command: "str | Path", **changes: str) -> None:
 
 
 def watch(words: "list[str]", environment: "dict[str, str]", said: "list[str]") -> int:
-    """Run a command, add the lines of its output to ``said``, the last of which is printed now and then; return its exit
-    status.
-    """
-    process = subprocess.Popen(
+    """Run a command and return its exit status; lines that it says go to ``said``, and at times one is printed."""
+    with subprocess.Popen(
         words,
         cwd=ROOT,
         env=environment,
@@ -82,25 +88,19 @@ def watch(words: "list[str]", environment: "dict[str, str]", said: "list[str]") 
         errors="replace",
         text=True,
         start_new_session=True,  # to end it with all that it has started
-    )
-    reader = threading.Thread(target=lambda: said.extend(line.rstrip() for line in process.stdout), daemon=True)
-    reader.start()
-    try:
-        while True:
-            try:
-                process.wait(SAY_SECONDS)
-                break
-            except subprocess.TimeoutExpired:
-                last = said[-1].strip()
-                if "Building editable" in last:
-                    last = "compiling the kernels, which takes longest"
-                say(f"  {last if len(last) < 90 else last[:89] + '…'}")
-        reader.join(SAY_SECONDS)
-        return process.returncode
-    except BaseException:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
-        raise
+    ) as process:
+        try:
+            reader = threading.Thread(target=lambda: said.extend(line.rstrip() for line in process.stdout), daemon=True)
+            reader.start()
+            while reader.is_alive():
+                reader.join(SAY_SECONDS)
+                if reader.is_alive():
+                    at = next((AT[word] or line.strip() for line in reversed(said) for word in AT if word in line), "…")
+                    say(f"  {at if len(at) < 90 else at[:89] + '…'}")
+            return process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
 
 
 def fingerprint() -> str:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-DEFAULT_PRESET = "ntm-copy"
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -31,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=_version())
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser("train", parents=[importing], help="train a preset, or go on with a run")
-    train.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help=f"default preset: {DEFAULT_PRESET}")
+    train.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help="default preset: ntm-copy")
     train.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, its name, or latest")
     test = commands.add_parser(
         "test", parents=[importing], help="test a run on sequences of their own; writes pictures and an animation"
@@ -41,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     test.add_argument("--checkpoint", choices=("best", "latest"), help="default: best, or latest if there is none")
     commands.add_parser("list", parents=[importing], help="show presets and everything that options can name")
     show = commands.add_parser("show", parents=[importing], help="print options, fully resolved")
-    show.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help=f"default preset: {DEFAULT_PRESET}")
+    show.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help="default preset: ntm-copy")
     page = commands.add_parser("page", help="show the plots of all runs in a browser; started if it is not there")
     page.add_argument(
         "action",
@@ -55,22 +54,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(given: Sequence[str]) -> argparse.Namespace:
-    """The command line, with the preset that stands in where none is named, and with ``key=value`` before or after
-    options; argparse alone stops at the first option.
-    """
+    """The command line, with ``key=value`` before or after options; argparse alone stops at the first option."""
     grammar = parser()
     parsed, rest = grammar.parse_known_args(given)
     if rest and (not hasattr(parsed, "arguments") or any(word.startswith("-") for word in rest)):
         grammar.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         parsed.arguments += rest
-    given = getattr(parsed, "arguments", None)
-    if (
-        parsed.command in ("train", "show")
-        and not getattr(parsed, "resume", None)
-        and not (given and "=" not in given[0])
-    ):
-        parsed.arguments = [DEFAULT_PRESET, *parsed.arguments]
     if parsed.command == "test" and parsed.run is None:
         grammar.error("test: RUN is missing; allowed is a run's folder, its name, or latest")
     return parsed
@@ -104,7 +94,7 @@ def page(action: str, port: int) -> int:
     )
     if missing:
         print(
-            f"it stays empty until its scripts are there; {install.here('papertape page fetch')} says what is in the way"
+            f"it is empty until its scripts are there: {install.here('papertape page fetch')} says what is in the way"
         )
     return 0
 

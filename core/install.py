@@ -18,9 +18,9 @@ ROOT = Path(__file__).absolute().parent.parent
 
 
 def here(command: str) -> str:
-    """A command with paths in place of ``papertape``, ``python`` and ``pip`` where these names are not this environment's.
+    """A command with paths in place of ``papertape``, ``python`` and ``pip``, if these names mean others in the shell.
 
-    They are where it is activated, and in no shell else.
+    They are this environment's only where it is activated.
     """
     return re.sub(r"(^|&& )(papertape|python|pip)\b", lambda found: found[1] + _program(found[2]), command)
 

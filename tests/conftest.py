@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,25 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 def _one_thread() -> None:
     """The tensors of tests are small: a second thread would only wait."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_server_is_left() -> Iterator[None]:
+    """Servers of plots outlive the runs that start them: tests have to stop them."""
+    mark = f"PAPERTAPE_TESTS={os.getpid()}"
+    os.environ["PAPERTAPE_TESTS"] = str(os.getpid())
+    yield
+    left = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            started_here = mark in (process / "environ").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if started_here and "papertape.utils.visdom_server" in command:
+            os.kill(int(process.name), signal.SIGKILL)
+            left.append(command[-2:])
+    assert not left, f"left running, with port and data: {left}"
 
 
 @pytest.fixture(scope="session")

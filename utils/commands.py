@@ -48,7 +48,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 def read_arguments(
     arguments: Sequence[str], values: dict[str, Any] | None = None, imports: Sequence[str] = ()
 ) -> factory.RunOptions:
-    """Options from a preset followed by ``key=value``; ``values`` stand in for the preset.
+    """Options from an optional preset followed by ``key=value``; ``values`` stand in for the preset.
 
     Args:
         arguments: the preset and ``key=value``.
@@ -60,7 +60,8 @@ def read_arguments(
     """
     assignments = list(arguments)
     if values is None:
-        values = options.load_file(assignments.pop(0))
+        named = bool(assignments) and "=" not in assignments[0]
+        values = options.load_file(assignments.pop(0) if named else options.DEFAULT_PRESET)
     # What they name is there for the others.
     options.override(values, [assignment for assignment in assignments if _gives([assignment], "imports")])
     named_there = values.get("imports")

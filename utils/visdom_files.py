@@ -162,15 +162,15 @@ def fetch() -> None:
     Raises:
         FilesError: none does; says why.
     """
-    problems = []
-    if missing_files():
-        for name, method in (("npm", install_page_files), ("web", download_page_files)):
-            try:
-                return method()
-            except FilesError as error:
-                problems.append(f"{name}: {error}")
-        raise FilesError("; ".join(problems))
-    return None
+    if not missing_files():
+        return
+    try:
+        install_page_files()
+    except FilesError as error:
+        try:
+            download_page_files()
+        except FilesError as another:
+            raise FilesError(f"npm: {error}; web: {another}") from another
 
 
 def fetch_and_say() -> bool:

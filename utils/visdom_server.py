@@ -408,10 +408,11 @@ def serve(port: str, data: str) -> None:
                 self.write(root_page(list(app.state)))
 
         app.add_handlers(".*", [("/", Root)])
-        app.listen(int(port), address="127.0.0.1", max_buffer_size=1024**3)
+        listener = app.listen(int(port), address="127.0.0.1", max_buffer_size=1024**3)
         # What it is writing is written to the end.
         signal.signal(signal.SIGTERM, lambda *_: ioloop.add_callback_from_signal(ioloop.stop))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if visdom_files.missing_files():
             threading.Thread(target=visdom_files.fetch_and_say, daemon=True).start()
         ioloop.start()
+        listener.stop()  # before the lock ends: whoever waits for that may want to listen there
