@@ -90,7 +90,8 @@ def watch(words: "list[str]", environment: "dict[str, str]", said: "list[str]") 
         start_new_session=True,  # to end it with all that it has started
     ) as process:
         try:
-            reader = threading.Thread(target=lambda: said.extend(line.rstrip() for line in process.stdout), daemon=True)
+            lines = process.stdout or ()
+            reader = threading.Thread(target=lambda: said.extend(line.rstrip() for line in lines), daemon=True)
             reader.start()
             while reader.is_alive():
                 reader.join(SAY_SECONDS)

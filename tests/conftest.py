@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,17 +31,24 @@ def _no_server_is_left() -> Iterator[None]:
     mark = f"PAPERTAPE_TESTS={os.getpid()}"
     os.environ["PAPERTAPE_TESTS"] = str(os.getpid())
     yield
-    left = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            started_here = mark in (process / "environ").read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        if started_here and "papertape.utils.visdom_server" in command:
-            os.kill(int(process.name), signal.SIGKILL)
-            left.append(command[-2:])
-    assert not left, f"left running, with port and data: {left}"
+
+    def left() -> dict[int, list[str]]:
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                environment = (process / "environ").read_bytes().decode(errors="replace").split("\0")
+                if mark in environment and "papertape.utils.visdom_server" in command:
+                    found[int(process.name)] = command[-3:]
+        return found
+
+    deadline = time.monotonic() + 10  # for those that are about to end
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    running = left()
+    for process in running:
+        os.kill(process, signal.SIGKILL)
+    assert not running, f"left running, with port and data: {running}"
 
 
 @pytest.fixture(scope="session")

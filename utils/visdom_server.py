@@ -230,8 +230,12 @@ class Server:
         self.cookie = answer.cookie
         return ""
 
-    def ensure(self) -> str:
-        """Find the server or start it; return what is in the way, or an empty text."""
+    def ensure(self, again: bool = False) -> str:
+        """Find the server or start it; return what is in the way, or an empty text.
+
+        Args:
+            again: whether it was there before; one that was stopped, and did not die, is not started then.
+        """
         self.looking = True
         try:
             problem = self.problem()
@@ -239,6 +243,8 @@ class Server:
                 return problem
             if self.hostname not in LOCAL:
                 return f"there is no visdom server at {self.url}"
+            if again and not _lock(self.folder, self.port).exists():
+                return f"the visdom server at {self.url} was stopped"
             return self._start()
         except OSError as error:
             return f"a visdom server could not be started at {self.url} ({error})"
@@ -291,6 +297,11 @@ def data_folder(data: str | None = None) -> Path:
     return Path.home() / ".visdom" if data is None else Path(data).absolute()
 
 
+def _lock(folder: Path, port: int | str) -> Path:
+    """What a server locks while it runs, and removes when it is stopped."""
+    return folder / f"{_name(port)}.lock"
+
+
 def _name(port: int | str) -> str:
     """Of a server's files, which machines may share."""
     return f"papertape-{platform.node()}-{port}"
@@ -317,10 +328,13 @@ def stop(data: str | None = None) -> list[int]:
                     os.kill(int(process), signal.SIGTERM if taken < STOP_SECONDS else signal.SIGKILL)
             time.sleep(0.1)
             stopped.append(int(path.stem.rpartition("-")[2]))
+        path.unlink(missing_ok=True)
     return sorted(set(stopped))
 
 
 def _holder(path: Path) -> str:
+    if not path.exists():
+        return ""
     with lock(path) as holder:
         return holder
 
@@ -344,7 +358,7 @@ def _static_files() -> Any:
 
 
 ROOT_PAGE = """<!doctype html>
-<html><head><meta charset="utf-8"><title>Papertape</title><style>
+<html><head><meta charset="utf-8"><title>Papertape</title><link rel="icon" href="data:,"><style>
 body {{ margin: 0; display: flex; flex-direction: column; height: 100vh; font: 14px sans-serif }}
 details {{ padding: 4px 12px; max-height: 40vh; overflow: auto }}
 iframe {{ flex: 1; border: 0 }}
@@ -385,7 +399,8 @@ def serve(port: str, data: str) -> None:
         port: to listen at.
         data: where environments are kept.
     """
-    with lock(Path(data) / f"{_name(port)}.lock") as holder:
+    path = _lock(Path(data), port)
+    with lock(path) as holder:
         if holder:
             return
         application = import_visdom("visdom.server.app").Application
@@ -416,3 +431,4 @@ def serve(port: str, data: str) -> None:
             threading.Thread(target=visdom_files.fetch_and_say, daemon=True).start()
         ioloop.start()
         listener.stop()  # before the lock ends: whoever waits for that may want to listen there
+        path.unlink(missing_ok=True)

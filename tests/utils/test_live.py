@@ -538,15 +538,16 @@ def test_a_server_that_dies_gets_everything_again_when_it_is_back(
     again: str, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(page, "RETRY_SECONDS", 3.0 if again == "another" else 0.1)
-    with plotting(tmp_path, "visdom", port=server.port, data=tmp_path / "new") as plotter:
+    with plotting(tmp_path, "visdom", port=server.port, data=server.folder) as plotter:
         plotter.metrics(1, {"train/loss": 1.0})
         plotter.metrics(2, {"train/loss": 0.5})
         plotter.text("options", "seed: 1")
         plotter.episode(1, "length 3", episode())
         before = wait_for(lambda: (shown := windows(server.port)) and "length 3 memory" in shown and shown)
-        stop(server)
+        assert server.process is not None
+        server.process.kill()
+        server.process.wait()
         if again == "another":
-            server.folder = tmp_path / "new"
             assert not server.ensure()
         for step in range(1000):
             plotter.metrics(step, {"train/loss": 0.5})
@@ -555,7 +556,29 @@ def test_a_server_that_dies_gets_everything_again_when_it_is_back(
             time.sleep(0.1)
         assert before.keys() <= windows(server.port).keys()
     assert len(warnings(caplog)) <= 1
-    assert visdom_server.stop(str(tmp_path / "new")) == [server.port]
+    if again == "our own":
+        assert visdom_server.stop(str(server.folder)) == [server.port]
+
+
+@needs_visdom
+def test_a_server_that_is_stopped_stays_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run that started it goes on without; the next one starts it again."""
+    monkeypatch.setattr(page, "RETRY_SECONDS", 0.1)
+    server = Server("localhost", free_port(), str(tmp_path / "data"))
+    with plotting(tmp_path, "visdom", port=server.port, data=tmp_path / "data") as plotter:
+        assert visdom_server.stop(str(tmp_path / "data")) == [server.port]
+        for step in range(80):
+            plotter.metrics(step, {"train/loss": 0.5})
+            time.sleep(0.1)
+        assert server.problem() is None
+    (warning,) = warnings(caplog)
+    assert "was lost" in warning
+    assert (tmp_path / "plots" / "curves.png").exists()
+    with plotting(tmp_path, "visdom", port=server.port, data=tmp_path / "data"):
+        assert server.problem() == ""
+    stop(server)
 
 
 class Stranger:

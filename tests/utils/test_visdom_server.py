@@ -327,6 +327,7 @@ def test_one_command_stops_it_and_it_can_start_again(server: Server) -> None:
     assert server.problem() is None
     assert visdom_server.stop(str(server.folder)) == []
     assert server.process is not None and server.process.wait(10) == 0
+    assert "was stopped" in server.ensure(again=True)
     again = Server("localhost", server.port, str(server.folder))
     assert again.ensure() == ""
     stop(again)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 
@@ -10,6 +11,12 @@ from .pipe import say
 
 POLL_SECONDS = 0.5
 """How often what waits for something else looks whether its own turn has come."""
+
+
+def step_back() -> None:
+    """Let others go first, training above all, from now on; on Linux this holds for the thread that calls."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(10)
 
 
 class Schedule:

@@ -14,7 +14,7 @@ import numpy as np
 from ...core import install
 from .. import visdom_files, visdom_server
 from ..plots import LINES, Curve, Episode, curve_title
-from .pace import POLL_SECONDS, Budget, Schedule
+from .pace import POLL_SECONDS, Budget, Schedule, step_back
 from .pipe import Settings, say
 from .plotly import curve_traces, episode_windows
 
@@ -52,14 +52,18 @@ class Visdom:
         self.retry = Schedule(settings.retry)
         self.save_due = time.monotonic() + SAVE_SECONDS
         self.lost = False
+        self.known = False
+        """Whether there has been a server."""
         self.begun = False
+        """Whether it shows this run, and nothing of an earlier one of its name."""
         self.fetching = False
         """Whether the page lacks its scripts, which the server fetches."""
 
     def connect(self) -> str:
         """Find the server or start it; return why that failed, or an empty text."""
-        problem = self.server.ensure()
+        problem = self.server.ensure(again=self.known)
         if not problem:
+            self.known = True
             try:
                 self.client = self.server.client(self.settings.title)
                 if not self.begun:
@@ -269,6 +273,7 @@ class Page:
     def _work(self) -> None:
         with self.budget.spend("the visdom page"):
             self.visdom.start()
+        step_back()  # not before: a server that is started serves other runs, and whoever looks on
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closing or (self._waiting and self.budget.left()), POLL_SECONDS)

@@ -6,7 +6,6 @@ for the log to its standard output.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import json
@@ -24,7 +23,7 @@ from ...core import recorder as kinds
 from ...core.recorder import Chart
 from ..plots import Episode, History, chart_figure
 from .files import Files, png
-from .pace import POLL_SECONDS, Budget, Schedule
+from .pace import POLL_SECONDS, Budget, Schedule, step_back
 from .page import Page, Visdom
 from .pipe import Settings, read_messages, say
 
@@ -46,6 +45,7 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
             say("info", f"pictures go to files alone; `{install.here(install.VISDOM)}` gets live plots")
         else:
             page = Page(settings, budget)
+    step_back()
     pictures: dict[tuple[str, str], tuple[int, Episode | Chart]] = {}
 
     def on_page(what: str, show: Callable[[Visdom], Any]) -> None:
@@ -124,6 +124,4 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
 def main(settings: str) -> None:
     """Entry of the child process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(OSError, AttributeError):
-        os.nice(10)
     run(Settings(**json.loads(settings)), sys.stdin.buffer)
