@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 
@@ -11,12 +10,6 @@ from .pipe import say
 
 POLL_SECONDS = 0.5
 """How often what waits for something else looks whether its own turn has come."""
-
-
-def step_back() -> None:
-    """Let others go first, training above all, from now on; on Linux this holds for the thread that calls."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.nice(10)
 
 
 class Schedule:
@@ -40,7 +33,10 @@ class Schedule:
 
 
 class Budget:
-    """Lets this process work on a fifth of one core, so that training has the rest."""
+    """Lets this process work on a fifth of one core, so that training has the rest.
+
+    A lower priority would do that, too, but on a busy machine the last pictures of a run would take minutes.
+    """
 
     def __init__(self) -> None:
         """Nothing is spent yet."""

@@ -14,7 +14,7 @@ import numpy as np
 from ...core import install
 from .. import visdom_files, visdom_server
 from ..plots import LINES, Curve, Episode, curve_title
-from .pace import POLL_SECONDS, Budget, Schedule, step_back
+from .pace import POLL_SECONDS, Budget, Schedule
 from .pipe import Settings, say
 from .plotly import curve_traces, episode_windows
 
@@ -273,7 +273,6 @@ class Page:
     def _work(self) -> None:
         with self.budget.spend("the visdom page"):
             self.visdom.start()
-        step_back()  # not before: a server that is started serves other runs, and whoever looks on
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closing or (self._waiting and self.budget.left()), POLL_SECONDS)

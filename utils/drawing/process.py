@@ -23,7 +23,7 @@ from ...core import recorder as kinds
 from ...core.recorder import Chart
 from ..plots import Episode, History, chart_figure
 from .files import Files, png
-from .pace import POLL_SECONDS, Budget, Schedule, step_back
+from .pace import POLL_SECONDS, Budget, Schedule
 from .page import Page, Visdom
 from .pipe import Settings, read_messages, say
 
@@ -45,7 +45,6 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
             say("info", f"pictures go to files alone; `{install.here(install.VISDOM)}` gets live plots")
         else:
             page = Page(settings, budget)
-    step_back()
     pictures: dict[tuple[str, str], tuple[int, Episode | Chart]] = {}
 
     def on_page(what: str, show: Callable[[Visdom], Any]) -> None:
