@@ -7,6 +7,7 @@ python3 bootstrap.py test [...]    set up, add what the tests need, then lint, t
 A second call finds everything in place and starts at once. Nothing outside this folder is touched.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -100,7 +101,8 @@ def watch(words: "list[str]", environment: "dict[str, str]", said: "list[str]") 
                     say(f"  {at if len(at) < 90 else at[:89] + '…'}")
             return process.wait()
         except BaseException:
-            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGTERM)
             raise
 
 

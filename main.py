@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         dest="imports",
         metavar="MODULE",
-        help="a module that registers what options name; may be given again",
+        help="a module, or the path of its file, that registers what options name; may be given again",
     )
     top.add_argument("--version", action="version", version=_version())
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -41,6 +41,11 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("list", parents=[importing], help="show presets and everything that options can name")
     show = commands.add_parser("show", parents=[importing], help="print options, fully resolved")
     show.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help="default preset: ntm-copy")
+    show.add_argument(
+        "--help-options",
+        action="store_true",
+        help="what each of them is: type, default, what is allowed, a line of help",
+    )
     page = commands.add_parser("page", help="show the plots of all runs in a browser; started if it is not there")
     page.add_argument(
         "action",

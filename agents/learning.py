@@ -1,4 +1,4 @@
-"""What all agents that learn share: evaluation, targets, checkpoints, stopping and going on."""
+"""What all agents that learn share: evaluation, targets, checkpoints, stopping and resuming."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import torch
 from pydantic import Field
 
 from ..core.agent import Agent
+from ..core.component import outside
+from ..core.env import Env
 from ..core.options import LARGEST_STEP
 from ..core.streams import Stream, stream_seed
 from .evaluation import LESSON, check_keys, check_state, evaluate, evaluate_all, fitting, set_error, show_episodes
@@ -24,7 +26,7 @@ class TrainingError(RuntimeError):
 
 
 class LearningAgent(Agent):
-    """Steps until the target is reached; subclasses say what a step is and what must be remembered for it."""
+    """Takes steps until the target is reached; a subclass says what a step is and what belongs to its state."""
 
     # Steps of one agent, generations of another.
     own_meaning: ClassVar[frozenset[str]] = frozenset({"log_every", "evaluate_every", "save_every", "retry_every"})
@@ -51,7 +53,7 @@ class LearningAgent(Agent):
         "run",
     )
     evaluation_sequences: int = Field(
-        default=128, ge=1, description="sequences or episodes of each set that has no end of them"
+        default=128, ge=1, description="sequences or episodes that are drawn from each set that is not finite"
     )
     evaluation_batch_size: int = Field(default=64, ge=1, description="sequences that are evaluated at a time")
     save_every: int = Field(
@@ -97,6 +99,9 @@ class LearningAgent(Agent):
         """See :meth:`Agent.setup`; also the circuit's sizes must be the env's, time first."""
         super().setup()
         self.circuit = fitting(self.env, self.circuit)
+        if isinstance(self.env, Env) and outside(self.env):
+            drawn = self.env.sample(1, torch.Generator(self.env.device).manual_seed(0))
+            self.circuit.check_inputs(drawn.inputs, "[T, B, {}]")
         self.generator = torch.Generator(self.env.device).manual_seed(stream_seed(self.seed, "training"))
         self.best_error = math.inf
         self.last_validation: dict[str, float] = {}
@@ -115,7 +120,7 @@ class LearningAgent(Agent):
 
     @abstractmethod
     def train_step(self) -> dict[str, float]:
-        """Learn once; what to watch, with more of it every ``log_every`` steps.
+        """One step of learning; returns metrics, more of them every ``log_every`` steps.
 
         Raises:
             TrainingError: it cannot go on.
@@ -123,8 +128,8 @@ class LearningAgent(Agent):
 
     @contextlib.contextmanager
     def own_randomness(self, *part: int) -> Iterator[None]:
-        """Within the block, what the circuit draws from torch's global generator, as dropout does, follows from the
-        run's seed and the step alone; outside, that generator is left as it was.
+        """Within the block, draws from torch's global generator, such as those of dropout, depend on the run's seed and
+        the step alone; afterwards that generator is as before.
 
         Args:
             part: numbers that tell apart what is drawn within one step.
@@ -274,7 +279,7 @@ class LearningAgent(Agent):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
+        """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
         check_keys(state, self.state_dict())
         check_state("weight", state["circuit"], self.circuit.state_dict())
         self.circuit.load_state_dict(state["circuit"])

@@ -12,6 +12,7 @@ from torch.func import vmap
 from torch.optim import Optimizer
 
 from ..core.component import build, class_of
+from ..core.contracts import is_outside, under
 from ..core.env import Batch, Env
 from ..core.members import Stack, dense, map_members
 from ..core.registry import entries, name_of, register
@@ -81,6 +82,9 @@ class MixedAgent(EvolutionAgent):
         """See :meth:`EvolutionAgent.setup`."""
         super().setup()
         self.optimiser = build(self.optimiser)
+        if is_outside(type(self.optimiser)):
+            with under("optimiser"):
+                self.optimiser.check()
         self.lr = self.lr or self.optimiser.published_lr
         self.bad_gradients = 0
         self._lessons: list[Batch] = []
@@ -122,7 +126,7 @@ class MixedAgent(EvolutionAgent):
         return layout.join(self.learn(layout.split(best.unsqueeze(0)), self.shards))[0]
 
     def learn(self, stacks: Mapping[str, Stack], number: int = 0) -> dict[str, Tensor]:
-        """What members become by the gradient steps of this generation, a chunk that fits the memory budget at a time.
+        """Parameters of members after this generation's gradient steps, in chunks that fit the memory budget.
 
         Args:
             stacks: P members' parameters by name.
@@ -189,6 +193,6 @@ class MixedAgent(EvolutionAgent):
         return super().state_dict() | {"bad_gradients": self.bad_gradients}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
+        """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
         super().load_state_dict(state)
         self.bad_gradients = state["bad_gradients"]

@@ -10,7 +10,8 @@ from pydantic import Field, PlainValidator
 from torch import nn
 
 from .circuit import Circuit
-from .component import Component
+from .component import Component, outside
+from .contracts import expect, is_outside, under
 from .distributed import Processes
 from .env import Env
 from .kernels.dispatch import BACKENDS
@@ -33,7 +34,7 @@ def _as_recorder(given: Any) -> Recorder:
 
 @contract("agent")
 class Agent(Component, ABC):
-    """Trains and tests one circuit on one task, and can stop and go on at any step."""
+    """Trains and tests one circuit on one task, and can stop and resume at any step."""
 
     env: Task = Field(kw_only=False, description="the task, on the circuit's device")
     circuit: Annotated[Circuit | Any, PlainValidator(_as_module)] = Field(
@@ -59,18 +60,27 @@ class Agent(Component, ABC):
     needs_gradient: ClassVar[bool] = False
     """Whether it can take only circuits that are differentiable."""
     precisions: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float64")
-    """Precisions in which it has a circuit calculate."""
+    """Precisions in which it can run a circuit."""
     backends: ClassVar[tuple[str, ...]] = BACKENDS
-    """Backends by which it has a circuit run."""
+    """Backends with which it can run a circuit."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        for name, kind in (("tasks", type), ("precisions", str), ("backends", str)):
+            value = getattr(cls, name)
+            right = isinstance(value, tuple) and all(isinstance(part, kind) for part in value)
+            expected = "a tuple of kinds of tasks" if kind is type else "a tuple of words"
+            expect(right, f"{cls.__qualname__}.{name}", f"is {value!r}", expected)
 
     def setup(self) -> None:
-        """See whether the parts go together.
+        """Check that env, circuit and options fit together, and try out those that come from outside the package.
 
         Raises:
             ValueError: they do not; names the part, what was given and what is allowed.
+            ContractError: one breaks its contract; names its class, what was found and what is expected.
         """
         self.processes = Processes()
-        """Those that share the work; by default this one is alone."""
+        """The processes that share the work; by default this one alone."""
         self.step = 0
         """Updates or generations done so far."""
         self.stop_requested = False
@@ -79,8 +89,14 @@ class Agent(Component, ABC):
         if not isinstance(self.env, self.tasks):
             allowed = " or ".join(task.__name__ for task in self.tasks)
             raise ValueError(f"env: got a {type(self.env).__name__}; allowed with {name}: {allowed}")
+        if outside(self.env):
+            with under("env"):
+                self.env.check()
         if not isinstance(circuit, Circuit):
             return
+        if is_outside(type(circuit)):
+            with under("circuit"):
+                circuit.check()
         if self.needs_gradient and not circuit.differentiable:
             raise ValueError(f"circuit: got a {type(circuit).__name__}, which has no gradient; {name} needs one")
         if circuit.autocast is not None and str(circuit.autocast).removeprefix("torch.") not in self.precisions:
@@ -94,7 +110,7 @@ class Agent(Component, ABC):
 
     @classmethod
     def refuses_start(cls, options: Any) -> Iterable[str]:
-        """A line for each option, with its path, by which the weights that the circuit starts with would be lost.
+        """One line, with its path, for each option that would discard the weights that the circuit starts with.
 
         Args:
             options: of an agent of this class.
@@ -102,7 +118,7 @@ class Agent(Component, ABC):
         return ()
 
     def join(self, processes: Processes) -> None:
-        """Share the work with other processes, each of which has an agent of the same options and the same state.
+        """Share the work with other processes, each of which has an agent with the same options and state.
 
         Raises:
             ValueError: there are too many of them.
@@ -119,11 +135,11 @@ class Agent(Component, ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit: weights, optimiser or population, step, random states."""
+        """Everything needed to resume bit for bit: weights, optimiser or population, step, random states."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a run where :meth:`state_dict` left it.
+        """Resume from what :meth:`state_dict` returned.
 
         Raises:
             ValueError: the state belongs to another circuit, env or agent; names the first difference.

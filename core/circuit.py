@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .component import Component
+from .contracts import BATCH, check_seen, check_trace_fields, expect, try_initial_state, try_steps, trying
 from .initialisers import reset
 from .kernels.transforms import one_call
 from .lengths import check_lengths, run_each_to_its_end
 from .members import Stack, map_members
 from .options import check_choice
+from .placement import AnyDeviceOrNone, AnyDtype
 from .registry import contract
 from .state import check_batch, compare, example, layout, map_state
 from .trace import Trace, TraceField
@@ -36,8 +38,8 @@ class Circuit(Component, nn.Module, ABC):
     backend: str = Field(
         default="auto", exclude=True, description="what runs sequences; auto takes the fastest that can"
     )
-    device: torch.device | str | int | None = Field(default=None, exclude=True, description="where the weights are")
-    dtype: torch.dtype | None = Field(default=None, exclude=True, description="of the weights and of every state")
+    device: AnyDeviceOrNone = Field(default=None, exclude=True, description="where the weights are")
+    dtype: AnyDtype = Field(default=None, exclude=True, description="of the weights and of every state")
 
     differentiable: bool = Field(default=True, init=False)
     """Whether outputs have a gradient, without which a circuit can only evolve."""
@@ -46,8 +48,8 @@ class Circuit(Component, nn.Module, ABC):
     trace_fields: ClassVar[Mapping[str, TraceField]] = {}
     """What a trace shows."""
     autocast: torch.dtype | None = Field(default=None, init=False)
-    """Type of the matrix products where it is to be lower than that of the weights, ``torch.bfloat16``; None leaves it
-    to the caller. Outputs keep the type of the weights; what else keeps it is for each circuit to say."""
+    """Lower precision of matrix products, ``torch.bfloat16``, as under ``torch.autocast``; None leaves that to the
+    caller. Outputs keep the type of the weights; each circuit says what else does."""
 
     def setup(self) -> None:
         """Build what the circuit is made of."""
@@ -56,7 +58,7 @@ class Circuit(Component, nn.Module, ABC):
         """Put what was built on its device, in its type."""
         check_choice("backend", self.backend, self.backends)
         self._checked_layout: Any = None
-        """Of the last state that :meth:`check_state` found right: the next is most likely the same."""
+        """Layout of the last state that :meth:`check_state` accepted: the next most likely has the same."""
         device, dtype = self.__dict__.pop("device"), self.__dict__.pop("dtype")
         if device is not None or dtype is not None:
             self.to(device, dtype)
@@ -68,6 +70,30 @@ class Circuit(Component, nn.Module, ABC):
             TypeError: there are weights that no layer has, which a subclass draws itself.
         """
         reset(self)
+
+    def check(self) -> None:
+        """Try the circuit out: see that it is what the contract says. Agents try all from outside the package out.
+
+        Raises:
+            ContractError: it is not; names the class, what was found and what is expected.
+        """
+        check_trace_fields(type(self), self.trace_fields)
+        state = try_initial_state(self)
+        if example(self).is_meta:
+            return  # Sizes alone are known there, by which not everyone's step can go.
+        gives = ("outputs", "the next state")
+        try_steps(self, "step", state, self.input_size, (self.output_size,), gives, self.differentiable)
+        inputs, expected = example(self).new_zeros(3, BATCH, self.input_size), [3, BATCH, self.output_size]
+        with torch.no_grad(), torch.random.fork_rng():
+            for method in ("run", "run_traced"):
+                with trying(self, method):
+                    outputs, after, *seen = getattr(self, method)(inputs, self.initial_state(BATCH))
+                    compare("the next state", after, state)
+                found = f"outputs have shape {list(outputs.shape)} for inputs {list(inputs.shape)}"
+                expect(list(outputs.shape) == expected, f"{type(self).__qualname__}.{method}", found, str(expected))
+        # What a circuit's memory may leave out, that has said itself.
+        lacking = self.trace_fields.keys() - type(self).trace_fields.keys()
+        check_seen(self, "run_traced", seen[0], self.trace_fields, (3, BATCH), lacking)
 
     def extra_repr(self) -> str:
         """Sizes, as torch shows them."""
@@ -105,7 +131,7 @@ class Circuit(Component, nn.Module, ABC):
         return torch.stack(outputs), state
 
     def run_traced(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        """Like :meth:`run`, with what :attr:`trace_fields` name, ``[T, B, …]``; a circuit without heads has nothing."""
+        """Like :meth:`run`, and the tensors ``[T, B, …]`` that :attr:`trace_fields` name; here none."""
         outputs, state = self.run(inputs, state)
         return outputs, state, {}
 
@@ -143,8 +169,8 @@ class Circuit(Component, nn.Module, ABC):
             Logits ``[T, B, O]`` (or as the inputs are) and the last state; with ``trace`` the trace as a third.
 
         Raises:
-            ValueError: inputs or state have the wrong shape or are no tensors, inputs a type that the circuit would
-                have to cut, the state is none of this circuit, or lengths are not those of the inputs.
+            ValueError: inputs, state or lengths have the wrong shape or type, inputs are of a type that would lose
+                precision in the circuit's, or the state is none of this circuit.
         """
         if isinstance(inputs, PackedSequence):
             return self._forward_packed(inputs, state, lengths, trace)
@@ -194,7 +220,7 @@ class Circuit(Component, nn.Module, ABC):
             shape: what is expected, with ``{}`` for I.
 
         Raises:
-            ValueError: no tensor, another shape, nothing in it, or a type that the circuit would have to cut.
+            ValueError: no tensor, another shape, nothing in it, or a type that would lose precision in the circuit's.
         """
         expected = f"expected {shape.format(self.input_size)} with at least one step and one sequence"
         if not isinstance(inputs, Tensor):
@@ -235,7 +261,7 @@ class Circuit(Component, nn.Module, ABC):
         return self.initial_state(1)
 
     def precision(self, inputs: Tensor) -> AbstractContextManager[Any]:
-        """What :meth:`forward` runs under: :attr:`autocast` on the device of the inputs, or nothing."""
+        """The context in which :meth:`forward` runs: :attr:`autocast` on the device of the inputs, or nothing."""
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(inputs.device.type, dtype=self.autocast)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
-from pydantic import ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import ConfigDict, Field, PydanticUserError, ValidationError, create_model, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, core_schema
 from typing_extensions import dataclass_transform
 
-from .options import Options, OptionsError, near
+from .contracts import is_outside, trying
+from .options import ContractError, Options, OptionsError, near
 from .registry import contract_of, entries, lookup, name_of
 
 NOT_KEPT = "not kept as an attribute of that name"
-"""Stands for the value of a field that cannot be asked for any more."""
+"""Stands for the value of a field that is no longer known."""
 
 
 class _OptionsOf:
@@ -48,14 +50,13 @@ class Component:
             width: int = Field(8, ge=1, description="bits of a word")
 
     From that line follow the keyword of the constructor, its check, the key in an options file, the help that is shown
-    for it and what kernels are told. A field with ``kw_only=False`` is given by whoever builds the object, in its
-    place among the arguments; one with ``exclude=True`` is a keyword of the constructor alone; one with ``init=False``
-    is the same for all objects. All others are options. A subclass that declares a field again with a plain value
-    changes its default alone.
+    for it and what kernels are told. A field with ``kw_only=False`` is a positional argument of the constructor; one
+    with ``exclude=True`` is a keyword of the constructor, but no option; one with ``init=False`` is the same for all
+    objects. All others are options. A subclass that declares a field again with a plain value changes only its default.
 
-    Subclasses build what they need in :meth:`setup`. One that has an ``__init__`` of its own takes its arguments as
-    its fields: those with a default, or by keyword alone, are options. With ``**more`` among them, which it hands on to
-    its base, the fields of that are its own as well.
+    Subclasses build what they need in :meth:`setup`. If one has its own ``__init__``, the arguments of that are its
+    fields; those with a default, or keyword-only, are options. If it passes ``**more`` to its base, the base's fields
+    are its own as well.
     """
 
     if TYPE_CHECKING:
@@ -66,10 +67,10 @@ class Component:
         """The options as a pydantic model, with the ``type`` under which the class is registered."""
         __signature__ = _SignatureOf()
     kept: ClassVar[frozenset[str]] = frozenset({"type"})
-    """Options that a run keeps from its beginning: another value would not fit what it has learned, or do nothing. All
-    others may change when it goes on, and hold from then on."""
+    """Options that must not change when a run is resumed: other values would not fit what was learned, or do nothing.
+    All others may, and hold from then on."""
     own_meaning: ClassVar[frozenset[str]] = frozenset()
-    """Options whose values mean something else in another type of the same block, which does not take them over."""
+    """Options that are dropped when the type of their block changes, since in another type they mean something else."""
     _fields: ClassVar[dict[str, Any]] = {}
     """What this very class says of its fields: a FieldInfo, a plain default, or PydanticUndefined."""
 
@@ -114,10 +115,10 @@ class Component:
         """Build what the object needs besides its fields, which are set."""
 
     def after_setup(self) -> None:
-        """What a contract does with all that :meth:`setup` has built."""
+        """Called after :meth:`setup`: a base class checks or completes what was built."""
 
     def specification(self) -> dict[str, Any]:
-        """Every field with its value now, by name: what a kernel is told, and may not pass over."""
+        """Every field with its present value, by name; a kernel must know all of them to run."""
         cls: Any = type(self)
         return {name: getattr(self, name, NOT_KEPT) for name in fields_of(cls)}
 
@@ -156,6 +157,8 @@ def _keeping_options(constructor: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(constructor)
     def construct(self: Any, *given: Any, **keywords: Any) -> None:
+        if type(self).__init__ is construct:
+            _check_given(type(self), keywords)
         constructor(self, *given, **keywords)
         if type(self).__init__ is construct:
             bound = inspect.signature(constructor).bind(self, *given, **keywords)
@@ -168,12 +171,50 @@ def _keeping_options(constructor: Callable[..., None]) -> Callable[..., None]:
     return construct
 
 
-def _declared(cls: type) -> dict[str, FieldInfo]:
+def _check_given(cls: Any, keywords: Mapping[str, Any]) -> None:
+    """Check the options that a constructor of one's own is given, as those of a block are checked.
+
+    Raises:
+        ValueError: a value is not allowed; names the argument, what was given and what is allowed.
+    """
+    model = options_of(cls)
+    values = {name: value for name, value in keywords.items() if name in model.model_fields}
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        from .explain import explain  # which looks at components
+
+        wrong = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]} & values.keys()
+        lines = [line for line in explain(error, values, model) if re.match(r"\w+", line)[0] in wrong]  # type: ignore[index]
+        if lines:
+            raise ValueError("\n".join(lines)) from error
+
+
+def _hints(target: Any, annotations: Mapping[str, Any], names: dict[str, Any] | None) -> dict[str, Any]:
+    """The types that annotations stand for.
+
+    Raises:
+        ContractError: one stands for none; names the class and the field.
+    """
+    own = type("", (), {"__annotations__": dict(annotations)})
+    try:
+        return typing.get_type_hints(own, globalns=names, include_extras=True)
+    except Exception as error:
+        if len(annotations) > 1:  # which of them it is
+            return {name: _hints(target, {name: kind}, names)[name] for name, kind in annotations.items()}
+        name, annotation = next(iter(annotations.items()))
+        raise ContractError(
+            f"{target.__qualname__}.{name}: the type {annotation} is not there ({type(error).__name__}: {error}); "
+            "expected one that its module has when it runs, not under TYPE_CHECKING alone"
+        ) from error
+
+
+@functools.cache
+def _declared(cls: type) -> Mapping[str, FieldInfo]:
     """The fields that a component and its bases have as annotated attributes, those by place first."""
     found: dict[str, FieldInfo] = {}
     for base in reversed(_bases(cls)):
-        own = type("", (), {"__annotations__": inspect.get_annotations(base)})
-        hints = typing.get_type_hints(own, globalns=_globals_of(base), include_extras=True)
+        hints = _hints(base, inspect.get_annotations(base), _globals_of(base))
         for name, value in base._fields.items():
             hint: Any = hints[name]
             if name in found and not isinstance(value, FieldInfo):
@@ -186,8 +227,8 @@ def _declared(cls: type) -> dict[str, FieldInfo]:
     return dict(sorted(found.items(), key=lambda item: item[1].kw_only is not False))
 
 
-def _handed_on(cls: type[Component], constructor: Any) -> Mapping[str, FieldInfo]:
-    """What a constructor that some class wrote itself hands on: the fields of the next class, and those of its own."""
+def _handed_on(cls: Any, constructor: Any) -> Mapping[str, FieldInfo]:
+    """Fields that a constructor of a class's own passes on: those of the next class, and its own."""
     bases = _bases(cls)
     at = next(index for index, base in enumerate(bases) if base.__dict__.get("__init__") is constructor)
     own = {name for base in bases[: at + 1] for name in base._fields}
@@ -201,7 +242,7 @@ def fields_of(target: Callable[..., Any]) -> Mapping[str, FieldInfo]:
     constructor = inspect.getattr_static(target, "__init__") if isinstance(target, type) else target
     if constructor is inspect.getattr_static(Component, "__init__"):
         return _declared(cast("type", target))
-    hints = typing.get_type_hints(constructor, include_extras=True)
+    hints = _hints(target, getattr(constructor, "__annotations__", {}), getattr(constructor, "__globals__", None))
     found: dict[str, FieldInfo] = {}
     inherited: Mapping[str, FieldInfo] = {}
     for name, parameter in inspect.signature(constructor).parameters.items():
@@ -256,13 +297,31 @@ def _model(target: Callable[..., Any], name: str, base: type[Options], definitio
             target.check_options(options)
         return options
 
-    model: type[Options] = create_model(
-        name,
-        __base__=base,
-        __module__=target.__module__,
-        __validators__=cast("dict[str, Any]", {"check": model_validator(mode="after")(check)}),
-        **definitions,
-    )
+    def made(**fields: Any) -> type[Options]:
+        return create_model(
+            name,
+            __base__=base,
+            __module__=target.__module__,
+            __validators__=cast("dict[str, Any]", {"check": model_validator(mode="after")(check)}),
+            **fields,
+        )
+
+    try:
+        model = made(**definitions)
+    except PydanticUserError as error:
+
+        def fails(field: str) -> bool:
+            try:
+                made(**{field: definitions[field]})
+            except PydanticUserError:
+                return True
+            return False
+
+        fields = ", ".join(f"{field}: {definitions[field][0]}" for field in filter(fails, definitions))
+        raise ContractError(
+            f"{target.__qualname__}: {fields} is no option; expected a number, a word, or lists and mappings of such, "
+            "or Field(exclude=True) for what the constructor alone takes"
+        ) from error
     model.__qualname__ = f"{target.__qualname__}.{name}"  # where pickle finds it
     model.component = staticmethod(target)
     for said in ("kept", "own_meaning"):
@@ -297,14 +356,22 @@ def check_arguments(cls: type, given: tuple[Any, ...], keywords: Mapping[str, An
     if missing:
         raise TypeError(f"{cls.__name__}: argument {missing[0]!r} is missing")
     values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
-    model = _arguments_of(cls)
+    checked = validated(_arguments_of(cls), values)
+    return {name: getattr(checked, name) for name in fields}
+
+
+def validated(model: type[Options], values: Mapping[str, Any]) -> Any:
+    """Options of these values.
+
+    Raises:
+        ValueError: a value is not allowed; names it, what was given and what is allowed.
+    """
     try:
-        checked = model.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         from .explain import explain  # which looks at components
 
         raise ValueError("\n".join(explain(error, values, model))) from error
-    return {name: getattr(checked, name) for name in fields}
 
 
 @functools.cache
@@ -374,17 +441,33 @@ def component_of(options: Any) -> Any:
 
 
 def build(chosen: Any, *given: Any, **more: Any) -> Any:
-    """The component that options describe; what is none but an object already is returned as it is.
+    """Build the component that options describe; an object that is already built is returned as it is.
 
     Args:
         chosen: options as :class:`Chosen` makes them, or an object.
         given: arguments of the constructor by place.
         more: further keywords.
+
+    Raises:
+        ContractError: a class from outside the package fails; names it and says where.
     """
     if not isinstance(chosen, Options):
         return chosen
     keywords = {name: getattr(chosen, name) for name in type(chosen).model_fields if name != "type"}
-    return component_of(chosen)(*given, **keywords, **more)
+    target = component_of(chosen)
+    if not isinstance(target, type) or not is_outside(target):
+        return target(*given, **keywords, **more)
+    with trying(target, options=True):
+        return target(*given, **keywords, **more)
+
+
+def outside(part: Any) -> list[type]:
+    """The classes from outside the package among that of a component and those of what it is made of."""
+    if not isinstance(part, Component):
+        return []
+    own: Any = type(part)
+    found = [own] if is_outside(own) else []
+    return found + [cls for name in fields_of(own) for cls in outside(vars(part).get(name))]
 
 
 def class_of(chosen: Any) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from ..core.component import build
+from ..core.contracts import is_outside, under
 from ..core.env import Env
 from ..core.streams import Stream
 from .curriculum import AnyCurriculum, Curriculum, Range
@@ -21,7 +22,7 @@ Sizes = list[Annotated[int, Field(ge=1)]]
 
 
 class SequenceEnv(Env):
-    """A task that is made up on the fly, whose difficulty is a set of named ranges.
+    """A task whose sequences are generated, and whose difficulty is a set of named ranges.
 
     The range of each quantity is two options, ``min_length`` and ``max_length`` for a quantity ``length``.
     """
@@ -58,6 +59,9 @@ class SequenceEnv(Env):
             curriculum: Curriculum = build(options.curriculum, ranges)
         except ValueError as error:
             raise ValueError("\n".join(f"curriculum.{line}" for line in str(error).splitlines())) from error
+        if is_outside(type(curriculum)):
+            with under("curriculum"):
+                curriculum.check()
         if curriculum.ranges != ranges:
             raise ValueError(f"curriculum: is one for the ranges {curriculum.ranges}; allowed: for {ranges}")
         return curriculum
@@ -117,7 +121,7 @@ class SequenceEnv(Env):
         return self.curriculum.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the level of the curriculum.
+        """Restore the level of the curriculum.
 
         Raises:
             ValueError: the level is none of this curriculum's.

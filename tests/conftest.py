@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,26 @@ def _no_server_is_left() -> Iterator[None]:
     for process in running:
         os.kill(process, signal.SIGKILL)
     assert not running, f"left running, with port and data: {running}"
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def outsiders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test imports from its folder or from the examples is forgotten after it, with all that it registers."""
+    from papertape.core import registry
+
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(registry, "_entries", {kind: {**names} for kind, names in registry._entries.items()})
+    monkeypatch.setattr(registry, "_loaded_entry_points", {*registry._loaded_entry_points})
+    before = set(sys.modules)
+    importlib.invalidate_caches()
+    yield
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith((str(tmp_path), str(EXAMPLES))):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

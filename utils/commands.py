@@ -22,11 +22,12 @@ from ..core import distributed, install, registry
 from ..core.agent import Agent
 from ..core.distributed import FirstProcessError, LostProcessError, Processes
 from ..core.kernels.dispatch import BackendError
-from ..core.options import OptionsError
+from ..core.options import ContractError, OptionsError
 from ..core.task import Task
 from ..envs.images import DataError
 from . import factory, options
 from .log import LOGGER, log_to
+from .options_help import help_text
 from .run import (
     Run,
     find_checkpoint,
@@ -43,6 +44,8 @@ QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "
 """What tells the threads of each kind of OpenMP to sleep while they wait."""
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 """Signals that ask a run to stop."""
+ERRORS = (*(ValueError, OSError, ImportError, ContractError, BackendError, DataError, TrainingError, LostProcessError),)
+"""What is said in one line."""
 
 
 def read_arguments(
@@ -65,10 +68,11 @@ def read_arguments(
     # What they name is there for the others.
     options.override(values, [assignment for assignment in assignments if _gives([assignment], "imports")])
     named_there = values.get("imports")
-    modules = [*(named_there if isinstance(named_there, list) else []), *imports]
+    modules = registry.placed(named_there if isinstance(named_there, list) else [], Path.cwd())
+    modules += [name for name in dict.fromkeys(registry.placed(imports, Path.cwd())) if name not in modules]
     if modules:
-        values["imports"] = list(dict.fromkeys(modules))
-        registry.import_modules(values["imports"])
+        values["imports"] = modules
+        registry.import_modules(name for name in modules if isinstance(name, str))
     others = [assignment for assignment in assignments if not _gives([assignment], "imports")]
     for line in options.override(values, others):
         LOGGER.info("%s", line)
@@ -94,7 +98,7 @@ def stop_on_signal(agent: Agent) -> Iterator[None]:
 
 
 def read_saved_arguments(arguments: Sequence[str], saved: dict[str, Any], imports: Sequence[str]) -> factory.RunOptions:
-    """Options of a run with ``key=value`` over them; a device that is not here (it may be another machine) is auto.
+    """Options of a run, changed by ``key=value``; a device that this machine lacks becomes auto.
 
     Raises:
         OptionsError: lists every problem.
@@ -113,18 +117,25 @@ def _gives(arguments: Sequence[str], key: str) -> bool:
     return any(assignment.startswith(f"{key}=") for assignment in arguments)
 
 
+def forget(directory: Path) -> None:
+    """Remove the folder of a run that did not begin, and the one it is in if that is empty then."""
+    shutil.rmtree(directory)
+    with contextlib.suppress(OSError):
+        directory.parent.rmdir()
+
+
 class Start(NamedTuple):
-    """What a run begins with."""
+    """How a run starts: its options and its folder."""
 
     chosen: factory.RunOptions
     directory: Path | None = None
-    """Of the run that goes on; None for a new one."""
+    """Of the run that is resumed; None for a new one."""
     goes_on: bool = False
-    """Whether that run has a checkpoint to go on from."""
+    """Whether that run has a checkpoint to resume from."""
     any_backend: bool = False
-    """Whether the backend was chosen on what may have been another machine: if it cannot run here, auto stands in."""
+    """Whether the backend may have been chosen on another machine: if it cannot run here, auto takes its place."""
     changes: tuple[str, ...] = ()
-    """Options that are not those of the run so far."""
+    """Options that differ from those of the run so far."""
 
 
 def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
@@ -132,7 +143,7 @@ def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
 
     Args:
         arguments: of ``train``.
-        held: takes the lock of a run that goes on.
+        held: takes the lock of a run that is resumed.
 
     Raises:
         OptionsError: lists every problem.
@@ -156,9 +167,9 @@ def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
 
 
 def choose_resumed(arguments: Sequence[str], directory: Path, imports: Sequence[str] = ()) -> Start:
-    """Options of a run that goes on, from its folder and ``key=value``.
+    """Options of a run that is resumed, from its folder and ``key=value``.
 
-    Options that may change hold from here on; those that a run keeps (:attr:`Options.kept`) are refused.
+    Changed options hold from here on; those that must not change (:attr:`Options.kept`) are refused.
 
     Args:
         arguments: ``key=value``.
@@ -166,7 +177,7 @@ def choose_resumed(arguments: Sequence[str], directory: Path, imports: Sequence[
         imports: modules to import besides those of the run.
 
     Raises:
-        OptionsError: lists every problem, or an option is given that a run keeps from its beginning.
+        OptionsError: lists every problem; also options that must not change.
     """
     saved = read_options(directory)
     chosen = read_saved_arguments(arguments, saved, imports)
@@ -200,7 +211,7 @@ def _same(chosen: factory.RunOptions, before: factory.RunOptions) -> bool:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Train a preset, or go on with a run; under torchrun, together with other processes."""
+    """Train a preset, or resume a run; under torchrun, together with other processes."""
     with distributed.join() as processes, contextlib.ExitStack() as held:
         begin = processes.share(lambda: choose(arguments, held))
         # Built and loaded before the first folder is made: bad input leaves nothing behind.
@@ -216,10 +227,10 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def use_threads(chosen: factory.RunOptions, env: Task, *, may_restart: bool) -> None:
-    """Calculate with as many threads as a run wants; several of them sleep while they wait for each other.
+    """Compute with as many threads as a run wants; several of them sleep while they wait for each other.
 
-    Spinning, as they do otherwise, takes the cores from whoever else works here, themselves included. What says so is
-    read when torch is loaded, so this program starts again, with the same process number.
+    Otherwise they spin, which takes the cores from other programs and from each other. The setting is read when torch
+    is loaded, so this program starts again, with the same process number.
     """
     count = factory.count_threads(chosen, env)
     if may_restart and count > 1 and not os.environ.keys() & QUIET.keys():
@@ -268,7 +279,7 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
     directory = resumed or new_directory()
     with contextlib.ExitStack() as undone:
         if not resumed:
-            undone.callback(shutil.rmtree, directory)
+            undone.callback(forget, directory)
             held.enter_context(locked(directory))
         run = undone.enter_context(Run(directory, chosen, parts.circuit))
         run.write_options(agent.step)
@@ -345,11 +356,15 @@ def run(parsed: argparse.Namespace) -> int:
             if parsed.command == "list":
                 registry.import_modules(parsed.imports)
                 return list_entries()
-            show(read_arguments(parsed.arguments, imports=parsed.imports))
+            chosen = read_arguments(parsed.arguments, imports=parsed.imports)
+            if parsed.help_options:
+                print(help_text(chosen))
+            else:
+                show(chosen)
             return 0
     except FirstProcessError:
         return 2
-    except (ValueError, OSError, ImportError, BackendError, DataError, TrainingError, LostProcessError) as error:
+    except ERRORS as error:
         who = "papertape" if first else f"papertape, process {distributed.rank_here()}"
         print("\n".join(f"{who}: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1 if isinstance(error, (TrainingError, LostProcessError)) else 2

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ..core.component import kind_of, options_of
 from ..core.options import Options, OptionsError, near
-from ..core.registry import lookup
+from ..core.registry import lookup, placed
 
 PRESETS = Path(__file__).resolve().parent.parent / "options"
 DEFAULT_PRESET = "ntm-copy"
@@ -117,6 +117,8 @@ def load_file(name: str) -> dict[str, Any]:
     values = parse_yaml(text, name)
     if not isinstance(values, dict):
         raise OptionsError(f"{name}: got {type(values).__name__}; expected a mapping with env, circuit and agent")
+    if isinstance(values.get("imports"), list):
+        values["imports"] = placed(values["imports"], path.parent)
     return values
 
 
@@ -150,8 +152,8 @@ def _inner(kind: str | None, block: dict[str, Any], part: str) -> tuple[str | No
 def override(values: dict[str, Any], assignments: Iterable[str]) -> list[str]:
     """Set ``path.to.key=value`` in place; values are read as YAML.
 
-    A block that gets another ``type`` keeps those of its options that mean the same there; a name in place of the block
-    says the same. A block that is not given begins with what it would be without it.
+    A block that gets another ``type`` (or is replaced by the name of one) keeps the options that mean the same there. A
+    block that is not given starts from its default.
 
     Args:
         values: what to change.

@@ -1,4 +1,4 @@
-"""What a run takes of the machine, from its sizes alone, before anything is made: memory, and threads worth having."""
+"""Memory that a run needs and threads that it gains from, estimated from its sizes before anything is built."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..agents import BackpropAgent, EvolutionAgent
 from ..core.circuit import Circuit
 from ..core.component import component_of
 from ..core.options import Options, OptionsError
+from ..core.state import example
 from ..core.task import Task
 from ..envs.sequence import SequenceEnv
 
@@ -40,7 +41,7 @@ def available_bytes(device: torch.device) -> int:
 
 
 def longest(env: Task, *, test: bool) -> int:
-    """Fewest steps of the longest sequences of training, or of the sets it is judged by; 1 where nothing is known."""
+    """A lower bound of the steps of the longest sequences of training, or of the sets it is judged by; 1 if unknown."""
     if not isinstance(env, SequenceEnv):
         return 1
     lengths = []
@@ -53,16 +54,16 @@ def longest(env: Task, *, test: bool) -> int:
 
 
 def needed_bytes(agent: Any, env: Task, circuit: Circuit) -> tuple[int, str]:
-    """Bytes that a run takes at the very least, and what takes most of them.
+    """A lower bound of the bytes that a run needs, and what needs most of them.
 
     Args:
         agent: its options.
         env: of the run.
         circuit: of the run, or one on the meta device, which has all sizes and no memory.
     """
-    size = next(circuit.parameters()).element_size()
+    size = example(circuit).element_size()
     weights = sum(parameter.numel() for parameter in circuit.parameters())
-    batch_size = agent.batch_size
+    batch_size = getattr(agent, "batch_size", 1)
     tested = min(getattr(agent, "evaluation_sequences", 1), getattr(agent, "evaluation_batch_size", 1))
     channels = env.input_size + env.output_size
     # Learning by gradient also takes the gradient and an average of it.
@@ -87,7 +88,7 @@ def needed_bytes(agent: Any, env: Task, circuit: Circuit) -> tuple[int, str]:
 
 
 def worthwhile_threads(agent: Any, circuit: Circuit) -> int:
-    """CPU threads that a run gains from: one where little is calculated at a time, all that torch has otherwise.
+    """CPU threads that a run gains from: one where little is computed at a time, else all that torch has.
 
     What is calculated is taken to be one operation for each weight and each element of the state, for each sequence of
     a batch, for each member of a population.
@@ -98,12 +99,12 @@ def worthwhile_threads(agent: Any, circuit: Circuit) -> int:
     """
     weights = sum(parameter.numel() for parameter in circuit.parameters())
     members = getattr(getattr(agent, "strategy", None), "population", None) or 1
-    work = members * agent.batch_size * (weights + elements(circuit.initial_state(1)))
+    work = members * getattr(agent, "batch_size", 1) * (weights + elements(circuit.initial_state(1)))
     return torch.get_num_threads() if work >= PARALLEL else 1
 
 
 def check_memory(options: Any, env: Task, circuit: Circuit, device: torch.device) -> None:
-    """See whether this machine has the memory that a run takes at the very least.
+    """Check that this machine has the memory that a run needs at least.
 
     Args:
         options: of the run.

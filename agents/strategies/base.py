@@ -11,6 +11,7 @@ from pydantic import Field, PlainValidator
 from torch import Tensor
 
 from ...core.component import Chosen, Component
+from ...core.contracts import expect, trying
 from ...core.members import Stack
 from ...core.recorder import Chart
 from ...core.registry import contract
@@ -60,8 +61,8 @@ class Strategy(Component, ABC):
     remembered: ClassVar[tuple[str, ...]] = ()
     """Attributes (tensors and plain values) that go into a checkpoint."""
     adapted: ClassVar[Mapping[str, str]] = {}
-    """Options that only say where a remembered attribute begins, and that attribute: a run that goes on goes on from
-    where it has got, unless another value is asked for."""
+    """Options that only set the first value of a remembered attribute, and that attribute: a resumed run keeps the
+    attribute's value, unless the option is changed."""
 
     def setup(self) -> None:
         """Check the genome, and begin with what every strategy remembers.
@@ -87,7 +88,7 @@ class Strategy(Component, ABC):
 
     @classmethod
     def refuses_start(cls, options: Any) -> Iterable[str]:
-        """A line for each option by which nothing would be kept of the genome that the population starts from.
+        """One line for each option that would discard the genome that the population starts from.
 
         Args:
             options: of a strategy of this class.
@@ -124,13 +125,16 @@ class Strategy(Component, ABC):
         """Mean genome ``[D]`` of the population and the root mean square distance of an element from it."""
 
     def asked(self, option: str) -> Any:
-        """What an option of :attr:`adapted` says: where its attribute begins."""
+        """The value of an option of :attr:`adapted`: the first one of its attribute."""
         return getattr(self.options, option)
 
     def _draw_once(self) -> Tensor | dict[str, Stack]:
         if self._drawn is None:
             self._before_draw = self.generator.get_state()
-            self._drawn = self.draw()
+            drawn = self.draw()
+            if not isinstance(drawn, dict):
+                self._check_drawn(drawn)
+            self._drawn = drawn
         return self._drawn
 
     def ask(self) -> Tensor:
@@ -176,7 +180,7 @@ class Strategy(Component, ABC):
         return torch.where(finite, fitness, worst)
 
     def replace(self, genomes: Tensor) -> None:
-        """Put what the members have become, ``[P, D]``, in place of what was asked for, before :meth:`tell`.
+        """Replace the members that :meth:`ask` gave by others, ``[P, D]``, before :meth:`tell`.
 
         Raises:
             RuntimeError: the strategy holds no members (see :attr:`holds_members`).
@@ -190,6 +194,57 @@ class Strategy(Component, ABC):
     def confirm(self, fitness: Tensor) -> None:
         """Take the fitness ``[C]`` of :meth:`candidates`."""
 
+    def check(self) -> None:
+        """Try the strategy out on a copy: see that it is what the contract says.
+
+        Raises:
+            ContractError: it is not; names the class, what was found and what is expected.
+        """
+        name, size = type(self).__qualname__, self.layout.size
+        values = {option: getattr(self.options, option) for option in type(self.options).model_fields}
+        values.pop("type", None)
+
+        def another() -> Any:
+            with trying(self, "__init__"):
+                return type(self)(self.genome, layout=self.layout, seed=self.seed, **values)
+
+        tried = another()
+        with torch.no_grad(), torch.random.fork_rng():
+            for _ in range(2):
+                with trying(self, "ask"):
+                    genomes, stacks = tried.ask(), tried.ask_stacks()
+                    members = {len(stack) for stack in stacks.values()}
+                self._check_drawn(genomes)
+                kind = self.genome.dtype
+                expect(genomes.dtype == kind, f"{name}.draw", f"gives {genomes.dtype}", f"{kind}, as the genome is")
+                expect(members == {self.population}, f"{name}.draw", f"gives {members} members", str(self.population))
+                worth = torch.arange(self.population, dtype=torch.float64, device=self.genome.device)
+                with trying(self, "tell"):
+                    tried.tell(worth.unsqueeze(1) if tried.per_sample else worth)
+                    candidates = tried.candidates()
+                    if candidates is not None:
+                        tried.confirm(worth[: len(candidates)])
+                with trying(self, "best"):
+                    found, (center, _) = tried.best, tried.center_and_spread()
+                for what, genome in (("best", found), ("center_and_spread", center)):
+                    shape = list(genome.shape) if isinstance(genome, Tensor) else type(genome).__name__
+                    expect(shape == [size], f"{name}.{what}", f"is {shape}", f"a genome of shape {[size]}")
+                with trying(self, "metrics"):
+                    tried.metrics()
+                with trying(self, "state_dict"):
+                    resumed = another()
+                    resumed.load_state_dict(tried.state_dict())
+                with trying(self, "ask"):
+                    same = torch.equal(resumed.ask(), tried.ask())
+                expect(same, f"{name}.remembered", "goes on otherwise from its state_dict", "all that draw looks at")
+
+    def _check_drawn(self, genomes: Any) -> None:
+        """Raise ContractError unless these are so many genomes of so many elements."""
+        expected = [self.population, self.layout.size]
+        found = f"shape {list(genomes.shape)}" if isinstance(genomes, Tensor) else f"a {type(genomes).__name__}"
+        right = isinstance(genomes, Tensor) and list(genomes.shape) == expected
+        expect(right, f"{type(self).__qualname__}.draw", f"gives {found}", f"{expected}, population and genome")
+
     def metrics(self) -> dict[str, float]:
         """Numbers to watch: ``diversity`` and ``genome_norm``, and what the strategy has of its own."""
         center, spread = self.center_and_spread()
@@ -200,7 +255,7 @@ class Strategy(Component, ABC):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values from which the next :meth:`ask` goes on bit for bit.
+        """Tensors and plain values from which the next :meth:`ask` is the same bit for bit.
 
         Between ask and tell it is the state before the ask: the same population is drawn again.
         """
@@ -217,7 +272,7 @@ class Strategy(Component, ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`, with the options that this strategy has.
+        """Resume from :meth:`state_dict`, with the options that this strategy has.
 
         Raises:
             ValueError: it was saved by another strategy, for another population or genome, or with other options that
@@ -251,7 +306,7 @@ def _copied(value: Any) -> Any:
 
 
 def resample(genome: Tensor, layout: Layout, generator: torch.Generator, count: int) -> Tensor:
-    """Fresh individuals that look like a genome: each parameter's elements drawn, with replacement, from its own.
+    """Fresh genomes like a given one: each parameter's elements are drawn, with replacement, from its own elements.
 
     They keep the distribution of every parameter (that of its initialiser, for a fresh circuit) and nothing else.
 

@@ -1,7 +1,7 @@
-"""Whether the formulas that are written are those that kernels compute: edited, replaced and hooked ones are not.
+"""Whether a circuit's formulas are still those that kernels compute: not if they were edited, replaced or hooked.
 
 Kernels run no Python of a circuit. So they step aside where some of it is not what they were made to agree with: a file
-was edited, a function or a method was replaced, on a module, a class or an object, or code hangs on a layer.
+was edited, a function or a method was replaced, on a module, a class or an object, or a layer has hooks.
 
 After a change of the formulas, and of the kernels, ``python -m papertape.core.kernels.formulas`` notes in agreed.py
 that they agree again.
@@ -43,7 +43,7 @@ CONSTANTS: dict[tuple[ModuleType, str], float] = {
     )
     for name in names
 }
-"""What kernels may be given anew at each call, with the values of when it was imported."""
+"""Constants that kernels can take as arguments at each call, with the values that they had when imported."""
 
 TRANSITION = ("circuits/memory.py", "transition")
 """File and name of the method that is one step of a circuit; it lies in a room above this one."""
@@ -60,11 +60,11 @@ _ABOUT = frozenset(
 """Names in a class that say something about it; some come when it is first asked for them."""
 
 _CALLS = ("__call__", "__getattr__", "_call_impl", "_wrapped_call_impl")
-"""What stands between a layer and its ``forward``."""
+"""What is called before a layer's ``forward``."""
 
 
 class Skipped(str):
-    """A reason why kernels step aside that users should hear of: they would skip what these wrote or asked for."""
+    """A reason why kernels step aside that users are warned of: kernels would skip something that they wrote."""
 
     __slots__ = ()
 
@@ -227,7 +227,7 @@ def _records(kinds: tuple[type, ...]) -> tuple[_Record, ...]:
 
 
 def replaced(layers: Sequence[nn.Module]) -> Skipped | None:
-    """What of these layers is not as it was written, or has code hanging on it, or None."""
+    """Which part of these layers was replaced or has hooks, or None."""
     kinds: Any = tuple(map(type, layers))
     for record in _records(kinds):
         if not record.same() and (name := record.changed()) is not None:
@@ -251,7 +251,7 @@ def replaced(layers: Sequence[nn.Module]) -> Skipped | None:
 
 
 def other_constants() -> Skipped | None:
-    """Which constant is another than it was, for kernels that are compiled with them, or None."""
+    """Which constant was replaced, for kernels that are compiled with them, or None."""
     for (module, name), value in CONSTANTS.items():
         if vars(module)[name] != value:
             return Skipped(f"it would skip the replaced {name} of {module.__name__}")

@@ -28,7 +28,7 @@ def make(name: str, **options: Any) -> Any:
     try:
         return TASKS[name](**options)
     except DataError:
-        pytest.skip("the images are not to be had")
+        pytest.skip("the images are missing and cannot be downloaded")
 
 
 def test_all_are_here() -> None:
