@@ -3,21 +3,20 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, MemoryCircuit, NeatCircuit, Tape
-from .core.accessors import Accessor
-from .core.circuit import Circuit
-from .core.component import Component
-from .core.controllers import Controller
-from .core.env import Batch, Env
-from .core.interface import Interface
-from .core.registry import register
-from .core.state import CircuitState, detach, map_state, register_state
-from .core.trace import Trace, TraceField
-from .core.world import World
-
 if TYPE_CHECKING:
     from .agents.strategies import Strategy, maximise, minimise
+    from .circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, MemoryCircuit, NeatCircuit, Tape
+    from .core.accessors import Accessor
     from .core.agent import Agent
+    from .core.circuit import Circuit
+    from .core.component import Component
+    from .core.controllers import Controller
+    from .core.env import Batch, Env
+    from .core.interface import Interface
+    from .core.registry import register
+    from .core.state import CircuitState, detach, map_state, register_state
+    from .core.trace import Trace, TraceField
+    from .core.world import World
     from .utils.factory import load_circuit
     from .utils.plots import plot_trace
     from .utils.sinks import Sink
@@ -58,19 +57,36 @@ __all__ = [
     "__version__",
 ]
 
-_LATER = {
-    "Agent": ".core.agent",
-    "Sink": ".utils.sinks",
-    "Strategy": ".agents.strategies",
-    "load_circuit": ".utils.factory",
-    "maximise": ".agents.strategies",
-    "minimise": ".agents.strategies",
-    "plot_trace": ".utils.plots",
+_MODULES = {
+    ".agents.strategies": "Strategy maximise minimise",
+    ".circuits": "DNC NTM SAM SDNC FeedForwardCircuit MemoryCircuit NeatCircuit Tape",
+    ".core.accessors": "Accessor",
+    ".core.agent": "Agent",
+    ".core.circuit": "Circuit",
+    ".core.component": "Component",
+    ".core.controllers": "Controller",
+    ".core.env": "Batch Env",
+    ".core.interface": "Interface",
+    ".core.registry": "register",
+    ".core.state": "CircuitState detach map_state register_state",
+    ".core.trace": "Trace TraceField",
+    ".core.world": "World",
+    ".utils.factory": "load_circuit",
+    ".utils.plots": "plot_trace",
+    ".utils.sinks": "Sink",
 }
-"""Names whose modules take a while to load: when they are first asked for."""
+"""Where public names are: they are loaded when they are first asked for, since torch alone takes seconds."""
+_ROOMS = ("agents", "circuits", "core", "envs", "utils")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(importlib.import_module(_LATER[name], __name__), name)
+    for module, names in _MODULES.items():
+        if name in names.split():
+            return getattr(importlib.import_module(module, __name__), name)
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__, *_ROOMS]

@@ -1,28 +1,47 @@
 """Set up Papertape in .venv, then run it. Needs Python 3.10 or newer with pip, a package index, and nothing else.
 
 python3 bootstrap.py               set up only
-python3 bootstrap.py train [...]   set up, then `python main.py train [...]`: the NTM on copy, with live plots
-python3 bootstrap.py test [...]    set up, then lint, types and `pytest [...]`
+python3 bootstrap.py train [...]   set up, then `papertape train [...]`: the NTM on copy, with live plots
+python3 bootstrap.py test [...]    set up, add what the tests need, then lint, types and `pytest [...]`
 
 A second call finds everything in place and starts at once. Nothing outside this folder is touched.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
 PYTHON = ENVIRONMENT / "bin" / "python"
 STAMP = ENVIRONMENT / "bootstrap"
-"""Holds the fingerprint of a finished environment, UNFINISHED before; absent from one that somebody else made."""
+"""Holds the fingerprint and the extras of a finished environment, UNFINISHED before; absent from one that somebody else
+made."""
+LOG = ENVIRONMENT / "bootstrap.log"
 UNFINISHED = "unfinished"
 OLDEST_PYTHON = (3, 10)
+TO_TRAIN = {"gym", "visdom"}
+TO_TEST = {"dev", *TO_TRAIN}
+"""Extras of the package."""
+SAY_SECONDS = 5
+AT = {
+    "Building editable": "compiling the kernels, which takes longest",
+    "Installing collected packages": "unpacking all of them",
+    **dict.fromkeys(
+        ("Installing build dependencies", "Collecting", "Downloading", "Processing", "Successfully installed")
+    ),
+}
+"""Lines of pip that say what it is at, and how to say it better."""
+BEGAN = time.monotonic()
 CHECKS = {
     "lint": ["ruff", "check", "."],
     "format": ["ruff", "format", "--check", "."],
@@ -34,17 +53,57 @@ class SetupError(Exception):
     """What stands in the way, and what to do about it."""
 
 
-def run(*command: "str | Path", **changes: str) -> None:
-    """Run a command in the root, with some environment variables changed.
+def say(text: str) -> None:
+    """Print a line, with the seconds since the beginning."""
+    print(f"{time.monotonic() - BEGAN:5.0f} s  {text}", flush=True)
+
+
+def run(what: str, *command: "str | Path", **changes: str) -> None:
+    """Run a command in the root, with some environment variables changed; say what it is at while it takes its time.
 
     Raises:
         SetupError: the command failed.
     """
+    say(what)
     words = [str(word) for word in command]
-    print("+", shlex.join(words), flush=True)
-    status = subprocess.call(words, cwd=ROOT, env={**os.environ, **changes})
+    said: list[str] = []
+    status = watch(words, {**os.environ, **changes}, said)
+    with LOG.open("a", encoding="utf-8") as log:
+        log.writelines(f"{line}\n" for line in (f"+ {shlex.join(words)}", *said))
     if status:
-        raise SetupError(f"the command above failed (exit status {status}); its last lines say why. Then try again.")
+        last = "".join(f"  | {line}\n" for line in said[-20:])
+        raise SetupError(
+            f"{what}: failed (exit status {status}). It said:\n{last}All of it is in {LOG}. Then try again."
+        )
+
+
+def watch(words: "list[str]", environment: "dict[str, str]", said: "list[str]") -> int:
+    """Run a command and return its exit status; lines that it says go to ``said``, and at times one is printed."""
+    with subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        errors="replace",
+        text=True,
+        start_new_session=True,  # to end it with all that it has started
+    ) as process:
+        try:
+            lines = process.stdout or ()
+            reader = threading.Thread(target=lambda: said.extend(line.rstrip() for line in lines), daemon=True)
+            reader.start()
+            while reader.is_alive():
+                reader.join(SAY_SECONDS)
+                if reader.is_alive():
+                    at = next((AT[word] or line.strip() for line in reversed(said) for word in AT if word in line), "…")
+                    say(f"  {at if len(at) < 90 else at[:89] + '…'}")
+            return process.wait()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGTERM)
+            raise
 
 
 def fingerprint() -> str:
@@ -72,19 +131,21 @@ def create() -> None:
     ENVIRONMENT.mkdir()
     STAMP.write_text(UNFINISHED)
     if has_ensurepip:
-        run(sys.executable, "-m", "venv", ENVIRONMENT)
+        run("making an environment", sys.executable, "-m", "venv", ENVIRONMENT)
     else:  # Debian's python3-pip without python3-venv: pip puts a copy of itself there.
-        run(sys.executable, "-m", "venv", "--without-pip", ENVIRONMENT)
-        run(sys.executable, "-m", "pip", "--python", PYTHON, "install", "pip")
+        run("making an environment", sys.executable, "-m", "venv", "--without-pip", ENVIRONMENT)
+        run("installing pip", sys.executable, "-m", "pip", "--python", PYTHON, "install", "pip")
 
 
-def install() -> None:
-    """Install Papertape, editable, with all that it can use and what its tests need."""
+def install(extras: "set[str]") -> None:
+    """Install Papertape, editable, with some of its extras."""
     # The constraints hold where packages are built, too: by PIP_CONSTRAINT before pip 25.3, then PIP_BUILD_CONSTRAINT.
     # Both split their value at spaces; an address has none. PIP_USE_PEP517 makes old pips build apart from .venv.
     constraints = (ROOT / "constraints.txt").as_uri()
     run(
-        *(PYTHON, "-m", "pip", "install", "--editable", ".[dev,gym,visdom]"),
+        "installing what training needs" if extras == TO_TRAIN else "installing what training and tests need",
+        *(PYTHON, "-m", "pip", "install", "--no-input", "--progress-bar", "off"),
+        *("--editable", f".[{','.join(sorted(extras))}]"),
         PIP_CONSTRAINT=" ".join(filter(None, [os.environ.get("PIP_CONSTRAINT"), constraints])),
         PIP_BUILD_CONSTRAINT=" ".join(filter(None, [os.environ.get("PIP_BUILD_CONSTRAINT"), constraints])),
         PIP_USE_PEP517="1",
@@ -99,8 +160,19 @@ def works() -> bool:
         return False
 
 
-def set_up() -> None:
+def fetch_scripts() -> None:
+    """Fetch the scripts of the page that shows the plots, which can be done without for now."""
+    try:
+        run("fetching the scripts of the page that shows plots", PYTHON, ROOT / "main.py", "page", "fetch")
+    except SetupError as problem:
+        say(f"the page of plots stays empty until {program()} page fetch has worked: {problem}")
+
+
+def set_up(extras: "set[str]") -> None:
     """Bring the environment up to date: nothing to do, install again, or start over.
+
+    Args:
+        extras: that are needed; others that are there stay.
 
     Raises:
         SetupError: it cannot be made here.
@@ -108,19 +180,30 @@ def set_up() -> None:
     wanted = fingerprint()
     found = STAMP.read_text() if STAMP.is_file() else None
     usable = works() and (found is None or found.startswith(f"{ROOT}\n"))
-    if usable and found == wanted:
+    there = set(found.splitlines()[-1].split()) & TO_TEST if usable and found else set()
+    if usable and found and found.startswith(wanted) and extras <= there:
         return
     if ENVIRONMENT.exists() and not usable:
         if found is None:
             raise SetupError(f"{ENVIRONMENT} was not made by bootstrap.py and has no working pip: move it away.")
-        print(f"{ENVIRONMENT} is unfinished, was moved or no longer works: starting over", flush=True)
+        say(f"{ENVIRONMENT} is unfinished, was moved or no longer works: starting over")
         shutil.rmtree(ENVIRONMENT)
+    say(f"setting up {os.path.relpath(ENVIRONMENT)}, once; that takes a minute or two, more over a slow network")
     if not ENVIRONMENT.exists():
         create()
     elif found is not None:
         STAMP.write_text(UNFINISHED)
-    install()
-    STAMP.write_text(wanted)
+    install(extras | there)
+    if not there:
+        fetch_scripts()
+    STAMP.write_text(f"{wanted}{' '.join(sorted(extras | there))}\n")
+    say("done")
+
+
+def program() -> str:
+    """The command line of Papertape, as it works in every shell."""
+    path = os.path.relpath(ENVIRONMENT / "bin" / "papertape")
+    return shlex.quote(str(ENVIRONMENT / "bin" / "papertape") if path.startswith("..") else path)
 
 
 def test(arguments: "list[str]") -> int:
@@ -143,6 +226,7 @@ def main() -> int:
     if command not in ("setup", "train", "test"):
         print(__doc__.strip())
         return 0 if command in ("-h", "--help") else 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if sys.version_info < OLDEST_PYTHON:
             raise SetupError(
@@ -150,17 +234,21 @@ def main() -> int:
                     *OLDEST_PYTHON, sys.executable, *sys.version_info
                 )
             )
-        set_up()
+        set_up(TO_TEST if command == "test" else TO_TRAIN)
         if command == "test":
             return test(arguments)
         if command == "train":
-            # In place of this process: Ctrl-C is then the training's alone, which saves before it stops.
+            # In place of this process: Ctrl-C is then the training's alone, which saves before it stops. It waits until
+            # the program that starts is ready for it.
+            say("training starts")
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
             os.execv(PYTHON, [str(PYTHON), str(ROOT / "main.py"), "train", *arguments])
-        print(f"ready: source {shlex.quote(str(ENVIRONMENT / 'bin' / 'activate'))}; python main.py --help")
+        print(f"ready: {program()} train ntm-copy")
     except SetupError as problem:
         print(f"bootstrap.py: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("bootstrap.py: interrupted; the next call goes on", file=sys.stderr)
         return 130
     return 0
 

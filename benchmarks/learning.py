@@ -27,8 +27,8 @@ from papertape.agents.evaluation import evaluate_all, set_error
 from papertape.agents.learning import LearningAgent
 from papertape.core.options import OptionsError
 from papertape.core.recorder import Recorder
-from papertape.main import read_arguments
 from papertape.utils import factory
+from papertape.utils.commands import read_arguments
 
 THRESHOLDS = (0.1, 0.01)
 

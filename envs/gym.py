@@ -94,7 +94,7 @@ class GymWorld(World):
         try:
             import gymnasium
         except ImportError as error:
-            raise ImportError(f"env type gym: gymnasium is not installed; {install.GYMNASIUM}") from error
+            raise ImportError(f"env type gym: gymnasium is not installed; {install.here(install.GYMNASIUM)}") from error
         self._spaces = gymnasium.spaces
         self._begun = False
         make_vec: Callable[..., VectorEnv] = gymnasium.make_vec

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,32 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 def _one_thread() -> None:
     """The tensors of tests are small: a second thread would only wait."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_server_is_left() -> Iterator[None]:
+    """Servers of plots outlive the runs that start them: tests have to stop them."""
+    mark = f"PAPERTAPE_TESTS={os.getpid()}"
+    os.environ["PAPERTAPE_TESTS"] = str(os.getpid())
+    yield
+
+    def left() -> dict[int, list[str]]:
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                environment = (process / "environ").read_bytes().decode(errors="replace").split("\0")
+                if mark in environment and "papertape.utils.visdom_server" in command:
+                    found[int(process.name)] = command[-3:]
+        return found
+
+    deadline = time.monotonic() + 10  # for those that are about to end
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    running = left()
+    for process in running:
+        os.kill(process, signal.SIGKILL)
+    assert not running, f"left running, with port and data: {running}"
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -22,9 +22,10 @@ import torch
 from PIL import Image
 
 from papertape import DNC, NTM
+from papertape.core import install
 from papertape.core.circuit import Circuit
 from papertape.core.env import Batch
-from papertape.utils import visdom_files
+from papertape.utils import visdom_files, visdom_server
 from papertape.utils.plots import Episode, episode_from
 from papertape.utils.sinks import Plotter
 
@@ -97,7 +98,7 @@ def free_port() -> int:
 
 
 def test_the_page_shows_the_curves_and_the_memory_of_a_run(tmp_path: Path) -> None:
-    visdom_files.fetch("npm" if shutil.which("npm") else "any")
+    visdom_files.fetch()
     port = free_port()
     torch.manual_seed(0)
     circuits = {
@@ -165,6 +166,7 @@ def test_the_page_shows_the_curves_and_the_memory_of_a_run(tmp_path: Path) -> No
                 assert len(picture.convert("RGB").getcolors(10**6) or ()) > 1, f"{name}: {part} has one colour only"
         inputs = np.asarray(page.heatmap("ntm: input, step 60").convert("L"))
         assert {inputs.min(), inputs.max()} == {0, 255}
+    assert visdom_server.stop(str(tmp_path / "data")) == [port]
 
 
 SMALL_RUN = [
@@ -187,7 +189,7 @@ SMALL_RUN = [
 
 def test_the_command_line_shows_a_run_while_it_trains(tmp_path: Path) -> None:
     """`main.py train` starts a server; the page shows curves and memory; Ctrl-C ends the run in good order."""
-    visdom_files.fetch("npm" if shutil.which("npm") else "any")
+    visdom_files.fetch()
     port = free_port()
     command = [sys.executable, "-m", "papertape.main", "train", "ntm-copy", *SMALL_RUN, f"visdom_port={port}"]
     environment = {**os.environ, "HOME": str(tmp_path)}  # visdom keeps its environments there
@@ -215,5 +217,10 @@ def test_the_command_line_shows_a_run_while_it_trains(tmp_path: Path) -> None:
     finally:
         run.send_signal(signal.SIGINT)
         _, said = run.communicate(timeout=90)
+        # The page is still there, at the root of the server, too.
+        after = [open_page(f"http://localhost:{port}{path}") for path in ("", f"/env/{directory.name}")]
+        assert visdom_server.stop(str(tmp_path / ".visdom")) == [port]
+    assert f'src="/env/{directory.name}"' in after[0] and "the newest of 1 runs" in after[0]
+    assert {*curves} <= Page(after[1]).windows.keys()
     assert run.returncode == 0
-    assert f"go on with: papertape train --resume runs/{directory.name}" in said
+    assert f"go on with: {install.here('papertape')} train --resume runs/{directory.name}" in said

@@ -7,9 +7,11 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,11 @@ import yaml
 
 import papertape
 from papertape.agents import BackpropAgent
+from papertape.core import install
 from papertape.envs import TMazeWorld
-from papertape.main import main, read_arguments
+from papertape.main import main
 from papertape.utils import checkpoint, factory, options
+from papertape.utils.commands import read_arguments
 from papertape.utils.run import Run, new_directory, read_metrics
 
 SMALL = [
@@ -92,7 +96,7 @@ def test_train_leaves_a_run_behind(folder: Path, capsys: pytest.CaptureFixture[s
     assert "BackpropAgent" in log
     assert "NTM: " in log
     assert "validation, bits wrong" in log
-    assert f"done at step 10; look closer with: papertape test runs/{directory.name}" in log
+    assert f"done at step 10; look closer with: {install.here('papertape')} test runs/{directory.name}" in log
     assert "done at step 10" in capsys.readouterr().err
 
 
@@ -165,7 +169,9 @@ def test_interrupt_saves_and_says_how_to_go_on(folder: Path) -> None:
     assert process.returncode == 0
     directory = run_directory(folder)
     step = states(directory)["step"]
-    assert f"stopped at step {step}; go on with: papertape train --resume runs/{directory.name}" in error
+    assert (
+        f"stopped at step {step}; go on with: {install.here('papertape')} train --resume runs/{directory.name}" in error
+    )
     assert main(["train", "--resume", "latest", f"agent.steps={step + 2}"]) == 0  # type: ignore[operator]
     assert states(directory)["step"] == step + 2  # type: ignore[operator]
 
@@ -287,7 +293,7 @@ def test_gymnasium_that_is_missing(
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     assert main(["train", "gym-cartpole"]) == 2
     said = capsys.readouterr().err.strip()
-    assert said == 'papertape: env type gym: gymnasium is not installed; pip install "gymnasium>=1.0"'
+    assert said == f"papertape: env type gym: gymnasium is not installed; {install.here(install.GYMNASIUM)}"
     assert list(folder.iterdir()) == []
 
 
@@ -511,3 +517,100 @@ def test_metrics_are_strict_json(folder: Path) -> None:
     assert main(["train", *SMALL, "agent.steps=4", "plots=off"]) == 0
     for line in (run_directory(folder) / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+PROGRAM = "import sys; from papertape.main import main; print('on', flush=True); sys.exit(main())"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_starts_ends_it_without_a_traceback(folder: Path, number: signal.Signals) -> None:
+    """While modules are loaded, options read and parts built, and while the program starts again by itself."""
+    command = [sys.executable, "-c", PROGRAM, "train", "ntm-copy", *SMALL, "threads=2", "plots=off"]
+    for delay in (0.1, 0.3, 0.7, 1.5, 3.0):
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stdout.readline() == "on\n"
+        time.sleep(delay)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        assert "Traceback" not in said, (delay, said)
+        if process.returncode == 0:  # it had begun, and stopped after a step
+            assert "stopping after this step" in said and "go on with: " in said
+        else:
+            assert process.returncode == 128 + number, (delay, said)
+            assert said.splitlines()[-1] == "papertape: interrupted"
+
+
+@pytest.mark.parametrize("set_up", [False, True])
+def test_without_its_packages_it_says_what_to_do(folder: Path, set_up: bool) -> None:
+    """`python3 main.py` outside the environment."""
+    shutil.copy(Path(papertape.__file__).parent / "main.py", folder)
+    if set_up:
+        (folder / ".venv" / "bin").mkdir(parents=True)
+        (folder / ".venv" / "bin" / "papertape").touch()
+    for arguments in ([], ["train", "ntm-copy"], ["list"], ["page"]):
+        command = [sys.executable, "-I", "-S", "main.py", *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        (line,) = done.stderr.splitlines()
+        assert f"papertape is not installed for {sys.executable}; " in line
+        assert ("call .venv/bin/papertape instead" if set_up else "python3 bootstrap.py train sets every") in line
+        assert done.returncode == 2
+
+
+def test_the_default_preset_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert f"default preset: {options.DEFAULT_PRESET}" in capsys.readouterr().out
+
+
+def test_help_comes_before_torch(folder: Path) -> None:
+    code = "import sys; from papertape.main import main\ntry: main(['--help'])\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    assert "usage: papertape" in done.stdout and done.stdout.endswith("False\n")
+
+
+def test_the_page_is_started_shown_and_stopped(folder: Path) -> None:
+    """By the command line, as often as one likes, and not twice."""
+    pytest.importorskip("visdom")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "HOME": str(folder)}
+
+    def call(*arguments: str) -> str:
+        command = [sys.executable, "-m", "papertape.main", "page", *arguments]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    try:
+        for _ in range(2):
+            said = call("--port", str(port))
+            assert f"http://localhost:{port} shows the newest run and lists the others" in said
+        with urllib.request.urlopen(f"http://localhost:{port}", timeout=10) as answer:
+            assert "no run yet" in answer.read().decode()
+    finally:
+        assert call("stop") == f"stopped at port {port}\n"
+    assert call("stop") == "no page is running\n"
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_commands_in_hints_work_as_they_stand(folder: Path, monkeypatch: pytest.MonkeyPatch, active: bool) -> None:
+    """Whether or not the environment is active in the shell."""
+    binaries = folder / "a b" / "bin"
+    binaries.mkdir(parents=True)
+    for name in ("papertape", "python", "pip"):
+        (binaries / name).write_text(f"#!/bin/sh\necho {name} $@\n")
+        (binaries / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(binaries / "python"))
+    monkeypatch.setenv("PATH", f"{binaries}:/usr/bin:/bin" if active else "/usr/bin:/bin")
+    hints = {"papertape test runs/1": "papertape test runs/1", "pip install a && pip install b": None}
+    for hint, said in hints.items():
+        shown = install.here(hint)
+        assert (shown == hint) == active
+        for shell in filter(shutil.which, ("sh", "bash", "fish", "zsh")):
+            done = subprocess.run([shell, "-c", shown], cwd=folder, capture_output=True, text=True, check=True)
+            pips = "pip install a\npip install b" if active else "python -m pip install a\npython -m pip install b"
+            assert done.stdout == f"{said or pips}\n"
+    (binaries / "papertape").unlink()
+    root = Path(papertape.__file__).parent
+    assert install.here("papertape page") == f"'a b/bin/python' {root / 'main.py'} page"

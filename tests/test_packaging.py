@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
@@ -92,3 +94,28 @@ def test_starts_from_any_folder(command: list[str], tmp_path: Path) -> None:
         command = [str(Path(sys.executable).parent / "papertape")]
     out = subprocess.run([*command, "--version"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     assert out.strip() == papertape.__version__
+
+
+def test_kernels_that_are_there_are_not_compiled_again(tmp_path: Path) -> None:
+    """But they are when anything that they are made from is newer."""
+    checkout = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.so", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, checkout, ignore=ignored)
+    native = checkout / "core" / "kernels" / "native"
+    suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
+    made = [native / f"{name}{suffix}" for name in ("_baseline", "_avx2", "_avx512")]
+    for library in made:
+        library.write_text("made earlier")
+
+    def build() -> set[str]:
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", "out", "--build-temp", "temporary"]
+        environment = {**os.environ, "CC": "false", "CXX": "false"}
+        subprocess.run(command, cwd=checkout, check=True, capture_output=True, env=environment)
+        found = {path.name for path in (checkout / "out").rglob("*.so")}
+        shutil.rmtree(checkout / "out", ignore_errors=True)
+        return found
+
+    libraries = {path.name for path in made}
+    assert build() and build() <= libraries
+    os.utime(native / "source" / "library.cpp")
+    assert build() == set()

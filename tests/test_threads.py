@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from papertape import main
+from papertape.main import main
+from papertape.utils import commands
 
 SMALL = ["env.max_length=2", "env.test_lengths=[3]", "circuit.memory_size=8", "agent.batch_size=2", "agent.steps=1"]
 SMALL += ["agent.evaluation_sequences=2", "agent.retry_every=null", "plots=off", "device=cpu"]
@@ -36,22 +37,22 @@ def test_one_thread_where_little_is_calculated(
     arguments: list[str], threads: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    main.show(main.read_arguments(arguments))
+    commands.show(commands.read_arguments(arguments))
     said = f"threads: {threads}\n" if threads == 3 else f"threads: auto  # {threads} here\n"
     assert said in capsys.readouterr().out
 
 
 def test_several_threads_sleep_while_they_wait(tmp_path: Path) -> None:
     """A program that the command line started says so to OpenMP; its log names the threads."""
-    environment = {name: value for name, value in os.environ.items() if name not in main.QUIET}
+    environment = {name: value for name, value in os.environ.items() if name not in commands.QUIET}
     code = (
-        "import os, sys; from papertape import main; fit = main.fit\n"
-        "main.fit = lambda *given: (print(sorted(os.environ.items() & main.QUIET.items())), fit(*given))\n"
-        "sys.exit(main.main())"
+        "import os, sys; from papertape.main import main; from papertape.utils import commands; fit = commands.fit\n"
+        "commands.fit = lambda *given: (print(sorted(os.environ.items() & commands.QUIET.items())), fit(*given))\n"
+        "sys.exit(main())"
     )
     command = [sys.executable, "-c", code, "train", "ntm-copy", *SMALL, "threads=2"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{sorted(main.QUIET.items())}\n"
+    assert done.stdout == f"{sorted(commands.QUIET.items())}\n"
     assert "2 CPU thread(s)" in done.stderr
 
 
@@ -60,7 +61,7 @@ def test_a_program_that_calls_it_is_left_alone(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr(os, "execve", lambda *given: pytest.fail("it has started again"))
     before = dict(os.environ)
-    assert main.main(["train", "ntm-copy", *SMALL, "threads=2"]) == 0
+    assert main(["train", "ntm-copy", *SMALL, "threads=2"]) == 0
     assert dict(os.environ) == before
 
 

@@ -108,9 +108,21 @@ class RunOptions(Options):
     visdom_host: str = Field(
         default="localhost",
         description="where the visdom server is, by name or address; one is started if it is localhost and none is "
-        "there. If it asks for a login, the environment variables VISDOM_USERNAME and VISDOM_PASSWORD say whose",
+        "there",
     )
     visdom_port: int = Field(default=8097, ge=1, le=65535, description="where the visdom server listens")
+    visdom_user: str | None = Field(
+        default=None,
+        min_length=1,
+        description="whose login to use if the visdom server asks for one; null takes the environment variable "
+        "VISDOM_USERNAME",
+    )
+    visdom_password_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a file that holds the password of that login, which is saved nowhere else; null takes the "
+        "environment variable VISDOM_PASSWORD",
+    )
     start: str | None = Field(
         default=None,
         min_length=1,

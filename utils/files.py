@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +57,30 @@ def append_line(path: Path, line: str) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[str]:
+    """Within the block a lock file is this process's alone; yields who holds it otherwise, or an empty text.
+
+    The lock is the kernel's: it ends with the process, however that ends, and processes that it starts have no part in
+    it. A file that is left behind locks nothing.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            yield file.read() or "another process"
+            return
+        with contextlib.suppress(OSError):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+        yield ""
 
 
 def clear_parts(directory: Path) -> None:

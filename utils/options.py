@@ -16,6 +16,8 @@ from ..core.options import Options, OptionsError, near
 from ..core.registry import lookup, placed
 
 PRESETS = Path(__file__).resolve().parent.parent / "options"
+DEFAULT_PRESET = "ntm-copy"
+"""Stands in where none is named."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import logging
 import math
-import os
 import platform
 import re
 import time
@@ -27,7 +25,7 @@ from ..core.options import OptionsError
 from ..core.recorder import Chart, Recorder
 from ..core.trace import Trace
 from . import checkpoint
-from .files import append_line, clear_parts, replace_text
+from .files import append_line, clear_parts, lock, replace_text
 from .options import load_file
 from .plots import episode_from
 from .sinks import Sinks
@@ -84,25 +82,16 @@ def find_directory(name: str, root: Path = RUNS) -> Path:
 def locked(directory: Path) -> Iterator[None]:
     """Within the block, only this process may write into the folder of a run.
 
-    The lock is the kernel's: it ends with the process, however that ends, and processes that it starts have no part in
-    it. What a killed one has left half written is cleared away.
+    What a killed one has left half written is cleared away.
 
     Raises:
         OptionsError: another process is training this run.
     """
-    with open(directory / "lock", "a+", encoding="utf-8") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            file.seek(0)
+    with lock(directory / "lock") as holder:
+        if holder:
             raise OptionsError(
-                f"run: {directory} is in progress ({file.read() or 'another process'} writes into it); "
-                "stop that first, or begin another run"
-            ) from error
-        with contextlib.suppress(OSError):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
+                f"run: {directory} is in progress ({holder} writes into it); stop that first, or begin another run"
+            )
         clear_parts(directory)
         yield
 
@@ -168,6 +157,8 @@ class Run(Recorder):
             title or directory.name,
             hostname=options.visdom_host,
             port=options.visdom_port,
+            user=options.visdom_user,
+            password_file=options.visdom_password_file,
         )
         self.wants_episodes = self.sinks.wants_pictures
         self._bar: tqdm[Any] | None = None

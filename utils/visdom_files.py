@@ -1,13 +1,11 @@
 """The scripts, styles and fonts of visdom's page, which its package does not contain.
 
 visdom downloads them from several sites when it is first started by its own command. This module fetches them
-beforehand, from those sites or, where only a package index can be reached, from the npm registry; by hand with
-``python -m papertape.utils.visdom_files``.
+beforehand, from the npm registry or, where there is no npm, from those sites; by hand with ``papertape page fetch``.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import shutil
@@ -16,12 +14,10 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import Literal
 
 from ..core import install
 
-FETCH_SECONDS = 300.0
-COMMAND = "python -m papertape.utils.visdom_files"
+FETCH_SECONDS = 120.0
 
 BOOTSTRAP_FONT = "fonts/glyphicons-halflings-regular"
 MATHJAX = (
@@ -75,7 +71,7 @@ def package_directory() -> Path:
     """
     spec = importlib.util.find_spec("visdom")
     if spec is None or spec.origin is None:
-        raise FilesError(f"visdom is not installed; `{install.VISDOM}` gets it")
+        raise FilesError(f"visdom is not installed; `{install.here(install.VISDOM)}` gets it")
     return Path(spec.origin).parent
 
 
@@ -160,37 +156,29 @@ def _write(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
-def fetch(source: Literal["any", "web", "npm"] = "any") -> None:
+def fetch() -> None:
     """Fetch what is missing, from the first source that works.
 
     Raises:
         FilesError: none does; says why.
     """
     if not missing_files():
-        return None
-    problems = []
-    for name, method in (("web", download_page_files), ("npm", install_page_files)):
-        if source in ("any", name):
-            try:
-                return method()
-            except FilesError as error:
-                problems.append(f"{name}: {error}")
-    raise FilesError("; ".join(problems))
-
-
-def main() -> None:
-    """Fetch the files, or say what is in the way."""
-    parser = argparse.ArgumentParser(description="Fetch the scripts, styles and fonts of visdom's page.")
-    parser.add_argument("--source", choices=("any", "web", "npm"), default="any", help="where from (default: any)")
-    options = parser.parse_args()
+        return
     try:
-        fetch(options.source)
+        install_page_files()
     except FilesError as error:
-        raise SystemExit(f"visdom's page: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    print("visdom's page has all of its files")
+        try:
+            download_page_files()
+        except FilesError as another:
+            raise FilesError(f"npm: {error}; web: {another}") from another
 
 
-if __name__ == "__main__":
-    main()
+def fetch_and_say() -> bool:
+    """Fetch what is missing; print how that ended, and return whether the page has all of its files."""
+    try:
+        fetch()
+    except FilesError as error:
+        print(f"the visdom page's scripts could not be fetched: {error}", file=sys.stderr, flush=True)
+        return False
+    print("the visdom page has all of its scripts", flush=True)
+    return True

@@ -1,32 +1,34 @@
-"""A visdom server: find one, start one on this machine, talk to one.
+"""A visdom server: find one, start one on this machine that all runs share, stop it, talk to one.
 
-``python -m papertape.utils.visdom_server`` serves what runs have left behind, until Ctrl-C.
+One that is started here goes on in the background, whatever becomes of the run that started it, until :func:`stop`. In
+the folder of its data, ``~/.visdom``, lie its log and a file that it keeps locked while it runs.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
+import html
 import http.client
 import importlib
 import importlib.util
 import io
 import json
 import os
+import platform
+import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import warnings
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from ..core import install
 from . import child_process, visdom_files
+from .files import lock
 
 ERRORS = (OSError, ValueError, RuntimeError)
 """What goes wrong when a server fails."""
@@ -37,7 +39,10 @@ ANSWER_BYTES = 2**24
 USERNAME, PASSWORD = "VISDOM_USERNAME", "VISDOM_PASSWORD"
 """Environment variables, the ones that visdom's own server reads: options are saved with a run, for all to read."""
 START_SECONDS = 25.0
-COMMAND = "python -m papertape.utils.visdom_server"
+STOP_SECONDS = 5.0
+LOG_BYTES = 2**20
+"""A log that is longer begins anew when a server is started."""
+PORT = 8097
 LOCAL = ("localhost", "127.0.0.1")
 
 
@@ -123,21 +128,35 @@ def request(hostname: str, port: int, path: str, message: Any = None, cookie: st
 
 
 class Server:
-    """A visdom server that was found, or started here as a child process that ends with this one."""
+    """A visdom server that was found, or started here for all runs to share."""
 
-    def __init__(self, hostname: str, port: int, data: str | None = None) -> None:
+    def __init__(
+        self,
+        hostname: str,
+        port: int,
+        data: str | None = None,
+        user: str | None = None,
+        password_file: str | None = None,
+    ) -> None:
         """
         Args:
             hostname: of the machine; one is started only on ``localhost``.
             port: of the server.
             data: where a server that is started keeps its environments; None takes visdom's own, ``~/.visdom``.
+            user: whose login to use if it asks for one; None takes that of the environment.
+            password_file: holds the password; None takes that of the environment.
         """
         self.url = f"http://{f'[{hostname}]' if ':' in hostname else hostname}:{port}"
         self.hostname = hostname
         self.port = port
         self.cookie = ""
-        self.data = data
+        self.folder = data_folder(data)
+        self.user = user
+        self.password_file = password_file
         self.process: subprocess.Popen[bytes] | None = None
+        """The server, if it was started by this one."""
+        self.looking = False
+        """Whether it is being found or started at this moment."""
 
     def environment_url(self, environment: str) -> str:
         """The page of an environment."""
@@ -192,54 +211,132 @@ class Server:
 
     def _log_in(self) -> str:
         """Why the server does not let this user in, or an empty text if it does."""
-        username, password = os.environ.get(USERNAME), os.environ.get(PASSWORD)
         asks = f"the visdom server at {self.url} asks for a login"
+        username, password = self.user or os.environ.get(USERNAME), os.environ.get(PASSWORD)
+        if self.password_file is not None:
+            try:
+                password = Path(self.password_file).expanduser().read_text(encoding="utf-8").strip("\r\n")
+            except (OSError, ValueError) as error:
+                return f"{asks}, and visdom_password_file cannot be read ({error})"
         if not username or not password:
-            return f"{asks}; the environment variables {USERNAME} and {PASSWORD} say whose"
+            return (
+                f"{asks}; visdom_user and visdom_password_file, or the environment variables {USERNAME} and "
+                f"{PASSWORD}, say whose"
+            )
         digest = hashlib.sha256(password.encode()).hexdigest()
         answer = request(self.hostname, self.port, "/", {"username": username, "password": digest})
         if answer.status != 200 or not answer.cookie:
-            return f"{asks} and refuses that of {USERNAME}={username!r}"
+            return f"{asks} and refuses that of {username!r}"
         self.cookie = answer.cookie
         return ""
 
-    def ensure(self) -> str:
-        """Find the server or start it; return what is in the way, or an empty text."""
-        problem = self.problem()
-        if problem is not None:
-            return problem
-        if self.hostname not in LOCAL:
-            return f"there is no visdom server at {self.url}"
-        return self._start()
+    def ensure(self, again: bool = False) -> str:
+        """Find the server or start it; return what is in the way, or an empty text.
+
+        Args:
+            again: whether it was there before; one that was stopped, and did not die, is not started then.
+        """
+        self.looking = True
+        try:
+            problem = self.problem()
+            if problem is not None:
+                return problem
+            if self.hostname not in LOCAL:
+                return f"there is no visdom server at {self.url}"
+            if again and not _lock(self.folder, self.port).exists():
+                return f"the visdom server at {self.url} was stopped"
+            return self._start()
+        except OSError as error:
+            return f"a visdom server could not be started at {self.url} ({error})"
+        finally:
+            self.looking = False
+
+    @property
+    def log(self) -> Path:
+        """Of a server that is started here."""
+        return self.folder / f"{_name(self.port)}.log"
 
     def _start(self) -> str:
-        self.stop()
-        with tempfile.TemporaryFile() as errors:
-            command = child_process.command(serve_owner, str(self.port), self.data or "")
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors)
-            deadline = time.monotonic() + START_SECONDS
-            while time.monotonic() < deadline and self.process.poll() is None:
-                if self.problem() == "":
-                    return ""
-                time.sleep(0.2)
-            self.stop()
-            errors.seek(0)
-            said = errors.read().decode(errors="replace").strip().splitlines()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
+            self.log.unlink()
+        with open(self.log, "ab") as log:
+            before = log.tell()
+            self.process = process = subprocess.Popen(
+                child_process.command(serve, str(self.port), str(self.folder)),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                # Neither Ctrl-C nor the end of a terminal is meant for it.
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        # One that finds another starting ends without an error.
+        while time.monotonic() < deadline and not process.poll():
+            if self.problem() == "":
+                return ""
+            time.sleep(0.2)
+        process.kill()
+        process.wait()
+        self.process = None
+        said = self.log.read_bytes()[before:].decode(errors="replace").strip().splitlines()
         return f"a visdom server could not be started at {self.url}" + (f" ({said[-1]})" if said else "")
 
-    def stop(self) -> None:
-        """Stop the server if it was started here."""
-        process, self.process = self.process, None
-        if process is None:
-            return
-        if process.stdin is not None:
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-        try:
-            process.wait(3)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    def forget(self, environment: str) -> None:
+        """Have the server drop what it shows of an environment, if it has it; what is shown next is the newest."""
+        known = request(self.hostname, self.port, "/env_state", {}, self.cookie)
+        if known.status == 200 and environment in json.loads(known.text):
+            # It deletes files alone that are there.
+            request(self.hostname, self.port, "/save", {"data": [environment]}, self.cookie)
+            request(self.hostname, self.port, "/delete_env", {"eid": environment}, self.cookie)
+
+
+def data_folder(data: str | None = None) -> Path:
+    """Where a server keeps its data, log and lock; None takes visdom's own."""
+    return Path.home() / ".visdom" if data is None else Path(data).absolute()
+
+
+def _lock(folder: Path, port: int | str) -> Path:
+    """What a server locks while it runs, and removes when it is stopped."""
+    return folder / f"{_name(port)}.lock"
+
+
+def _name(port: int | str) -> str:
+    """Of a server's files, which machines may share."""
+    return f"papertape-{platform.node()}-{port}"
+
+
+def stop(data: str | None = None) -> list[int]:
+    """Stop the servers that were started on this machine with a folder of data; returns their ports.
+
+    What a dead one has left behind stops nobody.
+
+    Raises:
+        OSError: one is not the user's to stop, or does not end.
+    """
+    stopped = []
+    for path in sorted(data_folder(data).glob(f"{_name('*')}.lock")):
+        began = time.monotonic()
+        while holder := _holder(path):
+            taken = time.monotonic() - began
+            if taken > 2 * STOP_SECONDS:
+                raise TimeoutError(f"{path} is held by {holder}, which does not end")
+            process = holder.split()[1]
+            if process.isdecimal():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(process), signal.SIGTERM if taken < STOP_SECONDS else signal.SIGKILL)
+            time.sleep(0.1)
+            stopped.append(int(path.stem.rpartition("-")[2]))
+        path.unlink(missing_ok=True)
+    return sorted(set(stopped))
+
+
+def _holder(path: Path) -> str:
+    if not path.exists():
+        return ""
+    with lock(path) as holder:
+        return holder
 
 
 def _static_files() -> Any:
@@ -260,55 +357,78 @@ def _static_files() -> Any:
     return StaticFiles
 
 
-def serve(port: int, data: str | None = None, owner: IO[bytes] | None = None) -> None:
-    """Run a visdom server that listens on this machine only; it does not try to download the page's files.
+ROOT_PAGE = """<!doctype html>
+<html><head><meta charset="utf-8"><title>Papertape</title><link rel="icon" href="data:,"><style>
+body {{ margin: 0; display: flex; flex-direction: column; height: 100vh; font: 14px sans-serif }}
+details {{ padding: 4px 12px; max-height: 40vh; overflow: auto }}
+iframe {{ flex: 1; border: 0 }}
+li {{ margin: 2px 0 }}
+</style></head><body>
+<details><summary>{summary}</summary><ul>{items}</ul></details>{frame}
+<script>
+let shown;
+async function look() {{
+  try {{
+    const page = await (await fetch("/")).text();
+    if (shown && page !== shown) location.reload();
+    shown = page;
+  }} catch (error) {{ }}
+}}
+look();
+setInterval(look, 3000);
+</script></body></html>
+"""
+"""Leads to the newest run and lists the others; follows when one begins."""
+
+
+def root_page(environments: list[str]) -> str:
+    """The page at the root of a server, for its environments, the oldest first."""
+    runs = [name for name in reversed(environments) if name != "main"]
+    links = [f'<a href="/env/{quote(name, safe="")}" target="run">{html.escape(name)}</a>' for name in runs]
+    return ROOT_PAGE.format(
+        summary=f"{html.escape(runs[0])}, the newest of {len(runs)} runs" if runs else "no run yet",
+        items="".join(f"<li>{link}</li>" for link in links),
+        frame=f'<iframe name="run" src="/env/{quote(runs[0], safe="")}"></iframe>' if runs else "",
+    )
+
+
+def serve(port: str, data: str) -> None:
+    """Run a visdom server that listens on this machine only, unless another is being started at the same port.
 
     Args:
         port: to listen at.
-        data: where environments are kept; None takes visdom's own, ``~/.visdom``.
-        owner: a pipe; the server ends when its other end is closed, so it cannot outlive the process that started it.
+        data: where environments are kept.
     """
-    application = import_visdom("visdom.server.app").Application
-    ioloop = importlib.import_module("tornado.ioloop").IOLoop.current()
-    kept = import_visdom("visdom.server.defaults").DEFAULT_ENV_PATH if data is None else data
-    Path(kept).mkdir(parents=True, exist_ok=True)
-    app = application(port=port, env_path=str(kept))
-    app.settings["static_handler_class"] = _static_files()
-    app.listen(port, address="127.0.0.1", max_buffer_size=1024**3)
-    if owner is not None:
+    path = _lock(Path(data), port)
+    with lock(path) as holder:
+        if holder:
+            return
+        application = import_visdom("visdom.server.app").Application
+        ioloop = importlib.import_module("tornado.ioloop").IOLoop.current()
+        web = importlib.import_module("tornado.web")
+        app = application(port=int(port), env_path=data)
 
-        def wait_for_owner() -> None:
-            owner.read()
-            ioloop.add_callback(ioloop.stop)
+        def last_written(name: str) -> float:
+            file = Path(data, f"{name}.json")
+            return file.stat().st_mtime if file.is_file() else 0.0
 
-        threading.Thread(target=wait_for_owner, daemon=True).start()
-    ioloop.start()
+        # Those that begin later come after these.
+        known = sorted(app.state.items(), key=lambda environment: last_written(environment[0]))
+        app.state.clear()
+        app.state.update(known)
+        app.settings["static_handler_class"] = _static_files()
 
+        class Root(web.RequestHandler):  # type: ignore[misc, name-defined]
+            def get(self) -> None:
+                self.write(root_page(list(app.state)))
 
-def serve_owner(port: str, data: str) -> None:
-    """:func:`serve` for the process at the other end of the standard input."""
-    serve(int(port), data or None, sys.stdin.buffer)
-
-
-def main() -> None:
-    """Serve the environments that runs have left behind."""
-    parser = argparse.ArgumentParser(description="Show the curves and heatmaps of earlier runs in a browser.")
-    parser.add_argument("--port", type=int, default=8097)
-    parser.add_argument("--data", help="folder of the environments (default: ~/.visdom)")
-    options = parser.parse_args()
-    if importlib.util.find_spec("visdom") is None:
-        raise SystemExit(f"visdom is not installed; `{install.VISDOM}` gets it")
-    with contextlib.suppress(KeyboardInterrupt):
-        print(f"http://localhost:{options.port}, until Ctrl-C", flush=True)
+        app.add_handlers(".*", [("/", Root)])
+        listener = app.listen(int(port), address="127.0.0.1", max_buffer_size=1024**3)
+        # What it is writing is written to the end.
+        signal.signal(signal.SIGTERM, lambda *_: ioloop.add_callback_from_signal(ioloop.stop))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if visdom_files.missing_files():
-            print(f"the page stays empty until `{visdom_files.COMMAND}` has fetched its files", flush=True)
-        try:
-            serve(options.port, options.data)
-        except OSError as error:
-            raise SystemExit(
-                f"a visdom server could not be started at port {options.port} ({error.strerror})"
-            ) from error
-
-
-if __name__ == "__main__":
-    main()
+            threading.Thread(target=visdom_files.fetch_and_say, daemon=True).start()
+        ioloop.start()
+        listener.stop()  # before the lock ends: whoever waits for that may want to listen there
+        path.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import gc
+import http.server
 import importlib.util
 import json
 import logging
@@ -135,7 +136,9 @@ def test_visdom_that_is_not_installed_is_refused_with_the_way_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(OptionsError, match=rf"plots: got 'visdom'.*{re.escape(install.VISDOM)}.*plots=files"):
+    with pytest.raises(
+        OptionsError, match=rf"plots: got 'visdom'.*{re.escape(install.here(install.VISDOM))}.*plots=files"
+    ):
         Plotter(tmp_path, "a_run", "visdom")
 
 
@@ -312,7 +315,7 @@ def test_curves_and_pictures_take_turns(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(process, "CURVES_SECONDS", 0.0)
     monkeypatch.setattr(Files, "curves", lambda self, panels: draw("curves"))
     monkeypatch.setattr(Files, "episode", lambda self, step, episode: draw(episode.name))
-    settings = Settings(str(tmp_path), "run", "files", "localhost", 1, None, 1.0, os.getppid())
+    settings = Settings(str(tmp_path), "run", "files", "localhost", 1, None, None, None, 1.0, os.getppid())
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as pipe, os.fdopen(writer, "wb", buffering=0) as run:
         drawer = threading.Thread(target=process.run, args=(settings, pipe))
@@ -409,7 +412,13 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server = Server("127.0.0.1", free_port(), str(tmp_path / "data"))
     assert not server.ensure()
     yield server
-    server.stop()
+    stop(server)
+
+
+def stop(server: Server) -> None:
+    assert visdom_server.stop(str(server.folder)) in ([], [server.port])
+    if server.process is not None:
+        server.process.wait(10)
 
 
 @needs_visdom
@@ -460,26 +469,67 @@ def test_texts_without_curves_are_shown_in_the_end(tmp_path: Path, server: Serve
 
 
 @needs_visdom
-def test_a_server_is_started_here_alone_and_ends_with_the_run(tmp_path: Path) -> None:
+def test_a_server_is_started_on_this_machine_alone_and_outlives_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     port = free_port()
+    server = Server("localhost", port, str(tmp_path / "data"))
     with plotting(tmp_path, "visdom", port=port, data=tmp_path / "data") as plotter:
-        assert Server("localhost", port).problem() == ""
+        assert server.problem() == ""
         with socket.socket() as elsewhere, pytest.raises(OSError, match="refused"):
             # Another address of this machine: the server must listen on none but 127.0.0.1.
             elsewhere.connect(("127.0.0.2", port))
         plotter.metrics(1, {"train/loss": 1.0})
         plotter.metrics(2, {"train/loss": 0.5})
-    assert Server("localhost", port).problem() is None
+    assert "curve loss" in windows(port)
     assert "curve loss" in json.loads((tmp_path / "data" / "a_run.json").read_text())["jsons"]
+    assert f"until {install.here('papertape page stop')}" in caplog.text
+    # Another run finds it, and one that is over stays on it.
+    with Plotter(tmp_path, "another_run", "auto", port=port, data=tmp_path / "data") as plotter:
+        plotter.text("options", "seed: 2")
+        plotter.metrics(1, {"train/loss": 1.0})
+        plotter.metrics(2, {"train/loss": 0.5})
+    assert "curve loss" in windows(port, "another_run") and "curve loss" in windows(port)
+    assert visdom_server.stop(str(tmp_path / "data")) == [port]
+    assert server.problem() is None
+    assert [line for line in server.log.read_text().splitlines() if "Traceback" in line] == []
 
 
 @needs_visdom
 @needs_signals
-def test_a_started_server_ends_with_a_killed_child(tmp_path: Path) -> None:
-    port = free_port()
-    with plotting(tmp_path, "visdom", port=port, data=tmp_path / "data") as plotter:
-        child(plotter).kill()
-        wait_for(lambda: Server("localhost", port).problem() is None)
+def test_a_started_server_outlives_a_killed_child(tmp_path: Path) -> None:
+    server = Server("localhost", free_port(), str(tmp_path / "data"))
+    with plotting(tmp_path, "visdom", port=server.port, data=tmp_path / "data") as plotter:
+        os.killpg(child(plotter).pid, signal.SIGKILL)
+        child(plotter).wait()
+        assert server.problem() == ""
+    stop(server)
+
+
+@needs_visdom
+def test_two_runs_share_the_server_that_one_of_them_starts(tmp_path: Path) -> None:
+    server = Server("localhost", free_port(), str(tmp_path / "data"))
+    names = ("one", "two", "three")
+    plotters = []
+    for name in names:
+        (tmp_path / name).mkdir()
+        plotters.append(Plotter(tmp_path / name, name, "auto", port=server.port, data=tmp_path / "data"))
+    for step in (1, 2):
+        for plotter in plotters:
+            plotter.metrics(step, {"train/loss": 1 / step})
+    for plotter in plotters:
+        plotter.close()
+    assert all("curve loss" in windows(server.port, name) for name in names)
+    stop(server)
+
+
+@needs_visdom
+def test_a_run_that_goes_on_shows_nothing_that_is_no_longer_true(tmp_path: Path, server: Server) -> None:
+    for name in ("length 3", "length 4"):
+        with plotting(tmp_path, "visdom", port=server.port) as plotter:
+            plotter.episode(1, name, episode())
+    assert {window for window in windows(server.port) if window.endswith("memory")} == {"length 4 memory"}
 
 
 @needs_visdom
@@ -488,15 +538,16 @@ def test_a_server_that_dies_gets_everything_again_when_it_is_back(
     again: str, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(page, "RETRY_SECONDS", 3.0 if again == "another" else 0.1)
-    with plotting(tmp_path, "visdom", port=server.port, data=tmp_path / "new") as plotter:
+    with plotting(tmp_path, "visdom", port=server.port, data=server.folder) as plotter:
         plotter.metrics(1, {"train/loss": 1.0})
         plotter.metrics(2, {"train/loss": 0.5})
         plotter.text("options", "seed: 1")
         plotter.episode(1, "length 3", episode())
         before = wait_for(lambda: (shown := windows(server.port)) and "length 3 memory" in shown and shown)
-        server.stop()
+        assert server.process is not None
+        server.process.kill()
+        server.process.wait()
         if again == "another":
-            server.data = str(tmp_path / "new")
             assert not server.ensure()
         for step in range(1000):
             plotter.metrics(step, {"train/loss": 0.5})
@@ -505,6 +556,29 @@ def test_a_server_that_dies_gets_everything_again_when_it_is_back(
             time.sleep(0.1)
         assert before.keys() <= windows(server.port).keys()
     assert len(warnings(caplog)) <= 1
+    if again == "our own":
+        assert visdom_server.stop(str(server.folder)) == [server.port]
+
+
+@needs_visdom
+def test_a_server_that_is_stopped_stays_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run that started it goes on without; the next one starts it again."""
+    monkeypatch.setattr(page, "RETRY_SECONDS", 0.1)
+    server = Server("localhost", free_port(), str(tmp_path / "data"))
+    with plotting(tmp_path, "visdom", port=server.port, data=tmp_path / "data") as plotter:
+        assert visdom_server.stop(str(tmp_path / "data")) == [server.port]
+        for step in range(80):
+            plotter.metrics(step, {"train/loss": 0.5})
+            time.sleep(0.1)
+        assert server.problem() is None
+    (warning,) = warnings(caplog)
+    assert "was lost" in warning
+    assert (tmp_path / "plots" / "curves.png").exists()
+    with plotting(tmp_path, "visdom", port=server.port, data=tmp_path / "data"):
+        assert server.problem() == ""
+    stop(server)
 
 
 class Stranger:
@@ -593,26 +667,94 @@ def test_files_do_not_wait_for_a_server_that_is_being_looked_for(tmp_path: Path)
     stranger.close()
 
 
+class Halfway(http.server.BaseHTTPRequestHandler):
+    """A visdom server that answers its first requests as it should."""
+
+    good = 3
+    bad = staticmethod(lambda call: call.send_error(500))
+    asked = 0
+
+    def do_POST(self) -> None:
+        type(self).asked += 1
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if type(self).asked > self.good:
+            self.bad()
+            return
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"[]" if self.path == "/env_state" else b"true")
+
+    def trickle(self) -> None:
+        self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
+        for _ in range(600):
+            self.wfile.write(b".")
+            time.sleep(1)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+FAILURES: dict[str, Callable[[Any], Any]] = {
+    "HTTP errors": lambda call: call.send_error(500),
+    "not found": lambda call: call.send_error(404),
+    "asks for a login": lambda call: (call.send_response(400), call.end_headers()),
+    "a byte a second": Halfway.trickle,
+    "silence": lambda call: time.sleep(600),
+    "hangs up": lambda call: call.connection.shutdown(socket.SHUT_RDWR),
+    "nonsense": lambda call: call.wfile.write(b"\0" * 100),
+}
+
+
 @needs_visdom
-def test_missing_scripts_of_the_page_are_said_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("good", [1, 3, 8])
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_server_that_fails_halfway_leaves_the_files(
+    failure: str, good: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whether their fetching has failed when the run ends, or still goes on."""
-    settings = Settings(str(tmp_path), "run", "auto", "localhost", free_port(), None, 1.0, os.getpid())
-    monkeypatch.setattr(visdom_files, "missing_files", lambda: ["main.js"])
-    for code, message in (("import time; time.sleep(60)", "in time"), ("raise SystemExit('no way')", "(no way)")):
-        monkeypatch.setattr(child_process, "command", lambda function, code=code: [sys.executable, "-c", code])
+    """Whenever it begins to: one line, all files, and a run that is over in time."""
+    caplog.set_level(logging.INFO)
+    handler = type("Handler", (Halfway,), {"good": good, "bad": FAILURES[failure]})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as failing:
+        failing.daemon_threads = True
+        failing.block_on_close = False
+        threading.Thread(target=failing.serve_forever, daemon=True).start()
+        with plotting(tmp_path, "auto", port=failing.server_port) as plotter:
+            for step in range(1, 10):
+                plotter.metrics(step, {"train/loss": 1.0})
+            for length in range(3):
+                plotter.episode(1, f"length {length}", episode())
+            wait_for(lambda: handler.asked > good)  # type: ignore[attr-defined]
+            start = time.monotonic()
+        assert time.monotonic() - start < 5 + page.CLOSE_SECONDS + visdom_server.ANSWER_SECONDS
+        failing.shutdown()
+    assert child(plotter).returncode == 0
+    drawn = {path.name for path in (tmp_path / "plots").glob("*.png")}
+    assert drawn == {"curves.png", "length-0.png", "length-1.png", "length-2.png"}
+    said = [text for record in caplog.records if "watch the run at" not in (text := record.getMessage())]
+    assert len(said) <= 1, said
+
+
+@needs_visdom
+def test_scripts_that_the_page_lacks_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], server: Server
+) -> None:
+    """Once they are there, or when the run ends without them."""
+    settings = Settings(str(tmp_path), "run", "auto", "localhost", server.port, None, None, None, 1.0, os.getpid())
+    missing = ["main.js"]
+    monkeypatch.setattr(visdom_files, "missing_files", lambda: missing)
+    for found, last in (
+        (False, "warning: the visdom page's scripts have not been fetched"),
+        (True, "info: the visdom"),
+    ):
         visdom = Visdom(settings)
-        visdom.server.process = subprocess.Popen(["true"], stdin=subprocess.PIPE)
-        visdom.fetch_files()
-        assert visdom.fetching is not None
-        if "in time" not in message:
-            visdom.fetching.wait()
+        visdom.server.process = server.process
+        visdom.start()
+        if found:
+            missing.clear()
+            visdom.check_files()
         visdom.end()
-        visdom.end()
-        (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning:")]
-        assert message in said and "page stays empty until" in said
-        assert visdom.fetching is None
+        *_, fetched, said = capsys.readouterr().out.splitlines()
+        assert "being fetched" in fetched and said.startswith(last)
 
 
 @needs_visdom
@@ -629,6 +771,6 @@ def test_a_run_that_insists_on_visdom_is_refused_without_a_server(tmp_path: Path
 def test_the_client_raises_when_the_server_is_gone(server: Server) -> None:
     connected = server.client("a_run")
     assert connected.win_exists("title") is False
-    server.stop()
+    stop(server)
     with pytest.raises(ConnectionError):
         connected.text("anyone there?")

@@ -239,6 +239,8 @@ class AllOptions(Run):
     """What a run is told beside its sinks."""
 
     visdom_host: str = "localhost"
+    visdom_user: None = None
+    visdom_password_file: None = None
     visdom_port: int = 8097
     agent: Any
 

@@ -6,10 +6,14 @@ import importlib.util
 import io
 import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,14 +144,14 @@ def test_all_sources_are_tried_in_turn(package: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(visdom_files, "download_page_files", fail("web"))
     monkeypatch.setattr(visdom_files, "install_page_files", fail("registry"))
-    with pytest.raises(FilesError, match="web: web is down; npm: registry is down"):
+    with pytest.raises(FilesError, match="npm: registry is down; web: web is down"):
         visdom_files.fetch()
-    assert tried == ["web", "registry"]
+    assert tried == ["registry", "web"]
 
 
 def test_no_visdom_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FilesError, match=re.escape(install.VISDOM)):
+    with pytest.raises(FilesError, match=re.escape(install.here(install.VISDOM))):
         visdom_files.missing_files()
 
 
@@ -163,11 +167,17 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server = Server("localhost", free_port(), str(tmp_path / "data"))
     assert not server.ensure()
     yield server
-    server.stop()
+    stop(server)
+
+
+def stop(server: Server) -> None:
+    assert visdom_server.stop(str(server.folder)) in ([], [server.port])
+    if server.process is not None:
+        server.process.wait(10)
 
 
 @needs_visdom
-@pytest.mark.parametrize("path", ["", "/env/a_run"])
+@pytest.mark.parametrize("path", ["/env/main", "/env/a_run"])
 def test_the_page_is_served_whatever_the_version_of_tornado(server: Server, path: str) -> None:
     with urllib.request.urlopen(server.url + path, timeout=10) as answer:
         page = answer.read().decode()
@@ -180,7 +190,6 @@ def test_a_server_that_is_there_is_used(server: Server) -> None:
     second = Server("localhost", server.port)
     assert not second.ensure()
     assert second.process is None
-    second.stop()
     assert server.problem() == ""
 
 
@@ -234,9 +243,9 @@ def login_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({}, r"asks for a login; the environment variables VISDOM_USERNAME and VISDOM_PASSWORD say whose"),
-        ({"VISDOM_USERNAME": "me"}, r"asks for a login; the environment variables"),
-        ({"VISDOM_USERNAME": "me", "VISDOM_PASSWORD": "guess"}, r"asks for a login and refuses that of .*='me'"),
+        ({}, r"asks for a login; visdom_user and visdom_password_file, or .* VISDOM_USERNAME and VISDOM_PASSWORD, say"),
+        ({"VISDOM_USERNAME": "me"}, r"asks for a login; visdom_user and"),
+        ({"VISDOM_USERNAME": "me", "VISDOM_PASSWORD": "guess"}, r"asks for a login and refuses that of 'me'"),
         ({"VISDOM_USERNAME": "me", "VISDOM_PASSWORD": "secret"}, r"^$"),
     ],
 )
@@ -292,23 +301,151 @@ def test_what_is_no_host_is_refused() -> None:
 
 
 @needs_visdom
-def test_serving_what_runs_left_ends_without_a_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def failing(error: BaseException) -> Any:
-        def serve(port: int, data: str | None) -> None:
-            raise error
+def test_a_login_by_options(login_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The name is an option, the password a file; what is given so comes before the environment."""
+    monkeypatch.setenv("VISDOM_USERNAME", "somebody")
+    monkeypatch.setenv("VISDOM_PASSWORD", "guess")
+    file = tmp_path / "password"
+    file.write_text("secret\n")
+    assert Server("localhost", login_port, None, "me", str(file)).ensure() == ""
+    file.write_text("wrong")
+    assert "refuses that of 'me'" in Server("localhost", login_port, None, "me", str(file)).ensure()
+    assert "visdom_password_file cannot be read" in Server("localhost", login_port, None, "me", "/none").ensure()
 
-        return serve
 
-    monkeypatch.setattr(sys, "argv", ["visdom_server", "--port", "8123"])
-    monkeypatch.setattr(visdom_server, "serve", failing(KeyboardInterrupt()))
-    visdom_server.main()
-    monkeypatch.setattr(visdom_server, "serve", failing(OSError(98, os.strerror(98))))
-    with pytest.raises(SystemExit, match=f"could not be started at port 8123 .{os.strerror(98)}"):
-        visdom_server.main()
-    assert "http://localhost:8123, until Ctrl-C" in capsys.readouterr().out
-    monkeypatch.setattr(visdom_files, "fetch", lambda source: failing(KeyboardInterrupt())(0, None))
-    monkeypatch.setattr(sys, "argv", ["visdom_files"])
-    with pytest.raises(SystemExit, match="130"):
-        visdom_files.main()
+def test_a_password_is_no_option() -> None:
+    values = options.load_file("ntm-copy")
+    chosen = factory.parse({**values, "visdom_user": "me", "visdom_password_file": "~/.secret"})
+    assert (chosen.visdom_user, chosen.visdom_password_file) == ("me", "~/.secret")
+    with pytest.raises(OptionsError, match="visdom_password: unknown option"):
+        factory.parse({**values, "visdom_password": "secret"})
+
+
+@needs_visdom
+def test_one_command_stops_it_and_it_can_start_again(server: Server) -> None:
+    assert visdom_server.stop(str(server.folder)) == [server.port]
+    assert server.problem() is None
+    assert visdom_server.stop(str(server.folder)) == []
+    assert server.process is not None and server.process.wait(10) == 0
+    assert "was stopped" in server.ensure(again=True)
+    again = Server("localhost", server.port, str(server.folder))
+    assert again.ensure() == ""
+    stop(again)
+
+
+@needs_visdom
+def test_one_that_does_not_end_by_itself_is_killed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visdom_server, "STOP_SECONDS", 0.5)
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    assert visdom_server.stop(str(server.folder)) == [server.port]
+    assert server.process.wait(10) == -signal.SIGKILL
+
+
+@needs_visdom
+def test_two_that_start_at_once_are_one(tmp_path: Path) -> None:
+    port = free_port()
+    servers = [Server("localhost", port, str(tmp_path)) for _ in range(3)]
+    threads = [threading.Thread(target=server.ensure) for server in servers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [server.problem() for server in servers] == ["", "", ""]
+    assert visdom_server.stop(str(tmp_path)) == [port]
+    ended = sorted(server.process.wait(10) for server in servers if server.process is not None)
+    assert ended == [0] * len(ended)
+
+
+@pytest.mark.parametrize("content", ["process {pid} on here", "", "nonsense", "process 1 on here"])
+def test_what_a_dead_server_has_left_stops_nobody(content: str, tmp_path: Path) -> None:
+    """Another program may have its number by now."""
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    lock = tmp_path / f"{visdom_server._name(8097)}.lock"
+    lock.write_text(content.format(pid=other.pid))
+    assert visdom_server.stop(str(tmp_path)) == []
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+@needs_visdom
+def test_what_a_dead_server_has_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    server = Server("localhost", free_port(), str(tmp_path))
+    (tmp_path / f"{visdom_server._name(server.port)}.lock").write_text("process 1 on here")
+    assert server.ensure() == ""
+    stop(server)
+
+
+def page(server: Server) -> str:
+    with urllib.request.urlopen(server.url, timeout=10) as answer:
+        content: str = answer.read().decode()
+        return content
+
+
+@needs_visdom
+def test_the_root_leads_to_the_newest_run_and_lists_the_others(server: Server) -> None:
+    assert "no run yet" in page(server)
+    for name in ("first_run", "a <b> & c", "last_run"):
+        server.client(name).text("words", win="title")
+    server.client("first_run").save(["first_run"])
+
+    def listed() -> list[str]:
+        return re.findall(r'<a href="/env/([^"]+)" target="run">', page(server))
+
+    assert listed() == ["last_run", "a%20%3Cb%3E%20%26%20c", "first_run"]
+    assert '<iframe name="run" src="/env/last_run">' in page(server)
+    assert "a &lt;b&gt; &amp; c</a>" in page(server)
+    # A run that goes on is the newest again.
+    server.forget("first_run")
+    assert "first_run" not in page(server)
+    server.forget("no_such_run")
+    server.client("first_run").text("words", win="title")
+    assert listed()[0] == "first_run"
+    # Runs that were saved are there when it starts again, in the order in which they were.
+    for name in ("last_run", "first_run"):
+        server.client(name).save([name])
+        time.sleep(0.02)
+    stop(server)
+    assert server.ensure() == ""
+    assert listed() == ["first_run", "last_run"]
+
+
+@needs_visdom
+def test_an_environment_that_was_cut_off_is_begun_anew(server: Server) -> None:
+    """A server that is killed while it writes leaves half a file."""
+    server.client("a_run").text("words", win="title")
+    server.client("a_run").save(["a_run"])
+    stop(server)
+    file = server.folder / "a_run.json"
+    file.write_text(file.read_text()[:20])
+    assert server.ensure() == ""
+    with pytest.raises(ConnectionError, match="500"):
+        server.client("a_run").text("words", win="title")
+    server.forget("a_run")
+    server.client("a_run").text("words", win="title")
+    assert server.client("a_run").win_exists("title") is True
+
+
+@needs_visdom
+def test_it_fetches_what_its_page_lacks(tmp_path: Path) -> None:
+    """In its own time, with a line in its log."""
+    package = tmp_path / "visdom"
+    spec = importlib.util.find_spec("visdom")
+    assert spec is not None and spec.origin is not None
+    shutil.copytree(Path(spec.origin).parent, package, ignore=shutil.ignore_patterns("sjcl.js", "version.built"))
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from papertape.utils.visdom_server import *\n"
+        "server = Server('localhost', int(sys.argv[2]), sys.argv[1] + '/data')\n"
+        "print(server.ensure(), server.log)"
+    )
+    environment = {**os.environ, "PATH": str(tmp_path), "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-c", code, str(tmp_path), str(free_port())]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path)
+    log = Path(done.stdout.strip())
+    deadline = time.monotonic() + 30
+    while "scripts" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert "scripts could not be fetched: npm: npm is not installed; web: " in log.read_text()
+    assert len(visdom_server.stop(str(tmp_path / "data"))) == 1

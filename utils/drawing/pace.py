@@ -33,7 +33,10 @@ class Schedule:
 
 
 class Budget:
-    """Lets this process work on a fifth of one core, so that training has the rest."""
+    """Lets this process work on a fifth of one core, so that training has the rest.
+
+    A lower priority would do that, too, but on a busy machine the last pictures of a run would take minutes.
+    """
 
     def __init__(self) -> None:
         """Nothing is spent yet."""

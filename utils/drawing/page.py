@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import html
-import os
-import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import child_process, visdom_files, visdom_server
+from ...core import install
+from .. import visdom_files, visdom_server
 from ..plots import LINES, Curve, Episode, curve_title
 from .pace import POLL_SECONDS, Budget, Schedule
 from .pipe import Settings, say
@@ -25,12 +22,11 @@ RETRY_SECONDS = 15.0
 """A visdom server that was lost is looked for this often."""
 SAVE_SECONDS = 60.0
 """The visdom environment is saved to disk this often, and at the end."""
-CLOSE_SECONDS = 30.0
-"""How long the page may take over what it still has to show when the run is over."""
+CLOSE_SECONDS = 5.0
+"""How long the page may take over what it still has to show when the run is over, once the server is there."""
 WINDOW: dict[str, Any] = {"width": 400, "height": 300}
 LEGEND_WIDTH = 240
 """Added to the width of a window with several curves."""
-MISSING_FILES = f"curves are kept, but the page stays empty until `{visdom_files.COMMAND}` has run"
 
 
 class Visdom:
@@ -45,7 +41,9 @@ class Visdom:
             settings: where the server is.
         """
         self.settings = settings
-        self.server = visdom_server.Server(settings.hostname, settings.port, settings.data)
+        self.server = visdom_server.Server(
+            settings.hostname, settings.port, settings.data, settings.user, settings.password_file
+        )
         self.client: Any = None
         self.panels: dict[str, list[Curve]] = {}
         self.texts: dict[str, str] = {}
@@ -54,17 +52,29 @@ class Visdom:
         self.retry = Schedule(settings.retry)
         self.save_due = time.monotonic() + SAVE_SECONDS
         self.lost = False
-        self.fetching: subprocess.Popen[bytes] | None = None
+        self.known = False
+        """Whether there has been a server."""
+        self.begun = False
+        """Whether it shows this run, and nothing of an earlier one of its name."""
+        self.fetching = False
+        """Whether the page lacks its scripts, which the server fetches."""
 
     def connect(self) -> str:
         """Find the server or start it; return why that failed, or an empty text."""
-        problem = self.server.ensure()
+        problem = self.server.ensure(again=self.known)
         if not problem:
+            self.known = True
             try:
                 self.client = self.server.client(self.settings.title)
+                if not self.begun:
+                    # What an earlier run of that name, or this one before it was stopped, has left there.
+                    self.server.forget(self.settings.title)
                 self.everything()
+                self.begun = True
             except visdom_server.ERRORS as error:
                 self.client = None
+                # It may be what the server holds: a file that it was killed over, say.
+                self.begun = False
                 problem = f"the visdom server at {self.server.url} failed: {error}"
         self.retry.put_off()
         return problem
@@ -195,50 +205,34 @@ class Visdom:
         else:
             say("ready")
             say("info", f"watch the run at {self.server.environment_url(self.settings.title)}")
-            self.fetch_files()
-
-    def fetch_files(self) -> None:
-        """Start fetching the page's files if they are missing; curves are kept meanwhile."""
-        if self.server.process is not None and visdom_files.missing_files():
-            say("info", "the visdom page lacks its scripts, which are being fetched; what it shows is kept meanwhile")
-            self.fetching = subprocess.Popen(
-                child_process.command(visdom_files.fetch),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
+            if self.server.process is not None:
+                say("info", f"the page stays when the run is over, until {install.here('papertape page stop')}")
+                self.fetching = bool(visdom_files.missing_files())
+            if self.fetching:
+                say("info", "it lacks its scripts, which are being fetched; what it shows is kept meanwhile")
 
     def check_files(self) -> None:
-        """Say how the fetching ended, if it has."""
-        if self.fetching is None or self.fetching.poll() is None:
-            return
-        if self.fetching.returncode == 0:
+        """Say that the page's scripts are there, once they are."""
+        if self.fetching and not visdom_files.missing_files():
+            self.fetching = False
             say("info", f"the visdom page is ready: {self.server.environment_url(self.settings.title)}")
-        else:
-            said = (self.fetching.communicate()[1].decode(errors="replace").strip() or "no reason given").splitlines()
-            say("warning", f"the visdom page's scripts could not be fetched: {MISSING_FILES} ({said[-1]})")
-        self.fetching = None
 
     def finish(self) -> None:
         """Show what has had to wait for curves that never came, and save."""
-        if not self.panels:
+        if self.client is not None and not self.panels:
             self.attempt(self.everything)
         if self.client is not None:
             self.save()
 
     def end(self) -> None:
-        """Stop what was started here: the server, and the fetching of files with all that it has started itself."""
+        """Say what is missing when the run is over."""
         self.check_files()
-        if self.fetching is not None:
-            with contextlib.suppress(OSError):
-                os.killpg(self.fetching.pid, signal.SIGKILL)
-            self.fetching.communicate()
-            self.fetching = None
-            say("warning", f"the visdom page's scripts were not fetched in time: {MISSING_FILES}")
-        if self.server.process is not None:
-            say("info", f"the visdom server ends with this run; `{visdom_server.COMMAND}` shows its curves again")
-        self.server.stop()
+        if self.fetching:
+            say(
+                "warning",
+                "the visdom page's scripts have not been fetched: curves are kept, but the page stays empty until "
+                f"`{install.here('papertape page fetch')}` has run; {self.server.log} says more",
+            )
 
 
 class Page:
@@ -265,10 +259,12 @@ class Page:
             self._changed.notify()
 
     def close(self) -> None:
-        """Show all that waits, unless the server takes too long over it, and end what was started."""
+        """Show all that waits, unless there is no server or it takes too long over it."""
         with self._changed:
             self._closing = True
             self._changed.notify()
+        while self._thread.is_alive() and self.visdom.server.looking:
+            self._thread.join(POLL_SECONDS)
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
             say("warning", f"the visdom page did not take the last pictures within {CLOSE_SECONDS:g} seconds")
@@ -280,7 +276,8 @@ class Page:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closing or (self._waiting and self.budget.left()), POLL_SECONDS)
-                if self._closing and not self._waiting:
+                # A server that is not there is not looked for again.
+                if self._closing and (not self._waiting or self.visdom.client is None):
                     break
                 ready = self._waiting and (self._closing or self.budget.left())
                 what = next(iter(self._waiting)) if ready else ""

@@ -23,6 +23,8 @@ class Settings(NamedTuple):
     hostname: str
     port: int
     data: str | None
+    user: str | None
+    password_file: str | None
     retry: float
     parent: int
 

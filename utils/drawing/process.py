@@ -6,7 +6,6 @@ for the log to its standard output.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import json
@@ -43,7 +42,7 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
     page: Page | None = None
     if settings.mode != "files":
         if importlib.util.find_spec("visdom") is None:
-            say("info", f"pictures go to files alone; `{install.VISDOM}` gets live plots")
+            say("info", f"pictures go to files alone; `{install.here(install.VISDOM)}` gets live plots")
         else:
             page = Page(settings, budget)
     pictures: dict[tuple[str, str], tuple[int, Episode | Chart]] = {}
@@ -124,6 +123,4 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
 def main(settings: str) -> None:
     """Entry of the child process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(OSError, AttributeError):
-        os.nice(10)
     run(Settings(**json.loads(settings)), sys.stdin.buffer)

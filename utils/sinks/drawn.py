@@ -59,6 +59,8 @@ class Plotter(Sink):
     data: Path | None = Field(
         None, exclude=True, description="where a visdom server that is started keeps its data; None takes ~/.visdom"
     )
+    user: str | None = Field(None, exclude=True, description="whose login to use if the server asks for one")
+    password_file: str | None = Field(None, exclude=True, description="holds the password of that login")
 
     def setup(self) -> None:
         """Start the drawing process.
@@ -77,7 +79,7 @@ class Plotter(Sink):
         self._refusal = ""
         if self.mode == "visdom" and importlib.util.find_spec("visdom") is None:
             raise OptionsError(
-                f"plots: got 'visdom', which is not installed; `{install.VISDOM}` gets it, "
+                f"plots: got 'visdom', which is not installed; `{install.here(install.VISDOM)}` gets it, "
                 "plots=files and plots=off work without it"
             )
         from ..drawing import page, process  # which load matplotlib
@@ -89,6 +91,8 @@ class Plotter(Sink):
             "hostname": self.hostname,
             "port": self.port,
             "data": None if self.data is None else str(self.data),
+            "user": self.user,
+            "password_file": self.password_file,
             "retry": page.RETRY_SECONDS,
             "parent": os.getpid(),
         }

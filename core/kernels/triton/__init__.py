@@ -81,7 +81,7 @@ def _unfit_modules(circuit: CircuitView, inputs: Tensor, state: CircuitState) ->
 def _unavailable_triton(device: torch.device) -> str | None:
     """Why Triton does not work here: it may be missing, or lack the C compiler that it builds its launcher with."""
     if importlib.util.find_spec("triton") is None:
-        return f"Triton is not installed (on Linux, {install.TRITON})"
+        return f"Triton is not installed (on Linux, {install.here(install.TRITON)})"
     try:
         from .content import content_weights
         from .launch import interpreted

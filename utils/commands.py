@@ -1,0 +1,370 @@
+"""What the command line does: read options, build, run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from ..agents.learning import TrainingError
+from ..core import distributed, install, registry
+from ..core.agent import Agent
+from ..core.distributed import FirstProcessError, LostProcessError, Processes
+from ..core.kernels.dispatch import BackendError
+from ..core.options import ContractError, OptionsError
+from ..core.task import Task
+from ..envs.images import DataError
+from . import factory, options
+from .log import LOGGER, log_to
+from .options_help import help_text
+from .run import (
+    Run,
+    find_checkpoint,
+    find_directory,
+    find_launch,
+    has_checkpoint,
+    load_agent_state,
+    locked,
+    new_directory,
+    read_options,
+)
+
+QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+"""What tells the threads of each kind of OpenMP to sleep while they wait."""
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+"""Signals that ask a run to stop."""
+ERRORS = (*(ValueError, OSError, ImportError, ContractError, BackendError, DataError, TrainingError, LostProcessError),)
+"""What is said in one line."""
+
+
+def read_arguments(
+    arguments: Sequence[str], values: dict[str, Any] | None = None, imports: Sequence[str] = ()
+) -> factory.RunOptions:
+    """Options from an optional preset followed by ``key=value``; ``values`` stand in for the preset.
+
+    Args:
+        arguments: the preset and ``key=value``.
+        values: of a run that there is, or None.
+        imports: modules to import besides those that the options name.
+
+    Raises:
+        OptionsError: lists every problem.
+    """
+    assignments = list(arguments)
+    if values is None:
+        named = bool(assignments) and "=" not in assignments[0]
+        values = options.load_file(assignments.pop(0) if named else options.DEFAULT_PRESET)
+    # What they name is there for the others.
+    options.override(values, [assignment for assignment in assignments if _gives([assignment], "imports")])
+    named_there = values.get("imports")
+    modules = registry.placed(named_there if isinstance(named_there, list) else [], Path.cwd())
+    modules += [name for name in dict.fromkeys(registry.placed(imports, Path.cwd())) if name not in modules]
+    if modules:
+        values["imports"] = modules
+        registry.import_modules(name for name in modules if isinstance(name, str))
+    others = [assignment for assignment in assignments if not _gives([assignment], "imports")]
+    for line in options.override(values, others):
+        LOGGER.info("%s", line)
+    return factory.parse(values)
+
+
+@contextlib.contextmanager
+def stop_on_signal(agent: Agent) -> Iterator[None]:
+    """Within the block, Ctrl-C and SIGTERM ask the agent to stop after its step; a second one stops at once."""
+
+    def ask(number: int, frame: object) -> None:
+        if agent.stop_requested:
+            raise KeyboardInterrupt
+        agent.stop_requested = True
+        LOGGER.info("stopping after this step; once more to stop at once")
+
+    old = {number: signal.signal(number, ask) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def read_saved_arguments(arguments: Sequence[str], saved: dict[str, Any], imports: Sequence[str]) -> factory.RunOptions:
+    """Options of a run, changed by ``key=value``; a device that this machine lacks becomes auto.
+
+    Raises:
+        OptionsError: lists every problem.
+    """
+    values = copy.deepcopy(saved)
+    if not _gives(arguments, "device"):
+        try:
+            factory.resolve_device(str(saved.get("device", "auto")))
+        except OptionsError as error:
+            LOGGER.info("%s; takes auto", error)
+            values["device"] = "auto"
+    return read_arguments(arguments, values, imports)
+
+
+def _gives(arguments: Sequence[str], key: str) -> bool:
+    return any(assignment.startswith(f"{key}=") for assignment in arguments)
+
+
+def forget(directory: Path) -> None:
+    """Remove the folder of a run that did not begin, and the one it is in if that is empty then."""
+    shutil.rmtree(directory)
+    with contextlib.suppress(OSError):
+        directory.parent.rmdir()
+
+
+class Start(NamedTuple):
+    """How a run starts: its options and its folder."""
+
+    chosen: factory.RunOptions
+    directory: Path | None = None
+    """Of the run that is resumed; None for a new one."""
+    goes_on: bool = False
+    """Whether that run has a checkpoint to resume from."""
+    any_backend: bool = False
+    """Whether the backend may have been chosen on another machine: if it cannot run here, auto takes its place."""
+    changes: tuple[str, ...] = ()
+    """Options that differ from those of the run so far."""
+
+
+def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
+    """Options and folder of a run from the command line; torchrun's restarts find the run that they have begun.
+
+    Args:
+        arguments: of ``train``.
+        held: takes the lock of a run that is resumed.
+
+    Raises:
+        OptionsError: lists every problem.
+    """
+    if arguments.resume:
+        directory = find_directory(arguments.resume)
+        held.enter_context(locked(directory))
+        return choose_resumed(arguments.arguments, directory, arguments.imports)
+    chosen = read_arguments(arguments.arguments, imports=arguments.imports)
+    launched = distributed.launch()
+    begun = find_launch(launched) if launched else None
+    if begun:
+        held.enter_context(locked(begun))
+        before = factory.parse(read_options(begun))
+        if _same(chosen, before):
+            return Start(before, begun, has_checkpoint(begun))
+    if chosen.start:
+        # Recorded as the file that it is: the latest run will be another one soon.
+        chosen = chosen.model_copy(update={"start": str(find_checkpoint(chosen.start))})
+    return Start(chosen)
+
+
+def choose_resumed(arguments: Sequence[str], directory: Path, imports: Sequence[str] = ()) -> Start:
+    """Options of a run that is resumed, from its folder and ``key=value``.
+
+    Changed options hold from here on; those that must not change (:attr:`Options.kept`) are refused.
+
+    Args:
+        arguments: ``key=value``.
+        directory: of the run.
+        imports: modules to import besides those of the run.
+
+    Raises:
+        OptionsError: lists every problem; also options that must not change.
+    """
+    saved = read_options(directory)
+    chosen = read_saved_arguments(arguments, saved, imports)
+    if chosen.start != saved.get("start"):
+        raise OptionsError(f"start: got {chosen.start!r}; a run that goes on has weights of its own, leave it out")
+    goes_on = has_checkpoint(directory)
+    if goes_on and (lines := list(chosen.refused(saved))):
+        raise OptionsError("\n".join(lines))
+    changes = factory.differences(saved, chosen.model_dump(mode="json"))
+    said = tuple(f"{path}: {before!r} -> {after!r}" for path, before, after in changes)
+    return Start(chosen, directory, goes_on, any_backend=not _gives(arguments, "backend"), changes=said)
+
+
+def build(chosen: factory.RunOptions, *, resumed: bool, any_backend: bool) -> factory.Parts:
+    """What a run is made of; see :class:`Start` for ``any_backend``."""
+    try:
+        return factory.build(chosen, resumed=resumed)
+    except BackendError as error:
+        if not any_backend:
+            raise
+        LOGGER.info("%s; takes auto", error)
+        return factory.build(chosen.model_copy(update={"backend": "auto"}), resumed=resumed)
+
+
+def _same(chosen: factory.RunOptions, before: factory.RunOptions) -> bool:
+    """Whether options are those of a run that has begun, apart from what was looked up when it began."""
+    given, kept = chosen.model_dump(), before.model_dump()
+    for values in (given, kept):
+        values.pop("start")
+    return given == kept
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train a preset, or resume a run; under torchrun, together with other processes."""
+    with distributed.join() as processes, contextlib.ExitStack() as held:
+        begin = processes.share(lambda: choose(arguments, held))
+        # Built and loaded before the first folder is made: bad input leaves nothing behind.
+        parts = prepare(begin, processes)
+        use_threads(begin.chosen, parts.env, may_restart=arguments.restarts and processes.size == 1)
+        with contextlib.closing(parts.env):
+            if processes.first:
+                fit(parts, begin, held)
+            else:
+                with stop_on_signal(parts.agent):
+                    parts.agent.fit()
+    return 0
+
+
+def use_threads(chosen: factory.RunOptions, env: Task, *, may_restart: bool) -> None:
+    """Compute with as many threads as a run wants; several of them sleep while they wait for each other.
+
+    Otherwise they spin, which takes the cores from other programs and from each other. The setting is read when torch
+    is loaded, so this program starts again, with the same process number.
+    """
+    count = factory.count_threads(chosen, env)
+    if may_restart and count > 1 and not os.environ.keys() & QUIET.keys():
+        env.close()
+        # A signal waits until the program that starts is ready for it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **QUIET})
+    torch.set_num_threads(count)
+
+
+def show(chosen: factory.RunOptions) -> None:
+    """Print options, fully resolved."""
+    text = yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False)
+    if chosen.threads == "auto":
+        with contextlib.suppress(ValueError, OSError, ImportError, DataError):  # without its data, say
+            with contextlib.closing(factory.build_env(chosen.env, torch.device("cpu"))) as env:
+                count = factory.count_threads(chosen, env)
+            text = text.replace("threads: auto", f"threads: auto  # {count} here", 1)
+    print(text, end="")
+
+
+def prepare(begin: Start, processes: Processes) -> factory.Parts:
+    """What a run is made of, with its agent in the state that it begins with, the same in all processes."""
+    # A first state that comes from a file is read by the first process alone.
+    parts = build(begin.chosen, resumed=begin.goes_on or not processes.first, any_backend=begin.any_backend)
+    agent = parts.agent
+    agent.join(processes)
+    if begin.goes_on and begin.directory and processes.first:
+        state = load_agent_state(begin.directory)
+        try:
+            agent.load_state_dict(state)
+        except ValueError as error:
+            if not begin.changes:
+                raise
+            raise OptionsError(f"{', '.join(begin.changes)}; the run cannot go on with that: {error}") from error
+    if processes.size > 1:
+        state = processes.share_state(agent.state_dict)
+        if not processes.first:
+            agent.load_state_dict(state)
+    return parts
+
+
+def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
+    """Let the agent learn, and record it in the run's folder, whose lock ``held`` keeps."""
+    agent, chosen, resumed = parts.agent, begin.chosen, begin.directory
+    directory = resumed or new_directory()
+    with contextlib.ExitStack() as undone:
+        if not resumed:
+            undone.callback(forget, directory)
+            held.enter_context(locked(directory))
+        run = undone.enter_context(Run(directory, chosen, parts.circuit))
+        run.write_options(agent.step)
+        undone.pop_all()
+    with log_to(directory / "log"), run, run.launched(distributed.launch()):
+        agent.recorder = run
+        if resumed and not begin.goes_on:
+            LOGGER.info("run %s has no checkpoint yet: it starts from the beginning", directory)
+        else:
+            LOGGER.info("run %s%s", directory, f" goes on at step {agent.step}" if resumed else "")
+        for change in begin.changes:
+            LOGGER.info("%s", change)
+        if chosen.start and not begin.goes_on:
+            LOGGER.info("starts with the weights of %s", chosen.start)
+        if agent.processes.size > 1:
+            LOGGER.info("%d processes share the work", agent.processes.size)
+        description = f"{factory.describe(parts)}\n  {torch.get_num_threads()} CPU thread(s)"
+        LOGGER.info("%s", description)
+        run.text("options", yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False))
+        run.text("circuit", f"{description}\n\n{parts.circuit}")
+        if resumed:
+            run.forget_after(agent.step)
+        with stop_on_signal(agent):
+            agent.fit()
+        if agent.stop_requested:
+            hint = install.here(f"papertape train --resume {shlex.quote(str(directory))}")
+            LOGGER.info("stopped at step %d; go on with: %s", agent.step, hint)
+        else:
+            hint = install.here(f"papertape test {shlex.quote(str(directory))}")
+            LOGGER.info("done at step %d; look closer with: %s", agent.step, hint)
+
+
+def test(arguments: argparse.Namespace) -> int:
+    """Test a run on the sets of the test stream."""
+    directory = find_directory(arguments.run)
+    chosen = read_saved_arguments(arguments.arguments, read_options(directory), arguments.imports)
+    names = (arguments.checkpoint,) if arguments.checkpoint else ("best", "latest")
+    state = load_agent_state(directory, names)
+    parts = build(chosen, resumed=True, any_backend=not _gives(arguments.arguments, "backend"))
+    use_threads(chosen, parts.env, may_restart=arguments.restarts)
+    parts.agent.load_state_dict(state)
+    tested = directory / "test"
+    tested.mkdir(exist_ok=True)
+    recorded = Run(tested, chosen, title=f"{directory.name}_test", gif=True)
+    with log_to(tested / "log"), contextlib.closing(parts.env), recorded as run:
+        parts.agent.recorder = run
+        LOGGER.info("test of %s at step %d", directory, parts.agent.step)
+        parts.agent.test()
+        LOGGER.info("pictures: %s", tested / "plots")
+    return 0
+
+
+def list_entries() -> int:
+    """Print presets and everything that options can name."""
+    for title, table in {"presets": options.preset_descriptions(), **factory.entries()}.items():
+        print(f"{title}:")
+        for name, description in table.items():
+            print(f"  {name:23} {description}".rstrip())
+    return 0
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Do what the command line asks for; returns the exit status: 0 done, 1 training failed, 2 bad input."""
+    first = distributed.rank_here() == 0
+    if not first and parsed.command != "train":
+        return 0
+    try:
+        terminal = log_to("terminal") if first else contextlib.nullcontext()
+        with terminal, factory.memory_errors(parsed.command, TrainingError):
+            if parsed.command == "train":
+                return train(parsed)
+            if parsed.command == "test":
+                return test(parsed)
+            if parsed.command == "list":
+                registry.import_modules(parsed.imports)
+                return list_entries()
+            chosen = read_arguments(parsed.arguments, imports=parsed.imports)
+            if parsed.help_options:
+                print(help_text(chosen))
+            else:
+                show(chosen)
+            return 0
+    except FirstProcessError:
+        return 2
+    except ERRORS as error:
+        who = "papertape" if first else f"papertape, process {distributed.rank_here()}"
+        print("\n".join(f"{who}: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 1 if isinstance(error, (TrainingError, LostProcessError)) else 2
