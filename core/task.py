@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from typing_extensions import Self
 from .component import Component
 from .registry import contract
 from .streams import Stream
+from .trace_field import Channels
 
 
 def _as_device(given: Any) -> torch.device:
@@ -59,6 +60,14 @@ class Task(Component, ABC):
         Raises:
             TypeError: it is not; names the class, what was found and what is expected.
         """
+
+    def input_channels(self) -> Sequence[Channels]:
+        """What the channels of an input are, all of them in order, for pictures; none says nothing of them."""
+        return ()
+
+    def output_channels(self) -> Sequence[Channels]:
+        """What the channels of an output are; see :meth:`input_channels`."""
+        return ()
 
     def changed(self, **changes: Any) -> Self:
         """The same task with other values of some options, on the same device."""
