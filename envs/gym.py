@@ -210,7 +210,7 @@ class GymWorld(World):
         if isinstance(space, self._spaces.MultiDiscrete):
             sizes, starts = space.nvec.flatten().tolist(), space.start.flatten().tolist()
             pairs = zip(sizes, starts, strict=True)
-            return [_choice(f"action {number}", *pair) for number, pair in enumerate(pairs, start=1)]
+            return [_choice(f"action {number}:", *pair) for number, pair in enumerate(pairs, start=1)]
         return [Channels("action", self.output_size)]
 
     def pictured(self) -> World:
@@ -297,4 +297,4 @@ class GymWorld(World):
 
 def _choice(name: str, count: int, start: int) -> Channels:
     """A discrete action."""
-    return Channels(name, count, tuple(f"{name}: {start + value}" for value in range(count)), choice=True)
+    return Channels(name, count, tuple(f"{name} {start + value}" for value in range(count)), choice=True)

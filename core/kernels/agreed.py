@@ -4,7 +4,7 @@ AGREED = {
     "circuits/memory.py": "33a03de838b4",
     "core/accessors/base.py": "3d7008351884",
     "core/accessors/dynamic.py": "4d9c8006cc93",
-    "core/accessors/sparse.py": "e7b3e7297bfc",
+    "core/accessors/sparse.py": "d0aed083243c",
     "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "1d02d424a8bc",
     "core/component.py": "b45366cf6f64",

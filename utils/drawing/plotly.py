@@ -38,7 +38,7 @@ MAX_SLIDER, MAX_SLIDER_CELLS = 64, 160_000
 """Steps of a slider, and the cells of all of them together."""
 ENLARGED = 240
 """Pixels that a small picture is enlarged to, about."""
-MARGIN = {"l": 50, "r": 12, "t": 14, "b": 34}
+MARGIN = {"l": 50, "r": 12, "t": 30, "b": 34}
 """Pixels around what is drawn in a window."""
 
 
@@ -73,6 +73,7 @@ def heatmap_window(name: str, image: Array, scale: Scale, rows: Side, columns: S
         "zmin": scale.low,
         "zmax": scale.high,
         "colorscale": colour_scale(scale.colours),
+        "showscale": scale != Scale(BITS, 0.0, 1.0),
         "colorbar": {"thickness": 8, "len": 0.9, "tickfont": {"size": 9}, "x": 1.01, "xpad": 0},
     }
     axes: dict[str, Any] = {}
@@ -248,7 +249,7 @@ def in_order(episode: Episode, windows: Sequence[Window]) -> list[Window]:
     first = [
         *(title_of(name) for name in (*episode.pictures, *episode.of_kind("memory"))),
         *(next((title for title, reads in worded if reads == side), "") for side in (False, True)),
-        *("output", "input", "observation", "target", "reward"),
+        *("output", "input", "observation", "target", "reward", "usage", "gates"),
     ]
     taken = []
     for begins in filter(None, first):

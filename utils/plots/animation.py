@@ -80,6 +80,9 @@ def _film_figure(episode: Episode) -> tuple[Figure, list[_Film], list[Axes]]:
         own = panel.judged or panel.marked is not None
         values = _output_colours(episode, panel) if own else panel.image
         films.append(_Film(image, values, True))
+        if not panel.judged and panel.marked is not None:
+            for dots in list(image.axes.collections):  # the film has them in its colours
+                dots.remove()
         if panel.colours == "weights":
             image.axes.set_facecolor("black")
         timed.append(image.axes)

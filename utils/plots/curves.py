@@ -148,7 +148,7 @@ class History:
             low, high = self._steps or (step, step)
             self._steps = min(low, step), max(high, step)
             for name, value in values.items():
-                panel, label = _place(name)
+                panel, label = _place(name, values)
                 lines = self._lines.setdefault(panel, {})
                 if label not in lines:
                     lines[label] = _Line()
@@ -167,10 +167,16 @@ class History:
         }
 
 
-def _place(name: str) -> tuple[str, str]:
-    """The panel of a metric, and its label there."""
+def _place(name: str, values: Mapping[str, float]) -> tuple[str, str]:
+    """The panel of a metric, and its label there; a part of another of the values, such as the accuracy of one class,
+    is in a panel with the other parts.
+    """
     first, _, rest = name.partition("/")
     if first in ("train", "validation", "test") and rest:
+        whole, _, part = name.rpartition("/")
+        if whole in values:
+            panel, label = _place(whole, {})
+            return f"{panel} of each", f"{label} {part}"
         label, _, panel = rest.rpartition("/")
         family = panel.partition("_")[0]
         if not label and family in FAMILIES:
@@ -237,7 +243,7 @@ def curves_figure(panels: Mapping[str, Sequence[Curve]]) -> Figure:
     Args:
         panels: from a :class:`History`.
     """
-    columns = min(len(panels), 2) or 1
+    columns = next(columns for columns, most in ((1, 1), (2, 6), (3, 12), (4, math.inf)) if len(panels) <= most)
     lines = math.ceil(len(panels) / columns) or 1
     figure = Figure(figsize=(5.8 * columns, 2.7 * lines), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -284,6 +290,7 @@ def curves_figure(panels: Mapping[str, Sequence[Curve]]) -> Figure:
                 loc="upper left",
                 bbox_to_anchor=(1, 1),
                 borderaxespad=0,
+                ncols=-(-len(curves) // 14),
             )
         if place > len(panels) - columns:
             axes.set_xlabel("training step", fontsize=7, color=MUTED)

@@ -246,6 +246,8 @@ def channel_panels(title: str, values: Array, channels: Sequence[Channels]) -> l
             label for part in channels for label in (part.labels or [part.name if part.size == 1 else ""] * part.size)
         ]
         beyond = np.isin(group, group[beyond])
+        if beyond.any():  # among numbers in units, one that stays small is in units of its own, too
+            beyond |= np.isin(group, group[~bits])
     else:
         group, names = np.arange(count), [""] * count
         if beyond.any():
@@ -276,9 +278,14 @@ def _channels(title: str, rows: Array, shown: NDArray[np.int_], names: Sequence[
     """Some of the channels ``[C, T]`` as a panel, with the names that they have."""
     labels = [names[row] for row in shown]
     named = None
-    if any(labels) or len(shown) < len(rows):
+    if len(rows) == 1 and not any(labels):
+        named = Ticks([], [])
+    elif any(labels) or len(shown) < len(rows):
         every = -(-len(shown) // 4) if len(shown) > 8 else (2 if len(shown) > 4 else 1)
-        texts = [label or (str(row) if place % every == 0 else "") for place, (row, label) in enumerate(zip(shown, labels, strict=True))]
+        texts = [
+            label or (str(row) if place % every == 0 else "")
+            for place, (row, label) in enumerate(zip(shown, labels, strict=True))
+        ]
         places = [place for place, text in enumerate(texts) if text]
         named = Ticks([float(place) for place in places], [texts[place] for place in places])
     low = 0.13 * len(shown) if any(labels) and len(shown) <= MAX_OWN_SCALES else 0.3
@@ -302,7 +309,9 @@ def slot_panels(name: str, seen: Seen, slots: Slots) -> list[Panel]:
     heads, largest, title = weights.shape[1], largest_of(weights), title_of(name)
     if heads > MAX_HEADS:
         image = weights.reshape(len(weights), -1).T
-        return [Panel(title, image, "weights", 2.6, "head × slot", slots.label, _heads(heads), None, largest, scaled=True)]
+        return [
+            Panel(title, image, "weights", 2.6, "head × slot", slots.label, _heads(heads), None, largest, scaled=True)
+        ]
     height = panel_height(len(slots.indices), 0.07, 0.9, 2.6 if heads == 1 and len(seen.axes) > 1 else 1.4)
     names = [f"{title}, {head} of {heads}" for head in _heads(heads)] or [title]
     return [

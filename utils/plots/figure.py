@@ -15,7 +15,19 @@ from matplotlib.ticker import MaxNLocator
 
 from .episode import Episode, wrong_bits
 from .fields import Layout, Panel, Still, inches, layout_of, title_of
-from .panels import BITS, CHOSEN, INK, MUTED, WRONG, colour_bar, colour_limits, heatmap, name_axes, slot_ticks, thin_frame
+from .panels import (
+    BITS,
+    CHOSEN,
+    INK,
+    MUTED,
+    WRONG,
+    colour_bar,
+    colour_limits,
+    heatmap,
+    name_axes,
+    slot_ticks,
+    thin_frame,
+)
 
 
 class _Inches(NamedTuple):

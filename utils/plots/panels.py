@@ -134,6 +134,7 @@ def colour_bar(figure: Figure, axes: Axes, drawn: AxesImage) -> None:
     figure.colorbar(drawn, cax=bar)
     thin_frame(bar)
     bar.tick_params(labelsize=5.5)
+    bar.yaxis.get_offset_text().set(fontsize=5.5, color=MUTED)
     bar.yaxis.set_major_locator(MaxNLocator(3))
 
 
