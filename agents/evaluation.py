@@ -20,7 +20,6 @@ from ..core.trace import Trace, concatenate
 from ..core.trace_field import TraceField
 from ..core.world import World, carrying, join_episodes
 
-
 IMAGES = 24
 """Images that are shown with their answers, of a task that is about images."""
 PICTURE_SIZE = 160
@@ -95,8 +94,8 @@ def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, s
 
     The network of a circuit that has one of any topology is drawn, too.
 
-    Each comes with its trace; of images there are several. An episode has the observations as its inputs and the rewards as its targets, none of
-    which counts as an answer that could be wrong.
+    Each comes with its trace; of images there are several. An episode has the observations as its inputs and the
+    rewards as its targets, none of which counts as an answer that could be wrong.
 
     Args:
         task: what is answered.

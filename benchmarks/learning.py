@@ -25,8 +25,10 @@ import torch
 
 from papertape.agents.evaluation import evaluate_all, set_error
 from papertape.agents.learning import LearningAgent
+from papertape.core.options import OptionsError
 from papertape.core.recorder import Recorder
-from papertape.utils import factory, options
+from papertape.main import read_arguments
+from papertape.utils import factory
 
 THRESHOLDS = (0.1, 0.01)
 
@@ -60,12 +62,18 @@ class _Memory(Recorder):
         self.states[name] = {**state, "circuit": circuit}
 
 
-def learn(preset: str, assignments: list[str], final: list[str], seed: int, sequences: int, threads: int) -> Outcome:
+def learn(
+    preset: str,
+    assignments: list[str],
+    final: list[str],
+    imports: list[str],
+    seed: int,
+    sequences: int,
+    threads: int,
+) -> Outcome:
     """Train one seed and test its best weights."""
     torch.set_num_threads(threads)
-    values = options.load_file(preset)
-    options.override(values, [*assignments, f"seed={seed}", "plots=off"])
-    chosen = factory.parse(values)
+    chosen = read_arguments([preset, *assignments, f"seed={seed}", "plots=off"], imports=imports)
     recorder = _Memory()
     env, circuit, agent = factory.build(chosen, recorder)
     if not isinstance(agent, LearningAgent):
@@ -74,8 +82,7 @@ def learn(preset: str, assignments: list[str], final: list[str], seed: int, sequ
     agent.fit()
     seconds = time.monotonic() - start
     circuit.load_state_dict(recorder.states.get("best", recorder.states["latest"])["circuit"])
-    options.override(values, final)
-    tested = factory.build_env(factory.parse(values).env, torch.device(env.device))
+    tested = factory.build_env(read_arguments(final, chosen.model_dump(mode="json")).env, torch.device(env.device))
     metrics = evaluate_all(tested, circuit, "test", sequences=sequences, batch_size=64, seed=seed)
     first = next(iter(env.sets("validation")))
     return Outcome(
@@ -110,12 +117,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--sequences", type=int, default=256, help="of each set of the final test")
     parser.add_argument("--final", action="append", default=[], metavar="key=value", help="only for the final test")
+    parser.add_argument("--import", action="append", default=[], dest="imports", metavar="MODULE")
     arguments = parser.parse_intermixed_args()
+    try:
+        chosen = read_arguments([arguments.preset, *arguments.assignments, "plots=off"], imports=arguments.imports)
+        read_arguments(arguments.final, chosen.model_dump(mode="json"))
+    except OptionsError as error:
+        parser.error(str(error))
     jobs = [
         (
             arguments.preset,
             arguments.assignments,
             arguments.final,
+            arguments.imports,
             seed,
             arguments.sequences,
             arguments.threads,

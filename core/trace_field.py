@@ -48,6 +48,5 @@ def check_fields(owner: str, fields: Mapping[str, TraceField]) -> None:
             raise ValueError(f"{owner}.{name}: got kind {field.kind!r}; allowed: {', '.join(get_args(FieldKind))}")
         fewest = {"gate": 0, "weighting": 1, "words": 1, "picture": 3}.get(field.kind, 2)
         if len(field.axes.split()) < fewest:
-            raise ValueError(
-                f"{owner}.{name}: got axes {field.axes!r}; a {field.kind} has at least {('none', 'one', 'two', 'three')[fewest]}"
-            )
+            least = ("none", "one", "two", "three")[fewest]
+            raise ValueError(f"{owner}.{name}: got axes {field.axes!r}; a {field.kind} has at least {least}")

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from ..core.component import kind_of, options_of
 from ..core.options import Options, OptionsError, near
-from ..core.registry import lookup
+from ..core.registry import lookup, placed
 
 PRESETS = Path(__file__).resolve().parent.parent / "options"
 
@@ -115,6 +115,8 @@ def load_file(name: str) -> dict[str, Any]:
     values = parse_yaml(text, name)
     if not isinstance(values, dict):
         raise OptionsError(f"{name}: got {type(values).__name__}; expected a mapping with env, circuit and agent")
+    if isinstance(values.get("imports"), list):
+        values["imports"] = placed(values["imports"], path.parent)
     return values
 
 

@@ -109,7 +109,7 @@ class SparseAccessor(SparseOptions, SlotAccessor):
         "add": TraceField("H W", "words", "words written"),
         "write_gates": TraceField("H", "gate", "whether each write head writes"),
         "write_modes": TraceField(
-            "H M", "weighting", "shares of the oldest slot and the last reads", ("oldest", "last reads")
+            "H C", "weighting", "shares of the oldest slot and the last reads", ("oldest", "last reads")
         ),
         "read_modes": TraceField(
             "R M", "weighting", "shares of backward, content and forward", ("backward", "content", "forward")

@@ -73,7 +73,7 @@ def episode(steps: int = 6, slots: int = 8, heads: int = 2, name: str = "length 
 
 def curves(*names: str, count: int = 5) -> Any:
     history = History()
-    history.add((step, {name: 1.0 + step for name in names}) for step in range(count))
+    history.add((step, dict.fromkeys(names, 1.0 + step)) for step in range(count))
     return history.panels()
 
 
@@ -205,7 +205,6 @@ def test_heads_are_apart_and_named() -> None:
 def test_wrong_bits_are_marked_and_what_does_not_count_is_veiled() -> None:
     shown = episode()
     (window,) = (window for window in episode_windows(shown) if window.name == "output")
-    (wrong,) = window.above or ({"x": []},)
     (veil,) = window.axes["shapes"]
     assert (veil["x0"], veil["x1"]) == (-0.5, 2.5)
     right = shown._replace(outputs=shown.targets)

@@ -239,7 +239,7 @@ def gym_world(monkeypatch: pytest.MonkeyPatch, *, can_render: bool) -> GymWorld:
     gymnasium = pytest.importorskip("gymnasium")
 
     class Shown(gymnasium.Env):  # type: ignore[misc, name-defined]
-        metadata = {"render_modes": ["rgb_array"], "render_fps": 1}  # noqa: RUF012
+        metadata = {"render_modes": ["rgb_array"], "render_fps": 1}
         observation_space = gymnasium.spaces.Box(-9, 9, (2,), np.float32)
         action_space = gymnasium.spaces.Discrete(2, start=5)
 

@@ -16,10 +16,10 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 from PIL import Image
 
-from .episode import Array, Episode, Seen, Slots, slot_axes, wrong_bits
+from .episode import Array, Episode, Pixels, Seen, Slots, slot_axes, wrong_bits
 from .fields import READ_HEADS, Panel
 from .figure import draw
-from .panels import BITS, CHOSEN, INK, WRONG, colour_limits, heatmap, slot_ticks
+from .panels import CHOSEN, INK, MUTED, WRONG, colour_limits, heatmap, slot_ticks
 
 WRITE = "#ff9f1c"
 READ = "#2ec4b6"
@@ -41,7 +41,7 @@ class _Film(NamedTuple):
     """An image of the animation and what it shows at each step."""
 
     image: AxesImage
-    values: Array
+    values: Array | Pixels
     """All of it: ``[rows, T]`` or ``[rows, T, 4]`` if revealed from left to right, else one a step, ``[T, …]``."""
     revealed: bool
 
@@ -128,6 +128,8 @@ def _bars(figure: Figure, memory: Axes, weightings: Sequence[tuple[str, Seen]], 
     memory.tick_params(labelleft=False, left=False)
     outermost.tick_params(labelleft=True, left=True)
     outermost.set_yticks(*slot_ticks(slots))
+    memory.set_ylabel("")
+    outermost.set_ylabel("slot", fontsize=6.5, color=MUTED, labelpad=1)
     return [*sides[0], *sides[1]]
 
 
@@ -195,7 +197,8 @@ def memory_gif(path: str | os.PathLike[str], episode: Episode) -> None:
         counter.set_text(f"step {step + 1} of {steps}")
         figure.draw_artist(counter)
         rgb = np.asarray(canvas.buffer_rgba())[..., :3].astype(np.uint32)
-        return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+        packed: NDArray[np.uint32] = (rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]).astype(np.uint32)
+        return packed
 
     steps = episode.steps
     shown = list(range(0, steps, math.ceil(steps / GIF_FRAMES)))

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from .episode import Episode, wrong_bits
 from .fields import Layout, Panel, Still, inches, layout_of, title_of
@@ -60,6 +61,8 @@ DPI = 130
 """Pixels to an inch; an animation has fewer."""
 TALL_BELOW = 0.3
 """Inches below stills that are as high as the whole."""
+TALL_WIDTH = 7.0
+"""Inches that a line of such stills has, if they can stand in several lines."""
 
 
 class Drawn(NamedTuple):
@@ -106,13 +109,15 @@ def draw(episode: Episode, *, panel_width: float | None = None, margins: tuple[f
     columns = [labelled(lefts)]
     width = columns[0] + panel_width + INCHES.bar
     if rights:
-        columns.append(width + labelled(rights) - 0.15)
+        columns.append(width + labelled(rights) - 0.05)
         width = columns[1] + panel_width + INCHES.bar
     beside = width
     for block, height in zip(layout.blocks, heights, strict=True):
         width = max(width, beside + sum(_still_space(still, height) for still in block.stills))
     whole = max(sum(heights) + (len(heights) - 1) * INCHES.block - TALL_BELOW, INCHES.still_height)
-    width = max(width, beside + sum(_still_space(still, whole) + before + after for still in tall))
+    lines = _tall_lines(tall, whole, before + after)
+    high = whole / max(len(lines), 1)
+    width = max(width, *(beside + _line_width(line, high, before + after) for line in lines), 0.0)
     below = _lines(layout.stills, width)
     width = max(width, *(sum(_still_space(still, INCHES.still_height) for still in line) for line in below), 0.0)
     height = INCHES.top + sum(heights) + len(heights) * INCHES.block + INCHES.bottom
@@ -178,8 +183,11 @@ def draw(episode: Episode, *, panel_width: float | None = None, margins: tuple[f
     for axes in lowest.values():
         axes.tick_params(labelbottom=True)
         axes.set_xlabel("step", fontsize=6.5, color=MUTED, labelpad=1)
-    for still in tall:
-        beside = draw_still(still, beside, under_pictures, whole)
+    for number, line in enumerate(lines):
+        left = beside
+        for still in line:
+            below_it = TALL_BELOW if number + 1 < len(lines) else 0.0
+            left = draw_still(still, left, under_pictures - number * high, high - below_it)
     top -= INCHES.bottom - INCHES.block
     for line in below:
         left = columns[0] - INCHES.still
@@ -194,6 +202,21 @@ def draw(episode: Episode, *, panel_width: float | None = None, margins: tuple[f
 def _still_space(still: Still, height: float) -> float:
     """Inches that a still takes with the numbers of its slots and its colour bar."""
     return INCHES.still + still_width(still, height) + INCHES.bar
+
+
+def _line_width(line: list[Still], height: float, margins: float) -> float:
+    return sum(_still_space(still, height) + margins for still in line)
+
+
+def _tall_lines(stills: list[Still], whole: float, margins: float) -> list[list[Still]]:
+    """Stills in as few lines, one below the other, as keep them from growing wider than :data:`TALL_WIDTH`."""
+    lines = [stills] if stills else []
+    for count in range(1, int(whole / INCHES.still_height) + 1):
+        size = -(-len(stills) // count)
+        lines = [stills[start : start + size] for start in range(0, len(stills), size or 1)]
+        if all(_line_width(line, whole / count, margins) <= TALL_WIDTH for line in lines):
+            break
+    return lines
 
 
 def _lines(stills: list[Still], width: float) -> list[list[Still]]:
@@ -235,6 +258,9 @@ def _draw_still(axes: Axes, still: Still) -> AxesImage:
     image = heatmap(axes, still.images[-1], colour_limits(still.images[-1], still.colours), f"{still.name} at the end")
     name_axes(axes, down=still.titles[0], across=still.titles[1])
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    for axis, count in zip((axes.yaxis, axes.xaxis), still.images.shape[1:], strict=True):
+        if count == 1:
+            axis.set_ticks([0], ["0"])
     rows, columns = still.slots
     if rows is not None:
         axes.set_yticks(*slot_ticks(rows))
@@ -285,7 +311,7 @@ def examples_figure(episode: Episode) -> Figure:
     figure = Figure(figsize=(max(across * (cell + 0.1) + 0.2, 3.5), down * high + 0.5), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     width, height = figure.get_size_inches()
-    wrong = wrong_bits(episode).any(1)
+    wrong: NDArray[np.bool_] = np.asarray(wrong_bits(episode).any(1))
     verdict = f", {int(wrong.sum())} of {count} wrong" if wrong.any() else ", all right"
     figure.text(0.1 / width, 1 - 0.08 / height, episode.name + verdict, va="top", fontsize=11, color=INK, weight="bold")
     low, top = min(float(episode.inputs.min()), 0.0), max(float(episode.inputs.max()), 1.0)

@@ -72,7 +72,7 @@ def colour_limits(image: Array, kind: Colours, largest: float | None = None) -> 
         return Scale(WEIGHTS, 0.0, min(max(largest, 0.05), 1.0))
     if kind == "bits" and not (image < 0).any():
         return Scale(BITS, 0.0, max(largest, 1.0))
-    largest = max(largest, 1e-6)
+    largest = max(largest, 1e-6) if largest else 1.0  # of nothing, any scale is right
     if not (image < 0).any():
         return Scale(RISING, 0.0, largest)
     return Scale(WORDS, -largest, largest) if (image > 0).any() else Scale(FALLING, -largest, 0.0)
