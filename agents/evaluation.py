@@ -17,7 +17,16 @@ from ..core.streams import Stream, stream_seed
 from ..core.task import Task
 from ..core.topology import TopologyNetwork
 from ..core.trace import Trace, concatenate
+from ..core.trace_field import TraceField
 from ..core.world import World, carrying, join_episodes
+
+IMAGES = 24
+"""Images that are shown with their answers, of a task that is about images."""
+PICTURE_SIZE = 160
+"""Pixels that a picture of a world may have, across and down; larger ones leave some out."""
+MOST_PICTURES = 64
+"""Of a world in one episode."""
+WORLD = TraceField("Y X C", "picture", "what the world looks like")
 
 
 @torch.no_grad()
@@ -85,8 +94,8 @@ def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, s
 
     The network of a circuit that has one of any topology is drawn, too.
 
-    Each comes with its trace. An episode has the observations as its inputs and the rewards as its targets, none of
-    which counts as an answer that could be wrong.
+    Each comes with its trace; of images there are several. An episode has the observations as its inputs and the
+    rewards as its targets, none of which counts as an answer that could be wrong.
 
     Args:
         task: what is answered.
@@ -105,7 +114,8 @@ def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, s
         if isinstance(variant, World):
             recorder.episode(step, name, *_traced_episode(variant, circuit, generator))
             continue
-        batch = _env(variant).sample(1, generator)
+        images = any(channels.shape for channels in variant.input_channels())
+        batch = _env(variant).sample(IMAGES if images else 1, generator)
         outputs, _, trace = circuit(batch.inputs, trace=True)
         recorder.episode(step, name, batch, outputs, trace)
     for module in circuit.modules():
@@ -116,9 +126,12 @@ def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, s
 def _traced_episode(world: World, circuit: Circuit, generator: torch.Generator) -> tuple[Batch, Tensor, Trace]:
     """One episode: observations, rewards and an empty mask; outputs ``[T, 1, O]``; what the heads did."""
     inputs, rewards, outputs, traces = [], [], [], []
+    world = world.pictured()
     observations, _ = world.reset(1, generator)
+    film = _Film()
     state, over = None, False
     while not over:
+        film.take(world)
         inputs.append(observations.unsqueeze(0))
         answered, state, trace = circuit(inputs[-1], state, trace=True)
         step = world.step(world.decide(answered[0]))
@@ -128,7 +141,35 @@ def _traced_episode(world: World, circuit: Circuit, generator: torch.Generator) 
         traces.append(trace)
     targets = torch.cat(rewards)
     batch = Batch(torch.cat(inputs), targets, torch.zeros_like(targets[..., 0]))
-    return batch, torch.cat(outputs), concatenate(traces)
+    return batch, torch.cat(outputs), film.added_to(concatenate(traces))
+
+
+class _Film:
+    """Pictures of a world in one episode: of every step while there are few, then of every second one, and so on."""
+
+    def __init__(self) -> None:
+        self.pictures: list[Tensor] = []
+        self.steps, self.between = 0, 1
+
+    def take(self, world: World) -> None:
+        """The picture of the next step, if it is one that is taken and there is anything to see."""
+        picture = world.picture() if self.steps % self.between == 0 else None
+        self.steps += 1
+        if picture is None:
+            return
+        factor = -(-max(picture.shape[:2]) // PICTURE_SIZE)
+        self.pictures.append(picture[::factor, ::factor].cpu())
+        if len(self.pictures) > MOST_PICTURES:
+            del self.pictures[1::2]
+            self.between *= 2
+
+    def added_to(self, trace: Trace) -> Trace:
+        """The trace with a field ``world``, if anything was seen: at each step the last picture taken until then."""
+        if not self.pictures or "world" in trace:
+            return trace
+        taken = torch.arange(self.steps) // self.between
+        world = torch.stack(self.pictures)[taken.clamp(max=len(self.pictures) - 1)].unsqueeze(1)
+        return Trace({**trace, "world": world}, {**trace.fields, "world": WORLD})
 
 
 def set_error(task: Task, values: Mapping[str, float], stream: Stream, name: str) -> float:

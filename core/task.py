@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, get_args
 
 from pydantic import Field
@@ -15,6 +15,7 @@ from .options import ContractError
 from .placement import AnyDevice
 from .registry import contract
 from .streams import Stream
+from .trace_field import Channels
 
 
 @contract("env")
@@ -62,6 +63,14 @@ class Task(Component, ABC):
                 sizes = [[task.input_size, task.output_size] for task in (variant, self)]
                 found = f"{label} has input_size and output_size {sizes[0]}"
                 expect(sizes[0] == sizes[1], f"{name}.sets", found, f"{sizes[1]}, as the task itself")
+
+    def input_channels(self) -> Sequence[Channels]:
+        """What the channels of an input are, all of them in order, for pictures; none says nothing of them."""
+        return ()
+
+    def output_channels(self) -> Sequence[Channels]:
+        """What the channels of an output are; see :meth:`input_channels`."""
+        return ()
 
     def changed(self, **changes: Any) -> Self:
         """The same task with other values of some options, on the same device."""

@@ -114,6 +114,14 @@ class World(Task):
         """Actions from a circuit's outputs ``[B, O]``; here the number of the largest, ``[B]``."""
         return outputs.argmax(-1)
 
+    def pictured(self) -> World:
+        """This world, or one like it that :meth:`picture` can show."""
+        return self
+
+    def picture(self) -> Tensor | None:
+        """What the first episode looks like now, bytes ``[rows, columns, 3]``; None where there is nothing to see."""
+        return None
+
     def metrics(self, episodes: Episodes) -> dict[str, float]:
         """Numbers that people quote, as means over episodes: reward, steps and what the world counts itself."""
         values = {"reward": episodes.returns, "steps": episodes.lengths, **episodes.info}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -9,6 +10,7 @@ from pydantic import Field
 
 from ..core.env import Batch
 from ..core.registry import register
+from ..core.trace_field import Channels
 from .curriculum import Range
 from .sequence import SequenceEnv, place
 
@@ -39,6 +41,10 @@ class AssociativeRecallEnv(SequenceEnv):
     def setup(self) -> None:
         """Sizes of inputs and targets."""
         self.input_size, self.output_size = self.width + 2, self.width
+
+    def input_channels(self) -> Sequence[Channels]:
+        """Words and marks."""
+        return [Channels("words", self.width), Channels("marks", 2, ("item", "query"))]
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """A batch at the current level; see :meth:`Env.sample`."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..core.env import Batch, Env
+from ..core.trace_field import Channels
 
 
 class ClassificationEnv(Env):
@@ -33,6 +34,10 @@ class ClassificationEnv(Env):
     @abstractmethod
     def classes(self) -> Sequence[str]:
         """Name of each class."""
+
+    def output_channels(self) -> Sequence[Channels]:
+        """The classes."""
+        return [Channels("class", self.output_size, tuple(self.classes), choice=True)]
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Masked cross-entropy of each answer in nats.

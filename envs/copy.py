@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from pydantic import Field
 
 from ..core.env import Batch
 from ..core.registry import register
+from ..core.trace_field import Channels
 from .curriculum import Range
 from .sequence import SequenceEnv, Sizes, place
 
@@ -35,6 +37,10 @@ class CopyEnv(SequenceEnv):
     def setup(self) -> None:
         """Sizes of inputs and targets."""
         self.input_size, self.output_size = self.width + 2, self.width
+
+    def input_channels(self) -> Sequence[Channels]:
+        """Words and flags."""
+        return [Channels("words", self.width), Channels("flags", 2, ("start", "end"))]
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """A batch at the current level; see :meth:`Env.sample`."""

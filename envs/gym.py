@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from ..core import install
 from ..core.registry import register
+from ..core.trace_field import Channels
 from ..core.world import Step, World, check_episodes
 from ..utils.vector_environments import VectorEnvironment, Workers, cores
 
@@ -97,6 +99,7 @@ class GymWorld(World):
             raise ImportError(f"env type gym: gymnasium is not installed; {install.here(install.GYMNASIUM)}") from error
         self._spaces = gymnasium.spaces
         self._begun = False
+        self._drawn: GymWorld | None = None
         make_vec: Callable[..., VectorEnv] = gymnasium.make_vec
         # What the processes of async hold is as in sync.
         mode = "sync" if self.vectorization == "async" else self.vectorization
@@ -193,10 +196,53 @@ class GymWorld(World):
         # What is not a number would be any, once it is whole.
         return torch.where(chosen.isnan(), low, chosen).clamp(low, high).long()
 
+    def input_channels(self) -> Sequence[Channels]:
+        """Observations, each number in units of its own."""
+        if isinstance(self.observation_space, self._spaces.Box):
+            return [Channels(f"observation {number}", 1) for number in range(1, self.input_size + 1)]
+        return [Channels("observation", self.input_size)]
+
+    def output_channels(self) -> Sequence[Channels]:
+        """Actions; of a discrete one, each that there is to choose from."""
+        space = self.action_space
+        if isinstance(space, self._spaces.Discrete):
+            return [_choice("action", int(space.n), int(space.start))]
+        if isinstance(space, self._spaces.MultiDiscrete):
+            sizes, starts = space.nvec.flatten().tolist(), space.start.flatten().tolist()
+            pairs = zip(sizes, starts, strict=True)
+            return [_choice(f"action {number}:", *pair) for number, pair in enumerate(pairs, start=1)]
+        return [Channels("action", self.output_size)]
+
+    def pictured(self) -> World:
+        """One that draws what it does, where gymnasium and what it needs for that can; see :meth:`World.pictured`."""
+        if self._drawn is None:
+            self._drawn = self
+            # Many need a package to draw with; what they raise without it differs.
+            with contextlib.suppress(Exception):
+                if self.make is None and "render_mode" not in self.arguments:
+                    drawn = self.changed(
+                        arguments={**self.arguments, "render_mode": "rgb_array"}, vectorization="sync", workers=None
+                    )
+                    drawn.reset(1, torch.Generator(self.device).manual_seed(0))
+                    if drawn.picture() is not None:
+                        self._drawn = drawn
+        return self._drawn
+
+    def picture(self) -> Tensor | None:
+        """What gymnasium renders; see :meth:`World.picture`."""
+        envs = getattr(self._episodes, "envs", None)
+        if envs is None or getattr(envs, "render_mode", None) != "rgb_array":
+            return None
+        frames = envs.render()
+        frame = None if frames is None else np.asarray(frames[0])
+        return torch.from_numpy(frame.copy()) if frame is not None and frame.ndim == 3 else None
+
     def close(self) -> None:
         """Close the environments; the next reset opens new ones."""
         self._episodes.close()
         self._begun = False
+        if self._drawn is not None and self._drawn is not self:
+            self._drawn.close()
 
     def _observation_size(self) -> int:
         spaces, space = self._spaces, self.observation_space
@@ -247,3 +293,8 @@ class GymWorld(World):
 
     def _info(self) -> dict[str, Tensor]:
         return {"shortfall": (self.solved_at - self._returns).clamp(min=0)}
+
+
+def _choice(name: str, count: int, start: int) -> Channels:
+    """A discrete action."""
+    return Channels(name, count, tuple(f"{name} {start + value}" for value in range(count)), choice=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..core.env import Batch, Env
 from ..core.registry import register
 from ..core.streams import Stream
+from ..core.trace_field import Channels
 from .classification import ClassificationEnv, LabelledImages
 
 
@@ -106,6 +107,11 @@ class ImagesEnv(ClassificationEnv):
 
     def _labelled(self, images: Tensor, labels: Tensor) -> LabelledImages:
         return LabelledImages(images.to(self.device), labels.to(self.device), len(self.classes))
+
+    def input_channels(self) -> Sequence[Channels]:
+        """The pixels of the image."""
+        rows, columns = self.labelled.images.shape[1:]
+        return [Channels("image", self.input_size, shape=(rows, columns))]
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw images with replacement; see :meth:`Env.sample`."""

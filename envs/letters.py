@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core.env import Batch, Env
 from ..core.registry import register
 from ..core.streams import Stream
+from ..core.trace_field import Channels
 from .classification import ClassificationEnv, LabelledImages
 
 
@@ -69,6 +70,10 @@ class LettersEnv(ClassificationEnv):
         images = torch.cat([draw_letters(*font, self.image_size) for font in fonts]).to(self.device)
         labels = torch.arange(len(self.classes), device=self.device).repeat(len(fonts))
         self.labelled = LabelledImages(images, labels, len(self.classes))
+
+    def input_channels(self) -> Sequence[Channels]:
+        """The pixels of the image."""
+        return [Channels("image", self.input_size, shape=(self.image_size, self.image_size))]
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw letters, fonts, sizes and places; see :meth:`Env.sample`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -11,6 +12,7 @@ from typing_extensions import Self
 
 from ..core.env import Batch
 from ..core.registry import register
+from ..core.trace_field import Channels
 from .curriculum import Range
 from .sequence import SequenceEnv, Sizes, place
 
@@ -59,6 +61,14 @@ class RepeatCopyEnv(SequenceEnv):
             counts = self.max_repeats - self.min_repeats + 1
             self.repeats_mean = (self.min_repeats + self.max_repeats) / 2
             self.repeats_scale = math.sqrt((counts**2 - 1) / 12) or 1.0
+
+    def input_channels(self) -> Sequence[Channels]:
+        """Words and how often they are to be repeated."""
+        return [Channels("words", self.width), Channels("start", 1, ("start",)), Channels("repeats", 1, ("repeats",))]
+
+    def output_channels(self) -> Sequence[Channels]:
+        """Words and the mark behind the last."""
+        return [Channels("words", self.width), Channels("mark", 1, ("end",))]
 
     def variant(self, **ranges: Range) -> Self:
         """See :meth:`SequenceEnv.variant`; the number of repeats is given as in training."""

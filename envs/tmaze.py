@@ -6,6 +6,7 @@ nothing at a junction tells left from right, so only memory of earlier trials ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -14,12 +15,19 @@ from torch import Tensor
 
 from ..core.registry import register
 from ..core.streams import Stream
+from ..core.trace_field import Channels
 from ..core.world import Step, World, check_episodes
 
 LEFT, STRAIGHT, RIGHT = range(3)
 """Actions."""
 HOME, JUNCTION, END, REWARD = range(4)
 """Channels of an observation."""
+
+
+CELL = 12
+"""Pixels of a place in a picture of the maze, with a line to the next."""
+FLOOR, HERE, GOAL, OTHER = (222, 222, 222), (31, 111, 139), (255, 159, 28), (170, 170, 170)
+"""Colours of a picture: the way, where the circuit is, the end with the reward, the others."""
 
 
 class _State(NamedTuple):
@@ -146,6 +154,45 @@ class TMazeWorld(World):
             torch.zeros_like(terminated),
             self._info(self._state),
         )
+
+    def input_channels(self) -> Sequence[Channels]:
+        """What is seen."""
+        return [Channels("senses", self.input_size, ("home", "junction", "end", "reward"))]
+
+    def output_channels(self) -> Sequence[Channels]:
+        """Where to go."""
+        return [Channels("action", self.output_size, ("left", "straight", "right"), choice=True)]
+
+    def picture(self) -> Tensor | None:
+        """The maze from above, home at the bottom; see :meth:`World.picture`."""
+        if self._state is None:
+            return None
+        last = self.trials - 1
+        trial, place, path = (int(part[0]) for part in self._state[1:4])
+        goal = int(self._state.goals[0, min(trial, last)])
+        turns = self.end // self.segment - 1
+        cells = {}
+        for end in range(self.num_ends):
+            for steps, cell in enumerate(self._way(end, turns)):
+                cells[cell] = FLOOR if steps < self.end else (GOAL if end == goal else OTHER)
+        taken = max(0, (place - 1) // self.segment)
+        cells[self._way(path << (turns - taken), turns)[min(place, self.end)]] = HERE
+        across, up = zip(*cells, strict=True)
+        picture = torch.full(((max(up) - min(up) + 1) * CELL, (max(across) - min(across) + 1) * CELL, 3), 255).byte()
+        for (x, y), colour in cells.items():
+            top, left = (max(up) - y) * CELL, (x - min(across)) * CELL
+            picture[top : top + CELL - 1, left : left + CELL - 1] = torch.tensor(colour, dtype=torch.uint8)
+        return picture
+
+    def _way(self, end: int, turns: int) -> list[tuple[int, int]]:
+        """Places from home to an end, across and up."""
+        places, heading = [(0, 0)], (0, 1)
+        for segment in range(turns + 1):
+            for _ in range(self.segment):
+                places.append((places[-1][0] + heading[0], places[-1][1] + heading[1]))
+            right = end >> max(turns - 1 - segment, 0) & 1
+            heading = (heading[1], -heading[0]) if right else (-heading[1], heading[0])
+        return places
 
     def sets(self, stream: Stream) -> dict[str, World]:
         """The training range first, then more trials: ``trials 40``."""

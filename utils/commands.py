@@ -281,7 +281,7 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
         if not resumed:
             undone.callback(forget, directory)
             held.enter_context(locked(directory))
-        run = undone.enter_context(Run(directory, chosen, parts.circuit))
+        run = undone.enter_context(Run(directory, chosen, parts.circuit, task=parts.env))
         run.write_options(agent.step)
         undone.pop_all()
     with log_to(directory / "log"), run, run.launched(distributed.launch()):
@@ -323,7 +323,7 @@ def test(arguments: argparse.Namespace) -> int:
     parts.agent.load_state_dict(state)
     tested = directory / "test"
     tested.mkdir(exist_ok=True)
-    recorded = Run(tested, chosen, title=f"{directory.name}_test", gif=True)
+    recorded = Run(tested, chosen, task=parts.env, title=f"{directory.name}_test", gif=True)
     with log_to(tested / "log"), contextlib.closing(parts.env), recorded as run:
         parts.agent.recorder = run
         LOGGER.info("test of %s at step %d", directory, parts.agent.step)

@@ -23,6 +23,7 @@ from ..core.circuit import Circuit
 from ..core.env import Batch
 from ..core.options import OptionsError
 from ..core.recorder import Chart, Recorder
+from ..core.task import Task
 from ..core.trace import Trace
 from . import checkpoint
 from .files import append_line, clear_parts, lock, replace_text
@@ -135,6 +136,7 @@ class Run(Recorder):
         options: RunOptions,
         circuit: Circuit | None = None,
         *,
+        task: Task | None = None,
         title: str | None = None,
         gif: bool = False,
     ) -> None:
@@ -143,12 +145,14 @@ class Run(Recorder):
             directory: an existing folder.
             options: of the run; saved with every checkpoint.
             circuit: of the run; its sizes are saved with every checkpoint, so that it can be built without the env.
+            task: of the run, which knows what the channels of inputs and outputs are.
             title: name of the visdom environment; None takes the folder's name.
             gif: also write each episode as an animation of the memory at work.
         """
         self.directory = directory
         self.options = options
         self.sizes = {"input_size": circuit.input_size, "output_size": circuit.output_size} if circuit else {}
+        self.channels = (tuple(task.input_channels()), tuple(task.output_channels())) if task else ((), ())
         self.gif = gif
         (directory / "plots").mkdir(exist_ok=True)
         self.sinks = Sinks(
@@ -259,9 +263,9 @@ class Run(Recorder):
 
     def episode(self, step: int, name: str, batch: Batch, outputs: Tensor, trace: Trace) -> None:
         """Draw one answered sequence."""
-        episode = episode_from(name, batch, outputs, trace)
+        episode = episode_from(name, batch, outputs, trace, *self.channels)
         self.sinks.episode(step, name, episode)
-        if self.gif and episode.seen:
+        if self.gif and not episode.examples and (episode.seen or episode.pictures):
             self.sinks.animation(name, episode)
 
     def chart(self, step: int, name: str, chart: Chart) -> None:

@@ -4,7 +4,7 @@ AGREED = {
     "circuits/memory.py": "33a03de838b4",
     "core/accessors/base.py": "9314a6c81483",
     "core/accessors/dynamic.py": "4d9c8006cc93",
-    "core/accessors/sparse.py": "36cbcb513d2d",
+    "core/accessors/sparse.py": "5b0471a780da",
     "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "1d02d424a8bc",
     "core/component.py": "72d54d29d6e3",

@@ -61,10 +61,12 @@ class Files:
         with self.forgiving(), self.replacing(self.plots / "curves.png") as path:
             curves_figure(panels).savefig(path, format="png")
 
-    def episode(self, step: int, episode: Episode) -> None:
-        """Write ``<name>.png``, and a copy that bears the step to ``history/``."""
+    def episode(self, step: int, episode: Episode) -> bytes:
+        """Write ``<name>.png``, and a copy that bears the step to ``history/``; returns its content."""
         titled = episode._replace(name=f"{episode.name}, step {step}")
-        self.drawn(step, episode.name, png(episode_figure(titled)))
+        content = png(episode_figure(titled))
+        self.drawn(step, episode.name, content)
+        return content
 
     def drawn(self, step: int, name: str, content: bytes) -> None:
         """Write a PNG as ``<name>.png``, and a copy that bears the step to ``history/``."""

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import base64
+import functools
 import html
+import io
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ...core import install
 from .. import visdom_files, visdom_server
 from ..plots import LINES, Curve, Episode, curve_title
 from .pace import POLL_SECONDS, Budget, Schedule
 from .pipe import Settings, say
-from .plotly import curve_traces, episode_windows
+from .plotly import MARGIN, Window, curve_traces, episode_windows, in_order
 
 RETRY_SECONDS = 15.0
 """A visdom server that was lost is looked for this often."""
@@ -24,9 +28,18 @@ SAVE_SECONDS = 60.0
 """The visdom environment is saved to disk this often, and at the end."""
 CLOSE_SECONDS = 5.0
 """How long the page may take over what it still has to show when the run is over, once the server is there."""
-WINDOW: dict[str, Any] = {"width": 400, "height": 300}
-LEGEND_WIDTH = 240
-"""Added to the width of a window with several curves."""
+WINDOW: dict[str, Any] = {"width": 512, "height": 275}
+"""Three fit side by side on a screen of 1600 pixels, and three below each other above its lower edge at 1000."""
+WIDE_WINDOW: dict[str, Any] = {"width": 1556, "height": 875}
+"""As wide as three of them, and as high."""
+SLIDER_HEIGHT = 36
+"""Pixels of visdom's slider over pictures, which lies on top of them."""
+LEADING = ("loss", "bits_wrong", "error", "avoidable_misses", "shortfall", "excess_bits", "fitness")
+"""Panels of curves that come first on the page, in this order."""
+WAIT_SECONDS = 120.0
+"""The page is laid out in the order of arrival: what belongs below the first episode waits for it, at most so long."""
+EARLIER_PICTURES = 24
+"""Of one name, which the page keeps; beyond that, every second one is left out."""
 
 
 class Visdom:
@@ -47,8 +60,14 @@ class Visdom:
         self.client: Any = None
         self.panels: dict[str, list[Curve]] = {}
         self.texts: dict[str, str] = {}
-        self.episodes: dict[str, tuple[int, Episode]] = {}
+        self.episodes: dict[str, tuple[int, list[Window]]] = {}
+        self.earlier: dict[str, list[tuple[int, bytes]]] = {}
         self.images: dict[str, bytes] = {}
+        self.shown: list[str] = []
+        """Windows that are on the page."""
+        self.sent: dict[str, list[int]] = {}
+        """Of which steps a window has pictures."""
+        self.wait_until = math.inf
         self.retry = Schedule(settings.retry)
         self.save_due = time.monotonic() + SAVE_SECONDS
         self.lost = False
@@ -88,10 +107,10 @@ class Visdom:
                 self.lost = False
                 say("info", f"visdom answers again at {self.server.url}")
         try:
-            known = self.client.win_exists("title")
+            known = self.client.win_exists(self.shown[0] if self.shown else "title")
             if known is None:
                 raise ConnectionError("it does not answer")
-            if not known:
+            if not known and self.shown:
                 self.everything()
             what()
         except visdom_server.ERRORS as error:
@@ -104,89 +123,153 @@ class Visdom:
 
     def everything(self) -> None:
         """Show all that is known."""
-        run = f"<h4>{html.escape(self.settings.title)}</h4><p>kept in {html.escape(self.settings.directory)}</p>"
-        self.client.text(run, win="title", opts={"title": "run", **WINDOW})
-        self.show_curves()
-        for step, episode in self.episodes.values():
-            self.show_episode(step, episode)
-        for name, content in self.images.items():
-            self.show_image(name, content)
-        for name, text in self.texts.items():
-            self.show_text(name, text)
+        self.shown, self.sent = [], {}
+        self.show(lambda window: True)
 
-    def plot(self, window: str, title: str, traces: list[dict[str, Any]], axes: dict[str, Any]) -> None:
+    def windows(self) -> Iterator[tuple[str, bool, Callable[[], Any]]]:
+        """Each window in the order of the page: its name, whether it comes with the first episode or before, and what
+        shows it.
+        """
+        leading = [panel for panel in LEADING if panel in self.panels] or list(self.panels)[:2]
+        for panel in leading:
+            yield f"curve {panel}", True, functools.partial(self.show_curves, panel)
+        for number, (name, (step, shown)) in enumerate(self.episodes.items()):
+            for window in shown:
+                yield f"{name} {window.name}", not number, functools.partial(self.show_window, name, step, window)
+            if len(self.earlier.get(name, ())) > 1:
+                yield f"{name} over training", False, functools.partial(self.show_earlier, name)
+        for panel in self.panels:
+            if panel not in leading:
+                yield f"curve {panel}", False, functools.partial(self.show_curves, panel)
+        for name in self.images:
+            yield f"chart {name}", False, functools.partial(self.show_image, name)
+        for name in self.texts:
+            yield f"text {name}", False, functools.partial(self.show_text, name)
+        yield "title", False, self.show_title
+
+    def show(self, changed: Callable[[str], bool], *, all_of_it: bool = False) -> None:
+        """Show windows that have changed and those that were not shown yet, so that the page has them in its order.
+
+        Args:
+            changed: whether a window has, by its name.
+            all_of_it: also what belongs below the first episode, whether that is there or not.
+        """
+        may_follow = all_of_it or bool(self.episodes) or time.monotonic() >= self.wait_until
+        for name, first, show in list(self.windows()):
+            if changed(name) if name in self.shown else first or may_follow:
+                show()
+                if name not in self.shown:
+                    self.shown.append(name)
+
+    def plot(
+        self,
+        window: str,
+        title: str,
+        traces: Sequence[dict[str, Any]],
+        layout: Mapping[str, Any],
+        opts: Mapping[str, Any] = WINDOW,
+    ) -> None:
         """Put plotly traces into a window, in place of what it showed."""
-        legend = {"x": 1.02, "xanchor": "left", "y": 1, "font": {"size": 10}}
-        layout = {"margin": {"l": 55, "r": 15, "t": 25, "b": 40}, "legend": legend, **axes}
-        opts = {"title": title, **WINDOW}
-        if sum(trace.get("showlegend", True) for trace in traces) > 1:
-            opts["width"] += LEGEND_WIDTH
+        legend = {"x": 1.01, "xanchor": "left", "y": 1, "font": {"size": 9}, "tracegroupgap": 0}
+        named = sum(trace.get("showlegend", True) for trace in traces) > 1
+        layout = {"margin": MARGIN, "legend": legend, "showlegend": named, **layout}
+        opts = {"title": title, **opts}
         self.client._send({"data": traces, "win": window, "eid": self.settings.title, "layout": layout, "opts": opts})
 
-    def show_text(self, name: str, text: str) -> None:
+    def show_title(self) -> None:
+        """A window with the name of the run and of its folder."""
+        run = f"<h4>{html.escape(self.settings.title)}</h4><p>kept in {html.escape(self.settings.directory)}</p>"
+        self.client.text(run, win="title", opts={"title": "run", **WINDOW})
+
+    def show_text(self, name: str) -> None:
         """A window with a text."""
-        page = f"<pre>{html.escape(text)}</pre>"
+        page = f"<pre>{html.escape(self.texts[name])}</pre>"
         self.client.text(page, win=f"text {name}", opts={"title": name, **WINDOW})
 
-    def show_episode(self, step: int, episode: Episode) -> None:
-        """A window for each part of an episode."""
-        for window in episode_windows(episode):
-            title = f"{episode.name}: {window.name}, step {step}"
-            self.plot(f"{episode.name} {window.name}", title, [window.heatmap], window.axes)
+    def show_window(self, name: str, step: int, window: Window) -> None:
+        """A window with a part of an episode."""
+        traces = [window.heatmap, *window.above]
+        self.plot(f"{name} {window.name}", f"{name}: {window.name}, step {step}", traces, window.axes)
 
-    def show_image(self, name: str, content: bytes) -> None:
+    def show_earlier(self, name: str) -> None:
+        """A window with the pictures of an episode in the course of training, and visdom's slider over them."""
+        window = f"{name} over training"
+        opts = {"title": f"{name} over training", "show_slider": True, **WIDE_WINDOW}
+        pictures = self.earlier[name]
+        known = self.sent.get(window, []) if window in self.shown else []
+        # One that follows those that are there is added; otherwise all are sent anew, since none can be taken out.
+        if known != [step for step, _ in pictures[: len(known)]]:
+            known = []
+        for number, (_, content) in enumerate(pictures[len(known) :]):
+            data = [{"content": {"src": as_source(content), "caption": ""}, "type": "image_history"}]
+            message = {"data": data, "win": window, "eid": self.settings.title, "opts": opts}
+            self.client._send(message, endpoint="update" if known or number else "events")
+        self.sent[window] = [step for step, _ in pictures]
+
+    def show_image(self, name: str) -> None:
         """A window with a PNG."""
-        source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        data = [{"content": {"src": source, "caption": ""}, "type": "image"}]
+        data = [{"content": {"src": as_source(self.images[name]), "caption": ""}, "type": "image"}]
         opts = {"title": name, **WINDOW}
         self.client._send({"data": data, "win": f"chart {name}", "eid": self.settings.title, "opts": opts})
 
-    def show_curves(self) -> None:
-        """A window for each panel of curves."""
-        for panel, curves in self.panels.items():
-            values = np.concatenate([curve.outline[1] for curve in curves])
-            positive = values[values > 0]
-            title = curve_title(panel)
-            vertical: dict[str, Any] = {"rangemode": "tozero"}
-            floor = 0.0
-            if values.size and values.min() >= 0 and positive.size and positive.max() > 10 * positive.min():
-                vertical = {"type": "log"}
-                if values.min() == 0:
-                    # A logarithmic axis has no zero, and a solved task should not drop out of the picture.
-                    floor = 10.0 ** (np.floor(np.log10(positive.min())) - 1)
-                    vertical["title"] = f"0 is drawn at {floor:g}"
-            traces = [
-                trace
-                for index, curve in enumerate(curves)
-                for trace in curve_traces(curve, LINES[index % len(LINES)], floor)
-            ]
-            self.plot(f"curve {panel}", title, traces, {"xaxis": {"title": "training step"}, "yaxis": vertical})
+    def show_curves(self, panel: str) -> None:
+        """A window with a panel of curves."""
+        curves = self.panels[panel]
+        values = np.concatenate([curve.outline[1] for curve in curves])
+        positive = values[values > 0]
+        vertical: dict[str, Any] = {"rangemode": "tozero"}
+        floor = 0.0
+        if values.size and values.min() >= 0 and positive.size and positive.max() > 10 * positive.min():
+            vertical = {"type": "log"}
+            if values.min() == 0:
+                # A logarithmic axis has no zero, and a solved task should not drop out of the picture.
+                floor = 10.0 ** (np.floor(np.log10(positive.min())) - 1)
+                vertical["title"] = {"text": f"0 is drawn at {floor:g}", "font": {"size": 9}}
+        small = {"tickfont": {"size": 9}, "automargin": True}
+        traces = [
+            trace
+            for index, curve in enumerate(curves)
+            for trace in curve_traces(curve, LINES[index % len(LINES)], floor)
+        ]
+        across = {"title": {"text": "training step", "font": {"size": 10}, "standoff": 3}, **small}
+        self.plot(f"curve {panel}", curve_title(panel), traces, {"xaxis": across, "yaxis": {**vertical, **small}})
 
-    def add(self, what: Callable[[], Any]) -> None:
-        """Show something, once there are curves: the page is laid out in the order of arrival, and they come first."""
+    def add(self, *names: str) -> None:
+        """Show windows that have changed, once there are curves, which come first."""
         if self.panels:
-            self.attempt(what)
+            self.attempt(lambda: self.show(names.__contains__))
 
     def text(self, name: str, text: str) -> None:
         """Take a text and show it."""
         self.texts[name] = text
-        self.add(lambda: self.show_text(name, text))
+        self.add(f"text {name}")
 
-    def episode(self, step: int, episode: Episode) -> None:
-        """Take an episode and show it in place of the last of its name."""
-        self.episodes[episode.name] = (step, episode)
-        self.add(lambda: self.show_episode(step, episode))
+    def episode(self, step: int, episode: Episode, picture: bytes | None = None) -> None:
+        """Take an episode, and its picture as a PNG, and show it in place of the last of its name."""
+        windows = in_order(episode, episode_windows(episode))
+        name = episode.name
+        self.episodes[name] = (step, windows)
+        if picture is not None:
+            earlier = self.earlier.setdefault(name, [])
+            earlier[:] = [(at, content) for at, content in earlier if at != step] + [(step, for_the_slider(picture))]
+            if len(earlier) > EARLIER_PICTURES:
+                del earlier[1:-1:2]
+        self.add(*(f"{name} {window.name}" for window in windows), f"{name} over training")
 
     def image(self, name: str, content: bytes) -> None:
         """Take a PNG and show it in place of the last of its name."""
         self.images[name] = content
-        self.add(lambda: self.show_image(name, content))
+        self.add(f"chart {name}")
 
     def curves(self, panels: dict[str, list[Curve]]) -> None:
-        """Show all curves."""
-        begins = not self.panels
+        """Show all curves that have points."""
+        panels = {name: drawn for name, curves in panels.items() if (drawn := [c for c in curves if len(c.stretches)])}
+        if not panels:
+            return
+        if not self.panels:
+            self.wait_until = time.monotonic() + WAIT_SECONDS
         self.panels = panels
-        self.attempt(self.everything if begins else self.show_curves)
+        self.add(*(f"curve {panel}" for panel in panels))
         if time.monotonic() >= self.save_due:
             self.save()
 
@@ -219,8 +302,8 @@ class Visdom:
 
     def finish(self) -> None:
         """Show what has had to wait for curves that never came, and save."""
-        if self.client is not None and not self.panels:
-            self.attempt(self.everything)
+        if self.client is not None:
+            self.attempt(lambda: self.show(lambda window: False, all_of_it=True))
         if self.client is not None:
             self.save()
 
@@ -233,6 +316,23 @@ class Visdom:
                 "the visdom page's scripts have not been fetched: curves are kept, but the page stays empty until "
                 f"`{install.here('papertape page fetch')}` has run; {self.server.log} says more",
             )
+
+
+def as_source(content: bytes) -> str:
+    """A PNG as the address of an image on a page."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def for_the_slider(content: bytes) -> bytes:
+    """A PNG of moderate size in few colours, with room at the bottom, where the slider lies over it."""
+    picture = Image.open(io.BytesIO(content)).convert("RGB")
+    picture.thumbnail((WIDE_WINDOW["width"], 2 * WIDE_WINDOW["height"]))
+    room = round(picture.height * SLIDER_HEIGHT / WIDE_WINDOW["height"]) + 1
+    padded = Image.new("RGB", (picture.width, picture.height + room), "white")
+    padded.paste(picture)
+    file = io.BytesIO()
+    padded.quantize(255).save(file, format="PNG", optimize=True)
+    return file.getvalue()
 
 
 class Page:

@@ -73,8 +73,8 @@ def run(settings: Settings, pipe: IO[bytes]) -> None:
             elif kind == "animation":
                 files.animation(shown)
             else:
-                files.episode(step, shown)
-                on_page(what, lambda visdom: visdom.episode(step, shown))
+                content = files.episode(step, shown)
+                on_page(what, lambda visdom: visdom.episode(step, shown, content))
 
     open_ = True
     changed = False

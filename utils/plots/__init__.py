@@ -8,13 +8,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ...core.recorder import Chart
-from .episode import Array, Episode, Seen, episode_from, wrong_bits
+from .episode import Array, Episode, Pixels, Seen, episode_from, wrong_bits
 from .trace import plot_trace
 
 if TYPE_CHECKING:
     from .animation import memory_gif
     from .charts import chart_figure, network_figure
-    from .curves import RAW_POINTS, Curve, History, curve_title, curves_figure, thinned
+    from .curves import RAW_POINTS, Curve, History, curve_title, curves_figure, is_noisy, smoothed, thinned
     from .fields import Panel, Still, layout_of
     from .figure import episode_figure
     from .panels import LINES, Colours, colour_limits, slot_ticks
@@ -29,6 +29,7 @@ __all__ = [
     "Episode",
     "History",
     "Panel",
+    "Pixels",
     "Seen",
     "Still",
     "colour_limits",
@@ -36,12 +37,14 @@ __all__ = [
     "curves_figure",
     "episode_figure",
     "episode_from",
+    "is_noisy",
     "layout_of",
     "memory_gif",
     "network_figure",
     "chart_figure",
     "plot_trace",
     "slot_ticks",
+    "smoothed",
     "thinned",
     "wrong_bits",
 ]

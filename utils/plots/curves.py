@@ -29,8 +29,12 @@ FAMILIES = ("fitness", "trust")
 """Metrics of training whose names begin so (fitness_best, fitness_median, …) share a panel."""
 MAX_STRETCHES = 2048
 """Of a curve. Where there are more points, neighbours are joined: mean, lowest and highest are kept of them."""
-RAW_POINTS = 300
-"""A curve with more points is drawn faintly, with the means of stretches of it on top."""
+RAW_POINTS = 64
+"""A curve with more points is drawn faintly, with a smoothed one on top."""
+SMOOTHED_POINTS = 150
+"""Of a smoothed curve, at most."""
+SMOOTHED_OVER = 0.04
+"""Share of a curve that each of its points is smoothed over, to both sides."""
 
 
 class Curve(NamedTuple):
@@ -144,7 +148,7 @@ class History:
             low, high = self._steps or (step, step)
             self._steps = min(low, step), max(high, step)
             for name, value in values.items():
-                panel, label = _place(name)
+                panel, label = _place(name, values)
                 lines = self._lines.setdefault(panel, {})
                 if label not in lines:
                     lines[label] = _Line()
@@ -163,10 +167,16 @@ class History:
         }
 
 
-def _place(name: str) -> tuple[str, str]:
-    """The panel of a metric, and its label there."""
+def _place(name: str, values: Mapping[str, float]) -> tuple[str, str]:
+    """The panel of a metric, and its label there; a part of another of the values, such as the accuracy of one class,
+    is in a panel with the other parts.
+    """
     first, _, rest = name.partition("/")
     if first in ("train", "validation", "test") and rest:
+        whole, _, part = name.rpartition("/")
+        if whole in values:
+            panel, label = _place(whole, {})
+            return f"{panel} of each", f"{label} {part}"
         label, _, panel = rest.rpartition("/")
         family = panel.partition("_")[0]
         if not label and family in FAMILIES:
@@ -189,11 +199,25 @@ def thinned(curve: Curve, stretches: int) -> Curve:
     return curve._replace(stretches=fewer)
 
 
-def _last(curve: Curve) -> str:
+def is_noisy(curve: Curve) -> bool:
+    """Whether a curve is drawn faintly, with a smoothed one on top."""
+    return len(curve.stretches) > RAW_POINTS
+
+
+def smoothed(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps and values of a curve's weighted mean over its neighbourhood, which is narrower near both ends."""
+    curve = thinned(curve, SMOOTHED_POINTS)
+    places, counts = np.arange(len(curve.stretches)), curve.stretches[:, 0]
+    radius = np.minimum(SMOOTHED_OVER * len(places), np.minimum(places, places[::-1]))
+    near = np.maximum(1 - np.abs(places[:, None] - places) / (radius[:, None] + 1), 0) * counts
+    return curve.steps, near @ curve.values / near.sum(1)
+
+
+def _last(values: NDArray[np.float64]) -> str:
     """The last value, in three digits."""
-    if not len(curve.values):
+    if not len(values):
         return ""
-    value = curve.values[-1]
+    value = values[-1]
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
@@ -219,7 +243,7 @@ def curves_figure(panels: Mapping[str, Sequence[Curve]]) -> Figure:
     Args:
         panels: from a :class:`History`.
     """
-    columns = min(len(panels), 2) or 1
+    columns = next(columns for columns, most in ((1, 1), (2, 6), (3, 12), (4, math.inf)) if len(panels) <= most)
     lines = math.ceil(len(panels) / columns) or 1
     figure = Figure(figsize=(5.8 * columns, 2.7 * lines), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -227,24 +251,23 @@ def curves_figure(panels: Mapping[str, Sequence[Curve]]) -> Figure:
         axes = figure.add_subplot(lines, columns, place)
         for index, curve in enumerate(curves):
             colour = LINES[index % len(LINES)]
-            smooth = curve
-            if len(curve.stretches) > RAW_POINTS:
-                smooth = thinned(curve, RAW_POINTS // 2)
+            line = (curve.steps, curve.values)
+            if is_noisy(curve):
+                line = smoothed(curve)
                 axes.plot(*curve.outline, color=colour, alpha=0.2, linewidth=0.6)
             marker = "o" if len(curve.steps) < 12 else None
             axes.plot(
-                smooth.steps,
-                smooth.values,
+                *line,
                 color=colour,
                 linewidth=1.4,
                 marker=marker,
                 markersize=3,
-                label=f"{curve.label}  {_last(smooth)}",
+                label=f"{curve.label}  {_last(line[1])}",
             )
         _scale_values(axes, curves)
         alone = len(curves) == 1
         axes.set_title(
-            f"{curve_title(panel)}  {_last(curves[0])}" if alone else curve_title(panel),
+            f"{curve_title(panel)}  {_last(curves[0].values)}" if alone else curve_title(panel),
             fontsize=9,
             color=INK,
             loc="left",
@@ -267,6 +290,7 @@ def curves_figure(panels: Mapping[str, Sequence[Curve]]) -> Figure:
                 loc="upper left",
                 bbox_to_anchor=(1, 1),
                 borderaxespad=0,
+                ncols=-(-len(curves) // 14),
             )
         if place > len(panels) - columns:
             axes.set_xlabel("training step", fontsize=7, color=MUTED)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.trace_field import TraceField
+from ...core.trace_field import Channels, TraceField
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 
 Array: TypeAlias = NDArray[np.float32]
+Pixels: TypeAlias = NDArray[np.uint8]
+
+MOST_PICTURES = 64
+"""Of one field in an episode."""
 
 USED = 0.05
 """A slot counts as used from this weight on; pictures are cropped to used slots."""
@@ -54,12 +58,26 @@ class Episode(NamedTuple):
     """``[T]``: 1 where the output counts."""
     seen: Mapping[str, Seen] = {}
     """What the heads and the memory did, each field of the trace by its name."""
+    input_channels: Sequence[Channels] = ()
+    """What the channels of an input are; nothing is known where there are none."""
+    output_channels: Sequence[Channels] = ()
+    """What the channels of an output are."""
+    pictures: Mapping[str, tuple[Sequence[int], Pixels]] = {}
+    """What things look like, by name: the steps, and their pictures as bytes ``[K, rows, columns, 3]``."""
+    examples: bool = False
+    """Whether these are not T steps but T examples of a single step each, such as images."""
 
     @property
     def steps(self) -> int:
         """T."""
         parts = (self.inputs, self.targets, self.outputs, *(seen.values for seen in self.seen.values()))
         return next(len(part) for part in parts if part is not None)
+
+    @property
+    def image_shape(self) -> tuple[int, int] | None:
+        """Rows and columns of an input that is an image."""
+        shapes = [channels.shape for channels in self.input_channels]
+        return shapes[0] if len(shapes) == 1 else None
 
     @property
     def judged(self) -> bool:
@@ -78,32 +96,89 @@ def plain(tensor: Tensor, steps: int | None = None, sequence: int = 0) -> Array:
     return array
 
 
-def episode_from(name: str, batch: Batch, outputs: Tensor, trace: Trace) -> Episode:
-    """The first sequence of a batch, cut off after its last counted step, on the CPU.
+def episode_from(
+    name: str,
+    batch: Batch,
+    outputs: Tensor,
+    trace: Trace,
+    input_channels: Sequence[Channels] = (),
+    output_channels: Sequence[Channels] = (),
+) -> Episode:
+    """The first sequence of a batch, cut off after its last counted step, on the CPU; of images, the whole batch.
 
     Args:
         name: what the sequence is.
         batch: time first, as an env hands it out.
         outputs: logits, ``[T, B, O]``.
         trace: what the heads did, time first.
+        input_channels: what the channels of an input are, if that is known.
+        output_channels: what the channels of an output are.
     """
     counted = np.flatnonzero(plain(batch.mask))
-    steps = int(counted[-1]) + 1 if len(counted) else len(batch.mask)
+    steps: int | None = int(counted[-1]) + 1 if len(counted) else len(batch.mask)
+    examples = len(batch.mask) == 1 and len(input_channels) == 1 and input_channels[0].shape is not None
+
+    def taken(tensor: Tensor) -> Array:
+        return plain(tensor.transpose(0, 1)) if examples else plain(tensor, steps)
+
+    of_kind = {field: trace.fields[field].kind for field in trace}
     return Episode(
         name,
-        plain(batch.inputs, steps),
-        plain(batch.targets, steps),
-        plain(outputs.sigmoid(), steps),
-        plain(batch.mask, steps),
-        {field: Seen(plain(tensor, steps), trace.fields[field]) for field, tensor in trace.items()},
+        taken(batch.inputs),
+        taken(batch.targets),
+        taken(_probabilities(outputs, output_channels)),
+        taken(batch.mask),
+        {field: Seen(taken(trace[field]), trace.fields[field]) for field in trace if of_kind[field] != "picture"},
+        tuple(input_channels),
+        tuple(output_channels),
+        {field: _pictures(trace[field], steps) for field in trace if of_kind[field] == "picture"},
+        examples,
     )
 
 
+def _probabilities(outputs: Tensor, channels: Sequence[Channels]) -> Tensor:
+    """Of each output: where one of several is chosen they sum to 1."""
+    sizes = [group.size for group in channels]
+    if sum(sizes) != outputs.shape[-1]:
+        return outputs.sigmoid()
+    import torch  # which what draws does without
+
+    parts = zip(outputs.split(sizes, -1), channels, strict=True)
+    return torch.cat([part.softmax(-1) if group.choice else part.sigmoid() for part, group in parts], -1)
+
+
+def _pictures(tensor: Tensor, steps: int | None) -> tuple[Sequence[int], Pixels]:
+    """Some of the first sequence's pictures ``[T, B, rows, columns, 3]``, with their steps."""
+    pictures = tensor[:steps, 0]
+    between = -(-len(pictures) // MOST_PICTURES)
+    return list(range(0, len(pictures), between)), pictures[::between].byte().cpu().numpy().copy()
+
+
+def chosen(values: Array, channels: Sequence[Channels]) -> NDArray[np.bool_]:
+    """Which channels ``[T, channels]`` are the largest of those of which one is chosen; none where nothing is."""
+    found = np.zeros(values.shape, np.bool_)
+    start = 0
+    for group in channels if sum(group.size for group in channels) == values.shape[1] else ():
+        if group.choice:
+            largest = values[:, start : start + group.size].argmax(1)
+            found[np.arange(len(values)), start + largest] = True
+        start += group.size
+    return found
+
+
 def wrong_bits(episode: Episode) -> NDArray[np.bool_]:
-    """Which counted outputs fall on the wrong side of one half, ``[T, O]``; none where there are no targets."""
+    """Which counted outputs are wrong, ``[T, O]``: on the wrong side of one half, or chosen in place of another.
+
+    None is where there are no targets.
+    """
     if episode.outputs is None or episode.targets is None or episode.mask is None:
         return np.zeros((episode.steps, 0), np.bool_)
     wrong: NDArray[np.bool_] = (episode.outputs > 0.5) != (episode.targets > 0.5)
+    channels = episode.output_channels
+    if episode.judged and any(group.choice for group in channels):
+        one_of = np.repeat([group.choice for group in channels], [group.size for group in channels])
+        taken = chosen(episode.outputs, channels)
+        wrong = np.where(one_of, taken & ~chosen(episode.targets, channels), wrong)
     return wrong & (episode.mask[:, None] > 0)
 
 
@@ -124,7 +199,14 @@ class Slots(NamedTuple):
         """For a title; empty where all slots are shown."""
         if self.last - self.first + 1 == self.total:
             return ""
-        return f", slots {self.first % self.total}–{self.last % self.total} of {self.total}"
+        first, last = self.first % self.total, self.last % self.total
+        shown = f"{first}–{last}" if first <= last else f"{first}–{self.total - 1} and 0–{last}"
+        return f", slots {shown} of {self.total}"
+
+    @property
+    def end(self) -> float | None:
+        """Where the memory's end lies between two rows, if it lies within what is shown."""
+        return -self.first - 0.5 if self.first < 0 else None
 
 
 def slot_axes(episode: Episode) -> dict[str, Slots]:

@@ -7,15 +7,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .episode import Array, Episode, Seen, Slots, slot_axes, wrong_bits
-from .panels import Colours, Ticks, largest_of, panel_height, slot_ticks
+from ...core.trace_field import Channels
+from .episode import Array, Episode, Seen, Slots, chosen, slot_axes, wrong_bits
+from .panels import BITS, Colours, Scale, Ticks, colour_limits, largest_of, panel_height, slot_ticks
 
 MAX_HEADS = 4
 """Heads that get a panel of their own; more lie one below the other in one."""
 MAX_GATES = 12
 """Rows that a field may have to share the panel of the gates."""
 GATES = "gates"
+MAX_OWN_SCALES = 16
+"""Rows, or groups of them, that may each have a scale of their own; more share one."""
+FLAT = 0.4
+"""Outputs that are all nearer to one half than this have a scale of their own, or they would all look grey."""
+AXES = {"N": "slot", "W": "element", "R": "read head", "H": "write head"}
+"""Names of axes by their letters."""
 SEQUENCE_TITLES = ("input", "target", "output")
 WORLD_TITLES = ("observation", "reward", "output")
 READ_HEADS = "R"
@@ -42,14 +50,35 @@ class Panel(NamedTuple):
     """The slots that the rows are, if they are slots."""
     largest: float | None = None
     """End of the colour scale; None takes the largest value."""
+    limits: tuple[float, float] | None = None
+    """Both ends of a scale in grey, in place of what the colours say."""
+    named: Ticks | None = None
+    """Names of rows, and where they are; in place of the labels."""
+    marked: NDArray[np.bool_] | None = None
+    """Cells that were chosen, ``[rows, T]``."""
     scaled: bool = False
     """Whether a colour bar stands beside it."""
     judged: bool = False
     """Whether these are outputs of which some may be wrong."""
 
     @property
+    def scale(self) -> Scale:
+        """How its numbers become colours."""
+        return Scale(BITS, *self.limits) if self.limits else colour_limits(self.image, self.colours, self.largest)
+
+    @property
+    def lines(self) -> list[float]:
+        """Where lines part its rows: those of one head from the next, and the memory's end from its beginning."""
+        if self.slots is not None:
+            return [] if self.slots.end is None else [self.slots.end]
+        size = len(self.image) / max(len(self.labels), 1)
+        return [group * size - 0.5 for group in range(1, len(self.labels))] if size > 1 else []
+
+    @property
     def ticks(self) -> Ticks | None:
         """Where rows are labelled, and how; None numbers them."""
+        if self.named is not None:
+            return self.named
         if self.slots is not None:
             return slot_ticks(self.slots)
         if not self.labels:
@@ -69,6 +98,26 @@ class Still(NamedTuple):
     """Letters of the rows and of the columns."""
     slots: tuple[Slots | None, Slots | None]
     """The slots that rows and columns are, if they are slots."""
+
+    @property
+    def titles(self) -> tuple[str, str]:
+        """What a row and what a column is."""
+        rows, columns = (
+            "slot" if slots is not None else AXES.get(letter, letter)
+            for letter, slots in zip(self.axes, self.slots, strict=True)
+        )
+        return rows, columns
+
+    @property
+    def note(self) -> str:
+        """What the title says after the name."""
+        rows = self.slots[0]
+        return "" if rows is None else rows.label
+
+    @property
+    def scale(self) -> Scale:
+        """How its numbers become colours, at every step."""
+        return colour_limits(self.images, self.colours)
 
 
 class Block(NamedTuple):
@@ -147,18 +196,101 @@ def in_two(panels: list[Panel]) -> tuple[list[Panel], list[Panel]]:
 
 
 def bit_panels(episode: Episode) -> list[Panel]:
-    """Inputs, targets and outputs ``[T, channels]``, a panel each, as far as they are there."""
-    titles = SEQUENCE_TITLES if episode.mask is None or episode.judged else WORLD_TITLES
+    """Inputs, targets and outputs ``[T, channels]``, as far as they are there."""
+    world = episode.mask is not None and not episode.judged
+    titles = WORLD_TITLES if world else SEQUENCE_TITLES
+    known = (episode.input_channels, () if world else episode.output_channels, episode.output_channels)
+    panels = []
+    for title, part, channels in zip(titles, (episode.inputs, episode.targets, episode.outputs), known, strict=True):
+        if part is not None:
+            panels += channel_panels(title, part, channels if sum(c.size for c in channels) == part.shape[1] else ())
+    if episode.outputs is not None and episode.mask is not None and panels[-1].name == titles[2]:
+        panels[-1] = _answered(panels[-1], episode)
+    return panels
+
+
+def _answered(panel: Panel, episode: Episode) -> Panel:
+    """The panel of the outputs, which says how many are wrong or which were chosen."""
+    assert episode.outputs is not None
+    assert episode.mask is not None
+    marked = chosen(episode.outputs, episode.output_channels)
+    if marked.any():
+        panel = panel._replace(marked=marked.T, limits=(0.0, max(largest_of(episode.outputs), 0.05)), scaled=True)
+    if not episode.judged:
+        return panel
+    outputs = episode.outputs[episode.mask > 0]
+    margin = largest_of(outputs - 0.5)
+    if panel.limits is None and margin < FLAT:
+        margin = max(margin, 1e-3)
+        panel = panel._replace(limits=(0.5 - margin, 0.5 + margin), scaled=True)
     wrong = int(wrong_bits(episode).sum())
     verdict = f", {wrong} {'bit' if wrong == 1 else 'bits'} wrong" if wrong else ", all bits right"
-    panels = [
-        Panel(title, part.T, "bits", panel_height(part.shape[1], 0.1, 0.3, 1.4), "channel")
-        for title, part in zip(titles, (episode.inputs, episode.targets, episode.outputs), strict=True)
-        if part is not None
-    ]
-    if episode.judged:
-        panels[-1] = panels[-1]._replace(note=verdict, judged=True)
-    return panels
+    return panel._replace(note=verdict, judged=True)
+
+
+def channel_panels(title: str, values: Array, channels: Sequence[Channels]) -> list[Panel]:
+    """Channels ``[T, C]`` as a panel of those between 0 and 1, and one of those beyond, each group on its own scale.
+
+    Args:
+        title: of the first panel.
+        values: what is drawn.
+        channels: what the channels are, all of them, or nothing.
+    """
+    rows, count = values.T, values.shape[1]
+    beyond = np.array([bool((row < 0).any()) or largest_of(row) > 1 for row in rows], np.bool_)
+    bits = np.array([bool(np.isin(row, (0, 1)).all()) for row in rows], np.bool_)
+    if channels:
+        sizes = [group.size for group in channels]
+        group = np.repeat(np.arange(len(channels)), sizes)
+        names = [
+            label for part in channels for label in (part.labels or [part.name if part.size == 1 else ""] * part.size)
+        ]
+        beyond = np.isin(group, group[beyond])
+        if beyond.any():  # among numbers in units, one that stays small is in units of its own, too
+            beyond |= np.isin(group, group[~bits])
+    else:
+        group, names = np.arange(count), [""] * count
+        if beyond.any():
+            beyond = ~bits if bits.any() else np.ones(count, np.bool_)
+            group = group if bits.any() else np.zeros(count, np.int_)
+    panels = []
+    if not beyond.all() or not count:
+        panels.append(_channels(title, rows, np.flatnonzero(~beyond), names))
+    if not beyond.any():
+        return panels
+    groups = [np.flatnonzero(beyond & (group == number)) for number in dict.fromkeys(group[beyond].tolist())]
+    if panels:
+        declared = channels[group[groups[0][0]]].name if channels and len(groups) == 1 else "beyond 0 to 1"
+        title = f"{title}: {declared}"
+    rows, names = rows.copy(), list(names)
+    own = 1 < len(groups) <= MAX_OWN_SCALES
+    for members in groups if own else ():
+        largest = max(largest_of(rows[members]), 1e-6)
+        sign = "±" if (rows[members] < 0).any() else "≤ "
+        for row in members:
+            names[row] = f"{names[row] or row}, {sign}{largest:.3g}"
+        rows[members] /= largest
+    panel = _channels(title, rows, np.flatnonzero(beyond), names)
+    return [*panels, panel._replace(scaled=not own, note=", each on its own scale" if own else "")]
+
+
+def _channels(title: str, rows: Array, shown: NDArray[np.int_], names: Sequence[str]) -> Panel:
+    """Some of the channels ``[C, T]`` as a panel, with the names that they have."""
+    labels = [names[row] for row in shown]
+    named = None
+    if len(rows) == 1 and not any(labels):
+        named = Ticks([], [])
+    elif any(labels) or len(shown) < len(rows):
+        every = -(-len(shown) // 4) if len(shown) > 8 else (2 if len(shown) > 4 else 1)
+        texts = [
+            label or (str(row) if place % every == 0 else "")
+            for place, (row, label) in enumerate(zip(shown, labels, strict=True))
+        ]
+        places = [place for place, text in enumerate(texts) if text]
+        named = Ticks([float(place) for place in places], [texts[place] for place in places])
+    low = 0.13 * len(shown) if any(labels) and len(shown) <= MAX_OWN_SCALES else 0.3
+    height = max(panel_height(len(shown), 0.1, 0.3, 1.4), low)
+    return Panel(title, rows[shown], "bits", height, "channel", named=named)
 
 
 def _by_head(values: Array, *, last: int = 1) -> Array:
@@ -174,14 +306,16 @@ def _heads(count: int) -> list[str]:
 def slot_panels(name: str, seen: Seen, slots: Slots) -> list[Panel]:
     """A weighting over slots ``[T, …, N]`` as a panel for each head, all with the same scale."""
     weights = _by_head(seen.values)[:, :, slots.indices]
-    heads, largest, title = weights.shape[1], largest_of(seen.values), title_of(name)
+    heads, largest, title = weights.shape[1], largest_of(weights), title_of(name)
     if heads > MAX_HEADS:
         image = weights.reshape(len(weights), -1).T
-        return [Panel(title, image, "weights", 2.6, "head × slot", slots.label, _heads(heads), None, largest, True)]
+        return [
+            Panel(title, image, "weights", 2.6, "head × slot", slots.label, _heads(heads), None, largest, scaled=True)
+        ]
     height = panel_height(len(slots.indices), 0.07, 0.9, 2.6 if heads == 1 and len(seen.axes) > 1 else 1.4)
     names = [f"{title}, {head} of {heads}" for head in _heads(heads)] or [title]
     return [
-        Panel(each, weights[:, head].T, "weights", height, "slot", slots.label, (), slots, largest, head == 0)
+        Panel(each, weights[:, head].T, "weights", height, "slot", slots.label, (), slots, largest, scaled=head == 0)
         for head, each in enumerate(names)
     ]
 
@@ -213,7 +347,7 @@ def gate_panels(gates: Mapping[str, Seen]) -> list[Panel]:
         note = f": {seen.field.description}" if seen.field.description else ""
         numbers = [str(row + 1) for row in range(len(rows))] if 1 < len(rows) <= MAX_GATES else ()
         height = panel_height(len(rows), 0.13, 0.3, 1.3)
-        alone.append(Panel(title_of(name), rows, "amounts", height, "head", note, numbers, scaled=True))
+        alone.append(Panel(title_of(name), rows, "bits", height, "head", note, numbers, scaled=True))
     if not together:
         return alone
     labels, values = [label for label, _ in together], np.stack([row for _, row in together])

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
@@ -18,12 +18,16 @@ from .episode import Array, Slots
 INK = "#222222"
 MUTED = "#777777"
 WRONG = "#e8112d"
+CHOSEN = "#2ec4b6"
 LINES = ("#1f6f8b", "#e07a1f", "#6a4c93", "#2a9d5c", "#c0392b", "#8d6e63", "#d16ba5", "#7f8c8d")
 BITS: Colormap = colormaps["Greys"]
 WEIGHTS: Colormap = colormaps["magma"]
 WORDS: Colormap = colormaps["RdBu_r"]
+RISING: Colormap = LinearSegmentedColormap.from_list("rising", WORDS(np.linspace(0.5, 1, 128)))
+FALLING: Colormap = LinearSegmentedColormap.from_list("falling", WORDS(np.linspace(0, 0.5, 128)))
+"""The halves of the colours of words, for those that are all on one side of 0."""
 
-Colours: TypeAlias = Literal["bits", "weights", "words", "amounts"]
+Colours: TypeAlias = Literal["bits", "weights", "words"]
 """How numbers become colours; see :func:`colour_limits`."""
 
 MAX_CELLS = 800
@@ -49,26 +53,34 @@ def largest_of(*parts: Array | None) -> float:
     return float(max(finite, default=0.0))
 
 
-def colour_limits(image: Array, kind: Colours, largest: float | None = None) -> tuple[Colormap, float, float]:
+class Scale(NamedTuple):
+    """How numbers become colours."""
+
+    colours: Colormap
+    low: float
+    high: float
+
+
+def colour_limits(image: Array, kind: Colours, largest: float | None = None) -> Scale:
     """Colour map and limits.
 
-    ``bits`` from 0 to 1, ``weights`` from 0 to their largest, ``amounts`` as well, beyond 1; ``words`` symmetric about
-    0, as are bits and amounts that lie outside their range.
+    ``weights`` from 0 to their largest, ``bits`` from 0 to 1 or to their largest beyond that; ``words`` symmetric about
+    0, or on one side of it if all are, as are bits of which some are negative.
     """
     largest = largest_of(image) if largest is None else largest
     if kind == "weights":
-        return WEIGHTS, 0.0, min(max(largest, 0.05), 1.0)
-    if kind == "amounts" and not (image < 0).any():
-        return BITS, 0.0, max(largest, 1.0)
-    if kind == "bits" and (not image.size or (largest <= 1 and not (image < 0).any())):
-        return BITS, 0.0, 1.0
+        return Scale(WEIGHTS, 0.0, min(max(largest, 0.05), 1.0))
+    if kind == "bits" and not (image < 0).any():
+        return Scale(BITS, 0.0, max(largest, 1.0))
     largest = max(largest, 1e-6) if largest else 1.0  # of nothing, any scale is right
-    return WORDS, -largest, largest
+    if not (image < 0).any():
+        return Scale(RISING, 0.0, largest)
+    return Scale(WORDS, -largest, largest) if (image > 0).any() else Scale(FALLING, -largest, 0.0)
 
 
-def heatmap(axes: Axes, image: Array, kind: Colours, title: str = "", largest: float | None = None) -> AxesImage:
+def heatmap(axes: Axes, image: Array, scale: Scale, title: str = "") -> AxesImage:
     """Draw ``[rows, columns]`` as cells, the first row on top."""
-    colours, low, high = colour_limits(image, kind, largest)
+    colours, low, high = scale
     rows, columns = image.shape
     drawn = axes.imshow(
         pooled(image),
@@ -94,6 +106,12 @@ def thin_frame(axes: Axes) -> None:
         spine.set_color(MUTED)
 
 
+def name_axes(axes: Axes, *, across: str = "", down: str = "") -> None:
+    """Small grey names beside the ticks."""
+    axes.set_xlabel(across, fontsize=6.5, color=MUTED, labelpad=1)
+    axes.set_ylabel(down, fontsize=6.5, color=MUTED, labelpad=2)
+
+
 class Ticks(NamedTuple):
     """Labels of some rows or columns."""
 
@@ -116,6 +134,7 @@ def colour_bar(figure: Figure, axes: Axes, drawn: AxesImage) -> None:
     figure.colorbar(drawn, cax=bar)
     thin_frame(bar)
     bar.tick_params(labelsize=5.5)
+    bar.yaxis.get_offset_text().set(fontsize=5.5, color=MUTED)
     bar.yaxis.set_major_locator(MaxNLocator(3))
 
 

@@ -67,10 +67,13 @@ def plot_trace(
     def chosen(tensor: Tensor) -> Tensor:
         return tensor.transpose(0, 1) if batch_first else tensor
 
+    shown = {name: None if part is None else plain(chosen(part), None, sequence) for name, part in parts.items()}
     figure = episode_figure(
         Episode(
             title,
-            **{name: None if part is None else plain(chosen(part), None, sequence) for name, part in parts.items()},
+            shown["inputs"],
+            shown["targets"],
+            shown["outputs"],
             seen={
                 name: Seen(plain(chosen(tensor), None, sequence), trace.fields[name]) for name, tensor in trace.items()
             },
