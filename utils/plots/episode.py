@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 Array: TypeAlias = NDArray[np.float32]
+"""What pictures are drawn from: arrays of float32."""
 
 USED = 0.05
 """A slot counts as used from this weight on; pictures are cropped to used slots."""
