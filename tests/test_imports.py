@@ -223,11 +223,11 @@ def test_an_installed_package_needs_no_import(
     folder: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = folder / "site"
-    (site / "fast_weights").mkdir(parents=True)
-    (folder / "own_memory.py").rename(site / "fast_weights" / "__init__.py")
-    (site / "fast_weights-1.0.dist-info").mkdir()
-    (site / "fast_weights-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: fast-weights\n")
-    (site / "fast_weights-1.0.dist-info" / "entry_points.txt").write_text("[papertape]\ndelta = fast_weights\n")
+    (site / "somebodys_memory").mkdir(parents=True)
+    (folder / "own_memory.py").rename(site / "somebodys_memory" / "__init__.py")
+    (site / "somebodys_memory-1.0.dist-info").mkdir()
+    (site / "somebodys_memory-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys-memory\n")
+    (site / "somebodys_memory-1.0.dist-info" / "entry_points.txt").write_text("[papertape]\ndelta = somebodys_memory\n")
     monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
     chosen = ["circuit.type=memory", *SMALL]
     said = say("train", "ntm-copy", *chosen, "circuit.accessor.type=delt", status=2)
@@ -237,7 +237,7 @@ def test_an_installed_package_needs_no_import(
     assert yaml.safe_load((directory / "options.yaml").read_text())["imports"] == []
     say("train", "--resume", "latest", "agent.steps=3")
     loaded: Any = papertape.load_circuit(directory / "checkpoints" / "latest.pt")
-    assert type(loaded.accessor).__module__ == "fast_weights"
+    assert type(loaded.accessor).__module__ == "somebodys_memory"
 
 
 @pytest.mark.slow
@@ -299,64 +299,4 @@ def test_modules_that_cannot_be_imported(name: str, folder: Path, say: Callable[
     for command in (["train", "mine.yaml", "--import", name], ["list", "--import", name]):
         (line,) = say(*command, status=2).splitlines()
         assert line.startswith(f"papertape: {message}"), line
-    assert sorted(folder.iterdir()) == before
-
-
-ENV = """
-@papertape.register("env", "broken")
-class Broken(papertape.Env):
-    def setup(self):
-        self.input_size = self.output_size = 2
-
-    def sample(self, batch_size, generator):
-        return papertape.Batch(*(torch.zeros(3, batch_size, 2) for _ in range(2)), torch.ones(3, batch_size))
-"""
-ACCESSOR = """
-@papertape.register("accessor", "broken")
-class Broken(own_memory.DeltaAccessor):
-    trace_fields = own_memory.DeltaAccessor.trace_fields
-"""
-BROKEN = {
-    "an env without sizes": (
-        ENV.replace("self.input_size = self.output_size = 2", "pass"), ["env.type=broken"], "env"
-    ),
-    "an env whose targets lack a dimension": (
-        ENV.replace("range(2)", "range(1)").replace("torch.ones", "torch.ones(3, batch_size), torch.ones"),
-        ["env.type=broken"],
-        ("env: Broken.sample: targets of 2 sequences are torch.float32 of shape [3, 2]; expected floats of shape "
-        "[3, 2, 2]"),
-    ),
-    "an optimiser that is none": (
-        ('@papertape.register("optimiser", "broken")\nclass Broken(Optimiser):\n'
-        "    def make(self, parameters, lr):\n        return 3"),
-        ["agent.optimiser=broken"],
-        "agent: Broken.make: returns a int; expected a torch Optimizer",
-    ),
-    "a memory whose step lacks the heads": (
-        f"{ACCESSOR}\n    def forward(self, hidden, state):\n        return super().forward(hidden, state)[:2]",
-        ["circuit.accessor.type=broken"],
-        "circuit: Broken cannot take a step: ValueError: not enough values to unpack (expected 3, got 2)",
-    ),
-    "a memory whose words have another shape": (
-        f"{ACCESSOR}\n    @classmethod\n    def read_shape(cls, options):\n        return 1, 3",
-        ["circuit.accessor.type=broken"],
-        "circuit: Broken cannot take a step: RuntimeError: ",
-    ),
-    "a memory that begins with no state": (
-        f"{ACCESSOR}\n    def initial_state(self, batch_size):\n        return None",
-        ["circuit.accessor.type=broken"],
-        "circuit",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_classes_that_break_their_contract(name: str, folder: Path, say: Callable[..., str]) -> None:
-    code, assignments, message = BROKEN[name]
-    head = "import own_memory\nimport papertape\nimport torch\nfrom papertape.agents.optimisers import Optimiser\n\n\n"
-    (folder / "broken.py").write_text(f"{head}{code}\n", encoding="utf-8")
-    before = sorted(folder.iterdir())
-    lines = say("train", "mine.yaml", "--import", "broken", *assignments, status=2).splitlines()
-    assert lines[-1].startswith(f"papertape: {message}"), lines
-    assert sum("left out" not in line for line in lines) == 1, lines
     assert sorted(folder.iterdir()) == before

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..component import Chosen, Component
+from ..contracts import try_initial_state, try_steps
 from ..initialisers import reset
 from ..options import Options
 from ..registry import contract
@@ -36,6 +37,8 @@ class Controller(Component, nn.Module, ABC):
 
     kind: ClassVar[str] = ""
     """Name by which kernels recognise it; a kind of one's own has no name, and runs eagerly."""
+    differentiable: ClassVar[bool] = True
+    """Whether the hidden vector has a gradient, without which a circuit can only evolve."""
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> Any:
@@ -52,6 +55,18 @@ class Controller(Component, nn.Module, ABC):
             TypeError: there are weights that no layer has, which a subclass draws itself.
         """
         reset(self)
+
+    def check(self) -> None:
+        """Try the controller out: see that it is what the contract says. One from outside the package always is.
+
+        Raises:
+            ContractError: it is not; names the class, what was found and what is expected.
+        """
+        state = try_initial_state(self)
+        if not example(self).is_meta:  # where sizes alone are known
+            size: Any = self.hidden_size
+            gives = ("hidden", "the next state")
+            try_steps(self, "forward", state, self.input_size, (size,), gives, self.differentiable)
 
     def clipped(self, x: Tensor) -> Tensor:
         """The tensor, kept in [-clip, clip]."""
@@ -76,6 +91,13 @@ class LayeredController(Controller):
         lt=1,
         description="share of the outputs of each layer but the last that is set to 0 in training, as in torch.nn.LSTM",
     )
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """See :meth:`Component.check_options`."""
+        super().check_options(options)
+        if options.dropout and options.num_layers == 1:
+            raise ValueError(f"dropout: got {options.dropout}; it is between layers, allowed with num_layers 1: 0")
 
     def between_layers(self, x: Tensor, layer: int) -> Tensor:
         """Apply ``dropout`` to the output of a layer, except of the last, as torch.nn.LSTM does."""
@@ -105,10 +127,15 @@ class GatedController(LayeredController):
         self.recurrents = nn.ModuleList(
             nn.Linear(self.hidden_size, gates * self.hidden_size) for _ in range(self.num_layers)
         )
-        self.reset_parameters()
+        self._draw()
 
     def reset_parameters(self) -> None:
-        """Draw all weights and biases anew."""
+        """Draw all weights and biases anew; the same seed gives the same ones as at construction."""
+        reset(self)
+        self._draw()
+
+    def _draw(self) -> None:
+        """In place of what each layer has drawn for itself."""
         bound = 1 / math.sqrt(self.hidden_size)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)

@@ -63,7 +63,8 @@ def colour_limits(image: Array, kind: Colours, largest: float | None = None) -> 
         return BITS, 0.0, max(largest, 1.0)
     if kind == "bits" and (not image.size or (largest <= 1 and not (image < 0).any())):
         return BITS, 0.0, 1.0
-    return WORDS, -max(largest, 1e-6), max(largest, 1e-6)
+    largest = max(largest, 1e-6) if largest else 1.0  # of nothing, any scale is right
+    return WORDS, -largest, largest
 
 
 def heatmap(axes: Axes, image: Array, kind: Colours, title: str = "", largest: float | None = None) -> AxesImage:
