@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -124,10 +125,15 @@ def constant_description(module_name: str, name: str) -> str:
     known = [module for module in sys.modules if module.startswith("papertape.")]
     for module in sorted(known, key=lambda known: not known.startswith(module_name)):  # its own room first
         file = getattr(sys.modules[module], "__file__", None)
-        statements = ast.parse(Path(file).read_text(encoding="utf-8")).body if file else []
-        for statement, after in zip(statements, statements[1:], strict=False):
+        for statement, after in _neighbours(ast.parse(Path(file).read_text(encoding="utf-8"))) if file else ():
             targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
             said = after.value if isinstance(after, ast.Expr) else None
             if isinstance(said, ast.Constant) and any(isinstance(to, ast.Name) and to.id == name for to in targets):
                 return inspect.cleandoc(str(said.value))
     raise LookupError(f"{module_name}.{name} has no docstring")
+
+
+def _neighbours(module: ast.Module) -> Iterator[tuple[ast.stmt, ast.stmt]]:
+    """Statements that follow one another outside classes and functions."""
+    for body in [module.body, *(part for found in module.body if isinstance(found, ast.If) for part in (found.orelse,))]:
+        yield from itertools.pairwise(body)
