@@ -136,11 +136,13 @@ def _note(circuit: CircuitView, name: str, fastest: str, reason: str | None) -> 
         logger.info("backend: %s", name)
         return
     logger.info("backend: %s (%s: %s)", name, fastest, reason)
-    if isinstance(reason, Skipped) or reason == native.library.load():
-        _warn_of_slowness(str(reason))
+    if isinstance(reason, Skipped):
+        _warn_of_slowness(f"{fastest}: {reason}; such circuits run on the slower eager backend")
+    elif reason == native.library.load():
+        _warn_of_slowness(f"{reason}; until then circuits run on the slower eager backend")
 
 
 @functools.cache
-def _warn_of_slowness(reason: str) -> None:
-    """Once for each reason: library users see warnings, but not what is logged below them."""
-    logger.warning("%s; until then circuits run on the slower eager backend", reason)
+def _warn_of_slowness(message: str) -> None:
+    """Once for each: library users see warnings, but not what is logged below them."""
+    logger.warning("%s", message)

@@ -43,11 +43,14 @@ def test_one_line_declares_it():
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])
-def test_kernels_refuse_what_they_do_not_know_whatever_its_value(scale):
+def test_kernels_refuse_what_they_do_not_know_whatever_its_value(scale, caplog):
+    dispatch._warn_of_slowness.cache_clear()
     inputs, unknown = torch.rand(4, 2, 3), "it does not know the option key_scale of ScaledAccessor"
     chosen = circuit(key_scale=scale)
     outputs, _ = chosen(inputs)
     assert chosen.chosen_backend == "eager"
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == [f"native: {unknown}; such circuits run on the slower eager backend"]
     chosen.backend = "eager"
     torch.testing.assert_close(chosen(inputs)[0], outputs)
     chosen.backend = "native"
