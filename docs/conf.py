@@ -11,7 +11,7 @@ import papertape
 
 project = "Papertape"
 author = "Papertape authors"
-copyright = "2026, Papertape authors"
+project_copyright = "2026, Papertape authors"
 release = version = papertape.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "site_pages"]

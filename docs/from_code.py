@@ -1,4 +1,4 @@
-"""What the pages of the documentation take from the code, as text: options with what is declared of them, public names."""
+"""What the pages of the documentation take from the code, as text: options as they are declared, and public names."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ from papertape.utils import factory
 from papertape.utils.options import PRESETS, first_sentence, preset_descriptions
 from papertape.utils.options_help import allowed_of, named
 
-# ----------------------------------------------------------------------------------------------------------- options
-
 
 def default_of(field: FieldInfo) -> str:
     """The default of an option as YAML has it; that it must be given, where there is none."""
@@ -33,7 +31,8 @@ def default_of(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, Options):
         value = value.model_dump(mode="json")
-    return f"`{yaml.safe_dump(_plain(value), default_flow_style=True, width=10**6).removesuffix('...' + chr(10)).strip()}`"
+    written = yaml.safe_dump(_plain(value), default_flow_style=True, width=10**6)
+    return f"`{written.removesuffix('...' + chr(10)).strip()}`"
 
 
 def _plain(value: Any) -> Any:
@@ -77,8 +76,6 @@ def presets() -> Iterator[str]:
         text = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
         yield from (f"(preset-{name})=", f"## {name}", "", description, "", "```yaml", text.rstrip(), "```", "")
 
-
-# ------------------------------------------------------------------------------------------------------ public names
 
 ROOMS = (
     "papertape.circuits",
@@ -135,5 +132,6 @@ def constant_description(module_name: str, name: str) -> str:
 
 def _neighbours(module: ast.Module) -> Iterator[tuple[ast.stmt, ast.stmt]]:
     """Statements that follow one another outside classes and functions."""
-    for body in [module.body, *(part for found in module.body if isinstance(found, ast.If) for part in (found.orelse,))]:
+    otherwise = [statement.orelse for statement in module.body if isinstance(statement, ast.If)]
+    for body in (module.body, *otherwise):
         yield from itertools.pairwise(body)

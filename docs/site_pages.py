@@ -1,4 +1,4 @@
-"""The documentation's own part of Sphinx: directives that put in what comes from the code, and a check of what is built.
+"""The documentation's own part of Sphinx: directives for what comes from the code, and a check of what is built.
 
 Directives of Markdown pages: ``{options} KIND`` lists all that is registered of a kind, with each of its options;
 ``{run-options}`` the options beside those blocks; ``{presets}`` the presets; ``{names} MODULE`` documents the public
@@ -8,7 +8,7 @@ names of a module from their docstrings.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ def describe_fields(app: Sphinx, what: str, name: str, target: Any, options: Any
     """Add the fields of a component to its docstring, as the arguments of its constructor."""
     if what != "class" or not isinstance(target, type) or not issubclass(target, Component):
         return
-    given = {field: info for field, info in fields_of(target).items() if info.init is not False}
+    component: Any = target
+    given = {field: info for field, info in fields_of(component).items() if info.init is not False}
     lines.append("")
     for field, info in given.items():
         said = [info.description or ""]
@@ -46,17 +47,17 @@ class Generated(SphinxDirective):
     """Puts lines in its place that are made from the code."""
 
     optional_arguments = 1
-    rst = False
-
-    def lines(self) -> Iterable[str]:
-        """What stands there, as Markdown."""
-        raise NotImplementedError
+    make: Callable[..., Iterable[str]]
+    """Makes the lines from the directive's arguments."""
+    restructured = False
+    """Whether they are reStructuredText rather than Markdown."""
 
     def run(self) -> list[nodes.Node]:
         """Parse the lines as if they stood in the page."""
-        self.env.note_dependency(__file__)
-        lines = "\n".join(self.lines()).split("\n")
-        if self.rst:
+        for file in (__file__, from_code.__file__):
+            self.env.note_dependency(file)
+        lines = "\n".join(type(self).make(*self.arguments)).split("\n")
+        if self.restructured:
             lines = ["```{eval-rst}", *lines, "```"]
         parent = nodes.Element()
         self.state.nested_parse(StringList(lines, self.get_source_info()[0]), self.content_offset, parent, True)
@@ -64,33 +65,28 @@ class Generated(SphinxDirective):
 
 
 class OptionsOf(Generated):
-    """``{options} KIND``"""
+    """All of a kind, ``{options} KIND``."""
 
-    def lines(self) -> Iterable[str]:
-        return from_code.registered(self.arguments[0])
+    make = staticmethod(from_code.registered)
 
 
 class OptionsOfRun(Generated):
-    """``{run-options}``"""
+    """What stands at the top, ``{run-options}``."""
 
-    def lines(self) -> Iterable[str]:
-        return from_code.run_options()
+    make = staticmethod(from_code.run_options)
 
 
 class Presets(Generated):
-    """``{presets}``"""
+    """All of them, ``{presets}``."""
 
-    def lines(self) -> Iterable[str]:
-        return from_code.presets()
+    make = staticmethod(from_code.presets)
 
 
 class Names(Generated):
-    """``{names} MODULE``"""
+    """The public names of a module, ``{names} MODULE``."""
 
-    rst = True
-
-    def lines(self) -> Iterable[str]:
-        return from_code.names(self.arguments[0])
+    make = staticmethod(from_code.names)
+    restructured = True
 
 
 # ------------------------------------------------------------------------------------------------------- built pages
@@ -104,6 +100,7 @@ class _Assets(HTMLParser):
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        """Look at an element."""
         given = dict(attributes)
         loads = [given.get("src"), given.get("srcset"), given.get("poster"), given.get("data")]
         if tag == "link" and (given.get("rel") or "") not in ("canonical", "next", "prev", "author", "license"):
