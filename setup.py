@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import platform
+import re
 import runpy
 from pathlib import Path
 
@@ -79,7 +80,20 @@ def native_extensions() -> list[Extension]:
     ]
 
 
+def description() -> str:
+    """The README as a package index shows it, where links into the repository lead nowhere.
+
+    There is no address yet that they could be completed with: they become plain text, and pictures are left out with
+    the words below them.
+    """
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"!\[[^\]]*\]\((?!https?:)[^)]*\)\n\n\*[^*]+\*\n\n", "", text)
+    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)", r"\1", text)
+
+
 setup(
+    long_description=description(),
+    long_description_content_type="text/markdown",
     packages=[
         "papertape",
         *(f"papertape.{room}" for room in find_packages(str(ROOT), include=[*ROOMS, *(f"{room}.*" for room in ROOMS)])),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
@@ -65,6 +67,38 @@ def test_nothing_else_lands_in_site_packages(built: Path) -> None:
 def test_version_and_licence(metadata: Message) -> None:
     assert metadata["Version"] == papertape.__version__
     assert metadata["License-Expression"] == "MIT"
+
+
+def test_its_page_on_an_index_has_no_link_that_leads_nowhere(metadata: Message) -> None:
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    text = str(metadata.get_payload())
+    assert text.lstrip().startswith("# Papertape") and "papertape.DNC(" in text
+    addresses = re.findall(r"\]\(([^)]*)\)|(?:src|href)=\"([^\"]*)\"", text)
+    assert all(address.startswith(("https://", "#")) for found in addresses for address in found if address)
+    assert "(https://arxiv" not in text or addresses  # the pattern finds links where there are some
+    assert "made this picture" not in text  # what stands below a picture that is not there
+
+
+@pytest.mark.slow
+def test_an_sdist_is_whole(tmp_path: Path) -> None:
+    """All that git knows is in it, but for what only a clone has a use for, and nothing that was built."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    command = [sys.executable, "setup.py", "-q", "sdist", "--dist-dir", tmp_path]
+    known = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    checkout = tmp_path / "checkout"
+    for name in filter(None, known.split("\0")):
+        if (ROOT / name).is_file():
+            (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, checkout / name)
+    (checkout / "core" / "kernels" / "native" / "_baseline.so").write_bytes(b"built")
+    subprocess.run(command, cwd=checkout, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        packed = {name.partition("/")[2] for name in opened.getnames()}
+    here = {path.relative_to(checkout).as_posix() for path in checkout.rglob("*") if path.is_file()}
+    left_out = {name for name in here - packed if not name.startswith("papertape.egg-info/")}
+    assert left_out == {".gitignore", ".pre-commit-config.yaml", "core/kernels/native/_baseline.so"}
 
 
 def test_visdom_is_an_extra(metadata: Message) -> None:

@@ -1,4 +1,4 @@
-"""The README's code does what it says."""
+"""The README's code does what it says; that all code of the documentation runs is tests/test_docs.py."""
 
 from __future__ import annotations
 
@@ -10,16 +10,11 @@ import pytest
 import torch
 
 import papertape
-from papertape.core.registry import entries, import_modules, lookup
+from papertape.core.registry import import_modules, lookup
 from papertape.main import main
-from papertape.utils import options
-from papertape.utils.factory import parse
 
 README = (Path(papertape.__file__).parent / "README.md").read_text(encoding="utf-8")
 LIBRARY, TRAINING, SEARCH, MEMORY, TASK = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-
-
-COMMANDS = re.findall(r"^ +(?:python|torchrun .*?) main\.py (?:train )?(.*?)(?: +#|$)", README, re.MULTILINE)
 
 
 def run(code: str, names: dict[str, object]) -> None:
@@ -83,19 +78,3 @@ def test_a_task_is_added_as_it_says(tmp_path: Path, outsiders: None, monkeypatch
     env.check()
     batch = env.sample(3, torch.Generator().manual_seed(0))
     assert torch.equal(batch.targets[4:], batch.inputs[:4].flip(0)) and batch.mask.sum() == 12
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_commands_name_what_there_is(line: str) -> None:
-    words = [word for word in line.split() if not word.startswith("--")]
-    if not words or words[0] in ("list", "show", "test", "mine.yaml", "latest", "agent.lrr=1e-3"):
-        return
-    values = options.load_file(words[0])
-    assignments = [word for word in words[1:] if not word.startswith(("start=", "env.type=reverse"))]
-    options.override(values, assignments)
-    parse(values)
-
-
-@pytest.mark.parametrize("word", re.findall(r"`agent\.type=([\w-]+)`", README))
-def test_agents_are_those_that_there_are(word: str) -> None:
-    assert word in entries("agent")

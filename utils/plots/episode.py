@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 Array: TypeAlias = NDArray[np.float32]
+"""What pictures are drawn from: arrays of float32."""
 Pixels: TypeAlias = NDArray[np.uint8]
+"""An image, one byte for each colour of a pixel."""
 
 MOST_PICTURES = 64
 """Of one field in an episode."""

@@ -20,6 +20,7 @@ MUTED = "#777777"
 WRONG = "#e8112d"
 CHOSEN = "#2ec4b6"
 LINES = ("#1f6f8b", "#e07a1f", "#6a4c93", "#2a9d5c", "#c0392b", "#8d6e63", "#d16ba5", "#7f8c8d")
+"""Colours of lines, in the order in which they are taken."""
 BITS: Colormap = colormaps["Greys"]
 WEIGHTS: Colormap = colormaps["magma"]
 WORDS: Colormap = colormaps["RdBu_r"]
