@@ -53,17 +53,25 @@ def _no_server_is_left() -> Iterator[None]:
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+OUTSIDE = Path(__file__).with_name("outside.py")
 
 
 @pytest.fixture
 def outsiders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test imports from its folder or from the examples is forgotten after it, with all that it registers."""
+    """A test that begins with nothing from outside, and whose imports are forgotten after it with all they register."""
     from papertape.core import registry
 
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setattr(registry, "_entries", {kind: {**names} for kind, names in registry._entries.items()})
+    own = {
+        kind: {name: entry for name, entry in names.items() if entry.__module__.startswith("papertape.")}
+        for kind, names in registry._entries.items()
+    }
+    monkeypatch.setattr(registry, "_entries", own)
     monkeypatch.setattr(registry, "_loaded_entry_points", {*registry._loaded_entry_points})
+    for name, module in [*sys.modules.items()]:
+        if str(getattr(module, "__file__", None)).startswith((str(EXAMPLES), str(OUTSIDE))):
+            monkeypatch.delitem(sys.modules, name)
     before = set(sys.modules)
     importlib.invalidate_caches()
     yield
