@@ -67,7 +67,7 @@ def run(what: str, *command: "str | Path", **changes: str) -> None:
     say(what)
     words = [str(word) for word in command]
     said: list[str] = []
-    status = watch(words, {**os.environ, **changes}, said)
+    status = watch(words, {**os.environ, **changes}, said, f"still {what}")
     with LOG.open("a", encoding="utf-8") as log:
         log.writelines(f"{line}\n" for line in (f"+ {shlex.join(words)}", *said))
     if status:
@@ -77,7 +77,7 @@ def run(what: str, *command: "str | Path", **changes: str) -> None:
         )
 
 
-def watch(words: "list[str]", environment: "dict[str, str]", said: "list[str]") -> int:
+def watch(words: "list[str]", environment: "dict[str, str]", said: "list[str]", otherwise: str) -> int:
     """Run a command and return its exit status; lines that it says go to ``said``, and at times one is printed."""
     with subprocess.Popen(
         words,
@@ -97,7 +97,10 @@ def watch(words: "list[str]", environment: "dict[str, str]", said: "list[str]") 
             while reader.is_alive():
                 reader.join(SAY_SECONDS)
                 if reader.is_alive():
-                    at = next((AT[word] or line.strip() for line in reversed(said) for word in AT if word in line), "…")
+                    at = next(
+                        (AT[word] or line.strip() for line in reversed(said) for word in AT if word in line), None
+                    )
+                    at = at or otherwise
                     say(f"  {at if len(at) < 90 else at[:89] + '…'}")
             return process.wait()
         except BaseException:

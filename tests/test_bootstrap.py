@@ -40,7 +40,7 @@ class Setup:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        module.watch = lambda command, environment, said: self._call(command, env=environment)  # type: ignore[attr-defined]
+        module.watch = lambda command, environment, *_: self._call(command, env=environment)  # type: ignore[attr-defined]
         return module
 
     def _call(self, command: list[str], **options: object) -> int:
