@@ -145,10 +145,9 @@ class _Record:
         present = [name for name in self.written if name in namespace]
         self.get = itemgetter(*present, present[0])
         self.values = self.get(namespace)
-        self.size = self._size_now()
-
-    def _size_now(self) -> int:
-        return len(self.namespace) if isinstance(self.owner, type) else 0
+        self.grows = not isinstance(owner, type)
+        """Whether more names change nothing, as in a module."""
+        self.size = len(namespace)
 
     def same(self) -> bool:
         """Whether nothing was replaced, nor put into a class; quick, for it is asked at every call."""
@@ -156,15 +155,15 @@ class _Record:
             unchanged: bool = self.get(self.namespace) == self.values
         except KeyError:
             return False
-        return unchanged and self.size == self._size_now()
+        return unchanged and (self.grows or self.size == len(self.namespace))
 
     def changed(self) -> str | None:
         """The name of something that is not what was written, or None."""
-        added = set(self.namespace) - _ABOUT if isinstance(self.owner, type) and self.owner not in _TORCH else ()
+        added = () if self.grows or self.owner in _TORCH else set(self.namespace) - _ABOUT
         for name in (*self.written, *added):
             if self.namespace.get(name) is not self.written.get(name):
                 return f"{name} of {self.owner.__name__}"
-        self.size = self._size_now()
+        self.size = len(self.namespace)
         return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Container, Iterable, Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -119,11 +120,12 @@ class Known:
                 self.reason = f"it needs Linear layers, not {type(strange[0]).__name__}"
         owners = [cast("nn.Module", circuit), *controller.modules(), *accessor.modules()]
         self._children = [(owner._modules, dict(owner._modules)) for owner in owners]
-        # A specification may depend on whether it trains, as that of a controller with dropout.
-        self._options = [
-            (vars(part), {name: vars(part).get(name) for name in ("training", *part.specification())})
-            for part in (controller, accessor)
-        ]
+        self._options = []
+        for part in (controller, accessor):
+            # A specification may depend on whether it trains, as that of a controller with dropout.
+            own = vars(part)
+            values = itemgetter("training", *(name for name in part.specification() if name in own))
+            self._options.append((own, values, values(own)))
         self._shapes: dict[Any, list[tuple[str, tuple[int, ...]]]] = {}
 
     def holds(self) -> bool:
@@ -133,10 +135,12 @@ class Known:
         for now, then in self._children:
             if now != then:
                 return False
-        for own, options in self._options:
-            for name, value in options.items():
-                if own.get(name) != value:
+        try:
+            for own, values, then in self._options:
+                if values(own) != then:
                     return False
+        except KeyError:  # it has lost one of them
+            return False
         return True
 
     def parameters(self) -> list[Tensor]:
