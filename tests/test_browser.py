@@ -119,7 +119,13 @@ def test_the_page_shows_the_curves_and_the_memory_of_a_run(tmp_path: Path) -> No
         for name, circuit in circuits.items():
             plotter.episode(60, name, answered(circuit, name))
 
-        everything = {"loss (nats)", "bits wrong per sequence", "dnc: memory, step 60"}
+        everything = {
+            "loss (nats)",
+            "bits wrong per sequence",
+            "options",
+            "dnc: memory, step 60",
+            "dnc: read modes, step 60",
+        }
         for _ in range(ATTEMPTS):
             page = Page(open_page(f"http://localhost:{port}/env/short_run"))
             if everything <= page.windows.keys() and len(page.lines("loss (nats)")) == 2:

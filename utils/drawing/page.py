@@ -133,11 +133,8 @@ class Visdom:
         leading = [panel for panel in LEADING if panel in self.panels] or list(self.panels)[:2]
         for panel in leading:
             yield f"curve {panel}", True, functools.partial(self.show_curves, panel)
-        for number, (name, (step, shown)) in enumerate(self.episodes.items()):
-            for window in shown:
-                yield f"{name} {window.name}", not number, functools.partial(self.show_window, name, step, window)
-            if len(self.earlier.get(name, ())) > 1:
-                yield f"{name} over training", False, functools.partial(self.show_earlier, name)
+        first, *others = self.episodes or [""]
+        yield from self.windows_of(first, True)
         for panel in self.panels:
             if panel not in leading:
                 yield f"curve {panel}", False, functools.partial(self.show_curves, panel)
@@ -146,6 +143,16 @@ class Visdom:
         for name in self.texts:
             yield f"text {name}", False, functools.partial(self.show_text, name)
         yield "title", False, self.show_title
+        for name in others:
+            yield from self.windows_of(name, False)
+
+    def windows_of(self, name: str, first: bool) -> Iterator[tuple[str, bool, Callable[[], Any]]]:
+        """Those of an episode; see :meth:`windows`."""
+        step, shown = self.episodes.get(name, (0, []))
+        for window in shown:
+            yield f"{name} {window.name}", first, functools.partial(self.show_window, name, step, window)
+        if len(self.earlier.get(name, ())) > 1:
+            yield f"{name} over training", False, functools.partial(self.show_earlier, name)
 
     def show(self, changed: Callable[[str], bool], *, all_of_it: bool = False) -> None:
         """Show windows that have changed and those that were not shown yet, so that the page has them in its order.
@@ -154,6 +161,8 @@ class Visdom:
             changed: whether a window has, by its name.
             all_of_it: also what belongs below the first episode, whether that is there or not.
         """
+        if not self.panels and not all_of_it:
+            return
         may_follow = all_of_it or bool(self.episodes) or time.monotonic() >= self.wait_until
         for name, first, show in list(self.windows()):
             if changed(name) if name in self.shown else first or may_follow:

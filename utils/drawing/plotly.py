@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.colors import Colormap, to_hex, to_rgb
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -87,10 +88,8 @@ def heatmap_window(name: str, image: Array, scale: Scale, rows: Side, columns: S
         axis = {"title": {"text": side.title, "font": {"size": 10}, "standoff": 3}, "autorange": False}
         axis |= {"tickfont": {"size": 9}, "zeroline": False, "showgrid": False, "automargin": True}
         axis["range"] = limits[::-1] if letter == "y" else limits
-        if side.ticks is not None:
-            axis |= {"tickvals": side.ticks.places, "ticktext": side.ticks.labels}
-        else:
-            axis |= {"nticks": 6 if letter == "y" else 10, "tickformat": "d"}
+        ticks = numbered(total) if side.ticks is None else side.ticks
+        axis |= {"tickvals": ticks.places, "ticktext": ticks.labels}
         axes[name_] = axis
         if drawn < total:
             factor = -(-total // MAX_CELLS)
@@ -103,6 +102,13 @@ class Side(NamedTuple):
 
     title: str
     ticks: Ticks | None = None
+
+
+def numbered(count: int) -> Ticks:
+    """Some of so many rows or columns, by their numbers."""
+    wanted = MaxNLocator(8, integer=True, min_n_ticks=1).tick_values(0, max(count - 1, 0))
+    at = [int(place) for place in wanted if 0 <= place < max(count, 1)]
+    return Ticks([float(place) for place in at], [str(place) for place in at])
 
 
 def cells(image: Array, digits: int = 4) -> Any:
@@ -119,7 +125,7 @@ def slider(steps: Sequence[int], method: str, changes: Sequence[list[Any]], pref
         "currentvalue": {"prefix": prefix, "font": {"size": 10}, "xanchor": "right", "offset": 4},
         "pad": {"t": 26, "b": 0},
         "font": {"size": 8},
-        "len": 1.0,
+        "len": 0.87,  # to the right of it is visdom's link
         "x": 0,
         "ticklen": 3,
         "minorticklen": 2,
@@ -186,7 +192,16 @@ def still_window(still: Still) -> Window:
 def picture_window(name: str, steps: Sequence[int], pictures: Pixels) -> Window:
     """What something looks like, with a slider over the steps of the episode."""
     sources = [picture_source(picture) for picture in pictures]
-    place = {"xref": "paper", "yref": "paper", "x": 0, "y": 1, "sizex": 1, "sizey": 1, "sizing": "contain"}
+    place: dict[str, Any] = {
+        "xref": "paper",
+        "yref": "paper",
+        "x": 0.5,
+        "y": 1,
+        "sizex": 1,
+        "sizey": 1,
+        "sizing": "contain",
+    }
+    place["xanchor"] = "center"
     nothing = marks(np.zeros(0), np.zeros(0))
     hidden = {"visible": False, "autorange": False, "range": [0, 1]}
     changes = [[{"images[0].source": source}] for source in sources]

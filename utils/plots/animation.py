@@ -29,7 +29,7 @@ GIF_FRAMES = 240
 FRAME_MILLISECONDS = 130
 LAST_FRAME_MILLISECONDS = 2000
 GIF_DPI = 90
-PALETTE_FRAMES = 24
+PALETTE_FRAMES = 12
 """From so many frames the colours are taken."""
 PANEL_WIDTH = 3.6
 """Inches of a column."""
@@ -144,7 +144,7 @@ def _palette(frames: Sequence[NDArray[np.uint32]]) -> NDArray[np.int_]:
     A colour counts by the root of how often it is there, or what is rare, such as where a head is, would be lost to the
     white between the panels, and what a memory held earlier to what it holds at the end.
     """
-    colours, counts = np.unique(np.stack(frames), return_counts=True)
+    colours, counts = np.unique(np.stack([frame[::2, ::2] for frame in frames]), return_counts=True)
     weighed = np.repeat(colours, np.sqrt(counts).astype(int))
     strip = Image.fromarray(_channels(weighed).astype(np.uint8)[None])
     quantised = strip.quantize(255, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
@@ -153,14 +153,21 @@ def _palette(frames: Sequence[NDArray[np.uint32]]) -> NDArray[np.int_]:
     return palette
 
 
-def _quantised(frame: NDArray[np.uint32], palette: NDArray[np.int_]) -> Image.Image:
-    """A frame in the nearest colours of the palette; Pillow's own search settles for near ones."""
-    colours, places = np.unique(frame, return_inverse=True)
-    parts = np.array_split(_channels(colours), len(colours) // 1000 + 1)
-    nearest = np.concatenate([((part[:, None] - palette) ** 2).sum(-1).argmin(1) for part in parts])
-    image = Image.fromarray(nearest.astype(np.uint8)[places].reshape(frame.shape))
-    image.putpalette(palette.astype(np.uint8).flatten().tolist())
-    return image
+class _Quantiser:
+    """Puts frames into the nearest colours of a palette; Pillow's own search settles for near ones."""
+
+    def __init__(self, palette: NDArray[np.int_]) -> None:
+        self.palette = palette
+        self.nearest = np.full(1 << 24, -1, np.int16)
+        """Of each colour that was met, the place in the palette."""
+
+    def __call__(self, frame: NDArray[np.uint32]) -> Image.Image:
+        new = np.unique(frame[self.nearest[frame] < 0])
+        for part in np.array_split(new, len(new) // 1000 + 1):
+            self.nearest[part] = ((_channels(part)[:, None] - self.palette) ** 2).sum(-1).argmin(1)
+        image = Image.fromarray(self.nearest[frame].astype(np.uint8))
+        image.putpalette(self.palette.astype(np.uint8).flatten().tolist())
+        return image
 
 
 def memory_gif(path: str | os.PathLike[str], episode: Episode) -> None:
@@ -205,6 +212,7 @@ def memory_gif(path: str | os.PathLike[str], episode: Episode) -> None:
     if shown[-1] != steps - 1:
         shown.append(steps - 1)
     palette = _palette([frame(step) for step in shown[:: math.ceil(len(shown) / PALETTE_FRAMES)]] + [frame(steps - 1)])
-    frames = [_quantised(frame(step), palette) for step in shown]
+    quantised = _Quantiser(palette)
+    frames = [quantised(frame(step)) for step in shown]
     durations = [FRAME_MILLISECONDS] * (len(frames) - 1) + [LAST_FRAME_MILLISECONDS]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, format="GIF")
