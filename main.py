@@ -22,11 +22,12 @@ from papertape.core import distributed, registry
 from papertape.core.agent import Agent
 from papertape.core.distributed import FirstProcessError, LostProcessError, Processes
 from papertape.core.kernels.dispatch import BackendError
-from papertape.core.options import OptionsError
+from papertape.core.options import ContractError, OptionsError
 from papertape.core.task import Task
 from papertape.envs.images import DataError
 from papertape.utils import factory, options
 from papertape.utils.log import LOGGER, log_to
+from papertape.utils.options_help import help_text
 from papertape.utils.run import (
     Run,
     find_checkpoint,
@@ -42,6 +43,8 @@ from papertape.utils.run import (
 QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 """What tells the threads of each kind of OpenMP to sleep while they wait."""
 DEFAULT_PRESET = "ntm-copy"
+ERRORS = (*(ValueError, OSError, ImportError, ContractError, BackendError, DataError, TrainingError, LostProcessError),)
+"""What is said in one line."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,6 +75,11 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("list", parents=[importing], help="show presets and everything that options can name")
     show = commands.add_parser("show", parents=[importing], help="print options, fully resolved")
     show.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help=f"default preset: {DEFAULT_PRESET}")
+    show.add_argument(
+        "--help-options",
+        action="store_true",
+        help="what each of them is: type, default, what is allowed, a line of help",
+    )
     return top
 
 
@@ -154,6 +162,13 @@ def read_saved_arguments(arguments: Sequence[str], saved: dict[str, Any], import
 
 def _gives(arguments: Sequence[str], key: str) -> bool:
     return any(assignment.startswith(f"{key}=") for assignment in arguments)
+
+
+def forget(directory: Path) -> None:
+    """Remove the folder of a run that did not begin, and the one it is in if that is empty then."""
+    shutil.rmtree(directory)
+    with contextlib.suppress(OSError):
+        directory.parent.rmdir()
 
 
 class Start(NamedTuple):
@@ -309,7 +324,7 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
     directory = resumed or new_directory()
     with contextlib.ExitStack() as undone:
         if not resumed:
-            undone.callback(shutil.rmtree, directory)
+            undone.callback(forget, directory)
             held.enter_context(locked(directory))
         run = undone.enter_context(Run(directory, chosen, parts.circuit))
         run.write_options(agent.step)
@@ -388,11 +403,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if parsed.command == "list":
                 registry.import_modules(parsed.imports)
                 return list_entries()
-            show(read_arguments(parsed.arguments, imports=parsed.imports))
+            chosen = read_arguments(parsed.arguments, imports=parsed.imports)
+            if parsed.help_options:
+                print(help_text(chosen))
+            else:
+                show(chosen)
             return 0
     except FirstProcessError:
         return 2
-    except (ValueError, OSError, ImportError, BackendError, DataError, TrainingError, LostProcessError) as error:
+    except (
+        ValueError,
+        OSError,
+        ImportError,
+        ContractError,
+        BackendError,
+        DataError,
+        TrainingError,
+        LostProcessError,
+    ) as error:
         who = "papertape" if first else f"papertape, process {distributed.rank_here()}"
         print("\n".join(f"{who}: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 1 if isinstance(error, (TrainingError, LostProcessError)) else 2

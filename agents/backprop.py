@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..core.component import build, class_of
+from ..core.contracts import is_outside, under
 from ..core.distributed import Processes
 from ..core.env import Batch, Env
 from ..core.options import LARGEST_STEP, refusal
@@ -85,6 +86,9 @@ class BackpropAgent(LearningAgent):
         """Build the optimiser; see also :meth:`LearningAgent.setup`."""
         super().setup()
         self.optimiser = build(self.optimiser)
+        if is_outside(type(self.optimiser)):
+            with under("optimiser"):
+                self.optimiser.check()
         self.lr = self.lr or self.optimiser.published_lr
         self.torch_optimiser = self._make_optimiser()
         self.bad_steps = 0
@@ -92,11 +96,7 @@ class BackpropAgent(LearningAgent):
         self.first_weights = copy.deepcopy(self.circuit.state_dict()) if self.retry_every else {}
 
     def _make_optimiser(self) -> Optimizer:
-        made = self.optimiser.make(self.circuit.parameters(), self.lr)
-        if not isinstance(made, Optimizer):
-            raise TypeError(
-                f"{type(self.optimiser).__qualname__}.make: returns a {type(made).__name__}; expected a torch Optimizer"
-            )
+        made: Optimizer = self.optimiser.make(self.circuit.parameters(), self.lr)
         return made
 
     @property

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..core.component import build, class_of
+from ..core.contracts import is_outside, under
 from ..core.distributed import Processes
 from ..core.env import Env
 from ..core.members import Stack
@@ -97,6 +98,9 @@ class EvolutionAgent(LearningAgent):
                 "or a block of its type and options"
             )
         strategy: Strategy = build(chosen, genome, seed=seed, layout=self.population.layout)
+        if is_outside(type(strategy)):
+            with under("strategy"):
+                strategy.check()
         return strategy
 
     @property

@@ -14,6 +14,8 @@ import torch
 from pydantic import Field
 
 from ..core.agent import Agent
+from ..core.component import outside
+from ..core.env import Env
 from ..core.options import LARGEST_STEP
 from ..core.streams import Stream, stream_seed
 from .evaluation import LESSON, check_keys, check_state, evaluate, evaluate_all, fitting, set_error, show_episodes
@@ -97,6 +99,9 @@ class LearningAgent(Agent):
         """See :meth:`Agent.setup`; also the circuit's sizes must be the env's, time first."""
         super().setup()
         self.circuit = fitting(self.env, self.circuit)
+        if isinstance(self.env, Env) and outside(self.env):
+            drawn = self.env.sample(1, torch.Generator(self.env.device).manual_seed(0))
+            self.circuit.check_inputs(drawn.inputs, "[T, B, {}]")
         self.generator = torch.Generator(self.env.device).manual_seed(stream_seed(self.seed, "training"))
         self.best_error = math.inf
         self.last_validation: dict[str, float] = {}

@@ -12,6 +12,7 @@ from torch.func import vmap
 from torch.optim import Optimizer
 
 from ..core.component import build, class_of
+from ..core.contracts import is_outside, under
 from ..core.env import Batch, Env
 from ..core.members import Stack, dense, map_members
 from ..core.registry import entries, name_of, register
@@ -81,6 +82,9 @@ class MixedAgent(EvolutionAgent):
         """See :meth:`EvolutionAgent.setup`."""
         super().setup()
         self.optimiser = build(self.optimiser)
+        if is_outside(type(self.optimiser)):
+            with under("optimiser"):
+                self.optimiser.check()
         self.lr = self.lr or self.optimiser.published_lr
         self.bad_gradients = 0
         self._lessons: list[Batch] = []

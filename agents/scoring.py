@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ..core.circuit import Circuit
+from ..core.contracts import is_outside, under
 from ..core.env import Batch, Env
 from ..core.members import Stack
 from ..core.task import Task
 from ..core.world import World, carrying
-from .fitness import LossFitness, earned, made
+from .fitness import LossFitness, check_fitness, earned, made
 from .population import Population
 
 _SEEDS = 2**62
@@ -128,10 +129,15 @@ def scoring_of(task: Task, population: Population, fitness: Any | None) -> Scori
         fitness: options or a function; None takes an env's loss, negative, or a world's rewards.
 
     Raises:
-        ValueError: a fitness is given for a world.
+        ValueError: a fitness is given for a world, or one from outside the package has another shape.
+        ContractError: one from outside the package fails.
     """
     if isinstance(task, Env):
-        return BatchScoring(task, population, LossFitness() if fitness is None else made(fitness))
+        worth = LossFitness() if fitness is None else made(fitness)
+        if is_outside(worth if hasattr(worth, "__qualname__") else type(worth)):
+            with under("fitness"):
+                check_fitness(worth, task)
+        return BatchScoring(task, population, worth)
     assert isinstance(task, World)
     if fitness is not None:
         raise ValueError(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..core.accessors import AnyAccessor
 from ..core.circuit import Circuit
-from ..core.component import build, options_of
+from ..core.component import build, options_of, validated
+from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
 from ..core.kernels import checkpointing, dispatch
 from ..core.kernels.transforms import one_call
@@ -61,11 +62,16 @@ class MemoryCircuit(Circuit):
         """Build the controller, the accessor and the output layer."""
         memory = self._chosen_accessor()
         kind: Any = type(memory).component if isinstance(memory, Options) else type(memory)
-        reads, word = kind.read_shape(memory)
+        with trying(kind, "read_shape"):
+            reads, word = check_read_shape(kind, kind.read_shape(memory))
         self.read_shape = (reads, word)
         """R words of W elements are read at each step."""
         wanted = self.input_size + reads * word
         self.controller = build(self._chosen_controller(), wanted, clip=self.clip)
+        own_clip = getattr(self.controller, "clip", self.clip)
+        if own_clip != self.clip and "clip" in self.options.model_fields_set:
+            name = type(self.controller).__name__
+            raise ValueError(f"clip: got {self.clip}; the {name} that is given says {own_clip}")
         if self.controller.input_size != wanted:
             raise ValueError(
                 f"controller: its input_size is {self.controller.input_size}; expected {wanted}, the circuit's "
@@ -73,15 +79,19 @@ class MemoryCircuit(Circuit):
             )
         if isinstance(self.controller.options, Options):
             self.options = self.options.model_copy(update={"controller": self.controller.options})
+        check_whole(type(self.controller), "hidden_size", getattr(self.controller, "hidden_size", None))
         self.accessor = build(memory, self.controller.hidden_size)
         if self.accessor.hidden_size != self.controller.hidden_size:
             raise ValueError(
                 f"accessor: its hidden_size is {self.accessor.hidden_size}; expected {self.controller.hidden_size}, "
                 "the controller's"
             )
+        for part in (self.controller, self.accessor):
+            if is_outside(type(part)):
+                part.check()
         self.hidden_size = self.controller.hidden_size
         self.output: nn.Linear | TiedBitsLinear = nn.Linear(self.hidden_size + reads * word, self.output_size)
-        self.differentiable = self.accessor.differentiable
+        self.differentiable = self.accessor.differentiable and self.controller.differentiable
         self.trace_fields = {  # type: ignore[misc]  # what its memory shows, others with each class of circuits
             "reads": TraceField("R W", "words", "words read"),
             **self.accessor.trace_fields,
@@ -93,7 +103,7 @@ class MemoryCircuit(Circuit):
         if not isinstance(self.accessor, str):
             return self.accessor
         model = options_of(lookup("accessor", self.accessor))
-        return model(**{name: getattr(self, name) for name in model.model_fields if name != "type"})
+        return validated(model, {name: getattr(self, name) for name in model.model_fields if name != "type"})
 
     def _chosen_controller(self) -> Any:
         """Options or object of the controller, with the sizes that were given beside its name.
@@ -116,7 +126,7 @@ class MemoryCircuit(Circuit):
                 raise ValueError(f"{name}: got {value}; a {chosen.type} controller has none")  # type: ignore[attr-defined]
             if "controller" in self.options.model_fields_set and name in chosen.model_fields_set:
                 raise ValueError(f"{name}: got {value}; the controller that is given says {getattr(chosen, name)}")
-        return type(chosen).model_validate({**dict(chosen), **given})
+        return validated(type(chosen), {**dict(chosen), **given})
 
     def extra_repr(self) -> str:
         """Sizes and what runs the circuit."""

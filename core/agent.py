@@ -10,7 +10,8 @@ from pydantic import Field, PlainValidator
 from torch import nn
 
 from .circuit import Circuit
-from .component import Component
+from .component import Component, outside
+from .contracts import expect, is_outside, under
 from .distributed import Processes
 from .env import Env
 from .kernels.dispatch import BACKENDS
@@ -63,11 +64,20 @@ class Agent(Component, ABC):
     backends: ClassVar[tuple[str, ...]] = BACKENDS
     """Backends by which it has a circuit run."""
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        for name, kind in (("tasks", type), ("precisions", str), ("backends", str)):
+            value = getattr(cls, name)
+            right = isinstance(value, tuple) and all(isinstance(part, kind) for part in value)
+            expected = "a tuple of kinds of tasks" if kind is type else "a tuple of words"
+            expect(right, f"{cls.__qualname__}.{name}", f"is {value!r}", expected)
+
     def setup(self) -> None:
-        """See whether the parts go together.
+        """See whether the parts go together, and try those out that come from outside the package.
 
         Raises:
             ValueError: they do not; names the part, what was given and what is allowed.
+            ContractError: one breaks its contract; names its class, what was found and what is expected.
         """
         self.processes = Processes()
         """Those that share the work; by default this one is alone."""
@@ -79,8 +89,14 @@ class Agent(Component, ABC):
         if not isinstance(self.env, self.tasks):
             allowed = " or ".join(task.__name__ for task in self.tasks)
             raise ValueError(f"env: got a {type(self.env).__name__}; allowed with {name}: {allowed}")
+        if outside(self.env):
+            with under("env"):
+                self.env.check()
         if not isinstance(circuit, Circuit):
             return
+        if is_outside(type(circuit)):
+            with under("circuit"):
+                circuit.check()
         if self.needs_gradient and not circuit.differentiable:
             raise ValueError(f"circuit: got a {type(circuit).__name__}, which has no gradient; {name} needs one")
         if circuit.autocast is not None and str(circuit.autocast).removeprefix("torch.") not in self.precisions:

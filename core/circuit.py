@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .component import Component
+from .contracts import BATCH, check_seen, check_trace_fields, expect, try_initial_state, try_steps, trying
 from .initialisers import reset
 from .kernels.transforms import one_call
 from .lengths import check_lengths, run_each_to_its_end
 from .members import Stack, map_members
 from .options import check_choice
+from .placement import AnyDeviceOrNone, AnyDtype
 from .registry import contract
 from .state import check_batch, compare, example, layout, map_state
 from .trace import Trace, TraceField
@@ -36,8 +38,8 @@ class Circuit(Component, nn.Module, ABC):
     backend: str = Field(
         default="auto", exclude=True, description="what runs sequences; auto takes the fastest that can"
     )
-    device: torch.device | str | int | None = Field(default=None, exclude=True, description="where the weights are")
-    dtype: torch.dtype | None = Field(default=None, exclude=True, description="of the weights and of every state")
+    device: AnyDeviceOrNone = Field(default=None, exclude=True, description="where the weights are")
+    dtype: AnyDtype = Field(default=None, exclude=True, description="of the weights and of every state")
 
     differentiable: bool = Field(default=True, init=False)
     """Whether outputs have a gradient, without which a circuit can only evolve."""
@@ -68,6 +70,30 @@ class Circuit(Component, nn.Module, ABC):
             TypeError: there are weights that no layer has, which a subclass draws itself.
         """
         reset(self)
+
+    def check(self) -> None:
+        """Try the circuit out: see that it is what the contract says. Agents try all from outside the package out.
+
+        Raises:
+            ContractError: it is not; names the class, what was found and what is expected.
+        """
+        check_trace_fields(type(self), self.trace_fields)
+        state = try_initial_state(self)
+        if example(self).is_meta:
+            return  # Sizes alone are known there, by which not everyone's step can go.
+        gives = ("outputs", "the next state")
+        try_steps(self, "step", state, self.input_size, (self.output_size,), gives, self.differentiable)
+        inputs, expected = example(self).new_zeros(3, BATCH, self.input_size), [3, BATCH, self.output_size]
+        with torch.no_grad(), torch.random.fork_rng():
+            for method in ("run", "run_traced"):
+                with trying(self, method):
+                    outputs, after, *seen = getattr(self, method)(inputs, self.initial_state(BATCH))
+                    compare("the next state", after, state)
+                found = f"outputs have shape {list(outputs.shape)} for inputs {list(inputs.shape)}"
+                expect(list(outputs.shape) == expected, f"{type(self).__qualname__}.{method}", found, str(expected))
+        # What a circuit's memory may leave out, that has said itself.
+        lacking = self.trace_fields.keys() - type(self).trace_fields.keys()
+        check_seen(self, "run_traced", seen[0], self.trace_fields, (3, BATCH), lacking)
 
     def extra_repr(self) -> str:
         """Sizes, as torch shows them."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
-from pydantic import ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import ConfigDict, Field, PydanticUserError, ValidationError, create_model, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, core_schema
 from typing_extensions import dataclass_transform
 
-from .options import Options, OptionsError, near
+from .contracts import is_outside, trying
+from .options import ContractError, Options, OptionsError, near
 from .registry import contract_of, entries, lookup, name_of
 
 NOT_KEPT = "not kept as an attribute of that name"
@@ -156,6 +158,8 @@ def _keeping_options(constructor: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(constructor)
     def construct(self: Any, *given: Any, **keywords: Any) -> None:
+        if type(self).__init__ is construct:
+            _check_given(type(self), keywords)
         constructor(self, *given, **keywords)
         if type(self).__init__ is construct:
             bound = inspect.signature(constructor).bind(self, *given, **keywords)
@@ -168,12 +172,49 @@ def _keeping_options(constructor: Callable[..., None]) -> Callable[..., None]:
     return construct
 
 
+def _check_given(cls: Any, keywords: Mapping[str, Any]) -> None:
+    """Check the options that a constructor of one's own is given, as those of a block are checked.
+
+    Raises:
+        ValueError: a value is not allowed; names the argument, what was given and what is allowed.
+    """
+    model = options_of(cls)
+    values = {name: value for name, value in keywords.items() if name in model.model_fields}
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        from .explain import explain  # which looks at components
+
+        wrong = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]} & values.keys()
+        lines = [line for line in explain(error, values, model) if re.match(r"\w+", line)[0] in wrong]  # type: ignore[index]
+        if lines:
+            raise ValueError("\n".join(lines)) from error
+
+
+def _hints(target: Any, annotations: Mapping[str, Any], names: dict[str, Any] | None) -> dict[str, Any]:
+    """The types that annotations stand for.
+
+    Raises:
+        ContractError: one stands for none; names the class and the field.
+    """
+    found: dict[str, Any] = {}
+    for name, annotation in annotations.items():
+        own = type("", (), {"__annotations__": {name: annotation}})
+        try:
+            found |= typing.get_type_hints(own, globalns=names, include_extras=True)
+        except Exception as error:
+            raise ContractError(
+                f"{target.__qualname__}.{name}: the type {annotation} is not there ({type(error).__name__}: {error}); "
+                "expected one that its module has when it runs, not under TYPE_CHECKING alone"
+            ) from error
+    return found
+
+
 def _declared(cls: type) -> dict[str, FieldInfo]:
     """The fields that a component and its bases have as annotated attributes, those by place first."""
     found: dict[str, FieldInfo] = {}
     for base in reversed(_bases(cls)):
-        own = type("", (), {"__annotations__": inspect.get_annotations(base)})
-        hints = typing.get_type_hints(own, globalns=_globals_of(base), include_extras=True)
+        hints = _hints(base, inspect.get_annotations(base), _globals_of(base))
         for name, value in base._fields.items():
             hint: Any = hints[name]
             if name in found and not isinstance(value, FieldInfo):
@@ -201,7 +242,7 @@ def fields_of(target: Callable[..., Any]) -> Mapping[str, FieldInfo]:
     constructor = inspect.getattr_static(target, "__init__") if isinstance(target, type) else target
     if constructor is inspect.getattr_static(Component, "__init__"):
         return _declared(cast("type", target))
-    hints = typing.get_type_hints(constructor, include_extras=True)
+    hints = _hints(target, getattr(constructor, "__annotations__", {}), getattr(constructor, "__globals__", None))
     found: dict[str, FieldInfo] = {}
     inherited: Mapping[str, FieldInfo] = {}
     for name, parameter in inspect.signature(constructor).parameters.items():
@@ -256,13 +297,31 @@ def _model(target: Callable[..., Any], name: str, base: type[Options], definitio
             target.check_options(options)
         return options
 
-    model: type[Options] = create_model(
-        name,
-        __base__=base,
-        __module__=target.__module__,
-        __validators__=cast("dict[str, Any]", {"check": model_validator(mode="after")(check)}),
-        **definitions,
-    )
+    def made(**fields: Any) -> type[Options]:
+        return create_model(
+            name,
+            __base__=base,
+            __module__=target.__module__,
+            __validators__=cast("dict[str, Any]", {"check": model_validator(mode="after")(check)}),
+            **fields,
+        )
+
+    try:
+        model = made(**definitions)
+    except PydanticUserError as error:
+
+        def fails(field: str) -> bool:
+            try:
+                made(**{field: definitions[field]})
+            except PydanticUserError:
+                return True
+            return False
+
+        fields = ", ".join(f"{field}: {definitions[field][0]}" for field in filter(fails, definitions))
+        raise ContractError(
+            f"{target.__qualname__}: {fields} is no option; expected a number, a word, or lists and mappings of such, "
+            "or Field(exclude=True) for what the constructor alone takes"
+        ) from error
     model.__qualname__ = f"{target.__qualname__}.{name}"  # where pickle finds it
     model.component = staticmethod(target)
     for said in ("kept", "own_meaning"):
@@ -297,14 +356,22 @@ def check_arguments(cls: type, given: tuple[Any, ...], keywords: Mapping[str, An
     if missing:
         raise TypeError(f"{cls.__name__}: argument {missing[0]!r} is missing")
     values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
-    model = _arguments_of(cls)
+    checked = validated(_arguments_of(cls), values)
+    return {name: getattr(checked, name) for name in fields}
+
+
+def validated(model: type[Options], values: Mapping[str, Any]) -> Any:
+    """Options of these values.
+
+    Raises:
+        ValueError: a value is not allowed; names it, what was given and what is allowed.
+    """
     try:
-        checked = model.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         from .explain import explain  # which looks at components
 
         raise ValueError("\n".join(explain(error, values, model))) from error
-    return {name: getattr(checked, name) for name in fields}
 
 
 @functools.cache
@@ -380,11 +447,27 @@ def build(chosen: Any, *given: Any, **more: Any) -> Any:
         chosen: options as :class:`Chosen` makes them, or an object.
         given: arguments of the constructor by place.
         more: further keywords.
+
+    Raises:
+        ContractError: a class from outside the package fails; names it and says where.
     """
     if not isinstance(chosen, Options):
         return chosen
     keywords = {name: getattr(chosen, name) for name in type(chosen).model_fields if name != "type"}
-    return component_of(chosen)(*given, **keywords, **more)
+    target = component_of(chosen)
+    if not isinstance(target, type) or not is_outside(target):
+        return target(*given, **keywords, **more)
+    with trying(target, options=True):
+        return target(*given, **keywords, **more)
+
+
+def outside(part: Any) -> list[type]:
+    """The classes from outside the package among that of a component and those of what it is made of."""
+    if not isinstance(part, Component):
+        return []
+    own: Any = type(part)
+    found = [own] if is_outside(own) else []
+    return found + [cls for name in fields_of(own) for cls in outside(vars(part).get(name))]
 
 
 def class_of(chosen: Any) -> Any:

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from .contracts import OTHER_BATCH, expect, trying
 from .task import Task
 
 
@@ -51,24 +52,39 @@ class Env(Task):
         """
 
     def check(self) -> None:
-        """Draw two sequences; see :meth:`Task.check`."""
-        batch = self.sample(2, torch.Generator(self.device).manual_seed(0))
-        name = f"{type(self).__qualname__}.sample"
-        if not isinstance(batch, Batch) or not all(isinstance(part, Tensor) for part in batch):
-            raise TypeError(f"{name}: returns a {type(batch).__name__}; expected a Batch of three tensors")
+        """Draw a few sequences and judge an answer; see :meth:`Task.check`."""
+        super().check()
+        for count in (OTHER_BATCH, 2 * OTHER_BATCH - 1):  # one of which is no number of steps
+            self._check_batch(count)
+
+    def _check_batch(self, count: int) -> None:
+        name, drawn = type(self).__qualname__, []
+        for _ in range(2):
+            with trying(self, "sample"):
+                drawn.append(self.sample(count, torch.Generator(self.device).manual_seed(0)))
+        batch = drawn[0]
+        right = isinstance(batch, Batch) and all(isinstance(part, Tensor) for part in batch)
+        expect(right, f"{name}.sample", f"returns a {type(batch).__name__}", "a Batch of three tensors")
         steps = batch.mask.shape[0] if batch.mask.dim() else 1
-        shapes = ((steps, 2, self.input_size), (steps, 2, self.output_size), (steps, 2))
-        for part, tensor, shape in zip(Batch._fields, batch, shapes, strict=True):
-            if tensor.shape != shape or not tensor.is_floating_point():
-                raise TypeError(
-                    f"{name}: {part} of 2 sequences are {tensor.dtype} of shape {list(tensor.shape)}; "
-                    f"expected floats of shape {list(shape)}, time first"
-                )
-        known = self.tallies(torch.zeros_like(batch.targets), batch)
-        if self.error_metric not in known:
-            raise TypeError(
-                f"{type(self).__qualname__}: error_metric is {self.error_metric!r}; expected one of {', '.join(known)}"
-            )
+        shapes = ((steps, count, self.input_size), (steps, count, self.output_size), (steps, count))
+        for part, tensor, again, shape in zip(Batch._fields, batch, drawn[1], shapes, strict=True):
+            where = f"{name}.sample: {part} of {count} sequences"
+            found = f"{tensor.dtype} of shape {list(tensor.shape)}"
+            right = tensor.shape == shape and tensor.is_floating_point()
+            expect(right, where, found, f"floats of shape {list(shape)}, time first")
+            same = torch.equal(tensor, again)
+            expect(same, where, "another draw from the same seed", "all randomness from the generator that is given")
+        outputs = torch.zeros_like(batch.targets)
+        with trying(self, "losses"):
+            losses, loss = self.losses(outputs, batch), self.loss(outputs, batch)
+        for method, tensor, shape in (("losses", losses, (steps, count)), ("loss", loss, ())):
+            found = f"shape {list(tensor.shape)}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            right = isinstance(tensor, Tensor) and tensor.shape == shape
+            expect(right, f"{name}.{method}", f"{found} for {count} sequences", f"shape {list(shape)}")
+        with trying(self, "tallies"):
+            known = {metric: (total, amount) for metric, (total, amount) in self.tallies(outputs, batch).items()}
+            self.metrics(outputs, batch)
+        expect(self.error_metric in known, name, f"error_metric is {self.error_metric!r}", f"one of {', '.join(known)}")
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Masked cross-entropy of each position, summed over its bits, in nats.

@@ -24,6 +24,10 @@ class OptionsError(ValueError):
     """Something in the options is wrong: one line per problem, each with the path of the key."""
 
 
+class ContractError(TypeError):
+    """A class breaks the contract of its kind; the message names the class, what was found and what is expected."""
+
+
 class Options(BaseModel):
     """Options of one component; they are checked when the object is made and never change afterwards.
 

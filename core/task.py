@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar, get_args
 
-import torch
-from pydantic import Field, PlainValidator
+from pydantic import Field
 from typing_extensions import Self
 
 from .component import Component
+from .contracts import expect, trying
+from .options import ContractError
+from .placement import AnyDevice
 from .registry import contract
 from .streams import Stream
-
-
-def _as_device(given: Any) -> torch.device:
-    try:
-        return torch.device(given)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"got {given!r}; allowed: a torch.device or its name, such as cpu or cuda:0") from error
 
 
 @contract("env")
@@ -30,9 +25,7 @@ class Task(Component, ABC):
     output.
     """
 
-    device: Annotated[torch.device | str, PlainValidator(_as_device)] = Field(
-        default="cpu", exclude=True, description="where batches or episodes are made"
-    )
+    device: AnyDevice = Field(default="cpu", exclude=True, description="where batches or episodes are made")
 
     error_metric: ClassVar[str]
     """The metric that says how well the task is solved; 0 is perfect."""
@@ -41,7 +34,7 @@ class Task(Component, ABC):
         """Check what a subclass has set.
 
         Raises:
-            TypeError: something is missing; names the class and what is expected.
+            ContractError: something is missing; names the class and what is expected.
         """
         self.input_size: int
         self.output_size: int
@@ -49,16 +42,26 @@ class Task(Component, ABC):
         for size in ("input_size", "output_size"):
             value = getattr(self, size, None)
             if type(value) is not int or value < 1:
-                raise TypeError(f"{name}: {size} is {value!r}; expected a whole number of at least 1, set in setup")
+                raise ContractError(f"{name}: {size} is {value!r}; expected a whole number of at least 1, set in setup")
         if not isinstance(getattr(self, "error_metric", None), str):
-            raise TypeError(f"{name}: has no error_metric; expected the name of one of its metrics")
+            raise ContractError(f"{name}: has no error_metric; expected the name of one of its metrics")
 
     def check(self) -> None:
-        """Try the task out: see that what it hands out is what the contract says.
+        """Try the task out: see that what it hands out is what the contract says. Agents try all from outside out.
 
         Raises:
-            TypeError: it is not; names the class, what was found and what is expected.
+            ContractError: it is not; names the class, what was found and what is expected.
         """
+        name = type(self).__qualname__
+        for stream in get_args(Stream):
+            with trying(self, "sets"):
+                sets = self.sets(stream)
+            found = f"gives {sets!r} for {stream}"
+            expect(isinstance(sets, Mapping) and bool(sets), f"{name}.sets", found, "tasks by name, at least one")
+            for label, variant in sets.items():
+                sizes = [[task.input_size, task.output_size] for task in (variant, self)]
+                found = f"{label} has input_size and output_size {sizes[0]}"
+                expect(sizes[0] == sizes[1], f"{name}.sets", found, f"{sizes[1]}, as the task itself")
 
     def changed(self, **changes: Any) -> Self:
         """The same task with other values of some options, on the same device."""

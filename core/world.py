@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .circuit import Circuit
+from .contracts import expect, trying
 from .task import Task
 
 
@@ -76,20 +77,38 @@ class World(Task):
         """
 
     def check(self) -> None:
-        """Begin two episodes and take a step; see :meth:`Task.check`."""
-        name = type(self).__qualname__
-        observations, _ = self.reset(2, torch.Generator(self.device).manual_seed(0))
-        actions = self.decide(observations.new_zeros(2, self.output_size))
-        step = self.step(actions)
-        shape = torch.Size((2, self.input_size))
-        for method, seen in (("reset", observations), ("step", step.observations)):
-            if seen.shape != shape:
-                raise TypeError(
-                    f"{name}.{method}: observations of 2 episodes have shape {list(seen.shape)}; expected {list(shape)}"
-                )
-        for part, tensor in {**step._asdict(), **step.info}.items():
-            if part not in ("observations", "info") and tensor.shape != (2,):
-                raise TypeError(f"{name}.step: {part} of 2 episodes have shape {list(tensor.shape)}; expected [2]")
+        """Begin a few episodes and take a step; see :meth:`Task.check`."""
+        super().check()
+        name, episodes, copies = type(self).__qualname__, 2, 3
+        count = episodes * copies
+        with trying(self, "reset"):
+            begun = self.reset(episodes, torch.Generator(self.device).manual_seed(0), copies=copies)
+        pair = isinstance(begun, tuple) and len(begun) == 2
+        expect(pair, f"{name}.reset", f"returns a {type(begun).__name__}", "observations and info")
+        with trying(self, "decide"):
+            actions = self.decide(torch.zeros(count, self.output_size, device=self.device))
+        with trying(self, "step"):
+            step = self.step(actions)
+        expect(isinstance(step, Step), f"{name}.step", f"returns a {type(step).__name__}", "a Step")
+        of = f"of {episodes} episodes, {copies} copies of each,"
+        parts: list[Any] = [("reset", "observations", begun[0], (count, self.input_size))]
+        parts += [("reset", part, tensor, (count,)) for part, tensor in dict(begun[1]).items()]
+        parts += [("step", part, getattr(step, part), (count,)) for part in ("rewards", "terminated", "truncated")]
+        parts += [("step", "observations", step.observations, (count, self.input_size))]
+        parts += [("step", part, tensor, (count,)) for part, tensor in dict(step.info).items()]
+        for method, part, tensor, shape in parts:
+            found = f"{tensor.dtype} of shape {list(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)
+            right = isinstance(tensor, Tensor) and tensor.shape == shape
+            truth = part in ("terminated", "truncated")
+            right = right and (tensor.dtype == torch.bool if truth else tensor.dtype != torch.bool)
+            expected = f"{'torch.bool' if truth else 'numbers'} of shape {list(shape)}"
+            expect(right, f"{name}.{method}", f"{part} {of} are {found}", expected)
+        found = f"gives {', '.join(begun[1]) or 'nothing'} as info, step gives {', '.join(step.info) or 'nothing'}"
+        expect(begun[1].keys() == step.info.keys(), f"{name}.reset", found, "the same")
+        numbers = torch.zeros(1, 1, dtype=torch.float64)
+        with trying(self, "metrics"):
+            known = self.metrics(Episodes(numbers, numbers, dict.fromkeys(step.info, numbers)))
+        expect(self.error_metric in known, name, f"error_metric is {self.error_metric!r}", f"one of {', '.join(known)}")
 
     def decide(self, outputs: Tensor) -> Tensor:
         """Actions from a circuit's outputs ``[B, O]``; here the number of the largest, ``[B]``."""

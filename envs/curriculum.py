@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -11,6 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..core.component import Chosen, Component
+from ..core.contracts import expect, trying
+from ..core.options import ContractError
 from ..core.registry import contract, register
 
 Range = tuple[int, int]
@@ -45,19 +48,43 @@ class Curriculum(Component, ABC):
         """Make the levels and begin with the first.
 
         Raises:
-            TypeError: a subclass makes levels that are none of this task's; names it and what is expected.
+            ContractError: a subclass makes levels that are none of this task's; names it and what is expected.
         """
-        self.levels = list(self.make_levels())
+        with trying(self, "make_levels", options=True):
+            self.levels = [dict(level) for level in self.make_levels()]
         self.level = 0
         for number, level in enumerate(self.levels or [{}]):
             within = level.keys() == self.ranges.keys() and all(
                 self.ranges[name][0] <= low <= high <= self.ranges[name][1] for name, (low, high) in level.items()
             )
             if not within:
-                raise TypeError(
+                raise ContractError(
                     f"{type(self).__qualname__}.make_levels: level {number} is {dict(level)}; expected ranges within "
                     f"{dict(self.ranges)}"
                 )
+
+    def check(self) -> None:
+        """Try the curriculum out on a copy: see that it is what the contract says.
+
+        Raises:
+            ContractError: it is not; names the class, what was found and what is expected.
+        """
+        name, count, tried = type(self).__qualname__, 3, copy.deepcopy(self)
+        for _ in range(2):
+            with trying(self, "draw"):
+                drawn = tried.draw(count, torch.Generator().manual_seed(0))
+            found = f"gives {drawn!r}"
+            expect(isinstance(drawn, Mapping), f"{name}.draw", found, "numbers by the name of each quantity")
+            expect(drawn.keys() == self.ranges.keys(), f"{name}.draw", found, f"{', '.join(self.ranges)}")
+            for quantity, (low, high) in self.ranges.items():
+                numbers = drawn[quantity]
+                right = isinstance(numbers, Tensor) and numbers.shape == (count,) and not numbers.is_floating_point()
+                right = right and bool(((numbers >= low) & (numbers <= high)).all())
+                expected = f"{count} whole numbers from {low} to {high}"
+                expect(right, f"{name}.draw", f"{quantity} is {numbers!r}", expected)
+            with trying(self, "advance"):
+                tried.advance(0.0)
+                tried.load_state_dict(tried.state_dict())
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw every quantity ``count`` times, evenly within its range.

@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from ..core.component import build
+from ..core.contracts import is_outside, under
 from ..core.env import Env
 from ..core.streams import Stream
 from .curriculum import AnyCurriculum, Curriculum, Range
@@ -58,6 +59,9 @@ class SequenceEnv(Env):
             curriculum: Curriculum = build(options.curriculum, ranges)
         except ValueError as error:
             raise ValueError("\n".join(f"curriculum.{line}" for line in str(error).splitlines())) from error
+        if is_outside(type(curriculum)):
+            with under("curriculum"):
+                curriculum.check()
         if curriculum.ranges != ranges:
             raise ValueError(f"curriculum: is one for the ranges {curriculum.ranges}; allowed: for {ranges}")
         return curriculum

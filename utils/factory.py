@@ -18,8 +18,9 @@ from ..circuits import MemoryCircuit
 from ..core import registry
 from ..core.agent import Agent
 from ..core.circuit import Circuit
-from ..core.component import Chosen, Component, component_of, fields_of
+from ..core.component import Chosen, component_of, fields_of
 from ..core.component import build as build_component
+from ..core.contracts import NO_MEMORY, is_outside, under
 from ..core.env import Env
 from ..core.explain import explain
 from ..core.kernels import dispatch
@@ -65,7 +66,6 @@ MOST_THREADS = 1024
 
 Precision = Literal["float32", "bfloat16", "float64"]
 
-_NO_MEMORY = re.compile(r"out of memory|can't allocate|size calculation overflow|multiplication overflow")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 _HOST = re.compile(r"[\w.-]+|[\da-fA-F:.]+")
 
@@ -233,6 +233,8 @@ def outline(options: RunOptions, env: Task) -> Circuit:
     """The circuit of a run on the meta device: it has all sizes, and takes neither memory nor time."""
     with torch.device("meta"):
         circuit: Circuit = build_component(options.circuit, env.input_size, env.output_size)
+        if is_outside(type(circuit)):
+            circuit.check()
     return circuit
 
 
@@ -257,12 +259,10 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
         BackendError: the backend cannot run this circuit here.
     """
     device = resolve_device(options.device)
-    with _contract_errors("env"):
+    with under("env"):
         env = build_env(options.env, device)
-        if _from_outside(env):
-            env.check()
     try:
-        with _contract_errors("circuit"), memory_errors("circuit"):
+        with under("circuit"), memory_errors("circuit"):
             resources.check_memory(options, env, outline(options, env), device)
             circuit = build_circuit(
                 options.circuit,
@@ -277,8 +277,7 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
         if options.start is not None and not resumed:
             take_over(options, circuit)
         _check_gradient(options, circuit)
-        with _contract_errors("agent"):
-            agent: Agent = build_component(options.agent, env, circuit, seed=options.seed, recorder=recorder)
+        agent: Agent = build_component(options.agent, env, circuit, seed=options.seed, recorder=recorder)
     except BaseException:
         env.close()
         raise
@@ -297,18 +296,13 @@ def _check_gradient(options: RunOptions, circuit: Circuit) -> None:
 
 
 def try_out(options: RunOptions, env: Task, circuit: Circuit) -> None:
-    """See whether there is room for the state of a batch, whether parts from outside the package can take a step, and
-    whether the backend can run it.
+    """See whether there is room for the state of a batch, and whether the backend can run it.
 
     Raises:
-        OptionsError: a part from outside cannot.
         BackendError: the backend cannot run this circuit here.
     """
     batch_size: int = getattr(options.agent, "batch_size", 1)
     state = circuit.initial_state(batch_size)
-    outside = [part for part in (circuit, *circuit.children()) if isinstance(part, Component) and _from_outside(part)]
-    if outside:
-        _try_steps(circuit, " with ".join(type(part).__name__ for part in outside), env.device)
     if not isinstance(circuit, MemoryCircuit):
         return
     inputs = state.reads.new_zeros(1, batch_size, circuit.input_size)
@@ -319,44 +313,6 @@ def try_out(options: RunOptions, env: Task, circuit: Circuit) -> None:
             dispatch.choose_population(circuit, stacked, inputs)
 
 
-def _from_outside(part: Component) -> bool:
-    return not type(part).__module__.startswith(f"{__name__.split('.')[0]}.")
-
-
-def _try_steps(circuit: Circuit, named: str, device: Any) -> None:
-    """Take two steps from the initial state, which changes nothing.
-
-    Raises:
-        OptionsError: that fails; says why.
-    """
-    training = circuit.training
-    x = next(circuit.parameters(), torch.zeros((), device=device)).new_zeros(1, circuit.input_size)
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            circuit.eval()
-            _, state = circuit.step(x)
-            outputs, _ = circuit.step(x, state)
-            found, expected = list(outputs.shape), [1, circuit.output_size]
-            if found != expected:
-                raise ValueError(f"outputs of one sequence have shape {found}; expected {expected}")
-    except Exception as error:
-        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
-            raise
-        reason = str(error).partition("\n")[0]
-        raise OptionsError(f"circuit: {named} cannot take a step: {type(error).__name__}: {reason}") from error
-    finally:
-        circuit.train(training)
-
-
-@contextlib.contextmanager
-def _contract_errors(what: str) -> Iterator[None]:
-    """Within the block, a class from outside that breaks its contract is an error of one line."""
-    try:
-        yield
-    except TypeError as error:
-        raise OptionsError(f"{what}: {error}") from error
-
-
 @contextlib.contextmanager
 def memory_errors(what: str, kind: type[Exception] = OptionsError) -> Iterator[None]:
     """Within the block, running out of memory is an error of this kind, of one line, which says for how much."""
@@ -365,7 +321,7 @@ def memory_errors(what: str, kind: type[Exception] = OptionsError) -> Iterator[N
     except (MemoryError, RuntimeError) as error:
         # torch has an error of its own on a GPU alone.
         message = str(error)
-        if not isinstance(error, MemoryError) and not _NO_MEMORY.search(message):
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(message):
             raise
         asked = re.search(r"tried to allocate ([\d.]+) (\w+)", message, re.IGNORECASE)
         size = ""

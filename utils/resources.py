@@ -14,6 +14,7 @@ from ..agents import BackpropAgent, EvolutionAgent
 from ..core.circuit import Circuit
 from ..core.component import component_of
 from ..core.options import Options, OptionsError
+from ..core.state import example
 from ..core.task import Task
 from ..envs.sequence import SequenceEnv
 
@@ -60,9 +61,9 @@ def needed_bytes(agent: Any, env: Task, circuit: Circuit) -> tuple[int, str]:
         env: of the run.
         circuit: of the run, or one on the meta device, which has all sizes and no memory.
     """
-    size = next(circuit.parameters()).element_size()
+    size = example(circuit).element_size()
     weights = sum(parameter.numel() for parameter in circuit.parameters())
-    batch_size = agent.batch_size
+    batch_size = getattr(agent, "batch_size", 1)
     tested = min(getattr(agent, "evaluation_sequences", 1), getattr(agent, "evaluation_batch_size", 1))
     channels = env.input_size + env.output_size
     # Learning by gradient also takes the gradient and an average of it.
@@ -98,7 +99,7 @@ def worthwhile_threads(agent: Any, circuit: Circuit) -> int:
     """
     weights = sum(parameter.numel() for parameter in circuit.parameters())
     members = getattr(getattr(agent, "strategy", None), "population", None) or 1
-    work = members * agent.batch_size * (weights + elements(circuit.initial_state(1)))
+    work = members * getattr(agent, "batch_size", 1) * (weights + elements(circuit.initial_state(1)))
     return torch.get_num_threads() if work >= PARALLEL else 1
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...core.component import Chosen, Component, build
+from ...core.contracts import trying
 from ...core.env import Batch, Env
 from ...core.options import Options
 from ...core.registry import contract
@@ -57,7 +58,11 @@ def made(chosen: Any) -> Callable[..., Tensor]:
         return chosen
     # What is registered may be a function: its options are arguments that it is called with.
     target: Any = type(chosen).component
-    return build(chosen) if isinstance(target, type) else functools.partial(build, chosen)
+    return (
+        build(chosen)
+        if isinstance(target, type)
+        else functools.update_wrapper(functools.partial(build, chosen), target)
+    )
 
 
 def earned(
@@ -80,15 +85,35 @@ def earned(
         ValueError: the fitness has another shape; names it.
     """
     told = fitness(env, outputs, batch, **({"generator": generator} if getattr(fitness, "drawn", False) else {}))
-    members, sequences = outputs.shape[1:3]
-    if not isinstance(told, Tensor) or told.shape not in ((members,), (members, sequences)):
-        name = getattr(fitness, "__qualname__", type(fitness).__qualname__)
-        found = f"shape {list(told.shape)}" if isinstance(told, Tensor) else f"a {type(told).__name__}"
-        raise ValueError(
-            f"fitness: {name} gives {found} for {members} members and {sequences} sequences; expected a tensor "
-            f"[{members}] or [{members}, {sequences}]"
-        )
+    _check_shape(fitness, told, *outputs.shape[1:3])
     lost = outputs.isnan().any(-1).any(0)
     if told.dim() == 1:
         told, lost = told.unsqueeze(1), lost.any(1, keepdim=True)
     return told.double().masked_fill(lost, torch.nan)
+
+
+def _check_shape(fitness: Any, told: Any, members: int, sequences: int) -> None:
+    if isinstance(told, Tensor) and told.shape in ((members,), (members, sequences)):
+        return
+    name = getattr(fitness, "__qualname__", type(fitness).__qualname__)
+    found = f"shape {list(told.shape)}" if isinstance(told, Tensor) else f"a {type(told).__name__}"
+    raise ValueError(
+        f"fitness: {name} gives {found} for {members} members and {sequences} sequences; expected a tensor "
+        f"[{members}] or [{members}, {sequences}]"
+    )
+
+
+def check_fitness(fitness: Callable[..., Tensor], env: Env) -> None:
+    """Try a fitness out: see that it judges the answers of some members to a few sequences.
+
+    Raises:
+        ContractError: it fails; names it and says where.
+        ValueError: it has another shape; names it and what is expected.
+    """
+    members, sequences = 2, 3
+    generator = torch.Generator(env.device).manual_seed(0)
+    batch = env.sample(sequences, generator)
+    outputs = torch.zeros_like(batch.targets).unsqueeze(1).repeat(1, members, 1, 1)
+    with trying(fitness), torch.no_grad():
+        told = fitness(env, outputs, batch, **({"generator": generator} if getattr(fitness, "drawn", False) else {}))
+    _check_shape(fitness, told, members, sequences)

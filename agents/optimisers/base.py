@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ...core.component import Chosen, Component
+from ...core.contracts import expect, trying
 from ...core.registry import contract
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -34,6 +36,28 @@ class Optimiser(Component, ABC):
     @abstractmethod
     def make(self, parameters: Iterable[Tensor], lr: float) -> Optimizer:
         """A fresh optimiser of parameters, with a learning rate."""
+
+    def check(self) -> None:
+        """Try the optimiser out on a parameter of its own: see that it is what the contract says.
+
+        Raises:
+            ContractError: it is not; names the class, what was found and what is expected.
+        """
+        where = f"{type(self).__qualname__}.make"
+        parameter = torch.nn.Parameter(torch.ones(2))
+        parameter.grad = torch.ones(2)
+        with trying(self, "make"):
+            made, other = (self.make([parameter], 0.1) for _ in range(2))
+        expect(isinstance(made, Optimizer), where, f"returns a {type(made).__name__}", "a torch Optimizer")
+        right = all("lr" in group for group in made.param_groups)
+        expect(right, where, "its groups have no lr", "one in each, which the agent sets")
+        with trying(self, "make, its step"):
+            made.step()
+        with trying(self, "take_up"):
+            self.take_up(other, made.state_dict()["state"])
+        expect(
+            bool((parameter != 1).any()), where, "a step changes no parameter", "one that moves against the gradient"
+        )
 
     def take_up(self, optimiser: Optimizer, moments: Mapping[Any, Any]) -> None:
         """Give an optimiser that :meth:`make` made what one of its kind has gathered; see :func:`load_moments`."""

@@ -11,6 +11,7 @@ from pydantic import Field, PlainValidator
 from torch import Tensor
 
 from ...core.component import Chosen, Component
+from ...core.contracts import expect, trying
 from ...core.members import Stack
 from ...core.recorder import Chart
 from ...core.registry import contract
@@ -130,7 +131,10 @@ class Strategy(Component, ABC):
     def _draw_once(self) -> Tensor | dict[str, Stack]:
         if self._drawn is None:
             self._before_draw = self.generator.get_state()
-            self._drawn = self.draw()
+            drawn = self.draw()
+            if not isinstance(drawn, dict):
+                self._check_drawn(drawn)
+            self._drawn = drawn
         return self._drawn
 
     def ask(self) -> Tensor:
@@ -189,6 +193,57 @@ class Strategy(Component, ABC):
 
     def confirm(self, fitness: Tensor) -> None:
         """Take the fitness ``[C]`` of :meth:`candidates`."""
+
+    def check(self) -> None:
+        """Try the strategy out on a copy: see that it is what the contract says.
+
+        Raises:
+            ContractError: it is not; names the class, what was found and what is expected.
+        """
+        name, size = type(self).__qualname__, self.layout.size
+        values = {option: getattr(self.options, option) for option in type(self.options).model_fields}
+        values.pop("type", None)
+
+        def another() -> Any:
+            with trying(self, "__init__"):
+                return type(self)(self.genome, layout=self.layout, seed=self.seed, **values)
+
+        tried = another()
+        with torch.no_grad(), torch.random.fork_rng():
+            for _ in range(2):
+                with trying(self, "ask"):
+                    genomes, stacks = tried.ask(), tried.ask_stacks()
+                    members = {len(stack) for stack in stacks.values()}
+                self._check_drawn(genomes)
+                kind = self.genome.dtype
+                expect(genomes.dtype == kind, f"{name}.draw", f"gives {genomes.dtype}", f"{kind}, as the genome is")
+                expect(members == {self.population}, f"{name}.draw", f"gives {members} members", str(self.population))
+                worth = torch.arange(self.population, dtype=torch.float64, device=self.genome.device)
+                with trying(self, "tell"):
+                    tried.tell(worth.unsqueeze(1) if tried.per_sample else worth)
+                    candidates = tried.candidates()
+                    if candidates is not None:
+                        tried.confirm(worth[: len(candidates)])
+                with trying(self, "best"):
+                    found, (center, _) = tried.best, tried.center_and_spread()
+                for what, genome in (("best", found), ("center_and_spread", center)):
+                    shape = list(genome.shape) if isinstance(genome, Tensor) else type(genome).__name__
+                    expect(shape == [size], f"{name}.{what}", f"is {shape}", f"a genome of shape {[size]}")
+                with trying(self, "metrics"):
+                    tried.metrics()
+                with trying(self, "state_dict"):
+                    resumed = another()
+                    resumed.load_state_dict(tried.state_dict())
+                with trying(self, "ask"):
+                    same = torch.equal(resumed.ask(), tried.ask())
+                expect(same, f"{name}.remembered", "goes on otherwise from its state_dict", "all that draw looks at")
+
+    def _check_drawn(self, genomes: Any) -> None:
+        """Raise ContractError unless these are so many genomes of so many elements."""
+        expected = [self.population, self.layout.size]
+        found = f"shape {list(genomes.shape)}" if isinstance(genomes, Tensor) else f"a {type(genomes).__name__}"
+        right = isinstance(genomes, Tensor) and list(genomes.shape) == expected
+        expect(right, f"{type(self).__qualname__}.draw", f"gives {found}", f"{expected}, population and genome")
 
     def metrics(self) -> dict[str, float]:
         """Numbers to watch: ``diversity`` and ``genome_norm``, and what the strategy has of its own."""

@@ -6,13 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from ..component import Chosen, Component
+from ..contracts import BATCH, check_seen, check_trace_fields, expect, try_initial_state, try_steps, trying
 from ..initialisers import reset
 from ..options import Options
 from ..registry import contract
+from ..state import example
 from ..trace import TraceField
 
 
@@ -94,6 +97,35 @@ class Accessor(Component, nn.Module, ABC):
         """
         seen = {**heads._asdict(), **state._asdict()}
         return {name: seen[name] for name in self.trace_fields if seen.get(name) is not None}
+
+    def check(self) -> None:
+        """Try the accessor out: see that it is what the contract says. One from outside the package always is.
+
+        Raises:
+            ContractError: it is not; names the class, what was found and what is expected.
+        """
+        check_trace_fields(type(self), self.trace_fields)
+        where = f"{type(self).__qualname__}.trace_fields"
+        expect("reads" not in self.trace_fields, where, "has reads, the name of the words read", "another name")
+        state = try_initial_state(self)
+        if example(self).is_meta:
+            return  # Sizes alone are known there, by which not everyone's step can go.
+        gives = ("words read", "the next state", "the heads")
+        shape = self.read_shape(self)
+        _, after, heads = try_steps(self, "forward", state, self.hidden_size, shape, gives, self.differentiable)
+        named = hasattr(heads, "_asdict")
+        where, found = f"{type(self).__qualname__}.forward", f"the heads are a {type(heads).__name__}"
+        expect(
+            named or type(self).observed is not Accessor.observed,
+            where,
+            found,
+            "a NamedTuple, or observed of one's own",
+        )
+        with trying(self, "observed"), torch.no_grad():
+            seen = self.observed(heads, after)
+        parts = {**(heads._asdict() if named else {}), **after._asdict()}
+        empty = [name for name, part in parts.items() if part is None]
+        check_seen(self, "observed", seen, self.trace_fields, (BATCH,), empty)
 
 
 if TYPE_CHECKING:

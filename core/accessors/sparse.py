@@ -108,7 +108,7 @@ class SparseAccessor(SparseOptions, SlotAccessor):
         "memory": TraceField("N W", "memory", "contents after the step"),
         "add": TraceField("H W", "words", "words written"),
         "write_gates": TraceField("H", "gate", "whether each write head writes"),
-        "write_modes": TraceField("H M", "weighting", "shares of the oldest slot and the last reads"),
+        "write_modes": TraceField("H C", "weighting", "shares of the oldest slot and the last reads"),
         "read_modes": TraceField(
             "R M", "weighting", "shares of backward, content and forward", ("backward", "content", "forward")
         ),

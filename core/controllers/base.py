@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..component import Chosen, Component
+from ..contracts import try_initial_state, try_steps
 from ..initialisers import reset
 from ..options import Options
 from ..registry import contract
@@ -36,6 +37,8 @@ class Controller(Component, nn.Module, ABC):
 
     kind: ClassVar[str] = ""
     """By which kernels know what it is; none for what they do not know."""
+    differentiable: ClassVar[bool] = True
+    """Whether the hidden vector has a gradient, without which a circuit can only evolve."""
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> Any:
@@ -52,6 +55,18 @@ class Controller(Component, nn.Module, ABC):
             TypeError: there are weights that no layer has, which a subclass draws itself.
         """
         reset(self)
+
+    def check(self) -> None:
+        """Try the controller out: see that it is what the contract says. One from outside the package always is.
+
+        Raises:
+            ContractError: it is not; names the class, what was found and what is expected.
+        """
+        state = try_initial_state(self)
+        if not example(self).is_meta:  # where sizes alone are known
+            size: Any = self.hidden_size
+            gives = ("hidden", "the next state")
+            try_steps(self, "forward", state, self.input_size, (size,), gives, self.differentiable)
 
     def clipped(self, x: Tensor) -> Tensor:
         """The tensor, kept in [-clip, clip]."""
@@ -76,6 +91,13 @@ class LayeredController(Controller):
         lt=1,
         description="share of what each layer but the last hands on that is left out in training",
     )
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """See :meth:`Component.check_options`."""
+        super().check_options(options)
+        if options.dropout and options.num_layers == 1:
+            raise ValueError(f"dropout: got {options.dropout}; it is between layers, allowed with num_layers 1: 0")
 
     def between_layers(self, x: Tensor, layer: int) -> Tensor:
         """What a layer hands on: with ``dropout``, as torch.nn.LSTM, not all of it but from the last layer."""

@@ -2,13 +2,13 @@
 
 AGREED = {
     "circuits/memory.py": "33a03de838b4",
-    "core/accessors/base.py": "3d7008351884",
+    "core/accessors/base.py": "9314a6c81483",
     "core/accessors/dynamic.py": "4d9c8006cc93",
-    "core/accessors/sparse.py": "e7b3e7297bfc",
+    "core/accessors/sparse.py": "36cbcb513d2d",
     "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "1d02d424a8bc",
-    "core/component.py": "b45366cf6f64",
-    "core/controllers/base.py": "251e1bc58e24",
+    "core/component.py": "c84604f0567c",
+    "core/controllers/base.py": "eef018586466",
     "core/controllers/feedforward.py": "e3c593ebcdaa",
     "core/controllers/gru.py": "48d012fba8f4",
     "core/controllers/lstm.py": "10a0c0c78a7d",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +11,25 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from ...core.component import Component
+from ...core.contracts import expect
+from ...core.options import ContractError
 from ...core.registry import contract
 
 if TYPE_CHECKING:
     from ...core.recorder import Chart
     from ..plots import Episode
+
+
+CALLS = {
+    "message": ("text",),
+    "metrics": ("step", "values"),
+    "text": ("name", "text"),
+    "episode": ("step", "name", "episode"),
+    "animation": ("name", "episode"),
+    "chart": ("step", "name", "chart"),
+    "close": (),
+}
+"""What a run calls of a sink, with the arguments that it gives by place."""
 
 
 @contract("sink")
@@ -28,6 +43,22 @@ class Sink(Component, ABC):
 
     directory: Path = Field(kw_only=False, description="folder of the run, which is there")
     title: str = Field(kw_only=False, description="what the run is called")
+
+    def after_setup(self) -> None:
+        """See whether what a run calls can be called.
+
+        Raises:
+            ContractError: it cannot; names the class, the method and what is expected.
+        """
+        for method, arguments in CALLS.items():
+            where = f"{type(self).__qualname__}.{method}"
+            called = getattr(self, method)
+            expect(callable(called), where, f"is a {type(called).__name__}", "a method")
+            try:
+                inspect.signature(called).bind(*arguments)
+            except TypeError as error:
+                expected = ", ".join(arguments) or "no argument"
+                raise ContractError(f"{where}: takes {inspect.signature(called)}; expected {expected}") from error
 
     def message(self, text: str) -> None:
         """One line for a person to read."""

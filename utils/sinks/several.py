@@ -15,7 +15,7 @@ import torch
 from pydantic_core import core_schema
 
 from ...core.component import Chosen, build
-from ...core.options import Options, OptionsError
+from ...core.options import ContractError, Options, OptionsError
 from ...core.recorder import Chart
 from ..plots import Episode
 from .base import Sink
@@ -92,6 +92,8 @@ class Sinks:
                 self.close()
                 if isinstance(error, OptionsError):
                     raise
+                if isinstance(error, ContractError):
+                    raise OptionsError(f"plots: {error}") from error
                 raise OptionsError(f"plots: {name} cannot be set up: {type(error).__name__}: {error}") from error
 
     @property
