@@ -67,6 +67,7 @@ MOST_THREADS = 1024
 Precision = Literal["float32", "bfloat16", "float64"]
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+_NAME = re.compile(r"[^\W_][\w.=,+-]{0,99}")
 _HOST = re.compile(r"[\w.-]+|[\da-fA-F:.]+")
 
 
@@ -114,9 +115,20 @@ class RunOptions(Options):
         description="whose weights the circuit starts with: a run's folder, its name or latest (its best checkpoint), "
         "or a checkpoint file; null starts with fresh ones",
     )
+    name: str | None = Field(
+        default=None,
+        description="what the folder of the run below runs/ is called; null calls it after the preset and the time",
+    )
     env: Annotated[Any, Chosen("env")] = Field(description="the task")
     circuit: Annotated[Any, Chosen("circuit")] = Field(description="what learns")
     agent: Annotated[Any, Chosen("agent")] = Field(description="how it learns")
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str | None) -> str | None:
+        if name is not None and (not _NAME.fullmatch(name) or name == "latest"):
+            raise ValueError(f"got {name!r}; allowed: a letter or digit, then up to 99 of these or _.=,+-")
+        return name
 
     @field_validator("visdom_host")
     @classmethod

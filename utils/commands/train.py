@@ -1,0 +1,248 @@
+"""``papertape train``: a new run, or one that goes on."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+
+from ...core import distributed
+from ...core.agent import Agent
+from ...core.distributed import Processes
+from ...core.kernels.dispatch import BackendError
+from ...core.options import OptionsError
+from ...core.task import Task
+from .. import factory
+from ..log import LOGGER, log_to
+from ..run import (
+    Run,
+    check_free,
+    find_checkpoint,
+    find_directory,
+    find_launch,
+    has_checkpoint,
+    load_agent_state,
+    locked,
+    new_directory,
+    read_options,
+    summarised,
+)
+from .arguments import DEFAULT_PRESET, gives, preset_name, read_arguments, read_saved_arguments
+
+QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+"""What tells the threads of each kind of OpenMP to sleep while they wait."""
+
+
+@contextlib.contextmanager
+def stop_on_signal(agent: Agent) -> Iterator[None]:
+    """Within the block, Ctrl-C and SIGTERM ask the agent to stop after its step; a second one stops at once."""
+
+    def ask(number: int, frame: object) -> None:
+        if agent.stop_requested:
+            raise KeyboardInterrupt
+        agent.stop_requested = True
+        LOGGER.info("stopping after this step; once more to stop at once")
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def forget(directory: Path) -> None:
+    """Remove the folder of a run that did not begin, and the one it is in if that is empty then."""
+    shutil.rmtree(directory)
+    with contextlib.suppress(OSError):
+        directory.parent.rmdir()
+
+
+class Start(NamedTuple):
+    """What a run begins with."""
+
+    chosen: factory.RunOptions
+    directory: Path | None = None
+    """Of the run that goes on; None for a new one."""
+    goes_on: bool = False
+    """Whether that run has a checkpoint to go on from."""
+    any_backend: bool = False
+    """Whether the backend was chosen on what may have been another machine: if it cannot run here, auto stands in."""
+    changes: tuple[str, ...] = ()
+    """Options that are not those of the run so far."""
+    preset: str = DEFAULT_PRESET
+    """What a new run is called after."""
+
+
+def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
+    """Options and folder of a run from the command line; torchrun's restarts find the run that they have begun.
+
+    Args:
+        arguments: of ``train``.
+        held: takes the lock of a run that goes on.
+
+    Raises:
+        OptionsError: lists every problem.
+    """
+    if arguments.resume:
+        directory = find_directory(arguments.resume)
+        held.enter_context(locked(directory))
+        begun = choose_resumed(arguments.arguments, directory, arguments.imports)
+        return begun._replace(preset=getattr(arguments, "preset", begun.preset))
+    chosen = read_arguments(arguments.arguments, imports=arguments.imports)
+    launched = distributed.launch()
+    found = find_launch(launched) if launched else None
+    if found:
+        held.enter_context(locked(found))
+        before = factory.parse(read_options(found))
+        if _same(chosen, before):
+            return Start(before, found, has_checkpoint(found))
+    if chosen.start:
+        # Recorded as the file that it is: the latest run will be another one soon.
+        chosen = chosen.model_copy(update={"start": str(find_checkpoint(chosen.start))})
+    if chosen.name:
+        check_free(chosen.name)
+    return Start(chosen, preset=preset_name(arguments.arguments))
+
+
+def choose_resumed(arguments: Sequence[str], directory: Path, imports: Sequence[str] = ()) -> Start:
+    """Options of a run that goes on, from its folder and ``key=value``.
+
+    Options that may change hold from here on; those that a run keeps (:attr:`Options.kept`) are refused.
+
+    Args:
+        arguments: ``key=value``.
+        directory: of the run.
+        imports: modules to import besides those of the run.
+
+    Raises:
+        OptionsError: lists every problem, or an option is given that a run keeps from its beginning.
+    """
+    saved = read_options(directory)
+    chosen = read_saved_arguments(arguments, saved, imports)
+    if chosen.name is not None:
+        raise OptionsError(f"name: got {chosen.name!r}; a run that goes on keeps its folder, leave it out")
+    if chosen.start != saved.get("start"):
+        raise OptionsError(f"start: got {chosen.start!r}; a run that goes on has weights of its own, leave it out")
+    goes_on = has_checkpoint(directory)
+    if goes_on and (lines := list(chosen.refused(saved))):
+        raise OptionsError("\n".join(lines))
+    changes = factory.differences(saved, chosen.model_dump(mode="json"))
+    said = tuple(f"{path}: {before!r} -> {after!r}" for path, before, after in changes)
+    return Start(chosen, directory, goes_on, any_backend=not gives(arguments, "backend"), changes=said)
+
+
+def build(chosen: factory.RunOptions, *, resumed: bool, any_backend: bool) -> factory.Parts:
+    """What a run is made of; see :class:`Start` for ``any_backend``."""
+    try:
+        return factory.build(chosen, resumed=resumed)
+    except BackendError as error:
+        if not any_backend:
+            raise
+        LOGGER.info("%s; takes auto", error)
+        return factory.build(chosen.model_copy(update={"backend": "auto"}), resumed=resumed)
+
+
+def _same(chosen: factory.RunOptions, before: factory.RunOptions) -> bool:
+    """Whether options are those of a run that has begun, apart from what was looked up when it began."""
+    given, kept = chosen.model_dump(), before.model_dump()
+    for values in (given, kept):
+        values.pop("start")
+        values.pop("name")
+    return given == kept
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train a preset, or go on with a run; under torchrun, together with other processes."""
+    with distributed.join() as processes, contextlib.ExitStack() as held:
+        begin = processes.share(lambda: choose(arguments, held))
+        # Built and loaded before the first folder is made: bad input leaves nothing behind.
+        parts = prepare(begin, processes)
+        use_threads(begin.chosen, parts.env, may_restart=arguments.restarts and processes.size == 1)
+        with contextlib.closing(parts.env):
+            if processes.first:
+                fit(parts, begin, held)
+            else:
+                with stop_on_signal(parts.agent):
+                    parts.agent.fit()
+    return 0
+
+
+def use_threads(chosen: factory.RunOptions, env: Task, *, may_restart: bool) -> None:
+    """Calculate with as many threads as a run wants; several of them sleep while they wait for each other.
+
+    Spinning, as they do otherwise, takes the cores from whoever else works here, themselves included. What says so is
+    read when torch is loaded, so this program starts again, with the same process number.
+    """
+    count = factory.count_threads(chosen, env)
+    if may_restart and count > 1 and not os.environ.keys() & QUIET.keys():
+        env.close()
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **QUIET})
+    torch.set_num_threads(count)
+
+
+def prepare(begin: Start, processes: Processes) -> factory.Parts:
+    """What a run is made of, with its agent in the state that it begins with, the same in all processes."""
+    # A first state that comes from a file is read by the first process alone.
+    parts = build(begin.chosen, resumed=begin.goes_on or not processes.first, any_backend=begin.any_backend)
+    agent = parts.agent
+    agent.join(processes)
+    if begin.goes_on and begin.directory and processes.first:
+        state = load_agent_state(begin.directory)
+        try:
+            agent.load_state_dict(state)
+        except ValueError as error:
+            if not begin.changes:
+                raise
+            raise OptionsError(f"{', '.join(begin.changes)}; the run cannot go on with that: {error}") from error
+    if processes.size > 1:
+        state = processes.share_state(agent.state_dict)
+        if not processes.first:
+            agent.load_state_dict(state)
+    return parts
+
+
+def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
+    """Let the agent learn, and record it in the run's folder, whose lock ``held`` keeps."""
+    agent, chosen, resumed = parts.agent, begin.chosen, begin.directory
+    directory = resumed or new_directory(begin.preset, chosen.name)
+    with contextlib.ExitStack() as undone:
+        if not resumed:
+            undone.callback(forget, directory)
+            held.enter_context(locked(directory))
+        run = undone.enter_context(Run(directory, chosen, parts.circuit))
+        run.write_options(agent.step)
+        undone.pop_all()
+    with log_to(directory / "log"), run, run.launched(distributed.launch()):
+        agent.recorder = run
+        if resumed and not begin.goes_on:
+            LOGGER.info("run %s has no checkpoint yet: it starts from the beginning", directory)
+        else:
+            LOGGER.info("run %s%s", directory, f" goes on at step {agent.step}" if resumed else "")
+        for change in begin.changes:
+            LOGGER.info("%s", change)
+        if chosen.start and not begin.goes_on:
+            LOGGER.info("starts with the weights of %s", chosen.start)
+        if agent.processes.size > 1:
+            LOGGER.info("%d processes share the work", agent.processes.size)
+        description = f"{factory.describe(parts)}\n  {torch.get_num_threads()} CPU thread(s)"
+        LOGGER.info("%s", description)
+        run.text("options", yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False))
+        run.text("circuit", f"{description}\n\n{parts.circuit}")
+        if resumed:
+            run.forget_after(agent.step)
+        with stop_on_signal(agent), summarised(directory, begin.preset, agent):
+            agent.fit()
+        if agent.stop_requested:
+            LOGGER.info("stopped at step %d; go on with: papertape train --resume %s", agent.step, directory)
+        else:
+            LOGGER.info("done at step %d; look closer with: papertape test %s", agent.step, directory)
