@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .utils.factory import load_circuit
     from .utils.plots import plot_trace
     from .utils.sinks import Sink
+    from .utils.zoo import load
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ __all__ = [
     "TraceField",
     "World",
     "detach",
+    "load",
     "load_circuit",
     "map_state",
     "maximise",
@@ -62,6 +64,7 @@ _LATER = {
     "Agent": ".core.agent",
     "Sink": ".utils.sinks",
     "Strategy": ".agents.strategies",
+    "load": ".utils.zoo",
     "load_circuit": ".utils.factory",
     "maximise": ".agents.strategies",
     "minimise": ".agents.strategies",

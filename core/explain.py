@@ -82,7 +82,7 @@ def _meant(path: Sequence[str], given: Any, model: type[Options], prefix: str, k
         return f"did you mean {below + meant if whole else meant!r}?"
     if whole:
         similar = near(name, {place.rpartition(".")[2] for place in places(*whole)})
-        if found := places(*whole, name, value) or (similar and places(*whole, similar, value)):
+        if found := places(*whole, name, value) or (places(*whole, similar, value) if similar else []):
             return f"did you mean {_either(found)}?"
     names = [other for other in known.model_fields if other != "type"]
     return f"known here: {', '.join(names) or 'none'}"

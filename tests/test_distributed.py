@@ -15,8 +15,9 @@ import torch
 
 from papertape.agents import EvolutionAgent
 from papertape.core.distributed import Processes
-from papertape.main import choose, main, parser
+from papertape.main import main, parser
 from papertape.utils import checkpoint, factory
+from papertape.utils.commands.train import choose
 from papertape.utils.run import read_metrics
 
 SMALL = [

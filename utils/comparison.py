@@ -107,7 +107,7 @@ def errors_on_test(directory: Path, sequences: int, assignments: Sequence[str] =
     chosen = factory.parse(values)
     task = factory.build_env(chosen.env, factory.resolve_device(chosen.device))
     try:
-        circuit = factory.load_circuit(path, device=task.device)
+        circuit = factory.load_circuit(path, device=str(task.device))
         metrics = evaluate_all(
             task, circuit, "test", sequences=sequences, batch_size=TESTED_AT_A_TIME, seed=chosen.seed
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ from ..envs import ImagesEnv
 from . import checkpoint, resources
 from .options import first_sentence
 from .sinks import Plots
+
+logger = logging.getLogger(__name__)
 
 ROOMS = ("core.accessors", "core.controllers", "circuits", "envs", "agents")
 """Folders whose files register what options can name."""
@@ -275,7 +278,10 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
         env = build_env(options.env, device)
     try:
         with under("circuit"), memory_errors("circuit"):
-            resources.check_memory(options, env, outline(options, env), device)
+            planned = outline(options, env)
+            resources.check_memory(options, env, planned, device)
+            for line in resources.remarks(options, env, planned):
+                logger.warning("%s", line)
             circuit = build_circuit(
                 options.circuit,
                 env.input_size,

@@ -135,9 +135,11 @@ def _note(circuit: CircuitView, name: str, fastest: str, reason: str | None) -> 
     if circuit.backend != "auto" or reason is None:
         logger.info("backend: %s", name)
         return
-    logger.info("backend: %s (%s: %s)", name, fastest, reason)
     if isinstance(reason, Skipped) or reason == native.library.load():
+        logger.info("backend: %s", name)
         _warn_of_slowness(str(reason))
+    else:
+        logger.info("backend: %s (%s: %s)", name, fastest, reason)
 
 
 @functools.cache

@@ -127,18 +127,19 @@ def plan(arguments: Sequence[str], imports: Sequence[str] = ()) -> list[Run]:
         keys = [assignment.partition("=")[0] for assignment in assignments]
         raise OptionsError(f"{next(key for key in keys if keys.count(key) > 1)}: given twice")
     count = math.prod(map(len, axes.values()))
-    if not 1 < count <= MOST:
+    if count > MOST or not any(re.search(r"=.*(,|\.\.)", word) for word in assignments):
         raise OptionsError(
-            f"sweep: got {count:,} run{'s'[: count != 1]}; allowed: from 2 to {MOST:,}, such as by seed=1..10"
+            f"sweep: got {count:,} run{'s'[: count != 1]}; allowed: up to {MOST:,}, from an option that has several "
+            "values, such as seed=1..10"
         )
     axes.setdefault("plots", ["off"])
-    swept = [key for key, values in axes.items() if len(values) > 1]
+    swept = [key for key, values in axes.items() if len(values) > 1] or ["seed"]
     runs: list[Run] = []
     for combination in itertools.product(*axes.values()):
         given = dict(zip(axes, combination, strict=True))
-        labels = {key: given[key] for key in swept}
+        labels = {key: given[key] for key in swept if key in given}
         name = re.sub(r"[^\w.=,+-]", "-", ",".join(f"{key}={value}" for key, value in labels.items()))
-        if len(name) > 100 or any(name == run.name for run in runs):
+        if not name or len(name) > 100 or any(name == run.name for run in runs):
             name = f"run-{len(runs) + 1}"
         words = [*([preset] if preset else []), *(f"{key}={value}" for key, value in given.items())]
         values, problem = {}, ""
@@ -250,8 +251,12 @@ class Process:
     def ended(self) -> str | None:
         """See :class:`Job`."""
         status = self.process.poll()
-        if status is None or status in (0, INTERRUPTED):
-            return None if status is None else ""
+        if status is None:
+            return None
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        if status in (0, INTERRUPTED):
+            return ""
         if status < 0:
             return "" if -status == signal.SIGTERM else f"was ended by {signal.Signals(-status).name}"
         return last_error(self.output.read_text(encoding="utf-8", errors="replace")) or f"exit status {status}"
