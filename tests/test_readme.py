@@ -55,7 +55,7 @@ def test_a_task_is_added_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_name_what_there_is(line: str) -> None:
     words = [word for word in line.split() if not word.startswith("--")]
-    if not words or words[0] in ("list", "show", "test", "mine.yaml", "latest", "agent.lrr=1e-3"):
+    if not words or words[0] in ("list", "runs", "show", "test", "mine.yaml", "latest", "agent.lrr=1e-3"):
         return
     values = options.load_file(words[0])
     assignments = [word for word in words[1:] if not word.startswith(("start=", "env.type=reverse"))]

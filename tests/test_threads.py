@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from papertape.main import main
 from papertape.utils.commands import train
 from papertape.utils.commands.arguments import read_arguments
 from papertape.utils.commands.show import resolved
@@ -61,7 +62,7 @@ def test_a_program_that_calls_it_is_left_alone(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr(os, "execve", lambda *given: pytest.fail("it has started again"))
     before = dict(os.environ)
-    assert main.main(["train", "ntm-copy", *SMALL, "threads=2"]) == 0
+    assert main(["train", "ntm-copy", *SMALL, "threads=2"]) == 0
     assert dict(os.environ) == before
 
 

@@ -115,10 +115,8 @@ def expected_bytes(options: Any, env: Task, circuit: Circuit) -> tuple[int, str]
     if accessor is None or accessor.kind == "sparse":
         return needed, most
     state = elements(circuit.initial_state(agent.batch_size)) * example(circuit).element_size()
-    steps, every = (
-        min(longest(env, test=False), agent.truncate or LARGEST_STEP),
-        getattr(circuit, "recompute_every", None),
-    )
+    steps = min(_steps(env), agent.truncate or LARGEST_STEP)
+    every = getattr(circuit, "recompute_every", None)
     kept = steps if not every else min(steps, every + steps / every)
     passed = int(state * kept * KEPT["eager" if options.backend == "eager" else "native"])
     return needed + passed, "what the backward pass keeps" if passed > needed else most

@@ -170,6 +170,21 @@ def wait_for(folder: Path, pattern: str) -> list[Path]:
     return found
 
 
+LOCK = """
+import sys
+from pathlib import Path
+from papertape.utils.run import locked
+with locked(Path(sys.argv[1])):
+    pass
+"""
+
+
+def locked_by_another(run: Path) -> str:
+    """What another process is told that would train this run; empty if it may."""
+    done = subprocess.run([sys.executable, "-c", LOCK, str(run)], capture_output=True, text=True, check=False)
+    return done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_sweep_that_is_cut_off_goes_on(folder: Path, number: signal.Signals) -> None:
@@ -184,27 +199,9 @@ def test_a_sweep_that_is_cut_off_goes_on(folder: Path, number: signal.Signals) -
         assert process.returncode == 130
         assert f"go on with: papertape sweep --resume runs/{run.parent.name}" in said
     deadline = time.monotonic() + 60
-    while (
-        "in progress"
-        in (
-            again := subprocess.run(
-                [
-                    sys.executable,
-                    "-c",
-                    "import sys; from pathlib import Path; from papertape.utils.run import locked\n"
-                    "with locked(Path(sys.argv[1])): pass",
-                    str(run),
-                ],
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                check=False,
-            ).stderr
-        )
-        and time.monotonic() < deadline
-    ):
+    while "in progress" in (again := locked_by_another(run)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert "in progress" not in again
+    assert not again
     step = checkpoint.load(saved)["agent"]["step"]
     assert 0 < step < 3000
     options = run / "options.yaml"

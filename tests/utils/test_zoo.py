@@ -40,7 +40,7 @@ def test_a_trained_circuit_answers_as_well_as_its_file_says(
     assert (circuit.input_size, circuit.output_size) == (task.input_size, task.output_size)
     assert origin.seed > 0 and origin.step > 0 and origin.version and origin.metric == task.error_metric
     trained_on = next(iter(task.sets("test")))
-    assert list(origin.errors)[0] == trained_on
+    assert next(iter(origin.errors)) == trained_on
     values = evaluate(task, circuit, sequences=64, batch_size=64, seed=5)
     error = set_error(task, {f"test/{trained_on}/{key}": value for key, value in values.items()}, "test", trained_on)
     assert error <= origin.errors[trained_on] + 0.05 and error < 0.1
