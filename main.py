@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         dest="imports",
         metavar="MODULE",
-        help="a module that registers what options name; may be given again",
+        help="a module, or the path of its file, that registers what options name; may be given again",
     )
     top.add_argument("--version", action="version", version=papertape.__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -34,8 +34,8 @@ class BackpropAgent(LearningAgent):
     """Samples a batch, runs the circuit, descends the gradient; evaluates, saves and stops as its options say.
 
     Several processes share each batch: all draw the same one, each answers its share of the sequences, and the
-    gradients are added up: ``batch_size`` counts the sequences of all processes together. What is not finite in
-    one of them makes the sum so, and all skip that step.
+    gradients are added up: ``batch_size`` counts the sequences of all processes together. If a gradient is not finite
+    in one of them, the sum is not either, and all skip that step.
     """
 
     needs_gradient = True
@@ -259,7 +259,7 @@ class BackpropAgent(LearningAgent):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
+        """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
         check_keys(state, self.state_dict())
         if state["optimiser"] != _name(self.optimiser):
             raise ValueError(refusal("agent.optimiser.type", state["optimiser"], _name(self.optimiser)))

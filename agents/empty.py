@@ -38,7 +38,7 @@ class EmptyAgent(Agent):
         """Draw and answer batches.
 
         Raises:
-            ValueError: the env handed out a batch that breaks the contract of :class:`~papertape.core.env.Env`.
+            ValueError: the env returned a batch that breaks the contract of :class:`~papertape.core.env.Env`.
         """
         values: dict[str, float] = {}
         while self.step < self.steps and not self.stop_requested:
@@ -72,7 +72,7 @@ class EmptyAgent(Agent):
         return {"circuit": self.circuit.state_dict(), "generator": self.generator.get_state(), "step": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Resume from :meth:`state_dict`."""
         check_keys(state, self.state_dict())
         check_state("weight", state["circuit"], self.circuit.state_dict())
         self.circuit.load_state_dict(state["circuit"])
@@ -82,4 +82,4 @@ class EmptyAgent(Agent):
 
 def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != expected:
-        raise ValueError(f"{name}: the env handed out shape {list(tensor.shape)}; expected {list(expected)}")
+        raise ValueError(f"{name}: the env returned shape {list(tensor.shape)}; expected {list(expected)}")

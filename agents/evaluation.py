@@ -27,7 +27,7 @@ def evaluate(task: Task, circuit: Circuit, *, sequences: int, batch_size: int, s
     Args:
         task: an env, which hands out sequences, or a world, in which episodes are played.
         circuit: answers; inputs and outputs are time-major.
-        sequences: how many are made up where the set has no end.
+        sequences: how many are drawn from a set that is not finite.
         batch_size: how many at a time.
         seed: of the sequences or episodes, so that every evaluation sees the same ones.
     """
@@ -81,7 +81,7 @@ def evaluate_all(
 
 @torch.no_grad()
 def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, stream: Stream, seed: int) -> None:
-    """Hand a recorder that draws one answered sequence or episode of the first and of the last set of a stream.
+    """Give a recorder one answered sequence or episode of the first and of the last set of a stream, to be drawn.
 
     The network of a circuit that has one of any topology is drawn, too.
 
@@ -137,7 +137,7 @@ def set_error(task: Task, values: Mapping[str, float], stream: Stream, name: str
 
 
 def check_state(kind: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Check that a saved state fits before any of it is taken up.
+    """Check that a saved state fits before any of it is loaded.
 
     Args:
         kind: what the state is of, for the message.
@@ -161,7 +161,7 @@ def check_state(kind: str, found: Mapping[str, Any], expected: Mapping[str, Any]
 
 
 def check_keys(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raise ValueError naming the first entry that a saved state lacks or has too many."""
+    """Raise ValueError naming the first entry that a saved state lacks or should not have."""
     for name in expected:
         if name not in found:
             raise ValueError(f"checkpoint: entry {name!r} is missing; it was saved by another agent")
@@ -171,7 +171,7 @@ def check_keys(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
 
 
 def fitting(task: Task, circuit: Circuit | nn.Module) -> Circuit:
-    """The circuit, or a module as one, that can answer a task.
+    """The circuit, or a module made a circuit, if it can answer a task.
 
     Raises:
         ValueError: it cannot; says why.

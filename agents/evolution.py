@@ -72,7 +72,7 @@ class EvolutionAgent(LearningAgent):
 
     @classmethod
     def refuses_start(cls, options: Any) -> Iterable[str]:
-        """See :meth:`Agent.refuses_start`; that is for the strategy to say."""
+        """See :meth:`Agent.refuses_start`; the strategy decides."""
         return [f"agent.strategy.{line}" for line in class_of(options.strategy).refuses_start(options.strategy)]
 
     def setup(self) -> None:
@@ -114,7 +114,7 @@ class EvolutionAgent(LearningAgent):
         return self.strategy.population * self.batch_size
 
     def prepare(self) -> None:
-        """What comes before a generation is scored; nothing here."""
+        """Called before a generation is scored; nothing here."""
 
     def trial(self, stacks: Mapping[str, Stack], drawn: Any) -> Tensor:
         """What each sequence or episode adds to the fitness of each member of a generation, ``[P, B]``."""
@@ -125,7 +125,7 @@ class EvolutionAgent(LearningAgent):
         return self.shared(stacks, lambda part, number: self.scoring.scores(part, drawn, part=number))
 
     def shared(self, stacks: Mapping[str, Stack], function: Callable[[Mapping[str, Stack], int], Tensor]) -> Tensor:
-        """What a function finds for the shards of a population, each of them in one of the processes, put together.
+        """Results of a function for all shards of a population, each computed by one of the processes, joined.
 
         Args:
             stacks: P members' parameters by name.
@@ -225,7 +225,7 @@ class EvolutionAgent(LearningAgent):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
+        """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
         super().load_state_dict(state)
         self.strategy.load_state_dict(state["strategy"])
         self.bad_generations_in_a_row = state["bad_generations_in_a_row"]

@@ -1,4 +1,4 @@
-"""How a module's parameters lie in a genome, the vector that strategies work on."""
+"""The genome, one vector of all parameters, which strategies work on, and how named parameters lie in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all agents that learn share: evaluation, targets, checkpoints, stopping and going on."""
+"""What all agents that learn share: evaluation, targets, checkpoints, stopping and resuming."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TrainingError(RuntimeError):
 
 
 class LearningAgent(Agent):
-    """Steps until the target is reached; subclasses say what a step is and what must be remembered for it."""
+    """Takes steps until the target is reached; a subclass says what a step is and what belongs to its state."""
 
     # Steps of one agent, generations of another.
     own_meaning: ClassVar[frozenset[str]] = frozenset({"log_every", "evaluate_every", "save_every", "retry_every"})
@@ -53,7 +53,7 @@ class LearningAgent(Agent):
         "run",
     )
     evaluation_sequences: int = Field(
-        default=128, ge=1, description="sequences or episodes of each set that has no end of them"
+        default=128, ge=1, description="sequences or episodes that are drawn from each set that is not finite"
     )
     evaluation_batch_size: int = Field(default=64, ge=1, description="sequences that are evaluated at a time")
     save_every: int = Field(
@@ -120,7 +120,7 @@ class LearningAgent(Agent):
 
     @abstractmethod
     def train_step(self) -> dict[str, float]:
-        """Learn once; what to watch, with more of it every ``log_every`` steps.
+        """One step of learning; returns metrics, more of them every ``log_every`` steps.
 
         Raises:
             TrainingError: it cannot go on.
@@ -128,8 +128,8 @@ class LearningAgent(Agent):
 
     @contextlib.contextmanager
     def own_randomness(self, *part: int) -> Iterator[None]:
-        """Within the block, what the circuit draws from torch's global generator, as dropout does, follows from the
-        run's seed and the step alone; outside, that generator is left as it was.
+        """Within the block, draws from torch's global generator, such as those of dropout, depend on the run's seed and
+        the step alone; afterwards that generator is as before.
 
         Args:
             part: numbers that tell apart what is drawn within one step.
@@ -279,7 +279,7 @@ class LearningAgent(Agent):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
+        """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
         check_keys(state, self.state_dict())
         check_state("weight", state["circuit"], self.circuit.state_dict())
         self.circuit.load_state_dict(state["circuit"])

@@ -126,7 +126,7 @@ class MixedAgent(EvolutionAgent):
         return layout.join(self.learn(layout.split(best.unsqueeze(0)), self.shards))[0]
 
     def learn(self, stacks: Mapping[str, Stack], number: int = 0) -> dict[str, Tensor]:
-        """What members become by the gradient steps of this generation, a chunk that fits the memory budget at a time.
+        """Parameters of members after this generation's gradient steps, in chunks that fit the memory budget.
 
         Args:
             stacks: P members' parameters by name.
@@ -193,6 +193,6 @@ class MixedAgent(EvolutionAgent):
         return super().state_dict() | {"bad_gradients": self.bad_gradients}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
+        """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
         super().load_state_dict(state)
         self.bad_gradients = state["bad_gradients"]

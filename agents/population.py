@@ -32,7 +32,7 @@ class _Step(nn.Module):
 class Population:
     """Evaluates P genomes on the same B sequences with stacked parameters: no loop over members, no gradients.
 
-    How a circuit answers for all members is for :meth:`~papertape.core.circuit.Circuit.run_population` to say. Any
+    A circuit answers by its :meth:`~papertape.core.circuit.Circuit.run_population`. Any
     other module is mapped over the members with ``torch.func.vmap``.
     """
 
@@ -87,7 +87,7 @@ class Population:
         return torch.cat(scores)
 
     def answers(self, stacks: Mapping[str, Stack], episodes: int) -> Callable[[Tensor], Tensor]:
-        """What :meth:`World.play` needs of all members: answers, step by step, with their states carried along.
+        """All members as the ``answer`` of :meth:`World.play`, with their states carried from step to step.
 
         Args:
             stacks: P members' parameters by name.

@@ -28,11 +28,11 @@ def draw_seed(generator: torch.Generator) -> int:
 
 
 class Scoring(ABC):
-    """Draws what a generation is asked, and says how fit each answer is."""
+    """Draws what a generation answers, and scores the answers."""
 
     @abstractmethod
     def draw(self, count: int, generator: torch.Generator) -> Any:
-        """What to ask: so many sequences or episodes, the same for every member."""
+        """Draw ``count`` sequences or episodes, the same for every member."""
 
     @abstractmethod
     def scores(self, stacks: Mapping[str, Stack], drawn: Any, *, part: int = 0) -> Tensor:

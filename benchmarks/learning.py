@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--sequences", type=int, default=256, help="of each set of the final test")
     parser.add_argument("--final", action="append", default=[], metavar="key=value", help="only for the final test")
+    parser.add_argument("--import", action="append", default=[], dest="imports", metavar="MODULE")
     arguments = parser.parse_intermixed_args()
     print(f"{time.strftime('%Y-%m-%d')}, {arguments.preset} {' '.join(arguments.assignments)}, ", end="")
     print(
@@ -42,6 +43,7 @@ def main() -> int:
     seeds = f"seed={arguments.first_seed}..{arguments.first_seed + arguments.seeds - 1}"
     sweep = ["sweep", arguments.preset, *arguments.assignments, seeds, f"threads={arguments.threads}"]
     sweep += ["--jobs", str(arguments.processes), "--sequences", str(arguments.sequences)]
+    sweep += [word for module in arguments.imports for word in ("--import", module)]
     return papertape([*sweep, *(word for option in arguments.final for word in ("--test-option", option))])
 
 

@@ -15,7 +15,7 @@ from ..core.circuit import Circuit
 from ..core.component import build, options_of, validated
 from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
-from ..core.kernels import checkpointing, dispatch
+from ..core.kernels import dispatch, recompute
 from ..core.kernels.transforms import one_call
 from ..core.members import Stack
 from ..core.options import Options, check_sizes
@@ -203,7 +203,7 @@ class MemoryCircuit(Circuit):
         if self.recompute_every is None:
             features, state = one_call(self.backend, dispatch.run, self, inputs, state)
         else:
-            features, state = one_call(self.backend, checkpointing.run, self, inputs, state, self.recompute_every)
+            features, state = one_call(self.backend, recompute.run, self, inputs, state, self.recompute_every)
         return self.answer(features), state
 
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:

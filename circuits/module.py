@@ -19,10 +19,10 @@ class ModuleCircuit(Circuit):
     """
 
     input_size: int | None = Field(  # type: ignore[assignment]
-        default=None, kw_only=False, ge=1, description="I; None leaves the module to see for itself"
+        default=None, kw_only=False, ge=1, description="I; None takes whatever the module takes"
     )
     output_size: int | None = Field(  # type: ignore[assignment]
-        default=None, kw_only=False, ge=1, description="O; None is what the module gives"
+        default=None, kw_only=False, ge=1, description="O; None takes whatever the module gives"
     )
     module: nn.Module = Field(exclude=True, description="what answers")
 

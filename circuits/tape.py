@@ -65,7 +65,7 @@ class Tape(TapeOptions, MemoryCircuit):
         """The answers of many members at once; see :meth:`Circuit.run_population`.
 
         Controllers are mapped over the members. The tapes of all members and sequences are one batch,
-        changed in place, and no longer than the sequences can tell.
+        changed in place, and only as long as the sequences can use.
         """
         if self.backend not in ("auto", "eager"):
             return super().run_population(parameters, inputs)

@@ -34,7 +34,7 @@ def _as_recorder(given: Any) -> Recorder:
 
 @contract("agent")
 class Agent(Component, ABC):
-    """Trains and tests one circuit on one task, and can stop and go on at any step."""
+    """Trains and tests one circuit on one task, and can stop and resume at any step."""
 
     env: Task = Field(kw_only=False, description="the task, on the circuit's device")
     circuit: Annotated[Circuit | Any, PlainValidator(_as_module)] = Field(
@@ -60,9 +60,9 @@ class Agent(Component, ABC):
     needs_gradient: ClassVar[bool] = False
     """Whether it can take only circuits that are differentiable."""
     precisions: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float64")
-    """Precisions in which it has a circuit calculate."""
+    """Precisions in which it can run a circuit."""
     backends: ClassVar[tuple[str, ...]] = BACKENDS
-    """Backends by which it has a circuit run."""
+    """Backends with which it can run a circuit."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -73,14 +73,14 @@ class Agent(Component, ABC):
             expect(right, f"{cls.__qualname__}.{name}", f"is {value!r}", expected)
 
     def setup(self) -> None:
-        """See whether the parts go together, and try those out that come from outside the package.
+        """Check that env, circuit and options fit together, and try out those that come from outside the package.
 
         Raises:
             ValueError: they do not; names the part, what was given and what is allowed.
             ContractError: one breaks its contract; names its class, what was found and what is expected.
         """
         self.processes = Processes()
-        """Those that share the work; by default this one is alone."""
+        """The processes that share the work; by default this one alone."""
         self.step = 0
         """Updates or generations done so far."""
         self.stop_requested = False
@@ -110,7 +110,7 @@ class Agent(Component, ABC):
 
     @classmethod
     def refuses_start(cls, options: Any) -> Iterable[str]:
-        """A line for each option, with its path, by which the weights that the circuit starts with would be lost.
+        """One line, with its path, for each option that would discard the weights that the circuit starts with.
 
         Args:
             options: of an agent of this class.
@@ -118,7 +118,7 @@ class Agent(Component, ABC):
         return ()
 
     def join(self, processes: Processes) -> None:
-        """Share the work with other processes, each of which has an agent of the same options and the same state.
+        """Share the work with other processes, each of which has an agent with the same options and state.
 
         Raises:
             ValueError: there are too many of them.
@@ -135,11 +135,11 @@ class Agent(Component, ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bit for bit: weights, optimiser or population, step, random states."""
+        """Everything needed to resume bit for bit: weights, optimiser or population, step, random states."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a run where :meth:`state_dict` left it.
+        """Resume from what :meth:`state_dict` returned.
 
         Raises:
             ValueError: the state belongs to another circuit, env or agent; names the first difference.

@@ -48,8 +48,8 @@ class Circuit(Component, nn.Module, ABC):
     trace_fields: ClassVar[Mapping[str, TraceField]] = {}
     """What a trace shows."""
     autocast: torch.dtype | None = Field(default=None, init=False)
-    """Type of the matrix products where it is to be lower than that of the weights, ``torch.bfloat16``; None leaves it
-    to the caller. Outputs keep the type of the weights; what else keeps it is for each circuit to say."""
+    """Lower precision of matrix products, ``torch.bfloat16``, as under ``torch.autocast``; None leaves that to the
+    caller. Outputs keep the type of the weights; each circuit says what else does."""
 
     def setup(self) -> None:
         """Build what the circuit is made of."""
@@ -58,7 +58,7 @@ class Circuit(Component, nn.Module, ABC):
         """Put what was built on its device, in its type."""
         check_choice("backend", self.backend, self.backends)
         self._checked_layout: Any = None
-        """Of the last state that :meth:`check_state` found right: the next is most likely the same."""
+        """Layout of the last state that :meth:`check_state` accepted: the next most likely has the same."""
         device, dtype = self.__dict__.pop("device"), self.__dict__.pop("dtype")
         if device is not None or dtype is not None:
             self.to(device, dtype)
@@ -131,7 +131,7 @@ class Circuit(Component, nn.Module, ABC):
         return torch.stack(outputs), state
 
     def run_traced(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        """Like :meth:`run`, with what :attr:`trace_fields` name, ``[T, B, …]``; a circuit without heads has nothing."""
+        """Like :meth:`run`, and the tensors ``[T, B, …]`` that :attr:`trace_fields` name; here none."""
         outputs, state = self.run(inputs, state)
         return outputs, state, {}
 
@@ -169,8 +169,8 @@ class Circuit(Component, nn.Module, ABC):
             Logits ``[T, B, O]`` (or as the inputs are) and the last state; with ``trace`` the trace as a third.
 
         Raises:
-            ValueError: inputs or state have the wrong shape or are no tensors, inputs a type that the circuit would
-                have to cut, the state is none of this circuit, or lengths are not those of the inputs.
+            ValueError: inputs, state or lengths have the wrong shape or type, inputs are of a type that would lose
+                precision in the circuit's, or the state is none of this circuit.
         """
         if isinstance(inputs, PackedSequence):
             return self._forward_packed(inputs, state, lengths, trace)
@@ -220,7 +220,7 @@ class Circuit(Component, nn.Module, ABC):
             shape: what is expected, with ``{}`` for I.
 
         Raises:
-            ValueError: no tensor, another shape, nothing in it, or a type that the circuit would have to cut.
+            ValueError: no tensor, another shape, nothing in it, or a type that would lose precision in the circuit's.
         """
         expected = f"expected {shape.format(self.input_size)} with at least one step and one sequence"
         if not isinstance(inputs, Tensor):
@@ -261,7 +261,7 @@ class Circuit(Component, nn.Module, ABC):
         return self.initial_state(1)
 
     def precision(self, inputs: Tensor) -> AbstractContextManager[Any]:
-        """What :meth:`forward` runs under: :attr:`autocast` on the device of the inputs, or nothing."""
+        """The context in which :meth:`forward` runs: :attr:`autocast` on the device of the inputs, or nothing."""
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(inputs.device.type, dtype=self.autocast)

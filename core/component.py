@@ -21,7 +21,7 @@ from .options import ContractError, Options, OptionsError, near
 from .registry import contract_of, entries, lookup, name_of
 
 NOT_KEPT = "not kept as an attribute of that name"
-"""Stands for the value of a field that cannot be asked for any more."""
+"""Stands for the value of a field that is no longer known."""
 
 
 class _OptionsOf:
@@ -50,14 +50,13 @@ class Component:
             width: int = Field(8, ge=1, description="bits of a word")
 
     From that line follow the keyword of the constructor, its check, the key in an options file, the help that is shown
-    for it and what kernels are told. A field with ``kw_only=False`` is given by whoever builds the object, in its
-    place among the arguments; one with ``exclude=True`` is a keyword of the constructor alone; one with ``init=False``
-    is the same for all objects. All others are options. A subclass that declares a field again with a plain value
-    changes its default alone.
+    for it and what kernels are told. A field with ``kw_only=False`` is a positional argument of the constructor; one
+    with ``exclude=True`` is a keyword of the constructor, but no option; one with ``init=False`` is the same for all
+    objects. All others are options. A subclass that declares a field again with a plain value changes only its default.
 
-    Subclasses build what they need in :meth:`setup`. One that has an ``__init__`` of its own takes its arguments as
-    its fields: those with a default, or by keyword alone, are options. With ``**more`` among them, which it hands on to
-    its base, the fields of that are its own as well.
+    Subclasses build what they need in :meth:`setup`. If one has its own ``__init__``, the arguments of that are its
+    fields; those with a default, or keyword-only, are options. If it passes ``**more`` to its base, the base's fields
+    are its own as well.
     """
 
     if TYPE_CHECKING:
@@ -68,10 +67,10 @@ class Component:
         """The options as a pydantic model, with the ``type`` under which the class is registered."""
         __signature__ = _SignatureOf()
     kept: ClassVar[frozenset[str]] = frozenset({"type"})
-    """Options that a run keeps from its beginning: another value would not fit what it has learned, or do nothing. All
-    others may change when it goes on, and hold from then on."""
+    """Options that must not change when a run is resumed: other values would not fit what was learned, or do nothing.
+    All others may, and hold from then on."""
     own_meaning: ClassVar[frozenset[str]] = frozenset()
-    """Options whose values mean something else in another type of the same block, which does not take them over."""
+    """Options that are dropped when the type of their block changes, since in another type they mean something else."""
     _fields: ClassVar[dict[str, Any]] = {}
     """What this very class says of its fields: a FieldInfo, a plain default, or PydanticUndefined."""
 
@@ -116,10 +115,10 @@ class Component:
         """Build what the object needs besides its fields, which are set."""
 
     def after_setup(self) -> None:
-        """What a contract does with all that :meth:`setup` has built."""
+        """Called after :meth:`setup`: a base class checks or completes what was built."""
 
     def specification(self) -> dict[str, Any]:
-        """Every field with its value now, by name: what a kernel is told, and may not pass over."""
+        """Every field with its present value, by name; a kernel must know all of them to run."""
         cls: Any = type(self)
         return {name: getattr(self, name, NOT_KEPT) for name in fields_of(cls)}
 
@@ -197,20 +196,21 @@ def _hints(target: Any, annotations: Mapping[str, Any], names: dict[str, Any] | 
     Raises:
         ContractError: one stands for none; names the class and the field.
     """
-    found: dict[str, Any] = {}
-    for name, annotation in annotations.items():
-        own = type("", (), {"__annotations__": {name: annotation}})
-        try:
-            found |= typing.get_type_hints(own, globalns=names, include_extras=True)
-        except Exception as error:
-            raise ContractError(
-                f"{target.__qualname__}.{name}: the type {annotation} is not there ({type(error).__name__}: {error}); "
-                "expected one that its module has when it runs, not under TYPE_CHECKING alone"
-            ) from error
-    return found
+    own = type("", (), {"__annotations__": dict(annotations)})
+    try:
+        return typing.get_type_hints(own, globalns=names, include_extras=True)
+    except Exception as error:
+        if len(annotations) > 1:  # which of them it is
+            return {name: _hints(target, {name: kind}, names)[name] for name, kind in annotations.items()}
+        name, annotation = next(iter(annotations.items()))
+        raise ContractError(
+            f"{target.__qualname__}.{name}: the type {annotation} is not there ({type(error).__name__}: {error}); "
+            "expected one that its module has when it runs, not under TYPE_CHECKING alone"
+        ) from error
 
 
-def _declared(cls: type) -> dict[str, FieldInfo]:
+@functools.cache
+def _declared(cls: type) -> Mapping[str, FieldInfo]:
     """The fields that a component and its bases have as annotated attributes, those by place first."""
     found: dict[str, FieldInfo] = {}
     for base in reversed(_bases(cls)):
@@ -227,8 +227,8 @@ def _declared(cls: type) -> dict[str, FieldInfo]:
     return dict(sorted(found.items(), key=lambda item: item[1].kw_only is not False))
 
 
-def _handed_on(cls: type[Component], constructor: Any) -> Mapping[str, FieldInfo]:
-    """What a constructor that some class wrote itself hands on: the fields of the next class, and those of its own."""
+def _handed_on(cls: Any, constructor: Any) -> Mapping[str, FieldInfo]:
+    """Fields that a constructor of a class's own passes on: those of the next class, and its own."""
     bases = _bases(cls)
     at = next(index for index, base in enumerate(bases) if base.__dict__.get("__init__") is constructor)
     own = {name for base in bases[: at + 1] for name in base._fields}
@@ -441,7 +441,7 @@ def component_of(options: Any) -> Any:
 
 
 def build(chosen: Any, *given: Any, **more: Any) -> Any:
-    """The component that options describe; what is none but an object already is returned as it is.
+    """Build the component that options describe; an object that is already built is returned as it is.
 
     Args:
         chosen: options as :class:`Chosen` makes them, or an object.

@@ -36,8 +36,8 @@ class FirstProcessError(RuntimeError):
 class Processes:
     """The processes of a run, as one of them sees them.
 
-    What one of them computes for all is the same as if each had done so itself, up to the order in which a GPU adds:
-    there, weights that every process keeps for itself can differ in their last bit.
+    Whether one process computes something for all, or each for itself, the result is the same on a CPU. On a GPU the
+    order of sums varies, so that the processes' copies of the weights can differ in their last bit.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -55,15 +55,15 @@ class Processes:
         return self.rank == 0
 
     def mine(self, count: int) -> range:
-        """Which of so many things are this process's share: a stretch, as long as the others' give or take one."""
+        """Indices of this process's share of ``count`` things: one range, as long as the others' give or take one."""
         return self.share_of(self.rank, count)
 
     def share_of(self, rank: int, count: int) -> range:
-        """Which of so many things are a process's share."""
+        """Indices of a process's share of ``count`` things."""
         return range(rank * count // self.size, (rank + 1) * count // self.size)
 
     def gather(self, own: Tensor | None, rows: Sequence[int], device: torch.device) -> Tensor:
-        """What all processes have found, one after another; through the CPU, as float64, which keeps every bit.
+        """Rows of all processes, concatenated in their order; sent through the CPU as float64, which keeps every bit.
 
         Args:
             own: ``[rows of this process, width]``; None where it has none.
@@ -171,8 +171,7 @@ def rank_here() -> int:
 def join() -> Iterator[Processes]:
     """Within the block, the processes that torchrun started with this one; alone where it did not.
 
-    They talk through gloo, and about tensors on GPUs through NCCL if each process has a GPU of its own; ``cuda`` is
-    that one.
+    They communicate by gloo; tensors on GPUs by NCCL if each process has a GPU of its own, which ``cuda`` then is.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -224,7 +223,7 @@ def _assembled(store: Any, rank: int, size: int) -> Any:
 
 
 def launch() -> str | None:
-    """What tells this start by torchrun from others, the same after every restart; None without torchrun.
+    """Name of this launch by torchrun, the same after each of its restarts; None without torchrun.
 
     It is the id that was given as ``--rdzv-id`` (or that ``--standalone`` made up), else the process of torchrun.
     """

@@ -31,7 +31,7 @@ class Env(Task):
 
     Subclasses set ``input_size`` and ``output_size`` in :meth:`setup` and implement :meth:`sample`; the defaults here
     are those of tasks whose outputs are bits. An env never keeps a random state: every draw comes from the generator
-    handed in.
+    that is passed in.
     """
 
     error_metric: ClassVar[str] = "bits_wrong"

@@ -1,4 +1,4 @@
-"""What is said of options that are not allowed: one line each, with the path, what was given and what is allowed."""
+"""Errors for options that are not allowed: one line each, with the path, what was given and what is allowed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def explain(
         error: from pydantic.
         given: the values that were validated.
         model: what they were validated by.
-        prefix: path of the block that they are; empty for the arguments of a constructor.
+        prefix: path of the block; empty for the arguments of a constructor.
         kind: of the component that the block describes, to say which other type has an option that this one lacks.
     """
     lines = []

@@ -1,4 +1,4 @@
-"""The interface: one Linear from the controller's output to all that the heads are told, by name.
+"""The interface: one Linear from the controller's output to all parameters of the heads, by name.
 
 B batch, W word size.
 """

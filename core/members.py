@@ -1,4 +1,4 @@
-"""Parameters of a whole population, stacked: what a circuit needs to answer for all members in one computation.
+"""Parameters of all members of a population, stacked, so that a circuit answers for all of them in one computation.
 
 A *stack* of a parameter of shape ``S`` holds it for P members: a tensor ``[P, *S]``, or :class:`Mirrored`, which keeps
 the members' common centre apart from what makes them differ, so that products with it can be shared.
@@ -135,7 +135,7 @@ class Call(nn.Module):
 
 
 def one_by_one(function: Callable[..., Any], *, out_dims: int = 0, randomness: str = "error") -> Callable[..., Any]:
-    """What ``torch.func.vmap`` gives, one member after another: for what vmap has no rules for."""
+    """The result of ``torch.func.vmap``, one member after another, for operations that vmap has no rules for."""
 
     def each(*arguments: Any) -> Any:
         members = len(tree_leaves(arguments)[0])
@@ -201,7 +201,7 @@ def map_members(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor, *, ra
         circuit: what each member is; its own parameters are left alone.
         stacks: of P members for each named parameter.
         inputs: ``[T, B, I]``, the same for every member.
-        randomness: what draws of a member's own, such as dropout, are: ``different`` in each; by default an error.
+        randomness: ``different`` lets random draws, such as dropout, differ between members; by default they raise.
 
     Returns:
         ``[T, P, B, O]``

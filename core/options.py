@@ -17,7 +17,7 @@ LARGEST, SMALLEST = 1e9, 1e-37
 """Magnitudes between which other numbers lie, unless they are 0: what float32 holds."""
 
 NEAR = 0.7
-"""How much alike two names are, from 0 to 1, for one to be suggested for the other."""
+"""Similarity of two names, from 0 to 1, from which on one is suggested for the other."""
 
 
 class OptionsError(ValueError):
@@ -40,7 +40,7 @@ class Options(BaseModel):
     component: ClassVar[Any] = None
     """The class whose options these are."""
     own_meaning: ClassVar[frozenset[str]] = frozenset()
-    """Options whose values mean something else in another type of the same block, which does not take them over."""
+    """Options that are dropped when the type of their block changes, since in another type they mean something else."""
 
     @field_validator("*")
     @classmethod
@@ -56,11 +56,11 @@ class Options(BaseModel):
         return value
 
     kept: ClassVar[frozenset[str]] = frozenset({"type"})
-    """Options that a run keeps from its beginning: another value would not fit what it has learned, or do nothing. All
-    others may change when it goes on, and hold from then on."""
+    """Options that must not change when a run is resumed: other values would not fit what was learned, or do nothing.
+    All others may, and hold from then on."""
 
     def refused(self, before: Mapping[str, Any]) -> Iterator[str]:
-        """A line for each option that a run keeps and that is another one here.
+        """One line for each option that has changed and must not change when a run is resumed.
 
         Args:
             before: the run's options so far, as plain values.
@@ -84,7 +84,7 @@ def _flat(value: Any) -> Iterator[Any]:
 
 
 def refusal(path: str, before: Any, now: Any) -> str:
-    """What is said where a run cannot go on with another value of an option."""
+    """The message for an option that must not change when a run is resumed."""
     return f"{path}: {before!r} -> {now!r}; a run that goes on keeps it (start=RUN begins another with its weights)"
 
 

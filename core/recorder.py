@@ -59,7 +59,7 @@ Chart = Areas | Histogram | Network
 class Recorder:
     """Receives what a run has to say; this one keeps nothing, so library users need none.
 
-    ``papertape.utils.run.Run`` writes it to a run directory and hands it on to the sinks that ``plots`` names.
+    A run writes it to its folder and passes it to the sinks that ``plots`` names.
     """
 
     wants_episodes: bool = False

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from .options import OptionsError, near
@@ -46,7 +47,7 @@ def register(kind: str, name: str, target: Target | None = None) -> Target | Cal
         target: what is registered; None returns a decorator.
 
     Raises:
-        ValueError: an unknown kind, a name that is no word, or one that something else has.
+        ValueError: an unknown kind, or a name that is not one word or is taken.
         TypeError: a class lacks what its kind must have; names it and what is expected.
     """
     if target is None:
@@ -124,19 +125,38 @@ def name_of(target: Any) -> str | None:
 
 
 def import_modules(names: Iterable[str]) -> None:
-    """Import modules that register something; they are also looked for in the working directory.
+    """Import modules that register something.
+
+    Args:
+        names: of modules, which are also looked for in the working directory, or paths of ``.py`` files, whose folder
+            is then among those that Python looks in.
 
     Raises:
         OptionsError: a module cannot be imported; says which and why.
     """
     for name in names:
-        here = os.getcwd()
-        if here not in sys.path:
-            sys.path.append(here)
+        file = Path(name).resolve() if name.endswith(".py") else None
+        folder, module = (str(file.parent), file.stem) if file else (os.getcwd(), name)
+        if file and not file.is_file():
+            raise OptionsError(f"imports: {name!r} cannot be imported: there is no such file")
+        if folder not in sys.path:
+            sys.path.append(folder)
         try:
-            importlib.import_module(name)
+            found = importlib.import_module(module)
         except (Exception, SystemExit) as error:
             raise OptionsError(f"imports: {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+        place = getattr(found, "__file__", None)
+        if file and (place is None or Path(place).resolve() != file):
+            raise OptionsError(
+                f"imports: {name!r} cannot be imported: the name {module!r} is that of {place or 'a module of Python'}"
+            )
+
+
+def placed(names: Iterable[Any], folder: Path) -> list[Any]:
+    """Names of modules as they are, and paths of files, relative to a folder, as they are from everywhere."""
+    return [
+        str((folder / name).resolve()) if isinstance(name, str) and name.endswith(".py") else name for name in names
+    ]
 
 
 _loaded_entry_points: set[str] = set()

@@ -21,8 +21,8 @@ BLOCK = 512
 def similarity(words: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
     """Cosine similarity as in :func:`~papertape.core.addressing.cosine_similarity`, equal for equal words.
 
-    The sum of each word is taken on its own. In a matrix product it depends on the word's place how its sum is rounded,
-    and words that were written together are often equal.
+    Each word is summed by itself: in a matrix product rounding depends on the word's place, and words that were written
+    together are often equal.
 
     Args:
         words: ``[..., C, W]``.
@@ -30,7 +30,7 @@ def similarity(words: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tenso
         mask: weight of each element, ``[..., W]``, or None.
 
     Returns:
-        ``[..., C]``; what is no number counts as the smallest.
+        ``[..., C]``; NaN counts as the smallest.
     """
     if mask is not None:
         words, keys = words * mask.unsqueeze(-2), keys * mask
@@ -43,15 +43,14 @@ def similarity(words: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tenso
 def top_k(values: Tensor, count: int) -> Tensor:
     """Indices of the largest values, exactly; of equal values the first ones count as larger.
 
-    That order makes the choice independent of the length of the list: what follows it changes nothing as long as it is
-    not larger.
+    So values that are appended to the list change nothing, unless they are larger than those chosen.
 
     Args:
         values: ``[..., N]``.
         count: how many, at most N.
 
     Returns:
-        ``[..., count]``, those equal to the smallest of them last, in no other order.
+        ``[..., count]``, in no order, except that those equal to the smallest chosen come last.
     """
     size = values.shape[-1]
     if size <= 8 * BLOCK * count or not values.is_floating_point():
@@ -115,7 +114,7 @@ def totals(slots: Tensor, weights: Tensor) -> Tensor:
 
 
 def largest(slots: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The heaviest entries of a sparse weighting; what weighs no number is lighter than all that does.
+    """The heaviest entries of a sparse weighting; a weight of NaN counts as the lightest.
 
     Entries without a slot come last, whatever they weigh.
 
@@ -134,7 +133,7 @@ def largest(slots: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]
 
 
 def merged(slots: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Add up what names the same slot, then keep the heaviest.
+    """Add up the weights of entries of the same slot, then keep the heaviest.
 
     Args:
         slots: ``[..., M]``; at least ``count`` different ones.

@@ -33,24 +33,24 @@ CACHED_ELEMENTS = 2**17
 
 @register_state
 class NoLinks(NamedTuple):
-    """Without temporal links there is nothing to carry."""
+    """The state of links where there are none: nothing."""
 
 
 @register_state
 class SparseLinks(NamedTuple):
-    """Temporal links: for every slot, the slots written before it and how surely; -1 stands for no slot."""
+    """Temporal links: for every slot, the slots written before it, and how strongly; -1 stands for no slot."""
 
     slots: Tensor
     """The slots that each slot was written after, ``[B, N, L]``"""
     values: Tensor
-    """How surely, ``[B, N, L]``: row i holds the largest entries of row i of the DNC's link matrix"""
+    """Strengths of these links, ``[B, N, L]``: row i holds the largest entries of row i of the DNC's link matrix"""
     followers: Tensor
     """The slots that were written after each slot, ``[B, N, L]``: the largest of its column; a link exists where
     both ends list it"""
     precedence_slots: Tensor
     """The slots written last, ``[B, L]``"""
     precedence: Tensor
-    """How surely, ``[B, L]``"""
+    """Their precedence, ``[B, L]``"""
 
 
 @register_state
@@ -116,12 +116,12 @@ class WorkingMemory:
         self.links = None if isinstance(state.links, NoLinks) else WorkingLinks(state.links, rows, self._copied)
 
     def advance(self) -> None:
-        """One more step begins."""
+        """Begin a step."""
         self.steps = self.steps + 1
         self._reach = min(self._reach + self._growth, self._copied)
 
     def searched(self, rows: Rows) -> Tensor:
-        """Those of the first slots among which a search finds what it would find among all."""
+        """As many of the first slots as a search needs to find what it would find among all."""
         return rows.tensor[:, : self._reach]
 
     def least_recent(self, count: int) -> Tensor:
@@ -261,7 +261,7 @@ class WorkingLinks:
         self.precedence_slots, self.precedence = sparse_addressing.merged(entries, weights, self.width)
 
     def _note_followers(self, written: Tensor) -> None:
-        """The slots of the last precedence are followed by those written ``[B, M]`` (-1: none), if surely enough."""
+        """List the slots written, ``[B, M]`` (-1: none), after those of the last precedence, if links are strong."""
         with torch.no_grad():
             target = self.precedence_slots
             old = self._rows(self.followers, target)
@@ -272,8 +272,8 @@ class WorkingLinks:
             values = self.values.tensor.detach().gather(
                 1, candidates.clamp(min=0).flatten(1).unsqueeze(-1).expand(-1, -1, self.width)
             )
-            surely = (values.view(ends.shape) * ends).sum(-1)
-            kept, _ = sparse_addressing.largest(torch.where(ends.any(-1), candidates, -1), surely, self.width)
+            strengths = (values.view(ends.shape) * ends).sum(-1)
+            kept, _ = sparse_addressing.largest(torch.where(ends.any(-1), candidates, -1), strengths, self.width)
             self.followers.put(target, kept)
 
     def around(self, slots: Tensor, weights: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -330,6 +330,6 @@ def _norms(memory: Tensor) -> Tensor:
 
 
 def _joined(rows: Rows, whole: Tensor, copied: int) -> Tensor:
-    """What was worked on, with the rest of the tensor that it came from."""
+    """The changed first rows, joined with the untouched rest of the tensor that they came from."""
     changed = rows.close()
     return changed if copied == whole.shape[1] else torch.cat([changed, whole[:, copied:]], dim=1)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.serialization import add_safe_globals
+from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 from torch.utils import _pytree
 
 State = TypeVar("State")
@@ -17,7 +17,14 @@ def register_state(cls: type[State]) -> type[State]:
     """Let a NamedTuple of tensors be saved as a state: by ``torch.save``, and in a program of ``torch.export.save``.
 
     A decorator; ``torch.load`` then reads it with ``weights_only``, its default. Its class must be found by its name.
+    A class that is made anew, in a notebook say, takes the place of the one before.
     """
+    name = cls.__module__, cls.__qualname__
+    known: list[Any] = get_safe_globals()
+    others = [one for one in known if (getattr(one, "__module__", None), getattr(one, "__qualname__", None)) != name]
+    if len(others) < len(known):  # which of two of one name torch.load would take is chance
+        clear_safe_globals()
+        add_safe_globals(others)
     add_safe_globals([cls])
     _pytree._register_namedtuple(cls, serialized_type_name=f"{cls.__module__}.{cls.__qualname__}")  # the only way in
     return cls
@@ -46,7 +53,7 @@ def rebuild(structure: State, tensors: Iterable[Tensor]) -> State:
 
 
 def example(module: nn.Module) -> Tensor:
-    """A tensor of the type, and on the device, in which a module computes, as far as it can be told."""
+    """A tensor with the type and device that a module computes in, judged by its parameters and buffers."""
     for parameter in module.parameters():  # next(…, None) is something that torch.compile did not know in torch 2.6
         return parameter
     # A replica of torch.nn.DataParallel has weights that are no parameters, and layers may have buffers alone.

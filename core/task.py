@@ -19,7 +19,7 @@ from .streams import Stream
 
 @contract("env")
 class Task(Component, ABC):
-    """Something to be good at: sizes, sets to be judged on, how well it is solved, a curriculum where there is one.
+    """Sizes of inputs and outputs, sets to validate and test on, an error metric, and a curriculum where there is one.
 
     A subclass sets ``input_size`` and ``output_size`` in :meth:`setup`: I and O, the channels of an input and of an
     output.
@@ -47,7 +47,7 @@ class Task(Component, ABC):
             raise ContractError(f"{name}: has no error_metric; expected the name of one of its metrics")
 
     def check(self) -> None:
-        """Try the task out: see that what it hands out is what the contract says. Agents try all from outside out.
+        """Try the task out: check shapes and types of what it returns. Agents do so with all from outside the package.
 
         Raises:
             ContractError: it is not; names the class, what was found and what is expected.
@@ -95,7 +95,7 @@ class Task(Component, ABC):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the curriculum where :meth:`state_dict` left it.
+        """Restore the curriculum from what :meth:`state_dict` returned.
 
         Raises:
             ValueError: the state belongs to another task.
@@ -104,4 +104,4 @@ class Task(Component, ABC):
             raise ValueError(f"env state: got {', '.join(state)}; this env keeps none")
 
     def close(self) -> None:
-        """Let go of what the task holds besides memory, such as processes; what needs it next gets it back."""
+        """Release what the task holds besides memory, such as processes; they start again when needed."""

@@ -92,7 +92,7 @@ def advance(weights: TopologyWeights, driven: Tensor, activation: str, passes: i
         passes: how often values are passed on among hidden nodes: at least their longest forward path.
 
     Returns:
-        What comes in at the outputs, ``[…, B, O]``, and the values of all nodes, ``[…, B, H + O]``.
+        Logits (sums at the output nodes) ``[…, B, O]``, and the values of all nodes, ``[…, B, H + O]``.
     """
     nodes = weights.forward.shape[-1]
     own = driven[..., :nodes]
@@ -120,7 +120,7 @@ def longest_path(forward: Tensor) -> int:
 
 
 def used_nodes(hidden_weight: Tensor, output_weight: Tensor) -> int:
-    """How many hidden nodes, from the first on, it takes to leave out none that any member of a population uses.
+    """Number of hidden nodes up to the last one that any member of a population uses.
 
     Args:
         hidden_weight: ``[P, H, S]``
@@ -134,7 +134,7 @@ def used_nodes(hidden_weight: Tensor, output_weight: Tensor) -> int:
 
 
 class TopologyNetwork(nn.Module):
-    """Nodes in order, each connection a weight that is not zero; at first every input is connected to every output."""
+    """A network whose topology is in its weights (see the module); at first every input leads to every output."""
 
     def __init__(
         self, input_size: int, output_size: int, max_nodes: int = 16, *, activation: TopologyActivation = "tanh"
@@ -173,14 +173,14 @@ class TopologyNetwork(nn.Module):
         return TopologyState(self.output_weight.new_zeros(batch_size, self.max_nodes + self.output_size))
 
     def forward(self, x: Tensor, state: TopologyState) -> tuple[Tensor, TopologyState]:
-        """One step: ``[B, I]`` and a state -> what comes in at the outputs, ``[B, O]``, and the next state."""
+        """One step: ``[B, I]`` and a state -> logits ``[B, O]``, the sums at the output nodes, and the next state."""
         weights = split_weights(self.hidden_weight, self.output_weight)
         driven = x @ weights.inputs + weights.bias + state.values @ weights.recurrent
         outputs, values = advance(weights, driven, self.activation, self.max_nodes - 1)
         return outputs, TopologyState(values)
 
     def run_population(self, hidden_weight: Tensor, output_weight: Tensor, inputs: Tensor) -> Tensor:
-        """What comes in at the outputs of every member of a population at every step.
+        """Logits of every member of a population at every step.
 
         Args:
             hidden_weight: of each member, ``[P, H, S]``.

@@ -54,7 +54,7 @@ class Trace(Mapping[str, Tensor]):
         return tensors[name]
 
     def __repr__(self) -> str:
-        shapes = (f"{name} [T, B, {', '.join(self.fields[name].axes.split())}]" for name in self)
+        shapes = (f"{name} [{', '.join(['T', 'B', *self.fields[name].axes.split()])}]" for name in self)
         return f"Trace({', '.join(shapes)})"
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Trace:

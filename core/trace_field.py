@@ -18,8 +18,8 @@ class TraceField(NamedTuple):
     """How one field of a trace is to be read."""
 
     axes: str
-    """Letters of its axes after time and batch, such as ``R N``: R read heads, H write heads, N slots, W elements. What
-    has the same letters is drawn together: weightings beside the memory whose slots they are over."""
+    """Letters of its axes after time and batch, such as ``R N``: R read heads, H write heads, N slots, W elements.
+    Fields that share letters are drawn together: weightings beside the memory whose slots they are over."""
     kind: FieldKind
     description: str = ""
     """What it is, in a few words."""

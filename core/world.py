@@ -157,7 +157,7 @@ class World(Task):
 
 
 def join_episodes(parts: Sequence[Episodes], dim: int) -> Episodes:
-    """Episodes that were played apart as one: those of other members (dim 0), or others of the same ones (dim 1)."""
+    """Join episodes that were played separately: of more members (dim 0), or more episodes of each (dim 1)."""
     return Episodes(
         torch.cat([part.returns for part in parts], dim),
         torch.cat([part.lengths for part in parts], dim),
@@ -166,7 +166,7 @@ def join_episodes(parts: Sequence[Episodes], dim: int) -> Episodes:
 
 
 def carrying(circuit: Circuit) -> Callable[[Tensor], Tensor]:
-    """What :meth:`World.play` needs of one circuit: answers, step by step, with its state carried along.
+    """A circuit as the ``answer`` of :meth:`World.play`, with its state carried from step to step.
 
     Returns:
         A function that maps observations ``[E, I]`` to outputs ``[E, O]``; one for each :meth:`World.play`.

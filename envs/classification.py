@@ -1,4 +1,4 @@
-"""What the tasks share that ask for the class of an image: loss, metrics, even sampling."""
+"""What tasks of image classification share: loss, metrics, even sampling."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ Range = tuple[int, int]
 class Curriculum(Component, ABC):
     """Draws a task's quantities (length, repeats, …) from the ranges of the current level.
 
-    A subclass says what the levels are; one whose levels are met by something else than the error on the current one
-    overrides :meth:`advance` as well, one that draws in another way :meth:`draw`.
+    A subclass makes the levels in :meth:`make_levels`. It may override :meth:`advance`, if something else than the
+    error on the current level decides when the level rises, and :meth:`draw`.
     """
 
     kept = frozenset()
@@ -125,7 +125,7 @@ class Curriculum(Component, ABC):
         return {"level": self.level}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the level that :meth:`state_dict` gave.
+        """Restore the level that :meth:`state_dict` returned.
 
         Raises:
             ValueError: no such level; it was saved with another schedule.

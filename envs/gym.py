@@ -14,7 +14,7 @@ from torch.nn import functional
 from ..core import install
 from ..core.registry import register
 from ..core.world import Step, World, check_episodes
-from ..utils.vector_environments import Batch, Workers, cores
+from ..utils.vector_environments import VectorEnvironment, Workers, cores
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
@@ -100,7 +100,7 @@ class GymWorld(World):
         make_vec: Callable[..., VectorEnv] = gymnasium.make_vec
         # What the processes of async hold is as in sync.
         mode = "sync" if self.vectorization == "async" else self.vectorization
-        batch = Batch(
+        batch = VectorEnvironment(
             self.make or (lambda count: make_vec(self.id, num_envs=count, vectorization_mode=mode, **self.arguments)),
             one_seed=mode == "vector_entry_point",
         )
@@ -108,7 +108,7 @@ class GymWorld(World):
             envs = batch.envs = batch.make(1)
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             raise ValueError(f"id: got {self.id!r}; gymnasium says: {' '.join(str(error).split())}") from error
-        self._episodes: Batch | Workers = batch
+        self._episodes: VectorEnvironment | Workers = batch
         self._spec = envs.spec
         self.observation_space: Any = envs.single_observation_space
         self.action_space: Any = envs.single_action_space

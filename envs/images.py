@@ -26,7 +26,7 @@ from .classification import ClassificationEnv, LabelledImages
 
 
 class DataSet(NamedTuple):
-    """Where a data set is to be had, and what its four files must be."""
+    """Where to download a data set, and the checksums of its four files."""
 
     classes: tuple[str, ...]
     mirrors: tuple[str, ...]
@@ -65,7 +65,7 @@ DATA_SETS = {
 
 
 class DataError(RuntimeError):
-    """A data set is not to be had or its files are broken; the message is one line and names the file."""
+    """A data set cannot be found, downloaded or read; the message is one line and names the file."""
 
 
 @register("env", "images")
@@ -92,7 +92,7 @@ class ImagesEnv(ClassificationEnv):
         """Load the images.
 
         Raises:
-            DataError: the files are not to be had or broken.
+            DataError: the files cannot be found, downloaded or read.
             ValueError: no training image would be left.
         """
         (images, labels), (test_images, test_labels) = load(self.data)
@@ -132,7 +132,7 @@ def load(name: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         Twice bytes ``[N, rows, columns]`` and whole numbers ``[N]``.
 
     Raises:
-        DataError: a file is not to be had, not the published one, or does not fit the others.
+        DataError: a file cannot be found or downloaded, is not the published one, or does not fit the others.
     """
     data_set = DATA_SETS[name]
     folder = Path(os.environ.get("PAPERTAPE_DATA") or Path.home() / ".cache" / "papertape") / name
@@ -157,7 +157,7 @@ def fetch(path: Path, mirrors: tuple[str, ...], md5: str, timeout: float = 20.0)
         timeout: seconds without an answer after which a mirror is given up.
 
     Raises:
-        DataError: a file is there that is not the published one, or none is to be had.
+        DataError: the file is not the published one, or is missing and cannot be downloaded.
     """
     if path.exists():
         found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
@@ -172,13 +172,13 @@ def fetch(path: Path, mirrors: tuple[str, ...], md5: str, timeout: float = 20.0)
             return path
         reasons.append(f"{mirror}: {content}")
     raise DataError(
-        f"{path}: not there, and not to be downloaded ({'; '.join(reasons)}); "
+        f"{path}: is missing and cannot be downloaded ({'; '.join(reasons)}); "
         "put the file there or point PAPERTAPE_DATA at the folder that holds it"
     )
 
 
 def _download(address: str, md5: str, timeout: float) -> bytes | str:
-    """The file, or in words why it is not to be had."""
+    """The file's content, or in words why it cannot be downloaded."""
     try:
         with urllib.request.urlopen(address, timeout=timeout) as answer:
             content: bytes = answer.read()
@@ -197,7 +197,7 @@ def _write(path: Path, content: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        raise DataError(f"{path}: downloaded, but not to be written: {error.strerror}") from error
+        raise DataError(f"{path}: downloaded, but cannot be written: {error.strerror}") from error
 
 
 def read_idx(path: Path) -> Tensor:

@@ -22,7 +22,7 @@ Sizes = list[Annotated[int, Field(ge=1)]]
 
 
 class SequenceEnv(Env):
-    """A task that is made up on the fly, whose difficulty is a set of named ranges.
+    """A task whose sequences are generated, and whose difficulty is a set of named ranges.
 
     The range of each quantity is two options, ``min_length`` and ``max_length`` for a quantity ``length``.
     """
@@ -126,7 +126,7 @@ class SequenceEnv(Env):
         return self.curriculum.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the level of the curriculum.
+        """Restore the level of the curriculum.
 
         Raises:
             ValueError: the level is none of this curriculum's.

@@ -148,7 +148,7 @@ class TMazeWorld(World):
         )
 
     def sets(self, stream: Stream) -> dict[str, World]:
-        """The training range first, then longer lives: ``trials 40``."""
+        """The training range first, then more trials: ``trials 40``."""
         return {f"trials {count}": self.changed(trials=count) for count in (self.trials, *self.test_trials)}
 
     def _draw_goals(self, episodes: int, generator: torch.Generator) -> Tensor:

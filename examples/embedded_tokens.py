@@ -2,6 +2,8 @@
 
 The model says whether the brackets of a string are balanced. ``lengths=`` makes outputs after a string's end zero, and
 the state of each string the one at its own end, as ``torch.nn.LSTM`` does for packed sequences.
+
+    python examples/embedded_tokens.py
 """
 
 from __future__ import annotations

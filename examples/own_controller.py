@@ -1,11 +1,11 @@
-"""A controller of your own: units that leak, each with a time constant that is learned.
+"""A controller of your own: leaky units, each with a time constant that it learns.
 
     h = (1 - a) h + a tanh(W x + U h),  a = sigmoid(b), one b for each unit
 
-Any memory can have it: ``papertape train ntm-copy --import examples.own_controller circuit.controller.type=leaky``.
-"""
+Any memory can have it:
 
-from __future__ import annotations
+    papertape train ntm-copy --import examples/own_controller.py circuit.controller.type=leaky
+"""
 
 from typing import NamedTuple
 
@@ -20,8 +20,7 @@ import papertape
 class LeakyState(NamedTuple):
     """What is carried from step to step."""
 
-    hidden: Tensor
-    """``[B, hidden_size]``"""
+    hidden: Tensor  # [B, hidden_size]
 
 
 @papertape.register("controller", "leaky")
@@ -31,19 +30,16 @@ class LeakyController(papertape.Controller):
     hidden_size: int = Field(100, ge=1, description="units")
 
     def setup(self) -> None:
-        """The weights of inputs and of recurrent connections, and the leaks."""
         self.input = nn.Linear(self.input_size, self.hidden_size)
         self.recurrent = nn.Linear(self.hidden_size, self.hidden_size, bias=False)
         self.leak = nn.Parameter(torch.zeros(self.hidden_size))
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew; the leaks are no layer's."""
         self.input.reset_parameters()
         self.recurrent.reset_parameters()
         nn.init.zeros_(self.leak)
 
     def initial_state(self, batch_size: int) -> LeakyState:
-        """Zeros."""
         return LeakyState(self.leak.new_zeros(batch_size, self.hidden_size))
 
     def forward(self, x: Tensor, state: LeakyState) -> tuple[Tensor, LeakyState]:

@@ -4,7 +4,7 @@ Any function of an env, outputs and a batch is a fitness. Registered, it is chos
 arguments:
 
     python examples/own_fitness.py
-    papertape train tape-copy --import examples.own_fitness agent.fitness.type=streak agent.fitness.power=2
+    papertape train tape-copy --import examples/own_fitness.py agent.fitness.type=streak agent.fitness.power=2
 """
 
 from __future__ import annotations

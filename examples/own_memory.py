@@ -9,8 +9,6 @@ name it like any other memory, and it is trained, evolved, resumed, drawn and lo
     papertape train examples/own_memory.yaml
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

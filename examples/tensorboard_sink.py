@@ -1,28 +1,24 @@
-"""A sink of one's own: the curves and pictures of a run in TensorBoard.
+"""A sink of your own: the curves and pictures of a run in TensorBoard.
 
     pip install tensorboard
-    papertape train ntm-copy --import tensorboard_sink plots=tensorboard      # beside this file
+    papertape train ntm-copy --import examples/tensorboard_sink.py plots=tensorboard
     tensorboard --logdir runs
 
 `plots='[auto, tensorboard]'` also writes files and shows the run in visdom;
 `plots='{type: tensorboard, pictures: false}'` leaves pictures out, which take a second of training each.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from pydantic import Field
 from torch.utils.tensorboard import SummaryWriter
 
-from papertape.core.recorder import Chart
-from papertape.core.registry import register
-from papertape.utils.plots import Episode, chart_figure, episode_figure
-from papertape.utils.sinks import Sink
+import papertape
+from papertape.utils.plots import Chart, Episode, chart_figure, episode_figure
 
 
-@register("sink", "tensorboard")
-class TensorBoardSink(Sink):
+@papertape.register("sink", "tensorboard")
+class TensorBoardSink(papertape.Sink):
     """Metrics, texts and pictures as TensorBoard's event files, in the folder of the run."""
 
     pictures: bool = Field(True, description="whether episodes and pictures are drawn")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,34 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 def _one_thread() -> None:
     """The tensors of tests are small: a second thread would only wait."""
     torch.set_num_threads(1)
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+OUTSIDE = Path(__file__).with_name("outside.py")
+
+
+@pytest.fixture
+def outsiders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that begins with nothing from outside, and whose imports are forgotten after it with all they register."""
+    from papertape.core import registry
+
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    own = {
+        kind: {name: entry for name, entry in names.items() if entry.__module__.startswith("papertape.")}
+        for kind, names in registry._entries.items()
+    }
+    monkeypatch.setattr(registry, "_entries", own)
+    monkeypatch.setattr(registry, "_loaded_entry_points", {*registry._loaded_entry_points})
+    for name, module in [*sys.modules.items()]:
+        if str(getattr(module, "__file__", None)).startswith((str(EXAMPLES), str(OUTSIDE))):
+            monkeypatch.delitem(sys.modules, name)
+    before = set(sys.modules)
+    importlib.invalidate_caches()
+    yield
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith((str(tmp_path), str(EXAMPLES))):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -148,6 +148,23 @@ def test_two_processes_share_each_batch(folder: Path) -> None:
         torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-5)  # type: ignore[index]
 
 
+@needs_processes
+@pytest.mark.slow
+def test_processes_import_what_comes_from_outside(folder: Path) -> None:
+    """A memory, a strategy and a fitness that is a function: every process finds them, and evolves what one does."""
+    examples = Path(__file__).parents[1] / "examples"
+    imports = [f"--import={examples}/own_{name}.py" for name in ("memory", "strategy", "fitness")]
+    chosen = ["circuit.type=memory", "circuit.accessor.type=delta", "agent.type=evolution", "agent.shards=2", *EVERY]
+    chosen += ["agent.strategy.type=one-plus-lambda", "agent.fitness.type=streak", "agent.batch_size=4"]
+    small = [word for word in SMALL if not word.startswith(("circuit.memory_size", "circuit.word_size"))]
+    given = ["train", *small, *imports, *chosen, "agent.generations=4"]
+    end(torchrun(*given))
+    (folder / "alone").mkdir()
+    os.chdir(folder / "alone")
+    assert main(given) == 0
+    assert flat(state(the_run(folder))) == flat(state(the_run(folder / "alone")))
+
+
 def test_a_restart_finds_the_run_that_it_has_begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One process under torchrun: a crash leaves the run to be gone on with, an end does not, nor do other options."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job 7")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
+import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ import torch
 import yaml
 
 import papertape
-from papertape.core import registry
 from papertape.main import main
-from papertape.utils import checkpoint
+from papertape.utils import checkpoint, factory
 
 ROOT = Path(__file__).parents[1]
 RUN: dict[str, Any] = {
@@ -29,26 +28,20 @@ RUN: dict[str, Any] = {
     "circuit": {"type": "memory", "controller": {"type": "gru", "hidden_size": 4}, "accessor": {"type": "delta"}},
     "agent": {"type": "backprop", "steps": 4, "batch_size": 2, "evaluate_every": 2, "evaluation_sequences": 2},
 }
+TINY = [f"circuit.accessor.{size}=2" for size in ("num_heads", "key_size", "value_size")]
 SMALL = ["env.width=2", "env.max_length=2", "env.test_lengths=[3]", "circuit.controller.hidden_size=4"]
 SMALL += ["agent.batch_size=2", "agent.steps=2", "agent.evaluation_sequences=2", "agent.target_error=null"]
 SMALL += ["agent.retry_every=null", "agent.confirmation_sequences=null", "device=cpu", "plots=off", "threads=1"]
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with a memory of one's own; what is imported from there is forgotten afterwards."""
-    shutil.copy(ROOT / "examples" / "own_memory.py", tmp_path)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outsiders: None) -> Path:
+    """A folder with a memory of one's own."""
+    for file in ("examples/own_memory.py", "tests/outside.py"):
+        shutil.copy(ROOT / file, tmp_path)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(RUN), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setattr(registry, "_entries", {kind: {**names} for kind, names in registry._entries.items()})
-    before = set(sys.modules)
-    importlib.invalidate_caches()
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
+    return tmp_path
 
 
 @pytest.fixture
@@ -73,19 +66,19 @@ def test_a_memory_of_ones_own_is_trained_resumed_tested_and_loaded(folder: Path,
     (folder / "bin").mkdir()
     program = folder / "bin" / "program.py"
     program.write_text("import sys\nfrom papertape.main import main\n\nsys.exit(main())\n", encoding="utf-8")
-    done = subprocess.run([sys.executable, program, "train", "mine.yaml"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, program, "train", "mine.yaml", *TINY], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (directory,) = runs(folder)
     assert yaml.safe_load((directory / "options.yaml").read_text())["imports"] == ["own_memory"]
 
     path = directory / "checkpoints" / "latest.pt"
-    needed = r"its run has imported 'own_memory': import it first, or say imports=\['own_memory'\]"
+    needed = r"its run has imported 'own_memory'; imports= names what to import instead"
     with pytest.raises(
         checkpoint.CheckpointError, match=rf"circuit\.accessor\.type: got 'delta'; allowed: dynamic, .*{needed}"
     ) as caught:
-        papertape.load_circuit(path)
-    assert "\n" not in str(caught.value)
-    loaded: Any = papertape.load_circuit(path, imports=["own_memory"])
+        papertape.load_circuit(path, imports=[])
+    assert "\n" not in str(caught.value) and "own_memory" not in sys.modules
+    loaded: Any = papertape.load_circuit(path)
     assert type(loaded.accessor).__name__ == "DeltaAccessor"
 
     say("train", "--resume", "latest", "agent.steps=7")
@@ -94,7 +87,7 @@ def test_a_memory_of_ones_own_is_trained_resumed_tested_and_loaded(folder: Path,
     assert {path.suffix for path in (directory / "test" / "plots").iterdir() if path.is_file()} == {".png", ".gif"}
     resumed = checkpoint.load(path)["agent"]
     directory.rename(folder / "resumed")
-    say("train", "mine.yaml", "agent.steps=7")
+    say("train", "mine.yaml", *TINY, "agent.steps=7")
     (unbroken,) = runs(folder)
     expected = checkpoint.load(unbroken / "checkpoints" / "latest.pt")["agent"]
     assert resumed["step"] == expected["step"] == 7
@@ -134,6 +127,136 @@ def test_without_its_module_a_name_is_unknown(folder: Path, say: Callable[..., s
     assert said.startswith("papertape: circuit.accessor.type: got 'delta'; allowed: dynamic, ")
     assert said.count("\n") == 1
     assert sorted(folder.iterdir()) == before
+
+
+LEARNS = {"type": "backprop", "steps": 6, "batch_size": 2, "evaluate_every": 2, "save_every": 2, "log_every": 1}
+LEARNS |= {"evaluation_sequences": 2}
+EVOLVES = {**LEARNS, "type": "evolution", "generations": 6, "strategy": {"type": "snes", "population": 6}}
+del EVOLVES["steps"]
+COPY = {"type": "copy", "width": 2, "max_length": 2, "test_lengths": []}
+NTM = {"type": "ntm", "controller": {"type": "gru", "hidden_size": 4}, "memory_size": 4, "word_size": 3}
+DELTA = {"type": "memory", "controller": {"type": "gru", "hidden_size": 4}, "accessor": "delta"}
+LEAKY = {**NTM, "controller": {"type": "leaky", "hidden_size": 4}}
+ONE_PLUS_LAMBDA = {"type": "one-plus-lambda", "population": 6}
+MIXED = {**EVOLVES, "type": "mixed", "strategy": {"type": "trust", "population": 6}}
+OUTSIDE: dict[str, tuple[dict[str, Any], str]] = {  # what a run has of it, and its name misspelt
+    "optimiser": ({"agent": {**LEARNS, "optimiser": "sign"}}, "agent.optimiser.type=sgin"),
+    "curriculum": ({"env": {**COPY, "curriculum": "halves"}}, "env.curriculum.type=havles"),
+    "circuit": ({"circuit": {"type": "echo", "hidden_size": 3}}, "circuit.type=ecko"),
+    "controller": ({"circuit": LEAKY}, "circuit.controller.type=leeky"),
+    "agent": ({"agent": {**LEARNS, "type": "patient", "patience": 3.0}}, "agent.type=patent"),
+    "task": ({"env": {"type": "n-back", "length": 5, "test_lengths": []}}, "env.type=n_back"),
+    "world": ({"env": {"type": "lights"}, "agent": EVOLVES}, "env.type=light"),
+    "evolved": ({"circuit": DELTA, "agent": EVOLVES}, "circuit.accessor.type=dleta"),
+    "mixed": ({"circuit": DELTA, "agent": MIXED}, "circuit.accessor.type=delt"),
+    "fitness": ({"agent": {**EVOLVES, "fitness": {"type": "streak", "power": 2.0}}}, "agent.fitness.type=steak"),
+    "strategy": ({"agent": {**EVOLVES, "strategy": ONE_PLUS_LAMBDA}}, "agent.strategy.type=one-plus-lambd"),
+}
+NAMES = {"curriculum": "halves", "circuit": "echo", "task": "n-back", "world": "lights", "optimiser": "sign"}
+NAMES |= {"agent": "patient", "evolved": "delta", "mixed": "delta", "fitness": "streak", "controller": "leaky"}
+NAMES |= {"strategy": "one-plus-lambda"}
+FILES = [*(f"{ROOT}/examples/own_{name}.py" for name in ("memory", "controller", "task", "fitness", "strategy"))]
+FILES += ["outside"]
+
+
+@pytest.mark.parametrize("kind", OUTSIDE)
+def test_every_kind_from_outside_is_like_ours(kind: str, folder: Path, say: Callable[..., str]) -> None:
+    """Listed, shown, refused where misspelt, trained, tested, loaded, and resumed as if it had not been stopped."""
+    blocks, misspelt = OUTSIDE[kind]
+    values = {**RUN, "imports": FILES, "env": COPY, "circuit": NTM, "agent": LEARNS, **blocks}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    steps = "agent.steps" if "steps" in values["agent"] else "agent.generations"
+    assert f"\n  {NAMES[kind]} " in say("list", *(f"--import={file}" for file in FILES))
+    shown = yaml.safe_load(say("show", "mine.yaml"))
+    assert shown["imports"] == FILES and NAMES[kind] in yaml.safe_dump(shown)
+    option, _, value = misspelt.partition("=")
+    said = say("train", "mine.yaml", misspelt, status=2)
+    assert f"papertape: {option}: got {value!r}; did you mean {NAMES[kind]!r}? " in said
+
+    say("train", "mine.yaml")
+    (unbroken,) = runs(folder)
+    unbroken.rename(folder / "unbroken")
+    say("train", "mine.yaml", f"{steps}=3")
+    say("train", "--resume", "latest", f"{steps}=6")
+    (resumed,) = runs(folder)
+    one, other = (
+        checkpoint.load(path / "checkpoints" / "latest.pt")["agent"] for path in (folder / "unbroken", resumed)
+    )
+    assert one["step"] == other["step"] == 6
+    assert one["circuit"] and all(torch.equal(weight, other["circuit"][key]) for key, weight in one["circuit"].items())
+    say("test", "latest")
+    loaded = papertape.load_circuit(resumed / "checkpoints" / "latest.pt")
+    assert all(torch.equal(weight, other["circuit"][key]) for key, weight in loaded.state_dict().items())
+
+
+def test_files_are_imported_by_their_path(folder: Path, say: Callable[..., str]) -> None:
+    """From the folder of the options file that names them; the run knows them from everywhere."""
+    (folder / "elsewhere").mkdir()
+    (folder / "own_memory.py").rename(folder / "elsewhere" / "own_memory.py")
+    path = str(folder / "elsewhere" / "own_memory.py")
+    (folder / "elsewhere" / "mine.yaml").write_text(yaml.safe_dump({**RUN, "imports": ["own_memory.py"]}))
+    say("train", "elsewhere/mine.yaml", "--import", "elsewhere/own_memory.py")
+    (directory,) = runs(folder)
+    assert yaml.safe_load((directory / "options.yaml").read_text())["imports"] == [path]
+    say("train", "--resume", "latest", "agent.steps=5")
+    code = f"import papertape; print(papertape.load_circuit({str(directory / 'checkpoints' / 'latest.pt')!r}).accessor)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
+    assert loaded.stdout.startswith("DeltaAccessor("), loaded.stderr
+
+    said = say("train", "mine.yaml", "--import", "nowhere/own_memory.py", status=2)
+    assert said == "papertape: imports: 'own_memory' cannot be imported: there is no such file\n" or "nowhere" in said
+    (folder / "json.py").write_text("VALUE = 3\n")
+    said = say("list", "--import", "json.py", status=2)
+    assert said.startswith("papertape: imports: 'json.py' cannot be imported: the name 'json' is that of ")
+    assert say("train", "ntm-copy", "imports=[3]", status=2).startswith("papertape: imports.0: got 3; allowed: ")
+
+
+def test_options_bring_their_imports_to_another_process(folder: Path) -> None:
+    values = {**RUN, "imports": [str(folder / "own_memory.py")]}
+    sent = pickle.dumps(factory.parse(values))
+    code = "import pickle, sys; print(type(pickle.load(sys.stdin.buffer).circuit.accessor).component.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], input=sent, cwd="/", capture_output=True)
+    assert done.stdout.decode() == "DeltaAccessor\n", done.stderr
+
+
+def test_an_installed_package_needs_no_import(
+    folder: Path, say: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = folder / "site"
+    (site / "somebodys_memory").mkdir(parents=True)
+    (folder / "own_memory.py").rename(site / "somebodys_memory" / "__init__.py")
+    (site / "somebodys_memory-1.0.dist-info").mkdir()
+    (site / "somebodys_memory-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys-memory\n")
+    (site / "somebodys_memory-1.0.dist-info" / "entry_points.txt").write_text("[papertape]\ndelta = somebodys_memory\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
+    chosen = ["circuit.type=memory", *SMALL]
+    said = say("train", "ntm-copy", *chosen, "circuit.accessor.type=delt", status=2)
+    assert "circuit.accessor.type: got 'delt'; did you mean 'delta'? " in said
+    say("train", "ntm-copy", *chosen, "circuit.accessor.type=delta")
+    (directory,) = runs(folder)
+    assert yaml.safe_load((directory / "options.yaml").read_text())["imports"] == []
+    say("train", "--resume", "latest", "agent.steps=3")
+    loaded: Any = papertape.load_circuit(directory / "checkpoints" / "latest.pt")
+    assert type(loaded.accessor).__module__ == "somebodys_memory"
+
+
+@pytest.mark.slow
+def test_seeds_are_swept_by_other_processes(folder: Path) -> None:
+    def swept(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, ROOT / "benchmarks" / "learning.py", *arguments]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    values = {name: value for name, value in RUN.items() if name not in ("plots", "imports")}
+    (folder / "mine.yaml").write_text(yaml.safe_dump({**values, "imports": ["own_memory.py"]}))
+    done = swept("mine.yaml", "--seeds", "2", "--processes", "2", "--sequences", "4", "--final", "env.test_lengths=[4]")
+    assert "\n| 1 | 4 | " in done.stdout and "\n| 2 | 4 | " in done.stdout and "length 4" in done.stdout, done.stderr
+    (folder / "mine.yaml").write_text(yaml.safe_dump(values))
+    done = swept("mine.yaml", "--import", "own_memory", "--seeds", "1", "--sequences", "4")
+    assert "\n| 1 | 4 | " in done.stdout, done.stderr
+    done = swept("mine.yaml")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(
+        "learning.py: error: circuit.accessor.type: got 'delta'; allowed: "
+    )
 
 
 MODULES = {

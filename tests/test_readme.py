@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import papertape
 from papertape.core.registry import entries, import_modules, lookup
+from papertape.main import main
 from papertape.utils import options
 from papertape.utils.factory import parse
 
 README = (Path(papertape.__file__).parent / "README.md").read_text(encoding="utf-8")
-LIBRARY, TRAINING, TASK = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+LIBRARY, TRAINING, SEARCH, MEMORY, TASK = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 COMMANDS = re.findall(r"^ +(?:python|torchrun .*?) main\.py (?:train )?(.*?)(?: +#|$)", README, re.MULTILINE)
@@ -41,11 +42,43 @@ def test_a_circuit_is_trained_as_it_says(capsys: pytest.CaptureFixture[str]) -> 
     assert "bits_wrong" in capsys.readouterr().out
 
 
-def test_a_task_is_added_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_is_minimised_as_it_says() -> None:
+    names: dict[str, Any] = {}
+    run(SEARCH, names)
+    found = names["found"]
+    assert f"{found.value:.0e}, {found.evaluations}" in SEARCH
+    assert (found.point - 1).abs().max() < 1e-4
+
+
+def test_a_memory_is_added_as_it_says(
+    tmp_path: Path, outsiders: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "delta.py").write_text(MEMORY, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    (command,) = re.findall(r"^ +papertape (train .*delta-rule)$", README, re.MULTILINE)
+    few = ["agent.steps=2", "agent.evaluation_sequences=2", "env.max_length=2", "env.test_lengths=[]", "plots=off"]
+    assert main([*command.split(), *few, "device=cpu", "threads=1"]) == 0, capsys.readouterr().err
+    circuit: Any = papertape.load_circuit(next(tmp_path.glob("runs/*/checkpoints/latest.pt")))
+    inputs = torch.rand(3, 2, circuit.input_size)
+    _, _, trace = circuit(inputs, trace=True)
+    hidden, state = torch.rand(2, circuit.hidden_size), circuit.accessor.initial_state(2)
+    state = state._replace(memory=torch.rand_like(state.memory))
+    with torch.no_grad():
+        reads, after, _ = circuit.accessor(hidden, state)
+        parts = circuit.accessor.interface.parts(circuit.accessor.interface(hidden))
+    for row in range(2):
+        key, query = (parts[name][row] / parts[name][row].norm() for name in ("key", "query"))
+        change = parts["value"][row] - state.memory[row] @ key
+        expected = state.memory[row] + torch.sigmoid(parts["gate"][row]) * torch.outer(change, key)
+        torch.testing.assert_close(after.memory[row], expected)
+        torch.testing.assert_close(reads[row, 0], expected @ query)
+    assert trace.memory.shape == (3, 2, 16, 16)
+
+
+def test_a_task_is_added_as_it_says(tmp_path: Path, outsiders: None, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "reverse.py").write_text(TASK, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    import_modules(["reverse"])
+    import_modules(["reverse.py"])
     env = lookup("env", "reverse")(length=4)
     env.check()
     batch = env.sample(3, torch.Generator().manual_seed(0))

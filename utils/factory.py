@@ -1,4 +1,4 @@
-"""The wiring of Env, Circuit and Agent from options that name them; what there is to name is in the registry."""
+"""Builds Env, Circuit and Agent from the options that name them in the registry."""
 
 from __future__ import annotations
 
@@ -85,7 +85,10 @@ class RunOptions(Options):
 
     kept = frozenset({"seed"})
 
-    imports: list[str] = Field(default=[], description="modules that register what the options name; imported first")
+    imports: list[str] = Field(
+        default=[],
+        description="modules that register what the options name, by name or as paths of .py files; imported first",
+    )
     seed: int = Field(default=1, ge=0, lt=2**31, description="of weights, training data and population")
     device: str = Field(
         default="auto", description="cpu, cuda, cuda:1, … or mps; auto takes a CUDA device where there is one"
@@ -140,6 +143,10 @@ class RunOptions(Options):
             raise ValueError(f"got {host!r}; allowed: the name or the address of a machine, without http:// and port")
         return host
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As plain values: another process first imports what they name."""
+        return parse, (self.model_dump(mode="json"),)
+
 
 class Parts(NamedTuple):
     """What a run is made of."""
@@ -150,7 +157,7 @@ class Parts(NamedTuple):
 
 
 def parse(values: Mapping[str, Any]) -> RunOptions:
-    """Validate the options of a run; imports first what they say is to be imported.
+    """Validate the options of a run, after importing the modules that they name.
 
     Raises:
         OptionsError: lists every problem, each with the path of the key, what was given and what is allowed.
@@ -266,7 +273,7 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
     Args:
         options: of the run; its ``start``, if any, is the path of a checkpoint file.
         recorder: where metrics, pictures and checkpoints go; None keeps nothing.
-        resumed: the agent's state is to be loaded, which has weights of its own: ``start`` is left alone.
+        resumed: True if the agent's state will be loaded, weights included: ``start`` is ignored.
 
     Raises:
         ValueError: the parts do not fit each other, the weights of ``start`` do not fit the circuit, or no memory is
@@ -314,7 +321,7 @@ def _check_gradient(options: RunOptions, circuit: Circuit) -> None:
 
 
 def try_out(options: RunOptions, env: Task, circuit: Circuit) -> None:
-    """See whether there is room for the state of a batch, and whether the backend can run it.
+    """Check that there is memory for the state of a batch, and that the backend can run the circuit.
 
     Raises:
         BackendError: the backend cannot run this circuit here.
@@ -333,7 +340,7 @@ def try_out(options: RunOptions, env: Task, circuit: Circuit) -> None:
 
 @contextlib.contextmanager
 def memory_errors(what: str, kind: type[Exception] = OptionsError) -> Iterator[None]:
-    """Within the block, running out of memory is an error of this kind, of one line, which says for how much."""
+    """Within the block, running out of memory raises an error of this kind: one line that says what needed how much."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -350,7 +357,7 @@ def memory_errors(what: str, kind: type[Exception] = OptionsError) -> Iterator[N
 
 
 def take_over(options: RunOptions, circuit: Circuit) -> None:
-    """Give a circuit the weights of the checkpoint file that ``start`` names, whichever agent has found them.
+    """Give a circuit the weights of the checkpoint file that ``start`` names, whichever agent trained them.
 
     Raises:
         OptionsError: the weights do not fit; names the first that does not, and the options that differ.
@@ -384,35 +391,45 @@ def differences(theirs: Any, ours: Any, path: str = "") -> list[tuple[str, Any, 
 
 
 def load_circuit(
-    path: str | Path, *, backend: str = "auto", device: torch.device | str = "cpu", imports: Sequence[str] = ()
+    path: str | Path, *, backend: str = "auto", device: torch.device | str = "cpu", imports: Sequence[str] | None = None
 ) -> Circuit:
     """The circuit of a checkpoint file, built from the options saved with it, with its trained weights.
 
     Device and backend are those given here, whatever the run had; of its options only the circuit's block and the
-    precision count. A checkpoint names the modules that its run has imported, but runs no code: import them yourself.
+    precision count. What comes from outside the package must be importable here: a checkpoint holds no code, but the
+    names of the modules that its run has imported.
 
     Args:
         path: a file such as ``runs/<run>/checkpoints/best.pt``.
         backend: what runs sequences.
         device: where to; ``auto`` takes a CUDA device where there is one.
-        imports: modules that register what the circuit is made of, if it comes from outside the package.
+        imports: modules that register what the circuit is made of, in place of those that the checkpoint names; these
+            are imported only if the circuit has a part that is not known yet. ``[]`` imports nothing.
 
     Raises:
         OptionsError: no such device here, or a module cannot be imported.
         checkpoint.CheckpointError: the file is missing, damaged, foreign or holds no circuit that can be built.
     """
     place = resolve_device(str(device))
-    registry.import_modules(imports)
+    registry.import_modules(imports or ())
     content = checkpoint.load(Path(path), place)
     try:
         options, weights, sizes = content["options"], content["agent"]["circuit"], content["sizes"]
-        block = _Circuit.model_validate({"circuit": options["circuit"]}).circuit
+        values, named = {"circuit": options["circuit"]}, options.get("imports", [])
     except (KeyError, TypeError) as error:
         raise checkpoint.CheckpointError(f"{path}: holds no circuit") from error
-    except ValidationError as error:
-        lines = explain(error, {"circuit": options["circuit"]}, _Circuit)
-        needed = ", ".join(repr(name) for name in options.get("imports", []))
-        hint = f" (its run has imported {needed}: import it first, or say imports=[{needed}])" if needed else ""
+    try:
+        try:
+            block = _Circuit.model_validate(values).circuit
+        except ValidationError:
+            if imports is not None or not named:
+                raise
+            registry.import_modules(named)
+            block = _Circuit.model_validate(values).circuit
+    except (ValidationError, OptionsError) as error:
+        lines = explain(error, values, _Circuit) if isinstance(error, ValidationError) else [str(error)]
+        needed = ", ".join(repr(name) for name in named)
+        hint = f" (its run has imported {needed}; imports= names what to import instead)" if needed else ""
         raise checkpoint.CheckpointError(
             f"{path}: holds no circuit that can be built here: {'; '.join(lines)}{hint}"
         ) from error

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from ..core.component import kind_of
 from ..core.explain import model_named
 from ..core.options import Options, OptionsError, near
+from ..core.registry import placed
 
 PRESETS = Path(__file__).resolve().parent.parent / "options"
 
@@ -115,6 +116,8 @@ def load_file(name: str) -> dict[str, Any]:
     values = parse_yaml(text, name)
     if not isinstance(values, dict):
         raise OptionsError(f"{name}: got {type(values).__name__}; expected a mapping with env, circuit and agent")
+    if isinstance(values.get("imports"), list):
+        values["imports"] = placed(values["imports"], path.parent)
     return values
 
 
@@ -139,9 +142,9 @@ def _inner(kind: str | None, block: dict[str, Any], part: str) -> tuple[str | No
 def override(values: dict[str, Any], assignments: Iterable[str]) -> list[str]:
     """Set ``path.to.key=value`` in place; values are read as YAML.
 
-    A block that gets another ``type`` keeps those of its options that mean the same there; a name in place of the block
-    says the same. A block that is not given begins with what it would be without it. An element of a list is named by
-    its number, from 0, as in errors.
+    A block that gets another ``type`` (or is replaced by the name of one) keeps the options that mean the same there. A
+    block that is not given starts from its default. An element of a list is named by its number,
+    from 0, as in errors.
 
     Args:
         values: what to change.

@@ -1,4 +1,4 @@
-"""What a run takes of the machine, from its sizes alone, before anything is made: memory, and threads worth having."""
+"""Memory that a run needs and threads that it gains from, estimated from its sizes before anything is built."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def available_bytes(device: torch.device) -> int:
 
 
 def longest(env: Task, *, test: bool) -> int:
-    """Fewest steps of the longest sequences of training, or of the sets it is judged by; 1 where nothing is known."""
+    """A lower bound of the steps of the longest sequences of training, or of the sets it is judged by; 1 if unknown."""
     if not isinstance(env, SequenceEnv):
         return 1
     lengths = []
@@ -54,7 +54,7 @@ def longest(env: Task, *, test: bool) -> int:
 
 
 def needed_bytes(agent: Any, env: Task, circuit: Circuit) -> tuple[int, str]:
-    """Bytes that a run takes at the very least, and what takes most of them.
+    """A lower bound of the bytes that a run needs, and what needs most of them.
 
     Args:
         agent: its options.
@@ -155,7 +155,7 @@ def remarks(options: Any, env: Task, circuit: Circuit) -> Iterator[str]:
 
 
 def worthwhile_threads(agent: Any, circuit: Circuit) -> int:
-    """CPU threads that a run gains from: one where little is calculated at a time, all that torch has otherwise.
+    """CPU threads that a run gains from: one where little is computed at a time, else all that torch has.
 
     What is calculated is taken to be one operation for each weight and each element of the state, for each sequence of
     a batch, for each member of a population.
@@ -171,7 +171,7 @@ def worthwhile_threads(agent: Any, circuit: Circuit) -> int:
 
 
 def check_memory(options: Any, env: Task, circuit: Circuit, device: torch.device) -> None:
-    """See whether this machine has the memory that a run takes at the very least.
+    """Check that this machine has the memory that a run needs at least.
 
     Args:
         options: of the run.

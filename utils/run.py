@@ -42,7 +42,7 @@ RUNS = Path("runs")
 """Where runs are kept, below the working directory."""
 
 TO_GO_ON_FROM = ("latest", "best")
-"""Checkpoints that a run goes on from: the first one that is there. Early on there may be a best and no latest."""
+"""Checkpoints that a run resumes from: the first one that exists. Early on there may be a best and no latest."""
 
 POSTFIX_SECONDS = 0.5
 """The numbers beside the progress bar change at most this often."""
@@ -161,7 +161,7 @@ def find_directory(name: str, root: Path = RUNS) -> Path:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Within the block, the folder of a run is this process's alone to write into.
+    """Within the block, only this process may write into the folder of a run.
 
     The lock is the kernel's: it ends with the process, however that ends, and processes that it starts have no part in
     it. What a killed one has left half written is cleared away.
@@ -187,7 +187,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def find_launch(name: str, root: Path = RUNS) -> Path | None:
-    """The folder of the run that a start by torchrun of this name has begun and not brought to its end."""
+    """The folder of the unfinished run that the torchrun launch of this name began."""
     for path in sorted(root.glob("*/launch")):
         if path.read_text(encoding="utf-8") == name and (path.parent / "options.yaml").is_file():
             return path.parent
@@ -281,7 +281,7 @@ class Run(Recorder):
         path.unlink(missing_ok=True)
 
     def write_options(self, step: int = 0) -> None:
-        """Write options.yaml, resolved; others that held until this step are kept as options-until-<step>.yaml.
+        """Write options.yaml, resolved; the options until this step are kept as options-until-<step>.yaml.
 
         Raises:
             OSError: the folder cannot be written.
@@ -324,7 +324,7 @@ class Run(Recorder):
             logger.info("step %d, %s: %s", step, metric, ", ".join(numbers))
 
     def forget_after(self, step: int) -> None:
-        """Drop rows of metrics.jsonl after a step, which the run is about to go through again."""
+        """Drop rows of metrics.jsonl after a step, from which the run resumes."""
         path = self.directory / "metrics.jsonl"
         if not path.exists():
             return
@@ -421,7 +421,7 @@ def read_options(directory: Path) -> dict[str, Any]:
 
 
 def has_checkpoint(directory: Path) -> bool:
-    """Whether a run has a checkpoint to go on from, one of :data:`TO_GO_ON_FROM`."""
+    """Whether a run has a checkpoint to resume from, one of :data:`TO_GO_ON_FROM`."""
     return any((directory / "checkpoints" / f"{name}.pt").exists() for name in TO_GO_ON_FROM)
 
 

@@ -29,7 +29,7 @@ Stepped = tuple[np.ndarray, ...]
 it, a process would import all of this package."""
 
 
-class Batch:
+class VectorEnvironment:
     """A vector environment, made anew when another number of episodes is to begin."""
 
     def __init__(self, make: Callable[[int], VectorEnv], *, one_seed: bool = False) -> None:
@@ -71,7 +71,7 @@ class Batch:
 
 
 class Workers:
-    """A :class:`Batch` in each of a few processes, which stay as the number of episodes changes."""
+    """A :class:`VectorEnvironment` in each of a few processes, which stay as the number of episodes changes."""
 
     def __init__(self, spec: EnvSpec, count: int) -> None:
         """
@@ -85,7 +85,7 @@ class Workers:
         self.sizes: list[int] = []
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
-        """See :meth:`Batch.reset`."""
+        """See :meth:`VectorEnvironment.reset`."""
         parts = np.array_split(np.asarray(seeds), min(self.count, len(seeds)))
         while len(self.processes) < len(parts):
             self._start()
@@ -93,7 +93,7 @@ class Workers:
         return np.concatenate(self._call("reset", [part.tolist() for part in parts]))
 
     def step(self, actions: np.ndarray) -> Stepped:
-        """See :meth:`Batch.step`."""
+        """See :meth:`VectorEnvironment.step`."""
         answers = self._call("step", np.split(actions, np.cumsum(self.sizes)[:-1]))
         return tuple(map(np.concatenate, zip(*answers, strict=True)))
 
@@ -162,7 +162,7 @@ class Workers:
 
 
 def serve() -> None:
-    """What a process of :class:`Workers` does: answer calls of a :class:`Batch` until the pipe is closed."""
+    """In a process of :class:`Workers`: answer calls of a :class:`VectorEnvironment` until the pipe is closed."""
     import traceback
 
     # Whatever an environment prints goes to the terminal, not between the answers.
@@ -179,7 +179,7 @@ def serve() -> None:
             name, argument = pickle.load(calls)
             try:
                 if batch is None:
-                    batch = _batch(pickle.loads(spec))
+                    batch = _environment(pickle.loads(spec))
                 answer = (False, getattr(batch, name)(argument))
             except Exception:
                 answer = (True, traceback.format_exc())
@@ -187,10 +187,10 @@ def serve() -> None:
             answers.flush()
 
 
-def _batch(spec: EnvSpec) -> Batch:
+def _environment(spec: EnvSpec) -> VectorEnvironment:
     import gymnasium
 
-    return Batch(lambda count: gymnasium.make_vec(spec, num_envs=count))
+    return VectorEnvironment(lambda count: gymnasium.make_vec(spec, num_envs=count))
 
 
 def cores() -> int:

@@ -78,8 +78,8 @@ def earned(
         generator: of what the fitness draws at random.
 
     Returns:
-        ``[P, B]`` in float64, or ``[P, 1]`` where the fitness is that of the whole batch. Not a number where an answer
-        is none: a comparison with it would call half of its bits right.
+        ``[P, B]`` in float64, or ``[P, 1]`` where the fitness is that of the whole batch. NaN where an answer is NaN,
+        half of whose bits a comparison would call right.
 
     Raises:
         ValueError: the fitness has another shape; names it.

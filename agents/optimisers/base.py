@@ -31,7 +31,7 @@ class Optimiser(Component, ABC):
     published_lr: ClassVar[float] = 1e-3
     """Learning rate where the agent has none of its own."""
     elementwise: ClassVar[bool] = True
-    """Whether each element is updated by its own gradient alone, so that it can update many members stacked."""
+    """Whether each element is updated by its own gradient alone, so that it can update stacked members at once."""
 
     @abstractmethod
     def make(self, parameters: Iterable[Tensor], lr: float) -> Optimizer:
@@ -60,7 +60,7 @@ class Optimiser(Component, ABC):
         )
 
     def take_up(self, optimiser: Optimizer, moments: Mapping[Any, Any]) -> None:
-        """Give an optimiser that :meth:`make` made what one of its kind has gathered; see :func:`load_moments`."""
+        """Load the averages and counts of another optimiser of its kind; see :func:`load_moments`."""
         load_moments(optimiser, moments)
 
 
@@ -69,7 +69,7 @@ AnyOptimiser = Annotated[Any, Chosen("optimiser")]
 
 
 def load_moments(optimiser: Optimizer, moments: Mapping[Any, Any]) -> None:
-    """Give an optimiser what one of its kind has gathered, averages and counts; its settings stay as they are.
+    """Load the averages and counts of another optimiser of its kind; settings stay as they are.
 
     Args:
         optimiser: of as many parameters.

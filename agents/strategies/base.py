@@ -61,8 +61,8 @@ class Strategy(Component, ABC):
     remembered: ClassVar[tuple[str, ...]] = ()
     """Attributes (tensors and plain values) that go into a checkpoint."""
     adapted: ClassVar[Mapping[str, str]] = {}
-    """Options that only say where a remembered attribute begins, and that attribute: a run that goes on goes on from
-    where it has got, unless another value is asked for."""
+    """Options that only set the first value of a remembered attribute, and that attribute: a resumed run keeps the
+    attribute's value, unless the option is changed."""
 
     def setup(self) -> None:
         """Check the genome, and begin with what every strategy remembers.
@@ -88,7 +88,7 @@ class Strategy(Component, ABC):
 
     @classmethod
     def refuses_start(cls, options: Any) -> Iterable[str]:
-        """A line for each option by which nothing would be kept of the genome that the population starts from.
+        """One line for each option that would discard the genome that the population starts from.
 
         Args:
             options: of a strategy of this class.
@@ -125,7 +125,7 @@ class Strategy(Component, ABC):
         """Mean genome ``[D]`` of the population and the root mean square distance of an element from it."""
 
     def asked(self, option: str) -> Any:
-        """What an option of :attr:`adapted` says: where its attribute begins."""
+        """The value of an option of :attr:`adapted`: the first one of its attribute."""
         return getattr(self.options, option)
 
     def _draw_once(self) -> Tensor | dict[str, Stack]:
@@ -180,7 +180,7 @@ class Strategy(Component, ABC):
         return torch.where(finite, fitness, worst)
 
     def replace(self, genomes: Tensor) -> None:
-        """Put what the members have become, ``[P, D]``, in place of what was asked for, before :meth:`tell`.
+        """Replace the members that :meth:`ask` gave by others, ``[P, D]``, before :meth:`tell`.
 
         Raises:
             RuntimeError: the strategy holds no members (see :attr:`holds_members`).
@@ -255,7 +255,7 @@ class Strategy(Component, ABC):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values from which the next :meth:`ask` goes on bit for bit.
+        """Tensors and plain values from which the next :meth:`ask` is the same bit for bit.
 
         Between ask and tell it is the state before the ask: the same population is drawn again.
         """
@@ -272,7 +272,7 @@ class Strategy(Component, ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`, with the options that this strategy has.
+        """Resume from :meth:`state_dict`, with the options that this strategy has.
 
         Raises:
             ValueError: it was saved by another strategy, for another population or genome, or with other options that
@@ -306,7 +306,7 @@ def _copied(value: Any) -> Any:
 
 
 def resample(genome: Tensor, layout: Layout, generator: torch.Generator, count: int) -> Tensor:
-    """Fresh individuals that look like a genome: each parameter's elements drawn, with replacement, from its own.
+    """Fresh genomes like a given one: each parameter's elements are drawn, with replacement, from its own elements.
 
     They keep the distribution of every parameter (that of its initialiser, for a fresh circuit) and nothing else.
 

@@ -77,7 +77,7 @@ class OpenAIES(Strategy):
 
     @property
     def moments(self) -> dict[str, Any]:
-        """What Adam has gathered."""
+        """Adam's averages."""
         return self._adam.state_dict()["state"]
 
     @moments.setter

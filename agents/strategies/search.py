@@ -45,7 +45,7 @@ def minimise(
     batched: bool = False,
     seed: int = 0,
 ) -> Found:
-    """Look for the point at which a function is least, by evolution: no gradients, the same again with the same seed.
+    """Find the minimum of a function by evolution, without gradients; the same seed gives the same result.
 
     ::
 
@@ -64,9 +64,9 @@ def minimise(
         seed: of everything that is drawn.
 
     Raises:
-        ValueError: x0 is no vector of finite numbers or lies outside the bounds, these are none, the evaluations do not
-            suffice for a generation, the strategy is none or cannot take so many elements, the function gives another
-            shape, or no finite number at all.
+        ValueError: x0 is not a vector of finite numbers or lies outside the bounds, the bounds are not valid, the
+            evaluations do not suffice for a generation, the strategy is unknown or cannot take so many elements, or the
+            function returns another shape or no finite number at all.
     """
     return _search(function, x0, -1.0, strategy, bounds, evaluations, target, batched, seed)
 
@@ -82,7 +82,7 @@ def maximise(
     batched: bool = False,
     seed: int = 0,
 ) -> Found:
-    """Look for the point at which a function is greatest; arguments and errors as in :func:`minimise`.
+    """Find the maximum of a function; arguments and errors as in :func:`minimise`.
 
     Stops as soon as a value is at or above ``target``.
     """

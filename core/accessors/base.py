@@ -32,7 +32,7 @@ class Accessor(Component, nn.Module, ABC):
     trace_fields: ClassVar[Mapping[str, TraceField]] = {}
     """What :meth:`observed` shows, in the order in which it is drawn."""
     kind: ClassVar[str] = ""
-    """By which kernels know what it is; none for what they do not know."""
+    """Name by which kernels recognise it; a kind of one's own has no name, and runs eagerly."""
     differentiable: ClassVar[bool] = True
     """Whether what is read has a gradient, without which a circuit can only evolve."""
 
@@ -75,7 +75,7 @@ class Accessor(Component, nn.Module, ABC):
         return {}
 
     def begin(self, state: Any, steps: int) -> Any:
-        """Open a state for so many calls of :meth:`forward`, each given what the last returned; here, the state itself.
+        """Prepare a state for ``steps`` calls of :meth:`forward`, each given what the last returned; here, unchanged.
 
         An accessor may return something private that :meth:`forward` changes in place, as long as the state stays as
         it was. Where torch records or transforms the steps, which nothing may then change in place, this is not called.
@@ -83,7 +83,7 @@ class Accessor(Component, nn.Module, ABC):
         return state
 
     def end(self, state: Any) -> Any:
-        """The state after those calls, from what the last returned."""
+        """Make a state again of what the last of those calls returned."""
         return state
 
     def observed(self, heads: Any, state: Any) -> dict[str, Tensor]:

@@ -76,7 +76,7 @@ class StaticHeads(NamedTuple):
     """Element weights of the lookup, ``[B, K, W]`` in (0.1, 1), with ``masked_content``"""
 
     def only(self, heads: slice) -> StaticHeads:
-        """How these of the K heads address; erase and add, which only write heads have, stay whole."""
+        """Addressing parameters of some of the K heads; erase and add, which only write heads have, stay whole."""
         keys, strengths, gate, shift, sharpness, erase, add, mask = self
         addressing = (part[:, heads] for part in (keys, strengths, gate, shift, sharpness))
         return StaticHeads._make((*addressing, erase, add, None if mask is None else mask[:, heads]))

@@ -36,7 +36,7 @@ class Controller(Component, nn.Module, ABC):
     )
 
     kind: ClassVar[str] = ""
-    """By which kernels know what it is; none for what they do not know."""
+    """Name by which kernels recognise it; a kind of one's own has no name, and runs eagerly."""
     differentiable: ClassVar[bool] = True
     """Whether the hidden vector has a gradient, without which a circuit can only evolve."""
 
@@ -89,7 +89,7 @@ class LayeredController(Controller):
         default=0.0,
         ge=0,
         lt=1,
-        description="share of what each layer but the last hands on that is left out in training",
+        description="share of the outputs of each layer but the last that is set to 0 in training, as in torch.nn.LSTM",
     )
 
     @classmethod
@@ -100,18 +100,18 @@ class LayeredController(Controller):
             raise ValueError(f"dropout: got {options.dropout}; it is between layers, allowed with num_layers 1: 0")
 
     def between_layers(self, x: Tensor, layer: int) -> Tensor:
-        """What a layer hands on: with ``dropout``, as torch.nn.LSTM, not all of it but from the last layer."""
+        """Apply ``dropout`` to the output of a layer, except of the last, as torch.nn.LSTM does."""
         if self.dropout and self.training and layer < self.num_layers - 1:
             return functional.dropout(x, self.dropout)
         return x
 
     def specification(self) -> dict[str, Any]:
-        """See :meth:`Component.specification`; a dropout that leaves nothing out is none."""
+        """See :meth:`Component.specification`; dropout is 0 where it has no effect."""
         leaves_out = self.training and self.num_layers > 1
         return {**super().specification(), "dropout": self.dropout if leaves_out else 0.0}
 
     def linear_layers(self, gates: int) -> nn.ModuleList:
-        """For each layer the Linear of its input, to so many gates."""
+        """The input Linear of each layer, with ``gates`` outputs for each hidden unit."""
         return nn.ModuleList(
             nn.Linear(self.hidden_size if layer else self.input_size, gates * self.hidden_size)
             for layer in range(self.num_layers)
@@ -127,10 +127,15 @@ class GatedController(LayeredController):
         self.recurrents = nn.ModuleList(
             nn.Linear(self.hidden_size, gates * self.hidden_size) for _ in range(self.num_layers)
         )
-        self.reset_parameters()
+        self._draw()
 
     def reset_parameters(self) -> None:
-        """Draw all weights and biases anew."""
+        """Draw all weights and biases anew; the same seed gives the same ones as at construction."""
+        reset(self)
+        self._draw()
+
+    def _draw(self) -> None:
+        """In place of what each layer has drawn for itself."""
         bound = 1 / math.sqrt(self.hidden_size)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)

@@ -18,7 +18,7 @@ class DirectState(NamedTuple):
 
 @register("controller", "direct")
 class DirectController(Controller):
-    """Hands the input and the words read on as the hidden vector, so that heads and outputs are linear in them.
+    """The hidden vector is the input and the words read, so that heads and outputs are linear functions of these.
 
     The smallest controller there is, and the one that neuroevolution starts from: a network whose inputs are connected
     to its outputs without hidden nodes (Stanley & Miikkulainen 2002; Greve, Jacobsen & Risi 2016).

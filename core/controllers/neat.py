@@ -14,8 +14,8 @@ from .base import Controller
 class NeatController(Controller):
     """A network of any topology, recurrent connections included; see :mod:`~papertape.core.topology`.
 
-    The topology is in the weights: a connection is there where its weight is not zero. So it is evolved by NEAT, or by
-    any other strategy, and goes on by backprop, which changes the weights of the connections that there are.
+    The topology is in the weights: a connection is there where its weight is not zero. So NEAT or any
+    other strategy can evolve it, and backprop can train the weights of the connections that there are.
     """
 
     hidden_size: int = Field(

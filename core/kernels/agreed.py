@@ -7,13 +7,13 @@ AGREED = {
     "core/accessors/sparse.py": "36cbcb513d2d",
     "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "1d02d424a8bc",
-    "core/component.py": "c84604f0567c",
-    "core/controllers/base.py": "eef018586466",
+    "core/component.py": "72d54d29d6e3",
+    "core/controllers/base.py": "a6362ede8c03",
     "core/controllers/feedforward.py": "e3c593ebcdaa",
     "core/controllers/gru.py": "48d012fba8f4",
     "core/controllers/lstm.py": "10a0c0c78a7d",
     "core/interface.py": "526679bb4ea2",
     "core/sparse_addressing.py": "a6a3ea07ddfa",
-    "core/sparse_memory.py": "52135d7db5f3",
+    "core/sparse_memory.py": "d3a1c0f18a76",
 }
 """What each file meant."""

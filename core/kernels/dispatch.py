@@ -98,8 +98,8 @@ def choose_population(circuit: CircuitView, parameters: Mapping[str, Tensor], in
 def run_population(circuit: CircuitView, stacks: Mapping[str, Stack], inputs: Tensor) -> Tensor:
     """The answers of P members, each with its own parameters, to the same inputs from their initial states.
 
-    The native or the Triton backend where the circuit asks for it or leaves the choice and it can; else eager, mapped
-    over the members. Not differentiable.
+    By the native or the Triton backend if it can and the circuit asks for it or for ``auto``; else eagerly, mapped over
+    the members. Not differentiable.
 
     Args:
         circuit: what each member is; its own parameters are left alone.
@@ -135,14 +135,18 @@ def _note(circuit: CircuitView, name: str, fastest: str, reason: str | None) -> 
     if circuit.backend != "auto" or reason is None:
         logger.info("backend: %s", name)
         return
-    if isinstance(reason, Skipped) or reason == native.library.load():
-        logger.info("backend: %s", name)
-        _warn_of_slowness(str(reason))
+    if isinstance(reason, Skipped):
+        why = f"{fastest}: {reason}; such circuits run on the slower eager backend"
+    elif reason == native.library.load():
+        why = f"{reason}; until then circuits run on the slower eager backend"
     else:
         logger.info("backend: %s (%s: %s)", name, fastest, reason)
+        return
+    logger.info("backend: %s", name)
+    _warn_of_slowness(why)
 
 
 @functools.cache
-def _warn_of_slowness(reason: str) -> None:
-    """Once for each reason: library users see warnings, but not what is logged below them."""
-    logger.warning("%s; until then circuits run on the slower eager backend", reason)
+def _warn_of_slowness(message: str) -> None:
+    """Once for each: library users see warnings, but not what is logged below them."""
+    logger.warning("%s", message)

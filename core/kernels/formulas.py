@@ -1,7 +1,7 @@
-"""Whether the formulas that are written are those that kernels compute: edited, replaced and hooked ones are not.
+"""Whether a circuit's formulas are still those that kernels compute: not if they were edited, replaced or hooked.
 
 Kernels run no Python of a circuit. So they step aside where some of it is not what they were made to agree with: a file
-was edited, a function or a method was replaced, on a module, a class or an object, or code hangs on a layer.
+was edited, a function or a method was replaced, on a module, a class or an object, or a layer has hooks.
 
 After a change of the formulas, and of the kernels, ``python -m papertape.core.kernels.formulas`` notes in agreed.py
 that they agree again.
@@ -43,7 +43,7 @@ CONSTANTS: dict[tuple[ModuleType, str], float] = {
     )
     for name in names
 }
-"""What kernels may be given anew at each call, with the values of when it was imported."""
+"""Constants that kernels can take as arguments at each call, with the values that they had when imported."""
 
 TRANSITION = ("circuits/memory.py", "transition")
 """File and name of the method that is one step of a circuit; it lies in a room above this one."""
@@ -60,11 +60,11 @@ _ABOUT = frozenset(
 """Names in a class that say something about it; some come when it is first asked for them."""
 
 _CALLS = ("__call__", "__getattr__", "_call_impl", "_wrapped_call_impl")
-"""What stands between a layer and its ``forward``."""
+"""What is called before a layer's ``forward``."""
 
 
 class Skipped(str):
-    """A reason why kernels step aside that users should hear of: they would skip what these wrote or asked for."""
+    """A reason why kernels step aside that users are warned of: kernels would skip something that they wrote."""
 
     __slots__ = ()
 
@@ -145,10 +145,9 @@ class _Record:
         present = [name for name in self.written if name in namespace]
         self.get = itemgetter(*present, present[0])
         self.values = self.get(namespace)
-        self.size = self._size_now()
-
-    def _size_now(self) -> int:
-        return len(self.namespace) if isinstance(self.owner, type) else 0
+        self.grows = not isinstance(owner, type)
+        """Whether more names change nothing, as in a module."""
+        self.size = len(namespace)
 
     def same(self) -> bool:
         """Whether nothing was replaced, nor put into a class; quick, for it is asked at every call."""
@@ -156,15 +155,15 @@ class _Record:
             unchanged: bool = self.get(self.namespace) == self.values
         except KeyError:
             return False
-        return unchanged and self.size == self._size_now()
+        return unchanged and (self.grows or self.size == len(self.namespace))
 
     def changed(self) -> str | None:
         """The name of something that is not what was written, or None."""
-        added = set(self.namespace) - _ABOUT if isinstance(self.owner, type) and self.owner not in _TORCH else ()
+        added = () if self.grows or self.owner in _TORCH else set(self.namespace) - _ABOUT
         for name in (*self.written, *added):
             if self.namespace.get(name) is not self.written.get(name):
                 return f"{name} of {self.owner.__name__}"
-        self.size = self._size_now()
+        self.size = len(self.namespace)
         return None
 
 
@@ -227,7 +226,7 @@ def _records(kinds: tuple[type, ...]) -> tuple[_Record, ...]:
 
 
 def replaced(layers: Sequence[nn.Module]) -> Skipped | None:
-    """What of these layers is not as it was written, or has code hanging on it, or None."""
+    """Which part of these layers was replaced or has hooks, or None."""
     kinds: Any = tuple(map(type, layers))
     for record in _records(kinds):
         if not record.same() and (name := record.changed()) is not None:
@@ -251,7 +250,7 @@ def replaced(layers: Sequence[nn.Module]) -> Skipped | None:
 
 
 def other_constants() -> Skipped | None:
-    """Which constant is another than it was, for kernels that are compiled with them, or None."""
+    """Which constant was replaced, for kernels that are compiled with them, or None."""
     for (module, name), value in CONSTANTS.items():
         if vars(module)[name] != value:
             return Skipped(f"it would skip the replaced {name} of {module.__name__}")

@@ -1,13 +1,14 @@
 """Why kernels cannot run a circuit: one guard for all backends that have kernels.
 
 A backend says what it understands: for each kind of accessor and of controller, the options that it knows, each with
-the values that it knows. A part that names another option, or has another value, runs as it is written.
+the values that it knows. A part with another option or another value runs eagerly.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Container, Iterable, Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -47,7 +48,7 @@ SWITCH = (False, True)
 BOUND = _Bound()
 """A number or None."""
 NOT_OURS = _Anything()
-"""Whatever it is, it is done before a sequence begins."""
+"""Any value: it matters only before a sequence begins."""
 
 CONTROLLER: Options = {"input_size": SIZE, "hidden_size": SIZE, "num_layers": SIZE, "clip": BOUND, "dropout": (0.0,)}
 ACCESSOR: Options = dict.fromkeys(("hidden_size", "memory_size", "word_size", "num_reads", "num_writes"), SIZE)
@@ -63,7 +64,7 @@ DYNAMIC: Options = ACCESSOR | {
 
 
 def ununderstood(part: Any, understood: Mapping[str, Options]) -> str | None:
-    """Why kernels do not know what an accessor or a controller is, or None.
+    """Why kernels do not understand an accessor or a controller, or None.
 
     Args:
         part: tells its kind and its specification.
@@ -88,14 +89,14 @@ def ununderstood(part: Any, understood: Mapping[str, Options]) -> str | None:
 
 
 class Known:
-    """What was found out about a circuit; good until it has other parts, or one of them another option."""
+    """What kernels need to know about a circuit; valid until its parts or their options change."""
 
     def __init__(
         self, circuit: CircuitView, accessors: Mapping[str, Options], controllers: Mapping[str, Options] | None
     ) -> None:
         """
         Args:
-            circuit: that is to be known.
+            circuit: that kernels are to run.
             accessors: what kernels understand.
             controllers: what kernels understand; None: the controller and the interface run as they are.
         """
@@ -104,7 +105,7 @@ class Known:
         self.layers: dict[str, nn.Module] = {}
         """The layers of controller and interface that kernels compute, by their names in the circuit."""
         self.modules: tuple[nn.Module, ...] = (accessor,)
-        """All modules that kernels stand in for."""
+        """All modules whose work kernels do."""
         self.reason = ununderstood(accessor, accessors)
         if controllers is not None:
             self.reason = ununderstood(controller, controllers) or self.reason
@@ -119,11 +120,12 @@ class Known:
                 self.reason = f"it needs Linear layers, not {type(strange[0]).__name__}"
         owners = [cast("nn.Module", circuit), *controller.modules(), *accessor.modules()]
         self._children = [(owner._modules, dict(owner._modules)) for owner in owners]
-        # A specification may depend on whether it trains, as that of a controller with dropout.
-        self._options = [
-            (vars(part), {name: vars(part).get(name) for name in ("training", *part.specification())})
-            for part in (controller, accessor)
-        ]
+        self._options = []
+        for part in (controller, accessor):
+            # A specification may depend on whether it trains, as that of a controller with dropout.
+            own = vars(part)
+            values = itemgetter("training", *(name for name in part.specification() if name in own))
+            self._options.append((own, values, values(own)))
         self._shapes: dict[Any, list[tuple[str, tuple[int, ...]]]] = {}
 
     def holds(self) -> bool:
@@ -133,10 +135,12 @@ class Known:
         for now, then in self._children:
             if now != then:
                 return False
-        for own, options in self._options:
-            for name, value in options.items():
-                if own.get(name) != value:
+        try:
+            for own, values, then in self._options:
+                if values(own) != then:
                     return False
+        except KeyError:  # it has lost one of them
+            return False
         return True
 
     def parameters(self) -> list[Tensor]:
@@ -190,12 +194,14 @@ class Known:
         return self.changed(circuit) or self.unfit(circuit, inputs, state)
 
     def changed(self, circuit: CircuitView) -> str | None:
-        """Why kernels do not know the circuit, or what of it is not as they know it, or None."""
-        if self.reason is not None:
-            return self.reason
-        if circuit.changed_transition:
+        """Why kernels do not understand the circuit, or which part of it was replaced, or None."""
+        if self.reason is None and circuit.changed_transition:
             return Skipped(f"it would skip the transition of {type(circuit).__name__}")
-        return edited() or replaced(self.modules)
+        return self.changed_parts()
+
+    def changed_parts(self) -> str | None:
+        """The same for :attr:`modules` alone, of a circuit whose transition runs as it is."""
+        return self.reason or edited() or replaced(self.modules)
 
     def unfit(self, circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
         """Why kernels cannot read the tensors of a sequence, or None."""
@@ -211,7 +217,7 @@ _known: weakref.WeakKeyDictionary[Any, dict[str, Known]] = weakref.WeakKeyDictio
 def known(
     backend: str, circuit: CircuitView, accessors: Mapping[str, Options], controllers: Mapping[str, Options] | None
 ) -> Known:
-    """What is known about a circuit, found out anew where it has changed; see :class:`Known`."""
+    """The :class:`Known` of a circuit and a backend, made anew when the circuit has changed."""
     found = _known.get(circuit)
     if found is None:
         found = _known[circuit] = {}
@@ -225,8 +231,25 @@ def unavailable_here(device: torch.device) -> str | None:
     return transform() or ("it has no autocast" if torch.is_autocast_enabled(device.type) else None)
 
 
+def unfit_population(
+    own: Mapping[str, Tensor], parameters: Mapping[str, Tensor], inputs: Tensor, input_size: int
+) -> str | None:
+    """Why kernels cannot read the parameters of a population and its inputs, or None.
+
+    Args:
+        own: parameters of the circuit, ``S`` by name.
+        parameters: of its members, ``[P, *S]`` by name.
+        inputs: ``[T, B, I]``.
+        input_size: I.
+    """
+    members = len(next(iter(parameters.values())))
+    shapes = [(name, (members, *parameter.shape)) for name, parameter in own.items()]
+    shapes.append(("inputs", (*inputs.shape[:2], input_size)))
+    return unfit([*(parameters[name] for name in own), inputs], shapes, inputs)
+
+
 def unfit(tensors: Iterable[Tensor], shapes: Iterable[tuple[str, tuple[int, ...]]], inputs: Tensor) -> str | None:
-    """Why kernels cannot read these tensors, or None: they read memory as they are told.
+    """Why kernels cannot read these tensors, or None; they take an address and check nothing themselves.
 
     Args:
         tensors: what they are given.

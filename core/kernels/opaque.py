@@ -1,4 +1,4 @@
-"""What torch.compile leaves alone; loading this loads all of the compiler, so it is only done while that is at work."""
+"""A call that torch.compile does not look into; importing this imports the compiler, so only do it while compiling."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ import torch
 
 @torch.compiler.disable  # type: ignore[untyped-decorator,unused-ignore]
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function gives, run as it is."""
+    """Call the function as it is."""
     return function(*arguments)

@@ -1,6 +1,6 @@
 """Rows of a large tensor, read and changed without a pass over all of it, with exact gradients.
 
-A memory of N slots of which a step touches M costs N per step twice over in plain operations: each change makes a new
+Where a step touches M of the N slots of a memory, plain operations cost N per step, twice: each change makes a new
 memory, and the gradient of each read is a tensor as large as the memory. In place, both cost M, and what is kept for
 the backward pass is which rows were touched. One gradient of the size of the memory goes back through all steps.
 """
@@ -178,7 +178,7 @@ class _Take(Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        # Not changed, but handed on: the next operation may change it only if this one does not count as a view.
+        # Returned as if changed: the next operation may change it only if this one does not count as a view.
         ctx.mark_dirty(tensor)
         ctx.save_for_backward(index)
         ctx.shape = tensor.shape

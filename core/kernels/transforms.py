@@ -1,4 +1,4 @@
-"""What torch may do with operations instead of running them: code that changes memory by itself must stand aside."""
+"""Whether torch records or transforms operations now; kernels, which write memory unseen by it, must not run then."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ONE = torch.ones(())
 
 
 def transform(tensors: Iterable[Tensor] = ()) -> str | None:
-    """Why no operation may go unseen by torch at the moment, or None: it records, or transforms, what it sees.
+    """Why kernels must not run at the moment, or None: torch is recording or transforming operations.
 
     Args:
         tensors: what an operation takes.
@@ -46,7 +46,7 @@ class _Classic(Function):
 
 
 def transforms_functions() -> bool:
-    """Whether torch.func is at work, on whatever tensors: then it takes no autograd function of this form."""
+    """Whether a torch.func transform is active, on any tensors: then :class:`_Classic` raises an error."""
     try:
         _Classic.apply(_ONE)  # type: ignore[no-untyped-call]
     except RuntimeError:
@@ -55,7 +55,7 @@ def transforms_functions() -> bool:
 
 
 def in_memory(tensor: Tensor) -> bool:
-    """Whether a tensor has an address: what torch.func hands on, and what only pretends to have values, has none."""
+    """Whether a tensor has an address: tensors within torch.func's transforms and fake tensors have none."""
     try:
         return tensor.data_ptr() != 0 or tensor.numel() == 0
     except RuntimeError:
@@ -72,10 +72,10 @@ def _forward_mode() -> bool:
 
 
 def one_call(backend: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of a whole sequence gives; to torch.compile it is one call.
+    """Call a function of a whole sequence; torch.compile sees it as one call and does not look inside.
 
-    It would make a graph of every step, again for each length, and have no kernels. With the backend ``eager``, and
-    for torch.export, it gets what it asks for: every operation.
+    Otherwise it would trace every step, anew for each length, and have no kernels. With the backend ``eager``, and for
+    torch.export, every operation is traced.
     """
     if torch.compiler.is_dynamo_compiling() and backend != "eager" and not _exporting():
         from . import opaque

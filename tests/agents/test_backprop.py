@@ -573,7 +573,7 @@ def test_an_optimiser_that_makes_none_is_named() -> None:
 
 
 def dropping(seed: int = 0, recorder: Recorder | None = None, **options: Any) -> BackpropAgent:
-    """An agent whose circuit leaves out half of what its first layer hands on."""
+    """An agent whose circuit drops half of the outputs of its first layer."""
     env = CopyEnv(width=3, max_length=3, test_lengths=[5])
     torch.manual_seed(1)
     circuit = papertape.NTM(5, 3, hidden_size=8, num_layers=2, dropout=0.5, memory_size=6, word_size=4)

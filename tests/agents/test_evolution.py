@@ -168,7 +168,8 @@ class Distant(CopyEnv):
     """A linear map is to answer 0.5 to everything; each sequence also costs 250 that nothing can save."""
 
     def sample(self, batch_size, generator):
-        inputs = torch.eye(self.input_size)[:, :batch_size].T.unsqueeze(0).expand(2, -1, -1)
+        rows = torch.eye(self.input_size).repeat(batch_size, 1)[:batch_size]
+        inputs = rows.unsqueeze(0).expand(2, -1, -1)
         return Batch(inputs, inputs.new_zeros(2, batch_size, self.output_size), inputs.new_ones(2, batch_size))
 
     def losses(self, outputs, batch):

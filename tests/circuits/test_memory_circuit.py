@@ -259,9 +259,3 @@ def test_dropout_leaves_out_a_share_of_what_layers_but_the_last_hand_on():
     assert left_out.double().mean().item() == pytest.approx(0.3, abs=0.03)
     torch.testing.assert_close(handed_on[0][~left_out], (state.hidden[:, 0] / 0.7)[~left_out])
     assert (state.hidden != 0).all() and (hidden != 0).all(), "states and the last layer are whole"
-
-
-def test_dropout_of_one_layer_leaves_nothing_out_and_keeps_the_kernels():
-    circuit = NTM(3, 2, dropout=0.5, **SIZES)
-    inputs = torch.rand(4, 2, 3)
-    assert torch.equal(circuit(inputs)[0], circuit(inputs)[0]) and circuit.chosen_backend == "native"

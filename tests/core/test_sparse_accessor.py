@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from papertape import SAM, SDNC, CircuitState, map_state
+from papertape import SAM, SDNC, CircuitState, MemoryCircuit, map_state
 from papertape.core import addressing, sparse_memory
 from papertape.core.accessors import SparseAccessor, SparseState
 from papertape.core.sparse_memory import ACCESS_THRESHOLD
@@ -257,7 +257,11 @@ def test_link_weights_stay_within_one():
     [
         (SAM, {"slots_per_read": 0}, "slots_per_read: got 0"),
         (SAM, {"num_writes": 3, "memory_size": 2}, "memory_size: got 2; each of the 3 write heads needs"),
-        (SDNC, {"num_writes": 2}, "num_writes: got 2; allowed with temporal links: 1"),
+        (
+            MemoryCircuit,
+            {"accessor": {"type": "sparse", "num_writes": 2, "links_per_slot": 2}},
+            "num_writes: got 2; allowed with temporal links: 1",
+        ),
         (SDNC, {"links_per_slot": 0}, "links_per_slot: got 0"),
     ],
 )

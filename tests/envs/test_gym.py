@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from papertape.envs import GymWorld
-from papertape.utils.vector_environments import Batch, Workers, cores
+from papertape.utils.vector_environments import VectorEnvironment, Workers, cores
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -91,7 +91,7 @@ def test_other_ways_to_run_side_by_side(vectorization: str) -> None:
 def test_environments_are_kept_between_resets_of_one_size() -> None:
     world = GymWorld()
     world.reset(2, generator())
-    assert isinstance(world._episodes, Batch)
+    assert isinstance(world._episodes, VectorEnvironment)
     held = world._episodes.envs
     world.reset(1, generator(), copies=2)
     assert world._episodes.envs is held

@@ -75,7 +75,7 @@ def test_without_papertape_data_files_go_to_the_cache(
 def test_offline_is_one_clear_line(mirror: Path) -> None:
     for name in NAMES:
         (mirror / name).unlink()
-    with pytest.raises(DataError, match=f"{NAMES[0]}: not there, and not to be downloaded .*PAPERTAPE_DATA") as error:
+    with pytest.raises(DataError, match=f"{NAMES[0]}: is missing and cannot be downloaded .*PAPERTAPE_DATA") as error:
         load("mnist")
     assert "\n" not in str(error.value)
 
@@ -98,7 +98,7 @@ def test_a_changed_file_is_refused_and_left_alone(mirror: Path, tmp_path: Path) 
 
 def test_a_folder_that_cannot_be_written_is_an_error(mirror: Path, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file, not a folder")
-    with pytest.raises(DataError, match="not to be written"):
+    with pytest.raises(DataError, match="cannot be written"):
         load("mnist")
 
 

@@ -28,7 +28,7 @@ def make(name: str, **options: Any) -> Any:
     try:
         return TASKS[name](**options)
     except DataError:
-        pytest.skip("the images are not to be had")
+        pytest.skip("the images are missing and cannot be downloaded")
 
 
 def test_all_are_here() -> None:
@@ -98,13 +98,13 @@ def test_options_stay_what_they_were_in_copies_and_sets() -> None:
 class Steps(Env):
     """Hands out what it is told to."""
 
-    batch: Any = Field(None, exclude=True, description="what is handed out")
+    made: Any = Field(exclude=True, description="maps the number of sequences to what is handed out")
 
     def setup(self) -> None:
         self.input_size, self.output_size = 3, 1
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
-        return self.batch
+        return self.made(batch_size)
 
 
 def zeros(*shape: int) -> Tensor:
@@ -112,59 +112,70 @@ def zeros(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("batch", "message"),
+    ("made", "message"),
     [
-        (zeros(4, 2, 3), "returns a Tensor; expected a Batch of three tensors"),
+        (lambda b: zeros(4, b, 3), "returns a Tensor; expected a Batch of three tensors"),
         (
-            Batch(zeros(2, 4, 3), zeros(2, 4, 1), zeros(2, 4)),
-            "inputs of 2 .* shape [2, 4, 3]; .* [2, 2, 3], time first",
+            lambda b: Batch(zeros(b, 4, 3), zeros(b, 4, 1), zeros(b, 4)),
+            "inputs of 3 .* shape [3, 4, 3]; .* [3, 3, 3], time first",
         ),
-        (Batch(zeros(4, 2, 3), zeros(4, 2), zeros(4, 2)), "targets of 2 .* [4, 2]; expected floats of shape [4, 2, 1]"),
-        (Batch(zeros(4, 2, 3), zeros(4, 2, 1), zeros(4, 2, 1)), "mask of 2 .* [4, 2, 1]; expected .* [4, 2]"),
-        (Batch(zeros(4, 2, 3).long(), zeros(4, 2, 1), zeros(4, 2)), "inputs of 2 sequences are torch.int64"),
-        (Batch(zeros(4, 2, 3), None, zeros(4, 2)), "returns a Batch; expected a Batch of three tensors"),
-        (Batch(zeros(), zeros(4, 2, 1), zeros(4, 2)), "inputs of 2 sequences are torch.float32 of shape []"),
+        (
+            lambda b: Batch(zeros(4, 2, 3), zeros(4, 2, 1), zeros(4, 2)),
+            "inputs of 3 .* shape [4, 2, 3]; .* [4, 3, 3], time first",
+        ),
+        (
+            lambda b: Batch(zeros(4, b, 3), zeros(4, b), zeros(4, b)),
+            "targets of 3 .* [4, 3]; expected floats of shape [4, 3, 1]",
+        ),
+        (lambda b: Batch(zeros(4, b, 3), zeros(4, b, 1), zeros(4, b, 1)), "mask of 3 .* [4, 3, 1]; expected .* [4, 3]"),
+        (lambda b: Batch(zeros(4, b, 3).long(), zeros(4, b, 1), zeros(4, b)), "inputs of 3 sequences: torch.int64"),
+        (lambda b: Batch(zeros(4, b, 3), None, zeros(4, b)), "returns a Batch; expected a Batch of three tensors"),
+        (lambda b: Batch(zeros(), zeros(4, b, 1), zeros(4, b)), "inputs of 3 sequences: torch.float32 of shape []"),
     ],
 )
-def test_a_batch_that_breaks_the_contract_is_named(batch: Any, message: str) -> None:
+def test_a_batch_that_breaks_the_contract_is_named(made: Any, message: str) -> None:
     with pytest.raises(TypeError, match="Steps.sample: " + re.escape(message).replace(r"\.\*", ".*")):
-        Steps(batch=batch).check()
-    good = Batch(zeros(4, 2, 3), zeros(4, 2, 1), zeros(4, 2))
-    Steps(batch=good).check()
+        Steps(made=made).check()
+
+
+def test_a_batch_that_keeps_the_contract() -> None:
+    def good(batch_size: int) -> Batch:
+        return Batch(zeros(4, batch_size, 3), zeros(4, batch_size, 1), zeros(4, batch_size))
+
+    Steps(made=good).check()
 
     class Aimless(Steps):
         error_metric = "beauty"
 
     with pytest.raises(TypeError, match="Aimless: error_metric is 'beauty'; expected one of loss, bits_wrong"):
-        Aimless(batch=good).check()
+        Aimless(made=good).check()
 
 
 class Still(World):
     """Hands out what it is told to."""
 
     error_metric = "shortfall"
-    shape: Any = Field((2, 4), exclude=True)
-    rewards: Any = Field((2,), exclude=True)
+    observed: Any = Field(lambda count: (count, 4), exclude=True, description="shape of the observations")
+    rewarded: Any = Field(lambda count: (count,), exclude=True, description="shape of the rewards")
 
     def setup(self) -> None:
         self.input_size, self.output_size = 4, 2
 
     def reset(self, episodes: int, generator: torch.Generator, *, copies: int = 1) -> Any:
-        return zeros(*self.shape), {}
+        return zeros(*self.observed(episodes * copies)), {"shortfall": zeros(episodes * copies)}
 
     def step(self, actions: Tensor) -> Step:
-        over = torch.ones(2, dtype=torch.bool)
-        return Step(zeros(2, 4), zeros(*self.rewards), over, over, {"shortfall": zeros(2)})
+        count = len(actions)
+        over = torch.ones(count, dtype=torch.bool)
+        return Step(zeros(count, 4), zeros(*self.rewarded(count)), over, over, {"shortfall": zeros(count)})
 
 
 def test_episodes_that_break_the_contract_are_named() -> None:
     Still().check()
-    with pytest.raises(
-        TypeError, match=r"Still.reset: observations of 2 episodes have shape \[4, 2\]; expected \[2, 4\]"
-    ):
-        Still(shape=(4, 2)).check()
-    with pytest.raises(TypeError, match=r"Still.step: rewards of 2 episodes have shape \[2, 1\]; expected \[2\]"):
-        Still(rewards=(2, 1)).check()
+    with pytest.raises(TypeError, match=r"Still.reset: observations of 2 episodes.* \[4, 6\]; .* \[6, 4\]"):
+        Still(observed=lambda count: (4, count)).check()
+    with pytest.raises(TypeError, match=r"Still.step: rewards of 2 episodes.* \[6, 1\]; expected .*\[6\]"):
+        Still(rewarded=lambda count: (count, 1)).check()
 
 
 @pytest.mark.parametrize("size", [None, 0, 2.0, True])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def _imported_from_the_folder_above(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    import_modules(["examples.own_fitness"])
+def _imported(outsiders: None) -> None:
+    import_modules([f"{ROOT}/examples/own_fitness.py"])
 
 
 def test_against_a_loop() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,8 @@ BLOCK = yaml.safe_load((ROOT / "examples" / "own_memory.yaml").read_text(encodin
 
 
 @pytest.fixture(autouse=True)
-def _imported_from_the_folder_above(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    import_modules(["examples.own_memory", "examples.own_controller"])
+def _imported(outsiders: None) -> None:
+    import_modules([f"{ROOT}/examples/{name}.py" for name in ("own_memory", "own_controller")])
 
 
 def delta(**more: Any) -> papertape.MemoryCircuit:

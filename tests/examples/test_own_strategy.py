@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +11,15 @@ import torch
 from papertape.agents import EvolutionAgent
 from papertape.agents.strategies import minimise
 from papertape.circuits import FeedForwardCircuit
-from papertape.core.registry import import_modules, lookup
+from papertape.core.registry import import_modules
 from papertape.envs import XorEnv
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def _imported_from_the_folder_above(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    import_modules(["examples.own_strategy"])
+def _imported(outsiders: None) -> None:
+    import_modules([f"{ROOT}/examples/own_strategy.py"])
 
 
 def test_it_stands_alone() -> None:
@@ -57,10 +53,3 @@ def test_it_evolves_a_circuit_and_is_resumed() -> None:
         second.train_step()
     assert torch.equal(second.strategy.ask(), unbroken.strategy.ask())
     assert second.strategy.step == unbroken.strategy.step
-
-
-def test_it_takes_less_than_60_lines() -> None:
-    module = ast.parse((ROOT / "examples" / "own_strategy.py").read_text(encoding="utf-8"))
-    (strategy,) = (node for node in module.body if isinstance(node, ast.ClassDef))
-    assert strategy.end_lineno - strategy.decorator_list[0].lineno + 1 < 60  # type: ignore[operator]
-    assert lookup("strategy", "one-plus-lambda").__name__ == strategy.name

@@ -12,10 +12,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+import papertape
 from papertape.core.accessors.base import Accessor
 from papertape.core.trace import TraceField
 
 
+@papertape.register_state
 class FastWeightState(NamedTuple):
     fast_weights: Tensor
     """``[B, W, D]``"""

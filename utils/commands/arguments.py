@@ -58,10 +58,11 @@ def read_arguments(
     # What they name is there for the others.
     options.override(values, [assignment for assignment in assignments if gives([assignment], "imports")])
     named_there = values.get("imports")
-    modules = [*(named_there if isinstance(named_there, list) else []), *imports]
+    modules = registry.placed(named_there if isinstance(named_there, list) else [], Path.cwd())
+    modules += [name for name in dict.fromkeys(registry.placed(imports, Path.cwd())) if name not in modules]
     if modules:
-        values["imports"] = list(dict.fromkeys(modules))
-        registry.import_modules(values["imports"])
+        values["imports"] = modules
+        registry.import_modules(name for name in modules if isinstance(name, str))
     others = [assignment for assignment in assignments if not gives([assignment], "imports")]
     for line in options.override(values, others):
         LOGGER.info("%s", line)
@@ -69,7 +70,7 @@ def read_arguments(
 
 
 def read_saved_arguments(arguments: Sequence[str], saved: dict[str, Any], imports: Sequence[str]) -> factory.RunOptions:
-    """Options of a run with ``key=value`` over them; a device that is not here (it may be another machine) is auto.
+    """Options of a run, changed by ``key=value``; a device that this machine lacks becomes auto.
 
     Raises:
         OptionsError: lists every problem.

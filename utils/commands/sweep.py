@@ -345,6 +345,7 @@ def sweep(arguments: argparse.Namespace) -> int:
         cluster(arguments.cluster, arguments.cluster_option, RUNS, arguments.jobs)
     chosen = begin(arguments)
     with locked(chosen.directory):
+        read_arguments(arguments.test_option, next(dict(run.options) for run in chosen.runs if not run.problem))
         stopped = Runner(chosen, arguments).train_all()
         again = f"papertape sweep --resume {shlex.quote(str(chosen.directory))}"
         outcomes = outcomes_of(chosen, arguments.sequences, arguments.test_option)

@@ -68,17 +68,17 @@ def forget(directory: Path) -> None:
 
 
 class Start(NamedTuple):
-    """What a run begins with."""
+    """How a run starts: its options and its folder."""
 
     chosen: factory.RunOptions
     directory: Path | None = None
-    """Of the run that goes on; None for a new one."""
+    """Of the run that is resumed; None for a new one."""
     goes_on: bool = False
-    """Whether that run has a checkpoint to go on from."""
+    """Whether that run has a checkpoint to resume from."""
     any_backend: bool = False
-    """Whether the backend was chosen on what may have been another machine: if it cannot run here, auto stands in."""
+    """Whether the backend may have been chosen on another machine: if it cannot run here, auto takes its place."""
     changes: tuple[str, ...] = ()
-    """Options that are not those of the run so far."""
+    """Options that differ from those of the run so far."""
     preset: str = DEFAULT_PRESET
     """What a new run is called after."""
 
@@ -88,7 +88,7 @@ def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
 
     Args:
         arguments: of ``train``.
-        held: takes the lock of a run that goes on.
+        held: takes the lock of a run that is resumed.
 
     Raises:
         OptionsError: lists every problem.
@@ -115,9 +115,9 @@ def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
 
 
 def choose_resumed(arguments: Sequence[str], directory: Path, imports: Sequence[str] = ()) -> Start:
-    """Options of a run that goes on, from its folder and ``key=value``.
+    """Options of a run that is resumed, from its folder and ``key=value``.
 
-    Options that may change hold from here on; those that a run keeps (:attr:`Options.kept`) are refused.
+    Changed options hold from here on; those that must not change (:attr:`Options.kept`) are refused.
 
     Args:
         arguments: ``key=value``.
@@ -125,7 +125,7 @@ def choose_resumed(arguments: Sequence[str], directory: Path, imports: Sequence[
         imports: modules to import besides those of the run.
 
     Raises:
-        OptionsError: lists every problem, or an option is given that a run keeps from its beginning.
+        OptionsError: lists every problem; also options that must not change.
     """
     saved = read_options(directory)
     chosen = read_saved_arguments(arguments, saved, imports)
@@ -162,7 +162,7 @@ def _same(chosen: factory.RunOptions, before: factory.RunOptions) -> bool:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Train a preset, or go on with a run; under torchrun, together with other processes."""
+    """Train a preset, or resume a run; under torchrun, together with other processes."""
     with distributed.join() as processes, contextlib.ExitStack() as held:
         begin = processes.share(lambda: choose(arguments, held))
         # Built and loaded before the first folder is made: bad input leaves nothing behind.
@@ -178,10 +178,10 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def use_threads(chosen: factory.RunOptions, env: Task, *, may_restart: bool) -> None:
-    """Calculate with as many threads as a run wants; several of them sleep while they wait for each other.
+    """Compute with as many threads as a run wants; several of them sleep while they wait for each other.
 
-    Spinning, as they do otherwise, takes the cores from whoever else works here, themselves included. What says so is
-    read when torch is loaded, so this program starts again, with the same process number.
+    Otherwise they spin, which takes the cores from other programs and from each other. The setting is read when torch
+    is loaded, so this program starts again, with the same process number.
     """
     count = factory.count_threads(chosen, env)
     if may_restart and count > 1 and not os.environ.keys() & QUIET.keys():

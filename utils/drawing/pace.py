@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from .pipe import say
 
 POLL_SECONDS = 0.5
-"""How often what waits for something else looks whether its own turn has come."""
+"""From one check to the next while waiting."""
 
 
 class Schedule:
@@ -48,7 +48,7 @@ class Budget:
     def spend(self, what: str) -> Iterator[None]:
         """Do some work; the next waits four times as long as it kept the core busy.
 
-        What cannot be done costs one warning, and nothing of the rest.
+        An error costs one warning and does not stop the rest.
         """
         start = time.thread_time()
         try:

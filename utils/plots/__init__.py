@@ -7,6 +7,7 @@ be drawn in any thread or process. matplotlib takes a second to load: it is, wit
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ...core.recorder import Chart
 from .episode import Array, Episode, Seen, episode_from, wrong_bits
 from .trace import plot_trace
 
@@ -22,6 +23,7 @@ __all__ = [
     "LINES",
     "RAW_POINTS",
     "Array",
+    "Chart",
     "Colours",
     "Curve",
     "Episode",

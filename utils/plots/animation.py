@@ -18,7 +18,7 @@ from PIL import Image
 from .episode import Array, Episode, Seen, Slots, slot_axes, wrong_bits
 from .fields import READ_HEADS
 from .figure import draw
-from .panels import BITS, INK, WRONG, colour_limits, heatmap, slot_ticks
+from .panels import BITS, INK, MUTED, WRONG, colour_limits, heatmap, slot_ticks
 
 WRITE = "#ff9f1c"
 READ = "#2ec4b6"
@@ -113,6 +113,8 @@ def _bars(figure: Figure, memory: Axes, weightings: Sequence[tuple[str, Seen]], 
     memory.tick_params(labelleft=False, left=False)
     outermost.tick_params(labelleft=True, left=True)
     outermost.set_yticks(*slot_ticks(slots))
+    memory.set_ylabel("")
+    outermost.set_ylabel("slot", fontsize=6.5, color=MUTED, labelpad=1)
     return [*sides[0], *sides[1]]
 
 

@@ -217,7 +217,8 @@ def gate_panels(gates: Mapping[str, Seen]) -> list[Panel]:
     if not together:
         return alone
     labels, values = [label for label, _ in together], np.stack([row for _, row in together])
-    return [Panel(GATES, values, "bits", panel_height(len(values), 0.13, 0.3, 1.3), "gate", "", labels), *alone]
+    # As high as its labels need.
+    return [Panel(GATES, values, "bits", panel_height(len(values), 0.13, 0.3, 13.0), "gate", "", labels), *alone]
 
 
 def stills_of(episode: Episode, slots: Mapping[str, Slots]) -> list[Still]:

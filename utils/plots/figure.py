@@ -32,8 +32,8 @@ class _Inches(NamedTuple):
     letter: float = 0.053
     """Of a label."""
     title_letter: float = 0.058
-    still: float = 0.3
-    """Left of a still, for the numbers of its slots."""
+    still: float = 0.42
+    """Left of a still, for what its rows are and their numbers."""
     still_height: float = 1.7
     """Of a still that shares its rows with nothing."""
 
@@ -43,6 +43,10 @@ DPI = 130
 """Pixels to an inch; an animation has fewer."""
 TALL_BELOW = 0.3
 """Inches below stills that are as high as the whole."""
+TALL_WIDTH = 7.0
+"""Inches that a line of such stills has, if they can stand in several lines."""
+PLACES = {"N": "slot", "W": "element", "R": "read head", "H": "write head"}
+"""What is numbered along an axis, by its letter; others are called by that."""
 
 
 class Drawn(NamedTuple):
@@ -86,13 +90,15 @@ def draw(episode: Episode, *, panel_width: float | None = None, margins: tuple[f
     columns = [labelled(lefts)]
     width = columns[0] + panel_width + INCHES.bar
     if rights:
-        columns.append(width + labelled(rights) - 0.15)
+        columns.append(width + labelled(rights) - 0.05)
         width = columns[1] + panel_width + INCHES.bar
     beside = width
     for block, height in zip(layout.blocks, heights, strict=True):
         width = max(width, beside + sum(_still_space(still, height) for still in block.stills))
     whole = max(sum(heights) + (len(heights) - 1) * INCHES.block - TALL_BELOW, INCHES.still_height)
-    width = max(width, beside + sum(_still_space(still, whole) + before + after for still in tall))
+    lines = _tall_lines(tall, whole, before + after)
+    high = whole / max(len(lines), 1)
+    width = max(width, *(beside + _line_width(line, high, before + after) for line in lines), 0.0)
     below = _lines(layout.stills, width)
     width = max(width, *(sum(_still_space(still, INCHES.still_height) for still in line) for line in below), 0.0)
     height = INCHES.top + sum(heights) + len(heights) * INCHES.block + INCHES.bottom
@@ -131,8 +137,11 @@ def draw(episode: Episode, *, panel_width: float | None = None, margins: tuple[f
     for axes in lowest.values():
         axes.tick_params(labelbottom=True)
         axes.set_xlabel("step", fontsize=7, color=MUTED, labelpad=1)
-    for still in tall:
-        beside = draw_still(still, beside, height - INCHES.top, whole)
+    for number, line in enumerate(lines):
+        left = beside
+        for still in line:
+            below_it = TALL_BELOW if number + 1 < len(lines) else 0.0
+            left = draw_still(still, left, height - INCHES.top - number * high, high - below_it)
     top -= INCHES.bottom - INCHES.block
     for line in below:
         left = columns[0] - INCHES.still
@@ -147,6 +156,21 @@ def draw(episode: Episode, *, panel_width: float | None = None, margins: tuple[f
 def _still_space(still: Still, height: float) -> float:
     """Inches that a still takes with the numbers of its slots and its colour bar."""
     return INCHES.still + still_width(still, height) + INCHES.bar
+
+
+def _line_width(line: list[Still], height: float, margins: float) -> float:
+    return sum(_still_space(still, height) + margins for still in line)
+
+
+def _tall_lines(stills: list[Still], whole: float, margins: float) -> list[list[Still]]:
+    """Stills in as few lines, one below the other, as keep them from growing wider than :data:`TALL_WIDTH`."""
+    lines = [stills] if stills else []
+    for count in range(1, int(whole / INCHES.still_height) + 1):
+        size = -(-len(stills) // count)
+        lines = [stills[start : start + size] for start in range(0, len(stills), size or 1)]
+        if all(_line_width(line, whole / count, margins) <= TALL_WIDTH for line in lines):
+            break
+    return lines
 
 
 def _lines(stills: list[Still], width: float) -> list[list[Still]]:
@@ -174,15 +198,26 @@ def _draw_panel(figure: Figure, axes: Axes, panel: Panel, width: float) -> AxesI
         axes.tick_params(axis="y", length=0)
         for group in range(1, len(panel.labels)) if size > 1 else ():
             axes.axhline(group * size - 0.5, color=MUTED, linewidth=0.5)
+    elif panel.height >= INCHES.letter * len(panel.rows):
+        _name_axis(axes, panel.rows)
     axes.tick_params(labelbottom=False)
     if panel.scaled:
         colour_bar(figure, axes, image)
     return image
 
 
+def _name_axis(axes: Axes, rows: str, columns: str = "") -> None:
+    axes.set_ylabel(rows, fontsize=6.5, color=MUTED, labelpad=1)
+    axes.set_xlabel(columns, fontsize=6.5, color=MUTED, labelpad=1)
+
+
 def _draw_still(axes: Axes, still: Still) -> AxesImage:
     image = heatmap(axes, still.images[-1], still.colours, f"{still.name} at the end", largest_of(still.images[-1]))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    for axis, count in zip((axes.yaxis, axes.xaxis), still.images.shape[1:], strict=True):
+        if count == 1:
+            axis.set_ticks([0], ["0"])
+    _name_axis(axes, *(PLACES.get(letter, letter) for letter in still.axes))
     rows, columns = still.slots
     if rows is not None:
         axes.set_yticks(*slot_ticks(rows))

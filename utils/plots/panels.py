@@ -53,7 +53,7 @@ def colour_limits(image: Array, kind: Colours, largest: float | None = None) -> 
     """Colour map and limits.
 
     ``bits`` from 0 to 1, ``weights`` from 0 to their largest, ``amounts`` as well, beyond 1; ``words`` symmetric about
-    0, as are bits and amounts that turn out to be no such thing.
+    0, as are bits and amounts that lie outside their range.
     """
     largest = largest_of(image) if largest is None else largest
     if kind == "weights":
@@ -62,7 +62,8 @@ def colour_limits(image: Array, kind: Colours, largest: float | None = None) -> 
         return BITS, 0.0, max(largest, 1.0)
     if kind == "bits" and (not image.size or (largest <= 1 and not (image < 0).any())):
         return BITS, 0.0, 1.0
-    return WORDS, -max(largest, 1e-6), max(largest, 1e-6)
+    largest = max(largest, 1e-6) if largest else 1.0  # of nothing, any scale is right
+    return WORDS, -largest, largest
 
 
 def heatmap(axes: Axes, image: Array, kind: Colours, title: str = "", largest: float | None = None) -> AxesImage:

@@ -32,12 +32,12 @@ def plot_trace(
     Args:
         trace: of a batch.
         path: a file to write as well, of any type that matplotlib knows by its ending; None writes none.
-        inputs: what the circuit was given, ``[T, B, I]``, or ``[T, I]`` of a single sequence; None leaves them out. So
-            with the next two.
+        inputs: what the circuit was given, ``[T, B, I]``, or ``[T, I]`` of a single sequence; None leaves them out, as
+            for outputs and targets.
         outputs: what it answered, ``[T, B, O]``, drawn as they are.
         targets: what it should have, ``[T, B, O]``, drawn as they are.
         sequence: which of the batch is drawn.
-        batch_first: all have the batch first, ``[B, T, …]``, as with a circuit that is built so.
+        batch_first: whether all have the batch first, ``[B, T, …]``, as from a circuit with ``batch_first``.
         title: of the figure.
 
     Raises:

@@ -123,7 +123,7 @@ class Plotter(Sink):
 
     @property
     def alive(self) -> bool:
-        """Whether anything that is handed in still has a chance to be drawn."""
+        """Whether anything that is given to it can still be drawn."""
         return self._process is not None and self._process.returncode is None and not self._closing
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -176,7 +176,7 @@ class Plotter(Sink):
             self._changed.notify()
 
     def close(self, timeout: float = 60.0) -> None:
-        """Have everything drawn that waits, and end the child process; after ``timeout`` seconds without that."""
+        """Draw everything that waits and end the child process; after ``timeout`` seconds, give up what still waits."""
         process = self._process
         if process is None or self._closing:
             return

@@ -1,4 +1,4 @@
-"""The sinks of a run together, kept from doing anything to it."""
+"""The sinks of a run together, so that none of them can stop or change it."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ CONNECTIONS = ("innovations", "sources", "targets", "weights", "enabled")
 
 
 class Markers(NamedTuple):
-    """What tells genomes apart, without the room that none of them needs: C is the connections of the largest."""
+    """What distances between genomes are made of, without unused room: C is the connections of the largest."""
 
     innovations: Tensor
     """``[P, C]``; EMPTY where there is no connection."""
@@ -137,7 +137,7 @@ class Innovations:
         return len(self._numbers)
 
     def keys(self) -> list[int]:
-        """What to make the same table from."""
+        """The keys from which the same table can be made again."""
         return list(self._numbers)
 
     def numbers(self, sources: Tensor, targets: Tensor) -> Tensor:

@@ -3,14 +3,14 @@
 Controller, heads and memory of a row of the batch stay in cache for all time steps. The memory (and the DNC's link
 matrix) is stored only every few steps and computed again between, which costs little and saves most of the space.
 
-Results are those of the eager backend, up to the rounding of either, and the same ones are finite, however large
-weights, biases, inputs and states are, as long as nothing that the equations and their gradients compute, and no sum
-of the magnitudes that they add up, is beyond the type's largest number (3.4e38 in float32). So words and keys have to
-stay below some 1e18 there, since norms square them. Beyond, sums meet infinities of both signs in an order of their
-own, and one backend may answer with a number where the other has none. So are gradients, as long as strengths,
-sharpness and powers of links stay below some 1e4: they multiply rounding, which beyond decides between equal matches,
-and what is left of gradients that cancel. What is below the smallest normal number (1.2e-38 in float32) may count as
-0. Other rows of the batch and members of a population are never touched by any of it.
+Results equal those of the eager backend up to rounding, and are finite where those are, for weights, biases, inputs and
+states of any size, as long as nothing that the equations and their gradients compute, and no sum of magnitudes within
+them, exceeds the type's largest number (3.4e38 in float32). In float32, words and keys must therefore stay below about
+1e18, since norms square them. Beyond that, sums meet infinities of both signs in different orders, and one backend may
+give a number where the other gives NaN. Gradients agree as well, as long as strengths, sharpness and powers of links
+stay below about 1e4: larger ones amplify rounding, which then decides between equal matches, and what is left of
+gradients that cancel. Numbers below the smallest normal one (1.2e-38 in float32) may count as 0. Other rows of the
+batch and other members of a population are never affected.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ...controllers.lstm import LSTMState
 from ...members import map_initial_state
 from ...state import CircuitState
 from .. import eager, guard
-from ..formulas import edited, replaced
+from ..formulas import replaced
 from . import library
 from .nearest import nearest
 from .sequence import Layer, State, Weights, make_problem, run_sequence
@@ -88,12 +88,8 @@ def _library_reason() -> str | None:
 
 def _unavailable_lookups(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
     accessor: Any = circuit.accessor
-    reason = (
-        eager.recorded(circuit, inputs, state)
-        or guard.ununderstood(accessor, LOOKUPS)
-        or edited()
-        or replaced((accessor,))
-    )
+    known = guard.known("lookups", circuit, LOOKUPS, None)
+    reason = eager.recorded(circuit, inputs, state) or known.changed_parts()
     if reason is None and accessor.masked_content:
         reason = "it has no masked lookups in a sparse memory"
     memory = state.accessor.memory
@@ -128,10 +124,7 @@ def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor
     if reason is not None:
         return reason
     own = {**_named(known), "output.weight": output.weight, "output.bias": output.bias}
-    members = len(next(iter(parameters.values())))
-    shapes = [(name, (members, *parameter.shape)) for name, parameter in own.items()]
-    shapes.append(("inputs", (*inputs.shape[:2], circuit.input_size)))
-    return guard.unfit([*(parameters[name] for name in own), inputs], shapes, inputs) or _library_reason()
+    return guard.unfit_population(own, parameters, inputs, circuit.input_size) or _library_reason()
 
 
 def run_population(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:

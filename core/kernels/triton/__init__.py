@@ -118,10 +118,8 @@ def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor
         return reason
     from . import sequences
 
-    for name, stack in parameters.items():
-        if stack.dtype != inputs.dtype or stack.device != inputs.device:
-            return f"inputs are {inputs.dtype} on {inputs.device}, {name} is {stack.dtype} on {stack.device}"
-    return sequences.unavailable(circuit, state)
+    own = {name: parameter for name, parameter in built.named_parameters() if parameter.numel()}
+    return guard.unfit_population(own, parameters, inputs, circuit.input_size) or sequences.unavailable(circuit, state)
 
 
 def run_population(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:

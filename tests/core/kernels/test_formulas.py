@@ -241,7 +241,7 @@ def test_it_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.M
         for _ in range(3):
             make()(inputs())
     assert [record.message.partition(";")[0] for record in caplog.records] == [
-        "it would skip the replaced write of papertape.core.addressing"
+        "native: it would skip the replaced write of papertape.core.addressing"
     ]
 
 

@@ -4,8 +4,9 @@ Training keeps what every step computed until the backward pass. Here only the s
 chunk is run again when its gradient is due, so that T steps in chunks of C take the memory of C steps and T / C states.
 
 Unlike ``torch.utils.checkpoint`` the first pass runs without gradients: backends are faster then, and may take another
-way than when they run again (a recorded graph, say), as long as the numbers are the same. And it keeps no nodes of
-autograd, which weigh more than the states, and the parameters of a ``functional_call``, which are gone by then.
+way than when they run again (a recorded graph, say), as long as the numbers are the same. It keeps no nodes of
+autograd, which take more memory than the states; it does keep the parameters that ``functional_call`` has put into the
+circuit, which are gone from there when the backward pass comes.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class _Chunk(Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[3:]
-        # Leaves of a graph of their own: what one was computed from, and hooks on it, come into their own outside.
+        # Detached: autograd itself passes the gradients on to what a tensor was computed from, and calls its hooks.
         given = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needed, strict=True)]
         inputs, *state = given[: -len(ctx.names)]
         # The parameters of then: those of a functional_call are gone from the circuit by now.

@@ -1,0 +1,145 @@
+"""What one is used to of torch.nn.LSTM: every circuit, and every controller with every memory, has it."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+
+import papertape
+from papertape import envs
+from papertape.core import registry
+from papertape.core.component import options_of
+from papertape.core.state import leaves, map_state
+
+SIZES = {"memory_size": 7, "word_size": 4, "hidden_size": 6, "num_layers": 2, "max_nodes": 4}
+LENGTHS = [5, 2, 4, 2]
+
+
+def block(kind: str, name: str) -> dict[str, Any]:
+    fields = options_of(registry.lookup(kind, name)).model_fields
+    return {"type": name, **{size: value for size, value in SIZES.items() if size in fields}}
+
+
+def of(name: str) -> Callable[..., papertape.Circuit]:
+    def make(**more: Any) -> papertape.Circuit:
+        sizes = {size: value for size, value in block("circuit", name).items() if size != "type"}
+        circuit: papertape.Circuit = registry.lookup("circuit", name)(3, 2, **sizes, **more)
+        return circuit
+
+    return make
+
+
+def joined(controller: str, accessor: str) -> Callable[..., papertape.Circuit]:
+    parts: Any = {"controller": block("controller", controller), "accessor": block("accessor", accessor)}
+    return lambda **more: papertape.MemoryCircuit(3, 2, **parts, **more)
+
+
+CONTROLLERS = ("direct", "feedforward", "gru", "lstm", "neat")
+ACCESSORS = ("dynamic", "sparse", "static", "tape")
+MAKE = {name: of(name) for name in ("ntm", "dnc", "sam", "sdnc", "tape", "feedforward", "neat")}
+MAKE |= {f"{one} with {other}": joined(one, other) for one in CONTROLLERS for other in ACCESSORS}
+
+each = pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+Make = Callable[..., papertape.Circuit]
+
+
+def seeded(make: Make, seed: int = 0, **more: Any) -> papertape.Circuit:
+    torch.manual_seed(seed)
+    return make(**more)
+
+
+def same(state: Any, other: Any) -> None:
+    for one, another in zip(leaves(state), leaves(other), strict=True):
+        torch.testing.assert_close(one, another, atol=1e-9, rtol=1e-7)
+
+
+def test_these_are_all_that_there_are() -> None:
+    assert set(CONTROLLERS) <= set(registry.entries("controller"))
+    assert set(ACCESSORS) <= set(registry.entries("accessor"))
+
+
+@each
+def test_device_and_dtype(make: Make) -> None:
+    single, double, meta = seeded(make), seeded(make, dtype=torch.float64), make(device="meta")
+    for (name, weight), other in zip(single.named_parameters(), double.parameters(), strict=True):
+        assert other.dtype == torch.float64 and torch.equal(weight.double(), other), name
+    outputs, state = double(torch.rand(3, 2, 3, dtype=torch.float64))
+    kinds = {leaf.dtype for leaf in leaves(state) if leaf.is_floating_point()}
+    assert outputs.dtype == torch.float64 and kinds <= {torch.float64}
+    assert all(tensor.is_meta for tensor in (*meta.parameters(), *meta.buffers()))
+    assert meta(torch.rand(3, 2, 3, device="meta"))[0].shape == (3, 2, 2)
+
+
+@each
+def test_lengths_packed_and_single_sequences_are_each_row_alone(make: Make) -> None:
+    """In float64: where a memory sorts or picks, rounding may choose another slot."""
+    circuit, first = seeded(make, dtype=torch.float64), seeded(make, dtype=torch.float64, batch_first=True)
+    x = torch.rand(6, 4, 3, dtype=torch.float64)
+    outputs, state = circuit(x, lengths=LENGTHS)
+    for row, length in enumerate(LENGTHS):
+        alone, last = circuit(x[:length, row])
+        torch.testing.assert_close(outputs[:length, row], alone, atol=1e-9, rtol=1e-7)
+        assert not outputs[length:, row].any()
+        same(map_state(lambda leaf: leaf[row : row + 1], state), last)  # noqa: B023 (called at once)
+    packed = pack_sequence([x[:length, row] for row, length in enumerate(LENGTHS)], enforce_sorted=False)
+    answered, last = circuit(packed)
+    torch.testing.assert_close(pad_packed_sequence(answered, total_length=6)[0], outputs)
+    same(last, state)
+    swapped, last = first(x.transpose(0, 1), lengths=torch.tensor(LENGTHS))
+    torch.testing.assert_close(swapped.transpose(0, 1), outputs)
+    same(last, state)
+
+
+@each
+def test_weights_are_drawn_anew_as_at_construction(make: Make) -> None:
+    circuit = seeded(make, 1)
+    torch.manual_seed(2)
+    circuit.reset_parameters()
+    fresh = seeded(make, 2).state_dict()
+    for name, weight in circuit.state_dict().items():
+        assert torch.equal(weight, fresh[name]), name
+
+
+@each
+def test_types_change_and_states_travel(make: Make) -> None:
+    circuit, x = seeded(make), torch.rand(4, 2, 3)
+    for kind in (torch.float64, torch.float16, torch.bfloat16):
+        outputs, _ = copy.deepcopy(circuit).to(kind)(x.to(kind))
+        assert outputs.dtype == kind and outputs.isfinite().all()
+    assert copy.deepcopy(circuit).half()(x.half())[0].dtype == torch.float16
+    outputs, state = circuit(x)
+    other = seeded(make, 5)
+    for saved, take in ((circuit.state_dict(), other.load_state_dict), (map_state(Tensor.detach, state), None)):
+        file = io.BytesIO()
+        torch.save(saved, file)
+        file.seek(0)
+        loaded = torch.load(file)
+        if take is not None:
+            take(loaded)
+        else:
+            torch.testing.assert_close(other(x, loaded)[0], circuit(x, state)[0])
+    assert torch.equal(other(x)[0], outputs)
+    assert "3, 2" in repr(circuit)
+
+
+ENVS = [name for name in dir(envs) if name.endswith("Env")]
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(ENVS) - {"SequenceEnv", "ClassificationEnv", "ImagesEnv", "GymEnv", "LettersEnv"})
+)
+def test_a_task_needs_no_arguments(name: str) -> None:
+    env = getattr(envs, name)()
+    assert env.input_size >= 1 and env.output_size >= 1
+
+
+@pytest.mark.parametrize("name", papertape.__all__)
+def test_public_names_are_there(name: str) -> None:
+    assert getattr(papertape, name)
