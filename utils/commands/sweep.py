@@ -207,6 +207,7 @@ def begin(arguments: argparse.Namespace) -> Sweep:
     if named:  # one word, as for a run
         read_arguments([f"name={named[0]}"])
     runs = plan(words, arguments.imports)
+    read_arguments(arguments.test_option, next(dict(run.options) for run in runs if not run.problem))
     for path in sorted(RUNS.glob(f"*/{FILE}")) if not named else [RUNS / named[0] / FILE]:
         if not path.is_file():
             continue
@@ -345,7 +346,6 @@ def sweep(arguments: argparse.Namespace) -> int:
         cluster(arguments.cluster, arguments.cluster_option, RUNS, arguments.jobs)
     chosen = begin(arguments)
     with locked(chosen.directory):
-        read_arguments(arguments.test_option, next(dict(run.options) for run in chosen.runs if not run.problem))
         stopped = Runner(chosen, arguments).train_all()
         again = f"papertape sweep --resume {shlex.quote(str(chosen.directory))}"
         outcomes = outcomes_of(chosen, arguments.sequences, arguments.test_option)
