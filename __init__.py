@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .utils.factory import load_circuit
     from .utils.plots import plot_trace
     from .utils.sinks import Sink
+    from .utils.zoo import load
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ __all__ = [
     "TraceField",
     "World",
     "detach",
+    "load",
     "load_circuit",
     "map_state",
     "maximise",
@@ -74,6 +76,7 @@ _MODULES = {
     ".utils.factory": "load_circuit",
     ".utils.plots": "plot_trace",
     ".utils.sinks": "Sink",
+    ".utils.zoo": "load",
 }
 """Where public names are: they are loaded when they are first asked for, since torch alone takes seconds."""
 _ROOMS = ("agents", "circuits", "core", "envs", "utils")

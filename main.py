@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+DEFAULT_PRESET = "ntm-copy"
+OPTIONS = "PRESET | key=value"
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -30,17 +32,54 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=_version())
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser("train", parents=[importing], help="train a preset, or go on with a run")
-    train.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help="default preset: ntm-copy")
+    train.add_argument("arguments", nargs="*", metavar=OPTIONS, help=f"default preset: {DEFAULT_PRESET}")
     train.add_argument("--resume", metavar="RUN", help="go on with a run: its folder, its name, or latest")
     test = commands.add_parser(
         "test", parents=[importing], help="test a run on sequences of their own; writes pictures and an animation"
     )
-    test.add_argument("run", nargs="?", metavar="RUN", help="a run's folder, its name, or latest")
+    test.add_argument(
+        "run",
+        nargs="?",
+        metavar="RUN",
+        help="a run's folder, its name, or latest, a checkpoint file, or a trained circuit of the package",
+    )
     test.add_argument("arguments", nargs="*", metavar="key=value")
     test.add_argument("--checkpoint", choices=("best", "latest"), help="default: best, or latest if there is none")
+    sweep = commands.add_parser(
+        "sweep",
+        parents=[importing],
+        help="train a preset with every combination of some values, side by side",
+        description="Trains a run for every combination of values (seed=1..10 circuit.type=ntm,dnc); leaves a table, a "
+        "CSV file and a picture of the curves. The same words again go on with a sweep that was cut off.",
+    )
+    sweep.add_argument("arguments", nargs="*", metavar="PRESET | key=value,value | key=1..10")
+    sweep.add_argument("--resume", metavar="SWEEP", help="go on with a sweep: its folder, its name, or latest")
+    sweep.add_argument("--jobs", type=int, metavar="N", help="runs at a time; default: as many as there are cores")
+    sweep.add_argument("--cluster", metavar="NAME", help="hand the runs to a cluster by submitit: slurm, or local")
+    sweep.add_argument(
+        "--cluster-option",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="for submitit, such as timeout_min=600 or slurm_partition=gpu; may be given again",
+    )
+    compare = commands.add_parser("compare", help="a table, a CSV file and a picture of runs that there are")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder or name, or a sweep's")
+    for command in (sweep, compare):
+        command.add_argument(
+            "--sequences", type=int, default=256, metavar="N", help="of each set of the test (default 256)"
+        )
+        command.add_argument(
+            "--test-option",
+            action="append",
+            default=[],
+            metavar="key=value",
+            help="an option for the test alone, such as env.test_lengths=[50,100]; may be given again",
+        )
+    commands.add_parser("runs", help="the runs that there are: preset, step, error, when")
     commands.add_parser("list", parents=[importing], help="show presets and everything that options can name")
     show = commands.add_parser("show", parents=[importing], help="print options, fully resolved")
-    show.add_argument("arguments", nargs="*", metavar="PRESET | key=value", help="default preset: ntm-copy")
+    show.add_argument("arguments", nargs="*", metavar=OPTIONS, help=f"default preset: {DEFAULT_PRESET}")
     show.add_argument(
         "--help-options",
         action="store_true",
@@ -63,11 +102,13 @@ def parse_arguments(given: Sequence[str]) -> argparse.Namespace:
     grammar = parser()
     parsed, rest = grammar.parse_known_args(given)
     if rest and (not hasattr(parsed, "arguments") or any(word.startswith("-") for word in rest)):
-        grammar.error(f"unrecognized arguments: {' '.join(rest)}")
+        from papertape.utils.commands.hints import without_dashes
+
+        grammar.error(f"{parsed.command}: unrecognized arguments: {' '.join(rest)}{without_dashes(given)}")
     if rest:
         parsed.arguments += rest
     if parsed.command == "test" and parsed.run is None:
-        grammar.error("test: RUN is missing; allowed is a run's folder, its name, or latest")
+        grammar.error("test: RUN is missing; allowed is a run's folder, its name, or latest, or a checkpoint file")
     return parsed
 
 
@@ -150,17 +191,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if parsed.command == "page":
             return page(parsed.action, parsed.port)
-        from papertape.utils import commands
+        from papertape.core.distributed import rank_here
+        from papertape.utils.commands import compare, report, show, sweep, test, train
     except ModuleNotFoundError as error:
         print(f"papertape: {_not_installed(str(error.name))}", file=sys.stderr)
         return 2
     except (OSError, RuntimeError) as error:
         print(f"papertape: {error}", file=sys.stderr)
         return 2
+    commands = {
+        "train": train.train,
+        "test": test.test,
+        "sweep": sweep.sweep,
+        "compare": compare.compare,
+        "runs": compare.list_runs,
+        "list": show.list_entries,
+        "show": show.show,
+    }
     try:
         if arguments is None:
             _on_signals(_interrupt)
-        return commands.run(parsed)
+        if rank_here() and parsed.command != "train":
+            return 0
+        return report.run(parsed.command, lambda: commands[parsed.command](parsed))
     except KeyboardInterrupt as interrupt:
         print("papertape: interrupted", file=sys.stderr)
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)

@@ -23,6 +23,11 @@ from .evaluation import check_keys
 from .learning import LearningAgent, TrainingError
 from .optimisers import AnyOptimiser, Optimiser
 
+LOOK_EVERY, LOOKS = 20, 3
+"""Steps from one look at whether training diverges to the next, and how many in a row must say that it does."""
+DIVERGED = 1.2
+"""Times the loss of answers that are all zero."""
+
 
 @register("agent", "backprop")
 class BackpropAgent(LearningAgent):
@@ -93,6 +98,10 @@ class BackpropAgent(LearningAgent):
         self.torch_optimiser = self._make_optimiser()
         self.bad_steps = 0
         self.bad_steps_in_a_row = 0
+        # Of what is looked out for alone: not part of the state, for it changes nothing.
+        self._first_ratio: float | None = None
+        self._worse_in_a_row = 0
+        self._warned = False
         self.first_weights = copy.deepcopy(self.circuit.state_dict()) if self.retry_every else {}
 
     def _make_optimiser(self) -> Optimizer:
@@ -190,9 +199,29 @@ class BackpropAgent(LearningAgent):
         for group in self.torch_optimiser.param_groups:
             group["lr"] = rate
         self.torch_optimiser.step()
+        self._look_out(outputs, share)
         if self.step % self.log_every == 0:
             values |= self._metrics(outputs, share) | {"bad_steps": float(self.bad_steps)}
         return values
+
+    def _look_out(self, outputs: Tensor, share: Batch) -> None:
+        """Say once that the loss stays above that of answers that are all zero, as where the rate is too high."""
+        if self._warned or (self.step > 1 and self.step % LOOK_EVERY):
+            return
+        with torch.no_grad():
+            nothing = float(self.env.losses(torch.zeros_like(outputs), share).sum())
+            ratio = float(self.env.losses(outputs, share).sum()) / nothing if nothing > 0 else math.nan
+        if self._first_ratio is None:
+            self._first_ratio = ratio
+        worse = ratio > DIVERGED * max(1.0, self._first_ratio)
+        self._worse_in_a_row = self._worse_in_a_row + 1 if worse else 0
+        if self._worse_in_a_row == LOOKS:
+            self._warned = True
+            self.recorder.message(
+                f"step {self.step}: the loss is {ratio:.3g} times that of answers that are all zero, and was "
+                f"{self._first_ratio:.3g} times at first: training diverges; try an agent.lr below {self.lr}, or a "
+                "smaller agent.clip_norm"
+            )
 
     def _metrics(self, outputs: Tensor, share: Batch) -> dict[str, float]:
         """The env's metrics of the whole batch, from the answers to each process's share of it."""

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from .component import kind_of, options_of
-from .options import Options, near
+from .options import Options, OptionsError, near
 from .registry import entries, lookup
 
 LONGEST = 60
@@ -57,22 +57,76 @@ def a_block(given: Any, names: Iterable[str]) -> str:
 
 
 def _meant(path: Sequence[str], given: Any, model: type[Options], prefix: str, kind: str | None) -> str:
-    """What an unknown option may have meant: one that another type of its block has, or one with a similar name."""
+    """What an unknown option may have meant: one of another block or of another type of its own, or a similar name."""
+    whole = (model, given) if model.component is None else None
+    """Of a run, whose options have paths; the arguments of a constructor have names alone."""
     known: type[Options] | None = model
     for part in path[:-1]:
         kind = kind_of(known.model_fields[part]) if known and part in known.model_fields else None
         given = given.get(part) if isinstance(given, Mapping) else None
-        known = options_of(lookup(kind, given["type"])) if kind and isinstance(given, Mapping) else None
+        known = model_named(kind, given)
         prefix = f"{prefix}.{part}" if prefix else part
+    name = path[-1]
+    value = given.get(name) if isinstance(given, Mapping) else None
+    below = f"{prefix}." if prefix else ""
+    if whole and known and (found := places(known, given, name, value, below)):
+        return f"did you mean {_either(found)}?"
     if kind:
-        having = [name for name, entry in entries(kind).items() if path[-1] in options_of(entry).model_fields]
+        having = [other for other, entry in entries(kind).items() if name in options_of(entry).model_fields]
         if having:
             return f"{prefix}.type {' or '.join(having)} has it"
     if known is None:
         return "no such option"
-    meant = near(path[-1], known.model_fields)
-    names = [name for name in known.model_fields if name != "type"]
-    return f"did you mean {meant!r}?" if meant else f"known here: {', '.join(names) or 'none'}"
+    meant = near(name, known.model_fields)
+    if meant:
+        return f"did you mean {below + meant if whole else meant!r}?"
+    if whole:
+        similar = near(name, {place.rpartition(".")[2] for place in places(*whole)})
+        if found := places(*whole, name, value) or (places(*whole, similar, value) if similar else []):
+            return f"did you mean {_either(found)}?"
+    names = [other for other in known.model_fields if other != "type"]
+    return f"known here: {', '.join(names) or 'none'}"
+
+
+def _either(paths: Sequence[str]) -> str:
+    return " or ".join(map(repr, paths))
+
+
+def model_named(kind: str | None, block: Any) -> type[Options] | None:
+    """The options of the component that raw values name, if they name one."""
+    name = block if isinstance(block, str) else block.get("type") if isinstance(block, Mapping) else None
+    try:
+        return options_of(lookup(kind, name)) if kind and isinstance(name, str) else None
+    except OptionsError:
+        return None  # What is wrong about it is for the validation to say.
+
+
+def places(model: type[Options], given: Any, name: str | None = None, value: Any = None, prefix: str = "") -> list[str]:
+    """Paths of the options of a name in the blocks that are chosen.
+
+    Args:
+        model: of the options that the search begins with.
+        given: their raw values.
+        name: of the options; None takes all.
+        value: that the option is to have: a block is one only if there is something of that name to choose.
+        prefix: of the paths.
+    """
+    found: list[str] = []
+    for field_name, field in model.model_fields.items():
+        kind, path = kind_of(field), f"{prefix}{field_name}"
+        if name in (None, field_name) and field_name != "type" and (not kind or value in (None, *entries(kind))):
+            found.append(path)
+        if kind is None:
+            continue
+        block = given.get(field_name) if isinstance(given, Mapping) else None
+        if block is None and not field.is_required():
+            block = field.get_default(call_default_factory=True)
+        if name == "type" and value in entries(kind):
+            found.append(f"{path}.type")
+        inner = model_named(kind, block)
+        if inner is not None:
+            found += places(inner, block, name, value, f"{path}.")
+    return found
 
 
 def _short(value: Any) -> str:

@@ -68,6 +68,11 @@ class AssociativeRecallEnv(SequenceEnv):
         targets = place(words, (query + 1) * size + step - start - size - 2, answer)
         return Batch(inputs, targets, answer.to(words.dtype))
 
+    @property
+    def kept_words(self) -> int:
+        """One for each item."""
+        return self.max_items
+
     def beyond(self) -> list[dict[str, Range]]:
         """``test_items``."""
         return [{"items": (items, items)} for items in self.test_items]

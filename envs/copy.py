@@ -56,6 +56,11 @@ class CopyEnv(SequenceEnv):
         inputs[:, :, width + 1] = (step == length + 1).to(words.dtype)
         return Batch(inputs, place(words, step - length - 2, answer), answer.to(words.dtype))
 
+    @property
+    def kept_words(self) -> int:
+        """All of them."""
+        return self.max_length
+
     def beyond(self) -> list[dict[str, Range]]:
         """``test_lengths``."""
         return [{"length": (length, length)} for length in self.test_lengths]

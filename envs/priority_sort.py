@@ -68,6 +68,11 @@ class PrioritySortEnv(SequenceEnv):
         ordered = words.gather(0, order.unsqueeze(-1).expand_as(words))
         return Batch(inputs, place(ordered, step - items - 1, answer), answer.to(words.dtype))
 
+    @property
+    def kept_words(self) -> int:
+        """One for each item."""
+        return self.max_items
+
     def beyond(self) -> list[dict[str, Range]]:
         """``test_items``."""
         return [{"items": (items, items)} for items in self.test_items]

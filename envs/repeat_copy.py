@@ -93,6 +93,11 @@ class RepeatCopyEnv(SequenceEnv):
         targets[:, :, width] = (step == end).to(words.dtype)
         return Batch(inputs, targets, answer.to(words.dtype))
 
+    @property
+    def kept_words(self) -> int:
+        """All of them."""
+        return self.max_length
+
     def beyond(self) -> list[dict[str, Range]]:
         """``test_sizes``."""
         sizes = self.test_sizes

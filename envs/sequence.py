@@ -99,6 +99,11 @@ class SequenceEnv(Env):
             changes |= {f"min_{name}": low, f"max_{name}": high}
         return self.changed(**changes)
 
+    @property
+    def kept_words(self) -> int | None:
+        """Words of the longest training sequence that are asked for after the last of them; None where it depends."""
+        return None
+
     def beyond(self) -> list[dict[str, Range]]:
         """Ranges beyond the training range to be judged on."""
         return []

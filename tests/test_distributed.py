@@ -17,7 +17,7 @@ from papertape.agents import EvolutionAgent
 from papertape.core.distributed import Processes
 from papertape.main import main, parser
 from papertape.utils import checkpoint, factory
-from papertape.utils.commands import choose
+from papertape.utils.commands.train import choose
 from papertape.utils.run import read_metrics
 
 SMALL = [

@@ -249,13 +249,13 @@ def test_seeds_are_swept_by_other_processes(folder: Path) -> None:
     values = {name: value for name, value in RUN.items() if name not in ("plots", "imports")}
     (folder / "mine.yaml").write_text(yaml.safe_dump({**values, "imports": ["own_memory.py"]}))
     done = swept("mine.yaml", "--seeds", "2", "--processes", "2", "--sequences", "4", "--final", "env.test_lengths=[4]")
-    assert "\n| 1 | 4 | " in done.stdout and "\n| 2 | 4 | " in done.stdout and "length 4" in done.stdout, done.stderr
+    assert "\n| all | 2 | median | 4 | " in done.stdout and "length 4" in done.stdout, done.stderr
     (folder / "mine.yaml").write_text(yaml.safe_dump(values))
     done = swept("mine.yaml", "--import", "own_memory", "--seeds", "1", "--sequences", "4")
-    assert "\n| 1 | 4 | " in done.stdout, done.stderr
+    assert "\n| all | 1 | median | 4 | " in done.stdout, done.stderr
     done = swept("mine.yaml")
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(
-        "learning.py: error: circuit.accessor.type: got 'delta'; allowed: "
+        "papertape: circuit.accessor.type: got 'delta'; allowed: "
     )
 
 

@@ -24,7 +24,7 @@ from papertape.core import install
 from papertape.envs import TMazeWorld
 from papertape.main import main
 from papertape.utils import checkpoint, factory, options
-from papertape.utils.commands import read_arguments
+from papertape.utils.commands.arguments import read_arguments
 from papertape.utils.run import Run, new_directory, read_metrics
 
 SMALL = [
@@ -509,7 +509,7 @@ def test_circuit_from_a_checkpoint(folder: Path) -> None:
 
 
 def test_names_of_runs_never_collide(folder: Path) -> None:
-    names = {new_directory().name for _ in range(3)}
+    names = {new_directory("ntm-copy").name for _ in range(3)}
     assert len(names) == 3
 
 
@@ -614,3 +614,103 @@ def test_commands_in_hints_work_as_they_stand(folder: Path, monkeypatch: pytest.
     (binaries / "papertape").unlink()
     root = Path(papertape.__file__).parent
     assert install.here("papertape page") == f"'a b/bin/python' {root / 'main.py'} page"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["lr=3e-3"], "lr: unknown option; did you mean 'agent.lr'?"),
+        (["hidden_size=3"], "hidden_size: unknown option; did you mean 'circuit.controller.hidden_size'?"),
+        (
+            ["circuit.hidden_size=3"],
+            "circuit.hidden_size: unknown option; did you mean 'circuit.controller.hidden_size'?",
+        ),
+        (["batchsize=3"], "batchsize: unknown option; did you mean 'agent.batch_size'?"),
+        (["type=dnc"], "type: unknown option; did you mean 'circuit.type'?"),
+        (["controller=gru"], "controller: unknown option; did you mean 'circuit.controller'?"),
+        (["circuit.controller.lr=1"], "circuit.controller.lr: unknown option; did you mean 'agent.lr'?"),
+        (["name=a/b"], "name: got 'a/b'; allowed: a letter or digit"),
+        (["name=latest"], "name: got 'latest'; allowed: a letter or digit"),
+        (["ntm-copy", "dnc-copy"], "'dnc-copy': expected key=value, such as agent.lr=3e-4; the preset is 'ntm-copy'"),
+        (["env.test_lengths.1=0"], "env.test_lengths.1: got 0; allowed: greater than or equal to 1"),
+        (["env.test_lengths.9=1"], "env.test_lengths.9: env.test_lengths is the list [20, 40, 80, 120]; allowed after"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_hints(folder: Path, words: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"papertape: {hint}")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--lr", "3e-3"], "agent.lr=3e-3"),
+        (["ntm-copy", "--lr=3e-3", "--batch-size", "4"], "agent.lr=3e-3 agent.batch_size=4"),
+        (["--circuit.type", "dnc"], "circuit.type=dnc"),
+        (["--agent.lr", "-1"], "agent.lr=-1"),
+        (["mnist-es", "--population=8"], "agent.strategy.population=8"),
+        (["--seed", "3"], "seed=3"),
+    ],
+    ids=" ".join,
+)
+def test_options_with_dashes(words: list[str], meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", *words])
+    assert capsys.readouterr().err.endswith(f"; options of a run have no dashes: {meant}\n")
+
+
+def test_a_preset_beside_a_run_is_refused_with_a_hint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SMALL, "agent.steps=2", "plots=off", "name=one"]) == 0
+    capsys.readouterr()
+    for words in (["train", "ntm-copy", "--resume", "one"], ["test", "one", "ntm-copy"]):
+        assert main(words) == 2
+        assert capsys.readouterr().err.startswith(
+            "papertape: 'ntm-copy': expected key=value, such as agent.lr=3e-4; a run"
+        )
+    assert main(["train", "--resume", "one", "name=two"]) == 2
+    assert capsys.readouterr().err.startswith("papertape: name: got 'two'; a run that goes on keeps its folder")
+    assert main(["train", *SMALL, "agent.steps=2", "plots=off", "name=one"]) == 2
+    assert "name: got 'one'; runs/one is there already, --resume runs/one goes on with it" in capsys.readouterr().err
+    # Its options file begins another run.
+    assert main(["train", "runs/one/options.yaml", "seed=3"]) == 0
+
+
+def test_runs_are_called_after_their_preset_and_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs"]) == 2
+    assert "runs: there are none in runs/" in capsys.readouterr().err
+    assert main(["train", "seed=2", "dnc-repeat-copy", *SMALL[:1], *SMALL[3:], "agent.steps=5", "plots=off"]) == 0
+    (directory,) = (folder / "runs").iterdir()
+    assert re.fullmatch(r"dnc-repeat-copy_\d{12}", directory.name)
+    assert main(["runs"]) == 0
+    heads, line = capsys.readouterr().out.splitlines()
+    assert heads.split() == ["run", "preset", "step", "error", "when"]
+    assert line.split()[:4] == [directory.name, "dnc-repeat-copy", "5", "done"]
+    assert re.search(r"[\d.]+ bits wrong  \d{4}-\d\d-\d\d \d\d:\d\d$", line)
+    (directory / "summary.json").write_text("{")
+    assert main(["runs"]) == 0
+
+
+def test_sizes_and_rates_that_bode_ill_are_said_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["circuit.memory_size=8", "agent.lr=1", "agent.steps=80", "agent.evaluation_sequences=2", "device=cpu"]
+    small += ["agent.warmup_steps=0", "agent.retry_every=null", "env.test_lengths=[20]", "plots=off"]
+    assert main(["train", *small]) == 0
+    said = capsys.readouterr().err
+    assert said.count("circuit.memory_size: 8 slots are few for this task, whose sequences have up to 20 words") == 1
+    assert said.count("agent.lr: 1.0 is 1,000 times the usual 0.001 of this optimiser") == 1
+    assert said.count("training diverges; try an agent.lr below 1.0") == 1
+    assert main(["train", *SMALL, "agent.steps=80", "plots=off"]) == 0
+    said = capsys.readouterr().err
+    assert not any(word in said for word in ("slots are few", "the usual", "diverges", "GiB"))
+
+
+def test_memory_that_a_run_takes_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    large = ["circuit.memory_size=1024", "env.max_length=200", "agent.batch_size=16", "plots=off", "device=cpu"]
+    factory.build(read_arguments(["dnc-copy", *large, "agent.retry_every=null"]))
+    (line,) = caplog.messages
+    assert re.match(r"memory: this run takes about [78]\.\d GiB, what the backward pass keeps most of it", line)
+    caplog.clear()
+    factory.build(read_arguments(["dnc-copy", "device=cpu"]))
+    assert not caplog.messages

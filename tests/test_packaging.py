@@ -50,6 +50,9 @@ def test_all_modules_are_in_it_and_no_script_test_or_benchmark(built: Path) -> N
 
 def test_presets_and_type_marker_are_in_it(built: Path) -> None:
     assert relative(built / "papertape", "options/*") == relative(ROOT, "options/*.yaml")
+    trained = relative(built / "papertape", "zoo/*")
+    assert trained == relative(ROOT, "zoo/*.pt") and trained
+    assert sum((built / "papertape" / name).stat().st_size for name in trained) < 2e6
     assert (built / "papertape" / "py.typed").is_file()
 
 
@@ -58,6 +61,7 @@ def test_nothing_else_lands_in_site_packages(built: Path) -> None:
     assert {path.name for path in (built / "papertape").iterdir()} == {
         *ROOMS,
         "options",
+        "zoo",
         "__init__.py",
         "main.py",
         "py.typed",

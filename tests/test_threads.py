@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from papertape.main import main
-from papertape.utils import commands
+from papertape.utils.commands import train
+from papertape.utils.commands.arguments import read_arguments
+from papertape.utils.commands.show import resolved
 
 SMALL = ["env.max_length=2", "env.test_lengths=[3]", "circuit.memory_size=8", "agent.batch_size=2", "agent.steps=1"]
 SMALL += ["agent.evaluation_sequences=2", "agent.retry_every=null", "plots=off", "device=cpu"]
@@ -34,25 +36,24 @@ LARGE = ["circuit.controller.hidden_size=512", "agent.batch_size=64"]
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_one_thread_where_little_is_calculated(
-    arguments: list[str], threads: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    commands.show(commands.read_arguments(arguments))
     said = f"threads: {threads}\n" if threads == 3 else f"threads: auto  # {threads} here\n"
-    assert said in capsys.readouterr().out
+    assert said in resolved(read_arguments(arguments))
 
 
 def test_several_threads_sleep_while_they_wait(tmp_path: Path) -> None:
     """A program that the command line started says so to OpenMP; its log names the threads."""
-    environment = {name: value for name, value in os.environ.items() if name not in commands.QUIET}
+    environment = {name: value for name, value in os.environ.items() if name not in train.QUIET}
     code = (
-        "import os, sys; from papertape.main import main; from papertape.utils import commands; fit = commands.fit\n"
-        "commands.fit = lambda *given: (print(sorted(os.environ.items() & commands.QUIET.items())), fit(*given))\n"
-        "sys.exit(main())"
+        "import os, sys; from papertape import main; from papertape.utils.commands import train; fit = train.fit\n"
+        "train.fit = lambda *given: (print(sorted(os.environ.items() & train.QUIET.items())), fit(*given))\n"
+        "sys.exit(main.main())"
     )
     command = [sys.executable, "-c", code, "train", "ntm-copy", *SMALL, "threads=2"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{sorted(commands.QUIET.items())}\n"
+    assert done.stdout == f"{sorted(train.QUIET.items())}\n"
     assert "2 CPU thread(s)" in done.stderr
 
 

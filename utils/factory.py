@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ from ..envs import ImagesEnv
 from . import checkpoint, resources
 from .options import first_sentence
 from .sinks import Plots
+
+logger = logging.getLogger(__name__)
 
 ROOMS = ("core.accessors", "core.controllers", "circuits", "envs", "agents")
 """Folders whose files register what options can name."""
@@ -67,6 +70,7 @@ MOST_THREADS = 1024
 Precision = Literal["float32", "bfloat16", "float64"]
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+_NAME = re.compile(r"[^\W_][\w.=,+-]{0,99}")
 _HOST = re.compile(r"[\w.-]+|[\da-fA-F:.]+")
 
 
@@ -129,9 +133,20 @@ class RunOptions(Options):
         description="whose weights the circuit starts with: a run's folder, its name or latest (its best checkpoint), "
         "or a checkpoint file; null starts with fresh ones",
     )
+    name: str | None = Field(
+        default=None,
+        description="what the folder of the run below runs/ is called; null calls it after the preset and the time",
+    )
     env: Annotated[Any, Chosen("env")] = Field(description="the task")
     circuit: Annotated[Any, Chosen("circuit")] = Field(description="what learns")
     agent: Annotated[Any, Chosen("agent")] = Field(description="how it learns")
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str | None) -> str | None:
+        if name is not None and (not _NAME.fullmatch(name) or name == "latest"):
+            raise ValueError(f"got {name!r}; allowed: a letter or digit, then up to 99 of these or _.=,+-")
+        return name
 
     @field_validator("visdom_host")
     @classmethod
@@ -282,7 +297,10 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
         env = build_env(options.env, device)
     try:
         with under("circuit"), memory_errors("circuit"):
-            resources.check_memory(options, env, outline(options, env), device)
+            planned = outline(options, env)
+            resources.check_memory(options, env, planned, device)
+            for line in resources.remarks(options, env, planned):
+                logger.warning("%s", line)
             circuit = build_circuit(
                 options.circuit,
                 env.input_size,

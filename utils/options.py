@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from ..core.component import kind_of, options_of
+from ..core.component import kind_of
+from ..core.explain import model_named
 from ..core.options import Options, OptionsError, near
-from ..core.registry import lookup, placed
+from ..core.registry import placed
 
 PRESETS = Path(__file__).resolve().parent.parent / "options"
 DEFAULT_PRESET = "ntm-copy"
@@ -128,19 +129,10 @@ RUN = "run"
 """Stands for the kind of the whole, of which these are the blocks."""
 
 
-def _model(kind: str | None, block: Any) -> type[Options] | None:
-    """The options of the component that raw values name, if they name one."""
-    name = block if isinstance(block, str) else block.get("type") if isinstance(block, dict) else None
-    try:
-        return options_of(lookup(kind, name)) if kind and isinstance(name, str) else None
-    except OptionsError:
-        return None  # What is wrong about it is for the validation to say.
-
-
 def _inner(kind: str | None, block: dict[str, Any], part: str) -> tuple[str | None, Any]:
     """The kind of a block within a block, with the raw values that it has or begins with."""
     inner, found = block.get(part), part if kind == RUN and part in BLOCKS else None
-    model = _model(kind, block) if kind != RUN else None
+    model = model_named(kind, block) if kind != RUN else None
     field = model.model_fields.get(part) if model else None
     if field is not None:
         found = kind_of(field)
@@ -153,7 +145,8 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> list[str]:
     """Set ``path.to.key=value`` in place; values are read as YAML.
 
     A block that gets another ``type`` (or is replaced by the name of one) keeps the options that mean the same there. A
-    block that is not given starts from its default.
+    block that is not given starts from its default. An element of a list is named by its number,
+    from 0, as in errors.
 
     Args:
         values: what to change.
@@ -178,36 +171,63 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> list[str]:
     lost = []
     # Types first, the outermost before all: what is set for the new type must outlive the change of type.
     for path, value in sorted(parsed.items(), key=lambda item: (item[0][-1] != "type", len(item[0]))):
-        block: dict[str, Any] = values
+        block: Any = values
         kind: str | None = RUN
         for depth, part in enumerate(path[:-1]):
-            kind, inner = _inner(kind, block, part)
-            inner = {} if inner is None else inner
-            if not isinstance(inner, dict):
-                raise OptionsError(
-                    f"{'.'.join(path)}: {'.'.join(path[: depth + 1])} is {inner!r}, not a block of options"
-                )
-            block[part] = block = dict(inner)
+            below = ".".join(path[: depth + 1])
+            if isinstance(block, list):
+                kind, inner = None, block[_place(path, depth, block)]
+            else:
+                kind, inner = _inner(kind, block, part)
+                inner = {} if inner is None else inner
+            if isinstance(inner, dict):
+                inner = dict(inner)
+            elif isinstance(inner, list | tuple):
+                inner = list(inner)
+            else:
+                raise OptionsError(f"{'.'.join(path)}: {below} is {inner!r}, not a block of options")
+            block[_place(path, depth, block) if isinstance(block, list) else part] = inner
+            block = inner
+        if isinstance(block, list):
+            block[_place(path, len(path) - 1, block)] = value
+            continue
         found, inner = _inner(kind, block, path[-1])
         if found and isinstance(value, str) and isinstance(inner, dict):
             block[path[-1]] = block = dict(inner)
             path, kind = (*path, "type"), found
         name = path[-1]
         if name == "type" and len(path) > 1 and block.get("type", value) != value:
-            keys = change_type(block, kind, value)
-            if keys:
-                lost.append(f"{'.'.join(path)}={value}: left out what means nothing or something else there: {keys}")
+            given = {below[len(path) - 1] for below in parsed if below[: len(path) - 1] == path[:-1] != below}
+            if left := change_type(block, kind, value, given):
+                lost.append(f"{'.'.join(path)}={value}: {left}")
         block[name] = value
     return lost
 
 
-def change_type(block: dict[str, Any], kind: str | None, name: Any) -> str:
+def _place(path: Sequence[str], depth: int, block: list[Any]) -> int:
+    """The place in a list that a part of a path names."""
+    part, where = path[depth], ".".join(path[:depth])
+    if part.isdecimal() and int(part) < len(block):
+        return int(part)
+    raise OptionsError(
+        f"{'.'.join(path)}: {where} is the list {block!r}; allowed after it: "
+        + (f"a place from 0 to {len(block) - 1}" if block else "nothing, it is empty")
+    )
+
+
+def change_type(block: dict[str, Any], kind: str | None, name: Any, given: Collection[str] = ()) -> str:
     """Give a block another type, with those of its options that mean the same there and have a value that it takes.
 
+    Args:
+        block: of options, changed in place.
+        kind: of the component that it describes.
+        name: of the new type.
+        given: options that are set for the new type, of which nothing is said.
+
     Returns:
-        The options that the block has lost.
+        What the block has lost, and why; empty if nothing.
     """
-    old, new = _model(kind, block), _model(kind, {"type": name})
+    old, new = model_named(kind, block), model_named(kind, {"type": name})
     if new is None:
         return ""  # What is wrong about it is for the validation to say.
     particular: frozenset[str] = frozenset()
@@ -225,7 +245,14 @@ def change_type(block: dict[str, Any], kind: str | None, name: Any) -> str:
     for key in lost:
         del block[key]
     block["type"] = name
-    return ", ".join(lost)
+    said = [key for key in lost if key not in given]
+    why = {
+        "not among its options": [key for key in said if key not in new.model_fields],
+        "another meaning there": [key for key in said if key in new.model_fields and key in particular],
+        "a value that it does not take": [key for key in said if key in waiting],
+    }
+    reasons = [f"{', '.join(keys)} ({reason})" for reason, keys in why.items() if keys]
+    return f"left out {', '.join(reasons)}; defaults hold for the rest" if reasons else ""
 
 
 def _is_possible(model: type[Options], block: Mapping[str, Any]) -> bool:

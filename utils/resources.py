@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..agents import BackpropAgent, EvolutionAgent
 from ..core.circuit import Circuit
-from ..core.component import component_of
-from ..core.options import Options, OptionsError
+from ..core.component import class_of, component_of
+from ..core.options import LARGEST_STEP, Options, OptionsError
 from ..core.state import example
 from ..core.task import Task
 from ..envs.sequence import SequenceEnv
@@ -85,6 +85,73 @@ def needed_bytes(agent: Any, env: Task, circuit: Circuit) -> tuple[int, str]:
         training["the fitness"] = (strategy.population or 0) * batch_size
     needed = always | max(training, testing, key=lambda parts: sum(parts.values()))
     return sum(needed.values()) * size, max(needed, key=lambda what: needed[what])
+
+
+SAID_FROM = 2 * GIBIBYTE
+"""What a run takes is said from here on."""
+KEPT = {"eager": 4.0, "native": 0.3}
+"""States that the backward pass keeps for each step of time, about: measured with benchmarks/peak_memory.py."""
+
+LONG = 10**4
+"""Steps of sequences that are not made in order to count them."""
+TOO_FAST = 30
+"""Times the usual learning rate of an optimiser."""
+
+
+def expected_bytes(options: Any, env: Task, circuit: Circuit) -> tuple[int, str]:
+    """Bytes that a run takes, about, and what takes most of them: what it takes at the very least, with what the
+    backward pass keeps of the longest sequences.
+
+    Args:
+        options: of the run.
+        env: of the run.
+        circuit: as in :func:`needed_bytes`.
+    """
+    agent = options.agent
+    needed, most = needed_bytes(agent, env, circuit)
+    if not issubclass(component_of(agent), BackpropAgent) or not isinstance(env, SequenceEnv):
+        return needed, most
+    accessor = getattr(circuit, "accessor", None)
+    if accessor is None or accessor.kind == "sparse":
+        return needed, most
+    state = elements(circuit.initial_state(agent.batch_size)) * example(circuit).element_size()
+    steps = min(_steps(env), agent.truncate or LARGEST_STEP)
+    every = getattr(circuit, "recompute_every", None)
+    kept = steps if not every else min(steps, every + steps / every)
+    passed = int(state * kept * KEPT["eager" if options.backend == "eager" else "native"])
+    return needed + passed, "what the backward pass keeps" if passed > needed else most
+
+
+def _steps(env: SequenceEnv) -> int:
+    """Steps of the longest training sequence, as it is made; where it is very long, the fewest."""
+    fewest = longest(env, test=False)
+    if fewest > LONG:
+        return fewest
+    hardest = env.variant(**{name: (high, high) for name, (_, high) in env.ranges(env).items()})
+    return int(hardest.sample(1, torch.Generator(env.device).manual_seed(0)).inputs.shape[0])
+
+
+def remarks(options: Any, env: Task, circuit: Circuit) -> Iterator[str]:
+    """A line for each thing about the sizes and rates of a run that its owner may not have meant.
+
+    Args:
+        options: of the run.
+        env: of the run.
+        circuit: as in :func:`needed_bytes`.
+    """
+    taken, most = expected_bytes(options, env, circuit)
+    if taken > SAID_FROM:
+        yield f"memory: this run takes about {taken / GIBIBYTE:,.1f} GiB, {most} most of it"
+    if issubclass(component_of(options.agent), BackpropAgent):
+        lr, usual = options.agent.lr, class_of(options.agent.optimiser).published_lr
+        if lr is not None and lr > TOO_FAST * usual:
+            yield f"agent.lr: {lr} is {lr / usual:,.0f} times the usual {usual} of this optimiser; training may diverge"
+    words, slots = getattr(env, "kept_words", None), getattr(options.circuit, "memory_size", None)
+    if words is not None and slots is not None and slots < words:
+        yield (
+            f"circuit.memory_size: {slots} slots are few for this task, whose sequences have up to {words} words to be "
+            "kept; it may not be learned"
+        )
 
 
 def worthwhile_threads(agent: Any, circuit: Circuit) -> int:

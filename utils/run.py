@@ -7,18 +7,18 @@ import itertools
 import json
 import logging
 import math
-import platform
 import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import yaml
 from torch import Tensor
 from tqdm import tqdm
 
+from ..core.agent import Agent
 from ..core.circuit import Circuit
 from ..core.env import Batch
 from ..core.options import OptionsError
@@ -46,19 +46,97 @@ POSTFIX_SECONDS = 0.5
 """The numbers beside the progress bar change at most this often."""
 
 
-def new_directory(root: Path = RUNS) -> Path:
-    """Make the folder of a new run, ``<machine>_<yymmddHHMMSS>``."""
-    machine = re.sub(r"[^A-Za-z0-9.-]+", "-", platform.node()) or "machine"
-    name = f"{machine}_{time.strftime('%y%m%d%H%M%S')}"
+def new_directory(preset: str, name: str | None = None, root: Path = RUNS) -> Path:
+    """Make the folder of a new run, ``<preset>_<yymmddHHMMSS>``, or of that name.
+
+    Raises:
+        OptionsError: the name is taken.
+    """
     root.mkdir(parents=True, exist_ok=True)
+    if name is not None:
+        check_free(name, root)
+        (root / name).mkdir()
+        return root / name
+    plain = re.sub(r"[^A-Za-z0-9.-]+", "-", preset).strip(".-") or "run"
+    stamped = f"{plain}_{time.strftime('%y%m%d%H%M%S')}"
     for suffix in itertools.count(1):
-        directory = root / (name if suffix == 1 else f"{name}-{suffix}")
+        directory = root / (stamped if suffix == 1 else f"{stamped}-{suffix}")
         try:
             directory.mkdir()
         except FileExistsError:
             continue
         return directory
     raise AssertionError("itertools.count ended")
+
+
+def check_free(name: str, root: Path = RUNS) -> None:
+    """Raise OptionsError if something of that name is there already."""
+    if (root / name).exists():
+        go_on = f", --resume {root / name} goes on with it" if (root / name / "options.yaml").is_file() else ""
+        raise OptionsError(f"name: got {name!r}; {root / name} is there already{go_on}; give another name, or none")
+
+
+class Summary(NamedTuple):
+    """What is to be known of a run without building it; summary.json in its folder."""
+
+    preset: str
+    metric: str
+    """Of the error, such as bits_wrong."""
+    trained_on: str
+    """The validation set that is the training range, such as length 1-20."""
+    answers_per_step: int | None
+    """Sequences that are answered in a step; None of an agent that does not learn."""
+    step: int
+    seconds: float
+    """Of training, up to where it last stopped."""
+    bad_steps: int
+    done: bool
+    """Whether there is nothing left to learn: the target is reached, or the steps are used up."""
+
+
+def read_summary(directory: Path) -> Summary | None:
+    """The summary of a run; None if it has none that can be read."""
+    try:
+        return Summary(**json.loads((directory / "summary.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def summarised(directory: Path, preset: str, agent: Agent) -> Iterator[None]:
+    """Within the block, in which an agent learns, the run has a summary; after it, one that says how far it came.
+
+    Args:
+        directory: of the run.
+        preset: what the run began with; one that goes on keeps what its summary says.
+        agent: that learns.
+    """
+    before, started = read_summary(directory), time.monotonic()
+    task = agent.env
+
+    def write(done: bool) -> None:
+        summary = Summary(
+            preset=before.preset if before else preset,
+            metric=task.error_metric,
+            trained_on=next(iter(task.sets("validation"))),
+            answers_per_step=getattr(agent, "answers_per_step", None),
+            step=agent.step,
+            seconds=round((before.seconds if before else 0.0) + time.monotonic() - started, 3),
+            bad_steps=int(getattr(agent, "bad_steps", 0)),
+            done=done,
+        )
+        try:
+            replace_text(directory / "summary.json", json.dumps(summary._asdict(), indent=1))
+        except OSError as error:
+            logger.warning("summary.json cannot be written (%s); the run goes on without it", error)
+
+    write(done=False)
+    try:
+        yield
+    except BaseException:
+        write(done=False)
+        raise
+    write(done=not agent.stop_requested)
 
 
 def find_directory(name: str, root: Path = RUNS) -> Path:
@@ -203,7 +281,8 @@ class Run(Recorder):
             OSError: the folder cannot be written.
         """
         path, kept = self.directory / "options.yaml", self.directory / f"options-until-{step}.yaml"
-        text = yaml.safe_dump(self.options.model_dump(mode="json"), sort_keys=False)
+        # The folder has the name: a run that begins with this file gets another one.
+        text = yaml.safe_dump(self.options.model_dump(mode="json", exclude={"name"}), sort_keys=False)
         # Those of a run that came no further than where it began leave no trace in its state: the earlier ones stay.
         before = path.read_text(encoding="utf-8") if path.exists() else None
         if before not in (None, text) and not kept.exists():
@@ -274,7 +353,11 @@ class Run(Recorder):
 
     def checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
         """Save the agent's state and the run's options; when the disk fails, the last checkpoint stays as it is."""
-        content = {"options": self.options.model_dump(mode="json"), "sizes": self.sizes, "agent": dict(state)}
+        content = {
+            "options": self.options.model_dump(mode="json", exclude={"name"}),
+            "sizes": self.sizes,
+            "agent": dict(state),
+        }
         folder = self.directory / "checkpoints"
         try:
             folder.mkdir(exist_ok=True)

@@ -135,11 +135,15 @@ def _note(circuit: CircuitView, name: str, fastest: str, reason: str | None) -> 
     if circuit.backend != "auto" or reason is None:
         logger.info("backend: %s", name)
         return
-    logger.info("backend: %s (%s: %s)", name, fastest, reason)
     if isinstance(reason, Skipped):
-        _warn_of_slowness(f"{fastest}: {reason}; such circuits run on the slower eager backend")
+        why = f"{fastest}: {reason}; such circuits run on the slower eager backend"
     elif reason == native.library.load():
-        _warn_of_slowness(f"{reason}; until then circuits run on the slower eager backend")
+        why = f"{reason}; until then circuits run on the slower eager backend"
+    else:
+        logger.info("backend: %s (%s: %s)", name, fastest, reason)
+        return
+    logger.info("backend: %s", name)
+    _warn_of_slowness(why)
 
 
 @functools.cache

@@ -29,7 +29,7 @@ from papertape.core.options import Options, OptionsError
 from papertape.envs import images
 from papertape.main import main
 from papertape.utils import factory
-from papertape.utils.commands import choose_resumed, prepare
+from papertape.utils.commands.train import choose_resumed, prepare
 
 COPY = {"type": "copy", "width": 2, "max_length": 2, "test_lengths": [3]}
 NTM = {"type": "ntm", "controller": {"type": "lstm", "hidden_size": 4}, "memory_size": 6, "word_size": 4}

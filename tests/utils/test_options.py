@@ -44,7 +44,7 @@ def test_presets_build(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
 ALL_CIRCUITS = "memory, dnc, feedforward, neat, ntm, sam, sdnc, tape"
 
 WRONG = [
-    ("agent.lrr=1", "agent.lrr: unknown option; did you mean 'lr'?"),
+    ("agent.lrr=1", "agent.lrr: unknown option; did you mean 'agent.lr'?"),
     ("agent.lr=fast", "agent.lr: got 'fast'; allowed: a valid number"),
     ("agent.lr=0", "agent.lr: got 0; allowed: greater than 0"),
     ("agent.lr=-1e-3", "agent.lr: got -0.001; allowed: greater than 0"),
@@ -63,7 +63,7 @@ WRONG = [
     ("agent.optimiser.betas=[0.9]", "agent.optimiser.betas.1: missing"),
     ("agent.optimiser.betas=[0.9,1.0]", "agent.optimiser.betas.1: got 1.0; allowed: less than 1"),
     ("agent.optimiser={type: sgd, momentum: 1}", "agent.optimiser.momentum: got 1; allowed: less than 1"),
-    ("agent.optimiser.epsilonn=1", "agent.optimiser.epsilonn: unknown option; did you mean 'epsilon'?"),
+    ("agent.optimiser.epsilonn=1", "agent.optimiser.epsilonn: unknown option; did you mean 'agent.optimiser.epsilon'?"),
     ("agent={type: backprop, target_error_beyond: 0.3}", "agent.target_error_beyond: needs target_error"),
     (
         "agent.optimiser.momentum=0.5",
@@ -104,7 +104,10 @@ WRONG = [
         "circuit.controller.type: got 'rnn'; allowed: direct, feedforward, gru, lstm, neat",
     ),
     ("circuit.controller.hidden_size=0", "circuit.controller.hidden_size: got 0; allowed: greater than or equal to 1"),
-    ("circuit.controller.hiden_size=10", "circuit.controller.hiden_size: unknown option; did you mean 'hidden_size'?"),
+    (
+        "circuit.controller.hiden_size=10",
+        "circuit.controller.hiden_size: unknown option; did you mean 'circuit.controller.hidden_size'?",
+    ),
     ("env.type=coppy", "env.type: got 'coppy'; did you mean 'copy'? allowed: associative-recall, copy, "),
     ("env.width=0", "env.width: got 0; allowed: greater than or equal to 1"),
     ("env.min_length=30", "env.min_length: got 30; allowed is at most max_length, which is 20"),
@@ -148,8 +151,8 @@ def test_another_optimiser_takes_over_no_settings() -> None:
     values = parse("agent.optimiser.epsilon=1e-5", "agent.optimiser.weight_decay=0.1").model_dump(mode="json")
     lost = options.override(values, ["agent.optimiser.smoothing=0.8", "agent.optimiser.type=graves-rmsprop"])
     (line,) = lost
-    assert line.startswith("agent.optimiser.type=graves-rmsprop: left out what means nothing or something else there: ")
-    assert {"betas", "epsilon", "weight_decay"} == set(line.rpartition(": ")[2].split(", "))
+    left_out = "betas, weight_decay (not among its options), epsilon (another meaning there)"
+    assert line == f"agent.optimiser.type=graves-rmsprop: left out {left_out}; defaults hold for the rest"
     agent: Any = factory.parse(values).agent
     assert (agent.optimiser.epsilon, agent.optimiser.smoothing, agent.optimiser.momentum) == (1e-4, 0.8, 0.9)
     assert agent.optimiser.model_fields_set == {"type", "smoothing"}
@@ -348,8 +351,9 @@ def test_another_type_drops_what_it_does_not_have(name: str) -> None:
     learns = ["agent.type=evolution"] if name == "neat" else []
     values, lines = change("ntm-copy", f"circuit.type={name}", *learns)
     assert values["circuit"] == {"type": name}
-    line = f"circuit.type={name}: left out what means nothing or something else there: "
-    assert [each for each in lines if "circuit" in each] == [line + "controller, memory_size, word_size, clip"]
+    left_out = "controller, memory_size, word_size, clip (not among its options)"
+    line = f"circuit.type={name}: left out {left_out}; defaults hold for the rest"
+    assert [each for each in lines if "circuit" in each] == [line]
 
 
 def test_steps_are_not_taken_for_generations() -> None:
@@ -379,7 +383,7 @@ def test_a_learning_rate_of_one_strategy_is_none_of_another() -> None:
 def test_values_that_the_new_type_refuses_are_dropped() -> None:
     values, lines = change("mnist-es", "agent.type=mixed")  # whose members take up what they have learned
     assert "strategy" not in values["agent"]
-    assert lines == ["agent.type=mixed: left out what means nothing or something else there: strategy"]
+    assert lines == ["agent.type=mixed: left out strategy (a value that it does not take); defaults hold for the rest"]
 
 
 def test_options_that_need_each_other_are_kept_together_in_any_order() -> None:
@@ -396,7 +400,8 @@ def test_what_is_kept_need_not_be_all_that_the_new_type_needs() -> None:
     values["env"]["curriculum"] = {"type": "growing", "threshold": 2.5, "start": 3}
     lessons = ["env.curriculum.type=lessons", "env.curriculum.lessons=[{length: [1, 5]}]"]
     (line,) = options.override(values, lessons)
-    assert line == "env.curriculum.type=lessons: left out what means nothing or something else there: start"
+    left_out = "start (not among its options)"
+    assert line == f"env.curriculum.type=lessons: left out {left_out}; defaults hold for the rest"
     assert values["env"]["curriculum"] == {"type": "lessons", "lessons": [{"length": [1, 5]}], "threshold": 2.5}
     factory.parse(values)
 

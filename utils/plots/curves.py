@@ -221,9 +221,8 @@ def _last(values: NDArray[np.float64]) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
-def _scale_values(axes: Axes, curves: Sequence[Curve]) -> None:
-    """A logarithmic axis where the values span more than a decade, linear near zero if some are zero."""
-    values = np.concatenate([curve.outline[1] for curve in curves])
+def scale_values(axes: Axes, values: NDArray[np.float64]) -> None:
+    """A logarithmic axis where values ``[N]`` span more than a decade, linear near zero if some are zero."""
     positive = values[values > 0]
     if not len(positive) or values.min() < 0 or positive.max() < 10 * positive.min():
         if len(values) and values.min() >= 0:
@@ -264,7 +263,7 @@ def curves_figure(panels: Mapping[str, Sequence[Curve]]) -> Figure:
                 markersize=3,
                 label=f"{curve.label}  {_last(line[1])}",
             )
-        _scale_values(axes, curves)
+        scale_values(axes, np.concatenate([curve.outline[1] for curve in curves]))
         alone = len(curves) == 1
         axes.set_title(
             f"{curve_title(panel)}  {_last(curves[0].values)}" if alone else curve_title(panel),

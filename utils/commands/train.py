@@ -1,10 +1,9 @@
-"""What the command line does: read options, build, run."""
+"""``papertape train``: a new run, or one that goes on."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import os
 import shlex
 import shutil
@@ -12,24 +11,22 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import yaml
 
-from ..agents.learning import TrainingError
-from ..core import distributed, install, registry
-from ..core.agent import Agent
-from ..core.distributed import FirstProcessError, LostProcessError, Processes
-from ..core.kernels.dispatch import BackendError
-from ..core.options import ContractError, OptionsError
-from ..core.task import Task
-from ..envs.images import DataError
-from . import factory, options
-from .log import LOGGER, log_to
-from .options_help import help_text
-from .run import (
+from ...core import distributed, install
+from ...core.agent import Agent
+from ...core.distributed import Processes
+from ...core.kernels.dispatch import BackendError
+from ...core.options import OptionsError
+from ...core.task import Task
+from .. import factory
+from ..log import LOGGER, log_to
+from ..run import (
     Run,
+    check_free,
     find_checkpoint,
     find_directory,
     find_launch,
@@ -38,45 +35,14 @@ from .run import (
     locked,
     new_directory,
     read_options,
+    summarised,
 )
+from .arguments import DEFAULT_PRESET, gives, preset_name, read_arguments, read_saved_arguments
 
 QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 """What tells the threads of each kind of OpenMP to sleep while they wait."""
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 """Signals that ask a run to stop."""
-ERRORS = (*(ValueError, OSError, ImportError, ContractError, BackendError, DataError, TrainingError, LostProcessError),)
-"""What is said in one line."""
-
-
-def read_arguments(
-    arguments: Sequence[str], values: dict[str, Any] | None = None, imports: Sequence[str] = ()
-) -> factory.RunOptions:
-    """Options from an optional preset followed by ``key=value``; ``values`` stand in for the preset.
-
-    Args:
-        arguments: the preset and ``key=value``.
-        values: of a run that there is, or None.
-        imports: modules to import besides those that the options name.
-
-    Raises:
-        OptionsError: lists every problem.
-    """
-    assignments = list(arguments)
-    if values is None:
-        named = bool(assignments) and "=" not in assignments[0]
-        values = options.load_file(assignments.pop(0) if named else options.DEFAULT_PRESET)
-    # What they name is there for the others.
-    options.override(values, [assignment for assignment in assignments if _gives([assignment], "imports")])
-    named_there = values.get("imports")
-    modules = registry.placed(named_there if isinstance(named_there, list) else [], Path.cwd())
-    modules += [name for name in dict.fromkeys(registry.placed(imports, Path.cwd())) if name not in modules]
-    if modules:
-        values["imports"] = modules
-        registry.import_modules(name for name in modules if isinstance(name, str))
-    others = [assignment for assignment in assignments if not _gives([assignment], "imports")]
-    for line in options.override(values, others):
-        LOGGER.info("%s", line)
-    return factory.parse(values)
 
 
 @contextlib.contextmanager
@@ -95,26 +61,6 @@ def stop_on_signal(agent: Agent) -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def read_saved_arguments(arguments: Sequence[str], saved: dict[str, Any], imports: Sequence[str]) -> factory.RunOptions:
-    """Options of a run, changed by ``key=value``; a device that this machine lacks becomes auto.
-
-    Raises:
-        OptionsError: lists every problem.
-    """
-    values = copy.deepcopy(saved)
-    if not _gives(arguments, "device"):
-        try:
-            factory.resolve_device(str(saved.get("device", "auto")))
-        except OptionsError as error:
-            LOGGER.info("%s; takes auto", error)
-            values["device"] = "auto"
-    return read_arguments(arguments, values, imports)
-
-
-def _gives(arguments: Sequence[str], key: str) -> bool:
-    return any(assignment.startswith(f"{key}=") for assignment in arguments)
 
 
 def forget(directory: Path) -> None:
@@ -136,6 +82,8 @@ class Start(NamedTuple):
     """Whether the backend may have been chosen on another machine: if it cannot run here, auto takes its place."""
     changes: tuple[str, ...] = ()
     """Options that differ from those of the run so far."""
+    preset: str = DEFAULT_PRESET
+    """What a new run is called after."""
 
 
 def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
@@ -151,19 +99,22 @@ def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
     if arguments.resume:
         directory = find_directory(arguments.resume)
         held.enter_context(locked(directory))
-        return choose_resumed(arguments.arguments, directory, arguments.imports)
+        begun = choose_resumed(arguments.arguments, directory, arguments.imports)
+        return begun._replace(preset=getattr(arguments, "preset", begun.preset))
     chosen = read_arguments(arguments.arguments, imports=arguments.imports)
     launched = distributed.launch()
-    begun = find_launch(launched) if launched else None
-    if begun:
-        held.enter_context(locked(begun))
-        before = factory.parse(read_options(begun))
+    found = find_launch(launched) if launched else None
+    if found:
+        held.enter_context(locked(found))
+        before = factory.parse(read_options(found))
         if _same(chosen, before):
-            return Start(before, begun, has_checkpoint(begun))
+            return Start(before, found, has_checkpoint(found))
     if chosen.start:
         # Recorded as the file that it is: the latest run will be another one soon.
         chosen = chosen.model_copy(update={"start": str(find_checkpoint(chosen.start))})
-    return Start(chosen)
+    if chosen.name:
+        check_free(chosen.name)
+    return Start(chosen, preset=preset_name(arguments.arguments))
 
 
 def choose_resumed(arguments: Sequence[str], directory: Path, imports: Sequence[str] = ()) -> Start:
@@ -181,6 +132,8 @@ def choose_resumed(arguments: Sequence[str], directory: Path, imports: Sequence[
     """
     saved = read_options(directory)
     chosen = read_saved_arguments(arguments, saved, imports)
+    if chosen.name is not None:
+        raise OptionsError(f"name: got {chosen.name!r}; a run that goes on keeps its folder, leave it out")
     if chosen.start != saved.get("start"):
         raise OptionsError(f"start: got {chosen.start!r}; a run that goes on has weights of its own, leave it out")
     goes_on = has_checkpoint(directory)
@@ -188,7 +141,7 @@ def choose_resumed(arguments: Sequence[str], directory: Path, imports: Sequence[
         raise OptionsError("\n".join(lines))
     changes = factory.differences(saved, chosen.model_dump(mode="json"))
     said = tuple(f"{path}: {before!r} -> {after!r}" for path, before, after in changes)
-    return Start(chosen, directory, goes_on, any_backend=not _gives(arguments, "backend"), changes=said)
+    return Start(chosen, directory, goes_on, any_backend=not gives(arguments, "backend"), changes=said)
 
 
 def build(chosen: factory.RunOptions, *, resumed: bool, any_backend: bool) -> factory.Parts:
@@ -207,6 +160,7 @@ def _same(chosen: factory.RunOptions, before: factory.RunOptions) -> bool:
     given, kept = chosen.model_dump(), before.model_dump()
     for values in (given, kept):
         values.pop("start")
+        values.pop("name")
     return given == kept
 
 
@@ -241,17 +195,6 @@ def use_threads(chosen: factory.RunOptions, env: Task, *, may_restart: bool) -> 
     torch.set_num_threads(count)
 
 
-def show(chosen: factory.RunOptions) -> None:
-    """Print options, fully resolved."""
-    text = yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False)
-    if chosen.threads == "auto":
-        with contextlib.suppress(ValueError, OSError, ImportError, DataError):  # without its data, say
-            with contextlib.closing(factory.build_env(chosen.env, torch.device("cpu"))) as env:
-                count = factory.count_threads(chosen, env)
-            text = text.replace("threads: auto", f"threads: auto  # {count} here", 1)
-    print(text, end="")
-
-
 def prepare(begin: Start, processes: Processes) -> factory.Parts:
     """What a run is made of, with its agent in the state that it begins with, the same in all processes."""
     # A first state that comes from a file is read by the first process alone.
@@ -276,7 +219,7 @@ def prepare(begin: Start, processes: Processes) -> factory.Parts:
 def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
     """Let the agent learn, and record it in the run's folder, whose lock ``held`` keeps."""
     agent, chosen, resumed = parts.agent, begin.chosen, begin.directory
-    directory = resumed or new_directory()
+    directory = resumed or new_directory(begin.preset, chosen.name)
     with contextlib.ExitStack() as undone:
         if not resumed:
             undone.callback(forget, directory)
@@ -302,7 +245,7 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
         run.text("circuit", f"{description}\n\n{parts.circuit}")
         if resumed:
             run.forget_after(agent.step)
-        with stop_on_signal(agent):
+        with stop_on_signal(agent), summarised(directory, begin.preset, agent):
             agent.fit()
         if agent.stop_requested:
             hint = install.here(f"papertape train --resume {shlex.quote(str(directory))}")
@@ -310,61 +253,3 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
         else:
             hint = install.here(f"papertape test {shlex.quote(str(directory))}")
             LOGGER.info("done at step %d; look closer with: %s", agent.step, hint)
-
-
-def test(arguments: argparse.Namespace) -> int:
-    """Test a run on the sets of the test stream."""
-    directory = find_directory(arguments.run)
-    chosen = read_saved_arguments(arguments.arguments, read_options(directory), arguments.imports)
-    names = (arguments.checkpoint,) if arguments.checkpoint else ("best", "latest")
-    state = load_agent_state(directory, names)
-    parts = build(chosen, resumed=True, any_backend=not _gives(arguments.arguments, "backend"))
-    use_threads(chosen, parts.env, may_restart=arguments.restarts)
-    parts.agent.load_state_dict(state)
-    tested = directory / "test"
-    tested.mkdir(exist_ok=True)
-    recorded = Run(tested, chosen, task=parts.env, title=f"{directory.name}_test", gif=True)
-    with log_to(tested / "log"), contextlib.closing(parts.env), recorded as run:
-        parts.agent.recorder = run
-        LOGGER.info("test of %s at step %d", directory, parts.agent.step)
-        parts.agent.test()
-        LOGGER.info("pictures: %s", tested / "plots")
-    return 0
-
-
-def list_entries() -> int:
-    """Print presets and everything that options can name."""
-    for title, table in {"presets": options.preset_descriptions(), **factory.entries()}.items():
-        print(f"{title}:")
-        for name, description in table.items():
-            print(f"  {name:23} {description}".rstrip())
-    return 0
-
-
-def run(parsed: argparse.Namespace) -> int:
-    """Do what the command line asks for; returns the exit status: 0 done, 1 training failed, 2 bad input."""
-    first = distributed.rank_here() == 0
-    if not first and parsed.command != "train":
-        return 0
-    try:
-        terminal = log_to("terminal") if first else contextlib.nullcontext()
-        with terminal, factory.memory_errors(parsed.command, TrainingError):
-            if parsed.command == "train":
-                return train(parsed)
-            if parsed.command == "test":
-                return test(parsed)
-            if parsed.command == "list":
-                registry.import_modules(parsed.imports)
-                return list_entries()
-            chosen = read_arguments(parsed.arguments, imports=parsed.imports)
-            if parsed.help_options:
-                print(help_text(chosen))
-            else:
-                show(chosen)
-            return 0
-    except FirstProcessError:
-        return 2
-    except ERRORS as error:
-        who = "papertape" if first else f"papertape, process {distributed.rank_here()}"
-        print("\n".join(f"{who}: {line}" for line in str(error).splitlines()), file=sys.stderr)
-        return 1 if isinstance(error, (TrainingError, LostProcessError)) else 2

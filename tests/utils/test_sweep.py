@@ -1,0 +1,238 @@
+"""Sweeps: what the words mean, that nothing is trained twice, and that nothing is lost."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from papertape.core.options import OptionsError
+from papertape.main import main
+from papertape.utils import checkpoint
+from papertape.utils.commands import sweep
+from papertape.utils.run import read_summary
+
+SMALL = ["env.width=3", "env.max_length=3", "env.test_lengths=[4]", "circuit.controller.hidden_size=8"]
+SMALL += ["circuit.memory_size=8", "circuit.word_size=4", "agent.batch_size=4", "agent.evaluation_sequences=4"]
+SMALL += ["agent.evaluate_every=5", "agent.save_every=5", "agent.retry_every=null", "agent.target_error=null"]
+SMALL += ["device=cpu", "agent.warmup_steps=0"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("word", "values"),
+    [
+        ("seed=1..4", ["1", "2", "3", "4"]),
+        ("seed=1..2,7", ["1", "2", "7"]),
+        ("agent.lr=1e-3,3e-3", ["1e-3", "3e-3"]),
+        ("circuit.type=ntm, dnc", ["ntm", "dnc"]),
+        ("env.test_lengths=[5,6],[7]", ["[5,6]", "[7]"]),
+        (
+            "circuit.controller={type: lstm, hidden_size: 5},{type: gru}",
+            ["{type: lstm, hidden_size: 5}", "{type: gru}"],
+        ),
+        ("name='a,b',c", ["'a,b'", "c"]),
+        ("circuit.clip=-2", ["-2"]),
+        ("agent.clip_value=", [""]),
+    ],
+)
+def test_values(word: str, values: list[str]) -> None:
+    assert sweep.values_of(word) == (word.partition("=")[0], values)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seed=3..1"], "seed: got 3..1"),
+        (["seed=1..99999999999"], "seed: got 1..99999999999"),
+        (["seed=1..200", "agent.batch_size=1..200"], "sweep: got 40,000 runs"),
+        (["seed=1,1"], "seed: 1 is given twice"),
+        (["seed=1..2", "seed=3"], "seed: given twice"),
+        (["seed=1,,2"], "seed: got '1,,2'"),
+        (["ntm-copy"], "sweep: got 1 run; allowed: up to 10,000, from an option that has several values"),
+        (["ntm-copy", "seed=1..2", "agent.lrr=3"], "agent.lrr: unknown option; did you mean 'agent.lr'?"),
+        (["ntm-cpy", "seed=1..2"], "preset: got 'ntm-cpy'; did you mean 'ntm-copy'?"),
+        (["seed=1..2", "--jobs", "0"], "--jobs: got 0"),
+        (["seed=1..2", "--sequences", "0"], "--sequences: got 0"),
+        (["seed=1..2", "--test-option", "x"], "--test-option: got 'x'; expected key=value"),
+        (["seed=1..2", "--cluster-option", "x=1"], "--cluster-option: got 'x=1' without --cluster"),
+        (["--resume", "nowhere"], "sweep: got 'nowhere'; allowed is the path of a sweep's folder"),
+        (["seed=1..2", "name=a/b"], "name: got 'a/b'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_is_one_line_and_leaves_nothing(
+    folder: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"papertape: {message}")
+    assert list(folder.iterdir()) == []
+
+
+def test_submitit_that_is_missing(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    assert main(["sweep", "seed=1..2", "--cluster", "slurm"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line.startswith("papertape: --cluster slurm: submitit is not installed; pip install ") and "[cluster]" in line
+    )
+    assert list(folder.iterdir()) == []
+
+
+def test_a_grid_is_every_combination_and_what_is_wrong_is_kept_apart() -> None:
+    runs = sweep.plan(["ntm-copy", "seed=1..2", "circuit.type=ntm,dnc", "agent.lr=1e-3,-1", *SMALL])
+    assert [run.name for run in runs[:3]] == [
+        "seed=1,circuit.type=ntm,agent.lr=1e-3",
+        "seed=1,circuit.type=ntm,agent.lr=-1",
+        "seed=1,circuit.type=dnc,agent.lr=1e-3",
+    ]
+    assert len(runs) == 8 and all(("lr=-1" in run.name) == bool(run.problem) for run in runs)
+    assert runs[1].problem == "agent.lr: got -1; allowed: greater than 0"
+    assert runs[2].labels == {"circuit.type": "dnc", "agent.lr": "1e-3"}
+    assert runs[2].options["circuit"]["type"] == "dnc" and runs[2].options["plots"] == "off"
+
+
+def test_names_are_folders_whatever_the_values_are() -> None:
+    runs = sweep.plan(["ntm-copy", "env.test_lengths=[5],[6]", "seed=1", *SMALL[:2], *SMALL[3:]])
+    assert [run.name for run in runs] == ["env.test_lengths=-5-", "env.test_lengths=-6-"]
+    lists = ",".join(f"[{', '.join(map(str, range(1, count)))}]" for count in (90, 91))
+    runs = sweep.plan(["ntm-copy", f"env.test_lengths=[5],[5 ],{lists}", "seed=1"])
+    assert len({run.name for run in runs}) == len(runs) == 4 and all(len(run.name) < 101 for run in runs)
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_a_table_a_csv_and_a_picture_and_names_what_failed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["ntm-copy", *SMALL, "agent.steps=10", "seed=1..2", "circuit.clip=2,-1", "name=mine", "--sequences", "8"]
+    assert main(["sweep", *words]) == 1
+    out, error = capsys.readouterr()
+    assert "seed=1,circuit.clip=-1 failed: circuit.clip: got -1; allowed: greater than 0" in error
+    made = folder / "runs" / "mine"
+    assert out == (made / "table.md").read_text()
+    assert "| circuit.clip=2 | 2 | median | 10 |" in out and "2 failed" in out
+    assert (made / "curves.png").stat().st_size > 10_000
+    rows = list(csv.DictReader((made / "runs.csv").read_text().splitlines()))
+    assert [row["status"] for row in rows] == ["done", "failed", "done", "failed"]
+    assert rows[0]["steps"] == "10" and float(rows[0]["length 4"]) > 0 and rows[0]["seed"] == "1"
+    assert rows[0]["length 4"] != rows[2]["length 4"]
+
+    # Again: nothing is trained a second time, and the result is the same.
+    before = {path: path.stat().st_mtime_ns for path in made.glob("*/checkpoints/*.pt")}
+    assert len(before) == 4
+    assert main(["sweep", "--resume", "mine", "--sequences", "8"]) == 1
+    assert {path: path.stat().st_mtime_ns for path in made.glob("*/checkpoints/*.pt")} == before
+    assert capsys.readouterr().out == out
+    assert main(["sweep", *words]) == 1
+    assert {path: path.stat().st_mtime_ns for path in made.glob("*/checkpoints/*.pt")} == before
+
+    # Another sweep of that name is none.
+    capsys.readouterr()
+    assert main(["sweep", *words, "agent.lr=1e-4"]) == 2
+    assert "papertape: name: got 'mine'; runs/mine is there already" in capsys.readouterr().err
+
+    # The runs are runs like any other.
+    assert main(["runs"]) == 0
+    listed = capsys.readouterr().out
+    assert "mine/seed=1,circuit.clip=2  ntm-copy  10    done  " in listed
+    assert main(["compare", "mine/seed=1,circuit.clip=2", "runs/mine/seed=2,circuit.clip=2", "--sequences", "8"]) == 0
+    compared = capsys.readouterr().out
+    assert [line.split("|")[2:] for line in compared.splitlines()][2] == [
+        line.split("|")[2:] for line in out.splitlines()
+    ][2]
+    assert main(["test", "runs/mine/seed=1,circuit.clip=2", "plots=off"]) == 0
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "papertape.main", "sweep", *words]
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(folder: Path, pattern: str) -> list[Path]:
+    deadline = time.monotonic() + 120
+    while not (found := list(folder.glob(pattern))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+LOCK = """
+import sys
+from pathlib import Path
+from papertape.utils.run import locked
+with locked(Path(sys.argv[1])):
+    pass
+"""
+
+
+def locked_by_another(run: Path) -> str:
+    """What another process is told that would train this run; empty if it may."""
+    done = subprocess.run([sys.executable, "-c", LOCK, str(run)], capture_output=True, text=True, check=False)
+    return done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_cut_off_goes_on(folder: Path, number: signal.Signals) -> None:
+    """Its runs stop with it, wherever they are; the same words go on from their checkpoints."""
+    words = ["ntm-copy", *SMALL, "agent.steps=3000", "seed=1..2", "--jobs", "1", "--sequences", "8"]
+    process = start(folder, *words)
+    (saved,) = wait_for(folder, "runs/*/*/checkpoints/latest.pt")
+    run = saved.parents[1]
+    os.kill(process.pid, number)
+    _, said = process.communicate(timeout=120)
+    if number != signal.SIGKILL:
+        assert process.returncode == 130
+        assert f"go on with: papertape sweep --resume runs/{run.parent.name}" in said
+    deadline = time.monotonic() + 60
+    while "in progress" in (again := locked_by_another(run)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not again
+    step = checkpoint.load(saved)["agent"]["step"]
+    assert 0 < step < 3000
+    options = run / "options.yaml"
+    for path in folder.glob("runs/*/sweep.json"):  # the end comes sooner in a test
+        path.write_text(path.read_text().replace('"steps": 3000', f'"steps": {step + 5}'))
+    options.write_text(options.read_text().replace("steps: 3000", f"steps: {step + 5}"))
+    process = start(folder, "--resume", "latest", "--jobs", "2", "--sequences", "8")
+    out, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert f"goes on at step {step}" in (run / "log").read_text()
+    assert [read_summary(path).step for path in (run, run.parent / "seed=2")] == [step + 5] * 2  # type: ignore[union-attr]
+    assert "| all | 2 | median |" in out
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_is_named_and_the_rest_goes_on(folder: Path) -> None:
+    process = start(folder, "ntm-copy", *SMALL, "agent.steps=100000", "seed=1..2", "--jobs", "1", "--sequences", "8")
+    (saved,) = wait_for(folder, "runs/*/*/checkpoints/latest.pt")
+    lock = (saved.parents[1] / "lock").read_text()
+    os.kill(int(lock.split()[1]), signal.SIGKILL)
+    wait_for(folder, "runs/*/seed=2/checkpoints/latest.pt")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert "seed=1 failed: was ended by SIGKILL" in said
+    assert (saved.parents[1] / "problem").read_text() == "was ended by SIGKILL"
+
+
+def test_a_sweep_whose_file_is_damaged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "runs" / "x").mkdir(parents=True)
+    (folder / "runs" / "x" / "sweep.json").write_text(json.dumps([{"name": "a"}]))
+    assert main(["sweep", "--resume", "x"]) == 2
+    assert "papertape: runs/x/sweep.json: cannot be read" in capsys.readouterr().err
+    with pytest.raises(OptionsError):
+        sweep.find("y")

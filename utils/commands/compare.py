@@ -1,0 +1,94 @@
+"""``papertape compare`` and ``papertape runs``: runs that there are, in numbers."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...core.options import OptionsError
+from .. import comparison
+from ..log import LOGGER
+from ..run import RUNS, find_directory, new_directory, read_options, read_summary
+from . import sweep
+from .report import FAILED
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Print a table of runs, which is left in a folder with a CSV file and a picture."""
+    sweep.check_test(arguments)
+    outcomes = outcomes_of(arguments)
+    folder = new_directory("comparison")
+    print(comparison.write(folder, outcomes), end="")
+    LOGGER.info("table, CSV file and curves: %s", folder)
+    return FAILED if all(each.problem for each in outcomes) else 0
+
+
+def outcomes_of(arguments: argparse.Namespace) -> list[comparison.Outcome]:
+    """What became of the runs that are named; a sweep stands for its runs.
+
+    Raises:
+        OptionsError: no such run.
+    """
+    sweeps, directories = [], []
+    for name in arguments.runs:
+        folder = next((path for path in (Path(name), RUNS / name) if sweep.is_sweep(path)), None)
+        if folder is not None:
+            sweeps.append(sweep.read(folder))
+        else:
+            directories.append(find_directory(name))
+    if len(sweeps) == 1 and not directories:
+        return sweep.outcomes_of(sweeps[0], arguments.sequences, arguments.test_option)
+    directories += [each.folder(run) for each in sweeps for run in each.runs if each.folder(run).is_dir()]
+    directories = list(dict.fromkeys(directories))
+    values = [read_options(directory) for directory in directories]
+    presets = [summary.preset if (summary := read_summary(path)) else "" for path in directories]
+    labels = comparison.told_apart(values)
+    if len(set(presets)) > 1:
+        labels = [{"preset": preset, **label} for preset, label in zip(presets, labels, strict=True)]
+    found = []
+    for directory, label in zip(directories, labels, strict=True):
+        problem, errors = "", {}
+        try:
+            errors = comparison.errors_on_test(directory, arguments.sequences, arguments.test_option)
+        except (ValueError, OSError, ImportError) as error:
+            problem = "; ".join(str(error).splitlines())
+        found.append(comparison.outcome(directory, str(directory), label, errors, problem))
+    return found
+
+
+def list_runs(arguments: argparse.Namespace) -> int:
+    """Print the runs below ``runs/``, the latest last: name, preset, step, error and when."""
+    rows = sorted(_rows(RUNS))
+    if not rows:
+        raise OptionsError(f"runs: there are none in {RUNS}/; papertape train begins one")
+    lines = [("run", "preset", "step", "", "error", "when"), *(row for _, row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(6)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    return 0
+
+
+def _rows(root: Path) -> Iterator[tuple[float, tuple[str, ...]]]:
+    """Time and cells of each run, those of sweeps too."""
+    for path in [*root.glob("*/options.yaml"), *root.glob("*/*/options.yaml")]:
+        directory = path.parent
+        if path.parent.parent != root and not sweep.is_sweep(directory.parent):
+            continue
+        summary = read_summary(directory)
+        found = comparison.outcome(directory, "", {}, {}, "")
+        error = found.curve[-1][1] if found.curve else math.nan
+        when = max(file.stat().st_mtime for file in (path, directory / "metrics.jsonl") if file.exists())
+        yield (
+            when,
+            (
+                str(directory.relative_to(root)),
+                summary.preset if summary else "",
+                f"{found.step:,}",
+                "done" if summary and summary.done else "",
+                "" if math.isnan(error) else f"{error:.4g} {found.metric.replace('_', ' ')}",
+                time.strftime("%Y-%m-%d %H:%M", time.localtime(when)),
+            ),
+        )

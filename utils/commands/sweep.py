@@ -1,0 +1,486 @@
+"""``papertape sweep``: a run for every combination of some values, side by side, and what came of them in one table."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import importlib
+import itertools
+import json
+import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import yaml
+from tqdm import tqdm
+
+from ...core.install import SUBMITIT
+from ...core.options import OptionsError
+from .. import comparison, options
+from ..files import replace_text
+from ..log import LOGGER
+from ..run import RUNS, locked, new_directory, read_summary
+from .arguments import preset_name, read_arguments, split_arguments
+from .member import Member
+from .report import FAILED, INTERRUPTED
+from .train import QUIET
+
+MOST = 10_000
+"""Runs of a sweep."""
+POLL_SECONDS = 0.2
+FILE = "sweep.json"
+
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_BRACKETS = {"[": 1, "{": 1, "(": 1, "]": -1, "}": -1, ")": -1}
+
+
+class Run(NamedTuple):
+    """A run of a sweep, before it has begun."""
+
+    name: str
+    labels: dict[str, str]
+    """The options in which it differs from the others, but for the seed, with their values."""
+    options: dict[str, Any]
+    """Resolved; empty if they are wrong."""
+    problem: str
+    """What is wrong about its options, in a line; empty if nothing is."""
+    preset: str
+
+
+class Sweep(NamedTuple):
+    """A sweep and its folder."""
+
+    directory: Path
+    runs: list[Run]
+
+    def folder(self, run: Run) -> Path:
+        """Where a run is."""
+        return self.directory / run.name
+
+
+def values_of(assignment: str) -> tuple[str, list[str]]:
+    """The key of ``key=value,value`` or ``key=1..10`` and its values, as they are written.
+
+    Commas within brackets or quotation marks belong to a value.
+
+    Raises:
+        OptionsError: a range that ends before it begins, an empty value, or one that is given twice.
+    """
+    key, _, text = assignment.partition("=")
+    values = []
+    for part in _parts(text):
+        found = _RANGE.fullmatch(part.strip())
+        if found is None:
+            values.append(part.strip())
+            continue
+        low, high = int(found[1]), int(found[2])
+        if not 0 <= high - low < MOST:
+            raise OptionsError(f"{key}: got {part}; allowed: from a number to a higher one, {MOST:,} of them at most")
+        values += map(str, range(low, high + 1))
+    if len(values) > 1 and "" in values:
+        raise OptionsError(f"{key}: got {text!r}; expected values with a comma between them, none of them empty")
+    for value in values:
+        if values.count(value) > 1:
+            raise OptionsError(f"{key}: {value} is given twice")
+    return key, values
+
+
+def _parts(text: str) -> Iterator[str]:
+    depth, quote, part = 0, "", ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        else:
+            depth += _BRACKETS.get(character, 0)
+        if character == "," and depth <= 0 and not quote:
+            yield part
+            part = ""
+        else:
+            part += character
+    yield part
+
+
+def plan(arguments: Sequence[str], imports: Sequence[str] = ()) -> list[Run]:
+    """The runs of a sweep.
+
+    Args:
+        arguments: a preset, ``key=value``, ``key=value,value`` and ``key=1..10``.
+        imports: modules to import besides those that the options name.
+
+    Raises:
+        OptionsError: the options of every run are wrong, there are too many runs, or only one.
+    """
+    preset, assignments = split_arguments(arguments)
+    axes = dict(map(values_of, assignments))
+    if len(axes) < len(assignments):
+        keys = [assignment.partition("=")[0] for assignment in assignments]
+        raise OptionsError(f"{next(key for key in keys if keys.count(key) > 1)}: given twice")
+    count = math.prod(map(len, axes.values()))
+    if count > MOST or not any(re.search(r"=.*(,|\.\.)", word) for word in assignments):
+        raise OptionsError(
+            f"sweep: got {count:,} run{'s'[: count != 1]}; allowed: up to {MOST:,}, from an option that has several "
+            "values, such as seed=1..10"
+        )
+    axes.setdefault("plots", ["off"])
+    swept = [key for key, values in axes.items() if len(values) > 1] or ["seed"]
+    runs: list[Run] = []
+    for combination in itertools.product(*axes.values()):
+        given = dict(zip(axes, combination, strict=True))
+        labels = {key: given[key] for key in swept if key in given}
+        name = re.sub(r"[^\w.=,+-]", "-", ",".join(f"{key}={value}" for key, value in labels.items()))
+        if not name or len(name) > 100 or any(name == run.name for run in runs):
+            name = f"run-{len(runs) + 1}"
+        words = [*([preset] if preset else []), *(f"{key}={value}" for key, value in given.items())]
+        values, problem = {}, ""
+        try:
+            values = read_arguments(words, imports=imports).model_dump(mode="json", exclude={"name"})
+        except OptionsError as error:
+            problem = "; ".join(str(error).splitlines())
+        labels.pop("seed", None)
+        runs.append(Run(name, labels, values, problem, preset_name(words)))
+    if all(run.problem for run in runs):
+        raise OptionsError("\n".join(dict.fromkeys(run.problem for run in runs)))
+    return runs
+
+
+def is_sweep(directory: Path) -> bool:
+    """Whether a folder is that of a sweep."""
+    return (directory / FILE).is_file()
+
+
+def read(directory: Path) -> Sweep:
+    """The sweep of a folder.
+
+    Raises:
+        OptionsError: its file is damaged.
+    """
+    try:
+        runs = [Run(**run) for run in json.loads((directory / FILE).read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise OptionsError(f"{directory / FILE}: cannot be read: {error}") from error
+    return Sweep(directory, runs)
+
+
+def find(name: str, root: Path = RUNS) -> Path:
+    """The folder of a sweep by its path, its name below ``runs/``, or ``latest``.
+
+    Raises:
+        OptionsError: no such sweep.
+    """
+    found = sorted((path.parent for path in root.glob(f"*/{FILE}")), key=lambda path: path.stat().st_mtime)
+    if name == "latest" and found:
+        return found[-1]
+    for directory in (Path(name), root / name):
+        if is_sweep(directory):
+            return directory
+    raise OptionsError(
+        f"sweep: got {name!r}; allowed is the path of a sweep's folder, or one of: "
+        + (", ".join(path.name for path in found[-5:]) or f"(there are no sweeps in {root}/)")
+    )
+
+
+def begin(arguments: argparse.Namespace) -> Sweep:
+    """The sweep that the command line asks for: a new one, or one of the same runs that was cut off.
+
+    Raises:
+        OptionsError: see :func:`plan` and :func:`find`.
+    """
+    if arguments.resume:
+        if arguments.arguments:
+            raise OptionsError(
+                f"{arguments.arguments[0]!r}: a sweep that goes on has its options already: leave it out"
+            )
+        return read(find(arguments.resume))
+    named = [word.partition("=")[2] for word in arguments.arguments if word.startswith("name=")]
+    words = [word for word in arguments.arguments if not word.startswith("name=")]
+    if named:  # one word, as for a run
+        read_arguments([f"name={named[0]}"])
+    runs = plan(words, arguments.imports)
+    read_arguments(arguments.test_option, next(dict(run.options) for run in runs if not run.problem))
+    for path in sorted(RUNS.glob(f"*/{FILE}")) if not named else [RUNS / named[0] / FILE]:
+        if not path.is_file():
+            continue
+        before = read(path.parent)
+        if before.runs == runs and (named or not (path.parent / "table.md").is_file()):
+            LOGGER.info("sweep %s has the same runs: it goes on", before.directory)
+            return before
+    directory = new_directory(f"sweep-{preset_name(words)}", named[0] if named else None)
+    replace_text(directory / FILE, json.dumps([run._asdict() for run in runs], indent=1))
+    return Sweep(directory, runs)
+
+
+class Job(Protocol):
+    """A run that is under way."""
+
+    def ended(self) -> str | None:
+        """None while it is under way; then what went wrong, in a line, or nothing."""
+
+    def stop(self, *, at_once: bool) -> None:
+        """Ask it to save and stop, or end it at once."""
+
+
+class Process:
+    """A run in a process of this machine, which stops when this one is gone."""
+
+    def __init__(self, directory: Path, preset: str, sequences: int, assignments: Sequence[str], threads: int) -> None:
+        """Start it; what it says goes to the file output in its folder."""
+        self.output = directory / "output"
+        module = f"{__package__}.member"
+        environment = {**os.environ, **QUIET}
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+        with open(self.output, "w", encoding="utf-8") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, str(directory), preset, str(sequences), *assignments],
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=file,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for this process, which passes it on
+            )
+
+    def ended(self) -> str | None:
+        """See :class:`Job`."""
+        status = self.process.poll()
+        if status is None:
+            return None
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        if status in (0, INTERRUPTED):
+            return ""
+        if status < 0:
+            return "" if -status == signal.SIGTERM else f"was ended by {signal.Signals(-status).name}"
+        return last_error(self.output.read_text(encoding="utf-8", errors="replace")) or f"exit status {status}"
+
+    def stop(self, *, at_once: bool) -> None:
+        """See :class:`Job`."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
+
+
+def last_error(said: str) -> str:
+    """What a process said last of what went wrong, in one line."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    own = [line.removeprefix("papertape: ") for line in lines if line.startswith("papertape: ")]
+    return "; ".join(own) or (lines[-1] if lines else "")
+
+
+class ClusterJob:
+    """A run that was handed to a cluster."""
+
+    def __init__(self, job: Any) -> None:
+        """
+        Args:
+            job: of submitit.
+        """
+        self.job = job
+
+    def ended(self) -> str | None:
+        """See :class:`Job`."""
+        if not self.job.done():
+            return None
+        if self.job.exception() is not None:
+            return f"job {self.job.job_id}: {last_error(str(self.job.exception()))}"
+        return "" if self.job.result() in (0, INTERRUPTED) else last_error(self.job.stderr() or "")
+
+    def stop(self, *, at_once: bool) -> None:
+        """See :class:`Job`."""
+        self.job.cancel()
+
+
+def cluster(name: str, given: Sequence[str], folder: Path, jobs: int | None) -> Any:
+    """An executor of submitit.
+
+    Args:
+        name: of the kind of cluster.
+        given: ``key=value`` for it.
+        folder: for its files.
+        jobs: runs at a time, or as many as the cluster takes.
+
+    Raises:
+        OptionsError: submitit is missing, or does not know the cluster or an option.
+    """
+    try:
+        submitit = importlib.import_module("submitit")
+    except ImportError as error:
+        raise OptionsError(f"--cluster {name}: submitit is not installed; {SUBMITIT}") from error
+    parameters: dict[str, Any] = {"name": "papertape"}
+    for word in given:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise OptionsError(f"--cluster-option: got {word!r}; expected key=value, such as timeout_min=600")
+        parameters[key] = options.parse_yaml(text, key)
+    if jobs is not None and name == "slurm":
+        parameters["slurm_array_parallelism"] = jobs
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=name)
+        executor.update_parameters(**parameters)
+    except Exception as error:  # submitit has several of its own
+        raise OptionsError(f"--cluster {name}: {' '.join(str(error).split())}") from error
+    return executor
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    """Train all runs that are not done, and leave a table, a CSV file and a picture."""
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise OptionsError(f"--jobs: got {arguments.jobs}; allowed is a whole number of at least 1")
+    check_test(arguments)
+    if arguments.cluster_option and not arguments.cluster:
+        raise OptionsError(f"--cluster-option: got {arguments.cluster_option[0]!r} without --cluster, which it is for")
+    if arguments.cluster:
+        cluster(arguments.cluster, arguments.cluster_option, RUNS, arguments.jobs)
+    chosen = begin(arguments)
+    with locked(chosen.directory):
+        stopped = Runner(chosen, arguments).train_all()
+        again = f"papertape sweep --resume {shlex.quote(str(chosen.directory))}"
+        outcomes = outcomes_of(chosen, arguments.sequences, arguments.test_option)
+        done = sum(each.status == "done" for each in outcomes)
+        if stopped:
+            LOGGER.info("stopped with %d of %d runs done; go on with: %s", done, len(outcomes), again)
+            return INTERRUPTED
+        print(comparison.write(chosen.directory, outcomes), end="")
+    LOGGER.info("%d of %d runs done: %s", done, len(outcomes), chosen.directory)
+    if done < len(outcomes):
+        LOGGER.info("try the others again with: %s", again)
+    return 0 if done == len(outcomes) else FAILED
+
+
+def check_test(arguments: argparse.Namespace) -> None:
+    """Raise OptionsError if the size or the options of the test are wrong."""
+    if arguments.sequences < 1:
+        raise OptionsError(f"--sequences: got {arguments.sequences}; allowed is a whole number of at least 1")
+    for word in arguments.test_option:
+        if not re.match(r"[^=]+=", word):
+            raise OptionsError(f"--test-option: got {word!r}; expected key=value, such as env.test_lengths=[50,100]")
+
+
+def outcomes_of(chosen: Sweep, sequences: int, assignments: Sequence[str]) -> list[comparison.Outcome]:
+    """What became of each run of a sweep; those that are done are tested if they have not been in this way."""
+    found = []
+    for run in chosen.runs:
+        folder = chosen.folder(run)
+        problem, errors = run.problem or _problem(folder), {}
+        summary = read_summary(folder)
+        if not problem and summary and summary.done:
+            try:
+                errors = comparison.errors_on_test(folder, sequences, assignments)
+            except (ValueError, OSError) as error:
+                problem = "; ".join(str(error).splitlines())
+        found.append(comparison.outcome(folder, run.name, run.labels, errors, problem))
+    return found
+
+
+def _problem(folder: Path) -> str:
+    path = folder / "problem"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+class Runner:
+    """Keeps as many runs under way as there may be, until all have ended or it is asked to stop."""
+
+    def __init__(self, chosen: Sweep, arguments: argparse.Namespace) -> None:
+        """
+        Args:
+            chosen: the sweep.
+            arguments: of the command line.
+        """
+        self.sweep, self.sequences, self.assignments = chosen, arguments.sequences, arguments.test_option
+        self.jobs = arguments.jobs or (len(chosen.runs) if arguments.cluster else cores())
+        self.executor: Any = None
+        if arguments.cluster:
+            folder = chosen.directory / "jobs"
+            self.executor = cluster(arguments.cluster, arguments.cluster_option, folder, arguments.jobs)
+        self.running: dict[str, Job] = {}
+        self.stopping = False
+
+    def train_all(self) -> bool:
+        """Train what is not done; whether it was asked to stop."""
+        waiting = collections.deque(run for run in self.sweep.runs if not run.problem and not self._is_done(run))
+        wrong = [run for run in self.sweep.runs if run.problem]
+        total = len(self.sweep.runs)
+        already = total - len(waiting) - len(wrong)
+        LOGGER.info("sweep %s: %d runs, %d at a time", self.sweep.directory, total, min(self.jobs, max(total, 1)))
+        if already:
+            LOGGER.info("%d runs are done already", already)
+        for run in wrong:
+            LOGGER.info("%s failed: %s", run.name, run.problem)
+        bar = tqdm(total=total, initial=already + len(wrong), unit="run", dynamic_ncols=True, disable=None)
+        with bar, self._signals():
+            while (waiting and not self.stopping) or self.running:
+                while waiting and len(self.running) < self.jobs and not self.stopping:
+                    self._start(waiting.popleft())
+                time.sleep(POLL_SECONDS)
+                self._collect(bar)
+        return self.stopping
+
+    def _is_done(self, run: Run) -> bool:
+        summary = read_summary(self.sweep.folder(run))
+        return bool(summary and summary.done and (self.sweep.folder(run) / "tested.json").is_file())
+
+    def _start(self, run: Run) -> None:
+        folder = self.sweep.folder(run)
+        folder.mkdir(exist_ok=True)
+        if not (folder / "options.yaml").is_file():
+            replace_text(folder / "options.yaml", yaml.safe_dump(run.options, sort_keys=False))
+        (folder / "problem").unlink(missing_ok=True)
+        if self.executor is not None:
+            self.running[run.name] = ClusterJob(
+                self.executor.submit(Member(folder.resolve(), run.preset, self.sequences, self.assignments))
+            )
+            return
+        threads = max(1, cores() // min(self.jobs, len(self.sweep.runs)))
+        self.running[run.name] = Process(folder, run.preset, self.sequences, self.assignments, threads)
+
+    def _collect(self, bar: Any) -> None:
+        for name, job in list(self.running.items()):
+            problem = job.ended()
+            if problem is None:
+                continue
+            del self.running[name]
+            folder = self.sweep.directory / name
+            summary = read_summary(folder)
+            if not problem and not (summary and summary.done) and not self.stopping:
+                problem = "was stopped"
+            if problem:
+                replace_text(folder / "problem", problem)
+                LOGGER.info("%s failed: %s", name, problem)
+            elif summary and summary.done:
+                result = comparison.outcome(folder, name, {}, {}, "")
+                error = f", validation error {result.curve[-1][1]:.4g}" if result.curve else ""
+                LOGGER.info("%s: done at step %d%s, %.0f s", name, summary.step, error, summary.seconds)
+            bar.update(1)
+        bar.set_postfix_str(", ".join(self.running), refresh=False)
+        bar.refresh()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Within the block, Ctrl-C and SIGTERM have the runs save and stop; a second one ends them at once."""
+
+        def ask(number: int, frame: object) -> None:
+            for job in self.running.values():
+                job.stop(at_once=self.stopping)
+            if not self.stopping:
+                LOGGER.info("stopping %d runs after their steps; once more to stop at once", len(self.running))
+            self.stopping = True
+
+        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)

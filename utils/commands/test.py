@@ -1,0 +1,86 @@
+"""``papertape test``: a run, a checkpoint file or a trained circuit of the package on sequences of their own."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...agents.evaluation import check_state
+from ...core.agent import Agent
+from ...core.options import OptionsError
+from .. import checkpoint, zoo
+from ..log import LOGGER, log_to
+from ..run import RUNS, Run, find_directory, load_agent_state, new_directory, read_options
+from .arguments import gives, read_saved_arguments
+from .train import build, use_threads
+
+
+class Tested(NamedTuple):
+    """What is tested."""
+
+    name: str
+    options: dict[str, Any]
+    state: Mapping[str, Any]
+    folder: Path | None
+    """Where what comes of it goes; None for a new folder."""
+
+
+def test(arguments: argparse.Namespace) -> int:
+    """Test on the sets of the test stream."""
+    tested = find(arguments)
+    chosen = read_saved_arguments(arguments.arguments, tested.options, arguments.imports)
+    parts = build(chosen, resumed=True, any_backend=not gives(arguments.arguments, "backend"))
+    with contextlib.closing(parts.env):
+        use_threads(chosen, parts.env, may_restart=arguments.restarts)
+        take_up(parts.agent, tested.state)
+        folder = tested.folder or new_directory(f"test-{Path(tested.name).stem}")
+        folder.mkdir(exist_ok=True)
+        title = f"{folder.parent.name}_test" if tested.folder else folder.name
+        recorded = Run(folder, chosen, task=parts.env, title=title, gif=True)
+        with log_to(folder / "log"), recorded as run:
+            parts.agent.recorder = run
+            LOGGER.info("test of %s at step %d", tested.name, parts.agent.step)
+            parts.agent.test()
+            LOGGER.info("pictures: %s", folder / "plots")
+    return 0
+
+
+def find(arguments: argparse.Namespace) -> Tested:
+    """What the command line names: a run, a checkpoint file, or a trained circuit of the package, in this order.
+
+    Raises:
+        OptionsError: nothing of that name.
+        checkpoint.CheckpointError: the file cannot be read, or holds no circuit.
+    """
+    name = arguments.run
+    path = Path(name) if Path(name).is_file() else None
+    if path is None and not any((folder / "options.yaml").is_file() for folder in (Path(name), RUNS / name)):
+        path = zoo.find(name)
+    if path is None:
+        try:
+            directory = find_directory(name)
+        except OptionsError as error:
+            kept = f"a checkpoint file, or a trained circuit: {', '.join(zoo.names())}"
+            raise OptionsError(f"{error}, or {kept}") from error
+        names = (arguments.checkpoint,) if arguments.checkpoint else ("best", "latest")
+        return Tested(str(directory), read_options(directory), load_agent_state(directory, names), directory / "test")
+    if arguments.checkpoint:
+        raise OptionsError(f"--checkpoint: got {arguments.checkpoint!r}; {path} is a checkpoint already, leave it out")
+    content = checkpoint.load(path)
+    if not isinstance(content.get("options"), dict) or "circuit" not in content.get("agent", ()):
+        raise checkpoint.CheckpointError(f"{path}: holds no circuit")
+    of_a_run = path.parent.name == "checkpoints" and (path.parents[1] / "options.yaml").is_file()
+    return Tested(str(path), content["options"], content["agent"], path.parents[1] / "test" if of_a_run else None)
+
+
+def take_up(agent: Agent, state: Mapping[str, Any]) -> None:
+    """Give an agent the state that it is tested in; of a file that holds a circuit alone, its weights."""
+    if "generator" in state or not hasattr(agent, "circuit"):
+        agent.load_state_dict(state)
+        return
+    check_state("weight", state["circuit"], agent.circuit.state_dict())
+    agent.circuit.load_state_dict(state["circuit"])
+    agent.step = state["step"]

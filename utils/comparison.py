@@ -1,0 +1,292 @@
+"""Runs in numbers: what became of each, and of each group of them the median, the quartiles and the worst.
+
+What decides in training is validation; what is compared here is the test, of the best weights of each run.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..agents.evaluation import evaluate_all, set_error
+from . import checkpoint, factory, options
+from .files import replace_text
+from .run import find_checkpoint, read_metrics, read_options, read_summary
+
+THRESHOLDS = (0.1, 0.01)
+"""Errors of which it is said how many sequences it took to get under them."""
+APART = ("seed", "name", "plots", "visdom_host", "visdom_port", "device", "threads", "backend", "imports", "start")
+"""Options by which runs are not told apart: the seed is what is averaged over, the others change nothing in a run, or
+nothing that has a name of its own."""
+TESTED_AT_A_TIME = 64
+
+
+class Outcome(NamedTuple):
+    """What became of a run."""
+
+    name: str
+    labels: Mapping[str, str]
+    """What tells its group from others: option and value."""
+    seed: int
+    status: str
+    """done, stopped, or failed."""
+    problem: str
+    """One line on what went wrong; empty if nothing did."""
+    step: int
+    seconds: float
+    bad_steps: int
+    curve: list[tuple[int, float]]
+    """Sequences seen (steps, of an agent that counts none) and validation error on the training range."""
+    errors: Mapping[str, float]
+    """Error on every set of the test."""
+    metric: str
+    """What the errors are."""
+
+    @property
+    def group(self) -> str:
+        """The labels in a line."""
+        return ", ".join(f"{path}={value}" for path, value in self.labels.items()) or "all"
+
+    def measures(self) -> dict[str, float]:
+        """Each number by the title of its column; infinite where something was never reached or is not a number."""
+        counts = [reached(self.curve, limit) for limit in THRESHOLDS]
+        return {
+            "steps": self.step,
+            "seconds": self.seconds,
+            **{
+                f"sequences to < {limit}": math.inf if count is None else count
+                for limit, count in zip(THRESHOLDS, counts, strict=True)
+            },
+            "bad steps": self.bad_steps,
+            **{name: math.inf if math.isnan(error) else error for name, error in self.errors.items()},
+        }
+
+
+def reached(curve: Iterable[tuple[int, float]], threshold: float) -> int | None:
+    """Sequences after which the error stayed under a threshold; None if it did not."""
+    since = None
+    for sequences, error in curve:
+        if not error < threshold:
+            since = None
+        elif since is None:
+            since = sequences
+    return since
+
+
+def errors_on_test(directory: Path, sequences: int, assignments: Sequence[str] = ()) -> dict[str, float]:
+    """Error of a run's best weights on every set of the test; what was found once is kept in tested.json.
+
+    Args:
+        directory: of the run.
+        sequences: of each set.
+        assignments: ``key=value`` for the test alone, such as ``env.test_lengths=[50]``.
+
+    Raises:
+        OptionsError: the run has no checkpoint, or an option is wrong.
+    """
+    path = find_checkpoint(str(directory))
+    content = checkpoint.load(path)
+    asked = {"step": content["agent"]["step"], "sequences": sequences, "options": list(assignments)}
+    kept = directory / "tested.json"
+    try:
+        known = json.loads(kept.read_text(encoding="utf-8"))
+        if {name: known[name] for name in asked} == asked:
+            return {name: math.nan if error is None else error for name, error in known["errors"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # nothing is known, or not this
+    values = read_options(directory)
+    values |= {"device": "cpu"} if not _is_here(values) else {}
+    options.override(values, assignments)
+    chosen = factory.parse(values)
+    task = factory.build_env(chosen.env, factory.resolve_device(chosen.device))
+    try:
+        circuit = factory.load_circuit(path, device=str(task.device))
+        metrics = evaluate_all(
+            task, circuit, "test", sequences=sequences, batch_size=TESTED_AT_A_TIME, seed=chosen.seed
+        )
+        errors = {name: set_error(task, metrics, "test", name) for name in task.sets("test")}
+    finally:
+        task.close()
+    plain = {name: error if math.isfinite(error) else None for name, error in errors.items()}
+    replace_text(kept, json.dumps({**asked, "errors": plain}))
+    return errors
+
+
+def _is_here(values: Mapping[str, Any]) -> bool:
+    try:
+        factory.resolve_device(str(values.get("device", "auto")))
+    except ValueError:
+        return False
+    return True
+
+
+def outcome(
+    directory: Path, name: str, labels: Mapping[str, str], errors: Mapping[str, float], problem: str
+) -> Outcome:
+    """What became of the run in a folder.
+
+    Args:
+        directory: of the run.
+        name: what it is called.
+        labels: of its group.
+        errors: of its test.
+        problem: what went wrong, or nothing.
+    """
+    summary = read_summary(directory)
+    rows = list(read_metrics(directory / "metrics.jsonl")) if (directory / "metrics.jsonl").exists() else []
+    key = f"validation/{summary.trained_on}/{summary.metric}" if summary else ""
+    each = (summary.answers_per_step if summary else None) or 1
+    seed = read_options(directory).get("seed", 0) if (directory / "options.yaml").is_file() else 0
+    return Outcome(
+        name,
+        labels,
+        seed,
+        "failed" if problem else "done" if summary and summary.done else "stopped",
+        problem,
+        max([summary.step if summary else 0, *(row["step"] for row in rows)]),
+        summary.seconds if summary else 0.0,
+        summary.bad_steps if summary else 0,
+        [(row["step"] * each, math.nan if row[key] is None else row[key]) for row in rows if key in row],
+        errors,
+        summary.metric if summary else "",
+    )
+
+
+def told_apart(all_values: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """By what runs differ: path and value of the options that not all of them share, apart from :data:`APART`.
+
+    Where a block is of another type, options that only one of the types has are left out.
+
+    Args:
+        all_values: the options of each run.
+    """
+    flat = [dict(_flat({k: v for k, v in values.items() if k not in APART})) for values in all_values]
+    paths = [path for path in dict.fromkeys(path for values in flat for path in values) if path in flat[0]]
+    differing = [
+        path
+        for path in paths
+        if all(path in values for values in flat) and any(values[path] != flat[0][path] for values in flat)
+    ]
+    return [{path: values[path] for path in differing} for values in flat]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _text(value)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value under which a share of all lies, between neighbours in proportion; infinite ones are the largest."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+    return low if low == high else low + (place - math.floor(place)) * (high - low)
+
+
+ROWS = {"median": 0.5, "lower quartile": 0.25, "upper quartile": 0.75, "worst": 1.0}
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Median, quartiles and worst of every group as a Markdown table, and below it what has failed."""
+    columns = list(dict.fromkeys(column for each in outcomes for column in each.measures()))
+    lines = [["runs", "n", "of them", *columns]]
+    for group in dict.fromkeys(each.group for each in outcomes):
+        members = [each for each in outcomes if each.group == group and not each.problem]
+        for row, share in ROWS.items():
+            cells = []
+            for column in columns:
+                values = [each.measures()[column] for each in members if column in each.measures()]
+                cells.append(_number(column, quantile(values, share)) if values else "")
+            lines.append([group, str(len(members)), row, *cells])
+    lines.insert(1, ["---"] * len(lines[0]))
+    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    for status, said in (("stopped", "not done, of which the numbers so far are in the table"), ("failed", "failed")):
+        found = [each for each in outcomes if each.status == status]
+        if found:
+            text += f"\n\n{len(found)} {said}:\n\n"
+            text += "\n".join(f"- {each.name}{f': {each.problem}' if each.problem else ''}" for each in found)
+    return text + "\n"
+
+
+def _number(column: str, value: float) -> str:
+    if math.isinf(value):
+        return "never" if column.startswith("sequences") else "not a number"
+    return (
+        f"{value:,.0f}"
+        if column in ("steps", "seconds", "bad steps") or column.startswith("sequences")
+        else f"{value:.4g}"
+    )
+
+
+def as_csv(outcomes: Sequence[Outcome]) -> str:
+    """A row for each run; ``inf`` stands for never and for what is not a number, nothing for what is not known."""
+    columns = list(dict.fromkeys(column for each in outcomes for column in each.measures()))
+    labels = list(dict.fromkeys(path for each in outcomes for path in each.labels))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", *labels, "seed", "status", "problem", "metric", *columns])
+    for each in outcomes:
+        measures = {} if each.problem else each.measures()
+        writer.writerow(
+            [
+                *(each.name, *(each.labels.get(path, "") for path in labels), each.seed, each.status, each.problem),
+                *(each.metric, *(measures.get(column, "") for column in columns)),
+            ]
+        )
+    return text.getvalue()
+
+
+class Band(NamedTuple):
+    """Median and quartiles of the curves of a group."""
+
+    label: str
+    places: np.ndarray[Any, np.dtype[np.float64]]
+    """Sequences seen, ``[N]``."""
+    quartiles: np.ndarray[Any, np.dtype[np.float64]]
+    """Lower quartile, median and upper quartile at each place, ``[3, N]``."""
+
+
+def bands(outcomes: Sequence[Outcome]) -> list[Band]:
+    """The curves of each group together. A run that has ended keeps its last error; before its first it has none."""
+    found = []
+    for group in dict.fromkeys(each.group for each in outcomes):
+        curves = [np.array(each.curve, dtype=np.float64) for each in outcomes if each.group == group and each.curve]
+        if not curves:
+            continue
+        places = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
+        places = places[places >= max(curve[0, 0] for curve in curves)]
+        errors = np.stack([np.interp(places, curve[:, 0], curve[:, 1]) for curve in curves])
+        with np.errstate(invalid="ignore"):
+            quartiles = np.quantile(np.nan_to_num(errors, nan=np.inf), (0.25, 0.5, 0.75), axis=0)
+        quartiles[~np.isfinite(quartiles)] = np.nan
+        found.append(Band(f"{group} ({len(curves)})", places, quartiles))
+    return found
+
+
+def write(folder: Path, outcomes: Sequence[Outcome]) -> str:
+    """Leave table.md, runs.csv and curves.png in a folder; returns the table."""
+    from .plots.bands import bands_figure
+
+    text = table(outcomes)
+    replace_text(folder / "table.md", text)
+    replace_text(folder / "runs.csv", as_csv(outcomes))
+    drawn = bands(outcomes)
+    if drawn:
+        metrics = {each.metric for each in outcomes if each.metric}
+        figure = bands_figure(drawn, metrics.pop() if len(metrics) == 1 else "error")
+        figure.savefig(folder / "curves.png")
+    return text
