@@ -50,7 +50,7 @@ FLAGS = (
     "--window-size=1300,4000",
     "--virtual-time-budget=10000",
 )
-ATTEMPTS = 5
+ATTEMPTS = 15
 
 
 class Page:
