@@ -94,10 +94,11 @@ def shift_weights(weights: Tensor, shift: Tensor) -> Tensor:
     Returns:
         Weightings, ``[B, K, N]``.
     """
-    shift_range = shift.shape[-1] // 2
-    shifted = weights.roll(-shift_range, -1) * shift[..., :1]
-    for index in range(1, shift.shape[-1]):
-        shifted = shifted + weights.roll(index - shift_range, -1) * shift[..., index : index + 1]
+    shares = shift.split(1, -1)  # counted by Python, whose numbers roll takes in torch.jit.trace as well
+    shift_range = len(shares) // 2
+    shifted = weights.roll(-shift_range, -1) * shares[0]
+    for index, share in enumerate(shares[1:], 1):
+        shifted = shifted + weights.roll(index - shift_range, -1) * share
     return shifted
 
 

@@ -228,7 +228,7 @@ class Circuit(Component, nn.Module, ABC):
         if inputs.dim() != shape.count(",") + 1 or inputs.shape[-1] != self.input_size or 0 in inputs.shape:
             raise ValueError(f"inputs: got shape {list(inputs.shape)}; {expected}")
         own = example(self).dtype
-        if torch.promote_types(inputs.dtype, own) != own:
+        if inputs.dtype != own and torch.promote_types(inputs.dtype, own) != own:  # torch 2.6 cannot export the latter
             raise ValueError(f"inputs: got {inputs.dtype}; the circuit has {own} (convert either with .to)")
         return inputs.to(own)
 

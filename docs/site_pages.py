@@ -132,6 +132,11 @@ def refuse_outside_assets(app: Sphinx, exception: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register all of it."""
+    for module in ("papertape", *from_code.ROOMS):
+        for target in from_code.public(module).values():
+            if isinstance(target, type) and issubclass(target, Component):
+                component: Any = target
+                fields_of(component)  # kept from here on: autodoc before Sphinx 9 changes the annotations of classes
     app.add_directive("options", OptionsOf)
     app.add_directive("run-options", OptionsOfRun)
     app.add_directive("presets", Presets)

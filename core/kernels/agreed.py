@@ -6,7 +6,7 @@ AGREED = {
     "core/accessors/dynamic.py": "4d9c8006cc93",
     "core/accessors/sparse.py": "5b0471a780da",
     "core/accessors/static.py": "065462a3f170",
-    "core/addressing.py": "1d02d424a8bc",
+    "core/addressing.py": "6f2258efbf53",
     "core/component.py": "72d54d29d6e3",
     "core/controllers/base.py": "a6362ede8c03",
     "core/controllers/feedforward.py": "e3c593ebcdaa",
