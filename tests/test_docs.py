@@ -19,8 +19,10 @@ import pytest
 import papertape
 from papertape.core.component import Component, fields_of, kind_of
 from papertape.core.registry import KINDS, entries
-from papertape.main import main, parse_arguments, read_arguments
+from papertape.main import main, parse_arguments
 from papertape.utils import factory
+from papertape.utils.commands import sweep
+from papertape.utils.commands.arguments import read_arguments
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -89,6 +91,8 @@ def check_command(line: str) -> None:
                 return
             arguments = [word for word in parsed.arguments if not word.startswith("start=")]
             read_arguments(arguments, imports=parsed.imports)
+        if parsed.command == "sweep" and not parsed.resume:
+            assert not [run.problem for run in sweep.plan(parsed.arguments, parsed.imports) if run.problem], line
     elif words[0] in ("python", "python3"):
         assert (ROOT / words[1]).is_file() or importlib.util.find_spec(words[2]) or words[2] == "sphinx", line
     elif words[0].startswith(".ci/"):
