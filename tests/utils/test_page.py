@@ -49,7 +49,7 @@ class Client:
 
 
 def visdom() -> tuple[Visdom, Client]:
-    shown = Visdom(Settings("/nowhere", "a_run", "auto", "localhost", 1, None, 15.0, os.getpid()))
+    shown = Visdom(Settings("/nowhere", "a_run", "auto", "localhost", 1, None, None, None, 15.0, os.getpid()))
     shown.client = client = Client()
     return shown, client
 
