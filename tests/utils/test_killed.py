@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -114,25 +115,32 @@ def kill_again_and_again(folder: Path, arguments: list[str], kills: int, seed: i
     assert process.exitcode == 0
     os.chdir(folder)
     random_state = random.Random(seed)
-    killed = 0
+    killed, stretch = 0, 1.0  # as the machine is faster or slower now than it was for the unbroken run
     while killed < kills:
         (latest,) = runs(folder) or [None]
         # Half of the kills come early, where a run that goes on looks at its files and changes them.
         early, share = random_state.random() < 0.5 and latest, random_state.random()
         pause = ready * share * 1.2 if early else ready + (took - ready) * share * 0.4
+        pause *= stretch
         # Another option at every start, so that options.yaml is written each time.
         again = ["train", "--resume", str(latest), f"visdom_port={9000 + killed}"]
         process = begin(again if latest else ["train", *arguments])
         process.join(pause)
         if process.exitcode is not None:
             assert process.exitcode == 0
-            break
+            if killed > 1:
+                break
+            for directory in runs(folder):
+                shutil.rmtree(directory)
+            killed, stretch = 0, stretch / 2
+            continue
         process.kill()
         process.join()
         killed += 1
+        if not runs(folder):
+            stretch *= 1.5
         for directory in runs(folder):
             check_whole(directory)
-    assert killed > 1
     (directory,) = runs(folder)
     process = begin(["train", "--resume", str(directory)])
     process.join()
