@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                       # every case on the automatic backend, one thread
     python benchmarks/speed.py ntm-16 --backends native eager --threads 2
+    python benchmarks/speed.py --instructions avx2   # as on a processor without AVX-512
 
 Prints a Markdown table: medians in milliseconds and the ratio of medians. Every figure is of whole sequences; a
 training step is forward, backward, clipping of the gradient's norm and an Adam update; clipping and Adam are PyTorch's
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import platform
 import statistics
 import threading
@@ -28,6 +30,7 @@ from torch.nn import functional
 
 import papertape
 from papertape.core.circuit import Circuit
+from papertape.core.kernels.native import library
 
 
 class Case(NamedTuple):
@@ -199,6 +202,23 @@ def chosen_cases(parser: argparse.ArgumentParser, names: Sequence[str]) -> list[
     return list(names or CASES)
 
 
+def add_instructions(parser: argparse.ArgumentParser) -> None:
+    """Add the switch that forces the instruction set of the native library."""
+    allowed = ", ".join(library.INSTRUCTION_SETS)
+    parser.add_argument("--instructions", help=f"of the native library: {allowed}; default: the processor's best")
+
+
+def instructions_used(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
+    """The instruction set that the native library uses in this process and those below it; a wrong one is an error."""
+    if arguments.instructions is not None:
+        os.environ[library.FORCED] = arguments.instructions
+    try:
+        loaded = library.load()
+    except ValueError as error:
+        parser.error(str(error))
+    return "no native library" if isinstance(loaded, str) else library.instructions_of(loaded)
+
+
 def measure(name: str, backends: Sequence[str], rounds: int) -> None:
     """Print the table rows of a case."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
@@ -222,14 +242,16 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", default=["auto"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    add_instructions(parser)
     arguments = parser.parse_args()
     cases = chosen_cases(parser, arguments.cases)
+    used = instructions_used(parser, arguments)
     torch.set_num_threads(arguments.threads)
     print(
-        f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, torch {torch.__version__}, ",
+        f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, ",
         end="",
     )
-    print(f"{arguments.threads} thread(s), {arguments.rounds} rounds\n")
+    print(f"{used}, torch {torch.__version__}, {arguments.threads} thread(s), {arguments.rounds} rounds\n")
     print(TABLE_HEAD)
     for name in cases:
         measure(name, arguments.backends, arguments.rounds)
