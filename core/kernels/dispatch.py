@@ -21,6 +21,7 @@ from ..options import check_choice
 from ..state import CircuitState
 from . import eager, native, triton
 from .formulas import Skipped
+from .trial import Mistrusted
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView
@@ -136,7 +137,7 @@ def _note(circuit: CircuitView, name: str, fastest: str, reason: str | None) -> 
         logger.info("backend: %s", name)
         return
     logger.info("backend: %s (%s: %s)", name, fastest, reason)
-    if isinstance(reason, Skipped):
+    if isinstance(reason, (Skipped, Mistrusted)):
         _warn_of_slowness(f"{fastest}: {reason}; such circuits run on the slower eager backend")
     elif reason == native.library.load():
         _warn_of_slowness(f"{reason}; until then circuits run on the slower eager backend")

@@ -26,7 +26,7 @@ from ...controllers.gru import GRUState
 from ...controllers.lstm import LSTMState
 from ...members import map_initial_state
 from ...state import CircuitState
-from .. import eager, guard
+from .. import eager, guard, trial
 from ..formulas import replaced
 from . import library
 from .nearest import nearest
@@ -53,14 +53,16 @@ UNDERSTOOD_CONTROLLERS = dict.fromkeys(CONTROLLERS, guard.CONTROLLER)
 
 def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
     """Why the native backend cannot run these inputs, or None."""
+    reason = _unavailable_here(inputs)  # first: what is found out about a circuit is not for torch to record
+    if reason is not None:
+        return reason
     if circuit.accessor.kind in LOOKUPS:
-        return _unavailable_here(inputs) or _unavailable_lookups(circuit, inputs, state) or _library_reason()
-    return (
-        _unavailable_here(inputs)  # first: what is found out about a circuit is not for torch to record
-        or _known(circuit).unavailable(circuit, inputs, state)
-        or _unknown_part(circuit)
-        or _library_reason()
-    )
+        known = guard.known("lookups", circuit, LOOKUPS, None)
+        reason = _unavailable_lookups(circuit, known, inputs, state)
+    else:
+        known = _known(circuit)
+        reason = known.unavailable(circuit, inputs, state) or _unknown_part(circuit)
+    return reason or _library_reason() or trial.mistrusted("native", library.identity, run, circuit, known, inputs)
 
 
 def _unknown_part(circuit: CircuitView) -> str | None:
@@ -86,9 +88,8 @@ def _library_reason() -> str | None:
     return loaded if isinstance(loaded, str) else None
 
 
-def _unavailable_lookups(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
+def _unavailable_lookups(circuit: CircuitView, known: guard.Known, inputs: Tensor, state: CircuitState) -> str | None:
     accessor: Any = circuit.accessor
-    known = guard.known("lookups", circuit, LOOKUPS, None)
     reason = eager.recorded(circuit, inputs, state) or known.changed_parts()
     if reason is None and accessor.masked_content:
         reason = "it has no masked lookups in a sparse memory"
@@ -124,7 +125,11 @@ def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor
     if reason is not None:
         return reason
     own = {**_named(known), "output.weight": output.weight, "output.bias": output.bias}
-    return guard.unfit_population(own, parameters, inputs, circuit.input_size) or _library_reason()
+    return (
+        guard.unfit_population(own, parameters, inputs, circuit.input_size)
+        or _library_reason()
+        or trial.mistrusted_population("native", library.identity, run_population, circuit, known, inputs)
+    )
 
 
 def run_population(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:

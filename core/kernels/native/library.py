@@ -172,6 +172,16 @@ def instructions_of(library: ctypes.CDLL) -> str:
     return Path(library._name).name.partition(".")[0].removeprefix("_")
 
 
+def identity() -> str:
+    """What tells the library that :func:`load` gives from others: its instruction set and the sources it is built from.
+
+    It has been loaded.
+    """
+    loaded = load()
+    assert not isinstance(loaded, str), loaded
+    return f"{instructions_of(loaded)} {loaded.build_identity().decode()}"
+
+
 def sizes(library: ctypes.CDLL, accessor: str, problem: Problem, dtype: torch.dtype) -> tuple[int, int]:
     """Elements of the records, and of the saved memories and links."""
     out = (ctypes.c_int64 * 2)()
