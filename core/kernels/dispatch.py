@@ -78,6 +78,25 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
     return features, state
 
 
+def step(
+    circuit: CircuitView, x: Tensor, state: CircuitState, *, checked: bool
+) -> tuple[Tensor, CircuitState] | None:
+    """Features ``[B, F]`` of one step and the next state by the native backend, where it can and may, or None.
+
+    Args:
+        circuit: what is run; with another backend than ``auto`` and ``native``, or with :attr:`autocast`, it may not.
+        x: ``[B, I]``.
+        state: from the last step.
+        checked: whether both are known to be what the circuit takes; see :func:`~.native.step`.
+    """
+    if torch.compiler.is_compiling() or circuit.backend not in ("auto", "native"):
+        return None
+    made = native.step(circuit, x, state, checked)
+    if made is not None and circuit.chosen_backend != "native":
+        _note(circuit, "native", "native", None)
+    return made
+
+
 def choose_population(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> str:
     """Name of the backend that will run a population with these stacked parameters, ``[P, *S]`` by name.
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from ... import addressing, interface
@@ -25,13 +26,14 @@ from ...controllers.feedforward import FeedForwardState
 from ...controllers.gru import GRUState
 from ...controllers.lstm import LSTMState
 from ...members import map_initial_state
-from ...state import CircuitState
+from ...state import CircuitState, leaves
 from .. import eager, guard, trial
 from ..formulas import replaced
 from . import library
 from .nearest import nearest
 from .sequence import Layer, State, Weights, make_problem, run_sequence
 from .sequence import run_population as run_members
+from .step import Step
 
 if TYPE_CHECKING:
     from ..circuit_view import CircuitView
@@ -113,6 +115,38 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
     elif last.hidden is not None:
         controller_state = GRUState(last.hidden)
     return features, CircuitState(controller_state, type(state.accessor)(*last.leaves), last.reads)
+
+
+def step(circuit: CircuitView, x: Tensor, state: CircuitState, checked: bool) -> tuple[Tensor, CircuitState] | None:
+    """Features ``[B, F]`` of one step and the next state; None where the step must run as it is written.
+
+    That is where :func:`unavailable` says why, and where a gradient is due: it may be differentiated twice.
+
+    Args:
+        circuit: what is run.
+        x: ``[B, I]``, or what was given in its place.
+        state: likewise.
+        checked: whether inputs and state are what the circuit takes. If not, it runs only what ran before.
+    """
+    if type(x) is not Tensor or not isinstance(state, CircuitState) or circuit.accessor.kind not in ACCESSORS:
+        return None
+    if _unavailable_here(x) is not None or torch._C._len_torch_dispatch_stack():
+        return None
+    known = _known(circuit)
+    key = x.shape, x.dtype
+    found: Step | None = known.steps.get(key)
+    if found is not None and (known.changed(circuit) is not None or not found.serves(x, state)):
+        found = None
+    if found is None and checked and unavailable(circuit, x.unsqueeze(0), state) is None:
+        found = known.steps[key] = Step(circuit, known, _own_weights(known), _options(circuit), x, state)
+    if found is None or not found.whole or (torch.is_grad_enabled() and _due(found, x, state)):
+        return None
+    return found.run(x, state)
+
+
+def _due(step: Step, x: Tensor, state: CircuitState) -> bool:
+    """Whether a gradient may be asked for."""
+    return any(tensor.requires_grad for tensor in (x, *leaves(state), *step.parameters))
 
 
 def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> str | None:
