@@ -8,6 +8,7 @@
 #include <initializer_list>
 #include <limits>
 #include <memory>
+#include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -102,6 +103,13 @@ template <class T, class F> inline void sweep(int n, F&& body) {
     int i = 0;
     for (; i + LANES<T> <= n; i += LANES<T>) body(i, Whole<T>{});
     if (i < n) body(i, Part<T>{n - i});
+}
+
+// Calls body(std::integral_constant<int, rows>, first row).
+template <int MOST, class F> inline void row_groups(int count, F&& body) {
+    int i = 0;
+    for (; i + MOST <= count; i += MOST) body(std::integral_constant<int, MOST>{}, i);
+    for (; i < count; i++) body(std::integral_constant<int, 1>{}, i);
 }
 
 // ---- reductions over the lanes; what they make of lanes that are no numbers is any of them or no number ----
