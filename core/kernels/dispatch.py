@@ -78,9 +78,7 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
     return features, state
 
 
-def step(
-    circuit: CircuitView, x: Tensor, state: CircuitState, *, checked: bool
-) -> tuple[Tensor, CircuitState] | None:
+def step(circuit: CircuitView, x: Tensor, state: CircuitState, *, checked: bool) -> tuple[Tensor, CircuitState] | None:
     """Features ``[B, F]`` of one step and the next state by the native backend, where it can and may, or None.
 
     Args:

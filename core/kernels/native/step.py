@@ -94,14 +94,18 @@ class Step:
         if (type(state), type(state.controller), type(state.accessor)) != self.kinds:
             return False
         dtype, device = self.dtype, self.device
-        for tensor, shape in zip((x, state.reads, *state.controller, *state.accessor), self.shapes, strict=True):
-            if type(tensor) is not Tensor or tensor.shape != shape or tensor.dtype is not dtype:
-                return False
-            if tensor.device != device:
-                return False
-        for now, then, address in zip(self.known.parameters(), self.parameters, self.addresses, strict=True):
-            if now is not then or now.dtype is not dtype or now.data_ptr() != address:
-                return False
+        given = x, state.reads, *state.controller, *state.accessor
+        try:
+            for tensor, shape in zip(given, self.shapes, strict=True):
+                if type(tensor) is not Tensor or tensor.dtype is not dtype or tensor.device != device:
+                    return False
+                if tensor.shape != shape or not tensor.data_ptr():
+                    return False
+            for now, then, address in zip(self.known.parameters(), self.parameters, self.addresses, strict=True):
+                if now is not then or now.dtype is not dtype or now.data_ptr() != address:
+                    return False
+        except RuntimeError:  # within torch.func's transforms tensors have no address
+            return False
         return (
             self.whole
             and self.library is library.load()
