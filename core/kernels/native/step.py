@@ -77,9 +77,13 @@ class Step:
         self.shapes = [tensor.shape for tensor in (x, state.reads, *state.controller, *state.accessor)]
         self.carried = len(state.controller)
         self.problem = make_problem(x.unsqueeze(0), weights, state.accessor.memory, **options)
+        # The same measure as for sums of gradients in source/sequence.h.
+        self.problem.threads = min(self.threads, 1 + x.shape[0] * sum(map(Tensor.numel, known.parameters())) // 2**22)
         self.features = 2, x.shape[0], self.problem.hidden + state.reads[0].numel()
         self.record_size, saved_size = library.sizes(loaded, circuit.accessor.kind, self.problem, x.dtype)
         self.workspace_size = self.record_size + saved_size
+        self.workspaces: list[Tensor] = []
+        """One that no step uses at the moment: fresh memory would cost more than what is done in it."""
         self.function = getattr(loaded, f"{circuit.accessor.kind}_{library.type_name(x.dtype)}_forward")
         self.parameters = known.parameters()
         self.addresses = [parameter.data_ptr() for parameter in self.parameters]
@@ -122,7 +126,10 @@ class Step:
         features, next_reads = x.new_empty(self.features), torch.empty_like(reads)
         next_controller = [torch.empty_like(part) for part in controller]
         next_leaves = [torch.empty_like(leaf) for leaf in leaves]
-        workspace = x.new_empty(self.workspace_size)
+        try:
+            workspace = self.workspaces.pop()
+        except IndexError:
+            workspace = x.new_empty(self.workspace_size)
         tensors = _Addresses.from_buffer_copy(self.fixed)
         tensors[_INPUTS] = x.data_ptr()
         tensors[_FEATURES] = features.data_ptr()
@@ -138,5 +145,7 @@ class Step:
         tensors[_SAVED] = records + self.record_size * x.element_size()
         if self.function(ctypes.byref(self.problem), ctypes.byref(tensors)):
             raise MemoryError("native backend: no memory for the scratch space of a step")
+        if not self.workspaces:
+            self.workspaces.append(workspace)
         kind, controller_kind, accessor_kind = self.kinds
         return features[1], kind(controller_kind(*next_controller), accessor_kind(*next_leaves), next_reads)
