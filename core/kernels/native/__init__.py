@@ -50,6 +50,9 @@ LOOKUPS: dict[str, guard.Options] = {
 }
 """What lookups in a sparse memory understand."""
 
+MOST_STEPS = 8
+"""Shapes of single steps that are remembered of a circuit, each with its scratch space."""
+
 UNDERSTOOD_CONTROLLERS = dict.fromkeys(CONTROLLERS, guard.CONTROLLER)
 
 
@@ -138,6 +141,8 @@ def step(circuit: CircuitView, x: Tensor, state: CircuitState, checked: bool) ->
     if found is not None and (known.changed(circuit) is not None or not found.serves(x, state)):
         found = None
     if found is None and checked and unavailable(circuit, x.unsqueeze(0), state) is None:
+        if len(known.steps) >= MOST_STEPS:
+            known.steps.clear()
         found = known.steps[key] = Step(circuit, known, _own_weights(known), _options(circuit), x, state)
     if found is None or not found.whole or (torch.is_grad_enabled() and _due(found, x, state)):
         return None

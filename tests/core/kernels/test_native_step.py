@@ -302,6 +302,15 @@ def test_other_batches_memories_and_layouts(steps: list[Any]) -> None:
     assert len(steps) == 13
 
 
+def test_many_batches_are_not_all_remembered(steps: list[Any]) -> None:
+    circuit = CIRCUITS["ntm"]()
+    with torch.no_grad():
+        for batch in range(1, 4 * native.MOST_STEPS):
+            circuit.step(torch.zeros(batch, INPUTS))
+    assert len(steps) == 4 * native.MOST_STEPS - 1
+    assert len(native._known(circuit).steps) <= native.MOST_STEPS  # type: ignore[arg-type]
+
+
 def test_what_is_wrong_is_said_as_before(steps: list[Any]) -> None:
     circuit, x = CIRCUITS["ntm"](), torch.randn(2, INPUTS)
     with torch.no_grad():
