@@ -1,7 +1,7 @@
 """How near the native backend comes to what this machine can do: operations and bytes counted, ceilings measured.
 
     python benchmarks/roofline.py
-    python benchmarks/roofline.py ntm-16 --rounds 41
+    python benchmarks/roofline.py ntm-16 --rounds 41 --instructions avx2
 
 Counts the floating-point operations of a training step (forward, backward and what the backward pass computes again)
 and the bytes that it has to move between the cache of a core and what lies beyond; measures, on one thread, how many
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from speed import CASES, Case, training_step
+from speed import CASES, Case, add_instructions, chosen_cases, instructions_used, training_step
 
 from papertape.core.kernels.native import library
 from papertape.core.kernels.native.sequence import keep_every
@@ -112,7 +112,8 @@ def multiply_add_ceiling() -> float | None:
         return None
     loaded = library.load()
     assert not isinstance(loaded, str)
-    width = (16, 32, 64)[loaded.processor_level()]  # bytes of the widest vectors that the library uses here
+    # Bytes of the vectors that the library uses.
+    width = {"baseline": 16, "avx2": 32, "avx512": 64}[library.instructions_of(loaded)]
     body = "".join(f"x[{i}] = x[{i}] * 0.999f + 0.001f;" for i in range(12))
     with tempfile.TemporaryDirectory() as folder:
         source, built = Path(folder, "spin.c"), Path(folder, "spin.so")
@@ -164,21 +165,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help="default: ntm-16 dnc-large-16")
     parser.add_argument("--rounds", type=int, default=21)
+    add_instructions(parser)
     arguments = parser.parse_args()
-    unknown = [name for name in arguments.cases if name not in CASES]
-    if unknown:
-        parser.error(f"CASE: got {', '.join(unknown)}; allowed: {', '.join(CASES)}")
+    names = chosen_cases(parser, arguments.cases or ["ntm-16", "dnc-large-16"])
+    used = instructions_used(parser, arguments)
     if isinstance(library.load(), str):
         parser.error(str(library.load()))
     torch.set_num_threads(1)
     blas, adds = product_ceiling(), multiply_add_ceiling()
     peak = adds or blas
     near, middle, far = bandwidth(512), bandwidth(8192), bandwidth(262_144)
-    print("Ceilings of one thread, each the fastest of many runs:")
+    print(f"Ceilings of one thread with {used}, each the fastest of many runs:")
     print(f"  fused multiply-adds     {'no C compiler' if adds is None else f'{adds / 1e9:7.1f} G operations/s'}")
     print(f"  PyTorch's products      {blas / 1e9:7.1f} G operations/s")
     print(f"  512 KiB, 8 MiB, 256 MiB {near / 1e9:7.1f} {middle / 1e9:7.1f} {far / 1e9:7.1f} GB/s")
-    for name in arguments.cases or ["ntm-16", "dnc-large-16"]:
+    for name in names:
         work, (median, best) = count(CASES[name]), library_seconds(CASES[name], arguments.rounds)
         operations = work.products + work.memory + work.functions
         print(f"{name}: {1e3 * median:.2f} ms in the library per training step (median), {1e3 * best:.2f} ms (fastest)")

@@ -2,8 +2,11 @@
 
     python benchmarks/speed.py                       # every case on the automatic backend, one thread
     python benchmarks/speed.py ntm-16 --backends native eager --threads 2
+    python benchmarks/speed.py ntm-1 ntm-64 --what steps --backends auto eager
+    python benchmarks/speed.py --instructions avx2   # as on a processor without AVX-512
 
-Prints a Markdown table: medians in milliseconds and the ratio of medians. Every figure is of whole sequences; a
+Prints a Markdown table: medians in milliseconds and the ratio of medians. Every figure is of whole sequences: ``steps``
+goes through them one step at a time, as when acting in a world, where each input depends on the last output; a
 training step is forward, backward, clipping of the gradient's norm and an Adam update; clipping and Adam are PyTorch's
 own, Adam in one fused kernel, and the same for all contestants. The first call, with what it takes to compile, and the
 memory are measured in a process of their own.
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import platform
 import statistics
 import threading
@@ -28,6 +32,7 @@ from torch.nn import functional
 
 import papertape
 from papertape.core.circuit import Circuit
+from papertape.core.kernels.native import library
 
 
 class Case(NamedTuple):
@@ -68,6 +73,7 @@ CASES = {
     "ntm-64": Case("ntm", 42, 64, 10, 8, 100, 128, 20, 1),
     "dnc-small-1": Case("dnc", 32, 1, 6, 5, 64, 16, 16, 4),
     "dnc-small-16": Case("dnc", 32, 16, 6, 5, 64, 16, 16, 4),
+    "dnc-small-64": Case("dnc", 32, 64, 6, 5, 64, 16, 16, 4),
     "dnc-large-1": Case("dnc", 32, 1, 8, 8, 256, 256, 64, 4),
     "dnc-large-16": Case("dnc", 50, 16, 8, 8, 256, 256, 64, 4),
     "dnc-1024-short": Case("dnc", 20, 4, 8, 8, 64, 1024, 32, 4),
@@ -104,6 +110,22 @@ def forward_pass(module: nn.Module, inputs: Tensor, targets: Tensor) -> Callable
     return step
 
 
+def single_steps(module: nn.Module, inputs: Tensor, targets: Tensor) -> Callable[[], None]:
+    """A function that runs a sequence step by step without gradients."""
+
+    def step() -> None:
+        with torch.no_grad():
+            if isinstance(module, PlainCircuit):
+                module(inputs)  # is a loop over steps
+                return
+            assert isinstance(module, Circuit)
+            state = module.initial_state(inputs.shape[1])
+            for x in inputs:
+                _, state = module.step(x, state)
+
+    return step
+
+
 def interleaved(functions: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of each call of each function; they take turns, round after round.
 
@@ -120,6 +142,10 @@ def interleaved(functions: dict[str, Callable[[], None]], rounds: int) -> dict[s
                 turn.append(1e3 * (time.perf_counter() - start))
             times[name] += turn[1:] or turn
     return times
+
+
+LABELS = {"train": training_step, "forward": forward_pass, "steps": single_steps}
+"""What is timed."""
 
 
 def peak_extra_memory(function: Callable[[], None]) -> float | None:
@@ -155,7 +181,7 @@ def case_step(
     inputs = torch.rand(case.steps, case.batch_size, case.input_size, device=device)
     targets = (torch.rand(case.steps, case.batch_size, case.output_size, device=device) > 0.5).float()
     module = (case.plain() if backend == "plain" else case.circuit(backend)).to(device)
-    return {"train": training_step, "forward": forward_pass}[label](module, inputs, targets), module
+    return LABELS[label](module, inputs, targets), module
 
 
 def first_call(name: str, backend: str, label: str, threads: int) -> tuple[float, float | None]:
@@ -199,10 +225,27 @@ def chosen_cases(parser: argparse.ArgumentParser, names: Sequence[str]) -> list[
     return list(names or CASES)
 
 
-def measure(name: str, backends: Sequence[str], rounds: int) -> None:
+def add_instructions(parser: argparse.ArgumentParser) -> None:
+    """Add the switch that forces the instruction set of the native library."""
+    allowed = ", ".join(library.INSTRUCTION_SETS)
+    parser.add_argument("--instructions", help=f"of the native library: {allowed}; default: the processor's best")
+
+
+def instructions_used(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
+    """The instruction set that the native library uses in this process and those below it; a wrong one is an error."""
+    if arguments.instructions is not None:
+        os.environ[library.FORCED] = arguments.instructions
+    try:
+        loaded = library.load()
+    except ValueError as error:
+        parser.error(str(error))
+    return "no native library" if isinstance(loaded, str) else library.instructions_of(loaded)
+
+
+def measure(name: str, backends: Sequence[str], rounds: int, labels: Sequence[str]) -> None:
     """Print the table rows of a case."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
-        for label in ("train", "forward"):
+        for label in labels:
             contestants = {backend: case_step(name, backend, label) for backend in ("plain", *backends)}
             first = {
                 backend: fresh.apply(first_call, (name, backend, label, torch.get_num_threads()))
@@ -220,19 +263,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: all of {', '.join(CASES)}")
     parser.add_argument("--backends", nargs="+", default=["auto"])
+    parser.add_argument("--what", nargs="+", choices=LABELS, default=list(LABELS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    add_instructions(parser)
     arguments = parser.parse_args()
     cases = chosen_cases(parser, arguments.cases)
+    used = instructions_used(parser, arguments)
     torch.set_num_threads(arguments.threads)
     print(
-        f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, torch {torch.__version__}, ",
+        f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, ",
         end="",
     )
-    print(f"{arguments.threads} thread(s), {arguments.rounds} rounds\n")
+    print(f"{used}, torch {torch.__version__}, {arguments.threads} thread(s), {arguments.rounds} rounds\n")
     print(TABLE_HEAD)
     for name in cases:
-        measure(name, arguments.backends, arguments.rounds)
+        measure(name, arguments.backends, arguments.rounds, arguments.what)
 
 
 if __name__ == "__main__":

@@ -191,12 +191,15 @@ class MemoryCircuit(Circuit):
         return self.initial_state(1, **sizes)
 
     def step(self, x: Tensor, state: CircuitState | None = None) -> tuple[Tensor, CircuitState]:
-        """One step; see :meth:`Circuit.step`."""
-        x = self.check_inputs(x, "[B, {}]")
-        state = self.check_state(state, x)
-        with self.precision(x):
-            features, state, _ = self.transition(x, state)
-            return self.answer(features), state
+        """One step, natively where no gradient is due; see :meth:`Circuit.step`."""
+        made = None if state is None or self.autocast is not None else dispatch.step(self, x, state, checked=False)
+        if made is None:
+            x = self.check_inputs(x, "[B, {}]")
+            state = self.check_state(state, x)
+            with self.precision(x):
+                made = dispatch.step(self, x, state, checked=True) or self.transition(x, state)[:2]
+                return self.answer(made[0]), made[1]
+        return self.answer(made[0]), made[1]
 
     def run(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
         """A whole sequence through the chosen backend; see :meth:`Circuit.run`."""

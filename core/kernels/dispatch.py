@@ -21,6 +21,7 @@ from ..options import check_choice
 from ..state import CircuitState
 from . import eager, native, triton
 from .formulas import Skipped
+from .trial import Mistrusted
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView
@@ -75,6 +76,23 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
         _note(circuit, name, fastest, _MODULES[fastest].unavailable(circuit, inputs, state))
     features, state = _MODULES[name].run(circuit, inputs, state)
     return features, state
+
+
+def step(circuit: CircuitView, x: Tensor, state: CircuitState, *, checked: bool) -> tuple[Tensor, CircuitState] | None:
+    """Features ``[B, F]`` of one step and the next state by the native backend, where it can and may, or None.
+
+    Args:
+        circuit: what is run; with another backend than ``auto`` and ``native``, or with :attr:`autocast`, it may not.
+        x: ``[B, I]``.
+        state: from the last step.
+        checked: whether both are known to be what the circuit takes; see :func:`~.native.step`.
+    """
+    if torch.compiler.is_compiling() or circuit.backend not in ("auto", "native"):
+        return None
+    made = native.step(circuit, x, state, checked)
+    if made is not None and circuit.chosen_backend != "native":
+        _note(circuit, "native", "native", None)
+    return made
 
 
 def choose_population(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> str:
@@ -135,7 +153,7 @@ def _note(circuit: CircuitView, name: str, fastest: str, reason: str | None) -> 
     if circuit.backend != "auto" or reason is None:
         logger.info("backend: %s", name)
         return
-    if isinstance(reason, Skipped):
+    if isinstance(reason, (Skipped, Mistrusted)):
         why = f"{fastest}: {reason}; such circuits run on the slower eager backend"
     elif reason == native.library.load():
         why = f"{reason}; until then circuits run on the slower eager backend"

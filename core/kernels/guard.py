@@ -118,6 +118,10 @@ class Known:
             strange = [layer for layer in self.layers.values() if not isinstance(layer, nn.Linear)]
             if strange:
                 self.reason = f"it needs Linear layers, not {type(strange[0]).__name__}"
+        self.verdicts: dict[Any, Any] = {}
+        """What :mod:`.trial` found out about such a circuit, by way, type and device."""
+        self.steps: dict[Any, Any] = {}
+        """What the native backend found out about single steps, by shape and type of their inputs."""
         owners = [cast("nn.Module", circuit), *controller.modules(), *accessor.modules()]
         self._children = [(owner._modules, dict(owner._modules)) for owner in owners]
         self._options = []

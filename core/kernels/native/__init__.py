@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from ... import addressing, interface
@@ -25,13 +26,14 @@ from ...controllers.feedforward import FeedForwardState
 from ...controllers.gru import GRUState
 from ...controllers.lstm import LSTMState
 from ...members import map_initial_state
-from ...state import CircuitState
-from .. import eager, guard
+from ...state import CircuitState, leaves
+from .. import eager, guard, trial
 from ..formulas import replaced
 from . import library
 from .nearest import nearest
 from .sequence import Layer, State, Weights, make_problem, run_sequence
 from .sequence import run_population as run_members
+from .step import Step
 
 if TYPE_CHECKING:
     from ..circuit_view import CircuitView
@@ -48,19 +50,24 @@ LOOKUPS: dict[str, guard.Options] = {
 }
 """What lookups in a sparse memory understand."""
 
+MOST_STEPS = 8
+"""Shapes of single steps that are remembered of a circuit, each with its scratch space."""
+
 UNDERSTOOD_CONTROLLERS = dict.fromkeys(CONTROLLERS, guard.CONTROLLER)
 
 
 def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
     """Why the native backend cannot run these inputs, or None."""
+    reason = _unavailable_here(inputs)  # first: what is found out about a circuit is not for torch to record
+    if reason is not None:
+        return reason
     if circuit.accessor.kind in LOOKUPS:
-        return _unavailable_here(inputs) or _unavailable_lookups(circuit, inputs, state) or _library_reason()
-    return (
-        _unavailable_here(inputs)  # first: what is found out about a circuit is not for torch to record
-        or _known(circuit).unavailable(circuit, inputs, state)
-        or _unknown_part(circuit)
-        or _library_reason()
-    )
+        known = guard.known("lookups", circuit, LOOKUPS, None)
+        reason = _unavailable_lookups(circuit, known, inputs, state)
+    else:
+        known = _known(circuit)
+        reason = known.unavailable(circuit, inputs, state) or _unknown_part(circuit)
+    return reason or _library_reason() or trial.mistrusted("native", library.identity, run, circuit, known, inputs)
 
 
 def _unknown_part(circuit: CircuitView) -> str | None:
@@ -86,9 +93,8 @@ def _library_reason() -> str | None:
     return loaded if isinstance(loaded, str) else None
 
 
-def _unavailable_lookups(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
+def _unavailable_lookups(circuit: CircuitView, known: guard.Known, inputs: Tensor, state: CircuitState) -> str | None:
     accessor: Any = circuit.accessor
-    known = guard.known("lookups", circuit, LOOKUPS, None)
     reason = eager.recorded(circuit, inputs, state) or known.changed_parts()
     if reason is None and accessor.masked_content:
         reason = "it has no masked lookups in a sparse memory"
@@ -114,6 +120,40 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
     return features, CircuitState(controller_state, type(state.accessor)(*last.leaves), last.reads)
 
 
+def step(circuit: CircuitView, x: Tensor, state: CircuitState, checked: bool) -> tuple[Tensor, CircuitState] | None:
+    """Features ``[B, F]`` of one step and the next state; None where the step must run as it is written.
+
+    That is where :func:`unavailable` says why, and where a gradient is due: it may be differentiated twice.
+
+    Args:
+        circuit: what is run.
+        x: ``[B, I]``, or what was given in its place.
+        state: likewise.
+        checked: whether inputs and state are what the circuit takes. If not, it runs only what ran before.
+    """
+    if type(x) is not Tensor or not isinstance(state, CircuitState) or circuit.accessor.kind not in ACCESSORS:
+        return None
+    if _unavailable_here(x) is not None or torch._C._len_torch_dispatch_stack():
+        return None
+    known = _known(circuit)
+    key = x.shape, x.dtype
+    found: Step | None = known.steps.get(key)
+    if found is not None and (known.changed(circuit) is not None or not found.serves(x, state)):
+        found = None
+    if found is None and checked and unavailable(circuit, x.unsqueeze(0), state) is None:
+        if len(known.steps) >= MOST_STEPS:
+            known.steps.clear()
+        found = known.steps[key] = Step(circuit, known, _own_weights(known), _options(circuit), x, state)
+    if found is None or not found.whole or (torch.is_grad_enabled() and _due(found, x, state)):
+        return None
+    return found.run(x, state)
+
+
+def _due(step: Step, x: Tensor, state: CircuitState) -> bool:
+    """Whether a gradient may be asked for."""
+    return any(tensor.requires_grad for tensor in (x, *leaves(state), *step.parameters))
+
+
 def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> str | None:
     """Why the native backend cannot run a population with these stacked parameters, or None."""
     output: Any = circuit.output
@@ -124,7 +164,11 @@ def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor
     if reason is not None:
         return reason
     own = {**_named(known), "output.weight": output.weight, "output.bias": output.bias}
-    return guard.unfit_population(own, parameters, inputs, circuit.input_size) or _library_reason()
+    return (
+        guard.unfit_population(own, parameters, inputs, circuit.input_size)
+        or _library_reason()
+        or trial.mistrusted_population("native", library.identity, run_population, circuit, known, inputs)
+    )
 
 
 def run_population(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:

@@ -13,14 +13,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...options import check_choice
 from .identity import SOURCE, build_identity
 
 FOLDER = Path(__file__).parent
 VARIANTS = ("_baseline", "_avx2", "_avx512")
 """The same source for more and more instruction sets; the index is what ``processor_level`` counts."""
 
+INSTRUCTION_SETS = tuple(variant.removeprefix("_") for variant in VARIANTS)
+"""Names of the instruction sets. ``baseline`` is what every processor of a kind has: SSE2, or NEON on 64-bit ARM."""
+
 FORCED = "PAPERTAPE_NATIVE"
-"""Environment variable that names the instruction set to use (baseline, avx2 or avx512) instead of the best."""
+"""Environment variable that names the instruction set to use instead of the best; read when the library is loaded."""
 
 MOST_LEAVES = 6
 
@@ -124,8 +128,19 @@ def _open(variant: str) -> ctypes.CDLL | None:
 
 @functools.cache
 def load() -> ctypes.CDLL | str:
-    """The library for this processor, or for the instruction set that :data:`FORCED` names, or why there is none."""
-    return load_variant(os.environ.get(FORCED))
+    """The library for the best instruction set that the processor has, or why there is none.
+
+    Raises:
+        ValueError: :data:`FORCED` names another instruction set, which is unknown, not built, or not this processor's.
+    """
+    forced = os.environ.get(FORCED)
+    if not forced:
+        return load_variant(None)
+    check_choice(FORCED, forced, INSTRUCTION_SETS)
+    loaded = load_variant(forced)
+    if isinstance(loaded, str):
+        raise ValueError(f"{FORCED}: got {forced!r}; {loaded}")
+    return loaded
 
 
 @functools.cache
@@ -138,8 +153,7 @@ def load_variant(name: str | None) -> ctypes.CDLL | str:
             return f"the native library is not built; {again}"
         runs = VARIANTS[: baseline.processor_level() + 1]
         if name is not None and f"_{name}" not in runs:
-            allowed = ", ".join(variant.removeprefix("_") for variant in runs)
-            return f"{FORCED}: got {name!r}; this processor allows {allowed}"
+            return f"this processor allows {', '.join(variant.removeprefix('_') for variant in runs)}"
         # A variant that the compiler could not build is passed over, unless it is asked for.
         wanted = reversed(runs) if name is None else (f"_{name}",)
         library = next((found for variant in wanted if (found := _open(variant)) is not None), None)
@@ -151,6 +165,21 @@ def load_variant(name: str | None) -> ctypes.CDLL | str:
     if SOURCE.is_dir() and library.build_identity().decode() != build_identity():
         return f"the native library was built from other sources; {again}"
     return library
+
+
+def instructions_of(library: ctypes.CDLL) -> str:
+    """The name of the instruction set that a library is for."""
+    return Path(library._name).name.partition(".")[0].removeprefix("_")
+
+
+def identity() -> str:
+    """What tells the library that :func:`load` gives from others: its instruction set and the sources it is built from.
+
+    It has been loaded.
+    """
+    loaded = load()
+    assert not isinstance(loaded, str), loaded
+    return f"{instructions_of(loaded)} {loaded.build_identity().decode()}"
 
 
 def sizes(library: ctypes.CDLL, accessor: str, problem: Problem, dtype: torch.dtype) -> tuple[int, int]:

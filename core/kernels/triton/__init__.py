@@ -7,9 +7,11 @@ it is needed. Without a GPU, kernels run in Triton's interpreter (TRITON_INTERPR
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from ... import install
 from ...state import CircuitState
-from .. import guard
+from .. import guard, trial
 from ..formulas import other_constants
 from ..transforms import transforms_functions
 
@@ -43,15 +45,35 @@ OLDEST_CAPABILITY = (7, 0)
 
 def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
     """Why the Triton backend cannot run these inputs, or None."""
-    return (
+    reason = (
         _unavailable_device(inputs.device, asked_for=circuit.backend == "triton")
         or guard.unavailable_here(inputs.device)
         or other_constants()
         or ("it has no rule for torch.func transforms" if transforms_functions() else None)
-        or guard.known("triton", circuit, ACCESSORS, None).unavailable(circuit, inputs, state)
+        or _known(circuit).unavailable(circuit, inputs, state)
         or _unfit_modules(circuit, inputs, state)
         or _unavailable_triton(inputs.device)
     )
+    if reason is not None or circuit.backend != "auto":
+        return reason
+    from . import sequences, steps
+
+    whole = sequences.unavailable(circuit, state) is None
+    way, tried = ("triton sequence", sequences.run) if whole else ("triton steps", steps.run)
+    return trial.mistrusted(way, identity, tried, circuit, _known(circuit), inputs)
+
+
+def _known(circuit: CircuitView) -> guard.Known:
+    return guard.known("triton", circuit, ACCESSORS, None)
+
+
+@functools.cache
+def identity() -> str:
+    """Short hash of the kernels' sources."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _unavailable_device(device: torch.device, *, asked_for: bool) -> str | None:
@@ -119,7 +141,11 @@ def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor
     from . import sequences
 
     own = {name: parameter for name, parameter in built.named_parameters() if parameter.numel()}
-    return guard.unfit_population(own, parameters, inputs, circuit.input_size) or sequences.unavailable(circuit, state)
+    return (
+        guard.unfit_population(own, parameters, inputs, circuit.input_size)
+        or sequences.unavailable(circuit, state)
+        or trial.mistrusted_population("triton", identity, sequences.run_population, circuit, _known(circuit), inputs)
+    )
 
 
 def run_population(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from papertape.core.state import detach, map_state
 pytestmark = pytest.mark.skipif(isinstance(library.load(), str), reason=str(library.load()))
 
 STEPS, BATCH, INPUTS, OUTPUTS = 5, 3, 4, 2
-INSTRUCTION_SETS = [variant.removeprefix("_") for variant in library.VARIANTS]
 
 # Slots, word size, read heads, write heads, hidden size: odd ones, one of each, more than one vector, whole vectors.
 SHAPES = [(7, 5, 1, 1, 6), (1, 1, 1, 1, 1), (37, 6, 5, 1, 17), (16, 4, 2, 3, 16), (64, 3, 4, 2, 33)]
@@ -201,18 +200,44 @@ def test_allocation_under_ties(slots: int, dtype: torch.dtype) -> None:
     assert_close(gradients, expected_gradients, tolerance, floor=floor)
 
 
-@each_circuit
-@pytest.mark.parametrize("instructions", INSTRUCTION_SETS)
-def test_every_instruction_set(
-    build: Callable[..., Circuit], instructions: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    variant = library.load_variant(instructions)
+@pytest.fixture(params=library.INSTRUCTION_SETS)
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """One after another, those that the processor has."""
+    name: str = request.param
+    variant = library.load_variant(name)
     if isinstance(variant, str):
         pytest.skip(variant)
+    assert library.instructions_of(variant) == name
     monkeypatch.setattr(library, "load", lambda: variant)
+    return name
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("improved", [False, True])
+@each_circuit
+def test_every_instruction_set(
+    build: Callable[..., Circuit], improved: bool, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
-    for dtype in (torch.float64, torch.float32):
-        assert_agrees(prepare(build(SHAPES[2]), dtype), batch=13)
+    options: dict[str, Any] = {"masked_content": True} if improved else {}
+    if improved and build is dnc:
+        options |= {"memory_wipe": True, "link_sharpening": True, "usage_gradient": True, "squash": "tanh"}
+    assert_agrees(prepare(build(shape, controller="gru" if improved else "lstm", **options), dtype), batch=13)
+
+
+@pytest.mark.usefixtures("instructions")
+@each_circuit
+def test_populations_with_every_instruction_set(build: Callable[..., Circuit]) -> None:
+    torch.manual_seed(0)
+    circuit = build(SHAPES[2]).double()
+    population = population_of(circuit, 3)
+    inputs = torch.randn(STEPS, 9, INPUTS, dtype=torch.float64)
+    answers = circuit.run_population(population, inputs)
+    assert circuit.chosen_backend == "native"
+    circuit.backend = "eager"
+    torch.testing.assert_close(answers, one_by_one(circuit, population, inputs), rtol=0, atol=1e-10)
 
 
 @each_circuit
@@ -563,22 +588,56 @@ def test_without_a_library_auto_serves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("loaded_anew")
-@pytest.mark.parametrize("instructions", INSTRUCTION_SETS)
-def test_an_instruction_set_can_be_asked_for(instructions: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(library.FORCED, instructions)
-    loaded = library.load()
-    if isinstance(loaded, str):
-        assert loaded.startswith(f"{library.FORCED}: got {instructions!r}; this processor allows baseline")
+@pytest.mark.parametrize("name", library.INSTRUCTION_SETS)
+def test_an_instruction_set_can_be_asked_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    possible = library.load_variant(name)
+    monkeypatch.setenv(library.FORCED, name)
+    if isinstance(possible, str):
+        with pytest.raises(ValueError, match=rf"^PAPERTAPE_NATIVE: got '{name}'; .*"):
+            library.load()
     else:
-        assert f"_{instructions}." in loaded._name
+        assert library.instructions_of(library.load()) == name
 
 
 @pytest.mark.usefixtures("loaded_anew")
-def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(library.FORCED, "mmx")
-    circuit = ntm(backend="native")
-    with pytest.raises(RuntimeError, match=r"PAPERTAPE_NATIVE: got 'mmx'; this processor allows baseline"):
+@pytest.mark.parametrize("backend", ["native", "auto"])
+@pytest.mark.parametrize("name", ["mmx", "AVX2", "_avx2", "avx512 "])
+def test_an_unknown_instruction_set_is_refused(name: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.FORCED, name)
+    circuit = ntm(backend=backend)
+    with pytest.raises(ValueError, match=rf"^PAPERTAPE_NATIVE: got '{name}'; allowed: baseline, avx2, avx512$"):
         circuit(torch.zeros(STEPS, BATCH, INPUTS))
+
+
+@pytest.mark.usefixtures("loaded_anew")
+@pytest.mark.parametrize("level", [0, 1])
+def test_an_instruction_set_of_other_processors_is_refused(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Processor:
+        def processor_level(self) -> int:
+            return level
+
+    monkeypatch.setattr(library, "_open", lambda variant: Processor())
+    monkeypatch.setenv(library.FORCED, "avx512")
+    has = ["baseline", "baseline, avx2"][level]
+    with pytest.raises(ValueError, match=rf"^PAPERTAPE_NATIVE: got 'avx512'; this processor allows {has}$"):
+        library.load()
+
+
+@pytest.mark.usefixtures("loaded_anew")
+@pytest.mark.parametrize("name", library.INSTRUCTION_SETS)
+def test_what_is_not_built_cannot_be_forced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_open", lambda variant: None)
+    monkeypatch.setenv(library.FORCED, name)
+    with pytest.raises(ValueError, match=rf"^PAPERTAPE_NATIVE: got '{name}'; the native library is not built"):
+        library.load()
+
+
+@pytest.mark.usefixtures("loaded_anew")
+def test_an_empty_name_forces_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    best = library.load()
+    library.load.cache_clear()
+    monkeypatch.setenv(library.FORCED, "")
+    assert library.load() is best
 
 
 @each_circuit

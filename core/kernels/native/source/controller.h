@@ -13,7 +13,7 @@ template <class T> inline Vec<T> clipped(Vec<T> x, T clip) { return at_most(at_l
 // Gradient of clipping: passes up to and including the limits, as torch.clamp; without a limit whatever was clipped.
 template <class T> inline Vec<T> clip_gradient(Vec<T> gradient, Vec<T> raw, T clip) {
     if (clip == std::numeric_limits<T>::infinity()) return gradient;
-    return (raw >= splat(-clip)) & (raw <= splat(clip)) ? gradient : Vec<T>{};
+    return ((raw >= splat(-clip)) & (raw <= splat(clip))) ? gradient : Vec<T>{};
 }
 
 // gates: in, the products with the weights; out, the activations (for the GRU: reset, update, candidate and the

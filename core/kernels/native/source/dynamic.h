@@ -15,6 +15,7 @@ template <class T> class DynamicAccessor {
     Slots<T> slots;
     int N, word, reads, writes, ways;
     bool squash, wipe, sharpening, usage_gradient;
+    bool straight;  // a single step takes the links from the state and leaves them in the next one, without a copy
     int64_t memory_size, link_size, rows_per_state;
     Saved<T> saved, saved_links;
     // Parts of the interface vector.
@@ -84,7 +85,8 @@ template <class T> class DynamicAccessor {
     DynamicAccessor(const Problem& p, const Tensors<T>& tensors, const Records<T>& all_records)
         : x(tensors), records(all_records), slots((int)p.slots), N(slots.padded), word((int)p.word), reads((int)p.reads),
           writes((int)p.writes), ways(1 + 2 * writes), squash(p.squash), wipe(p.memory_wipe),
-          sharpening(p.link_sharpening), usage_gradient(p.usage_gradient), memory_size((int64_t)word * N),
+          sharpening(p.link_sharpening), usage_gradient(p.usage_gradient),
+          straight(p.steps == 1 && !p.training && x.last_state[LINK] && slots.count == N), memory_size((int64_t)word * N),
           link_size((int64_t)slots.count * N), rows_per_state(p.rows_per_state()),
           saved{x.saved, memory_size, p.batch, p.keep_every, p.steps, p.training != 0},
           saved_links{x.saved + Saved<T>::length(p) * p.batch * memory_size, writes * link_size, p.batch, p.keep_every,
@@ -140,7 +142,7 @@ template <class T> class DynamicAccessor {
         T *first = records.accessor(0, b), *memory = saved.first(b), *links = saved_links.first(b);
         to_columns(slots, word, x.state[MEMORY] + given * n * word, memory);
         pad(slots, 1, x.state[USAGE] + given * n, first + usage);
-        pad(slots, writes * slots.count, x.state[LINK] + given * writes * n * n, links);
+        if (!straight) pad(slots, writes * slots.count, x.state[LINK] + given * writes * n * n, links);
         pad(slots, writes, x.state[PRECEDENCE] + given * writes * n, first + precedence);
         pad(slots, reads, x.state[READ_WEIGHTS] + given * reads * n, first + read_weights);
         pad(slots, writes, x.state[WRITE_WEIGHTS] + given * writes * n, first + write_weights);
@@ -193,10 +195,11 @@ template <class T> class DynamicAccessor {
 
         const bool store_links = t % saved.every == saved.every - 1 || t == saved.steps - 1;
         std::vector<LinkUpdate<T>> updates(saved.every);
+        const T* stored = straight ? x.state[LINK] + b / rows_per_state * writes * link_size : saved_links.base_of(t, b);
+        T* out = straight ? x.last_state[LINK] + b * writes * link_size : store_links ? saved_links.after(t, b) : nullptr;
         for (int h = 0; h < writes; h++) {
             const int count = link_updates(t, b, h, updates.data());
-            follow_links(slots, saved_links.base_of(t, b) + h * link_size,
-                         store_links ? saved_links.after(t, b) + h * link_size : nullptr, updates.data(), count, reads,
+            follow_links(slots, stored + h * link_size, out ? out + h * link_size : nullptr, updates.data(), count, reads,
                          last + read_weights, now + ahead + (int64_t)h * reads * N, now + behind + (int64_t)h * reads * N);
         }
         read_lookup.forward(a, after, now + norms, now + norms, now + read_cosine, now + read_content);
@@ -228,7 +231,7 @@ template <class T> class DynamicAccessor {
         const T* now = records.accessor(saved.steps, b);
         to_rows(slots, word, saved.last(b), x.last_state[MEMORY] + b * n * word);
         unpad(slots, 1, now + usage, x.last_state[USAGE] + b * n);
-        unpad(slots, writes * slots.count, saved_links.last(b), x.last_state[LINK] + b * writes * n * n);
+        if (!straight) unpad(slots, writes * slots.count, saved_links.last(b), x.last_state[LINK] + b * writes * n * n);
         unpad(slots, writes, now + precedence, x.last_state[PRECEDENCE] + b * writes * n);
         unpad(slots, reads, now + read_weights, x.last_state[READ_WEIGHTS] + b * reads * n);
         unpad(slots, writes, now + write_weights, x.last_state[WRITE_WEIGHTS] + b * writes * n);

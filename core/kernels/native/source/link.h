@@ -7,12 +7,9 @@
 
 namespace native {
 
-// Rows of the matrix that are worked on together, as many as the registers hold.
-#if defined(__AVX512F__)
+// Rows of the matrix that are worked on together. With AVX2 some of them leave the registers, which costs less than to
+// pass over the vectors that all rows need once more.
 constexpr int LINK_ROWS = 4, LINK_ROWS_BACKWARD = 2;
-#else
-constexpr int LINK_ROWS = 2, LINK_ROWS_BACKWARD = 1;
-#endif
 
 // Write weights of a step and the precedence before it.
 template <class T> struct LinkUpdate {

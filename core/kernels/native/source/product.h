@@ -112,6 +112,79 @@ void product(int rows, const Packed<T>& b, Rows<const T> a, Rows<T> c, Rows<cons
     groups(std::integral_constant<int, 1>{});
 }
 
+// A matrix that serves so few rows that packing it would cost more than it saves: parts of weights where they lie.
+template <class T> struct Unpacked {
+    struct Part {
+        int row, rows, column, columns;  // of the matrix
+        const T* weight;                 // [columns, rows], rows `stride` apart
+        int64_t stride;
+    };
+    std::vector<Part> parts;
+};
+
+// sums[i, column] += Σ_p a[i, p] weight[column, p] of ROWS rows.
+template <class T, int ROWS>
+void add_dot_products(const typename Unpacked<T>::Part& part, Rows<const T> a, Rows<T> c) {
+    sweep<T>(part.columns, [&](int j, auto io) {
+        const int some = std::min(LANES<T>, part.columns - j);
+        Vec<T> vectors[ROWS][LANES<T>];
+        for (int lane = 0; lane < some; lane++) {
+            const T* weight = part.weight + (j + lane) * part.stride;
+            Vec<T> sums[ROWS];
+            for (int i = 0; i < ROWS; i++) sums[i] = Vec<T>{};
+            sweep<T>(part.rows, [&](int p, auto from) {
+                const Vec<T> w = from.load(weight + p);
+                for (int i = 0; i < ROWS; i++) sums[i] += w * from.load(a.first + i * a.stride + part.row + p);
+            });
+            for (int i = 0; i < ROWS; i++) vectors[i][lane] = sums[i];
+        }
+        for (int i = 0; i < ROWS; i++) {
+            for (int lane = some; lane < LANES<T>; lane++) vectors[i][lane] = Vec<T>{};
+            T* to = c.first + i * c.stride + part.column + j;
+            io.store(to, io.load(to) + folded<T, LANES<T>>(vectors[i], 0, LANES<T>));
+        }
+    });
+}
+
+// The same as the product with a packed matrix of n columns.
+template <class T>
+void product(int rows, int n, const Unpacked<T>& b, Rows<const T> a, Rows<T> c, Rows<const T> start) {
+    for (int i = 0; i < rows; i++) {
+        T* to = c.first + i * c.stride;
+        if (!start.first)
+            std::memset(to, 0, round_up<T>(n) * sizeof(T));
+        else if (to != start.first + i * start.stride)
+            std::memcpy(to, start.first + i * start.stride, round_up<T>(n) * sizeof(T));
+    }
+    row_groups<4>(rows, [&](auto some, int i) {
+        for (const auto& part : b.parts)
+            add_dot_products<T, some>(part, {a.first + i * a.stride, a.stride}, {c.first + i * c.stride, c.stride});
+    });
+}
+
+// A matrix of k rows and n columns made of transposed weights, packed or not.
+template <class T> struct Matrix {
+    int n;
+    bool packs;
+    Packed<T> packed;
+    Unpacked<T> unpacked;
+
+    Matrix(int k, int columns, bool all, bool pack) : n(columns), packs(pack), packed(pack ? k : 0, columns, all) {}
+    void put_transposed(int row, int rows, int column, int columns, const T* source, int64_t stride) {
+        if (packs)
+            packed.put_transposed(row, rows, column, columns, source, stride);
+        else
+            unpacked.parts.push_back({row, rows, column, columns, source, stride});
+    }
+};
+template <class T>
+void product(int rows, const Matrix<T>& b, Rows<const T> a, Rows<T> c, Rows<const T> start) {
+    if (b.packs)
+        product<T>(rows, b.packed, a, c, start);
+    else
+        product<T>(rows, b.n, b.unpacked, a, c, start);
+}
+
 // A share of a weight's gradient: the columns that it has in common with `count` columns of b.
 template <class T> struct Share {
     Rows<const T> b;

@@ -42,13 +42,6 @@ template <class T, int MOST, class F> inline void chunks(int padded, F&& body) {
     for (; n < padded; n += LANES<T>) body(std::integral_constant<int, 1>{}, n);
 }
 
-// Calls body(std::integral_constant<int, rows>, first row).
-template <int MOST, class F> inline void row_groups(int count, F&& body) {
-    int i = 0;
-    for (; i + MOST <= count; i += MOST) body(std::integral_constant<int, MOST>{}, i);
-    for (; i < count; i++) body(std::integral_constant<int, 1>{}, i);
-}
-
 // Innermost loops run on copies of what their lambdas hold: to the compiler a vector that is stored might change that.
 
 // after = before ∘ kept ∘ Π_h (1 - w_h e_h) + Σ_h w_h a_h; kept may be null; after may be before.

@@ -228,19 +228,24 @@ struct LayerShape {
     }
 };
 
-// The weights of one member, packed for the forward products.
+// Rows of a product for which its matrix is not worth packing.
+constexpr int64_t FEW_ROWS = 4;
+
+// The weights of one member, as the forward products take them.
 template <class T> struct ForwardWeights {
     struct Upper {
-        Packed<T> from_own, from_below;
+        Matrix<T> from_own, from_below;
         Space<T> bias;
     };
-    Packed<T> from_seen, from_inputs, to_interface, to_outputs;
+    bool packs;
+    Matrix<T> from_seen, from_inputs, to_interface, to_outputs;
     Space<T> bias, interface_bias, output_bias;
     std::vector<Upper> uppers;
 
     ForwardWeights(const Problem& p, const Tensors<T>& x, const Records<T>& r, int64_t member)
-        : from_seen(r.seen, r.gates, all_gates(p)), from_inputs((int)p.inputs, r.gates, all_gates(p)),
-          to_interface(r.hidden, (int)p.interface), to_outputs(r.features, (int)p.outputs),
+        : packs(p.steps > 1 || p.batch > FEW_ROWS), from_seen(r.seen, r.gates, all_gates(p), packs),
+          from_inputs((int)p.inputs, r.gates, all_gates(p), packs), to_interface(r.hidden, (int)p.interface, true, packs),
+          to_outputs(r.features, (int)p.outputs, true, packs),
           interface_bias(whole_vectors(x.interface_bias, member, (int)p.interface)),
           output_bias(whole_vectors(x.output_bias, member, (int)p.outputs)) {
         const int own = r.feed_forward ? 0 : r.hidden, inputs = (int)p.inputs;
@@ -259,8 +264,8 @@ template <class T> struct ForwardWeights {
                 bias = std::move(biases);
                 continue;
             }
-            uppers.push_back({Packed<T>(own, r.gates, all_gates(p)), Packed<T>(r.hidden, r.gates, all_gates(p)),
-                              std::move(biases)});
+            uppers.push_back({Matrix<T>(own, r.gates, all_gates(p), packs),
+                              Matrix<T>(r.hidden, r.gates, all_gates(p), packs), std::move(biases)});
             pack(uppers.back().from_own, 0, own, shape.recurrent, recurrent, own);
             pack(uppers.back().from_below, 0, r.hidden, shape.input, weight, shape.below);
         }
@@ -277,7 +282,7 @@ template <class T> struct ForwardWeights {
         std::copy_n(biases + member * count, count, padded.get());
         return padded;
     }
-    static void pack(Packed<T>& to, int row, int count, const std::vector<GateBlock>& blocks, const T* weight,
+    static void pack(Matrix<T>& to, int row, int count, const std::vector<GateBlock>& blocks, const T* weight,
                      int64_t stride) {
         for (const auto& block : blocks)
             to.put_transposed(row, count, block.gate, block.count, weight + block.row * stride, stride);
@@ -321,7 +326,7 @@ void forward_block(const Problem& p, const Tensors<T>& x, const Records<T>& reco
         for (int layer = 0; layer < layers; layer++) {
             const Rows<T> gates{records.gate(t + 1, b0, layer), records.size};
             const Space<T>& bias = layer ? weights.uppers[layer - 1].bias : weights.bias;
-            auto add = [&](const Packed<T>& weight, Rows<const T> from, Rows<const T> to) {
+            auto add = [&](const Matrix<T>& weight, Rows<const T> from, Rows<const T> to) {
                 product<T>((int)rows, weight, from, gates, to);
             };
             const Rows<const T> none{bias.get(), 0}, some = const_rows(gates);

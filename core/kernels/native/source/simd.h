@@ -8,6 +8,7 @@
 #include <initializer_list>
 #include <limits>
 #include <memory>
+#include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -102,6 +103,13 @@ template <class T, class F> inline void sweep(int n, F&& body) {
     int i = 0;
     for (; i + LANES<T> <= n; i += LANES<T>) body(i, Whole<T>{});
     if (i < n) body(i, Part<T>{n - i});
+}
+
+// Calls body(std::integral_constant<int, rows>, first row).
+template <int MOST, class F> inline void row_groups(int count, F&& body) {
+    int i = 0;
+    for (; i + MOST <= count; i += MOST) body(std::integral_constant<int, MOST>{}, i);
+    for (; i < count; i++) body(std::integral_constant<int, 1>{}, i);
 }
 
 // ---- reductions over the lanes; what they make of lanes that are no numbers is any of them or no number ----
@@ -212,18 +220,22 @@ template <class T, int HALF = LANES<T> / 2> ALWAYS_INLINE void transpose(Vec<T> 
 // to[j][i] = from[i][j] of so many rows and columns.
 template <class T>
 void transpose(int rows, int columns, const T* from, int64_t from_stride, T* to, int64_t to_stride) {
-    const int whole_rows = rows / LANES<T> * LANES<T>, whole_columns = columns / LANES<T> * LANES<T>;
-    for (int i = 0; i < whole_rows; i += LANES<T>) {
-        for (int j = 0; j < whole_columns; j += LANES<T>) {
+    if (rows < LANES<T> || columns < LANES<T>) {
+        for (int i = 0; i < rows; i++)
+            for (int j = 0; j < columns; j++) to[j * to_stride + i] = from[i * from_stride + j];
+        return;
+    }
+    // The last squares lie over those before them where the sides are no whole vectors.
+    for (int i = 0; i < rows; i += LANES<T>) {
+        const int row = std::min(i, rows - LANES<T>);
+        for (int j = 0; j < columns; j += LANES<T>) {
+            const int column = std::min(j, columns - LANES<T>);
             Vec<T> square[LANES<T>];
-            for (int lane = 0; lane < LANES<T>; lane++) square[lane] = load(from + (i + lane) * from_stride + j);
+            for (int lane = 0; lane < LANES<T>; lane++) square[lane] = load(from + (row + lane) * from_stride + column);
             transpose<T>(square);
-            for (int lane = 0; lane < LANES<T>; lane++) store(to + (j + lane) * to_stride + i, square[lane]);
+            for (int lane = 0; lane < LANES<T>; lane++) store(to + (column + lane) * to_stride + row, square[lane]);
         }
     }
-    for (int i = 0; i < rows; i++)
-        for (int j = i < whole_rows ? whole_columns : 0; j < columns; j++)
-            to[j * to_stride + i] = from[i * from_stride + j];
 }
 
 // ---- elementary functions; float after Cephes (1 to 2 ulp, branch free, NaN stays NaN), double lane by lane ----
