@@ -99,14 +99,15 @@ def _unavailable_triton(device: torch.device) -> str | None:
 
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
     """Features ``[T, B, F]`` and the last state."""
-    from . import graphs, sequences, steps
+    from .. import graphs
+    from . import sequences, steps
 
     if sequences.unavailable(circuit, state) is None:
         return sequences.run(circuit, inputs, state)
     if not inputs.is_cuda:
         return steps.run(circuit, inputs, state)
     with torch.cuda.device(inputs.device):
-        return graphs.run(steps.run, circuit, inputs, state)
+        return graphs.run_recorded(steps.run, circuit, inputs, state)
 
 
 def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> str | None:
