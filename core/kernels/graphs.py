@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,6 +82,22 @@ class Recorder:
             yield
         torch.cuda.synchronize()
 
+    @contextlib.contextmanager
+    def without_waiting(self) -> Iterator[None]:
+        """Within the block, whatever waits for the GPU raises an error: a recording would break off there half-way."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Synchronization debug mode")
+            mode = torch.cuda.get_sync_debug_mode()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                yield
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
+
+    def on(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        """Within the block, this GPU is the one on which streams are made and graphs run."""
+        return torch.cuda.device(device)
+
     def recording(self) -> bool:
         """Whether the caller records a graph of its own."""
         return torch.cuda.is_current_stream_capturing()
@@ -131,11 +148,12 @@ class Recording:
 
         self.gradients: list[Tensor] = []
         with recorder.side_stream():
-            for _ in range(WARM_UPS):
-                forward()
-                self.gradients = [torch.zeros_like(t) for t in live if t.requires_grad]
-                if self.gradients:
-                    backward()
+            for warm_up in range(WARM_UPS):
+                with recorder.without_waiting() if warm_up == WARM_UPS - 1 else contextlib.nullcontext():
+                    forward()
+                    self.gradients = [torch.zeros_like(t) for t in live if t.requires_grad]
+                    if self.gradients:
+                        backward()
         made, self.replay_forward, pool = recorder.capture(forward, None)
         self.results = [t.detach() for t in made]
         self.differentiable = [t.requires_grad for t in made]
@@ -165,8 +183,10 @@ class Recording:
 
     def check(self, function: Function, circuit: nn.Module, arguments: list[Tensor], parameters: list[Tensor]) -> None:
         """Raise RuntimeError if a replay gives anything else than the function, or another gradient."""
-        upstream = [torch.rand_like(place) for place in self.gradients]
-        with _nothing_changes(circuit, arguments[0].device):
+        device = arguments[0].device
+        with _nothing_changes(circuit, device):
+            upstream = [torch.rand_like(place) for place in self.gradients]
+        with _nothing_changes(circuit, device):
             self.copy_in(arguments)
             for place, value in zip(self.gradients, upstream, strict=True):
                 place.copy_(value)
@@ -174,7 +194,7 @@ class Recording:
             if self.training:
                 self.replay_backward()
             replayed = [None if t is None else t.clone() for t in [*self.results, *self.made]]
-        with _nothing_changes(circuit, arguments[0].device):
+        with _nothing_changes(circuit, device):
             given = self._copies(arguments)
             expected: list[Tensor | None] = [*function(given)]
             if self.training:
@@ -386,10 +406,11 @@ def _run(
     circuit: CircuitView, key: Any, function: Function, arguments: list[Tensor], parameters: list[Tensor]
 ) -> list[Tensor]:
     """What a function gives, replayed if it can be."""
-    recording = _find(circuit, key, function, arguments, parameters)
-    if recording is None or recording.busy() is not None:
-        return function(arguments)
-    return recording(arguments, parameters)
+    with recorder.on(arguments[0].device):
+        recording = _find(circuit, key, function, arguments, parameters)
+        if recording is None or recording.busy() is not None:
+            return function(arguments)
+        return recording(arguments, parameters)
 
 
 def _find(

@@ -106,8 +106,7 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
         return sequences.run(circuit, inputs, state)
     if not inputs.is_cuda:
         return steps.run(circuit, inputs, state)
-    with torch.cuda.device(inputs.device):
-        return graphs.run_recorded(steps.run, circuit, inputs, state)
+    return graphs.run_recorded(steps.run, circuit, inputs, state)
 
 
 def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> str | None:

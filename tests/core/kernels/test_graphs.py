@@ -72,6 +72,12 @@ class StandIn(graphs.Recorder):
     def side_stream(self) -> Any:
         return contextlib.nullcontext()
 
+    def without_waiting(self) -> Any:
+        return contextlib.nullcontext()
+
+    def on(self, device: torch.device) -> Any:
+        return contextlib.nullcontext()
+
     def recording(self) -> bool:
         return False
 
@@ -83,8 +89,10 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def unlisted(*arguments: Any) -> None:
         before = list(stand_in.events)
-        check(*arguments)
-        stand_in.events[:] = before
+        try:
+            check(*arguments)
+        finally:
+            stand_in.events[:] = before
 
     monkeypatch.setattr(graphs, "recorder", stand_in)
     monkeypatch.setattr(dispatch, "_AUTO_ORDER", ("graphs", "eager"))
@@ -107,8 +115,10 @@ def random_state(circuit: Circuit, seed: int = 0) -> Any:
 def results(circuit: Circuit, backend: str, inputs: Tensor, state: Any) -> list[Tensor]:
     """Outputs, every leaf of the last state, and the gradients of a random sum of them in everything."""
     circuit.backend = backend
-    inputs = inputs.detach().clone().requires_grad_()
-    state = map_state(lambda leaf: leaf.detach().clone().requires_grad_(leaf.is_floating_point()), state)
+    inputs = inputs.detach().clone().requires_grad_(circuit.differentiable)
+    state = map_state(
+        lambda leaf: leaf.detach().clone().requires_grad_(circuit.differentiable and leaf.is_floating_point()), state
+    )
     outputs, last = circuit(inputs, state)
     assert circuit.chosen_backend == backend
     made = [outputs, *leaves(last)]
