@@ -55,7 +55,8 @@ def supervise(command: Callable[[int], Sequence[str]], write: Callable[[str], No
             command(begun), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
         lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=_pass_on, args=(cast("IO[str]", process.stdout), lines), daemon=True).start()
+        reader = threading.Thread(target=_pass_on, args=(cast("IO[str]", process.stdout), lines), daemon=True)
+        reader.start()
         row, limit, last, killed = "", end, "it said nothing", ""
         while True:
             try:
@@ -77,6 +78,7 @@ def supervise(command: Callable[[int], Sequence[str]], write: Callable[[str], No
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # with all that it started
         status = process.wait()
+        reader.join(5)  # at once, now that nobody can write any more
         if row:
             write(f"| {row} | {killed or f'the process ended ({status}): {last}'} |")
         if killed == "the time was up":
@@ -92,8 +94,9 @@ def supervise(command: Callable[[int], Sequence[str]], write: Callable[[str], No
 
 
 def _pass_on(stream: IO[str], lines: queue.Queue[str | None]) -> None:
-    for line in stream:
-        lines.put(line.rstrip("\n"))
+    with stream:
+        for line in stream:
+            lines.put(line.rstrip("\n"))
     lines.put(None)
 
 
