@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 THERE = ("torch",)
 """What is not gathered."""
 
+BOUNDS = {"numpy": ",<2.4"}
+"""Triton 3.6 interprets kernels with no newer one; a GPU does not mind."""
+
 PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
 
 
@@ -28,7 +31,8 @@ def needed() -> list[str]:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     blocks = re.findall(r"^(?:dependencies|gym) = \[(.*?)\]", text, re.DOTALL | re.MULTILINE)
     found = re.findall(r'"([^"]+)"', "".join(blocks))
-    return [requirement for requirement in found if not re.match(rf"({'|'.join(THERE)})\b", requirement)]
+    found = [requirement for requirement in found if not re.match(rf"({'|'.join(THERE)})\b", requirement)]
+    return [requirement + BOUNDS.get(re.split(r"[<>=]", requirement)[0], "") for requirement in found]
 
 
 def main() -> None:

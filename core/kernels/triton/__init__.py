@@ -7,6 +7,7 @@ it is needed. Without a GPU, kernels run in Triton's interpreter (TRITON_INTERPR
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -90,11 +91,18 @@ def _unavailable_triton(device: torch.device) -> str | None:
             return "TRITON_INTERPRET was set after Triton was imported"
         if device.type != "cpu" and interpreted():
             return "TRITON_INTERPRET is set: it would interpret its kernels on the CPU"
+        if interpreted() and _version("triton") < (3, 7) and _version("numpy") >= (2, 4):
+            return "Triton before 3.7 interprets kernels with NumPy before 2.4 only (pip install 'numpy<2.4')"
         ones = torch.ones(1, 1, 1, device=device)
         content_weights(ones, ones, ones[0])
     except Exception as error:
         return f"Triton does not work on {device}: {type(error).__name__}: {error}"
     return None
+
+
+def _version(package: str) -> tuple[int, ...]:
+    """Its first two numbers."""
+    return tuple(map(int, importlib.metadata.version(package).split(".")[:2]))
 
 
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:

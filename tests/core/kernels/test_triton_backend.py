@@ -274,6 +274,15 @@ def test_missing_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     triton._unavailable_triton.cache_clear()
 
 
+@needs_triton
+@pytest.mark.usefixtures("triton_interpreter")
+def test_an_interpreter_that_numpy_is_too_new_for_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "_version", {"triton": (3, 6), "numpy": (2, 4)}.get)
+    triton._unavailable_triton.cache_clear()
+    assert "pip install 'numpy<2.4'" in str(reason(ntm(backend="triton")))
+    triton._unavailable_triton.cache_clear()
+
+
 def refusals() -> dict[str, tuple[Callable[[], Circuit], str]]:
     def hooked() -> Circuit:
         circuit = ntm(backend="triton")
