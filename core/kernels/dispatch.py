@@ -21,6 +21,7 @@ from ..options import check_choice
 from ..state import CircuitState
 from . import eager, graphs, native, triton
 from .formulas import Skipped
+from .graphs import BackendError as BackendError
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView
@@ -39,10 +40,6 @@ _AUTO_ORDER = ("native", "triton", "graphs", "eager")
 _POPULATION_ORDER = ("native", "triton", "graphs")
 
 logger = logging.getLogger(__name__)
-
-
-class BackendError(RuntimeError):
-    """The backend that a circuit asks for cannot run it here; the message says why."""
 
 
 def check_backend(backend: str) -> None:

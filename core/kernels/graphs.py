@@ -62,6 +62,10 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
 logger = logging.getLogger(__name__)
 
 
+class BackendError(RuntimeError):
+    """The backend that a circuit asks for cannot run it here; the message says why."""
+
+
 class Recorder:
     """What records and replays on a GPU; tests put a stand-in in its place."""
 
@@ -369,6 +373,26 @@ def pieces(steps: int) -> list[int]:
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
     """Features ``[T, B, F]`` and the last state."""
     return run_recorded(eager.run, circuit, inputs, state)
+
+
+def run_circuit(circuit: Any, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """Outputs ``[T, B, O]`` and the last state of a circuit whose steps are its own, recorded where they can be.
+
+    Raises:
+        BackendError: it asks for that, and cannot be recorded; says why.
+    """
+    if circuit.backend != "eager" and "graphs" in circuit.backends:
+        reason = unavailable(circuit, inputs, state)
+        if reason is None:
+            return run_recorded(_steps, circuit, inputs, state)
+        if circuit.backend == "graphs":
+            raise BackendError(f"backend: 'graphs' cannot run this circuit: {reason}")
+    return _steps(circuit, inputs, state)
+
+
+def _steps(circuit: Any, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+    outputs, state = circuit._run(inputs, state)
+    return outputs, state
 
 
 def run_recorded(plain: Run, circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:

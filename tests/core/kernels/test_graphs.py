@@ -193,6 +193,7 @@ class OneState(NamedTuple):
     age: Tensor
 
 
+@papertape.register_state
 class Heads(NamedTuple):
     key: Tensor
 
@@ -242,6 +243,41 @@ def same(circuit: Circuit, calls: int = 6) -> None:
 def test_a_memory_of_others_is_recorded(recorded: list[str]) -> None:
     same(own(Own))
     assert recorded.count("replay backward") == 4
+
+
+class Sums(Circuit):
+    """No memory, and nothing of the package's in a step."""
+
+    def setup(self) -> None:
+        self.layer = nn.Linear(self.input_size + self.output_size, self.output_size)
+
+    def initial_state(self, batch_size: int) -> Heads:
+        return Heads(self.layer.weight.new_zeros(batch_size, self.output_size))
+
+    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Heads]:
+        state = self.initial_state(len(x)) if state is None else state
+        key = torch.tanh(self.layer(torch.cat([x, state.key], dim=-1)))
+        return key, Heads(state.key + key)
+
+
+def test_a_whole_circuit_of_others_is_recorded(recorded: list[str]) -> None:
+    torch.manual_seed(0)
+    circuit = Sums(INPUTS, OUTPUTS)
+    circuit.chosen_backend = None
+    found: dict[str, list[Tensor]] = {}
+    for seed in range(5):
+        inputs, state = torch.randn(STEPS, BATCH, INPUTS), random_state(circuit, seed)
+        for backend in ("graphs", "eager", "auto"):
+            circuit.backend = circuit.chosen_backend = backend
+            found[backend] = results(circuit, backend, inputs, state)
+        torch.testing.assert_close(found["graphs"], found["eager"])
+        torch.testing.assert_close(found["auto"], found["eager"])
+    assert recorded.count("capture forward") == 2 and recorded.count("replay backward") == 6
+
+
+def test_a_whole_circuit_of_others_says_why_it_is_not_recorded() -> None:
+    with pytest.raises(dispatch.BackendError, match="backend: 'graphs' cannot run this circuit: it records on GPUs"):
+        Sums(INPUTS, OUTPUTS, backend="graphs")(torch.ones(STEPS, BATCH, INPUTS))
 
 
 def test_what_draws_in_python_is_refused(recorded: list[str], caplog: pytest.LogCaptureFixture) -> None:
