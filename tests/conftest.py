@@ -32,7 +32,7 @@ def outsiders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     """A test that begins with nothing from outside, and whose imports are forgotten after it with all they register."""
     from papertape.core import registry
 
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in (str(EXAMPLES), str(OUTSIDE.parent))])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     own = {
         kind: {name: entry for name, entry in names.items() if entry.__module__.startswith("papertape.")}
