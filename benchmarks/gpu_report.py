@@ -58,25 +58,27 @@ def supervise(command: Callable[[int], Sequence[str]], write: Callable[[str], No
         reader = threading.Thread(target=_pass_on, args=(cast("IO[str]", process.stdout), lines), daemon=True)
         reader.start()
         row, limit, last, killed = "", end, "it said nothing", ""
-        while True:
-            try:
-                line = lines.get(timeout=max(0.05, min(limit, end) - time.monotonic()))
-            except queue.Empty:
-                killed = "the time was up" if time.monotonic() >= end else "it took too long"
-                break
-            if line is None:
-                break
-            if line.startswith(ROW):
-                number, seconds, row = line.removeprefix(ROW).split(" ", 2)
-                begun, limit = int(number), time.monotonic() + float(seconds)
-            elif line.startswith(TEXT):
-                write(line.removeprefix(TEXT))
-            elif line == DONE:
-                row, limit = "", end
-            else:
-                last = line or last
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # with all that it started
+        try:
+            while True:
+                try:
+                    line = lines.get(timeout=max(0.05, min(limit, end) - time.monotonic()))
+                except queue.Empty:
+                    killed = "the time was up" if time.monotonic() >= end else "it took too long"
+                    break
+                if line is None:
+                    break
+                if line.startswith(ROW):
+                    number, seconds, row = line.removeprefix(ROW).split(" ", 2)
+                    begun, limit = int(number), time.monotonic() + float(seconds)
+                elif line.startswith(TEXT):
+                    write(line.removeprefix(TEXT))
+                elif line == DONE:
+                    row, limit = "", end
+                else:
+                    last = line or last
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with all that it started
         status = process.wait()
         reader.join(5)  # at once, now that nobody can write any more
         if row:

@@ -273,6 +273,8 @@ def _frozen(value: Any) -> Any:
     """What tells whether a value that Python sees is still the same."""
     if isinstance(value, Tensor):
         # A GPU reads what lies there when it replays; a number that lies on the CPU was read when it was recorded.
+        if not in_memory(value) or value.is_inference():
+            return type(value), id(value)
         version = 0 if value.device.type == recorder.device else value._version
         return value.data_ptr(), value.shape, value.stride(), value.dtype, version
     if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):

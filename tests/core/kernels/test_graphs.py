@@ -312,6 +312,18 @@ def test_attributes_that_change_are_seen(recorded: list[str]) -> None:
     assert recorded.count("capture forward") == 6
 
 
+def test_attributes_of_every_kind_can_be_told_apart(recorded: list[str]) -> None:
+    """Sparse tensors, which lie nowhere, those of inference mode, containers, and what cannot be compared."""
+    circuit = own(Own)
+    with torch.inference_mode():
+        inference = torch.ones(2)
+    for value in (torch.eye(2).to_sparse(), inference, {"a": [1, {2}]}, torch.Generator(), float("inf"), None):
+        circuit.accessor.extra = value
+        same(circuit, 4)
+        assert recorded.count("replay backward") == 2
+        recorded.clear()
+
+
 def test_methods_of_classes_that_change_are_seen(recorded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     circuit = own(Own)
     same(circuit)
