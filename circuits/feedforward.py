@@ -25,6 +25,8 @@ class FeedForwardCircuitState(NamedTuple):
 class FeedForwardCircuit(Circuit):
     """Fully connected layers: a plain classifier where sequences have one step, the same map at each where more."""
 
+    backends = ("auto", "eager")
+
     hidden_sizes: list[Annotated[int, Field(ge=1)]] = Field(
         default=[64], strict=False, description="size of each hidden layer; none makes a linear map"
     )

@@ -18,6 +18,8 @@ class ModuleCircuit(Circuit):
     back with the inputs that come next, ``module(inputs, state)``.
     """
 
+    backends = ("auto", "eager")
+
     input_size: int | None = Field(  # type: ignore[assignment]
         default=None, kw_only=False, ge=1, description="I; None takes whatever the module takes"
     )

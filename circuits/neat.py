@@ -22,6 +22,8 @@ class NeatCircuit(Circuit):
     circuit answers has not: these are logits.
     """
 
+    backends = ("auto", "eager")
+
     max_nodes: int = Field(default=16, ge=1, description="hidden nodes that there is room for")
     activation: TopologyActivation = Field(default="tanh", description="of all nodes")
 

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from .component import Component
 from .contracts import BATCH, check_seen, check_trace_fields, expect, try_initial_state, try_steps, trying
 from .initialisers import reset
+from .kernels import graphs
 from .kernels.transforms import one_call
 from .lengths import check_lengths, run_each_to_its_end
 from .members import Stack, map_members
@@ -43,8 +44,8 @@ class Circuit(Component, nn.Module, ABC):
 
     differentiable: bool = Field(default=True, init=False)
     """Whether outputs have a gradient, without which a circuit can only evolve."""
-    backends: ClassVar[tuple[str, ...]] = ("auto", "eager")
-    """What :attr:`backend` may be."""
+    backends: ClassVar[tuple[str, ...]] = ("auto", "graphs", "eager")
+    """What :attr:`backend` may be; here, what :meth:`run` goes by."""
     trace_fields: ClassVar[Mapping[str, TraceField]] = {}
     """What a trace shows."""
     autocast: torch.dtype | None = Field(default=None, init=False)
@@ -120,7 +121,7 @@ class Circuit(Component, nn.Module, ABC):
 
     def run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         """A whole sequence, ``[T, B, I]`` -> ``[T, B, O]`` and the last state; here, step by step."""
-        outputs, state = one_call(self.backend, self._run, inputs, state)
+        outputs, state = one_call(self.backend, graphs.run_circuit, self, inputs, state)
         return outputs, state
 
     def _run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:

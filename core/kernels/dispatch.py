@@ -19,30 +19,28 @@ from torch import Tensor
 from ..members import Stack, dense, map_members
 from ..options import check_choice
 from ..state import CircuitState
-from . import eager, native, triton
+from . import eager, graphs, native, triton
 from .formulas import Skipped
+from .graphs import BackendError as BackendError
 from .trial import Mistrusted
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView
 
-Backend = Literal["auto", "native", "triton", "eager"]
+Backend = Literal["auto", "native", "triton", "graphs", "eager"]
 
 BACKENDS = get_args(Backend)
 
 _MODULES: dict[str, ModuleType] = {
     "native": native,
     "triton": triton,
+    "graphs": graphs,
     "eager": eager,
 }
-_AUTO_ORDER = ("native", "triton", "eager")
-_POPULATION_ORDER = ("native", "triton")
+_AUTO_ORDER = ("native", "triton", "eager")  # not graphs, as long as no GPU has run them
+_POPULATION_ORDER = ("native", "triton", "graphs")
 
 logger = logging.getLogger(__name__)
-
-
-class BackendError(RuntimeError):
-    """The backend that a circuit asks for cannot run it here; the message says why."""
 
 
 def check_backend(backend: str) -> None:
@@ -116,8 +114,8 @@ def choose_population(circuit: CircuitView, parameters: Mapping[str, Tensor], in
 def run_population(circuit: CircuitView, stacks: Mapping[str, Stack], inputs: Tensor) -> Tensor:
     """The answers of P members, each with its own parameters, to the same inputs from their initial states.
 
-    By the native or the Triton backend if it can and the circuit asks for it or for ``auto``; else eagerly, mapped over
-    the members. Not differentiable.
+    By the first of the native, the Triton and the graphs backend that can, if the circuit asks for it or for ``auto``;
+    else eagerly, mapped over the members. Not differentiable.
 
     Args:
         circuit: what each member is; its own parameters are left alone.
@@ -154,9 +152,9 @@ def _note(circuit: CircuitView, name: str, fastest: str, reason: str | None) -> 
         logger.info("backend: %s", name)
         return
     if isinstance(reason, (Skipped, Mistrusted)):
-        why = f"{fastest}: {reason}; such circuits run on the slower eager backend"
+        why = f"{fastest}: {reason}; such circuits run on the slower {name} backend"
     elif reason == native.library.load():
-        why = f"{reason}; until then circuits run on the slower eager backend"
+        why = f"{reason}; until then circuits run on the slower {name} backend"
     else:
         logger.info("backend: %s (%s: %s)", name, fastest, reason)
         return

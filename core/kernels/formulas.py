@@ -249,6 +249,11 @@ def replaced(layers: Sequence[nn.Module]) -> Skipped | None:
     return None
 
 
+def as_written(kinds: tuple[type, ...]) -> bool:
+    """Whether nothing of what was written of these classes was replaced."""
+    return all(record.same() or record.changed() is None for record in _records(kinds))
+
+
 def other_constants() -> Skipped | None:
     """Which constant was replaced, for kernels that are compiled with them, or None."""
     for (module, name), value in CONSTANTS.items():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.autograd.function import once_differentiable
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 _ONE = torch.ones(())
@@ -69,6 +71,26 @@ def _forward_mode() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def kernel_backward(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates the backward pass of kernels and graphs: differentiable once, one gradient at a time.
+
+    Raises:
+        RuntimeError: gradients come in a batch, which have no address.
+    """
+
+    @once_differentiable
+    @wraps(backward)
+    def checked(ctx: Any, *gradients: Tensor | None) -> Any:
+        if not all(gradient is None or in_memory(gradient) for gradient in gradients):
+            raise RuntimeError(
+                "backend: 'triton' and 'graphs' have no batched gradients (is_grads_batched, vectorize); "
+                "allowed is 'eager'"
+            )
+        return backward(ctx, *gradients)
+
+    return checked
 
 
 def one_call(backend: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -112,6 +113,8 @@ def _unavailable_triton(device: torch.device) -> str | None:
             return "TRITON_INTERPRET was set after Triton was imported"
         if device.type != "cpu" and interpreted():
             return "TRITON_INTERPRET is set: it would interpret its kernels on the CPU"
+        if interpreted() and _version("triton") < (3, 7) and _version("numpy") >= (2, 4):
+            return "Triton before 3.7 interprets kernels with NumPy before 2.4 only (pip install 'numpy<2.4')"
         ones = torch.ones(1, 1, 1, device=device)
         content_weights(ones, ones, ones[0])
     except Exception as error:
@@ -119,16 +122,21 @@ def _unavailable_triton(device: torch.device) -> str | None:
     return None
 
 
+def _version(package: str) -> tuple[int, ...]:
+    """Its first two numbers."""
+    return tuple(map(int, importlib.metadata.version(package).split(".")[:2]))
+
+
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
     """Features ``[T, B, F]`` and the last state."""
-    from . import graphs, sequences, steps
+    from .. import graphs
+    from . import sequences, steps
 
     if sequences.unavailable(circuit, state) is None:
         return sequences.run(circuit, inputs, state)
     if not inputs.is_cuda:
         return steps.run(circuit, inputs, state)
-    with torch.cuda.device(inputs.device):
-        return graphs.run(steps.run, circuit, inputs, state)
+    return graphs.run_recorded(steps.run, circuit, inputs, state)
 
 
 def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> str | None:

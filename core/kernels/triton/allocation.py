@@ -16,7 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...addressing import USAGE_EPSILON
-from .launch import kernel_backward, launch, parts, power_of_two, sigmoid
+from ..transforms import kernel_backward
+from .launch import launch, parts, power_of_two, sigmoid
 
 ROWS = 32
 """Slots that a program allocates."""

@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...addressing import NORM_EPSILON
+from ..transforms import kernel_backward
 from .launch import (
-    kernel_backward,
     launch,
     parts,
     power_of_two,

@@ -7,18 +7,13 @@ several programs are written as parts and added by torch: no atomics, so results
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from triton.runtime.interpreter import InterpretedFunction
-
-from ..transforms import in_memory
 
 TILE = 2048
 """Elements that a two-dimensional tile aims at: 16 registers per thread of 4 warps in float32."""
@@ -42,25 +37,6 @@ def parts(size: int, block: int) -> int:
 def warps(elements: int) -> int:
     """Warps for a program whose largest tile has so many elements: 16 elements per thread, 1 to 8 warps."""
     return min(8, max(1, power_of_two(elements) // 512))
-
-
-def kernel_backward(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates the backward pass of a function of kernels: differentiable once, one gradient at a time.
-
-    Raises:
-        RuntimeError: gradients come in a batch, in which kernels find no address.
-    """
-
-    @once_differentiable
-    @wraps(backward)
-    def checked(ctx: Any, *gradients: Tensor | None) -> Any:
-        if not all(gradient is None or in_memory(gradient) for gradient in gradients):
-            raise RuntimeError(
-                "backend: 'triton' has no batched gradients (is_grads_batched, vectorize); allowed is 'eager'"
-            )
-        return backward(ctx, *gradients)
-
-    return checked
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, **constants: Any) -> None:

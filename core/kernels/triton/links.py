@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import kernel_backward, launch, parts, power_of_two, warps
+from ..transforms import kernel_backward
+from .launch import launch, parts, power_of_two, warps
 
 ROWS = 32
 """Rows of links that a program takes; what sums over rows comes in N / ROWS parts."""

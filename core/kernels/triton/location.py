@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...addressing import SHARPEN_EPSILON
-from .launch import TILE, kernel_backward, launch, power_of_two, softmax, warps
+from ..transforms import kernel_backward
+from .launch import TILE, launch, power_of_two, softmax, warps
 
 
 @triton.jit

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ...addressing import NORM_EPSILON
 from ...interface import MASK_MIN
+from ..transforms import kernel_backward
 from .controllers import FEEDFORWARD
-from .launch import kernel_backward, launch, parts, power_of_two
+from .launch import launch, parts, power_of_two
 
 KEEP_EVERY = 8
 """Steps between two checkpoints."""

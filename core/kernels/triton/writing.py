@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import kernel_backward, launch, parts, power_of_two, rows_per_tile, sigmoid, tanh, warps
+from ..transforms import kernel_backward
+from .launch import launch, parts, power_of_two, rows_per_tile, sigmoid, tanh, warps
 
 
 @triton.jit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -275,6 +274,15 @@ def test_missing_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     triton._unavailable_triton.cache_clear()
 
 
+@needs_triton
+@pytest.mark.usefixtures("triton_interpreter")
+def test_an_interpreter_that_numpy_is_too_new_for_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "_version", {"triton": (3, 6), "numpy": (2, 4)}.get)
+    triton._unavailable_triton.cache_clear()
+    assert "pip install 'numpy<2.4'" in str(reason(ntm(backend="triton")))
+    triton._unavailable_triton.cache_clear()
+
+
 def refusals() -> dict[str, tuple[Callable[[], Circuit], str]]:
     def hooked() -> Circuit:
         circuit = ntm(backend="triton")
@@ -309,216 +317,3 @@ def test_wrong_shapes_and_autocast_are_left_to_eager(monkeypatch: pytest.MonkeyP
     assert "usage has shape" in str(triton.unavailable(circuit, torch.zeros(STEPS, BATCH, INPUTS), wrong))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert "autocast" in str(reason(circuit))
-
-
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Stands in for CUDA's graphs: a replay computes again, into the tensors of the recording. Lists what happened."""
-    pytest.importorskip("triton")
-    from papertape.core.kernels.triton import graphs, steps
-
-    events: list[str] = []
-
-    def capture(function: Callable[[], list[Any]], pool: Any) -> tuple[list[Any], Callable[[], None], Any]:
-        events.append(f"capture {function.__name__}")
-        training = torch.is_grad_enabled()
-        made = function()
-        places = [None if t is None else t.detach() for t in made]
-
-        def replay() -> None:
-            events.append(f"replay {function.__name__}")
-            with torch.enable_grad() if training else torch.no_grad():
-                again = function()
-            for place, value in zip(places, again, strict=True):
-                if place is not None:
-                    place.copy_(value.detach())
-
-        return made, replay, None
-
-    monkeypatch.setattr(graphs, "capture", capture)
-    monkeypatch.setattr(graphs, "side_stream", contextlib.nullcontext)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    # The logic is the same for any kernels, and eager ones are faster than interpreted ones.
-    from papertape.core.kernels import eager
-
-    monkeypatch.setattr(steps, "run", eager.run)
-    monkeypatch.setattr(triton, "run", lambda *arguments: graphs.run(eager.run, *arguments))
-    monkeypatch.setattr(triton, "unavailable", lambda *arguments: None)
-    return events
-
-
-@pytest.mark.parametrize("build", [ntm, dnc])
-def test_replayed_graphs_give_the_same(build: Callable[..., Circuit], recorded: list[str]) -> None:
-    torch.manual_seed(0)
-    circuit = build().double()
-    for seed in range(5):
-        with torch.no_grad():
-            for parameter in circuit.parameters():
-                parameter.mul_(1.1)
-        inputs = torch.randn(STEPS, BATCH, INPUTS, dtype=torch.float64)
-        state = random_state(circuit, seed)
-        made, expected = results(circuit, "triton", inputs, state), results(circuit, "eager", inputs, state)
-        for result, wanted in zip(made, expected, strict=True):
-            torch.testing.assert_close(result, wanted, rtol=1e-12, atol=1e-12)
-    assert recorded.count("capture forward") == recorded.count("capture backward") == 1
-    assert recorded.count("replay forward") == recorded.count("replay backward") == 3
-
-
-def test_a_replay_gives_its_gradients_to_the_weights_of_this_call(recorded: list[str]) -> None:
-    from papertape.core.kernels.triton import graphs
-
-    torch.manual_seed(0)
-    circuit = ntm(backend="triton")
-    inputs = torch.randn(STEPS, BATCH, INPUTS)
-    for _ in range(4):
-        circuit(inputs)[0].square().sum().backward()
-        expected = {name: parameter.grad for name, parameter in circuit.named_parameters()}
-        circuit.zero_grad()
-    (recording,) = graphs._recordings[circuit].kept.values()
-    # The stand-in would look the weights up again; what CUDA computes again from the same memory is the same.
-    recording.replay_forward = lambda: recorded.append("replay forward")
-    recording.replay_backward = lambda: recorded.append("replay backward")
-    recorded.clear()
-    aliases = {name: parameter.detach().requires_grad_() for name, parameter in circuit.named_parameters()}
-    torch.func.functional_call(circuit, aliases, (inputs,))[0].square().sum().backward()
-    assert recorded == ["replay forward", "replay backward"]
-    for name, alias in aliases.items():
-        torch.testing.assert_close(alias.grad, expected[name])
-    computed = {name: parameter * 1 for name, parameter in circuit.named_parameters()}
-    torch.func.functional_call(circuit, computed, (inputs,))[0].square().sum().backward()
-    circuit.accessor.interface.linear.bias.register_hook(lambda gradient: 10 * gradient)
-    circuit(inputs)[0].square().sum().backward()
-    assert recorded == ["replay forward", "replay backward"]
-    for name, parameter in circuit.named_parameters():
-        factor = 11 if name == "accessor.interface.linear.bias" else 2
-        torch.testing.assert_close(parameter.grad, factor * expected[name])
-
-
-def test_two_sequences_in_one_loss_do_not_share_a_graph(recorded: list[str]) -> None:
-    torch.manual_seed(0)
-    circuit = ntm(backend="triton").double()
-    weight = circuit.accessor.interface.linear.weight
-
-    def gradient(sequences: list[Tensor]) -> Tensor:
-        total = sum(circuit(inputs)[0].square().sum() for inputs in sequences)
-        return torch.autograd.grad(total, weight)[0]
-
-    first, second = torch.randn(2, STEPS, BATCH, INPUTS, dtype=torch.float64)
-    expected = gradient([first]) + gradient([second])
-    gradient([first])
-    recorded.clear()
-    torch.testing.assert_close(gradient([first, second]), expected, rtol=1e-12, atol=1e-12)
-    assert recorded == ["replay forward", "replay backward"]
-    torch.testing.assert_close(gradient([second]) + gradient([first]), expected, rtol=1e-12, atol=1e-12)
-    assert recorded[2:] == ["replay forward", "replay backward"] * 2
-
-
-def test_a_pass_without_backward_frees_its_graph(recorded: list[str]) -> None:
-    circuit = ntm(backend="triton")
-    inputs = torch.ones(STEPS, BATCH, INPUTS)
-    for _ in range(3):
-        circuit(inputs)
-    kept = circuit(inputs)
-    recorded.clear()
-    circuit(inputs)
-    assert recorded == []
-    del kept
-    circuit(inputs)
-    assert recorded == ["replay forward"]
-
-
-def test_checkpointed_passes_are_not_replayed(recorded: list[str]) -> None:
-    torch.manual_seed(0)
-    circuit = ntm(backend="triton").double()
-    weight = circuit.accessor.interface.linear.weight
-    inputs = torch.randn(STEPS, BATCH, INPUTS, dtype=torch.float64)
-    (expected,) = torch.autograd.grad(circuit(inputs)[0].square().sum(), weight)
-    for _ in range(5):
-        outputs = torch.utils.checkpoint.checkpoint(lambda x: circuit(x)[0], inputs, use_reentrant=False)
-        torch.testing.assert_close(torch.autograd.grad(outputs.square().sum(), weight)[0], expected)
-    assert recorded == []
-
-
-def test_graphs_are_kept_for_few_shapes(recorded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from papertape.core.kernels.triton import graphs
-
-    monkeypatch.setattr(graphs, "KEPT", 2)
-    circuit = ntm(backend="triton")
-    with torch.no_grad():
-        for steps in (1, 2, 3):
-            for _ in range(3):
-                circuit(torch.ones(steps, BATCH, INPUTS))
-        assert recorded.count("capture forward") == 3
-        circuit(torch.ones(1, BATCH, INPUTS))
-    assert len(graphs._recordings[circuit].kept) == 2
-    assert recorded.count("capture forward") == 3
-
-
-def test_many_shapes_in_turn_are_not_recorded_all_the_time(
-    recorded: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from papertape.core.kernels.triton import graphs
-
-    monkeypatch.setattr(graphs, "KEPT", 2)
-    circuit = ntm(backend="triton")
-    with torch.no_grad():
-        for _ in range(24):
-            for steps in (1, 2, 3, 4):
-                circuit(torch.ones(steps, BATCH, INPUTS))
-    # Two after three calls each; then one each after 3, 6, 12 and 24.
-    assert recorded.count("capture forward") <= 6
-    assert recorded.count("replay forward") > 24
-
-
-@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
-def test_hooks_run_at_every_call(kind: str, recorded: list[str]) -> None:
-    circuit = ntm(backend="triton")
-    inputs = torch.ones(STEPS, BATCH, INPUTS)
-    for _ in range(4):
-        circuit(inputs)[0].sum().backward()
-    recorded.clear()
-    calls: list[int] = []
-    register = getattr(circuit.accessor.interface.linear, f"register_{kind}_hook")
-    handle = register(lambda *_: calls.append(1))
-    circuit(inputs)[0].sum().backward()
-    assert len(calls) == STEPS and recorded == []
-    handle.remove()
-    circuit(inputs)[0].sum().backward()
-    assert len(calls) == STEPS and recorded == ["replay forward", "replay backward"]
-
-
-def test_the_caller_may_record_a_graph(recorded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    circuit = ntm(backend="triton")
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    for _ in range(4):
-        circuit(torch.ones(STEPS, BATCH, INPUTS))
-    assert recorded == []
-
-
-def test_inference_mode_has_recordings_of_its_own(recorded: list[str]) -> None:
-    circuit = ntm(backend="triton")
-    inputs = torch.ones(STEPS, BATCH, INPUTS)
-    with torch.inference_mode():
-        for _ in range(4):
-            expected = circuit(inputs)[0].clone()
-    with torch.no_grad():
-        for _ in range(4):
-            torch.testing.assert_close(circuit(inputs)[0], expected)
-    assert recorded == ["capture forward", "replay forward", "replay forward"] * 2
-
-
-def test_what_cannot_be_recorded_runs_without(
-    recorded: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from papertape.core.kernels.triton import graphs
-
-    def fail(*_: Any) -> Any:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    monkeypatch.setattr(graphs, "capture", fail)
-    circuit = ntm(backend="triton")
-    for _ in range(5):
-        circuit(torch.ones(STEPS, BATCH, INPUTS))
-    assert [record.getMessage() for record in caplog.records if "without them" in record.getMessage()] == [
-        "CUDA graphs: this circuit runs without them: operation not permitted when stream is capturing"
-    ]
