@@ -210,7 +210,11 @@ def test_the_command_line_shows_a_run_while_it_trains(tmp_path: Path) -> None:
         }
         curves = ("loss (nats)", "bits wrong per sequence")
         while time.monotonic() < deadline + 240:
+            # Held while it is looked at: the browser's time stands still as long as there is news.
+            time.sleep(5)
+            run.send_signal(signal.SIGSTOP)
             page = Page(open_page(f"http://localhost:{port}/env/{directory.name}"))
+            run.send_signal(signal.SIGCONT)
             shown = {title.split(", step")[0]: title for title in page.windows}
             if {*curves, *parts} <= shown.keys() and all(len(page.lines(title)) == 3 for title in curves):
                 break
@@ -221,6 +225,7 @@ def test_the_command_line_shows_a_run_while_it_trains(tmp_path: Path) -> None:
         for part in parts:
             assert len(page.heatmap(shown[part]).convert("RGB").getcolors(10**6) or ()) > 1
     finally:
+        run.send_signal(signal.SIGCONT)
         run.send_signal(signal.SIGINT)
         _, said = run.communicate(timeout=90)
         # The page is still there, at the root of the server, too.
