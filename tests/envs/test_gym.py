@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from papertape.core import install
 from papertape.envs import GymWorld
 from papertape.utils.vector_environments import VectorEnvironment, Workers, cores
 
@@ -417,7 +419,7 @@ def test_environments_of_a_script_and_of_modules_beside_it_reach_the_processes(t
 
 def test_without_gymnasium_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(ImportError, match=r"gymnasium is not installed; pip install \"gymnasium>=1.0\""):
+    with pytest.raises(ImportError, match=re.escape(f"gymnasium is not installed; {install.here(install.GYMNASIUM)}")):
         GymWorld()
 
 

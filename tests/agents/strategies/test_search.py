@@ -136,7 +136,7 @@ def test_what_is_not_finite_is_counted_and_never_the_best() -> None:
         ({"x0": [math.nan]}, "genome: got shape"),
         ({"strategy": "cma"}, "strategy.type: got 'cma'; allowed: cma-es, "),
         ({"strategy": {"type": "snes", "sigma": -1.0}}, "strategy.sigma: got -1.0; allowed: greater than 0"),
-        ({"strategy": {"type": "snes", "sgima": 1.0}}, "strategy.sgima: unknown option; did you mean 'sigma'"),
+        ({"strategy": {"type": "snes", "sgima": 1.0}}, "strategy.sgima: unknown option; did you mean 'strategy.sigma'"),
         ({"strategy": SNES(torch.zeros(2))}, "strategy: got a SNES; allowed is a name, a block or options"),
         ({"strategy": "neat"}, "neat: no network|network"),
         ({"evaluations": 6}, "evaluations: got 6; allowed is at least 7, the first point and a generation of 6"),
