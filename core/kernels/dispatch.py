@@ -101,7 +101,7 @@ def choose_population(circuit: CircuitView, parameters: Mapping[str, Tensor], in
     """
     check_backend(circuit.backend)
     for name in _POPULATION_ORDER:
-        if circuit.backend not in ("auto", name):
+        if circuit.backend != name and (circuit.backend != "auto" or name not in _AUTO_ORDER):
             continue
         reason = _MODULES[name].population_unavailable(circuit, parameters, inputs)
         if reason is None:
