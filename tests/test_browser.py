@@ -193,8 +193,9 @@ SMALL_RUN = [
 ]
 
 
-def test_the_command_line_shows_a_run_while_it_trains(tmp_path: Path) -> None:
+def test_the_command_line_shows_a_run_while_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`main.py train` starts a server; the page shows curves and memory; Ctrl-C ends the run in good order."""
+    monkeypatch.chdir(tmp_path)
     visdom_files.fetch()
     port = free_port()
     command = [sys.executable, "-m", "papertape.main", "train", "ntm-copy", *SMALL_RUN, f"visdom_port={port}"]

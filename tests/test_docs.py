@@ -24,6 +24,8 @@ from papertape.utils import factory
 from papertape.utils.commands import sweep
 from papertape.utils.commands.arguments import read_arguments
 
+pytestmark = pytest.mark.usefixtures("outsiders")  # what other tests register is in no page
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(page.relative_to(ROOT)) for page in DOCS.rglob("*.md"))]
