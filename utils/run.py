@@ -139,21 +139,27 @@ def summarised(directory: Path, preset: str, agent: Agent) -> Iterator[None]:
     write(done=not agent.stop_requested)
 
 
-def find_directory(name: str, root: Path = RUNS) -> Path:
+def find_directory(name: str, root: Path = RUNS, *, what: str = "run", file: str = "options.yaml") -> Path:
     """The folder of a run given by its path, its name below ``runs/``, or ``latest``.
+
+    Args:
+        name: what is given.
+        root: where runs are kept.
+        what: ``sweep``, say, where something else that is kept there is meant.
+        file: by which it is known.
 
     Raises:
         OptionsError: no such run.
     """
-    found = sorted((path.parent for path in root.glob("*/options.yaml")), key=lambda path: path.stat().st_mtime)
+    found = sorted((path.parent for path in root.glob(f"*/{file}")), key=lambda path: path.stat().st_mtime)
     if name == "latest" and found:
         return found[-1]
     for directory in (Path(name), root / name):
-        if (directory / "options.yaml").is_file():
+        if (directory / file).is_file():
             return directory
     raise OptionsError(
-        f"run: got {name!r}; allowed is the path of a run's folder, or one of: "
-        + (", ".join(path.name for path in found[-5:]) or f"(there are no runs in {root}/)")
+        f"{what}: got {name!r}; allowed is the path of a {what}'s folder, or one of: "
+        + (", ".join(path.name for path in found[-5:]) or f"(there are no {what}s in {root}/)")
     )
 
 

@@ -76,29 +76,35 @@ def mistrusted(
         known: what kernels know of it, where verdicts are kept.
         inputs: ``[T, B, I]``; their type and device count.
     """
-    if circuit.backend != "auto":
-        return None
-    key = way, inputs.dtype, inputs.device
-    if key not in known.verdicts:
-        known.verdicts[key] = _verdict(way, library, circuit, inputs, lambda probe: _try_sequence(probe, run))
-    verdict: Mistrusted | None = known.verdicts[key]
-    return verdict
+    return _kept(way, library, circuit, known, inputs, lambda probe: _try_sequence(probe, run))
 
 
 def mistrusted_population(
     way: str, library: Callable[[], str], run: RunPopulation, circuit: CircuitView, known: Known, inputs: Tensor
 ) -> Mistrusted | None:
     """The same for what answers for a population; see :func:`mistrusted`."""
-    if circuit.backend != "auto":
-        return None
-    key = f"{way} population", inputs.dtype, inputs.device
-    if key not in known.verdicts:
-        known.verdicts[key] = _verdict(key[0], library, circuit, inputs, lambda probe: _try_population(probe, run))
-    verdict: Mistrusted | None = known.verdicts[key]
-    return verdict
+    return _kept(f"{way} population", library, circuit, known, inputs, lambda probe: _try_population(probe, run))
 
 
 # ---- verdicts --------------------------------------------------------------------------------------------------------
+
+
+def _kept(
+    way: str,
+    library: Callable[[], str],
+    circuit: CircuitView,
+    known: Known,
+    inputs: Tensor,
+    attempt: Callable[[Any], str | None],
+) -> Mistrusted | None:
+    """The verdict that is kept beside what is known of the circuit, where it is looked up at every call."""
+    if circuit.backend != "auto":
+        return None
+    key = way, inputs.dtype, inputs.device
+    if key not in known.verdicts:
+        known.verdicts[key] = _verdict(way, library, circuit, inputs, attempt)
+    verdict: Mistrusted | None = known.verdicts[key]
+    return verdict
 
 
 def _verdict(

@@ -17,7 +17,7 @@ from papertape.core.options import OptionsError
 from papertape.main import main
 from papertape.utils import checkpoint
 from papertape.utils.commands import sweep
-from papertape.utils.run import read_summary
+from papertape.utils.run import find_directory, read_summary
 
 SMALL = ["env.width=3", "env.max_length=3", "env.test_lengths=[4]", "circuit.controller.hidden_size=8"]
 SMALL += ["circuit.memory_size=8", "circuit.word_size=4", "agent.batch_size=4", "agent.evaluation_sequences=4"]
@@ -235,4 +235,4 @@ def test_a_sweep_whose_file_is_damaged(folder: Path, capsys: pytest.CaptureFixtu
     assert main(["sweep", "--resume", "x"]) == 2
     assert "papertape: runs/x/sweep.json: cannot be read" in capsys.readouterr().err
     with pytest.raises(OptionsError):
-        sweep.find("y")
+        find_directory("y", what="sweep", file=sweep.FILE)

@@ -12,8 +12,6 @@ from ...core.options import OptionsError
 from .. import factory, options
 from ..log import LOGGER
 
-DEFAULT_PRESET = "ntm-copy"
-
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """The preset, or None where none is given, and each ``key=value``.
@@ -31,7 +29,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def preset_name(arguments: Sequence[str]) -> str:
     """What a run that begins with these words is called after: its preset, or the file in place of one."""
-    return Path(split_arguments(arguments)[0] or DEFAULT_PRESET).stem
+    return Path(split_arguments(arguments)[0] or options.DEFAULT_PRESET).stem
 
 
 def read_arguments(
@@ -49,7 +47,7 @@ def read_arguments(
     """
     preset, assignments = split_arguments(arguments)
     if values is None:
-        values = options.load_file(preset or DEFAULT_PRESET)
+        values = options.load_file(preset or options.DEFAULT_PRESET)
     elif preset is not None:
         raise OptionsError(
             f"{preset!r}: expected key=value, such as agent.lr=3e-4; a run that there is has its preset already: leave "

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from ...core.explain import places
 from ...core.options import OptionsError
 from .. import factory, options
-from .arguments import DEFAULT_PRESET
 
 
 def without_dashes(given: Sequence[str]) -> str:
@@ -18,9 +17,9 @@ def without_dashes(given: Sequence[str]) -> str:
     """
     named = [word for word in given[1:2] if not word.startswith("-") and "=" not in word]
     try:
-        values = options.load_file(named[0] if named else DEFAULT_PRESET)
+        values = options.load_file(named[0] if named else options.DEFAULT_PRESET)
     except OptionsError:
-        values = options.load_file(DEFAULT_PRESET)
+        values = options.load_file(options.DEFAULT_PRESET)
     meant = []
     for place, word in enumerate(given):
         if not word.startswith("-"):

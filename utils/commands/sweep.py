@@ -28,11 +28,12 @@ from ...core.options import OptionsError
 from .. import comparison, options
 from ..files import replace_text
 from ..log import LOGGER
-from ..run import RUNS, locked, new_directory, read_summary
+from ..run import RUNS, find_directory, locked, new_directory, read_summary
+from ..vector_environments import cores
 from .arguments import preset_name, read_arguments, split_arguments
 from .member import Member
 from .report import FAILED, INTERRUPTED
-from .train import QUIET
+from .train import QUIET, asked_to_stop
 
 MOST = 10_000
 """Runs of a sweep."""
@@ -172,36 +173,18 @@ def read(directory: Path) -> Sweep:
     return Sweep(directory, runs)
 
 
-def find(name: str, root: Path = RUNS) -> Path:
-    """The folder of a sweep by its path, its name below ``runs/``, or ``latest``.
-
-    Raises:
-        OptionsError: no such sweep.
-    """
-    found = sorted((path.parent for path in root.glob(f"*/{FILE}")), key=lambda path: path.stat().st_mtime)
-    if name == "latest" and found:
-        return found[-1]
-    for directory in (Path(name), root / name):
-        if is_sweep(directory):
-            return directory
-    raise OptionsError(
-        f"sweep: got {name!r}; allowed is the path of a sweep's folder, or one of: "
-        + (", ".join(path.name for path in found[-5:]) or f"(there are no sweeps in {root}/)")
-    )
-
-
 def begin(arguments: argparse.Namespace) -> Sweep:
     """The sweep that the command line asks for: a new one, or one of the same runs that was cut off.
 
     Raises:
-        OptionsError: see :func:`plan` and :func:`find`.
+        OptionsError: see :func:`plan` and :func:`~papertape.utils.run.find_directory`.
     """
     if arguments.resume:
         if arguments.arguments:
             raise OptionsError(
                 f"{arguments.arguments[0]!r}: a sweep that goes on has its options already: leave it out"
             )
-        return read(find(arguments.resume))
+        return read(find_directory(arguments.resume, what="sweep", file=FILE))
     named = [word.partition("=")[2] for word in arguments.arguments if word.startswith("name=")]
     words = [word for word in arguments.arguments if not word.startswith("name=")]
     if named:  # one word, as for a run
@@ -330,11 +313,6 @@ def cluster(name: str, given: Sequence[str], folder: Path, jobs: int | None) -> 
     return executor
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def sweep(arguments: argparse.Namespace) -> int:
     """Train all runs that are not done, and leave a table, a CSV file and a picture."""
     if arguments.jobs is not None and arguments.jobs < 1:
@@ -420,7 +398,7 @@ class Runner:
         for run in wrong:
             LOGGER.info("%s failed: %s", run.name, run.problem)
         bar = tqdm(total=total, initial=already + len(wrong), unit="run", dynamic_ncols=True, disable=None)
-        with bar, self._signals():
+        with bar, asked_to_stop(self._stop):
             while (waiting and not self.stopping) or self.running:
                 while waiting and len(self.running) < self.jobs and not self.stopping:
                     self._start(waiting.popleft())
@@ -467,20 +445,10 @@ class Runner:
         bar.set_postfix_str(", ".join(self.running), refresh=False)
         bar.refresh()
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Within the block, Ctrl-C and SIGTERM have the runs save and stop; a second one ends them at once."""
-
-        def ask(number: int, frame: object) -> None:
-            for job in self.running.values():
-                job.stop(at_once=self.stopping)
-            if not self.stopping:
-                LOGGER.info("stopping %d runs after their steps; once more to stop at once", len(self.running))
-            self.stopping = True
-
-        old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+    def _stop(self, number: int, frame: object) -> None:
+        """Have the runs save and stop; a second time, end them at once."""
+        for job in self.running.values():
+            job.stop(at_once=self.stopping)
+        if not self.stopping:
+            LOGGER.info("stopping %d runs after their steps; once more to stop at once", len(self.running))
+        self.stopping = True

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from ...core.options import OptionsError
 from ...core.task import Task
 from .. import factory
 from ..log import LOGGER, log_to
+from ..options import DEFAULT_PRESET
 from ..run import (
     Run,
     check_free,
@@ -37,7 +38,7 @@ from ..run import (
     read_options,
     summarised,
 )
-from .arguments import DEFAULT_PRESET, gives, preset_name, read_arguments, read_saved_arguments
+from .arguments import gives, preset_name, read_arguments, read_saved_arguments
 
 QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 """What tells the threads of each kind of OpenMP to sleep while they wait."""
@@ -46,7 +47,17 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def stop_on_signal(agent: Agent) -> Iterator[None]:
+def asked_to_stop(act: Callable[[int, object], None]) -> Iterator[None]:
+    """Within the block, Ctrl-C and SIGTERM call a function with the number of the signal and the frame."""
+    old = {number: signal.signal(number, act) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def stop_on_signal(agent: Agent) -> contextlib.AbstractContextManager[None]:
     """Within the block, Ctrl-C and SIGTERM ask the agent to stop after its step; a second one stops at once."""
 
     def ask(number: int, frame: object) -> None:
@@ -55,12 +66,7 @@ def stop_on_signal(agent: Agent) -> Iterator[None]:
         agent.stop_requested = True
         LOGGER.info("stopping after this step; once more to stop at once")
 
-    old = {number: signal.signal(number, ask) for number in STOPPING}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    return asked_to_stop(ask)
 
 
 def forget(directory: Path) -> None:
