@@ -59,6 +59,7 @@ OUTSIDE = Path(__file__).with_name("outside.py")
 @pytest.fixture
 def outsiders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A test that begins with nothing from outside, and whose imports are forgotten after it with all they register."""
+    importlib.import_module("papertape.utils.commands.train")  # and so all that the package registers itself
     from papertape.core import registry
 
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in (str(EXAMPLES), str(OUTSIDE.parent))])
