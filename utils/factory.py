@@ -342,7 +342,7 @@ def try_out(options: RunOptions, env: Task, circuit: Circuit) -> None:
     state = circuit.initial_state(batch_size)
     if not isinstance(circuit, MemoryCircuit):
         return
-    inputs = state.reads.new_zeros(1, batch_size, circuit.input_size)
+    inputs = state.reads.new_zeros(1, batch_size, circuit.vector_size)
     with circuit.precision(inputs):
         dispatch.choose(circuit, inputs, state)
         if isinstance(env, Env) and hasattr(options.agent, "strategy"):
