@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from ..core.env import Batch
 from ..core.registry import register
@@ -79,7 +80,7 @@ class BracketsEnv(TokenEnv, SequenceEnv):
             innermost.append(stack.gather(0, depth))
         step = self.steps(longest)
         there = step < length
-        asked = step == length - 1 if self.answers == "last" else there
+        asked: Tensor = step == length - 1 if self.answers == "last" else there
         inputs, targets = torch.cat(brackets) * there, torch.cat(innermost) * asked
         return with_thinking(
             Batch(inputs, targets, asked.to(torch.get_default_dtype())), self.think_steps, self.input_size - 1

@@ -29,7 +29,7 @@ FACES = tuple(
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".tif", ".tiff")
 
 
-def load_classes(data: str, image_size: int, device: torch.device | str = "cpu") -> LabelledImages:
+def load_classes(data: str, image_size: int, device: torch.device | str | int = "cpu") -> LabelledImages:
     """Images of many classes, bright on dark, all of one size.
 
     Args:

@@ -1,4 +1,4 @@
-"""Induction heads: what came after the mark, when it was there before (Gu & Dao 2023, section 4.1.2; Dao et al. 2023)?"""
+"""Induction heads: what came after the mark when it was there before (Gu & Dao 2023, section 4.1.2)?"""
 
 from __future__ import annotations
 

@@ -110,8 +110,8 @@ def draw_letters(font: str, font_size: int, image_size: int) -> Tensor:
     Raises:
         ValueError: no such font, it lacks a letter, or a letter does not fit.
     """
-    images = []
-    for letter, drawn in zip(string.ascii_uppercase, draw_characters(string.ascii_uppercase, font, font_size)):
+    letters, images = string.ascii_uppercase, []
+    for letter, drawn in zip(letters, draw_characters(letters, font, font_size), strict=True):
         if drawn is None:
             raise ValueError(f"fonts: got {font!r}, whose {letter} is blank; allowed are fonts with the letters A to Z")
         if max(drawn.size) > image_size:

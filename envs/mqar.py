@@ -51,7 +51,9 @@ class MQAREnv(TokenEnv):
             if length % 2 or length < 4:
                 raise ValueError(f"{length_name}: got {length}; allowed is an even number of at least 4")
             if not 1 <= pairs <= length // 4:
-                raise ValueError(f"{pairs_name}: got {pairs} pairs; allowed is 1 to {length // 4}, a quarter of {length}")
+                raise ValueError(
+                    f"{pairs_name}: got {pairs} pairs; allowed is 1 to {length // 4}, a quarter of {length}"
+                )
             if options.vocabulary // 2 - 1 < pairs:
                 raise ValueError(
                     f"vocabulary: got {options.vocabulary}; allowed is at least {2 * pairs + 2}, which has {pairs} keys"

@@ -20,6 +20,7 @@ from ..core.trace_field import Channels
 from .image_classes import load_classes
 from .thinking import with_thinking
 
+
 @register("env", "one-shot")
 class OneShotEnv(TokenEnv):
     """Episodes: some images of each of a few classes in any order, each beside the label of the one before it.

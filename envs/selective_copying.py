@@ -25,7 +25,9 @@ class SelectiveCopyingEnv(TokenEnv, SequenceEnv):
     """
 
     copied: int = Field(default=16, ge=1, description="K, words to be given back")
-    words: int = Field(default=14, ge=1, description="different words; with noise and mark they make a vocabulary of 16")
+    words: int = Field(
+        default=14, ge=1, description="different words; with noise and mark they make a vocabulary of 16"
+    )
     min_length: int = Field(default=4096, ge=1, description="shortest length in training, words and noise")
     max_length: int = Field(default=4096, ge=1, description="longest length in training, words and noise")
     test_lengths: Sizes = Field(default=[], description="lengths to be tested on besides the training range")

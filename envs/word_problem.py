@@ -81,12 +81,12 @@ class WordProblemEnv(TokenEnv, SequenceEnv):
         longest = int(length.max())
         words = torch.randint(len(self.tokens), (longest, batch_size), generator=generator, device=self.device)
         factors = self.tokens[words]
-        state, states = factors[0], factors[:1].clone().expand_as(factors).clone()
-        for step in range(1, longest):
-            state = states[step] = self.products[state, factors[step]]
+        state, states = factors[0], factors.clone()
+        for number in range(1, longest):
+            state = states[number] = self.products[state, factors[number]]
         step = self.steps(longest)
         there = step < length
-        asked = step == length - 1 if self.answers == "last" else there
+        asked: Tensor = step == length - 1 if self.answers == "last" else there
         batch = Batch(words * there, states * asked, asked.to(torch.get_default_dtype()))
         return with_thinking(batch, self.think_steps, self.input_size - 1)
 

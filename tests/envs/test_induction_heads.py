@@ -33,4 +33,5 @@ def test_defaults_are_those_of_the_paper() -> None:
     env = InductionHeadsEnv()
     assert (env.input_size, env.output_size) == (16, 15)
     assert env.sample(2, torch.Generator().manual_seed(0)).inputs.shape == (256, 2)
-    assert list(env.sets("test"))[0] == "length 256" and list(env.sets("test"))[-1] == "length 4096"
+    first, *_, last = env.sets("test")
+    assert (first, last) == ("length 256", "length 4096")

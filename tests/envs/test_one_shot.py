@@ -21,7 +21,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twelve classes in three alphabets, each an image of its own grey in four files that differ by their first pixel."""
+    """Twelve classes in three alphabets, each of its own grey, in four files that differ by their first pixel."""
     for number in range(12):
         path = tmp_path / f"alphabet {number // 4}" / f"character {number % 4}"
         path.mkdir(parents=True)
@@ -72,7 +72,10 @@ def test_episodes_against_a_loop(folder: Path, think_steps: int) -> None:
 def test_each_stream_has_classes_of_its_own(folder: Path) -> None:
     env = make(folder)
     greys = {}
-    for name, task in {"training": env, **{part: env.sets(part)["new classes"] for part in ("validation", "test")}}.items():
+    for name, task in {
+        "training": env,
+        **{part: env.sets(part)["new classes"] for part in ("validation", "test")},
+    }.items():
         inputs = task.sample(100, generator()).inputs
         greys[name] = set((255 * inputs[:, :, 35]).round().int().unique().tolist())
     assert [len(greys[name]) for name in greys] == [6, 3, 3]
@@ -146,7 +149,9 @@ def test_images_are_turned_and_moved_each_for_itself(folder: Path) -> None:
     first, second = (turning.sample(30, generator()).inputs[..., :144] for _ in range(2))
     assert torch.equal(first, second) and not torch.equal(first, still)
     assert float(first.min()) >= 0 and float(first.max()) <= 1
-    assert len({tuple(image.tolist()) for image in first.flatten(0, 1)}) > len({tuple(i.tolist()) for i in still.flatten(0, 1)})
+    assert len({tuple(image.tolist()) for image in first.flatten(0, 1)}) > len(
+        {tuple(i.tolist()) for i in still.flatten(0, 1)}
+    )
 
 
 def test_letters_are_many_and_differ() -> None:
@@ -178,7 +183,9 @@ def test_what_cannot_be_is_refused(folder: Path) -> None:
         make(folder, images_per_class=5)
     with pytest.raises(ValueError, match="^classes: got 4; .* has 3 for test, the most allowed"):
         make(folder, classes=4)
-    with pytest.raises(ValueError, match="^test_share: got 0.8; allowed is less than 1 - validation_share, which is 0.75"):
+    with pytest.raises(
+        ValueError, match="^test_share: got 0.8; allowed is less than 1 - validation_share, which is 0.75"
+    ):
         make(folder, test_share=0.8)
     with pytest.raises(ValueError, match="^max_shift: got 6; allowed is less than image_size, which is 6"):
         make(folder, max_shift=6)

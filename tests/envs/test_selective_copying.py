@@ -39,7 +39,9 @@ def test_places_and_words_are_drawn_evenly() -> None:
     env = SelectiveCopyingEnv(copied=2, words=3, min_length=6, max_length=6)
     inputs = env.sample(6000, torch.Generator().manual_seed(0)).inputs[:6]
     torch.testing.assert_close((inputs > 0).float().mean(1), torch.full((6,), 1 / 3), atol=0.02, rtol=0)
-    torch.testing.assert_close(torch.bincount(inputs[inputs > 0]) / 12000, torch.tensor([0, 1, 1, 1]) / 3, atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        torch.bincount(inputs[inputs > 0]) / 12000, torch.tensor([0, 1, 1, 1]) / 3, atol=0.02, rtol=0
+    )
 
 
 def test_defaults_are_those_of_the_paper() -> None:

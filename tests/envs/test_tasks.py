@@ -33,8 +33,9 @@ def make(name: str, **options: Any) -> Any:
 
 def test_all_are_here() -> None:
     assert sorted(TASKS) == [
-        *("associative-recall", "copy", "dynamic-ngrams", "gym", "images", "letters", "priority-sort", "repeat-copy"),
-        *("t-maze", "xor"),
+        *("associative-recall", "brackets", "copy", "dynamic-ngrams", "gym", "images", "induction-heads", "letters"),
+        *("mqar", "n-delayed-match-to-sample", "n-parity", "nth-farthest", "one-shot", "priority-sort", "repeat-copy"),
+        *("selective-copying", "t-maze", "word-problem", "xor"),
     ]
 
 

@@ -67,6 +67,15 @@ def homes() -> Iterator[tuple[str, Blocks]]:
         "priority-sort": {"min_items": 3, "max_items": 4, "highest": 2, "test_items": [5], "width": 2},
         "images": {"validation": 10},
         "letters": {"image_size": 12, "font_sizes": [8]},
+        "mqar": {"length": 8, "pairs": 2, "vocabulary": 12, "test_sizes": [[8, 1], [12, 2]]},
+        "selective-copying": {"copied": 2, "words": 2, "min_length": 4, "max_length": 5, "test_lengths": [6]},
+        "induction-heads": {"words": 3, "min_length": 4, "max_length": 5, "test_lengths": [6]},
+        "nth-farthest": {"vectors": 3, "dimensions": 2},
+        "word-problem": {"group": "S3", "max_length": 3, "test_lengths": [4]},
+        "brackets": {"max_length": 4, "test_lengths": [5]},
+        "n-parity": {"max_n": 4},
+        "n-delayed-match-to-sample": {"max_n": 4},
+        "one-shot": {"classes": 2, "images_per_class": 3, "image_size": 5},
         "xor": XOR,
         "t-maze": {"trials": 2, "min_stay": 1, "max_stay": 2, "test_trials": [3]},
         "gym": {"max_steps": 5},
@@ -174,6 +183,7 @@ def others(annotation: Any, value: Any) -> Iterator[Any]:
 
 SPECIAL: dict[str, Any] = {
     "env.id": "Acrobot-v1",
+    "env.data": "fashion-mnist",
     "env.arguments": {"sutton_barto_reward": True},
     "env.curriculum.lessons": [{"length": [1, 2]}, {"length": [2, 2]}],
     "device": None,  # another one is not here
