@@ -19,6 +19,7 @@ from .recent_bits import RecentBitsEnv
 from .repeat_copy import RepeatCopyEnv
 from .selective_copying import SelectiveCopyingEnv
 from .sequence import SequenceEnv
+from .strings import StringEnv, Strings
 from .tmaze import TMazeWorld
 from .word_problem import WordProblemEnv
 from .xor import XorEnv
@@ -47,6 +48,8 @@ __all__ = [
     "RepeatCopyEnv",
     "SelectiveCopyingEnv",
     "SequenceEnv",
+    "StringEnv",
+    "Strings",
     "TMazeWorld",
     "WordProblemEnv",
     "XorEnv",

@@ -18,7 +18,7 @@ from papertape.circuits import ModuleCircuit
 from papertape.core.env import Batch
 from papertape.core.token_env import TokenEnv
 from papertape.core.trace_field import Channels
-from papertape.utils.plots import episode_from, plot_trace, wrong_bits
+from papertape.utils.plots import episode_figure, episode_from, plot_trace, wrong_bits
 
 SIZES: dict[str, Any] = {"hidden_size": 6, "memory_size": 5, "word_size": 3}
 CIRCUITS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -285,6 +285,7 @@ def test_tokens_are_drawn_by_name():
     assert (episode.inputs.sum(1) == 1).all()
     assert episode.targets.sum(1).tolist() == [0, 0, 0, 0, 1]
     assert wrong_bits(episode).sum() == 1
+    assert any("1 answer wrong" in axes.get_title(loc="left") for axes in episode_figure(episode).axes)
 
 
 def test_of_many_tokens_those_that_are_seen_are_drawn():
