@@ -22,8 +22,8 @@ class MQAREnv(TokenEnv):
 
     As in the authors' repository (HazyResearch/zoology), whose vocabulary of V has keys from 1 to V / 2 - 1 and values
     from V / 2 on. No key and no value comes twice. After the pairs every second step may ask for a key; the g-th of
-    these is taken with a chance that falls off as g^(``power`` - 1). All other steps are filled with random tokens, or
-    with token 0. A sequence has L steps.
+    these is taken with a chance that falls off as g^(``power`` - 1). All other steps have token 0, or random ones. A
+    sequence has L steps.
     """
 
     length: int = Field(default=64, ge=4, description="L, steps of a sequence; an even number")
@@ -36,7 +36,11 @@ class MQAREnv(TokenEnv):
         description="what the chance of a gap before a query falls off with, as repeated words of a language do; 1 "
         "spreads queries evenly",
     )
-    fill: bool = Field(default=True, description="fill all steps that are neither pairs nor queries with random tokens")
+    fill: bool = Field(
+        default=False,
+        description="fill all steps that are neither pairs nor queries with random tokens, which is harder; the "
+        "published runs do not",
+    )
     test_sizes: list[Annotated[list[int], Field(min_length=2, max_length=2)]] = Field(
         default=[], description="[length, pairs] to be tested on besides those of training"
     )

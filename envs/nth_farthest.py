@@ -36,7 +36,7 @@ class NthFarthestEnv(TokenEnv):
     def input_channels(self) -> Sequence[Channels]:
         """The vector, its label and the question."""
         labels = tuple(self.output_names())
-        asked = [Channels(name, self.vectors, tuple(f"{name} {label}" for label in labels)) for name in "mn"]
+        asked = [Channels(name, self.vectors, tuple(f"{name}={label}" for label in labels)) for name in "mn"]
         return [Channels("vector", self.dimensions), Channels("label", self.vectors, labels), *asked]
 
     def output_names(self) -> Sequence[str]:

@@ -64,7 +64,7 @@ def test_gaps_are_those_of_numpys_choice(power: float) -> None:
 
 
 def test_all_tokens_turn_up() -> None:
-    inputs = MQAREnv(length=64, pairs=4, vocabulary=12).sample(200, generator()).inputs
+    inputs = MQAREnv(vocabulary=12, fill=True).sample(200, generator()).inputs
     assert set(inputs[:8:2].unique().tolist()) == set(range(1, 6))
     assert set(inputs[1:8:2].unique().tolist()) == set(range(6, 12))
     assert set(inputs[8:].unique().tolist()) == set(range(12))
