@@ -46,12 +46,9 @@ class StringEnv(TokenEnv, SequenceEnv):
     max_test_length: int = Field(
         default=500,
         ge=1,
-        description="longest string of the test; its second set has the lengths from max_length + 1 to this",
+        description="longest string of the test; its last set has the lengths from max_length + 1 to this",
     )
-    test_lengths: Sizes = Field(
-        default=[500, 200, 100],
-        description="lengths with a set of their own in the test, the last of which is drawn in pictures",
-    )
+    test_lengths: Sizes = Field(default=[100, 200, 500], description="lengths with a set of their own in the test")
     think_per_token: int = Field(
         default=0, ge=0, description="steps to think for each token of the question, besides think_steps"
     )
@@ -121,11 +118,11 @@ class StringEnv(TokenEnv, SequenceEnv):
             yield self.of_length(length, count // batches + (number < count % batches), generator)
 
     def sets(self, stream: Stream) -> dict[str, Env]:
-        """The training range, then longer strings: those of all lengths, and in the test those of some lengths."""
-        longest = self.max_test_length if stream == "test" else self.max_validation_length
-        lengths = [(self.min_length, self.max_length)]
+        """The training range; in the test strings of some lengths; last, those of all lengths beyond training."""
+        longest, single = self.max_validation_length, []
+        if stream == "test":
+            longest, single = self.max_test_length, self.test_lengths
+        lengths = [(self.min_length, self.max_length), *((length, length) for length in single)]
         if longest > self.max_length:
             lengths.append((self.max_length + 1, longest))
-        if stream == "test":
-            lengths += [(length, length) for length in self.test_lengths]
         return self.variants({"length": each} for each in lengths)
