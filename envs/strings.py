@@ -44,7 +44,9 @@ class StringEnv(TokenEnv, SequenceEnv):
         description="longest string of validation; the second set has the lengths from max_length + 1 to this",
     )
     max_test_length: int = Field(
-        default=500, ge=1, description="longest string of the test; its last set has those from max_length + 1 to this"
+        default=500,
+        ge=1,
+        description="longest string of the test; its last set has the lengths from max_length + 1 to this",
     )
     test_lengths: Sizes = Field(default=[100, 200, 500], description="lengths with a set of their own in the test")
     think_per_token: int = Field(
@@ -116,7 +118,7 @@ class StringEnv(TokenEnv, SequenceEnv):
             yield self.of_length(length, count // batches + (number < count % batches), generator)
 
     def sets(self, stream: Stream) -> dict[str, Env]:
-        """The training range, then longer strings: in the test those of some lengths, and those of all lengths."""
+        """The training range; in the test strings of some lengths; last, those of all lengths beyond training."""
         longest, single = self.max_validation_length, []
         if stream == "test":
             longest, single = self.max_test_length, self.test_lengths

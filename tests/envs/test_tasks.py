@@ -33,9 +33,12 @@ def make(name: str, **options: Any) -> Any:
 
 def test_all_are_here() -> None:
     assert sorted(TASKS) == [
-        *("associative-recall", "brackets", "copy", "dynamic-ngrams", "gym", "images", "induction-heads", "letters"),
-        *("mqar", "n-delayed-match-to-sample", "n-parity", "nth-farthest", "one-shot", "priority-sort", "repeat-copy"),
-        *("selective-copying", "t-maze", "word-problem", "xor"),
+        *("associative-recall", "binary-addition", "binary-multiplication", "brackets", "bucket-sort", "compute-sqrt"),
+        *("copy", "cycle-navigation", "duplicate-string", "dynamic-ngrams", "even-pairs", "gym", "images"),
+        *("induction-heads", "letters", "missing-duplicate", "modular-arithmetic", "modular-arithmetic-brackets"),
+        *("mqar", "n-delayed-match-to-sample", "n-parity", "nth-farthest", "odds-first", "one-shot", "parity-check"),
+        *("priority-sort", "repeat-copy", "reverse-string", "selective-copying", "solve-equation"),
+        *("stack-manipulation", "t-maze", "word-problem", "xor"),
     ]
 
 
