@@ -8,7 +8,7 @@ AGREED = {
     "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "6f2258efbf53",
     "core/component.py": "72d54d29d6e3",
-    "core/controllers/base.py": "a6362ede8c03",
+    "core/controllers/base.py": "9951b2b7cfd2",
     "core/controllers/feedforward.py": "e3c593ebcdaa",
     "core/controllers/gru.py": "48d012fba8f4",
     "core/controllers/lstm.py": "10a0c0c78a7d",
