@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..component import Chosen, Component
-from ..contracts import try_initial_state, try_steps
+from ..contracts import try_initial_state, try_run, try_steps
 from ..initialisers import reset
 from ..options import Options
 from ..registry import contract
@@ -48,6 +48,17 @@ class Controller(Component, nn.Module, ABC):
     def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One step: ``[B, input_size]`` and a state -> hidden ``[B, hidden_size]`` and the next state."""
 
+    def run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """A whole sequence, ``[T, B, input_size]`` -> hidden ``[T, B, hidden_size]`` and the last state.
+
+        Here, step by step; a subclass that can do better gives the same.
+        """
+        hiddens = []
+        for x in inputs.unbind(0):
+            hidden, state = self(x, state)
+            hiddens.append(hidden)
+        return torch.stack(hiddens), state
+
     def reset_parameters(self) -> None:
         """Draw all weights anew, as when it was built; here, those of each layer in the layer's own way.
 
@@ -67,6 +78,7 @@ class Controller(Component, nn.Module, ABC):
             size: Any = self.hidden_size
             gives = ("hidden", "the next state")
             try_steps(self, "forward", state, self.input_size, (size,), gives, self.differentiable)
+            try_run(self, Controller, state, self.input_size)
 
     def clipped(self, x: Tensor) -> Tensor:
         """The tensor, kept in [-clip, clip]."""
