@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..component import Chosen, Component
-from ..contracts import BATCH, check_seen, check_trace_fields, expect, try_initial_state, try_steps, trying
+from ..contracts import BATCH, check_seen, check_trace_fields, expect, try_initial_state, try_run, try_steps, trying
 from ..initialisers import reset
 from ..options import Options
 from ..registry import contract
@@ -51,6 +51,17 @@ class Controller(Component, nn.Module, ABC):
     def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One step: ``[B, input_size]`` and a state -> hidden ``[B, hidden_size]`` and the next state."""
 
+    def run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """A whole sequence, ``[T, B, input_size]`` -> hidden ``[T, B, hidden_size]`` and the last state.
+
+        Here, step by step; a subclass that can do better gives the same.
+        """
+        hiddens = []
+        for x in inputs.unbind(0):
+            hidden, state = self(x, state)
+            hiddens.append(hidden)
+        return torch.stack(hiddens), state
+
     def reset_parameters(self) -> None:
         """Draw all weights anew, as when it was built; here, those of each layer in the layer's own way.
 
@@ -86,6 +97,7 @@ class Controller(Component, nn.Module, ABC):
         size: Any = self.hidden_size
         gives = ("hidden", "the next state")
         _, after = try_steps(self, "forward", state, self.input_size, (size,), gives, self.differentiable)
+        try_run(self, Controller, state, self.input_size)
         x = example(self).new_zeros(BATCH, self.input_size)
         with trying(self, "observed"), torch.no_grad():
             seen = self.observed(x, state, after)
