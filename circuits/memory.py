@@ -171,14 +171,11 @@ class MemoryCircuit(Circuit):
             Features ``[B, F]`` (hidden vector and words read), the next state, and the head parameters.
         """
         with contextlib.nullcontext() if self.differentiable else torch.no_grad():
-            hidden, controller_state = self.controller(self._fed(x, state), state.controller)
+            seen = torch.cat([x, state.reads.flatten(1)], dim=-1) if self.read_feedback else x
+            hidden, controller_state = self.controller(seen, state.controller)
             hidden, (reads, accessor_state, heads) = _precisely(self.accessor, hidden, state)
         features = torch.cat([hidden, reads.flatten(1)], dim=-1)
         return features, CircuitState(controller_state, accessor_state, reads), heads
-
-    def _fed(self, x: Tensor, state: CircuitState) -> Tensor:
-        """What the controller sees at a step."""
-        return torch.cat([x, state.reads.flatten(1)], dim=-1) if self.read_feedback else x
 
     def transitions(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
         """Many steps without the output layer: all at once where no read is fed back.
@@ -260,7 +257,8 @@ class MemoryCircuit(Circuit):
             features.append(feature)
             seen = {**self.accessor.observed(heads, state.accessor), "reads": state.reads}
             if self.controller.trace_fields:
-                seen |= self.controller.observed(self._fed(x, before), before.controller, state.controller)
+                fed = torch.cat([x, before.reads.flatten(1)], dim=-1) if self.read_feedback else x
+                seen |= self.controller.observed(fed, before.controller, state.controller)
             steps.append(seen)
         recorded = {name: torch.stack([step[name] for step in steps]) for name in self.trace_fields if name in steps[0]}
         return torch.stack(features), state, recorded
