@@ -136,7 +136,7 @@ del EVOLVES["steps"]
 COPY = {"type": "copy", "width": 2, "max_length": 2, "test_lengths": []}
 NTM = {"type": "ntm", "controller": {"type": "gru", "hidden_size": 4}, "memory_size": 4, "word_size": 3}
 DELTA = {"type": "memory", "controller": {"type": "gru", "hidden_size": 4}, "accessor": "delta"}
-LEAKY = {**NTM, "controller": {"type": "leaky", "hidden_size": 4}}
+LEAKY = {**NTM, "controller": {"type": "fading", "hidden_size": 4}}
 ONE_PLUS_LAMBDA = {"type": "one-plus-lambda", "population": 6}
 MIXED = {**EVOLVES, "type": "mixed", "strategy": {"type": "trust", "population": 6}}
 OUTSIDE: dict[str, tuple[dict[str, Any], str]] = {  # what a run has of it, and its name misspelt
@@ -153,7 +153,7 @@ OUTSIDE: dict[str, tuple[dict[str, Any], str]] = {  # what a run has of it, and 
     "strategy": ({"agent": {**EVOLVES, "strategy": ONE_PLUS_LAMBDA}}, "agent.strategy.type=one-plus-lambd"),
 }
 NAMES = {"curriculum": "halves", "circuit": "echo", "task": "n-back", "world": "lights", "optimiser": "sign"}
-NAMES |= {"agent": "patient", "evolved": "delta", "mixed": "delta", "fitness": "streak", "controller": "leaky"}
+NAMES |= {"agent": "patient", "evolved": "delta", "mixed": "delta", "fitness": "streak", "controller": "fading"}
 NAMES |= {"strategy": "one-plus-lambda"}
 FILES = [*(f"{ROOT}/examples/own_{name}.py" for name in ("memory", "controller", "task", "fitness", "strategy"))]
 FILES += ["outside"]

@@ -58,9 +58,9 @@ class CTMController(Controller):
     )
 
     trace_fields = {
-        "activity": TraceField("D", "words", "activity of the neurons after the last tick"),
-        "synchronisation": TraceField("Y", "words", "synchronisation of each pair"),
-        "history": TraceField("D M", "matrix", "pre-activations of each neuron at the last ticks"),
+        "activity": TraceField("U", "words", "of the neurons, after the last tick"),
+        "synchronisation": TraceField("Y", "words", "of each pair of neurons"),
+        "history": TraceField("U Q", "matrix", "pre-activations of each neuron at the last ticks"),
     }
 
     def setup(self) -> None:

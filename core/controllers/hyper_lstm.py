@@ -51,11 +51,11 @@ class HyperLSTMController(LayeredController):
     layer_norm: bool = Field(default=True, description="normalise gates and cells of both LSTMs, as in the paper")
 
     trace_fields = {
-        "hidden": TraceField("L U", "words", "hidden state, layer by layer"),
-        "cell": TraceField("L U", "words", "cell state, layer by layer"),
-        "hyper_hidden": TraceField("L S", "words", "hidden state of the small LSTM, layer by layer"),
-        "input_scales": TraceField("E U", "words", "scales of the last layer's input weights, gate by gate"),
-        "recurrent_scales": TraceField("E U", "words", "scales of its recurrent weights, gate by gate"),
+        "hidden": TraceField("L U", "words", "of each layer"),
+        "cell": TraceField("L U", "words", "of each layer"),
+        "hyper_hidden": TraceField("L S", "words", "of the small LSTM"),
+        "input_scales": TraceField("E U", "words", "rows of the last layer's weights"),
+        "recurrent_scales": TraceField("E U", "words", "rows of its recurrent weights"),
     }
 
     def setup(self) -> None:

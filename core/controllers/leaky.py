@@ -50,7 +50,7 @@ class LeakyController(LayeredController):
         description="whether f takes what is kept, too, as in equation 1; else only what comes in",
     )
 
-    trace_fields = {"hidden": TraceField("L U", "words", "activity of the units, layer by layer")}
+    trace_fields = {"hidden": TraceField("L U", "words", "activity of each layer")}
 
     @classmethod
     def check_options(cls, options: Any) -> None:

@@ -23,19 +23,19 @@ class RelationalState(NamedTuple):
     """The memory."""
 
     slots: Tensor
-    """``[B, M, D]``"""
+    """``[B, M, V]``"""
 
 
 @register("controller", "relational")
 class RelationalController(Controller):
     """A memory of M slots, which multi-head dot product attention over slots and input rewrites, through gates.
 
-    The hidden vector is the whole memory, ``M * D`` elements, where D is the size of all heads together.
+    The hidden vector is the whole memory, ``M * V`` elements, where V is the size of all heads together.
     """
 
     memory_size: int = Field(default=4, ge=1, description="M, slots")
     num_heads: int = Field(default=4, ge=1, description="heads of the attention")
-    head_size: int = Field(default=16, ge=1, description="elements of a slot that each head writes: D in all heads")
+    head_size: int = Field(default=16, ge=1, description="elements of a slot that each head writes; V in all heads")
     key_size: int | None = Field(default=None, ge=1, description="of each head's queries and keys; null: head_size")
     num_blocks: int = Field(default=1, ge=1, le=100, description="times that slots attend to each other in one step")
     mlp_layers: int = Field(default=2, ge=1, le=100, description="layers that each row goes through after attention")
@@ -46,7 +46,8 @@ class RelationalController(Controller):
     input_bias: float = Field(default=0.0, description="added to the input gates likewise")
 
     trace_fields = {
-        "slots": TraceField("M D", "memory", "slots after the step"),
+        "hidden": TraceField("M V", "words", "slots over time"),
+        "slots": TraceField("M V", "memory", "slots after the step"),
         "attention": TraceField("A M P", "matrix", "what each slot attends to, in each head: slots, then the input"),
         "input_gate": TraceField("M G", "matrix", "how much of what is new is taken"),
         "forget_gate": TraceField("M G", "matrix", "how much of what was there stays"),
@@ -78,7 +79,7 @@ class RelationalController(Controller):
         return RelationalState(slots.expand(batch_size, -1, -1).contiguous())
 
     def gates(self, row: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Input and forget gates ``[B, M, D or 1]`` from the input's row ``[B, 1, D]`` and the slots before."""
+        """Input and forget gates ``[B, M, V or 1]`` from the input's row ``[B, 1, V]`` and the slots before."""
         gates = self.input_gates(row) + self.memory_gates(torch.tanh(slots))
         input_gate, forget_gate = gates.chunk(2, dim=-1)
         return torch.sigmoid(input_gate + self.input_bias), torch.sigmoid(forget_gate + self.forget_bias)
@@ -102,7 +103,7 @@ class RelationalController(Controller):
         rows = torch.cat([before.slots, row.to(before.slots.dtype)], dim=1)
         for block in self.blocks:
             rows, attention = block(rows)
-        seen = {"slots": after.slots, "attention": attention[:, :, :-1]}
+        seen = {"hidden": after.slots, "slots": after.slots, "attention": attention[:, :, :-1]}
         if self.gating != "none":
             seen["input_gate"], seen["forget_gate"] = self.gates(row, before.slots)
         return seen
@@ -121,7 +122,7 @@ class _Block(nn.Module):
         self.layers_norm = nn.LayerNorm(width)
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows ``[B, P, D]`` -> new rows, and the attention of each head ``[B, heads, P, P]``."""
+        """Rows ``[B, P, V]`` -> new rows, and the attention of each head ``[B, heads, P, P]``."""
         projected = self.project_norm(self.project(rows)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         queries, keys, values = projected.split(self.sizes, dim=-1)
         attention = torch.softmax(queries * self.sizes[0] ** -0.5 @ keys.transpose(-1, -2), dim=-1)

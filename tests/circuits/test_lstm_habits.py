@@ -19,6 +19,7 @@ from papertape.core.component import options_of
 from papertape.core.state import leaves, map_state
 
 SIZES = {"memory_size": 7, "word_size": 4, "hidden_size": 6, "num_layers": 2, "max_nodes": 4}
+SIZES |= {"hyper_size": 4, "num_heads": 2, "head_size": 3, "neurons": 5}
 LENGTHS = [5, 2, 4, 2]
 
 
@@ -44,6 +45,7 @@ def joined(controller: str, accessor: str) -> Callable[..., papertape.Circuit]:
 CONTROLLERS = ("direct", "feedforward", "gru", "lstm", "neat")
 ACCESSORS = ("dynamic", "sparse", "static", "tape")
 MAKE = {name: of(name) for name in ("ntm", "dnc", "sam", "sdnc", "tape", "feedforward", "neat")}
+MAKE |= {one: joined(one, "static") for one in ("ctm", "hyper-lstm", "leaky", "plastic", "relational", "reservoir")}
 MAKE |= {f"{one} with {other}": joined(one, other) for one in CONTROLLERS for other in ACCESSORS}
 
 each = pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
