@@ -2,6 +2,7 @@
 
 from ..sparse_memory import SparseState
 from .base import Accessor, AnyAccessor
+from .delta import DeltaAccessor, DeltaState
 from .dynamic import DynamicAccessor, DynamicState
 from .sparse import SparseAccessor
 from .static import StaticAccessor, StaticState
@@ -10,6 +11,8 @@ from .tape import OpenTape, TapeAccessor, TapeState
 __all__ = [
     "Accessor",
     "AnyAccessor",
+    "DeltaAccessor",
+    "DeltaState",
     "DynamicAccessor",
     "DynamicState",
     "OpenTape",
