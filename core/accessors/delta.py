@@ -189,8 +189,8 @@ def chunked(
     """The delta rule over N chunks of C steps of P rules; rules with a gate of 0 in steps without decay do nothing.
 
     Within a chunk, let row r of U be what rule r adds under its key, and g_r the decay up to it. Then
-    (I + A) U = b V - b g K S, where A is the part of b K Kᵀ g_r / g_i below the diagonal: U for all rules at once, and a
-    chunk is a few matrix products (DeltaNet, section 3.2; Gated DeltaNet, section 3.3).
+    (I + A) U = b V - b g K S, where A is the part of b K Kᵀ g_r / g_i below the diagonal: U for all rules at once, so
+    that a chunk is a few matrix products (DeltaNet, section 3.2; Gated DeltaNet, section 3.3).
 
     Args:
         keys: ``[B, H, N, C * P, K]``, of length 1.
@@ -219,12 +219,12 @@ def chunked(
         read = read * _ratio(at_reads, total, seen)
         left, read_scale = keys * total.exp(), queries * at_reads.exp()
         late, end = keys * (total[..., -1:, :] - total).exp(), at_reads[..., -1:, :].exp()
-    inverse = unit_inverse((gates * among).masked_fill(~before, 0)) * gates.mT
+    inverse = unit_inverse(gates * among) * gates.mT
     read = read.masked_fill(~seen, 0)
     wanted, found = inverse @ values, inverse @ left
     starts, added = [], []
     ends = [None] * keys.shape[2] if end is None else end.unbind(2)
-    for to_add, by_key, by_late, kept in zip(wanted.unbind(2), found.unbind(2), late.mT.unbind(2), ends):
+    for to_add, by_key, by_late, kept in zip(wanted.unbind(2), found.unbind(2), late.mT.unbind(2), ends, strict=True):
         starts.append(memory)
         added.append(to_add - by_key @ memory)
         memory = (memory if kept is None else kept * memory) + by_late @ added[-1]
@@ -232,14 +232,12 @@ def chunked(
 
 
 def _ratio(late: Tensor, early: Tensor, where: Tensor) -> Tensor:
-    """exp(late_r - early_i), ``[…, R, I]``, of logarithms ``[…, R, 1]`` and ``[…, I, 1]``; 0 but ``where`` r is late."""
+    """exp(late_r - early_i) of logarithms ``[…, R, 1]`` and ``[…, I, 1]``; ``[…, R, I]``, 0 but ``where`` it counts."""
     return (late - early.mT).masked_fill(~where, -math.inf).exp()
 
 
-class UnitInverse(Function):
-    """(I + A)⁻¹ for A ``[…, C, C]`` with zeros on and above the diagonal.
-
-    From blocks of 1 up, two at a time: the inverse of [[X, 0], [A, Z]] is [[X⁻¹, 0], [-Z⁻¹ A X⁻¹, Z⁻¹]]. These are a
+class _UnitInverse(Function):
+    """From blocks of 1 up, two at a time: the inverse of [[X, 0], [A, Z]] is [[X⁻¹, 0], [-Z⁻¹ A X⁻¹, Z⁻¹]]. These are a
     few matrix products for all blocks of one size, which round as little as substitution does.
     """
 
@@ -268,15 +266,15 @@ class UnitInverse(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (inverse,) = ctx.saved_tensors
-        return -(inverse.mT @ gradient @ inverse.mT)
+        return -(inverse.mT @ gradient @ inverse.mT).tril(-1)
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> Tensor:
         (inverse,) = ctx.saved_tensors
-        return -(inverse @ tangent @ inverse)
+        return -(inverse @ tangent.tril(-1) @ inverse)
 
 
 def unit_inverse(below: Tensor) -> Tensor:
-    """See :class:`UnitInverse`."""
-    inverse: Tensor = UnitInverse.apply(below)  # type: ignore[no-untyped-call]
+    """(I + A)⁻¹, where A ``[…, C, C]`` counts below the diagonal alone."""
+    inverse: Tensor = _UnitInverse.apply(below)  # type: ignore[no-untyped-call]
     return inverse
