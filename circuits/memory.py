@@ -173,7 +173,7 @@ class MemoryCircuit(Circuit):
         with contextlib.nullcontext() if self.differentiable else torch.no_grad():
             seen = torch.cat([x, state.reads.flatten(1)], dim=-1) if self.read_feedback else x
             hidden, controller_state = self.controller(seen, state.controller)
-            hidden, (reads, accessor_state, heads) = _precisely(self.accessor, hidden, state)
+            hidden, (reads, accessor_state, heads) = precisely(self.accessor, hidden, state.accessor, state.reads.dtype)
         features = torch.cat([hidden, reads.flatten(1)], dim=-1)
         return features, CircuitState(controller_state, accessor_state, reads), heads
 
@@ -195,7 +195,7 @@ class MemoryCircuit(Circuit):
             return torch.stack(features), state
         with contextlib.nullcontext() if self.differentiable else torch.no_grad():
             hidden, controller_state = self.controller.run(inputs, state.controller)
-            hidden, (reads, accessor_state) = _precisely(self.accessor.run, hidden, state)
+            hidden, (reads, accessor_state) = precisely(self.accessor.run, hidden, state.accessor, state.reads.dtype)
         return torch.cat([hidden, reads.flatten(2)], dim=-1), CircuitState(controller_state, accessor_state, reads[-1])
 
     @property
@@ -264,14 +264,14 @@ class MemoryCircuit(Circuit):
         return torch.stack(features), state, recorded
 
 
-def _precisely(access: Any, hidden: Tensor, state: CircuitState) -> tuple[Tensor, Any]:
-    """The hidden vectors in the circuit's own type, and what the accessor gives for them without autocast."""
+def precisely(access: Any, hidden: Tensor, state: Any, dtype: torch.dtype) -> tuple[Tensor, Any]:
+    """The hidden vectors in a type, and what an accessor gives for them and a state, without autocast."""
     device = hidden.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
-        return hidden, access(hidden, state.accessor)
-    hidden = hidden.to(state.reads.dtype)
+        return hidden, access(hidden, state)
+    hidden = hidden.to(dtype)
     with torch.autocast(device, enabled=False):
-        return hidden, access(hidden, state.accessor)
+        return hidden, access(hidden, state)
 
 
 _TRANSITION = MemoryCircuit.transition

@@ -1,6 +1,7 @@
 """Controllers: input and last read -> hidden."""
 
 from .base import AnyController, Controller
+from .convolution import ConvolutionController
 from .ctm import CTMController
 from .direct import DirectController
 from .feedforward import FeedForwardController
@@ -12,11 +13,13 @@ from .neat import NeatController
 from .plastic import PlasticController
 from .relational import RelationalController
 from .reservoir import ReservoirController
+from .rnn import RNNController
 
 __all__ = [
     "AnyController",
     "CTMController",
     "Controller",
+    "ConvolutionController",
     "DirectController",
     "FeedForwardController",
     "GRUController",
@@ -27,4 +30,5 @@ __all__ = [
     "PlasticController",
     "RelationalController",
     "ReservoirController",
+    "RNNController",
 ]

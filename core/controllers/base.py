@@ -115,8 +115,8 @@ else:
     """A controller as an option: its name, its name as ``type`` with its options, or an object."""
 
 
-class LayeredController(Controller):
-    """A controller with layers of one size, each fed by the one before."""
+class LayeredOptions(Component):
+    """Options of every controller with layers of one size, each fed by the one before."""
 
     hidden_size: int = Field(default=100, ge=1, description="size of each layer and of the controller's output")
     num_layers: int = Field(default=1, ge=1, le=100, description="layers, each fed by the one before")
@@ -133,6 +133,10 @@ class LayeredController(Controller):
         super().check_options(options)
         if options.dropout and options.num_layers == 1:
             raise ValueError(f"dropout: got {options.dropout}; it is between layers, allowed with num_layers 1: 0")
+
+
+class LayeredController(LayeredOptions, Controller):
+    """A controller with layers of one size, each fed by the one before."""
 
     def between_layers(self, x: Tensor, layer: int) -> Tensor:
         """Apply ``dropout`` to the output of a layer, except of the last, as torch.nn.LSTM does."""

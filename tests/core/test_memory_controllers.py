@@ -81,6 +81,12 @@ def sequence(seed: int = 1) -> Tensor:
     return torch.randn(STEPS, BATCH, INPUTS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def alone(name: str) -> papertape.RecurrentCircuit:
+    """The controller with an output layer."""
+    torch.manual_seed(0)
+    return papertape.RecurrentCircuit(INPUTS, 2, controller=CASES[name][0](INPUTS, **CASES[name][1])).double()
+
+
 def circuit(name: str) -> papertape.MemoryCircuit:
     """The controller with a small memory beside it."""
     torch.manual_seed(0)
@@ -168,6 +174,12 @@ def test_traces_show_the_state(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(outputs, whole(inputs)[0])
     shown = whole.controller.trace_fields
     assert shown and set(trace) == set(whole.trace_fields) > set(shown)
+    outputs, last, own = alone(name)(inputs, trace=True)
+    torch.testing.assert_close(outputs, alone(name)(inputs)[0])
+    assert set(own) == set(shown)
+    for key, part in last._asdict().items():
+        if key in shown:
+            torch.testing.assert_close(own[key][-1], part)
     for key, part in state.controller._asdict().items():
         if key in shown:
             torch.testing.assert_close(trace[key][-1], part)
@@ -183,7 +195,8 @@ def test_under_autocast_the_state_stays_in_its_own_type(name: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs, state = whole(inputs)
         whole(inputs, state)
-    assert {leaf.dtype for leaf in leaves(state)} == {torch.float32}
+        _, last = alone(name).float()(inputs)
+    assert {leaf.dtype for leaf in [*leaves(state), *leaves(last)]} == {torch.float32}
     torch.testing.assert_close(outputs, whole(inputs)[0], atol=0.2, rtol=0.2)
 
 
