@@ -5,7 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agents.strategies import Strategy, maximise, minimise
-    from .circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, MemoryCircuit, NeatCircuit, Tape
+    from .circuits import (
+        DNC,
+        GRU,
+        LSTM,
+        NTM,
+        SAM,
+        SDNC,
+        FeedForwardCircuit,
+        MemoryCircuit,
+        NeatCircuit,
+        RecurrentCircuit,
+        StackRNN,
+        Tape,
+        TapeRNN,
+        Transformer,
+    )
     from .core.accessors import Accessor
     from .core.agent import Agent
     from .core.circuit import Circuit
@@ -27,6 +42,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DNC",
+    "GRU",
+    "LSTM",
     "NTM",
     "SAM",
     "SDNC",
@@ -42,12 +59,16 @@ __all__ = [
     "Interface",
     "MemoryCircuit",
     "NeatCircuit",
+    "RecurrentCircuit",
     "Sink",
+    "StackRNN",
     "Strategy",
     "Tape",
+    "TapeRNN",
     "TokenEnv",
     "Trace",
     "TraceField",
+    "Transformer",
     "World",
     "detach",
     "load",
@@ -63,7 +84,8 @@ __all__ = [
 
 _MODULES = {
     ".agents.strategies": "Strategy maximise minimise",
-    ".circuits": "DNC NTM SAM SDNC FeedForwardCircuit MemoryCircuit NeatCircuit Tape",
+    ".circuits": "DNC GRU LSTM NTM SAM SDNC FeedForwardCircuit MemoryCircuit NeatCircuit RecurrentCircuit "
+    "StackRNN Tape TapeRNN Transformer",
     ".core.accessors": "Accessor",
     ".core.agent": "Agent",
     ".core.circuit": "Circuit",

@@ -48,8 +48,15 @@ class CircuitView(Protocol):
         """Bound of the outputs."""
 
     @property
+    def read_feedback(self) -> bool:
+        """Whether the controller sees the words that were read last."""
+
+    @property
     def changed_transition(self) -> bool:
         """Whether a subclass or a user replaced :meth:`transition`, so that no kernel knows what a step is."""
 
     def transition(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Any]:
         """One step without the output layer: features ``[B, F]``, next state, head parameters."""
+
+    def transitions(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
+        """Many steps: features ``[T, B, F]`` and the last state."""

@@ -109,6 +109,8 @@ class Known:
         self.reason = ununderstood(accessor, accessors)
         if controllers is not None:
             self.reason = ununderstood(controller, controllers) or self.reason
+            if not circuit.read_feedback:
+                self.reason = "it feeds the words read back to the controller, which this circuit does not"
         if controllers is not None and self.reason is None:
             recurrents = getattr(controller, "recurrents", ())
             self.layers = {f"controller.inputs.{index}": layer for index, layer in enumerate(controller.inputs)}

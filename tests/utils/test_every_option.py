@@ -96,19 +96,32 @@ def homes() -> Iterator[tuple[str, Blocks]]:
     circuits: Blocks = {"ntm": NTM, "dnc": dnc, "sam": sparse, "sdnc": {**sparse, "links_per_slot": 3}}
     circuits |= {"memory": {"controller": NTM["controller"], "accessor": {"type": "static", "memory_size": 6}}}
     circuits |= {"feedforward": FEEDFORWARD, "neat": NEAT, "tape": {"memory_size": 6, "word_size": 4}}
+    circuits |= {"lstm": {"hidden_size": 4}, "gru": {"hidden_size": 4}, "recurrent": {"controller": NTM["controller"]}}
+    for name in ("stack-rnn", "tape-rnn"):
+        circuits[name] = {"controller": {"type": "rnn", "hidden_size": 4}, "memory_size": 6, "word_size": 4}
+    circuits["transformer"] = {"model_size": 4, "accessor": {"type": "attention", "memory_size": 6}}
     for name in entries("circuit"):
         agent = {**EVOLUTION, "strategy": TRUST} if name in ("neat", "tape") else BACKPROP
         yield "circuit", {"env": COPY, "circuit": {**circuits[name], "type": name}, "agent": agent}
+    sizes: Blocks = {
+        "direct": {},
+        "relational": {"memory_size": 3, "num_heads": 1, "head_size": 3},
+        "ctm": {"hidden_size": 4, "neurons": 5, "ticks": 2, "history": 3},
+    }
     for name in entries("controller"):
-        size = {} if name == "direct" else {"hidden_size": 4}
+        size = sizes.get(name, {"hidden_size": 4})
         circuit = {**NTM, "controller": {"type": name, **size}}
         yield "circuit.controller", {"env": COPY, "circuit": circuit, "agent": BACKPROP}
     accessors: Blocks = {
         "dynamic": {"num_reads": 2},
         "sparse": {"memory_size": 12, "num_reads": 2, "slots_per_read": 2},
+        "delta": {"decay": True, "num_heads": 2, "key_size": 4, "value_size": 4, "chunk_size": 2},
+        "attention": {"num_heads": 2, "key_size": 4, "value_size": 4},
     }
     for name, entry in entries("accessor").items():
-        accessor = {"type": name, "memory_size": 6, "word_size": 4, **accessors.get(name, {})}
+        known = options_of(entry).model_fields
+        sizes = {size: number for size, number in (("memory_size", 6), ("word_size", 4)) if size in known}
+        accessor = {"type": name, **sizes, **accessors.get(name, {})}
         agent = BACKPROP if entry.differentiable else {**EVOLUTION, "strategy": TRUST}
         circuit = {"type": "memory", "controller": NTM["controller"], "accessor": accessor}
         yield "circuit.accessor", {"env": COPY, "circuit": circuit, "agent": agent}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -43,6 +44,15 @@ CIRCUITS: dict[str, Callable[[], Circuit]] = {
     "sdnc": lambda: papertape.SDNC(INPUTS, OUTPUTS, hidden_size=4, memory_size=12, word_size=3),
     "tape": lambda: papertape.Tape(INPUTS, OUTPUTS),
 }
+for controller in (
+    {"type": "plastic", "hidden_size": 4, "rule": "retroactive"},
+    {"type": "hyper-lstm", "hidden_size": 4, "hyper_size": 3},
+    {"type": "relational", "memory_size": 2, "num_heads": 2, "head_size": 2},
+    {"type": "reservoir", "hidden_size": 4},
+    {"type": "leaky", "hidden_size": 4},
+    {"type": "ctm", "hidden_size": 4, "neurons": 4, "ticks": 2, "history": 3},
+):
+    CIRCUITS[f"ntm-{controller['type']}"] = partial(ntm, controller=controller, hidden_size=None)
 
 
 class StandIn(graphs.Recorder):
