@@ -103,7 +103,10 @@ class OneShotEnv(TokenEnv):
     def input_channels(self) -> Sequence[Channels]:
         """The image, and the label of the one before it."""
         size = self.image_size
-        return [Channels("image", size**2, shape=(size, size)), Channels("last label", self.classes, tuple(self.output_names()))]
+        return [
+            Channels("image", size**2, shape=(size, size)),
+            Channels("last label", self.classes, tuple(self.output_names())),
+        ]
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw episodes; see :meth:`Env.sample`."""

@@ -193,9 +193,7 @@ def _probabilities(outputs: Tensor, channels: Sequence[Channels]) -> Tensor:
     return torch.cat([part.softmax(-1) if group.choice else part.sigmoid() for part, group in parts], -1)
 
 
-def _images_apart(
-    inputs: Tensor, channels: Sequence[Channels]
-) -> tuple[Tensor, Sequence[Channels], dict[str, Tensor]]:
+def _images_apart(inputs: Tensor, channels: Sequence[Channels]) -> tuple[Tensor, Sequence[Channels], dict[str, Tensor]]:
     """Inputs ``[T, B, I]`` without the pixels of images, if anything is left, and these as pictures, grey."""
     sizes = [group.size for group in channels]
     rest = [group for group in channels if group.shape is None]
