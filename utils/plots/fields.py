@@ -22,7 +22,14 @@ MAX_OWN_SCALES = 16
 """Rows, or groups of them, that may each have a scale of their own; more share one."""
 FLAT = 0.4
 """Outputs that are all nearer to one half than this have a scale of their own, or they would all look grey."""
-AXES = {"N": "slot", "W": "element", "R": "read head", "H": "write head"}
+AXES = {
+    "N": "slot",
+    "W": "element",
+    "R": "read head",
+    "H": "write head",
+    "K": "element of key",
+    "V": "element of value",
+}
 """Names of axes by their letters."""
 SEQUENCE_TITLES = ("input", "target", "output")
 WORLD_TITLES = ("observation", "reward", "output")
