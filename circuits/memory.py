@@ -70,7 +70,7 @@ class MemoryCircuit(Circuit):
             reads, word = check_read_shape(kind, kind.read_shape(memory))
         self.read_shape = (reads, word)
         """R words of W elements are read at each step."""
-        wanted = self.input_size + (reads * word if self.read_feedback else 0)
+        wanted = self.vector_size + (reads * word if self.read_feedback else 0)
         self.controller = build(self._chosen_controller(), wanted, clip=self.clip)
         own_clip = getattr(self.controller, "clip", self.clip)
         if own_clip != self.clip and "clip" in self.options.model_fields_set:
@@ -80,7 +80,7 @@ class MemoryCircuit(Circuit):
             words = f" and {reads} words of {word} elements" if self.read_feedback else ""
             raise ValueError(
                 f"controller: its input_size is {self.controller.input_size}; expected {wanted}, the circuit's "
-                f"input_size{words}"
+                f"{'embedding_size' if self.embedding_size else 'input_size'}{words}"
             )
         if isinstance(self.controller.options, Options):
             self.options = self.options.model_copy(update={"controller": self.controller.options})
@@ -236,7 +236,7 @@ class MemoryCircuit(Circuit):
 
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
         """The answers of many members at once, through the chosen backend; see :meth:`Circuit.run_population`."""
-        return dispatch.run_population(self, parameters, inputs)
+        return dispatch.run_population(self, parameters, self.shared_inputs(inputs))
 
     def run_traced(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, dict[str, Tensor]]:
         """Like :meth:`run`, step by step, and records what the heads did."""

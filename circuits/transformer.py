@@ -105,7 +105,7 @@ class Transformer(Circuit):
                 raise ValueError(
                     f"{name}: got a {type(part).__name__}; allowed with {self.num_layers} layers: a name or a block"
                 )
-        self.input = nn.Linear(self.input_size, self.model_size)
+        self.input = nn.Linear(self.vector_size, self.model_size)
         self.layers = nn.ModuleList(self._layer() for _ in range(self.num_layers))
         self.norm = nn.LayerNorm(self.model_size)
         self.output = nn.Linear(self.model_size, self.output_size)

@@ -231,7 +231,8 @@ def _answered(panel: Panel, episode: Episode) -> Panel:
         margin = max(margin, 1e-3)
         panel = panel._replace(limits=(0.5 - margin, 0.5 + margin), scaled=True)
     wrong = int(wrong_bits(episode).sum())
-    verdict = f", {wrong} {'bit' if wrong == 1 else 'bits'} wrong" if wrong else ", all bits right"
+    noun = "answer" if marked.any() else "bit"
+    verdict = f", {wrong} {noun}{'s' if wrong > 1 else ''} wrong" if wrong else f", all {noun}s right"
     return panel._replace(note=verdict, judged=True)
 
 
