@@ -97,9 +97,15 @@ class MemoryCircuit(Circuit):
         self.hidden_size = self.controller.hidden_size
         self.output: nn.Linear | TiedBitsLinear = nn.Linear(self.hidden_size + reads * word, self.output_size)
         self.differentiable = self.accessor.differentiable and self.controller.differentiable
-        self.trace_fields = {  # type: ignore[misc]  # what its memory shows, others with each class of circuits
+        shared = sorted(self.accessor.trace_fields.keys() & self.controller.trace_fields.keys())
+        if shared:
+            raise ValueError(
+                f"controller: its trace shows {', '.join(shared)}, as that of the accessor does; expected other names"
+            )
+        self.trace_fields = {  # type: ignore[misc]  # what its parts show, others with each class of circuits
             "reads": TraceField("R W", "words", "words read"),
             **self.accessor.trace_fields,
+            **self.controller.trace_fields,
         }
         self.chosen_backend: str | None = None
 
@@ -239,16 +245,21 @@ class MemoryCircuit(Circuit):
         return dispatch.run_population(self, parameters, self.shared_inputs(inputs))
 
     def run_traced(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, dict[str, Tensor]]:
-        """Like :meth:`run`, step by step, and records what the heads did."""
+        """Like :meth:`run`, step by step, and records what the heads and the controller did."""
         features, state, recorded = one_call(self.backend, self._run_traced, inputs, state)
         return self.answer(features), state, recorded
 
     def _run_traced(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, dict[str, Tensor]]:
         features, steps = [], []
         for x in inputs.unbind(0):
-            feature, state, heads = self.transition(x, state)
+            before = state
+            feature, state, heads = self.transition(x, before)
             features.append(feature)
-            steps.append({**self.accessor.observed(heads, state.accessor), "reads": state.reads})
+            seen = {**self.accessor.observed(heads, state.accessor), "reads": state.reads}
+            if self.controller.trace_fields:
+                fed = torch.cat([x, before.reads.flatten(1)], dim=-1) if self.read_feedback else x
+                seen |= self.controller.observed(fed, before.controller, state.controller)
+            steps.append(seen)
         recorded = {name: torch.stack([step[name] for step in steps]) for name in self.trace_fields if name in steps[0]}
         return torch.stack(features), state, recorded
 

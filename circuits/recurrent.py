@@ -48,6 +48,7 @@ class RecurrentCircuit(Circuit):
             self.controller.check()
         self.output = nn.Linear(self.controller.hidden_size, self.output_size)
         self.differentiable = self.controller.differentiable
+        self.trace_fields = self.controller.trace_fields  # type: ignore[misc]  # what its controller shows
 
     def initial_state(self, batch_size: int) -> Any:
         """The controller's."""
@@ -64,6 +65,19 @@ class RecurrentCircuit(Circuit):
     def _run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         hidden, state = self.controller.run(inputs, state)
         return self._answer(hidden), state
+
+    def run_traced(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        """Like :meth:`run`, step by step, and records what the controller shows of itself."""
+        if not self.trace_fields:
+            return super().run_traced(inputs, state)
+        hiddens, steps = [], []
+        for x in inputs.unbind(0):
+            before = state
+            hidden, state = self.controller(x, before)
+            hiddens.append(hidden)
+            steps.append(self.controller.observed(x, before, state))
+        recorded = {name: torch.stack([step[name] for step in steps]) for name in self.trace_fields}
+        return self._answer(torch.stack(hiddens)), state, recorded
 
     def _answer(self, hidden: Tensor) -> Tensor:
         outputs: Tensor = self.output(hidden)

@@ -141,14 +141,14 @@ del EVOLVES["steps"]
 COPY = {"type": "copy", "width": 2, "max_length": 2, "test_lengths": []}
 NTM = {"type": "ntm", "controller": {"type": "gru", "hidden_size": 4}, "memory_size": 4, "word_size": 3}
 DELTA = {"type": "memory", "controller": {"type": "gru", "hidden_size": 4}, "accessor": "fast-weights"}
-LEAKY = {**NTM, "controller": {"type": "leaky", "hidden_size": 4}}
+LEAKY = {**NTM, "controller": {"type": "fading", "hidden_size": 4}}
 ONE_PLUS_LAMBDA = {"type": "one-plus-lambda", "population": 6}
 MIXED = {**EVOLVES, "type": "mixed", "strategy": {"type": "trust", "population": 6}}
 OUTSIDE: dict[str, tuple[dict[str, Any], str]] = {  # what a run has of it, and its name misspelt
     "optimiser": ({"agent": {**LEARNS, "optimiser": "sign"}}, "agent.optimiser.type=sgin"),
     "curriculum": ({"env": {**COPY, "curriculum": "halves"}}, "env.curriculum.type=havles"),
     "circuit": ({"circuit": {"type": "echo", "hidden_size": 3}}, "circuit.type=ecko"),
-    "controller": ({"circuit": LEAKY}, "circuit.controller.type=leeky"),
+    "controller": ({"circuit": LEAKY}, "circuit.controller.type=fadding"),
     "agent": ({"agent": {**LEARNS, "type": "patient", "patience": 3.0}}, "agent.type=patent"),
     "task": ({"env": {"type": "n-back", "length": 5, "test_lengths": []}}, "env.type=n_back"),
     "world": ({"env": {"type": "lights"}, "agent": EVOLVES}, "env.type=light"),
@@ -163,7 +163,7 @@ NAMES |= {
     "evolved": "fast-weights",
     "mixed": "fast-weights",
     "fitness": "streak",
-    "controller": "leaky",
+    "controller": "fading",
 }
 NAMES |= {"strategy": "one-plus-lambda"}
 FILES = [*(f"{ROOT}/examples/own_{name}.py" for name in ("memory", "controller", "task", "fitness", "strategy"))]

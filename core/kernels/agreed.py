@@ -8,7 +8,7 @@ AGREED = {
     "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "6f2258efbf53",
     "core/component.py": "72d54d29d6e3",
-    "core/controllers/base.py": "f63c589c9302",
+    "core/controllers/base.py": "d47ccf52e601",
     "core/controllers/feedforward.py": "d0c633d3cc0f",
     "core/controllers/gru.py": "48d012fba8f4",
     "core/controllers/lstm.py": "10a0c0c78a7d",

@@ -19,6 +19,7 @@ from papertape.core.component import options_of
 from papertape.core.state import leaves, map_state
 
 SIZES = {"memory_size": 7, "word_size": 4, "hidden_size": 6, "num_layers": 2, "max_nodes": 4}
+SIZES |= {"hyper_size": 4, "num_heads": 2, "head_size": 3, "neurons": 5}
 LENGTHS = [5, 2, 4, 2]
 
 
@@ -43,7 +44,8 @@ def joined(controller: str, accessor: str, **options: Any) -> Callable[..., pape
 
 CONTROLLERS = ("direct", "feedforward", "gru", "lstm", "neat")
 ACCESSORS = ("dynamic", "sparse", "static", "tape")
-LATER_CONTROLLERS, LATER_ACCESSORS = ("convolution", "rnn"), ("attention", "delta", "soft-tape", "srwm", "stack")
+LATER_CONTROLLERS = ("convolution", "ctm", "hyper-lstm", "leaky", "plastic", "relational", "reservoir", "rnn")
+LATER_ACCESSORS = ("attention", "delta", "soft-tape", "srwm", "stack")
 """Those of which each is tried with one partner alone."""
 MAKE = {name: of(name) for name in ("ntm", "dnc", "sam", "sdnc", "tape", "feedforward", "neat")}
 MAKE |= {name: of(name) for name in ("lstm", "gru", "recurrent", "stack-rnn", "tape-rnn", "transformer")}

@@ -116,21 +116,22 @@ def test_a_soft_tape_writes_moves_and_reads(given: int | None) -> None:
         close(reads, [[tape[0] for tape in row] for row in tapes])
 
 
-def test_the_circuit_counts_its_input_up_to_the_end_channel() -> None:
+@pytest.mark.parametrize("embedding_size", [None, 5])
+def test_the_circuit_counts_its_input_up_to_the_end(embedding_size: int | None) -> None:
+    """Token 3 stands for a step to think, token 4 for one of the answer."""
     torch.manual_seed(0)
-    circuit = TapeRNN(3, 2, end_channel=2, hidden_size=5, memory_size=6, word_size=2)
-    inputs = torch.rand(7, 2, 3)
-    inputs[..., 2] = 0
-    inputs[4, 0, 2] = inputs[2:, 1, 2] = 1
-    _, state = circuit(inputs)
+    sizes = {"hidden_size": 5, "memory_size": 6, "word_size": 2, "embedding_size": embedding_size}
+    circuit = TapeRNN(5, 2, end_channels=2, **sizes)  # type: ignore[arg-type]
+    tokens = torch.tensor([[0, 1, 2, 1, 3, 4, 4], [1, 2, 4, 0, 1, 4, 4]]).T
+    _, state, trace = circuit(tokens, trace=True)
     assert state.accessor.input_length.tolist() == [4, 2]
-    trace = circuit(inputs, trace=True)[2]
     assert trace.input_length.T.tolist() == [[1, 2, 3, 4, 4, 4, 4], [1, 2, 2, 2, 2, 2, 2]]
     known = circuit.initial_state(2, input_length=4)
-    assert circuit(inputs, known)[1].accessor.input_length.tolist() == [4, 4]
-    assert TapeRNN(3, 2, memory_size=6)(inputs)[1].accessor.input_length.tolist() == [7, 7]
-    with pytest.raises(ValueError, match=r"end_channel: got 3; allowed is less than input_size \(3\)"):
-        TapeRNN(3, 2, end_channel=3)
+    assert circuit(tokens, known)[1].accessor.input_length.tolist() == [4, 4]
+    assert TapeRNN(5, 2, **sizes)(tokens)[1].accessor.input_length.tolist() == [5, 2]  # type: ignore[arg-type]
+    assert TapeRNN(5, 2, end_channels=0, **sizes)(tokens)[1].accessor.input_length.tolist() == [7, 7]  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"end_channels: got 6; allowed is at most input_size \(5\)"):
+        TapeRNN(5, 2, end_channels=6)
 
 
 @pytest.mark.parametrize("input_softmax", [False, True])

@@ -39,12 +39,12 @@ def delta(**more: Any) -> papertape.MemoryCircuit:
 
 
 def leaky(**more: Any) -> papertape.MemoryCircuit:
-    return papertape.NTM(3, 2, controller={"type": "leaky", "hidden_size": 8}, memory_size=6, word_size=4, **more)
+    return papertape.NTM(3, 2, controller={"type": "fading", "hidden_size": 8}, memory_size=6, word_size=4, **more)
 
 
 def both(**more: Any) -> papertape.MemoryCircuit:
     return papertape.MemoryCircuit(
-        3, 2, controller={"type": "leaky", "hidden_size": 8}, accessor={"type": "fast-weights", "key_size": 5}, **more
+        3, 2, controller={"type": "fading", "hidden_size": 8}, accessor={"type": "fast-weights", "key_size": 5}, **more
     )
 
 
@@ -81,7 +81,7 @@ def test_the_memory_is_the_delta_rule() -> None:
 
 def test_the_controller_leaks() -> None:
     torch.manual_seed(0)
-    controller = lookup("controller", "leaky")(3, hidden_size=4, clip=0.3).double()
+    controller = lookup("controller", "fading")(3, hidden_size=4, clip=0.3).double()
     with torch.no_grad():
         controller.leak.copy_(torch.randn(4))
     state, x = controller.initial_state(2), torch.randn(2, 3, dtype=torch.float64) * 5

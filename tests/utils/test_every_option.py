@@ -94,8 +94,13 @@ def homes() -> Iterator[tuple[str, Blocks]]:
     for name in entries("circuit"):
         agent = {**EVOLUTION, "strategy": TRUST} if name in ("neat", "tape") else BACKPROP
         yield "circuit", {"env": COPY, "circuit": {**circuits[name], "type": name}, "agent": agent}
+    sizes: Blocks = {
+        "direct": {},
+        "relational": {"memory_size": 3, "num_heads": 1, "head_size": 3},
+        "ctm": {"hidden_size": 4, "neurons": 5, "ticks": 2, "history": 3},
+    }
     for name in entries("controller"):
-        size = {} if name == "direct" else {"hidden_size": 4}
+        size = sizes.get(name, {"hidden_size": 4})
         circuit = {**NTM, "controller": {"type": name, **size}}
         yield "circuit.controller", {"env": COPY, "circuit": circuit, "agent": BACKPROP}
     accessors: Blocks = {
