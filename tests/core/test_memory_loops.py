@@ -134,10 +134,10 @@ def test_the_circuit_counts_its_input_up_to_the_end(embedding_size: int | None) 
         TapeRNN(5, 2, end_channels=6)
 
 
-@pytest.mark.parametrize("input_softmax", [False, True])
-def test_weights_that_change_themselves(input_softmax: bool) -> None:
+@pytest.mark.parametrize("scaling", ["norm", "softmax", "none"])
+def test_weights_that_change_themselves(scaling: str) -> None:
     """Equations 5 to 8, against loops."""
-    accessor = seeded(SelfReferentialAccessor, **ACCESSORS["srwm"], input_softmax=input_softmax)
+    accessor = seeded(SelfReferentialAccessor, **ACCESSORS["srwm"], input_scaling=scaling)
     state = accessor.initial_state(2)
     matrices = [[accessor.initial[head].tolist() for head in range(2)] for _ in range(2)]
 
@@ -150,7 +150,11 @@ def test_weights_that_change_themselves(input_softmax: bool) -> None:
             for head in range(2):
                 x = linear(accessor.interface.linear, hidden[row])[3 * head : 3 * head + 3].tolist()
                 matrix = matrices[row][head]
-                made = times(matrix, softmax(x) if input_softmax else x)
+                if scaling == "norm":
+                    mean = sum(x) / 3
+                    deviation = math.sqrt(sum((number - mean) ** 2 for number in x) / 3 + 1e-5)
+                    x = [(number - mean) / deviation for number in x]
+                made = times(matrix, softmax(x) if scaling == "softmax" else x)
                 query, key = softmax(made[3:6]), softmax(made[6:9])
                 rates = [1 / (1 + math.exp(-rate)) for rate in made[9:]]
                 wanted, found = times(matrix, query), times(matrix, key)
