@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .core.interface import Interface
     from .core.registry import register
     from .core.state import CircuitState, detach, map_state, register_state
+    from .core.token_env import TokenEnv
     from .core.trace import Trace, TraceField
     from .core.world import World
     from .utils.factory import load_circuit
@@ -64,6 +65,7 @@ __all__ = [
     "Strategy",
     "Tape",
     "TapeRNN",
+    "TokenEnv",
     "Trace",
     "TraceField",
     "Transformer",
@@ -93,6 +95,7 @@ _MODULES = {
     ".core.interface": "Interface",
     ".core.registry": "register",
     ".core.state": "CircuitState detach map_state register_state",
+    ".core.token_env": "TokenEnv",
     ".core.trace": "Trace TraceField",
     ".core.world": "World",
     ".utils.factory": "load_circuit",

@@ -157,7 +157,7 @@ class MixedAgent(EvolutionAgent):
         for batch in self._lessons:
             optimiser.zero_grad(set_to_none=True)
             outputs = map_members(
-                self.circuit, parameters, batch.inputs.to(self.population.dtype), randomness="different"
+                self.circuit, parameters, self.circuit.shared_inputs(batch.inputs), randomness="different"
             )
             losses = vmap(self.env.losses, in_dims=(1, None), out_dims=1)(outputs, batch)
             (losses.sum() / self.env.normaliser(batch)).backward()

@@ -16,6 +16,7 @@ from ..core.component import build, options_of, validated
 from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
 from ..core.kernels import dispatch, recompute
+from ..core.kernels.formulas import hooked
 from ..core.kernels.transforms import one_call
 from ..core.members import Stack
 from ..core.options import Options, check_sizes
@@ -70,7 +71,7 @@ class MemoryCircuit(Circuit):
             reads, word = check_read_shape(kind, kind.read_shape(memory))
         self.read_shape = (reads, word)
         """R words of W elements are read at each step."""
-        wanted = self.input_size + (reads * word if self.read_feedback else 0)
+        wanted = self.vector_size + (reads * word if self.read_feedback else 0)
         self.controller = build(self._chosen_controller(), wanted, clip=self.clip)
         own_clip = getattr(self.controller, "clip", self.clip)
         if own_clip != self.clip and "clip" in self.options.model_fields_set:
@@ -80,7 +81,7 @@ class MemoryCircuit(Circuit):
             words = f" and {reads} words of {word} elements" if self.read_feedback else ""
             raise ValueError(
                 f"controller: its input_size is {self.controller.input_size}; expected {wanted}, the circuit's "
-                f"input_size{words}"
+                f"{'embedding_size' if self.embedding_size else 'input_size'}{words}"
             )
         if isinstance(self.controller.options, Options):
             self.options = self.options.model_copy(update={"controller": self.controller.options})
@@ -178,7 +179,7 @@ class MemoryCircuit(Circuit):
         return features, CircuitState(controller_state, accessor_state, reads), heads
 
     def transitions(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
-        """Many steps without the output layer: all at once where no read is fed back.
+        """Many steps without the output layer: all at once where no read is fed back, and no hook waits for steps.
 
         Args:
             inputs: ``[T, B, I]``.
@@ -187,7 +188,7 @@ class MemoryCircuit(Circuit):
         Returns:
             Features ``[T, B, F]`` and the last state.
         """
-        if self.read_feedback or self.changed_transition:
+        if self.read_feedback or self.changed_transition or hooked(self.controller) or hooked(self.accessor):
             features = []
             for x in inputs.unbind(0):
                 feature, state, _ = self.transition(x, state)
@@ -242,7 +243,7 @@ class MemoryCircuit(Circuit):
 
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
         """The answers of many members at once, through the chosen backend; see :meth:`Circuit.run_population`."""
-        return dispatch.run_population(self, parameters, inputs)
+        return dispatch.run_population(self, parameters, self.shared_inputs(inputs))
 
     def run_traced(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, dict[str, Tensor]]:
         """Like :meth:`run`, step by step, and records what the heads and the controller did."""

@@ -36,10 +36,12 @@ class RecurrentCircuit(Circuit):
         if isinstance(chosen, str):  # a circuit with a name has that controller's options itself
             model = options_of(lookup("controller", chosen))
             chosen = validated(model, {name: getattr(self, name) for name in model.model_fields if name != "type"})
-        self.controller = build(chosen, self.input_size, clip=self.clip)
-        if self.controller.input_size != self.input_size:
+        self.controller = build(chosen, self.vector_size, clip=self.clip)
+        if self.controller.input_size != self.vector_size:
+            taken = "embedding_size" if self.embedding_size else "input_size"
             raise ValueError(
-                f"controller: its input_size is {self.controller.input_size}; expected {self.input_size}, the circuit's"
+                f"controller: its input_size is {self.controller.input_size}; expected {self.vector_size}, the "
+                f"circuit's {taken}"
             )
         check_whole(type(self.controller), "hidden_size", getattr(self.controller, "hidden_size", None))
         if is_outside(type(self.controller)):

@@ -14,7 +14,7 @@ from ..core.circuit import Circuit
 from ..core.component import build
 from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
-from ..core.options import Options
+from ..core.options import Options, check_sizes
 from ..core.registry import register
 from ..core.state import map_state, register_state
 from ..core.trace import TraceField
@@ -105,7 +105,7 @@ class Transformer(Circuit):
                 raise ValueError(
                     f"{name}: got a {type(part).__name__}; allowed with {self.num_layers} layers: a name or a block"
                 )
-        self.input = nn.Linear(self.input_size, self.model_size)
+        self.input = nn.Linear(self.vector_size, self.model_size)
         self.layers = nn.ModuleList(self._layer() for _ in range(self.num_layers))
         self.norm = nn.LayerNorm(self.model_size)
         self.output = nn.Linear(self.model_size, self.output_size)
@@ -131,7 +131,11 @@ class Transformer(Circuit):
         Args:
             batch_size: B.
             sizes: of each memory, where they are to differ from those at construction, such as ``memory_size``.
+
+        Raises:
+            ValueError: a size below 1.
         """
+        check_sizes(batch_size=batch_size, **sizes)
         layers: Any = self.layers
         return _together(
             [

@@ -10,6 +10,7 @@ from .letters import LettersEnv
 from .priority_sort import PrioritySortEnv
 from .repeat_copy import RepeatCopyEnv
 from .sequence import SequenceEnv
+from .strings import StringEnv, Strings
 from .tmaze import TMazeWorld
 from .xor import XorEnv
 
@@ -28,6 +29,8 @@ __all__ = [
     "PrioritySortEnv",
     "RepeatCopyEnv",
     "SequenceEnv",
+    "StringEnv",
+    "Strings",
     "TMazeWorld",
     "XorEnv",
 ]

@@ -21,7 +21,15 @@ class CircuitView(Protocol):
 
     @property
     def input_size(self) -> int:
-        """I, channels of each input step."""
+        """I, channels of each input step, or how many tokens there are to choose from."""
+
+    @property
+    def vector_size(self) -> int:
+        """Elements of what each step takes: I, or those of an embedding."""
+
+    @property
+    def embedding(self) -> nn.Embedding | None:
+        """The vector of each token, if it is learned."""
 
     @property
     def controller(self) -> Controller:

@@ -33,8 +33,10 @@ def make(name: str, **options: Any) -> Any:
 
 def test_all_are_here() -> None:
     assert sorted(TASKS) == [
-        *("associative-recall", "copy", "dynamic-ngrams", "gym", "images", "letters", "priority-sort", "repeat-copy"),
-        *("t-maze", "xor"),
+        *("associative-recall", "binary-addition", "binary-multiplication", "bucket-sort", "compute-sqrt", "copy"),
+        *("cycle-navigation", "duplicate-string", "dynamic-ngrams", "even-pairs", "gym", "images", "letters"),
+        *("missing-duplicate", "modular-arithmetic", "modular-arithmetic-brackets", "odds-first", "parity-check"),
+        *("priority-sort", "repeat-copy", "reverse-string", "solve-equation", "stack-manipulation", "t-maze", "xor"),
     ]
 
 

@@ -22,11 +22,11 @@ from torch.optim import Optimizer
 from papertape.agents import BackpropAgent
 from papertape.agents.learning import LearningAgent
 from papertape.core import registry
-from papertape.core.component import kind_of, options_of
+from papertape.core.component import help_of, kind_of, options_of
 from papertape.core.distributed import Processes
 from papertape.core.kernels.dispatch import BackendError
 from papertape.core.options import Options, OptionsError
-from papertape.envs import images
+from papertape.envs import StringEnv, images
 from papertape.main import main
 from papertape.utils import factory
 from papertape.utils.commands.train import choose_resumed, prepare
@@ -71,10 +71,17 @@ def homes() -> Iterator[tuple[str, Blocks]]:
         "t-maze": {"trials": 2, "min_stay": 1, "max_stay": 2, "test_trials": [3]},
         "gym": {"max_steps": 5},
     }
-    for name in entries("env"):
+    strings = {"max_length": 3, "max_validation_length": 4, "max_test_length": 5, "test_lengths": [4]}
+    for name, entry in entries("env").items():
+        if issubclass(entry, StringEnv):  # of those that have the same options, one
+            same = [other for other in envs if set(help_of(entries("env")[other])) == set(help_of(entry))]
+            envs |= {} if same else {name: strings}
+    for name in envs:
         agent = {**EVOLUTION, "strategy": TRUST} if name in ("t-maze", "gym") else BACKPROP
         circuit = FEEDFORWARD if name in ("images", "letters", "xor", "gym") else NTM
         yield "env", {"env": {**envs[name], "type": name}, "circuit": circuit, "agent": agent}
+    tokens = {"type": "even-pairs", **strings}
+    yield "circuit", {"env": tokens, "circuit": {**NTM, "embedding_size": 3}, "agent": BACKPROP}
     sparse = {**NTM, "memory_size": 12, "num_reads": 2, "slots_per_read": 2}
     dnc = {**NTM, "type": "dnc", "num_reads": 2}
     circuits: Blocks = {"ntm": NTM, "dnc": dnc, "sam": sparse, "sdnc": {**sparse, "links_per_slot": 3}}
@@ -199,6 +206,8 @@ SPECIAL: dict[str, Any] = {
 
 NEED_TARGET = ("agent.target_error_beyond", "agent.retry_every")
 """Options that only a run with a target error can have."""
+NEEDS_TOKENS = "circuit.embedding_size"
+"""An option that only a run with a task of tokens can have."""
 
 
 def changes(options: Any, where: str) -> Iterator[tuple[str, list[Any]]]:
@@ -302,7 +311,10 @@ def test_a_changed_option_holds_or_is_refused(
                     continue
                 valid.append((value, factory.parse(changed)))
                 break
-        if values and not valid and not (path in NEED_TARGET and before.agent.target_error is None):  # type: ignore[attr-defined]
+        lacks = (path in NEED_TARGET and before.agent.target_error is None) or (  # type: ignore[attr-defined]
+            path == NEEDS_TOKENS and not fresh.env.token_inputs
+        )
+        if values and not valid and not lacks:
             problems.append(f"{path}: no other value was found among {values}")
         for value, chosen in valid:
             assignment = f"{path}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"
