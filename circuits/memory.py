@@ -16,6 +16,7 @@ from ..core.component import build, options_of, validated
 from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
 from ..core.kernels import dispatch, recompute
+from ..core.kernels.formulas import hooked
 from ..core.kernels.transforms import one_call
 from ..core.members import Stack
 from ..core.options import Options, check_sizes
@@ -178,7 +179,7 @@ class MemoryCircuit(Circuit):
         return features, CircuitState(controller_state, accessor_state, reads), heads
 
     def transitions(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
-        """Many steps without the output layer: all at once where no read is fed back.
+        """Many steps without the output layer: all at once where no read is fed back, and no hook waits for steps.
 
         Args:
             inputs: ``[T, B, I]``.
@@ -187,7 +188,7 @@ class MemoryCircuit(Circuit):
         Returns:
             Features ``[T, B, F]`` and the last state.
         """
-        if self.read_feedback or self.changed_transition:
+        if self.read_feedback or self.changed_transition or hooked(self.controller) or hooked(self.accessor):
             features = []
             for x in inputs.unbind(0):
                 feature, state, _ = self.transition(x, state)

@@ -19,32 +19,36 @@ class TapeRNN(SoftTapeOptions, MemoryCircuit):
     """A recurrent network that writes to tapes and moves them, by a cell or by the length of the input.
 
     The paper's network is told the length of the input. Here it is counted: a jump goes by the steps so far, and no
-    more of them count from the first step on whose ``end_channel`` says that the input is over.
+    more of them count from the first step on at which one of the ``end_channels`` says that the input is over.
     """
 
     controller: AnyController = "rnn"
     accessor: Any = Field(default="soft-tape", init=False)
-    end_channel: int | None = Field(
-        default=None,
+    end_channels: int = Field(
+        default=1,
         ge=0,
-        description="channel of the input that is above 0.5 once the input is over; null counts all steps",
+        description="how many of the last channels of the input, or of the last tokens, say that the input is over, as "
+        "those of a step to think and of a step of the answer do; 0 counts all steps",
     )
 
     def setup(self) -> None:
         """Build the circuit.
 
         Raises:
-            ValueError: there is no such channel.
+            ValueError: there are not so many channels.
         """
-        if self.end_channel is not None and self.end_channel >= self.input_size:
+        if self.end_channels > self.input_size:
             raise ValueError(
-                f"end_channel: got {self.end_channel}; allowed is less than input_size ({self.input_size})"
+                f"end_channels: got {self.end_channels}; allowed is at most input_size ({self.input_size})"
             )
         super().setup()
 
     def transition(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Any]:
         """One step without the output layer; see :meth:`MemoryCircuit.transition`."""
-        if self.end_channel is not None:
-            ended = x[:, self.end_channel] > 0.5
+        if self.end_channels:
+            if self.embedding is None:
+                ended = (x[:, -self.end_channels :] > 0.5).any(-1)
+            else:  # the vector of a token is its row, to the last bit
+                ended = (x.unsqueeze(1) == self.embedding.weight[-self.end_channels :]).all(-1).any(-1)
             state = state._replace(accessor=self.accessor.end_input(state.accessor, ended))
         return super().transition(x, state)

@@ -14,7 +14,7 @@ from ..core.circuit import Circuit
 from ..core.component import build
 from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
-from ..core.options import Options
+from ..core.options import Options, check_sizes
 from ..core.registry import register
 from ..core.state import map_state, register_state
 from ..core.trace import TraceField
@@ -131,7 +131,11 @@ class Transformer(Circuit):
         Args:
             batch_size: B.
             sizes: of each memory, where they are to differ from those at construction, such as ``memory_size``.
+
+        Raises:
+            ValueError: a size below 1.
         """
+        check_sizes(batch_size=batch_size, **sizes)
         layers: Any = self.layers
         return _together(
             [

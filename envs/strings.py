@@ -35,7 +35,7 @@ class StringEnv(TokenEnv, SequenceEnv):
     over the range. T is the length, the steps to think and the answer's length together.
     """
 
-    lengths: Literal["batch"] = Field(default="batch", init=False)  # type: ignore[assignment]
+    lengths: Literal["batch"] = Field(default="batch", init=False)
     min_length: int = Field(default=1, ge=1, description="shortest string of training")
     max_length: int = Field(default=40, ge=1, description="longest string of training")
     max_validation_length: int = Field(

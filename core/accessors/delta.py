@@ -30,9 +30,6 @@ LARGEST_RATE = 16.0
 SMALLEST_STEP, LARGEST_STEP = 1e-3, 1e-1
 """What rates start multiplied by, on a logarithmic scale between these: a step keeps 0.2 to 0.999 of the memory."""
 
-SHORTEST = 1e-6
-"""Keys and queries shorter than this before are shorter than 1 after."""
-
 
 @register_state
 class DeltaState(NamedTuple):
@@ -75,7 +72,7 @@ class DeltaAccessor(Accessor):
         default=False, description="write gates go up to 2 rather than 1, so that a rule can also turn a key around"
     )
     chunk_size: int = Field(
-        default=32, ge=1, le=4096, description="C, steps that are computed at once where no read is fed back"
+        default=16, ge=1, le=4096, description="C, steps that are computed at once where no read is fed back"
     )
 
     trace_fields = {
@@ -132,10 +129,10 @@ class DeltaAccessor(Accessor):
         each = (self.num_rules, self.num_heads)
         gates = torch.sigmoid(parts["write_gates"].unflatten(-1, each))
         return DeltaHeads(
-            keys=_normalised(parts["keys"].unflatten(-1, (*each, self.key_size))),
+            keys=functional.normalize(parts["keys"].unflatten(-1, (*each, self.key_size)), dim=-1),
             values=parts["values"].unflatten(-1, (*each, self.value_size)),
             write_gates=2 * gates if self.negative_eigenvalues else gates,
-            queries=_normalised(parts["queries"].unflatten(-1, (self.num_heads, -1))),
+            queries=functional.normalize(parts["queries"].unflatten(-1, (self.num_heads, -1)), dim=-1),
             log_decay=-self.log_rates.exp() * functional.softplus(parts["decay"]) if self.decay else None,
         )
 
@@ -155,16 +152,18 @@ class DeltaAccessor(Accessor):
         """A whole sequence in chunks, by matrix products; see :meth:`Accessor.run`."""
         steps, heads = len(hidden), self.heads(hidden)
         size = min(self.chunk_size, steps)
-        decay = heads.log_decay
+        rules, decay = size * self.num_rules, heads.log_decay
         reads, memory = chunked(
-            _in_chunks(heads.keys.movedim(2, 1).flatten(0, 1), size * self.num_rules),
-            _in_chunks(heads.values.movedim(2, 1).flatten(0, 1), size * self.num_rules),
-            _in_chunks(heads.write_gates.movedim(2, 1).flatten(0, 1).unsqueeze(-1), size * self.num_rules),
+            _in_chunks(heads.keys.movedim(2, 1).flatten(0, 1), rules),
+            _in_chunks(heads.values.movedim(2, 1).flatten(0, 1), rules),
+            _in_chunks(heads.write_gates.movedim(2, 1).flatten(0, 1).unsqueeze(-1), rules),
             _in_chunks(heads.queries, size),
             None if decay is None else _in_chunks(decay.unsqueeze(-1), size),
-            state.memory,
+            state.memory.flatten(0, 1),
         )
-        return reads.flatten(2, 3)[:, :, :steps].permute(2, 0, 1, 3), DeltaState(memory)
+        each = (-1, self.num_heads)
+        reads = reads.flatten(1, 2)[:, :steps].unflatten(0, each).permute(2, 0, 1, 3)
+        return reads, DeltaState(memory.unflatten(0, each))
 
     def observed(self, heads: DeltaHeads, state: DeltaState) -> dict[str, Tensor]:
         """See :meth:`Accessor.observed`; what is kept rather than its logarithm."""
@@ -172,15 +171,10 @@ class DeltaAccessor(Accessor):
         return seen if heads.log_decay is None else {**seen, "kept": heads.log_decay.exp()}
 
 
-def _normalised(words: Tensor) -> Tensor:
-    """Words of length 1, those of zeros as they are; with fewer passes over them, back and forth, than torch's own."""
-    return words * torch.linalg.vector_norm(words, dim=-1, keepdim=True).clamp(min=SHORTEST).reciprocal()
-
-
 def _in_chunks(rows: Tensor, size: int) -> Tensor:
-    """Rows ``[R, B, H, …]`` in chunks, the last filled up with zeros: ``[B, H, chunks, size, …]``."""
+    """Rows ``[R, B, H, …]`` in chunks, the last filled up with zeros: ``[B * H, chunks, size, …]``."""
     rows = functional.pad(rows, (0, 0, 0, 0, 0, 0, 0, -len(rows) % size))
-    return rows.unflatten(0, (-1, size)).permute(2, 3, 0, 1, 4).contiguous()
+    return rows.unflatten(0, (-1, size)).permute(2, 3, 0, 1, 4).flatten(0, 1)
 
 
 def chunked(
@@ -193,42 +187,41 @@ def chunked(
     that a chunk is a few matrix products (DeltaNet, section 3.2; Gated DeltaNet, section 3.3).
 
     Args:
-        keys: ``[B, H, N, C * P, K]``, of length 1.
-        values: ``[B, H, N, C * P, V]``
-        gates: ``[B, H, N, C * P, 1]``
-        queries: ``[B, H, N, C, K]``
-        log_decay: ``[B, H, N, C, 1]``, not above 0; None for none.
-        memory: before the first chunk, ``[B, H, K, V]``.
+        keys: ``[M, N, C * P, K]``, of length 1, of M matrices.
+        values: ``[M, N, C * P, V]``
+        gates: ``[M, N, C * P, 1]``
+        queries: ``[M, N, C, K]``
+        log_decay: ``[M, N, C, 1]``, not above 0; None for none.
+        memory: before the first chunk, ``[M, K, V]``.
 
     Returns:
-        Words read after each step ``[B, H, N, C, V]``, and the memory after all.
+        Words read after each step ``[M, N, C, V]``, and the memory after all.
     """
-    size, rows = queries.shape[-2], keys.shape[-2]
-    rules = rows // size
+    steps, rows = queries.shape[-2], keys.shape[-2]
+    rules = rows // steps
     place = torch.arange(rows, device=keys.device)
-    before = place[:, None] > place[None, :]
-    seen = before[rules - 1 :: rules] | (place[rules - 1 :: rules, None] == place[None, :])
-    among, read = keys @ keys.mT, queries @ keys.mT
-    left, read_scale, end = keys, queries, None
-    late = keys
-    if log_decay is not None:
-        # Of its first rule in each step; the others keep everything.
-        at_reads = log_decay.cumsum(-2)
-        total = at_reads.repeat_interleave(rules, -2)
-        among = among * _ratio(total, total, before)
-        read = read * _ratio(at_reads, total, seen)
-        left, read_scale = keys * total.exp(), queries * at_reads.exp()
-        late, end = keys * (total[..., -1:, :] - total).exp(), at_reads[..., -1:, :].exp()
-    inverse = unit_inverse(gates * among) * gates.mT
-    read = read.masked_fill(~seen, 0)
-    wanted, found = inverse @ values, inverse @ left
+    at_reads = place[rules - 1 :: rules]
+    gated, late, sought = gates * keys, keys, queries
+    among, read = gated @ keys.mT, queries @ keys.mT
+    ends: Any = [None] * keys.shape[1]
+    if log_decay is None:
+        read = read * (at_reads[:, None] >= place).to(read.dtype)
+    else:
+        # A step's decay comes before the first of its rules.
+        kept = log_decay.cumsum(-2)
+        so_far = kept.repeat_interleave(rules, -2)
+        among = among * _ratio(so_far, so_far, place[:, None] > place)
+        read = read * _ratio(kept, so_far, at_reads[:, None] >= place)
+        gated, sought = gated * so_far.exp(), queries * kept.exp()
+        late, ends = keys * (so_far[..., -1:, :] - so_far).exp(), kept[..., -1:, :].exp().unbind(1)
+    inverse = unit_inverse(among)
+    wanted, found = inverse @ (gates * values), inverse @ gated
     starts, added = [], []
-    ends = [None] * keys.shape[2] if end is None else end.unbind(2)
-    for to_add, by_key, by_late, kept in zip(wanted.unbind(2), found.unbind(2), late.mT.unbind(2), ends, strict=True):
+    for to_add, by_key, by_late, share in zip(wanted.unbind(1), found.unbind(1), late.mT.unbind(1), ends, strict=True):
         starts.append(memory)
-        added.append(to_add - by_key @ memory)
-        memory = (memory if kept is None else kept * memory) + by_late @ added[-1]
-    return read_scale @ torch.stack(starts, 2) + read @ torch.stack(added, 2), memory
+        added.append(torch.baddbmm(to_add, by_key, memory, alpha=-1))
+        memory = torch.baddbmm(memory if share is None else share * memory, by_late, added[-1])
+    return sought @ torch.stack(starts, 1) + read @ torch.stack(added, 1), memory
 
 
 def _ratio(late: Tensor, early: Tensor, where: Tensor) -> Tensor:

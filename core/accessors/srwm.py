@@ -7,11 +7,12 @@ W word size.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..interface import Interface
 from ..registry import register
@@ -37,7 +38,7 @@ class SelfReferentialHeads(NamedTuple):
     """What each matrix saw, and what it did to itself, at one step."""
 
     inputs: Tensor
-    """``[B, H, W]``, summing to 1 with ``input_softmax``"""
+    """``[B, H, W]``"""
     keys: Tensor
     """``[B, H, W]``, summing to 1"""
     queries: Tensor
@@ -51,12 +52,16 @@ class SelfReferentialAccessor(Accessor):
     """A matrix for each head that gives an output, and how it is to be changed; what it learns before is its start.
 
     With f the softmax: y, q, k, b = M f(x), then M = M + sigmoid(b) (M f(q) - M f(k)) f(k)ᵀ, where each of the four
-    parts of the rows has its own b. What is read is y (equations 5 to 8). Without ``input_softmax``, M x.
+    parts of the rows has its own b. What is read is y (equations 5 to 8). Here x itself is by default not squeezed by
+    f, but brought to mean 0 and variance 1: else, at first, all keys are nearly alike, and it hardly learns.
     """
 
     num_heads: int = Field(default=4, ge=1, description="H, matrices, each with an input of its own")
     word_size: int = Field(default=16, ge=1, description="W, length of a matrix's input and output")
-    input_softmax: bool = Field(default=True, description="what a matrix is given goes through a softmax, too")
+    input_scaling: Literal["norm", "softmax", "none"] = Field(
+        default="norm",
+        description="what a matrix is given: x of mean 0 and variance 1, its softmax, or x as it is",
+    )
 
     trace_fields = {
         "memory": TraceField("H M W", "matrix", "rows that give output, query, key and rates, after the step"),
@@ -98,7 +103,10 @@ class SelfReferentialAccessor(Accessor):
         """One step of access; see :meth:`Accessor.forward`."""
         memory = state.memory
         x = self.interface(hidden).unflatten(-1, (self.num_heads, -1))
-        x = torch.softmax(x, dim=-1) if self.input_softmax else x
+        if self.input_scaling == "norm":
+            x = functional.layer_norm(x, (self.word_size,))
+        elif self.input_scaling == "softmax":
+            x = torch.softmax(x, dim=-1)
         output, query, key, rates = (memory @ x.unsqueeze(-1)).squeeze(-1).split(self.rows, dim=-1)
         query, key, rates = torch.softmax(query, dim=-1), torch.softmax(key, dim=-1), torch.sigmoid(rates)
         each = torch.cat(

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -36,14 +36,13 @@ class LeakyController(LayeredController):
     lasts longer than they do is in the connections (the network's timescale).
     """
 
-    kept = LayeredController.kept | {"timescales", "initial_timescale"}
+    kept = LayeredController.kept | {"timescales", "min_timescale", "max_timescale"}
 
     timescales: Literal["unit", "layer", "fixed"] = Field(
         default="unit", description="what learns a timescale: each unit, each layer, or none, where all stay as drawn"
     )
-    initial_timescale: Annotated[list[float], Field(min_length=2, max_length=2)] = Field(
-        default=[1.0, 2.0], strict=False, description="shortest and longest timescale at first, in steps; at least 1"
-    )
+    min_timescale: float = Field(default=1.0, ge=1, description="shortest timescale at first, in steps")
+    max_timescale: float = Field(default=2.0, ge=1, description="longest timescale at first, in steps")
     activation: Literal["leaky-relu", "tanh"] = Field(default="leaky-relu", description="f, of all units")
     leak_inside: bool = Field(
         default=True,
@@ -56,12 +55,9 @@ class LeakyController(LayeredController):
     def check_options(cls, options: Any) -> None:
         """See :meth:`Component.check_options`."""
         super().check_options(options)
-        shortest, longest = options.initial_timescale
-        if not 1 <= shortest <= longest:
-            raise ValueError(
-                f"initial_timescale: got {options.initial_timescale}; allowed are two numbers of at least 1, the "
-                "shorter one first"
-            )
+        shortest, longest = options.min_timescale, options.max_timescale
+        if shortest > longest:
+            raise ValueError(f"min_timescale: got {shortest}; allowed is at most max_timescale ({longest})")
 
     def setup(self) -> None:
         """Make the layers."""
@@ -83,9 +79,8 @@ class LeakyController(LayeredController):
 
     def _draw(self) -> None:
         """What no layer draws for itself."""
-        shortest, longest = self.initial_timescale
         with torch.no_grad():
-            self.timescale.uniform_(shortest, longest)
+            self.timescale.uniform_(self.min_timescale, self.max_timescale)
 
     def initial_state(self, batch_size: int) -> LeakyState:
         """Zeros."""

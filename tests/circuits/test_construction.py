@@ -129,7 +129,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"dropout": -0.1}, "dropout: got -0.1; allowed: greater than or equal to 0"),
     ({"recompute_every": 0}, "recompute_every: got 0; allowed: greater than or equal to 1"),
     ({"batch_first": 1}, "batch_first: got 1; allowed: a valid boolean"),
-    ({"controller": "transformer"}, "controller.type: got 'transformer'; allowed: convolution, direct, feedforward"),
+    ({"controller": "transformer"}, "controller.type: got 'transformer'; allowed: convolution, ctm, direct"),
     ({"controller": "gruu"}, "controller.type: got 'gruu'; did you mean 'gru'? allowed: "),
     ({"controller": None}, "controller: got None; expected a block with a type, such as {type: "),
     ({"controller": {"hidden_size": 6}, "hidden_size": None}, "controller.type: missing; allowed: convolution, "),

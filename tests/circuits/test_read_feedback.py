@@ -84,6 +84,14 @@ def test_populations_and_a_replaced_transition() -> None:
     torch.testing.assert_close(outputs[0], doubled.step(inputs[0])[0])
 
 
+def test_hooks_see_every_step() -> None:
+    circuit, inputs, seen = made("feedforward"), torch.randn(5, 3, 4, dtype=torch.float64), []
+    expected = circuit(inputs)[0]
+    circuit.accessor.register_forward_hook(lambda *arguments: seen.append(arguments[1][0].shape))
+    torch.testing.assert_close(circuit(inputs)[0], expected)
+    assert seen == [(3, 5)] * 5
+
+
 def test_a_run_that_gives_something_else_is_refused() -> None:
     class Forgetful(DirectController):
         def run(self, inputs: Tensor, state: Any) -> Any:

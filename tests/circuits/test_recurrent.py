@@ -64,7 +64,7 @@ def test_steps_halves_lengths_and_populations() -> None:
 
 
 def test_wrong_controllers_are_refused() -> None:
-    with pytest.raises(ValueError, match="controller: its input_size is 4; expected 3, the circuit's"):
+    with pytest.raises(ValueError, match="controller: its input_size is 4; expected 3, the circuit's input_size"):
         RecurrentCircuit(3, 2, controller=DirectController(4))
     with pytest.raises(TypeError, match="controller"):
         LSTM(3, 2, controller="gru")

@@ -47,12 +47,15 @@ CASES: dict[str, tuple[type[Controller], dict[str, Any]]] = {
     ),
     "relational ungated": (RelationalController, {**RELATIONAL, "gating": "none", "memory_size": 5, "mlp_layers": 3}),
     "reservoir": (ReservoirController, {"hidden_size": 6, "density": 0.4, "leak": 0.7}),
-    "leaky": (LeakyController, {"hidden_size": 4, "initial_timescale": [1.0, 3.0]}),
+    "leaky": (LeakyController, {"hidden_size": 4, "max_timescale": 3.0}),
     "leaky two layers": (
         LeakyController,
         {"hidden_size": 3, "num_layers": 2, "timescales": "layer", "activation": "tanh", "leak_inside": False},
     ),
-    "leaky fixed": (LeakyController, {"hidden_size": 3, "timescales": "fixed", "initial_timescale": [2.5, 2.5]}),
+    "leaky fixed": (
+        LeakyController,
+        {"hidden_size": 3, "timescales": "fixed", "min_timescale": 2.5, "max_timescale": 2.5},
+    ),
     "ctm": (CTMController, {"neurons": 5, "hidden_size": 4, "ticks": 3, "history": 4, "model_size": 2}),
 }
 LOOPS = {
@@ -287,7 +290,7 @@ def test_slots_begin_unlike_each_other_and_attention_is_shared_out() -> None:
 
 
 def test_a_unit_forgets_within_its_timescale() -> None:
-    controller = LeakyController(1, hidden_size=2, timescales="fixed", initial_timescale=[1.0, 1.0]).double()
+    controller = LeakyController(1, hidden_size=2, timescales="fixed", max_timescale=1.0).double()
     controller.timescale.copy_(torch.tensor([[1.0, 10.0]]))
     for parameter in controller.parameters():
         torch.nn.init.zeros_(parameter)
@@ -305,10 +308,10 @@ def test_timescales_are_learned_where_asked_for() -> None:
         parameters = dict(LeakyController(3, hidden_size=6, timescales=kind).named_parameters())
         assert ("timescale" in parameters) == (size is not None)
         assert size is None or parameters["timescale"].shape == (1, size)
-    with pytest.raises(ValueError, match=r"initial_timescale: got \[3.0, 2.0\]"):
-        LeakyController(3, initial_timescale=[3.0, 2.0])
-    with pytest.raises(ValueError, match=r"initial_timescale: got \[0.5, 2.0\]"):
-        LeakyController(3, initial_timescale=[0.5, 2.0])
+    with pytest.raises(ValueError, match=r"min_timescale: got 3.0; allowed is at most max_timescale \(2.0\)"):
+        LeakyController(3, min_timescale=3.0)
+    with pytest.raises(ValueError, match="max_timescale: got 0.5"):
+        LeakyController(3, max_timescale=0.5)
 
 
 # ---- reservoir -------------------------------------------------------------------------------------------------------

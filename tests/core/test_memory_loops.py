@@ -116,27 +116,28 @@ def test_a_soft_tape_writes_moves_and_reads(given: int | None) -> None:
         close(reads, [[tape[0] for tape in row] for row in tapes])
 
 
-def test_the_circuit_counts_its_input_up_to_the_end_channel() -> None:
+@pytest.mark.parametrize("embedding_size", [None, 5])
+def test_the_circuit_counts_its_input_up_to_the_end(embedding_size: int | None) -> None:
+    """Token 3 stands for a step to think, token 4 for one of the answer."""
     torch.manual_seed(0)
-    circuit = TapeRNN(3, 2, end_channel=2, hidden_size=5, memory_size=6, word_size=2)
-    inputs = torch.rand(7, 2, 3)
-    inputs[..., 2] = 0
-    inputs[4, 0, 2] = inputs[2:, 1, 2] = 1
-    _, state = circuit(inputs)
+    sizes = {"hidden_size": 5, "memory_size": 6, "word_size": 2, "embedding_size": embedding_size}
+    circuit = TapeRNN(5, 2, end_channels=2, **sizes)  # type: ignore[arg-type]
+    tokens = torch.tensor([[0, 1, 2, 1, 3, 4, 4], [1, 2, 4, 0, 1, 4, 4]]).T
+    _, state, trace = circuit(tokens, trace=True)
     assert state.accessor.input_length.tolist() == [4, 2]
-    trace = circuit(inputs, trace=True)[2]
     assert trace.input_length.T.tolist() == [[1, 2, 3, 4, 4, 4, 4], [1, 2, 2, 2, 2, 2, 2]]
     known = circuit.initial_state(2, input_length=4)
-    assert circuit(inputs, known)[1].accessor.input_length.tolist() == [4, 4]
-    assert TapeRNN(3, 2, memory_size=6)(inputs)[1].accessor.input_length.tolist() == [7, 7]
-    with pytest.raises(ValueError, match=r"end_channel: got 3; allowed is less than input_size \(3\)"):
-        TapeRNN(3, 2, end_channel=3)
+    assert circuit(tokens, known)[1].accessor.input_length.tolist() == [4, 4]
+    assert TapeRNN(5, 2, **sizes)(tokens)[1].accessor.input_length.tolist() == [5, 2]  # type: ignore[arg-type]
+    assert TapeRNN(5, 2, end_channels=0, **sizes)(tokens)[1].accessor.input_length.tolist() == [7, 7]  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"end_channels: got 6; allowed is at most input_size \(5\)"):
+        TapeRNN(5, 2, end_channels=6)
 
 
-@pytest.mark.parametrize("input_softmax", [False, True])
-def test_weights_that_change_themselves(input_softmax: bool) -> None:
+@pytest.mark.parametrize("scaling", ["norm", "softmax", "none"])
+def test_weights_that_change_themselves(scaling: str) -> None:
     """Equations 5 to 8, against loops."""
-    accessor = seeded(SelfReferentialAccessor, **ACCESSORS["srwm"], input_softmax=input_softmax)
+    accessor = seeded(SelfReferentialAccessor, **ACCESSORS["srwm"], input_scaling=scaling)
     state = accessor.initial_state(2)
     matrices = [[accessor.initial[head].tolist() for head in range(2)] for _ in range(2)]
 
@@ -149,7 +150,11 @@ def test_weights_that_change_themselves(input_softmax: bool) -> None:
             for head in range(2):
                 x = linear(accessor.interface.linear, hidden[row])[3 * head : 3 * head + 3].tolist()
                 matrix = matrices[row][head]
-                made = times(matrix, softmax(x) if input_softmax else x)
+                if scaling == "norm":
+                    mean = sum(x) / 3
+                    deviation = math.sqrt(sum((number - mean) ** 2 for number in x) / 3 + 1e-5)
+                    x = [(number - mean) / deviation for number in x]
+                made = times(matrix, softmax(x) if scaling == "softmax" else x)
                 query, key = softmax(made[3:6]), softmax(made[6:9])
                 rates = [1 / (1 + math.exp(-rate)) for rate in made[9:]]
                 wanted, found = times(matrix, query), times(matrix, key)

@@ -103,7 +103,10 @@ WRONG = [
     ("env.curriculum={start: 3}", "env.curriculum.type: missing; allowed: fixed, growing, lessons"),
     (
         "circuit.controller.type=mamba",
-        "circuit.controller.type: got 'mamba'; allowed: convolution, direct, feedforward, gru, lstm, neat, rnn",
+        (
+            "circuit.controller.type: got 'mamba'; allowed: convolution, ctm, direct, feedforward, gru, hyper-lstm, "
+            "leaky, lstm, neat, plastic, relational, reservoir, rnn"
+        ),
     ),
     ("circuit.controller.hidden_size=0", "circuit.controller.hidden_size: got 0; allowed: greater than or equal to 1"),
     (

@@ -22,7 +22,7 @@ MAX_OWN_SCALES = 16
 """Rows, or groups of them, that may each have a scale of their own; more share one."""
 FLAT = 0.4
 """Outputs that are all nearer to one half than this have a scale of their own, or they would all look grey."""
-AXES = {"N": "slot", "W": "element", "R": "read head", "H": "write head"}
+AXES = {"N": "slot", "W": "element", "R": "read head", "H": "write head", "K": "element of key"}
 AXES |= {"U": "unit", "V": "element", "G": "element", "P": "slot, input last", "Q": "tick", "Y": "pair"}
 """Names of axes by their letters."""
 GROUPS = {"L": "layer", "E": "gate", "M": "slot"}
@@ -328,7 +328,7 @@ def rows_panels(name: str, seen: Seen, colours: Colours) -> list[Panel]:
     """Words ``[T, …, W]`` or shares ``[T, …, M]`` as one panel, heads one below the other."""
     values = _by_head(seen.values)
     steps, heads, size = values.shape
-    group = GROUPS.get(seen.axes[0], "head")
+    group = GROUPS.get(seen.axes[0], "head") if len(seen.axes) == 2 else "head"
     labels = _heads(heads, group) or (seen.field.labels if len(seen.field.labels) == size else ())
     note = f": {seen.field.description}" if seen.field.description else ""
     row = AXES.get(seen.axes[-1], "element") if colours == "words" else "share"
