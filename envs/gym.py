@@ -15,8 +15,8 @@ from torch.nn import functional
 from ..core import install
 from ..core.registry import register
 from ..core.trace_field import Channels
-from ..core.world import Step, World, check_episodes
-from ..utils.vector_environments import VectorEnvironment, Workers, cores
+from ..core.world import ActionKind, ActionPart, Step, World, check_episodes
+from ..utils.vector_environments import Separate, Together, Workers, cores
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
@@ -103,22 +103,23 @@ class GymWorld(World):
         make_vec: Callable[..., VectorEnv] = gymnasium.make_vec
         # What the processes of async hold is as in sync.
         mode = "sync" if self.vectorization == "async" else self.vectorization
-        batch = VectorEnvironment(
-            self.make or (lambda count: make_vec(self.id, num_envs=count, vectorization_mode=mode, **self.arguments)),
-            one_seed=mode == "vector_entry_point",
-        )
+        make = self.make or (lambda count: make_vec(self.id, num_envs=count, vectorization_mode=mode, **self.arguments))
         try:
-            envs = batch.envs = batch.make(1)
+            envs = make(1)
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             raise ValueError(f"id: got {self.id!r}; gymnasium says: {' '.join(str(error).split())}") from error
-        self._episodes: VectorEnvironment | Workers = batch
         self._spec = envs.spec
         self.observation_space: Any = envs.single_observation_space
         self.action_space: Any = envs.single_action_space
+        self._episodes: Separate | Together | Workers
         if self.vectorization == "async" and self.make is None:
             assert envs.spec is not None
-            batch.close()
             self._episodes = Workers(envs.spec, self.workers or cores())
+        elif type(envs) is gymnasium.vector.SyncVectorEnv:
+            self._episodes = Separate(make)
+        else:
+            self._episodes = Together(make, one_seed=mode == "vector_entry_point")
+        envs.close()
         self.input_size = self._observation_size()
         self.output_size = self._action_size()
         self.step_limit = self._setting("max_steps", self.max_steps, "max_episode_steps")
@@ -140,7 +141,7 @@ class GymWorld(World):
         self._returns = torch.zeros(len(seeds), dtype=torch.float64, device=self.device)
         self._terminated = torch.zeros(len(seeds), dtype=torch.bool, device=self.device)
         self._truncated = torch.zeros_like(self._terminated)
-        self._steps = 0
+        self._steps = torch.zeros_like(self._returns, dtype=torch.long)
         self._begun = True
         return self._observations(observations), self._info()
 
@@ -150,25 +151,65 @@ class GymWorld(World):
         Raises:
             RuntimeError: there was no reset before.
         """
-        if not self._begun:
-            raise RuntimeError("step: there was no reset before")
-        shown, rewarded, terminated, truncated = self._episodes.step(self._numpy(actions))
-        self._steps += 1
+        self._expect_reset("step")
         over = self._terminated | self._truncated
-        rewards = torch.as_tensor(rewarded, dtype=torch.float64, device=self.device).masked_fill(over, 0)
+        shown, *told = self._episodes.step(self._numpy(actions), (~over).cpu().numpy())
+        rewarded, terminated, truncated = (torch.as_tensor(part, device=self.device) for part in told)
+        self._steps = self._steps + ~over
+        rewards = rewarded.double().masked_fill(over, 0)
         self._returns = self._returns + rewards
-        self._terminated = self._terminated | (torch.as_tensor(terminated, device=self.device) & ~over)
-        cut = torch.as_tensor(truncated, device=self.device) | (self._steps >= self.step_limit)
-        self._truncated = self._truncated | (cut & ~over & ~self._terminated)
-        # An environment begins anew by itself when its episode is over: what it shows then is none of ours.
-        over = (self._terminated | self._truncated).unsqueeze(-1)
+        self._terminated = self._terminated | (terminated & ~over)
+        cut = (truncated | (self._steps >= self.step_limit)) & ~over & ~self._terminated
+        self._truncated = self._truncated | cut
+        ended = ((self._terminated | self._truncated) & ~cut).unsqueeze(-1)
         return Step(
-            self._observations(shown).masked_fill(over, 0),
+            self._observations(shown).masked_fill(ended, 0),
             rewards,
             self._terminated,
             self._truncated,
             self._info(),
         )
+
+    def keep(self, rows: Tensor) -> None:
+        """See :meth:`World.keep`."""
+        self._expect_reset("keep")
+        self._episodes.keep(rows.cpu().numpy())
+        self._returns, self._steps = self._returns[rows], self._steps[rows]
+        self._terminated, self._truncated = self._terminated[rows], self._truncated[rows]
+
+    def renew(self, over: Tensor, generator: torch.Generator) -> Tensor:
+        """Begin new episodes, each from a seed of its own; see :meth:`World.renew`."""
+        self._expect_reset("renew")
+        if not self.renewable:
+            raise RuntimeError(
+                f"renew: the episodes of {self.id} begin anew all at once or by themselves; expected vectorization "
+                "sync or async, or a vector environment in gymnasium's mode of autoreset DISABLED"
+            )
+        shown = torch.zeros(len(over), self.input_size, device=self.device)
+        (rows,) = over.nonzero(as_tuple=True)
+        if len(rows):
+            seeds = torch.randint(2**31, (len(rows),), generator=generator, device=generator.device).tolist()
+            shown[rows] = self._observations(self._episodes.renew(rows.cpu().numpy(), seeds))
+        self._returns, self._steps = self._returns.masked_fill(over, 0), self._steps.masked_fill(over, 0)
+        self._terminated, self._truncated = self._terminated & ~over, self._truncated & ~over
+        return shown
+
+    @property
+    def renewable(self) -> bool:
+        """See :attr:`World.renewable`; not where gymnasium steps all episodes at once and begins anew by itself."""
+        return self._episodes.renewable
+
+    def _expect_reset(self, wanted: str) -> None:
+        if not self._begun:
+            raise RuntimeError(f"{wanted}: there was no reset before")
+
+    def action_parts(self) -> Sequence[ActionPart]:
+        """See :meth:`World.action_parts`: choices, yes or no, or numbers near an output."""
+        spaces, space = self._spaces, self.action_space
+        if isinstance(space, spaces.MultiDiscrete):
+            return [ActionPart("categorical", size) for size in space.nvec.flatten().tolist()]
+        kinds: dict[Any, ActionKind] = {spaces.Discrete: "categorical", spaces.MultiBinary: "bernoulli"}
+        return [ActionPart(kinds.get(type(space), "normal"), self.output_size)]
 
     def decide(self, outputs: Tensor) -> Tensor:
         """Actions from outputs ``[B, O]``: ``[B]`` if discrete, else ``[B, A]``; see the class."""
@@ -230,11 +271,8 @@ class GymWorld(World):
 
     def picture(self) -> Tensor | None:
         """What gymnasium renders; see :meth:`World.picture`."""
-        envs = getattr(self._episodes, "envs", None)
-        if envs is None or getattr(envs, "render_mode", None) != "rgb_array":
-            return None
-        frames = envs.render()
-        frame = None if frames is None else np.asarray(frames[0])
+        frame = self._episodes.render()
+        frame = None if frame is None else np.asarray(frame)
         return torch.from_numpy(frame.copy()) if frame is not None and frame.ndim == 3 else None
 
     def close(self) -> None:

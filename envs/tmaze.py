@@ -96,15 +96,14 @@ class TMazeWorld(World):
         self.num_ends = 2 if self.maze == "single" else 4
         self.segment = self.corridor + 1
         self.end = self.segment * (2 if self.maze == "single" else 3)
-        self._state: _State | None = None
 
     def reset(self, episodes: int, generator: torch.Generator, *, copies: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw where the reward is in each trial; see :meth:`World.reset`."""
         check_episodes(episodes, copies)
         goals = self._draw_goals(episodes, generator).to(self.device).repeat(copies, 1)
         zeros = torch.zeros_like(goals[:, 0])
-        self._state = _State(goals, zeros, zeros, zeros, zeros.bool(), zeros, zeros, zeros)
-        return self._observations(self._state), self._info(self._state)
+        self.state = _State(goals, zeros, zeros, zeros, zeros.bool(), zeros, zeros, zeros)
+        return self._observations(self.state), self._info(self.state)
 
     def step(self, actions: Tensor) -> Step:
         """Move on, turn or crash; see :meth:`World.step`.
@@ -116,9 +115,9 @@ class TMazeWorld(World):
             RuntimeError: there was no reset before.
             ValueError: actions of another shape, or other numbers.
         """
-        if self._state is None:
+        if self.state is None:
             raise RuntimeError("step: there was no reset before")
-        goals, trial, place, path, found, missed, avoidable, hits = self._state
+        goals, trial, place, path, found, missed, avoidable, hits = self.state
         if actions.shape != trial.shape or actions.is_floating_point() or ((actions < 0) | (actions > 2)).any():
             raise ValueError(
                 f"actions: got {actions.dtype} of shape {list(actions.shape)}; "
@@ -145,14 +144,14 @@ class TMazeWorld(World):
         moved = next_trial & (goals.gather(1, trial.clamp(max=last).unsqueeze(-1)).squeeze(-1) != goal)
         found, missed = found & ~moved, missed.masked_fill(moved, 0)
         path = path.masked_fill(next_trial, 0)
-        self._state = _State(goals, trial, place, path, found, missed, avoidable, hits)
+        self.state = _State(goals, trial, place, path, found, missed, avoidable, hits)
         terminated = trial >= self.trials
         return Step(
-            self._observations(self._state),
+            self._observations(self.state),
             rewards,
             terminated,
             torch.zeros_like(terminated),
-            self._info(self._state),
+            self._info(self.state),
         )
 
     def input_channels(self) -> Sequence[Channels]:
@@ -165,11 +164,11 @@ class TMazeWorld(World):
 
     def picture(self) -> Tensor | None:
         """The maze from above, home at the bottom; see :meth:`World.picture`."""
-        if self._state is None:
+        if self.state is None:
             return None
         last = self.trials - 1
-        trial, place, path = (int(part[0]) for part in self._state[1:4])
-        goal = int(self._state.goals[0, min(trial, last)])
+        trial, place, path = (int(part[0]) for part in self.state[1:4])
+        goal = int(self.state.goals[0, min(trial, last)])
         turns = self.end // self.segment - 1
         cells = {}
         for end in range(self.num_ends):

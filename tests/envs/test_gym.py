@@ -17,7 +17,7 @@ from torch import Tensor
 
 from papertape.core import install
 from papertape.envs import GymWorld
-from papertape.utils.vector_environments import VectorEnvironment, Workers, cores
+from papertape.utils.vector_environments import Separate, Workers, cores
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -90,18 +90,95 @@ def test_other_ways_to_run_side_by_side(vectorization: str) -> None:
     world.close()
 
 
-def test_environments_are_kept_between_resets_of_one_size() -> None:
+def test_environments_are_kept_between_resets() -> None:
     world = GymWorld()
     world.reset(2, generator())
-    assert isinstance(world._episodes, VectorEnvironment)
-    held = world._episodes.envs
+    assert isinstance(world._episodes, Separate)
+    held = list(world._episodes.envs)
     world.reset(1, generator(), copies=2)
-    assert world._episodes.envs is held
+    assert world._episodes.envs == held
     world.reset(3, generator())
-    assert world._episodes.envs is not held
+    assert world._episodes.envs[:2] == held
     world.close()
-    with pytest.raises(RuntimeError, match="no reset"):
-        world.step(torch.zeros(3, dtype=torch.long))
+    for call in (
+        lambda: world.step(torch.zeros(3, dtype=torch.long)),
+        lambda: world.keep(torch.zeros(1, dtype=torch.long)),
+        lambda: world.renew(torch.ones(3, dtype=torch.bool), generator()),
+    ):
+        with pytest.raises(RuntimeError, match="no reset"):
+            call()
+
+
+def test_the_step_that_cuts_an_episode_off_shows_its_last_observation() -> None:
+    env = gymnasium.make("CartPole-v1")
+    seed = int(torch.randint(2**31, (1,), generator=generator()))
+    env.reset(seed=seed)
+    expected = [env.step(0)[0] for _ in range(4)][-1]
+    for mode in [*autoreset_modes(), None]:
+        keywords = {} if mode is None else {"vector_kwargs": {"autoreset_mode": mode}}
+        makers = [None] if mode is None else [None, lambda count, mode=mode: _async(count, mode)]
+        for maker in makers:
+            world = GymWorld(arguments={} if maker else keywords, max_steps=4, target=1.0, make=maker)
+            world.reset(1, generator())
+            steps = [world.step(torch.zeros(1, dtype=torch.long)) for _ in range(5)]
+            assert steps[3].truncated.all() and (steps[4].observations == 0).all()
+            torch.testing.assert_close(steps[3].observations[0], torch.as_tensor(expected))
+            world.close()
+
+
+def _async(count: int, mode: Any) -> Any:
+    return gymnasium.vector.AsyncVectorEnv(
+        [lambda: gymnasium.make("CartPole-v1", max_episode_steps=4)] * count, autoreset_mode=mode
+    )
+
+
+@pytest.mark.parametrize("kind", ["sync", "workers", "disabled"])
+def test_single_episodes_are_dropped_and_begun_anew(kind: str) -> None:
+    options: dict[str, Any] = {"workers": {"vectorization": "async", "workers": 2}}.get(kind, {})
+    if kind == "disabled":
+        modes = {mode.value: mode for mode in autoreset_modes()}
+        if not modes:
+            pytest.skip("this gymnasium knows no modes")
+        vector = gymnasium.vector.AsyncVectorEnv
+        options = {
+            "make": lambda count: vector(
+                [lambda: gymnasium.make("CartPole-v1")] * count, autoreset_mode=modes["Disabled"]
+            ),
+            "max_steps": 500,
+            "target": 475.0,
+        }
+    world, whole = GymWorld(**options), GymWorld()
+    world.reset(5, generator(1))
+    whole.reset(5, generator(1))
+    assert world.renewable
+    right = torch.ones(5, dtype=torch.long)
+    for _ in range(5):
+        world.step(right)
+        whole.step(right)
+    rows = torch.tensor([0, 1, 4])
+    world.keep(rows)
+    found, expected = world.step(right[rows]), whole.step(right)
+    assert torch.equal(found.observations, expected.observations[rows])
+    assert torch.equal(found.info["shortfall"], expected.info["shortfall"][rows])
+    over = torch.tensor([True, False, True])
+    first = world.renew(over, generator(2))
+    fresh, other = GymWorld(), torch.ones(2, dtype=torch.long)
+    assert torch.equal(first[over], fresh.reset(2, generator(2))[0]) and (first[~over] == 0).all()
+    for _ in range(9):
+        found = world.step(right[rows])
+        assert torch.equal(found.observations[over], (shown := fresh.step(other)).observations)
+        assert torch.equal(found.terminated[over], shown.terminated)
+        assert torch.equal(found.observations[~over][0], whole.step(right).observations[1])
+    world.close()
+
+
+def test_what_begins_anew_by_itself_cannot_be_renewed() -> None:
+    world = GymWorld(vectorization="vector_entry_point")
+    world.reset(2, generator())
+    assert not world.renewable
+    with pytest.raises(RuntimeError, match="renew: the episodes of CartPole-v1 .* expected vectorization sync"):
+        world.renew(torch.tensor([True, False]), generator())
+    world.close()
 
 
 class Echo(gymnasium.Env):
@@ -156,6 +233,8 @@ def test_outputs_become_actions(actions: Any, outputs: list, decided: list) -> N
     assert world.output_size == len(outputs[0])
     found = world.decide(torch.tensor(outputs))
     torch.testing.assert_close(found, torch.tensor(decided, dtype=found.dtype))
+    world.reset(2, generator())
+    world.check()
     world.reset(2, generator())
     rewards = world.step(found).rewards
     torch.testing.assert_close(rewards, torch.tensor(decided, dtype=torch.float64).reshape(2, -1).sum(-1))
