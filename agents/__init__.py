@@ -5,5 +5,6 @@ from .empty import EmptyAgent
 from .evolution import EvolutionAgent
 from .mixed import MixedAgent
 from .node_perturbation import NodePerturbationAgent
+from .ppo import PPOAgent
 
-__all__ = ["BackpropAgent", "EmptyAgent", "EvolutionAgent", "MixedAgent", "NodePerturbationAgent"]
+__all__ = ["BackpropAgent", "EmptyAgent", "EvolutionAgent", "MixedAgent", "NodePerturbationAgent", "PPOAgent"]

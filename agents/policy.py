@@ -67,8 +67,12 @@ class Policy:
 
     def mode(self, parameters: Tensor) -> Tensor:
         """The likeliest actions, ``[…, P]`` -> ``[…, A]``."""
-        likeliest = {"categorical": _one_hot, "bernoulli": lambda logits: _sign(logits > 0, logits)}
-        found = [likeliest.get(kind, torch.clone)(channels) for kind, channels, *_ in self._split(parameters)]
+        found = []
+        for kind, channels, *_ in self._split(parameters):
+            if kind == "categorical":
+                found.append(_one_hot(channels))
+            else:
+                found.append(_sign(channels > 0, channels) if kind == "bernoulli" else channels)
         return torch.cat(found, -1)
 
     def log_probability(self, parameters: Tensor, samples: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from .actor_critic import ActorCritic
 from .descent import DescentAgent
 from .evaluation import check_keys, refuse_dropout
 from .learning import TrainingError
+from .policy import Policy
 from .rollout import Actors, Rollout, run_again
 
 SMALLEST_DEVIATION = 1e-8
@@ -187,7 +188,7 @@ class PPOAgent(DescentAgent):
         self.env = self.task_of(self.options, self.env)  # type: ignore[assignment]
         super().setup()
         assert isinstance(self.env, ActorCritic)
-        refuse_dropout(self.circuit, "ppo", "would differ when it acts and when it learns")
+        refuse_dropout(self.circuit, "ppo", "which would differ when it acts and when it learns")
         self._check_state()
         apart = self.env.apart
         apart.reset(1, torch.Generator(self.env.device).manual_seed(0))
@@ -199,6 +200,8 @@ class PPOAgent(DescentAgent):
         self.actors = Actors(apart, self.batch_size)
         self._unfinished: Mapping[str, Any] = {}
         """Episodes of a run that goes on, as long as it has not."""
+        self.finished: list[tuple[float, float]] = []
+        """Return and length of each episode that ended since metrics were returned."""
         self.value_count, self.value_mean, self.value_squares = 0, 0.0, 0.0
         """Targets of values so far, their mean, and their summed squared distances from it."""
 
@@ -258,12 +261,11 @@ class PPOAgent(DescentAgent):
 
     def targets(self, rollout: Rollout) -> Targets:
         """What a rollout teaches; its values count in the mean and deviation of values."""
-        values, policy = rollout.outputs[..., -1], self._policy
+        values = rollout.outputs[..., -1]
         following = torch.cat([values[1:], values[-1:]])
         elsewhere = rollout.over.clone()
         elsewhere[-1] = True
-        after = self._worth(torch.where(elsewhere, rollout.after, following))
-        after = after.masked_fill(rollout.ended, 0)
+        after = self._worth(torch.where(elsewhere, rollout.after, following)).masked_fill(rollout.ended, 0)
         worth = self._worth(values)
         found = advantages(rollout.rewards, worth, after, rollout.over, self.discount, self.trace_decay)
         returns = found + worth
@@ -272,11 +274,11 @@ class PPOAgent(DescentAgent):
             returns = (returns - self.value_mean) / self.value_deviation
         if self.normalise_advantages:
             found = (found - found.mean()) / found.std(correction=0).clamp(min=SMALLEST_DEVIATION)
-        drawn = policy.log_probability(rollout.outputs[..., :-1], rollout.samples)
+        drawn = self._policy.log_probability(rollout.outputs[..., :-1], rollout.samples)
         return Targets(*(part.flatten() for part in (found, returns, drawn)))
 
     @property
-    def _policy(self) -> Any:
+    def _policy(self) -> Policy:
         return self.actors.world.policy
 
     def loss(self, outputs: Tensor, rollout: Rollout, targets: Targets, positions: Tensor) -> dict[str, Tensor]:
@@ -322,7 +324,7 @@ class PPOAgent(DescentAgent):
         if self.tries_again():
             self._begin_again()
         self._take_up()
-        if not self.actors.begun or self.step % self.restart_every == 0:
+        if not self.actors.begun:
             self.actors.begin(self.generator)
         segment = self.segment_steps or self.rollout_steps
         self.circuit.eval()
@@ -330,9 +332,7 @@ class PPOAgent(DescentAgent):
             rollout = self.actors.act(self.circuit, self.rollout_steps, segment, self.generator)
         except FloatingPointError as error:
             self.recorder.checkpoint("latest", self.state_dict())
-            raise TrainingError(
-                f"{self.unit} {self.step + 1}: {error}; the last good weights are saved"
-            ) from error
+            raise TrainingError(f"{self.unit} {self.step + 1}: {error}; the last good weights are saved") from error
         targets = self.targets(rollout)
         self.circuit.train()
         rate = self.learning_rate(self.step)
@@ -347,25 +347,25 @@ class PPOAgent(DescentAgent):
                 self.torch_optimiser.zero_grad(set_to_none=True)
                 parts["loss"].backward()
                 numbers = dict(zip(parts, torch.stack([*parts.values()]).tolist(), strict=True))
-                seen.append({**numbers, **self.descend(numbers.pop("loss"), rate)})
+                descended = self.descend(numbers.pop("loss"), rate)
+                seen.append({**numbers, **descended})
         values = {name: sum(numbers[name] for numbers in seen) / len(seen) for name in seen[0]}
+        if self.step % self.restart_every == 0:
+            self.actors.end()
+        self.finished += rollout.finished
         if self.step % self.log_every == 0:
-            values |= self._metrics(rollout)
-        return values
-
-    def _metrics(self, rollout: Rollout) -> dict[str, float]:
-        """How episodes went that ended since the last time, and what is to be watched."""
-        values = {"bad_steps": float(self.bad_steps)}
-        finished, self.actors.finished = self.actors.finished, []
-        if finished:
-            returns, lengths = zip(*finished, strict=True)
-            values |= {"reward": sum(returns) / len(returns), "steps": sum(lengths) / len(lengths)}
+            values["bad_steps"] = float(self.bad_steps)
+            if self.finished:
+                returns, lengths = zip(*self.finished, strict=True)
+                values |= {"reward": sum(returns) / len(returns), "steps": sum(lengths) / len(lengths)}
+            self.finished = []
         return values
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered of descent, with the episodes as they are and what is known of values."""
         return super().state_dict() | {
-            "actors": self._unfinished or self.actors.state_dict(),
+            "episodes": self._unfinished or self.actors.state_dict(),
+            "finished": list(self.finished),
             "values": (self.value_count, self.value_mean, self.value_squares),
         }
 
@@ -373,7 +373,7 @@ class PPOAgent(DescentAgent):
         """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`. Episodes go on with the next update."""
         check_keys(state, self.state_dict())
         super().load_state_dict(state)
-        self._unfinished = state["actors"]
+        self._unfinished, self.finished = state["episodes"], list(state["finished"])
         self.value_count, self.value_mean, self.value_squares = state["values"]
 
     def _take_up(self) -> None:

@@ -32,19 +32,23 @@ class Rollout(NamedTuple):
     """bool ``[T, B]``: an episode begins with this step."""
     over: Tensor
     """bool ``[T, B]``: an episode ends with this step."""
+    ended: Tensor
+    """bool ``[T, B]``: an episode comes to its end with this step, rather than to be cut off."""
     after: Tensor
-    """Value ``[T, B]`` of what comes after a step, where that is none of the next step's: 0 after an episode that came to
-    its end; where it was cut off, or after the last step, what the circuit makes of the observation that followed."""
+    """Value ``[T, B]``, as the circuit puts it out, of the observation that followed, where that is none of the next
+    step's: where an episode was cut off, and after the last step; zeros elsewhere."""
     states: Any
     """Of the circuit before the first step of each of S segments, ``[S·B, …]``, segment by segment. Where an episode
     begins there, it stands for nothing."""
+    finished: list[tuple[float, float]]
+    """Return and length of each episode that ended."""
 
 
 class Actors:
     """B episodes side by side in which a circuit acts; a new one takes the place of each that is over.
 
-    What it remembers is enough to go on exactly, in any world: the seed of the episodes and all actions since they began
-    are played again.
+    What it remembers is enough to go on exactly, in any world: the seed of the episodes and all actions since they
+    began are played again.
     """
 
     def __init__(self, world: ActorCritic, count: int) -> None:
@@ -55,14 +59,16 @@ class Actors:
         """
         self.world = world
         self.count = count
-        self.finished: list[tuple[float, int]] = []
-        """Return and length of each episode that came to its end since someone has emptied this list."""
         self._actions: list[Tensor] | None = None
 
     @property
     def begun(self) -> bool:
         """Whether there are episodes to go on with."""
         return self._actions is not None
+
+    def end(self) -> None:
+        """Cut all episodes off."""
+        self._actions = None
 
     def begin(self, generator: torch.Generator) -> None:
         """Begin all episodes."""
@@ -94,20 +100,22 @@ class Actors:
         observations, state, first = self._observations.to(own), self._state, self._first
         state = initial if state is None else state
         rows: list[tuple[Tensor, ...]] = []
-        states, ends = [], []
+        states, ends, finished = [], [], []
         for step in range(steps):
             if step % segment == 0:
                 states.append(state)
             if first.any():
                 state = _where(first, initial, state)
             outputs, state = circuit.step(observations, state)
-            _check_finite("outputs of the circuit", outputs)
+            if not outputs.isfinite().all():
+                _check_finite("observations", observations)
+                _check_finite("outputs of the circuit", outputs)
             samples = policy.sample(outputs[:, :-1], generator)
             actions = world.world.decide(samples)
             self._actions.append(actions)
             made = world.after(world.world.step(actions), samples)
             over = made.terminated | made.truncated
-            rows.append((observations, samples, outputs, made.rewards.to(own), first, over))
+            rows.append((observations, samples, outputs, made.rewards.to(own), first, over, made.terminated))
             self._returns = self._returns + made.rewards
             self._lengths = self._lengths + 1
             observations, first = made.observations.to(own), over
@@ -115,30 +123,29 @@ class Actors:
                 cut = (made.truncated & ~made.terminated).nonzero().squeeze(1)
                 if len(cut):
                     ends.append((step, cut, observations[cut], _rows(state, cut)))
-                observations = torch.where(
-                    over.unsqueeze(-1), world.renew(over, self._chance).to(own), observations
-                )
-                self._finish(over)
+                observations = torch.where(over.unsqueeze(-1), world.renew(over, self._chance).to(own), observations)
+                finished += self._finish(over)
         going = (~first).nonzero().squeeze(1)
         if len(going):
             ends.append((steps - 1, going, observations[going], _rows(state, going)))
         self._observations, self._first, self._state = observations, first, state
-        columns = [torch.stack(column) for column in zip(*rows, strict=True)]
-        _check_finite("observations", columns[0])
-        _check_finite("rewards", columns[3])
-        after = torch.zeros_like(columns[3])
+        seen, samples, outputs, rewards, begun, over, ended = (
+            torch.stack(column) for column in zip(*rows, strict=True)
+        )
+        _check_finite("rewards", rewards)
+        after = torch.zeros_like(rewards)
         if ends:
             times = torch.cat([torch.full_like(places, time) for time, places, *_ in ends])
             places = torch.cat([places for _, places, *_ in ends])
-            seen = torch.cat([shown for *_, shown, _ in ends])
-            answered, _ = circuit.step(seen, _joined([last for *_, last in ends]))
-            after[times, places] = answered[:, -1]
-        return Rollout(*columns, after, _joined(states))
+            shown, last = torch.cat([shown for *_, shown, _ in ends]), _joined([last for *_, last in ends])
+            after[times, places] = circuit.step(shown, last)[0][:, -1]
+        return Rollout(seen, samples, outputs, rewards, begun, over, ended, after, _joined(states), finished)
 
-    def _finish(self, over: Tensor) -> None:
-        ended = self._returns[over].tolist(), self._lengths[over].long().tolist()
-        self.finished += zip(*ended, strict=True)
+    def _finish(self, over: Tensor) -> list[tuple[float, float]]:
+        """Return and length of each episode that is over."""
+        finished = list(zip(self._returns[over].tolist(), self._lengths[over].tolist(), strict=True))
         self._returns, self._lengths = (part.masked_fill(over, 0) for part in (self._returns, self._lengths))
+        return finished
 
     def state_dict(self) -> dict[str, Any]:
         """The seed of the episodes, all actions since they began, and where the circuit stands."""
@@ -152,7 +159,6 @@ class Actors:
             "state": self._state,
             "returns": self._returns,
             "lengths": self._lengths,
-            "finished": list(self.finished),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> bool:
@@ -162,7 +168,6 @@ class Actors:
             Whether they are the same. If not, since the world is another one now, there are none to go on with.
         """
         self._actions = None
-        self.finished = list(state.get("finished", []))
         if not state or len(state["first"]) != self.count:
             return not state
         world, chance = self.world, torch.Generator(self.world.device).manual_seed(state["seed"])
