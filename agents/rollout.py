@@ -13,7 +13,7 @@ from ..core.state import example, map_state
 from .actor_critic import ActorCritic
 from .scoring import draw_seed
 
-SHORTEST = 0.75
+SHORTEST = 0.5
 """Pieces run together where none is shorter than this part of the longest: what is padded is left unused."""
 
 

@@ -45,6 +45,7 @@ POPULATIONS: dict[str, dict[str, Any]] = {
     "neat": {"population": 12},
 }
 XOR = {"type": "xor"}
+MAZE = {"type": "t-maze", "trials": 2, "min_stay": 1, "max_stay": 2, "test_trials": [3]}
 FEEDFORWARD = {"type": "feedforward", "hidden_sizes": [4]}
 NEAT = {"type": "neat", "max_nodes": 4}
 
@@ -68,7 +69,7 @@ def homes() -> Iterator[tuple[str, Blocks]]:
         "images": {"validation": 10},
         "letters": {"image_size": 12, "font_sizes": [8]},
         "xor": XOR,
-        "t-maze": {"trials": 2, "min_stay": 1, "max_stay": 2, "test_trials": [3]},
+        "t-maze": MAZE,
         "gym": {"max_steps": 5},
     }
     for name in entries("env"):
@@ -107,6 +108,8 @@ def homes() -> Iterator[tuple[str, Blocks]]:
     yield "agent", {"env": XOR, "circuit": FEEDFORWARD, "agent": {**EVOLUTION, "type": "mixed", "strategy": TRUST}}
     yield "agent", {"env": XOR, "circuit": FEEDFORWARD, "agent": {**BACKPROP, "type": "node-perturbation"}}
     yield "agent", {"env": XOR, "circuit": FEEDFORWARD, "agent": {"type": "empty", "steps": 2, "batch_size": 2}}
+    ppo = {**STEPS, "type": "ppo", "updates": 3, "rollout_steps": 4, "minibatches": 2, "epochs": 1}
+    yield "agent", {"env": MAZE, "circuit": NTM, "agent": ppo}
     for name in entries("strategy"):
         agent = {**EVOLUTION, "strategy": {"type": name, "population": 4, **POPULATIONS.get(name, {})}}
         yield "agent.strategy", {"env": XOR, "circuit": NEAT if name == "neat" else FEEDFORWARD, "agent": agent}
