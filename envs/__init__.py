@@ -7,6 +7,22 @@ from .dynamic_ngrams import DynamicNGramsEnv
 from .gym import GymWorld
 from .images import DataError, ImagesEnv
 from .letters import LettersEnv
+from .popgym import (
+    AutoencodeWorld,
+    BattleshipWorld,
+    ConcentrationWorld,
+    CountRecallWorld,
+    HigherLowerWorld,
+    MineSweeperWorld,
+    MultiarmedBanditWorld,
+    NoisyPositionOnlyCartPoleWorld,
+    NoisyPositionOnlyPendulumWorld,
+    PositionOnlyCartPoleWorld,
+    PositionOnlyPendulumWorld,
+    RepeatFirstWorld,
+    RepeatPreviousWorld,
+    VelocityOnlyCartPoleWorld,
+)
 from .priority_sort import PrioritySortEnv
 from .repeat_copy import RepeatCopyEnv
 from .sequence import SequenceEnv
@@ -15,19 +31,33 @@ from .xor import XorEnv
 
 __all__ = [
     "AssociativeRecallEnv",
+    "AutoencodeWorld",
+    "BattleshipWorld",
+    "ConcentrationWorld",
     "CopyEnv",
+    "CountRecallWorld",
     "Curriculum",
     "DataError",
     "DynamicNGramsEnv",
     "FixedCurriculum",
     "GrowingCurriculum",
     "GymWorld",
+    "HigherLowerWorld",
     "ImagesEnv",
     "LessonsCurriculum",
     "LettersEnv",
+    "MineSweeperWorld",
+    "MultiarmedBanditWorld",
+    "NoisyPositionOnlyCartPoleWorld",
+    "NoisyPositionOnlyPendulumWorld",
+    "PositionOnlyCartPoleWorld",
+    "PositionOnlyPendulumWorld",
     "PrioritySortEnv",
     "RepeatCopyEnv",
+    "RepeatFirstWorld",
+    "RepeatPreviousWorld",
     "SequenceEnv",
     "TMazeWorld",
+    "VelocityOnlyCartPoleWorld",
     "XorEnv",
 ]
