@@ -2,6 +2,7 @@
 
 from .associative_recall import AssociativeRecallEnv
 from .copy import CopyEnv
+from .cued_tmaze import CuedTMazeWorld
 from .curriculum import Curriculum, FixedCurriculum, GrowingCurriculum, LessonsCurriculum
 from .dynamic_ngrams import DynamicNGramsEnv
 from .gym import GymWorld
@@ -36,6 +37,7 @@ __all__ = [
     "ConcentrationWorld",
     "CopyEnv",
     "CountRecallWorld",
+    "CuedTMazeWorld",
     "Curriculum",
     "DataError",
     "DynamicNGramsEnv",

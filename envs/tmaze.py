@@ -18,6 +18,7 @@ from ..core.streams import Stream
 from ..core.tensor_world import Outcome, TensorWorld, at
 from ..core.trace_field import Channels
 from ..core.world import World
+from .pictures import WHITE, board
 
 LEFT, STRAIGHT, RIGHT = range(3)
 """Actions."""
@@ -25,8 +26,6 @@ HOME, JUNCTION, END, REWARD = range(4)
 """Channels of an observation."""
 
 
-CELL = 12
-"""Pixels of a place in a picture of the maze, with a line to the next."""
 FLOOR, HERE, GOAL, OTHER = (222, 222, 222), (31, 111, 139), (255, 159, 28), (170, 170, 170)
 """Colours of a picture: the way, where the circuit is, the end with the reward, the others."""
 
@@ -154,11 +153,8 @@ class TMazeWorld(TensorWorld[_Situation]):
         taken = max(0, (place - 1) // self.segment)
         cells[self._way(path << (turns - taken), turns)[min(place, self.end)]] = HERE
         across, up = zip(*cells, strict=True)
-        picture = torch.full(((max(up) - min(up) + 1) * CELL, (max(across) - min(across) + 1) * CELL, 3), 255).byte()
-        for (x, y), colour in cells.items():
-            top, left = (max(up) - y) * CELL, (x - min(across)) * CELL
-            picture[top : top + CELL - 1, left : left + CELL - 1] = torch.tensor(colour, dtype=torch.uint8)
-        return picture
+        columns, rows = range(min(across), max(across) + 1), range(max(up), min(up) - 1, -1)
+        return board([[(cells.get((x, y), WHITE), "") for x in columns] for y in rows])
 
     def _way(self, end: int, turns: int) -> list[tuple[int, int]]:
         """Places from home to an end, across and up."""

@@ -11,8 +11,8 @@ from torch import Tensor
 from ...core.registry import register
 from ...core.tensor_world import Outcome, at, one_hot
 from ...core.trace_field import Channels
+from ..pictures import BLUE, DARK, HIDDEN, OPEN, board
 from .game import PopgymWorld
-from .pictures import BLUE, DARK, HIDDEN, OPEN, board
 
 SHIPS = (2, 3, 3, 4)
 """Squares of each ship."""

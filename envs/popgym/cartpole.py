@@ -12,8 +12,8 @@ from torch import Tensor
 from ...core.registry import register
 from ...core.tensor_world import Outcome
 from ...core.trace_field import Channels
+from ..pictures import BLUE, DARK, OPEN, ORANGE, draw_line
 from .game import PopgymWorld
-from .pictures import BLUE, DARK, OPEN, ORANGE, draw_line
 
 GRAVITY, CART, POLE, HALF_LENGTH, FORCE, SECONDS = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02
 """Of Barto, Sutton & Anderson 1983, as in gymnasium: m/s², kg, kg, m, N, and how long a step takes."""

@@ -12,9 +12,9 @@ from torch import Tensor
 from ...core.registry import register
 from ...core.tensor_world import Outcome, at, one_hot
 from ...core.trace_field import Channels
+from ..pictures import DARK, HIDDEN, OPEN, ORANGE, RED, Colour, board
 from . import cards
 from .game import PopgymWorld
-from .pictures import DARK, HIDDEN, OPEN, ORANGE, RED, Colour, board
 
 NONE = -1
 """In place of a card where none is turned over."""

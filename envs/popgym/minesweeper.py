@@ -12,8 +12,8 @@ from torch.nn import functional
 from ...core.registry import register
 from ...core.tensor_world import Outcome, at, one_hot
 from ...core.trace_field import Channels
+from ..pictures import DARK, HIDDEN, OPEN, board
 from .game import PopgymWorld
-from .pictures import DARK, HIDDEN, OPEN, board
 
 
 class _Situation(NamedTuple):

@@ -13,9 +13,9 @@ from ...core.registry import register
 from ...core.tensor_world import Outcome
 from ...core.trace_field import Channels
 from ...core.world import ActionPart
+from ..pictures import BLUE, DARK, draw_line
 from .cartpole import now
 from .game import PopgymWorld
-from .pictures import BLUE, DARK, draw_line
 
 GRAVITY, SECONDS, FASTEST, TORQUE = 10.0, 0.05, 8.0, 2.0
 """As in gymnasium, of a rod of 1 kg and 1 m: m/s², how long a step takes, rad/s at most, N·m at most."""

@@ -13,15 +13,9 @@ from popgym_loops import LOOPS
 from torch import Tensor
 
 from papertape.core.registry import entries
-from papertape.core.trace_field import Channels
 from papertape.envs import (
     BattleshipWorld,
     ConcentrationWorld,
-    MineSweeperWorld,
-    MultiarmedBanditWorld,
-    NoisyPositionOnlyCartPoleWorld,
-    PositionOnlyCartPoleWorld,
-    PositionOnlyPendulumWorld,
 )
 from papertape.envs.popgym import PopgymWorld, cards
 

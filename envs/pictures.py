@@ -1,4 +1,4 @@
-"""What games look like: boards of squares, and bodies that move."""
+"""What worlds look like: boards of squares, and bodies that move."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ Point = tuple[float, float]
 
 CELL = 12
 """Pixels of a square, with a line to the next."""
+WHITE = (255, 255, 255)
 HIDDEN, OPEN, DARK = (190, 190, 190), (235, 235, 235), (70, 70, 70)
 BLUE, ORANGE, RED = (31, 111, 139), (255, 159, 28), (190, 40, 40)
 SIGNS = {
