@@ -100,8 +100,8 @@ class CuedTMazeWorld(TensorWorld[_Situation]):
         reached = over & ((actions == SOUTH) == south)
         after = (place + (actions == EAST).long() - (actions == WEST).long()).clamp(0, self.corridor)
         still = ~over & (after == place)
-        rewards = reached.double() * self.goal_reward + still * self.still_reward
-        rewards = rewards + (over & ~reached) * self.other_reward
+        rewards = reached.double() * self.goal_reward + (over & ~reached).double() * self.other_reward
+        rewards = rewards + still.double() * self.still_reward
         return Outcome(_Situation(south, after, time + 1, reached), rewards, over, time + 1 >= self.limit)
 
     def observe(self, situation: _Situation) -> Tensor:

@@ -119,7 +119,8 @@ class TMazeWorld(TensorWorld[_Situation]):
         miss = arrived & ~hit
         avoidable = avoidable + (crashed | (miss & (found | (missed >= self.num_ends - 1))))
         missed, found, hits = missed + miss, found | hit, hits + hit
-        rewards = hit.double() * self.high_reward + miss * self.low_reward + crashed * self.crash_reward
+        rewards = hit.double() * self.high_reward + miss.double() * self.low_reward
+        rewards = rewards + crashed.double() * self.crash_reward
 
         next_trial = leaving | crashed
         trial = trial + next_trial
