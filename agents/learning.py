@@ -13,12 +13,13 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field
 
+from ..circuits.normalised import NormalisedCircuit
 from ..core.agent import Agent
 from ..core.component import outside
 from ..core.env import Env
 from ..core.options import LARGEST_STEP
 from ..core.streams import Stream, stream_seed
-from ..core.world import WorldError
+from ..core.world import World, WorldError
 from .evaluation import LESSON, check_keys, check_state, evaluate, evaluate_all, fitting, set_error, show_episodes
 
 
@@ -100,6 +101,8 @@ class LearningAgent(Agent):
         """See :meth:`Agent.setup`; also the circuit's sizes must be the env's, time first."""
         super().setup()
         self.circuit = fitting(self.env, self.circuit)
+        if isinstance(self.circuit, NormalisedCircuit) and not isinstance(self.env, World):
+            raise ValueError("circuit.type: got normalised, whose inputs are the observations of a world; this is none")
         if isinstance(self.env, Env) and outside(self.env):
             drawn = self.env.sample(1, torch.Generator(self.env.device).manual_seed(0))
             self.circuit.check_inputs(drawn.inputs, "[T, B, {}]")
