@@ -16,6 +16,10 @@ from .state import map_state
 from .task import Task
 
 
+class WorldError(RuntimeError):
+    """An episode cannot go on, for what stands behind a world has failed; says at which step."""
+
+
 class Step(NamedTuple):
     """What gymnasium's vector environments return from ``step``, as tensors; B episodes."""
 
@@ -103,6 +107,7 @@ class World(Task):
 
         Raises:
             RuntimeError: there was no reset before.
+            WorldError: what stands behind the world has failed.
         """
 
     def keep(self, rows: Tensor) -> None:
@@ -238,34 +243,73 @@ class World(Task):
         generator: torch.Generator,
         *,
         copies: int = 1,
+        keep: Callable[[Tensor], None] | None = None,
+        seen: Callable[[Tensor], None] | None = None,
     ) -> Episodes:
         """Play episodes to the end.
 
+        An answer, a reward or an observation that is no finite number makes the return of its episode nan.
+
         Args:
             answer: maps observations ``[M·E, I]`` to outputs ``[M·E, O]``; called once for each step, so it can carry
-                the state of a circuit along.
+                the state of a circuit along. Of an episode that is over, observations are zeros and outputs ignored.
             episodes: E, how many different ones.
             generator: the only source of randomness.
             copies: M, how often each is played.
+            keep: called with the numbers ``[K]``, among those so far, of the copies that go on, once the episodes of a
+                tenth of them are all over; from then on ``answer`` is given the observations ``[K·E, I]`` of these
+                alone. Never called in a world that is not :attr:`renewable`.
+            seen: called at each step with the finite observations of all episodes that go on, ``[N, I]``.
         """
         observations, info = self.reset(episodes, generator, copies=copies)
+        dropping = keep if self.renewable else None
         returns = observations.new_zeros(copies * episodes, dtype=torch.float64)
         lengths = torch.zeros_like(returns, dtype=torch.long)
         running = torch.ones_like(returns, dtype=torch.bool)
-        while running.any():
+        numbers = torch.arange(copies, device=returns.device)
+        ended: list[tuple[Tensor, Episodes]] = []
+        while True:
+            finite = observations.isfinite().all(1)
+            if seen is not None:
+                seen(observations[running & finite])
             outputs = answer(observations)
             # An answer that is no number earns none; what is done instead must be an action all the same.
             lost = outputs.isnan()
-            returns = returns.masked_fill(running & lost.flatten(1).any(1), torch.nan)
+            spoilt = running & (lost.flatten(1).any(1) | ~finite)
             actions = self.decide(outputs.masked_fill(lost, 0))
             observations, rewards, terminated, truncated, info = self.step(actions)
-            returns += rewards
-            lengths += running
+            returns = (returns + rewards).masked_fill(spoilt, torch.nan)
+            lengths = lengths + running
             running = ~(terminated | truncated)
-        shape = (copies, episodes)
+            observations = observations.masked_fill(~running.unsqueeze(1), 0)
+            going = running.view(-1, episodes).any(1)
+            left = int(going.sum())
+            if left == 0:
+                break
+            if dropping is not None and 10 * left <= 9 * len(going):
+                at, rows = going.nonzero().squeeze(1), going.repeat_interleave(episodes)
+                ended.append((numbers[~going], _copies(episodes, returns, lengths, info, ~rows)))
+                self.keep(rows.nonzero().squeeze(1))
+                dropping(at)
+                observations, returns, lengths, running = (
+                    part[rows] for part in (observations, returns, lengths, running)
+                )
+                numbers = numbers[at]
+        ended.append((numbers, _copies(episodes, returns, lengths, info)))
+        order = torch.cat([numbers for numbers, _ in ended]).argsort()
+        played = join_episodes([part for _, part in ended], 0)
         return Episodes(
-            returns.view(shape), lengths.view(shape), {name: value.view(shape) for name, value in info.items()}
+            played.returns[order], played.lengths[order], {name: value[order] for name, value in played.info.items()}
         )
+
+
+def _copies(
+    episodes: int, returns: Tensor, lengths: Tensor, info: dict[str, Tensor], rows: Tensor | slice = slice(None)
+) -> Episodes:
+    """What was played in some rows ``[M·E]``, copy by copy."""
+    shape = (-1, episodes)
+    own = {name: value[rows].view(shape) for name, value in info.items()}
+    return Episodes(returns[rows].view(shape), lengths[rows].view(shape), own)
 
 
 def _parts_of(step: Step, method: str, count: int, size: int) -> list[Any]:

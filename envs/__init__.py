@@ -2,11 +2,28 @@
 
 from .associative_recall import AssociativeRecallEnv
 from .copy import CopyEnv
+from .cued_tmaze import CuedTMazeWorld
 from .curriculum import Curriculum, FixedCurriculum, GrowingCurriculum, LessonsCurriculum
 from .dynamic_ngrams import DynamicNGramsEnv
 from .gym import GymWorld
 from .images import DataError, ImagesEnv
 from .letters import LettersEnv
+from .popgym import (
+    AutoencodeWorld,
+    BattleshipWorld,
+    ConcentrationWorld,
+    CountRecallWorld,
+    HigherLowerWorld,
+    MineSweeperWorld,
+    MultiarmedBanditWorld,
+    NoisyPositionOnlyCartPoleWorld,
+    NoisyPositionOnlyPendulumWorld,
+    PositionOnlyCartPoleWorld,
+    PositionOnlyPendulumWorld,
+    RepeatFirstWorld,
+    RepeatPreviousWorld,
+    VelocityOnlyCartPoleWorld,
+)
 from .priority_sort import PrioritySortEnv
 from .repeat_copy import RepeatCopyEnv
 from .sequence import SequenceEnv
@@ -15,19 +32,34 @@ from .xor import XorEnv
 
 __all__ = [
     "AssociativeRecallEnv",
+    "AutoencodeWorld",
+    "BattleshipWorld",
+    "ConcentrationWorld",
     "CopyEnv",
+    "CountRecallWorld",
+    "CuedTMazeWorld",
     "Curriculum",
     "DataError",
     "DynamicNGramsEnv",
     "FixedCurriculum",
     "GrowingCurriculum",
     "GymWorld",
+    "HigherLowerWorld",
     "ImagesEnv",
     "LessonsCurriculum",
     "LettersEnv",
+    "MineSweeperWorld",
+    "MultiarmedBanditWorld",
+    "NoisyPositionOnlyCartPoleWorld",
+    "NoisyPositionOnlyPendulumWorld",
+    "PositionOnlyCartPoleWorld",
+    "PositionOnlyPendulumWorld",
     "PrioritySortEnv",
     "RepeatCopyEnv",
+    "RepeatFirstWorld",
+    "RepeatPreviousWorld",
     "SequenceEnv",
     "TMazeWorld",
+    "VelocityOnlyCartPoleWorld",
     "XorEnv",
 ]
