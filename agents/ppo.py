@@ -11,16 +11,16 @@ from pydantic import Field
 from torch import Tensor
 
 from ..circuits.module import ModuleCircuit
+from ..circuits.normalised import Moments, NormalisedCircuit
 from ..core.distributed import Processes
 from ..core.options import LARGEST_STEP
 from ..core.registry import register
 from ..core.state import example
 from ..core.task import Task
-from ..core.world import World
+from ..core.world import World, WorldError
 from .actor_critic import ActorCritic
 from .descent import DescentAgent
 from .evaluation import check_keys, refuse_dropout
-from .learning import TrainingError
 from .policy import Policy
 from .rollout import Actors, Rollout, run_again
 
@@ -319,7 +319,8 @@ class PPOAgent(DescentAgent):
         """One update; returns the parts of the loss, and of the episodes that ended their mean return and length.
 
         Raises:
-            TrainingError: outputs, observations or rewards are not finite, or too many losses or gradients in a row.
+            TrainingError: too many losses or gradients in a row were not finite.
+            WorldError: the world has failed, or outputs, observations or rewards are not finite.
         """
         if self.tries_again():
             self._begin_again()
@@ -330,9 +331,10 @@ class PPOAgent(DescentAgent):
         self.circuit.eval()
         try:
             rollout = self.actors.act(self.circuit, self.rollout_steps, segment, self.generator)
-        except FloatingPointError as error:
-            self.recorder.checkpoint("latest", self.state_dict())
-            raise TrainingError(f"{self.unit} {self.step + 1}: {error}; the last good weights are saved") from error
+        except WorldError:
+            self._unfinished = self.actors.state_dict()
+            self.actors.end()
+            raise
         targets = self.targets(rollout)
         self.circuit.train()
         rate = self.learning_rate(self.step)
@@ -350,6 +352,8 @@ class PPOAgent(DescentAgent):
                 descended = self.descend(numbers.pop("loss"), rate)
                 seen.append({**numbers, **descended})
         values = {name: sum(numbers[name] for numbers in seen) / len(seen) for name in seen[0]}
+        if isinstance(self.circuit, NormalisedCircuit):
+            self.circuit.learn(Moments.of(rollout.observations.flatten(0, 1)))
         if self.step % self.restart_every == 0:
             self.actors.end()
         self.finished += rollout.finished

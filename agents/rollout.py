@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.circuit import Circuit
 from ..core.state import example, map_state
+from ..core.world import WorldError
 from .actor_critic import ActorCritic
 from .scoring import draw_seed
 
@@ -92,15 +93,17 @@ class Actors:
             generator: by which actions are drawn.
 
         Raises:
-            FloatingPointError: outputs, observations or rewards are not finite.
+            WorldError: the world has failed, or outputs, observations or rewards are not finite. What is remembered is
+                then as before, but the world is not: these episodes can be taken up again, and must be.
         """
         assert self._actions is not None
         world, policy, own = self.world, self.world.policy, example(circuit)
         initial = circuit.initial_state(self.count)
         observations, state, first = self._observations.to(own), self._state, self._first
         state = initial if state is None else state
+        returns, lengths = self._returns, self._lengths
         rows: list[tuple[Tensor, ...]] = []
-        states, ends, finished = [], [], []
+        states, ends, done, finished = [], [], [], []
         for step in range(steps):
             if step % segment == 0:
                 states.append(state)
@@ -112,23 +115,22 @@ class Actors:
                 _check_finite("outputs of the circuit", outputs)
             samples = policy.sample(outputs[:, :-1], generator)
             actions = world.world.decide(samples)
-            self._actions.append(actions)
+            done.append(actions)
             made = world.after(world.world.step(actions), samples)
             over = made.terminated | made.truncated
             rows.append((observations, samples, outputs, made.rewards.to(own), first, over, made.terminated))
-            self._returns = self._returns + made.rewards
-            self._lengths = self._lengths + 1
+            returns, lengths = returns + made.rewards, lengths + 1
             observations, first = made.observations.to(own), over
             if over.any():
                 cut = (made.truncated & ~made.terminated).nonzero().squeeze(1)
                 if len(cut):
                     ends.append((step, cut, observations[cut], _rows(state, cut)))
                 observations = torch.where(over.unsqueeze(-1), world.renew(over, self._chance).to(own), observations)
-                finished += self._finish(over)
+                finished += zip(returns[over].tolist(), lengths[over].tolist(), strict=True)
+                returns, lengths = returns.masked_fill(over, 0), lengths.masked_fill(over, 0)
         going = (~first).nonzero().squeeze(1)
         if len(going):
             ends.append((steps - 1, going, observations[going], _rows(state, going)))
-        self._observations, self._first, self._state = observations, first, state
         seen, samples, outputs, rewards, begun, over, ended = (
             torch.stack(column) for column in zip(*rows, strict=True)
         )
@@ -139,13 +141,10 @@ class Actors:
             places = torch.cat([places for _, places, *_ in ends])
             shown, last = torch.cat([shown for *_, shown, _ in ends]), _joined([last for *_, last in ends])
             after[times, places] = circuit.step(shown, last)[0][:, -1]
+        self._actions += done
+        self._observations, self._first, self._state = observations, first, state
+        self._returns, self._lengths = returns, lengths
         return Rollout(seen, samples, outputs, rewards, begun, over, ended, after, _joined(states), finished)
-
-    def _finish(self, over: Tensor) -> list[tuple[float, float]]:
-        """Return and length of each episode that is over."""
-        finished = list(zip(self._returns[over].tolist(), self._lengths[over].tolist(), strict=True))
-        self._returns, self._lengths = (part.masked_fill(over, 0) for part in (self._returns, self._lengths))
-        return finished
 
     def state_dict(self) -> dict[str, Any]:
         """The seed of the episodes, all actions since they began, and where the circuit stands."""
@@ -260,7 +259,7 @@ def run_again(circuit: Circuit, rollout: Rollout, segment: int, cells: Tensor) -
 
 def _check_finite(name: str, tensor: Tensor) -> None:
     if not tensor.isfinite().all():
-        raise FloatingPointError(f"{name} are not finite")
+        raise WorldError(f"{name} are not finite")
 
 
 def _where(rows: Tensor, here: Any, there: Any) -> Any:

@@ -21,6 +21,7 @@ from papertape.agents.policy import Policy
 from papertape.agents.ppo import Targets, advantages
 from papertape.agents.rollout import pieces_of, run_again
 from papertape.circuits import FeedForwardCircuit, MemoryCircuit
+from papertape.circuits.normalised import NormalisedCircuit
 from papertape.core.recorder import Recorder
 from papertape.core.state import register_state
 from papertape.core.world import ActionKind, ActionPart, Step, World, check_episodes
@@ -28,6 +29,7 @@ from papertape.envs import CopyEnv, GymWorld, TMazeWorld
 from papertape.main import main
 
 SIZES = {"hidden_size": 5, "memory_size": 6, "word_size": 3}
+NTM = {"controller": {"type": "gru", "hidden_size": 5}, "memory_size": 6, "word_size": 3}
 CIRCUITS: dict[str, Any] = {
     "feedforward": lambda *io: FeedForwardCircuit(*io, hidden_sizes=[5]),
     "module": lambda *io: nn.Sequential(nn.Linear(io[0], 5), nn.Tanh(), nn.Linear(5, io[1])),
@@ -37,6 +39,7 @@ CIRCUITS: dict[str, Any] = {
     "dnc": lambda *io: papertape.DNC(*io, num_reads=2, **SIZES),
     "sam": lambda *io: papertape.SAM(*io, num_reads=2, slots_per_read=2, **SIZES),
     "sdnc": lambda *io: papertape.SDNC(*io, num_reads=2, slots_per_read=2, links_per_slot=2, **SIZES),
+    "normalised": lambda *io: NormalisedCircuit(*io, circuit={"type": "ntm", **NTM}),
     "memory": lambda *io: MemoryCircuit(*io, controller="lstm", accessor="dynamic", hidden_size=5),
 }
 SMALL: dict[str, Any] = {
@@ -503,22 +506,35 @@ def test_bandits_are_learned(kind: str, wanted: float) -> None:
 @pytest.mark.parametrize("what", ["rewards", "observations"])
 def test_what_is_not_finite_names_the_update_and_saves_the_run(what: str) -> None:
     kept = Keep()
-    agent = make(world=Poisoned(part=what), recorder=kept)
-    with pytest.raises(TrainingError, match=rf"update 1: {what} are not finite; the last good weights are saved"):
+    agent = make(world=Poisoned(part=what), recorder=kept, updates=9)
+    with pytest.raises(TrainingError, match=rf"update 3: {what} are not finite; saved as of update 2"):
         agent.fit()
-    assert kept.states["latest"]["step"] == 0
+    fine = make(updates=2)
+    for _ in range(2):
+        fine.train_step()
+    left, right = (agent.state_dict() for agent in (fine, make()))
+    make().load_state_dict(kept.states["latest"])
+    assert kept.states["latest"]["step"] == 2
+    for name in ("observations", "actions"):
+        assert torch.equal(kept.states["latest"]["episodes"][name], left["episodes"][name])
+    assert torch.equal(kept.states["latest"]["generator"], left["generator"])
+    assert right["episodes"] == {}
 
 
 class Poisoned(Anything):
-    """From the fifth step on a part of what it tells is no number."""
+    """From the thirtieth step on a part of what it tells is no number."""
 
     part: str = Field(default="rewards", description="which")
 
+    def setup(self) -> None:
+        super().setup()
+        self.taken = 0
+
     def step(self, actions: Tensor) -> Step:
+        self.taken += 1
         made = super().step(actions)
         part: Tensor = getattr(made, self.part)
-        bad = (self.state.steps >= 5).view(-1, *[1] * (part.dim() - 1))
-        return made._replace(**{self.part: part.masked_fill(bad, math.nan)})
+        return made._replace(**{self.part: part * math.nan}) if self.taken >= 30 else made
 
 
 def test_validation_is_played_beside_training_and_shown() -> None:
