@@ -1,5 +1,6 @@
 """Agents: how a circuit learns."""
 
+from .actor_critic import ActorCritic
 from .backprop import BackpropAgent
 from .empty import EmptyAgent
 from .evolution import EvolutionAgent
@@ -7,4 +8,12 @@ from .mixed import MixedAgent
 from .node_perturbation import NodePerturbationAgent
 from .ppo import PPOAgent
 
-__all__ = ["BackpropAgent", "EmptyAgent", "EvolutionAgent", "MixedAgent", "NodePerturbationAgent", "PPOAgent"]
+__all__ = [
+    "ActorCritic",
+    "BackpropAgent",
+    "EmptyAgent",
+    "EvolutionAgent",
+    "MixedAgent",
+    "NodePerturbationAgent",
+    "PPOAgent",
+]

@@ -25,7 +25,7 @@ from papertape.circuits.normalised import NormalisedCircuit
 from papertape.core.recorder import Recorder
 from papertape.core.state import register_state
 from papertape.core.world import ActionKind, ActionPart, Step, World, check_episodes
-from papertape.envs import CopyEnv, GymWorld, TMazeWorld
+from papertape.envs import CopyEnv, CuedTMazeWorld, GymWorld, TMazeWorld
 from papertape.main import main
 
 SIZES = {"hidden_size": 5, "memory_size": 6, "word_size": 3}
@@ -590,3 +590,19 @@ def test_a_run_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_task_that_hands_out_batches_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "ntm-copy", "agent.type=ppo"]) == 2
     assert "env.type 'copy' hands out batches, allowed: " in capsys.readouterr().err
+
+
+def test_a_memory_learns_which_way_a_sign_has_pointed() -> None:
+    values = {"batch_size": 32, "rollout_steps": 32, "minibatches": 2, "epochs": 4, "lr": 5e-3, "updates": 60}
+    judged = {"evaluate_every": 10, "evaluation_sequences": 64, "target_error": 0.0}
+    agent = make("ntm", CuedTMazeWorld(corridor=3, test_corridors=[]), **values, **judged)
+    agent.fit()
+    assert agent.target_reached
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["ppo-repeat-previous", "ppo-cartpole"])
+def test_presets_learn(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", preset, "plots=off", "threads=1", "name=run"]) == 0
+    assert "target reached" in Path("runs/run/log").read_text()
