@@ -103,7 +103,8 @@ class Actors:
         state = initial if state is None else state
         returns, lengths = self._returns, self._lengths
         rows: list[tuple[Tensor, ...]] = []
-        states, ends, done, finished = [], [], [], []
+        finished: list[tuple[float, float]] = []
+        states, ends, done = [], [], []
         for step in range(steps):
             if step % segment == 0:
                 states.append(state)

@@ -72,7 +72,7 @@ def main() -> int:
     played.world.renew = watch.on("acting: the world", played.world.renew)  # type: ignore[method-assign]
     played.policy.sample = watch.on("acting: drawing", played.policy.sample)  # type: ignore[method-assign]
     agent.targets = watch.on("advantages", agent.targets)  # type: ignore[method-assign]
-    ppo.run_again = watch.on("learning: the circuit, forward", ppo.run_again)
+    ppo.run_again = watch.on("learning: the circuit, forward", ppo.run_again)  # type: ignore[attr-defined]
     agent.loss = watch.on("learning: the loss", agent.loss)  # type: ignore[method-assign]
     torch.Tensor.backward = watch.on("learning: backward", torch.Tensor.backward)  # type: ignore[method-assign]
     agent.descend = watch.on("learning: the optimiser", agent.descend)  # type: ignore[method-assign]
@@ -93,10 +93,10 @@ def main() -> int:
         end=" ",
     )
     print(f"{threads} thread(s), torch {torch.__version__}\n")
-    for name, seconds in sorted(spent.items(), key=lambda item: -statistics.median(item[1])):
-        print(f"{name:32} {statistics.median(seconds) * 1000:8.1f} ms")
-    whole = statistics.median(spent["update"])
-    print(f"\n{given.episodes * given.steps / whole:,.0f} steps per second of processor time")
+    medians = {name: statistics.median(each) for name, each in spent.items()}
+    for name in sorted(medians, key=lambda part: -medians[part]):
+        print(f"{name:32} {medians[name] * 1000:8.1f} ms")
+    print(f"\n{given.episodes * given.steps / medians['update']:,.0f} steps per second of processor time")
     return 0
 
 

@@ -33,8 +33,11 @@ def make(name: str, **options: Any) -> Any:
 
 def test_all_are_here() -> None:
     assert sorted(TASKS) == [
-        *("associative-recall", "copy", "dynamic-ngrams", "gym", "images", "letters", "priority-sort", "repeat-copy"),
-        *("t-maze", "xor"),
+        *("associative-recall", "autoencode", "battleship", "concentration", "copy", "count-recall", "cued-t-maze"),
+        *("dynamic-ngrams", "gym", "higher-lower", "images", "letters", "minesweeper", "multiarmed-bandit"),
+        *("noisy-position-only-cartpole", "noisy-position-only-pendulum", "position-only-cartpole"),
+        *("position-only-pendulum", "priority-sort", "repeat-copy", "repeat-first", "repeat-previous", "t-maze"),
+        *("velocity-only-cartpole", "xor"),
     ]
 
 

@@ -26,7 +26,9 @@ from papertape.core.component import kind_of, options_of
 from papertape.core.distributed import Processes
 from papertape.core.kernels.dispatch import BackendError
 from papertape.core.options import Options, OptionsError
+from papertape.core.world import World
 from papertape.envs import images
+from papertape.envs.popgym import PopgymWorld
 from papertape.main import main
 from papertape.utils import factory
 from papertape.utils.commands.train import choose_resumed, prepare
@@ -70,12 +72,15 @@ def homes() -> Iterator[tuple[str, Blocks]]:
         "letters": {"image_size": 12, "font_sizes": [8]},
         "xor": XOR,
         "t-maze": MAZE,
+        "cued-t-maze": {"corridor": 2, "test_corridors": [3]},
         "gym": {"max_steps": 5},
     }
-    for name in entries("env"):
-        agent = {**EVOLUTION, "strategy": TRUST} if name in ("t-maze", "gym") else BACKPROP
+    for name, entry in entries("env").items():
+        if issubclass(entry, PopgymWorld) and name != "minesweeper":  # all of them have the same options
+            continue
+        agent = {**EVOLUTION, "strategy": TRUST} if issubclass(entry, World) else BACKPROP
         circuit = FEEDFORWARD if name in ("images", "letters", "xor", "gym") else NTM
-        yield "env", {"env": {**envs[name], "type": name}, "circuit": circuit, "agent": agent}
+        yield "env", {"env": {**envs.get(name, {}), "type": name}, "circuit": circuit, "agent": agent}
     sparse = {**NTM, "memory_size": 12, "num_reads": 2, "slots_per_read": 2}
     dnc = {**NTM, "type": "dnc", "num_reads": 2}
     circuits: Blocks = {"ntm": NTM, "dnc": dnc, "sam": sparse, "sdnc": {**sparse, "links_per_slot": 3}}
