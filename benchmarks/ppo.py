@@ -50,6 +50,7 @@ def main() -> int:
     parser.add_argument("--hidden-size", type=int, default=64)
     parser.add_argument("--memory-size", type=int, default=16)
     parser.add_argument("--word-size", type=int, default=16)
+    parser.add_argument("--num-reads", type=int, default=4)
     parser.add_argument("--episodes", type=int, default=64, help="side by side")
     parser.add_argument("--steps", type=int, default=128, help="of each in an update")
     parser.add_argument("--epochs", type=int, default=4)
@@ -58,8 +59,8 @@ def main() -> int:
     given = parser.parse_args()
     torch.manual_seed(0)
     world = ActorCritic(TMazeWorld(maze="single", trials=10))
-    sizes = {"hidden_size": given.hidden_size, "memory_size": given.memory_size, "word_size": given.word_size}
-    circuit = getattr(papertape, given.circuit.upper())(world.input_size, world.output_size, num_reads=1, **sizes)
+    sizes = {name: getattr(given, name) for name in ("hidden_size", "memory_size", "word_size", "num_reads")}
+    circuit = getattr(papertape, given.circuit.upper())(world.input_size, world.output_size, **sizes)
     shape = {"batch_size": given.episodes, "rollout_steps": given.steps}
     agent = PPOAgent(world, circuit, epochs=given.epochs, minibatches=given.minibatches, lr=1e-3, **shape)
     for _ in range(10):  # until its episodes are of some length
@@ -83,16 +84,10 @@ def main() -> int:
         step()
         for name, seconds in watch.spent.items():
             spent[name].append(seconds)
-    threads = torch.get_num_threads()
-    print(
-        f"{given.circuit} {given.memory_size}x{given.word_size}, LSTM {given.hidden_size}, {circuit.chosen_backend};",
-        end=" ",
-    )
-    print(
-        f"{given.episodes} episodes x {given.steps} steps, {given.epochs} epochs, {given.minibatches} minibatches;",
-        end=" ",
-    )
-    print(f"{threads} thread(s), torch {torch.__version__}\n")
+    memory = f"{given.memory_size}x{given.word_size}, LSTM {given.hidden_size}, {given.num_reads} read heads"
+    work = f"{given.episodes} episodes x {given.steps} steps, {given.epochs} epochs of {given.minibatches} minibatches"
+    print(f"{given.circuit} {memory}, {circuit.chosen_backend}; {work}; ", end="")
+    print(f"{torch.get_num_threads()} thread(s), torch {torch.__version__}\n")
     medians = {name: statistics.median(each) for name, each in spent.items()}
     for name in sorted(medians, key=lambda part: -medians[part]):
         print(f"{name:32} {medians[name] * 1000:8.1f} ms")
