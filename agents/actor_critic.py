@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.streams import Stream
 from ..core.task import Task
 from ..core.trace_field import Channels
-from ..core.world import Episodes, Step, World
+from ..core.world import ActionPart, Episodes, Step, World
 from .policy import Policy
 
 
@@ -104,6 +104,14 @@ class ActorCritic(World):
         """See :meth:`World.renew`."""
         self._over = self._over & ~over.to(self._over.device)
         return self.begun(self.world.renew(over, generator))
+
+    def action_parts(self) -> Sequence[ActionPart]:
+        """See :meth:`World.action_parts`.
+
+        Raises:
+            ValueError: always; actions are drawn by :meth:`decide`.
+        """
+        raise ValueError("env: got an ActorCritic, which draws its actions by itself; allowed is the world within")
 
     def decide(self, outputs: Tensor) -> Tensor:
         """Samples ``[B, A]`` of the policy that outputs ``[B, O]`` give, or the likeliest ones; see ``sampled``."""

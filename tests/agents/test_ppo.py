@@ -414,6 +414,7 @@ def test_another_number_of_episodes_holds_when_a_run_goes_on() -> None:
 REFUSED: dict[str, tuple[Any, str]] = {
     "an env": (lambda: PPOAgent(CopyEnv(), papertape.NTM(10, 8)), "env: .*World"),
     "a world that draws": (lambda: make(world=Draws()), "env: its actions are drawn by itself"),
+    "a world in two wrappings": (lambda: ActorCritic(ActorCritic(Anything())), "env: got an ActorCritic, which draws"),
     "a world that is not apart": (lambda: make(world=AllAtOnce()), "env: got a AllAtOnce, whose episodes cannot begin"),
     "dropout": (lambda: with_dropout(), r"circuit: it has dropout 0.5, .* allowed with ppo is none"),
     "a module's state": (lambda: with_lstm(), "circuit: LSTM carries a state of its own kind"),
