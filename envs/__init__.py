@@ -3,6 +3,7 @@
 from .associative_recall import AssociativeRecallEnv
 from .brackets import BracketsEnv
 from .copy import CopyEnv
+from .cued_tmaze import CuedTMazeWorld
 from .curriculum import Curriculum, FixedCurriculum, GrowingCurriculum, LessonsCurriculum
 from .dynamic_ngrams import DynamicNGramsEnv
 from .gym import GymWorld
@@ -14,6 +15,22 @@ from .n_delayed_match import NDelayedMatchToSampleEnv
 from .n_parity import NParityEnv
 from .nth_farthest import NthFarthestEnv
 from .one_shot import OneShotEnv
+from .popgym import (
+    AutoencodeWorld,
+    BattleshipWorld,
+    ConcentrationWorld,
+    CountRecallWorld,
+    HigherLowerWorld,
+    MineSweeperWorld,
+    MultiarmedBanditWorld,
+    NoisyPositionOnlyCartPoleWorld,
+    NoisyPositionOnlyPendulumWorld,
+    PositionOnlyCartPoleWorld,
+    PositionOnlyPendulumWorld,
+    RepeatFirstWorld,
+    RepeatPreviousWorld,
+    VelocityOnlyCartPoleWorld,
+)
 from .priority_sort import PrioritySortEnv
 from .recent_bits import RecentBitsEnv
 from .repeat_copy import RepeatCopyEnv
@@ -27,13 +44,19 @@ from .xor import XorEnv
 __all__ = [
     "AssociativeRecallEnv",
     "BracketsEnv",
+    "AutoencodeWorld",
+    "BattleshipWorld",
+    "ConcentrationWorld",
     "CopyEnv",
+    "CountRecallWorld",
+    "CuedTMazeWorld",
     "Curriculum",
     "DataError",
     "DynamicNGramsEnv",
     "FixedCurriculum",
     "GrowingCurriculum",
     "GymWorld",
+    "HigherLowerWorld",
     "ImagesEnv",
     "InductionHeadsEnv",
     "LessonsCurriculum",
@@ -43,14 +66,23 @@ __all__ = [
     "NParityEnv",
     "NthFarthestEnv",
     "OneShotEnv",
+    "MineSweeperWorld",
+    "MultiarmedBanditWorld",
+    "NoisyPositionOnlyCartPoleWorld",
+    "NoisyPositionOnlyPendulumWorld",
+    "PositionOnlyCartPoleWorld",
+    "PositionOnlyPendulumWorld",
     "PrioritySortEnv",
     "RecentBitsEnv",
     "RepeatCopyEnv",
     "SelectiveCopyingEnv",
+    "RepeatFirstWorld",
+    "RepeatPreviousWorld",
     "SequenceEnv",
     "StringEnv",
     "Strings",
     "TMazeWorld",
     "WordProblemEnv",
+    "VelocityOnlyCartPoleWorld",
     "XorEnv",
 ]
