@@ -40,8 +40,8 @@ class RecurrentCircuit(Circuit):
         if self.controller.input_size != self.vector_size:
             own = "embedding_size" if self.embedding_size else "input_size"
             raise ValueError(
-                f"controller: its input_size is {self.controller.input_size}; expected {self.vector_size}, the circuit's"
-                f" {own}"
+                f"controller: its input_size is {self.controller.input_size}; expected {self.vector_size}, the "
+                f"circuit's {own}"
             )
         check_whole(type(self.controller), "hidden_size", getattr(self.controller, "hidden_size", None))
         if is_outside(type(self.controller)):

@@ -126,8 +126,9 @@ class GymWorld(World):
             envs = make(1)
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             raise ValueError(f"id: got {self.id!r}; gymnasium says: {' '.join(str(error).split())}") from error
-        self._name = self.id if self.make is None else getattr(envs.spec, "id", None) or type(envs).__name__
-        self._spec = envs.spec
+        # One of gymnasium's own that somebody else has made has no spec, its environments have.
+        self._spec = envs.spec or getattr(next(iter(getattr(envs, "envs", ())), None), "spec", None)
+        self._name = self.id if self.make is None else getattr(self._spec, "id", type(envs).__name__)
         self.observation_space: Any = envs.single_observation_space
         self.action_space: Any = envs.single_action_space
         kind = Separate if type(envs) is gymnasium.vector.SyncVectorEnv else Together
