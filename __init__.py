@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .core.interface import Interface
     from .core.registry import register
     from .core.state import CircuitState, detach, map_state, register_state
+    from .core.tensor_world import Outcome, TensorWorld
     from .core.trace import Trace, TraceField
     from .core.world import World
     from .utils.factory import load_circuit
@@ -41,9 +42,11 @@ __all__ = [
     "Interface",
     "MemoryCircuit",
     "NeatCircuit",
+    "Outcome",
     "Sink",
     "Strategy",
     "Tape",
+    "TensorWorld",
     "Trace",
     "TraceField",
     "World",
@@ -71,6 +74,7 @@ _MODULES = {
     ".core.interface": "Interface",
     ".core.registry": "register",
     ".core.state": "CircuitState detach map_state register_state",
+    ".core.tensor_world": "Outcome TensorWorld",
     ".core.trace": "Trace TraceField",
     ".core.world": "World",
     ".utils.factory": "load_circuit",

@@ -82,6 +82,7 @@ ROOMS = (
     "papertape.core.accessors",
     "papertape.core.controllers",
     "papertape.envs",
+    "papertape.envs.popgym",
     "papertape.agents",
     "papertape.agents.strategies",
     "papertape.agents.fitness",

@@ -1,5 +1,6 @@
 """Envs: tasks that hand out batches, and worlds that hand out rewards."""
 
+from . import popgym as popgym  # a room of its own, registered with this one
 from .associative_recall import AssociativeRecallEnv
 from .copy import CopyEnv
 from .cued_tmaze import CuedTMazeWorld
@@ -8,22 +9,6 @@ from .dynamic_ngrams import DynamicNGramsEnv
 from .gym import GymWorld
 from .images import DataError, ImagesEnv
 from .letters import LettersEnv
-from .popgym import (
-    AutoencodeWorld,
-    BattleshipWorld,
-    ConcentrationWorld,
-    CountRecallWorld,
-    HigherLowerWorld,
-    MineSweeperWorld,
-    MultiarmedBanditWorld,
-    NoisyPositionOnlyCartPoleWorld,
-    NoisyPositionOnlyPendulumWorld,
-    PositionOnlyCartPoleWorld,
-    PositionOnlyPendulumWorld,
-    RepeatFirstWorld,
-    RepeatPreviousWorld,
-    VelocityOnlyCartPoleWorld,
-)
 from .priority_sort import PrioritySortEnv
 from .repeat_copy import RepeatCopyEnv
 from .sequence import SequenceEnv
@@ -32,11 +17,7 @@ from .xor import XorEnv
 
 __all__ = [
     "AssociativeRecallEnv",
-    "AutoencodeWorld",
-    "BattleshipWorld",
-    "ConcentrationWorld",
     "CopyEnv",
-    "CountRecallWorld",
     "CuedTMazeWorld",
     "Curriculum",
     "DataError",
@@ -44,22 +25,12 @@ __all__ = [
     "FixedCurriculum",
     "GrowingCurriculum",
     "GymWorld",
-    "HigherLowerWorld",
     "ImagesEnv",
     "LessonsCurriculum",
     "LettersEnv",
-    "MineSweeperWorld",
-    "MultiarmedBanditWorld",
-    "NoisyPositionOnlyCartPoleWorld",
-    "NoisyPositionOnlyPendulumWorld",
-    "PositionOnlyCartPoleWorld",
-    "PositionOnlyPendulumWorld",
     "PrioritySortEnv",
     "RepeatCopyEnv",
-    "RepeatFirstWorld",
-    "RepeatPreviousWorld",
     "SequenceEnv",
     "TMazeWorld",
-    "VelocityOnlyCartPoleWorld",
     "XorEnv",
 ]

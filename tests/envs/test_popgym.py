@@ -15,16 +15,18 @@ from popgym_loops import LOOPS
 from torch import Tensor
 
 from papertape.core.registry import entries
-from papertape.envs import (
+from papertape.envs import GymWorld
+from papertape.envs.popgym import (
     BattleshipWorld,
     ConcentrationWorld,
     MineSweeperWorld,
     MultiarmedBanditWorld,
     NoisyPositionOnlyCartPoleWorld,
+    PopgymWorld,
     PositionOnlyCartPoleWorld,
     PositionOnlyPendulumWorld,
+    cards,
 )
-from papertape.envs.popgym import PopgymWorld, cards
 
 WORLDS = {
     name: world for name, world in entries("env").items() if world.__module__.startswith("papertape.envs.popgym.")
@@ -365,3 +367,19 @@ def test_pictures_show_what_goes_on() -> None:
         # Only the square that was chosen, the first one, looks otherwise.
         if name in ("battleship", "concentration", "minesweeper"):
             assert torch.equal(before[12:], after[12:]) and torch.equal(before[:, 12:], after[:, 12:]), name
+
+
+def test_the_environments_of_the_package_are_worlds_too() -> None:
+    envs = pytest.importorskip("popgym.envs", reason="popgym is not installed")
+    ours = {world.__name__.removesuffix("World"): world for world in WORLDS.values()}
+    for published, spec in envs.ALL.items():
+        world = GymWorld(id=f"popgym:{spec['id']}", max_steps=1000, target=1.0)
+        seen, _ = world.reset(2, generator())
+        step = world.step(world.decide(torch.randn(2, world.output_size, generator=generator())))
+        assert seen.shape == step.observations.shape == (2, world.input_size) and step.rewards.abs().max() <= 1
+        (difficulty,) = (word for word in DIFFICULTIES if published.__name__.endswith(word.title()))
+        name = published.__name__.removesuffix(difficulty.title())
+        if name in ours:
+            same = ours[name](difficulty=difficulty, previous_action=False)
+            assert (world.input_size, world.output_size) == (same.input_size, same.output_size)
+        world.close()
