@@ -369,6 +369,7 @@ def test_pictures_show_what_goes_on() -> None:
             assert torch.equal(before[12:], after[12:]) and torch.equal(before[:, 12:], after[:, 12:]), name
 
 
+@pytest.mark.filterwarnings("ignore:.*WARN:UserWarning")  # gymnasium finds fault with how some of them are written
 def test_the_environments_of_the_package_are_worlds_too() -> None:
     envs = pytest.importorskip("popgym.envs", reason="popgym is not installed")
     ours = {world.__name__.removesuffix("World"): world for world in WORLDS.values()}
