@@ -65,25 +65,28 @@ class Game:
 
 
 def compare(world: PopgymWorld, games: list[Any], first: Tensor) -> None:
-    """Play to the end, with players from the careless to the perfect, and compare each step."""
+    """Play to the end, with players from the careless to the perfect, and compare every step."""
     random, zeros = generator(7), [0.0] * world.input_size
     torch.testing.assert_close(first, torch.tensor([game.observation for game in games]), atol=1e-6, rtol=1e-5)
     results = [(0.0, False, False)] * BATCH
+    steps, seen, expected = [], [], []
     while not all(ended or cut for _, ended, cut in results):
         actions = world.decide(torch.randn(BATCH, world.output_size, generator=random))
         for b, chance in enumerate(torch.rand(BATCH, generator=random).tolist()):
             if not any(results[b][1:]) and chance < b / (BATCH - 1):
                 actions[b] = torch.as_tensor(games[b].good())
-        step, seen = world.step(actions), []
+        steps.append(world.step(actions))
+        seen.append([])
         for b, action in enumerate(actions.tolist()):
             over = any(results[b][1:])
             results[b] = (0.0, *results[b][1:]) if over else games[b].step(action)
-            seen.append(zeros if over or results[b][1] else games[b].observation)
-        rewards, ended, cut = map(list, zip(*results, strict=True))
-        assert step.rewards.tolist() == pytest.approx(rewards, abs=1e-9)
-        assert step.terminated.tolist() == ended
-        assert step.truncated.tolist() == [one and not other for one, other in zip(cut, ended, strict=True)]
-        torch.testing.assert_close(step.observations, torch.tensor(seen), atol=1e-6, rtol=1e-5)
+            seen[-1].append(zeros if over or results[b][1] else games[b].observation)
+        expected.append(list(results))
+    observations, rewards, terminated, truncated = (torch.stack(part) for part in list(zip(*steps, strict=True))[:4])
+    paid, ended, cut = torch.tensor(expected, dtype=torch.float64).unbind(-1)
+    torch.testing.assert_close(observations, torch.tensor(seen), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(rewards, paid, atol=1e-9, rtol=0)
+    assert torch.equal(terminated, ended.bool()) and torch.equal(truncated, cut.bool() & ~ended.bool())
     after = world.step(actions)
     assert (after.rewards == 0).all() and (after.observations == 0).all() and (after.terminated | after.truncated).all()
 
