@@ -36,9 +36,10 @@ class League(Options):
     score: Literal["accuracy", "error"] = Field(
         default="accuracy", description="accuracy: 100 (1 - error), for errors that are a share; error: as it is"
     )
-    judged: Literal["beyond", "all"] = Field(
+    judged: Literal["last", "beyond", "all"] = Field(
         default="beyond",
-        description="beyond: the mean over the sets of the test but the first, the training range; all: over all",
+        description="last: the last set of the test; beyond: the mean over its sets but the first, the training range, "
+        "where there are others; all: over all",
     )
     solved: float | None = Field(default=None, description="score from which on a task counts as solved")
     published: dict[Name, dict[Name, float]] = Field(
@@ -128,8 +129,8 @@ def score(league: League, outcome: Outcome) -> float | None:
     if outcome.status != "done" or not outcome.errors:
         return None
     errors = list(outcome.errors.values())
-    if league.judged == "beyond" and len(errors) > 1:
-        errors = errors[1:]
+    if len(errors) > 1:
+        errors = {"last": errors[-1:], "beyond": errors[1:], "all": errors}[league.judged]
     error = statistics.fmean(errors)
     return 100 * (1 - error) if league.score == "accuracy" else error
 
@@ -179,7 +180,11 @@ def table(league: League, outcomes: Sequence[Outcome]) -> str:
     count = len(league.seeds)
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     what = "accuracy in percent" if league.score == "accuracy" else "error"
-    where = "over the sets of the test beyond the training range" if league.judged == "beyond" else "over all test sets"
+    where = {
+        "last": "on the last set of the test",
+        "beyond": "over the sets of the test beyond the training range",
+        "all": "over all sets of the test",
+    }[league.judged]
     best_of = f"the best of {count} seeds (their mean, the worst)" if count > 1 else "one seed"
     text = f"{' '.join(league.about.split())}\n\nMean {what} {where}; {best_of}.\n\n{text}\n"
     if failed:

@@ -97,6 +97,7 @@ def test_a_cell_is_the_best_the_mean_and_the_worst() -> None:
     assert lines[3] == "| b | 90.0 (nan, nan) |  |  |"
     assert lines[4] == "| solved, of 2 | 2 | 1 | 0 |"
     assert league.score(chosen.model_copy(update={"judged": "all"}), outcomes[0]) == pytest.approx(68.0)
+    assert league.score(chosen.model_copy(update={"judged": "last"}), outcomes[0]) == pytest.approx(96.0)
 
 
 def test_what_a_circuit_or_a_task_says_precedes_what_is_common() -> None:
