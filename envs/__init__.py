@@ -1,5 +1,6 @@
 """Envs: tasks that hand out batches, and worlds that hand out rewards."""
 
+from . import popgym as popgym  # a room of its own, registered with this one
 from .associative_recall import AssociativeRecallEnv
 from .brackets import BracketsEnv
 from .copy import CopyEnv
@@ -15,22 +16,6 @@ from .n_delayed_match import NDelayedMatchToSampleEnv
 from .n_parity import NParityEnv
 from .nth_farthest import NthFarthestEnv
 from .one_shot import OneShotEnv
-from .popgym import (
-    AutoencodeWorld,
-    BattleshipWorld,
-    ConcentrationWorld,
-    CountRecallWorld,
-    HigherLowerWorld,
-    MineSweeperWorld,
-    MultiarmedBanditWorld,
-    NoisyPositionOnlyCartPoleWorld,
-    NoisyPositionOnlyPendulumWorld,
-    PositionOnlyCartPoleWorld,
-    PositionOnlyPendulumWorld,
-    RepeatFirstWorld,
-    RepeatPreviousWorld,
-    VelocityOnlyCartPoleWorld,
-)
 from .priority_sort import PrioritySortEnv
 from .recent_bits import RecentBitsEnv
 from .repeat_copy import RepeatCopyEnv
@@ -44,11 +29,7 @@ from .xor import XorEnv
 __all__ = [
     "AssociativeRecallEnv",
     "BracketsEnv",
-    "AutoencodeWorld",
-    "BattleshipWorld",
-    "ConcentrationWorld",
     "CopyEnv",
-    "CountRecallWorld",
     "CuedTMazeWorld",
     "Curriculum",
     "DataError",
@@ -56,7 +37,6 @@ __all__ = [
     "FixedCurriculum",
     "GrowingCurriculum",
     "GymWorld",
-    "HigherLowerWorld",
     "ImagesEnv",
     "InductionHeadsEnv",
     "LessonsCurriculum",
@@ -66,23 +46,14 @@ __all__ = [
     "NParityEnv",
     "NthFarthestEnv",
     "OneShotEnv",
-    "MineSweeperWorld",
-    "MultiarmedBanditWorld",
-    "NoisyPositionOnlyCartPoleWorld",
-    "NoisyPositionOnlyPendulumWorld",
-    "PositionOnlyCartPoleWorld",
-    "PositionOnlyPendulumWorld",
     "PrioritySortEnv",
     "RecentBitsEnv",
     "RepeatCopyEnv",
     "SelectiveCopyingEnv",
-    "RepeatFirstWorld",
-    "RepeatPreviousWorld",
     "SequenceEnv",
     "StringEnv",
     "Strings",
     "TMazeWorld",
     "WordProblemEnv",
-    "VelocityOnlyCartPoleWorld",
     "XorEnv",
 ]
