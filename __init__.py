@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from .core.interface import Interface
     from .core.registry import register
     from .core.state import CircuitState, detach, map_state, register_state
-    from .core.token_env import TokenEnv
     from .core.tensor_world import Outcome, TensorWorld
+    from .core.token_env import TokenEnv
     from .core.trace import Trace, TraceField
     from .core.world import World
     from .utils.factory import load_circuit
