@@ -152,8 +152,8 @@ OUTSIDE: dict[str, tuple[dict[str, Any], str]] = {  # what a run has of it, and 
     "agent": ({"agent": {**LEARNS, "type": "patient", "patience": 3.0}}, "agent.type=patent"),
     "task": ({"env": {"type": "n-back", "length": 5, "test_lengths": []}}, "env.type=n_back"),
     "world": ({"env": {"type": "lights"}, "agent": EVOLVES}, "env.type=light"),
-    "evolved": ({"circuit": DELTA, "agent": EVOLVES}, "circuit.accessor.type=dleta"),
-    "mixed": ({"circuit": DELTA, "agent": MIXED}, "circuit.accessor.type=delt"),
+    "evolved": ({"circuit": DELTA, "agent": EVOLVES}, "circuit.accessor.type=fast-weigths"),
+    "mixed": ({"circuit": DELTA, "agent": MIXED}, "circuit.accessor.type=fast-weight"),
     "fitness": ({"agent": {**EVOLVES, "fitness": {"type": "streak", "power": 2.0}}}, "agent.fitness.type=steak"),
     "strategy": ({"agent": {**EVOLVES, "strategy": ONE_PLUS_LAMBDA}}, "agent.strategy.type=one-plus-lambd"),
 }
@@ -241,7 +241,7 @@ def test_an_installed_package_needs_no_import(
     (site / "somebodys_memory-1.0.dist-info" / "entry_points.txt").write_text("[papertape]\ndelta = somebodys_memory\n")
     monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
     chosen = ["circuit.type=memory", *SMALL]
-    said = say("train", "ntm-copy", *chosen, "circuit.accessor.type=delt", status=2)
+    said = say("train", "ntm-copy", *chosen, "circuit.accessor.type=fast-weight", status=2)
     assert "circuit.accessor.type: got 'fast-weight'; did you mean 'fast-weights'? " in said
     say("train", "ntm-copy", *chosen, "circuit.accessor.type=fast-weights")
     (directory,) = runs(folder)
