@@ -38,10 +38,10 @@ class RecurrentCircuit(Circuit):
             chosen = validated(model, {name: getattr(self, name) for name in model.model_fields if name != "type"})
         self.controller = build(chosen, self.vector_size, clip=self.clip)
         if self.controller.input_size != self.vector_size:
-            own = "embedding_size" if self.embedding_size else "input_size"
+            taken = "embedding_size" if self.embedding_size else "input_size"
             raise ValueError(
                 f"controller: its input_size is {self.controller.input_size}; expected {self.vector_size}, the "
-                f"circuit's {own}"
+                f"circuit's {taken}"
             )
         check_whole(type(self.controller), "hidden_size", getattr(self.controller, "hidden_size", None))
         if is_outside(type(self.controller)):
