@@ -535,7 +535,8 @@ def test_without_a_target_the_shortfall_is_the_negative_return() -> None:
 
 
 def test_a_custom_vector_environment_is_shared_out_over_processes() -> None:
-    world = GymWorld(vectorization="async", workers=2, make=functools.partial(gymnasium.make_vec, "CartPole-v1"))
+    make = functools.partial(gymnasium.make_vec, "CartPole-v1", vectorization_mode="sync")
+    world = GymWorld(vectorization="async", workers=2, make=lambda count: make(num_envs=count))
     assert (world.step_limit, world.solved_at) == (500, 475.0)
     found = world.play(clumsy, 3, generator())
     assert torch.equal(found.returns, GymWorld().play(clumsy, 3, generator()).returns)

@@ -31,12 +31,22 @@ class Given(gymnasium.Env):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
         self.observation_space.seed(seed)
-        return self.observation_space.sample(), {}
+        return self.seen(), {}
+
+    def seen(self) -> Any:
+        try:
+            with np.errstate(all="raise"):
+                return self.observation_space.sample()
+        except (FloatingPointError, OverflowError):  # gymnasium cannot draw from so wide a range
+            flat = spaces.flatten_space(self.observation_space)
+            return spaces.unflatten(self.observation_space, np.nan_to_num(flat.high))
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        if isinstance(self.action_space, spaces.Box):
+            action = np.asarray(action)  # gymnasium's vector environments make numbers of arrays without axes
         assert self.action_space.contains(action), (action, self.action_space)
         self.taken.append(action)
-        return self.observation_space.sample(), 1.0, False, False, {}
+        return self.seen(), 1.0, False, False, {}
 
 
 def world(observations: Any = None, actions: Any = None, **options: Any) -> GymWorld:
