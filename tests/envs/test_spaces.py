@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,10 @@ class Given(gymnasium.Env):
             return spaces.unflatten(self.observation_space, np.nan_to_num(flat.high))
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
-        if isinstance(self.action_space, spaces.Box):
-            action = np.asarray(action)  # gymnasium's vector environments make numbers of arrays without axes
-        assert self.action_space.contains(action), (action, self.action_space)
+        with warnings.catch_warnings():
+            # gymnasium's vector environments make numbers of arrays without axes, and then warn of them.
+            warnings.filterwarnings("ignore", ".*Casting input x to numpy array")
+            assert self.action_space.contains(action), (action, self.action_space)
         self.taken.append(action)
         return self.seen(), 1.0, False, False, {}
 
