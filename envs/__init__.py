@@ -1,6 +1,5 @@
 """Envs: tasks that hand out batches, and worlds that hand out rewards."""
 
-from . import popgym as popgym  # a room of its own, registered with this one
 from .associative_recall import AssociativeRecallEnv
 from .copy import CopyEnv
 from .cued_tmaze import CuedTMazeWorld
@@ -9,6 +8,7 @@ from .dynamic_ngrams import DynamicNGramsEnv
 from .gym import GymWorld
 from .images import DataError, ImagesEnv
 from .letters import LettersEnv
+from .popgym.game import PopgymWorld  # with all the tasks of that room
 from .priority_sort import PrioritySortEnv
 from .repeat_copy import RepeatCopyEnv
 from .sequence import SequenceEnv
@@ -28,6 +28,7 @@ __all__ = [
     "ImagesEnv",
     "LessonsCurriculum",
     "LettersEnv",
+    "PopgymWorld",
     "PrioritySortEnv",
     "RepeatCopyEnv",
     "SequenceEnv",
