@@ -1,6 +1,5 @@
 """Envs: tasks that hand out batches, and worlds that hand out rewards."""
 
-from . import popgym as popgym  # a room of its own, registered with this one
 from .associative_recall import AssociativeRecallEnv
 from .brackets import BracketsEnv
 from .copy import CopyEnv
@@ -16,6 +15,7 @@ from .n_delayed_match import NDelayedMatchToSampleEnv
 from .n_parity import NParityEnv
 from .nth_farthest import NthFarthestEnv
 from .one_shot import OneShotEnv
+from .popgym.game import PopgymWorld  # with all the tasks of that room
 from .priority_sort import PrioritySortEnv
 from .recent_bits import RecentBitsEnv
 from .repeat_copy import RepeatCopyEnv
@@ -46,6 +46,7 @@ __all__ = [
     "NParityEnv",
     "NthFarthestEnv",
     "OneShotEnv",
+    "PopgymWorld",
     "PrioritySortEnv",
     "RecentBitsEnv",
     "RepeatCopyEnv",

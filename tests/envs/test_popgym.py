@@ -15,14 +15,13 @@ from popgym_loops import LOOPS
 from torch import Tensor
 
 from papertape.core.registry import entries
-from papertape.envs import GymWorld
+from papertape.envs import GymWorld, PopgymWorld
 from papertape.envs.popgym import (
     BattleshipWorld,
     ConcentrationWorld,
     MineSweeperWorld,
     MultiarmedBanditWorld,
     NoisyPositionOnlyCartPoleWorld,
-    PopgymWorld,
     PositionOnlyCartPoleWorld,
     PositionOnlyPendulumWorld,
     cards,

@@ -27,8 +27,7 @@ from papertape.core.distributed import Processes
 from papertape.core.kernels.dispatch import BackendError
 from papertape.core.options import Options, OptionsError
 from papertape.core.world import World
-from papertape.envs import StringEnv, images
-from papertape.envs.popgym import PopgymWorld
+from papertape.envs import PopgymWorld, StringEnv, images
 from papertape.main import main
 from papertape.utils import factory
 from papertape.utils.commands.train import choose_resumed, prepare
