@@ -611,3 +611,15 @@ def test_presets_learn(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_several_processes_are_refused() -> None:
     with pytest.raises(ValueError, match="got 'ppo', which runs in one process"):
         make().join(Processes(rank=0, size=2))
+
+
+def test_another_try_knows_nothing_of_the_last() -> None:
+    again, fresh = make(retry_every=2, target_error=0.0), make()
+    for _ in range(2):
+        again.train_step()
+    fresh.generator.set_state(again.generator.get_state())
+    for agent in (again, fresh):
+        agent.train_step()
+    for mine, other in zip(again.circuit.parameters(), fresh.circuit.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    assert (again.value_count, again.value_mean) == (fresh.value_count, fresh.value_mean)

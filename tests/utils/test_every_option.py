@@ -86,6 +86,7 @@ def homes() -> Iterator[tuple[str, Blocks]]:
     circuits: Blocks = {"ntm": NTM, "dnc": dnc, "sam": sparse, "sdnc": {**sparse, "links_per_slot": 3}}
     circuits |= {"memory": {"controller": NTM["controller"], "accessor": {"type": "static", "memory_size": 6}}}
     circuits |= {"feedforward": FEEDFORWARD, "neat": NEAT, "tape": {"memory_size": 6, "word_size": 4}}
+    circuits |= {"normalised": {"circuit": FEEDFORWARD}}
     for name in entries("circuit"):
         agent = {**EVOLUTION, "strategy": TRUST} if name in ("neat", "tape") else BACKPROP
         yield "circuit", {"env": COPY, "circuit": {**circuits[name], "type": name}, "agent": agent}
