@@ -88,8 +88,15 @@ def homes() -> Iterator[tuple[str, Blocks]]:
     circuits |= {"feedforward": FEEDFORWARD, "neat": NEAT, "tape": {"memory_size": 6, "word_size": 4}}
     circuits |= {"normalised": {"circuit": FEEDFORWARD}}
     for name in entries("circuit"):
-        agent = {**EVOLUTION, "strategy": TRUST} if name in ("neat", "tape") else BACKPROP
-        yield "circuit", {"env": COPY, "circuit": {**circuits[name], "type": name}, "agent": agent}
+        agent = {**EVOLUTION, "strategy": TRUST} if name in ("neat", "tape", "normalised") else BACKPROP
+        yield (
+            "circuit",
+            {
+                "env": MAZE if name == "normalised" else COPY,
+                "circuit": {**circuits[name], "type": name},
+                "agent": agent,
+            },
+        )
     for name in entries("controller"):
         size = {} if name == "direct" else {"hidden_size": 4}
         circuit = {**NTM, "controller": {"type": name, **size}}
