@@ -135,6 +135,7 @@ class Actors:
         seen, samples, outputs, rewards, begun, over, ended = (
             torch.stack(column) for column in zip(*rows, strict=True)
         )
+        _check_finite("observations", seen)
         _check_finite("rewards", rewards)
         after = torch.zeros_like(rewards)
         if ends:

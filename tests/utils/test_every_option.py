@@ -105,9 +105,11 @@ def homes() -> Iterator[tuple[str, Blocks]]:
     for name in ("stack-rnn", "tape-rnn"):
         circuits[name] = {"controller": {"type": "rnn", "hidden_size": 4}, "memory_size": 6, "word_size": 4}
     circuits["transformer"] = {"model_size": 4, "accessor": {"type": "attention", "memory_size": 6}}
+    circuits["normalised"] = {"circuit": FEEDFORWARD}
     for name in entries("circuit"):
-        agent = {**EVOLUTION, "strategy": TRUST} if name in ("neat", "tape") else BACKPROP
-        yield "circuit", {"env": COPY, "circuit": {**circuits[name], "type": name}, "agent": agent}
+        agent = {**EVOLUTION, "strategy": TRUST} if name in ("neat", "tape", "normalised") else BACKPROP
+        env = MAZE if name == "normalised" else COPY
+        yield "circuit", {"env": env, "circuit": {**circuits[name], "type": name}, "agent": agent}
     sizes: Blocks = {
         "direct": {},
         "relational": {"memory_size": 3, "num_heads": 1, "head_size": 3},
