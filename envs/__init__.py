@@ -3,6 +3,7 @@
 from .associative_recall import AssociativeRecallEnv
 from .brackets import BracketsEnv
 from .copy import CopyEnv
+from .cued_tmaze import CuedTMazeWorld
 from .curriculum import Curriculum, FixedCurriculum, GrowingCurriculum, LessonsCurriculum
 from .dynamic_ngrams import DynamicNGramsEnv
 from .gym import GymWorld
@@ -14,6 +15,7 @@ from .n_delayed_match import NDelayedMatchToSampleEnv
 from .n_parity import NParityEnv
 from .nth_farthest import NthFarthestEnv
 from .one_shot import OneShotEnv
+from .popgym.game import PopgymWorld  # with all the tasks of that room
 from .priority_sort import PrioritySortEnv
 from .recent_bits import RecentBitsEnv
 from .repeat_copy import RepeatCopyEnv
@@ -28,6 +30,7 @@ __all__ = [
     "AssociativeRecallEnv",
     "BracketsEnv",
     "CopyEnv",
+    "CuedTMazeWorld",
     "Curriculum",
     "DataError",
     "DynamicNGramsEnv",
@@ -43,6 +46,7 @@ __all__ = [
     "NParityEnv",
     "NthFarthestEnv",
     "OneShotEnv",
+    "PopgymWorld",
     "PrioritySortEnv",
     "RecentBitsEnv",
     "RepeatCopyEnv",

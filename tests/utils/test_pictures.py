@@ -206,7 +206,7 @@ def test_the_maze_is_drawn_from_above() -> None:
     maze = TMazeWorld(maze="double", trials=2, corridor=1)
     assert maze.picture() is None
     maze.reset(1, torch.Generator().manual_seed(0))
-    goal = int(maze._state.goals[0, 0])  # type: ignore[union-attr]
+    goal = int(maze.situation.goals[0, 0])
 
     def where(colour: tuple[int, int, int]) -> list[tuple[int, int]]:
         picture = maze.picture()
