@@ -65,7 +65,12 @@ class Population:
             ``[T, P, B, O]``
         """
         with torch.no_grad():
-            return self.circuit.run_population(stacks, self.circuit.shared_inputs(inputs))
+            return self.circuit.run_population(stacks, self.given(inputs))
+
+    def given(self, inputs: Tensor) -> Tensor:
+        """Inputs as all members take them: tokens that each embeds in its own way, or vectors in their type."""
+        inputs = self.circuit.shared_inputs(inputs)
+        return inputs if inputs.dim() == 2 else inputs.to(self.dtype)
 
     def evaluate(self, stacks: Mapping[str, Stack], inputs: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
         """Answer and score all members, a chunk that fits the memory budget at a time.

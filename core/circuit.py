@@ -178,13 +178,13 @@ class Circuit(Component, nn.Module, ABC):
             inputs: ``[T, B, I]``, or tokens ``[T, B]``.
 
         Returns:
-            ``[T, B, I]`` in the circuit's type; with an embedding ``[T, B]``.
+            ``[T, B, I]``, or with an embedding ``[T, B]``; vectors are given back as they are.
 
         Raises:
             ValueError: tokens are out of range.
         """
         if not is_whole(inputs) or inputs.dim() != 2:
-            return inputs.to(example(self).dtype)
+            return inputs
         check_tokens(inputs, self.input_size)
         return self.embed(inputs) if self.embedding is None else inputs
 

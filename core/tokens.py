@@ -27,6 +27,6 @@ def check_tokens(tokens: Tensor, size: int) -> None:
         return
     if tokens.is_cuda and torch.cuda.is_current_stream_capturing():
         return
-    low, high = (int(bound) for bound in torch.aminmax(tokens))
+    low, high = torch.stack(torch.aminmax(tokens)).tolist()
     if low < 0 or high >= size:
         raise ValueError(f"inputs: got the token {low if low < 0 else high}; allowed: 0 to {size - 1}")
