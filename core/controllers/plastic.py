@@ -123,16 +123,19 @@ class PlasticController(Controller):
         hidden = self.clipped(torch.tanh(self.input(x) + self.recurrent(before) + plastic)).to(before.dtype)
         after, came = hidden.unsqueeze(2), before.unsqueeze(1)  # [B, U, 1] and [B, 1, U]
         if self.rule == "decay":
-            return hidden, PlasticState(hidden, torch.lerp(hebbian, after * came, self.rate))
-        if self.rule == "oja":
-            return hidden, PlasticState(hidden, hebbian + self.rate * after * (came - after * hebbian))
-        if self.rule == "clip":
-            return hidden, PlasticState(hidden, _bounded(hebbian + self.rate * after * came))
-        scale = self.fan_out(self.modulation(hidden)).unsqueeze(2)  # [B, U, 1]
-        if not isinstance(state, RetroactiveState):
-            return hidden, PlasticState(hidden, _bounded(hebbian + scale * after * came))
-        eligibility = torch.lerp(state.eligibility, after * came, self.rate)
-        return hidden, RetroactiveState(hidden, _bounded(hebbian + scale * state.eligibility), eligibility)
+            hebbian = torch.addcmul((1 - self.rate) * hebbian, self.rate * after, came)
+        elif self.rule == "oja":
+            hebbian = torch.addcmul((1 - self.rate * after * after) * hebbian, self.rate * after, came)
+        elif self.rule == "clip":
+            hebbian = _bounded(torch.addcmul(hebbian, self.rate * after, came))
+        else:
+            scale = self.fan_out(self.modulation(hidden)).to(hidden.dtype).unsqueeze(2)  # [B, U, 1]
+            if isinstance(state, RetroactiveState):
+                eligibility = torch.addcmul((1 - self.rate) * state.eligibility, self.rate * after, came)
+                hebbian = _bounded(torch.addcmul(hebbian, scale, state.eligibility))
+                return hidden, RetroactiveState(hidden, hebbian, eligibility)
+            hebbian = _bounded(torch.addcmul(hebbian, scale * after, came))
+        return hidden, PlasticState(hidden, hebbian)
 
     def observed(self, x: Tensor, before: PlasticState, after: PlasticState) -> dict[str, Tensor]:
         """See :meth:`Controller.observed`."""

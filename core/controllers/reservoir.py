@@ -45,6 +45,7 @@ class ReservoirController(Controller):
     its weight, parted by commas, tabs or blanks. Units are in the order in which their names, which may be anything,
     come first. Lines that begin with ``#`` are left out, and so is a first line whose third column is no number.
     Without weights, these are drawn; weights of a connection that comes more than once are added up.
+    The file is read whenever a circuit is built, from a checkpoint too.
     """
 
     kept = Controller.kept | {"spectral_radius", "density", "input_scale", "connectome"}
