@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .core.interface import Interface
     from .core.registry import register
     from .core.state import CircuitState, detach, map_state, register_state
+    from .core.tensor_world import Outcome, TensorWorld
     from .core.token_env import TokenEnv
     from .core.trace import Trace, TraceField
     from .core.world import World
@@ -60,12 +61,14 @@ __all__ = [
     "MemoryCircuit",
     "NeatCircuit",
     "RecurrentCircuit",
+    "Outcome",
     "Sink",
     "StackRNN",
     "Strategy",
     "Tape",
     "TapeRNN",
     "TokenEnv",
+    "TensorWorld",
     "Trace",
     "TraceField",
     "Transformer",
@@ -96,6 +99,7 @@ _MODULES = {
     ".core.registry": "register",
     ".core.state": "CircuitState detach map_state register_state",
     ".core.token_env": "TokenEnv",
+    ".core.tensor_world": "Outcome TensorWorld",
     ".core.trace": "Trace TraceField",
     ".core.world": "World",
     ".utils.factory": "load_circuit",

@@ -171,6 +171,14 @@ class _Film:
         return Trace({**trace, "world": world}, {**trace.fields, "world": WORLD})
 
 
+def refuse_dropout(circuit: nn.Module, agent: str, reason: str) -> None:
+    """Raise ValueError if a circuit has dropout, which an agent of this name cannot take; the reason says why."""
+    for name, module in circuit.named_modules():
+        share = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", None)
+        if isinstance(share, float) and share > 0:
+            raise ValueError(f"circuit: {name or 'it'} has dropout {share}, {reason}; allowed with {agent} is none")
+
+
 def set_error(task: Task, values: Mapping[str, float], stream: Stream, name: str) -> float:
     """The error of one set among the metrics of :func:`evaluate_all`; not a number where it was not answered."""
     return values.get(f"{stream}/{name}/{task.error_metric}", math.nan)

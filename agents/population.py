@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 from ..circuits.module import ModuleCircuit
 from ..core.circuit import Circuit
@@ -27,6 +28,36 @@ class _Step(nn.Module):
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         return self.circuit.step(x, self.circuit.initial_state(x.shape[0]) if state is None else state)
+
+
+class Players:
+    """Members of a population that act in a world, each with a state of its own for each of its episodes."""
+
+    def __init__(self, step: _Step, stacks: Mapping[str, Stack], episodes: int) -> None:
+        """See :meth:`Population.answers`."""
+        self._step = step
+        self._stacks = stacks
+        self._parameters = {f"circuit.{name}": dense(stack) for name, stack in stacks.items()}
+        self._episodes = episodes
+        self._state: tuple[Any, ...] = ()
+
+    @torch.no_grad()
+    def __call__(self, observations: Tensor) -> Tensor:
+        """Observations ``[P·E, I]``, member by member, to outputs ``[P·E, O]``."""
+        given = observations.unflatten(0, (-1, self._episodes))
+        mapping = mapping_of(self._step.circuit, self._stacks, given[0].unsqueeze(0))
+        outputs, after = mapping(self._answer)(self._parameters, given, *self._state)
+        self._state = (after,)
+        answered: Tensor = outputs.flatten(0, 1)
+        return answered
+
+    def _answer(self, member: Mapping[str, Tensor], *arguments: Any) -> Any:
+        return functional_call(self._step, dict(member), arguments)
+
+    def keep(self, members: Tensor) -> None:
+        """Go on with some members alone, by their numbers ``[K]`` among those so far."""
+        self._parameters = {name: stack[members] for name, stack in self._parameters.items()}
+        self._state = tree_map(lambda leaf: leaf[members], self._state)
 
 
 class Population:
@@ -91,36 +122,24 @@ class Population:
             scores.append(score(self.outputs({name: stack[part] for name, stack in stacks.items()}, inputs)))
         return torch.cat(scores)
 
-    def answers(self, stacks: Mapping[str, Stack], episodes: int) -> Callable[[Tensor], Tensor]:
+    def answers(self, stacks: Mapping[str, Stack], episodes: int) -> Players:
         """All members as the ``answer`` of :meth:`World.play`, with their states carried from step to step.
 
         Args:
             stacks: P members' parameters by name.
             episodes: E, episodes that each member plays.
-
-        Returns:
-            A function that maps observations ``[P·E, I]``, member by member, to outputs ``[P·E, O]``.
         """
-        parameters = {f"circuit.{name}": dense(stack) for name, stack in stacks.items()}
-        members = len(next(iter(parameters.values())))
-        state: tuple[Any, ...] = ()
+        return Players(self._step, stacks, episodes)
 
-        def step(member: Mapping[str, Tensor], *arguments: Any) -> Any:
-            return functional_call(self._step, dict(member), arguments)
-
-        @torch.no_grad()
-        def answer(observations: Tensor) -> Tensor:
-            nonlocal state
-            given = observations.unflatten(0, (members, episodes))
-            mapping = mapping_of(self.circuit, stacks, given[0].unsqueeze(0))
-            outputs, after = mapping(step)(parameters, given, *state)
-            state = (after,)
-            answered: Tensor = outputs.flatten(0, 1)
-            return answered
-
-        return answer
-
-    def play(self, stacks: Mapping[str, Stack], world: World, episodes: int, seed: int) -> Episodes:
+    def play(
+        self,
+        stacks: Mapping[str, Stack],
+        world: World,
+        episodes: int,
+        seed: int,
+        *,
+        seen: Callable[[Tensor], None] | None = None,
+    ) -> Episodes:
         """Episodes of all members at once, a chunk that fits the memory budget at a time.
 
         Args:
@@ -128,6 +147,7 @@ class Population:
             world: where they act.
             episodes: E, the same ones for every member.
             seed: of the episodes.
+            seen: see :meth:`World.play`.
         """
         members = len(next(iter(stacks.values())))
         chunk = self.chunk_size(torch.empty(1, episodes, world.input_size))
@@ -136,7 +156,8 @@ class Population:
             part = slice(start, min(start + chunk, members))
             answer = self.answers({name: stack[part] for name, stack in stacks.items()}, episodes)
             generator = torch.Generator(world.device).manual_seed(seed)
-            played.append(world.play(answer, episodes, generator, copies=part.stop - part.start))
+            copies = part.stop - part.start
+            played.append(world.play(answer, episodes, generator, copies=copies, keep=answer.keep, seen=seen))
         return join_episodes(played, 0)
 
     def chunk_size(self, inputs: Tensor) -> int:

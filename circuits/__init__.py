@@ -5,6 +5,7 @@ from .feedforward import FeedForwardCircuit
 from .memory import MemoryCircuit
 from .module import ModuleCircuit
 from .neat import NeatCircuit
+from .normalised import NormalisedCircuit
 from .ntm import NTM
 from .recurrent import GRU, LSTM, RecurrentCircuit
 from .sam import SAM, SDNC
@@ -29,4 +30,5 @@ __all__ = [
     "Tape",
     "TapeRNN",
     "Transformer",
+    "NormalisedCircuit",
 ]

@@ -38,10 +38,26 @@ class FeedForwardCircuit(Circuit):
     )
     input_std: float = Field(default=1.0, gt=0, description="see input_mean")
 
+    zero_outputs: bool = Field(
+        default=False,
+        description="whether the last layer starts with zeros, so that a linear policy begins by doing nothing",
+    )
+
     def setup(self) -> None:
         """Make the layers."""
         sizes = [self.vector_size, *self.hidden_sizes, self.output_size]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
+        self._zero()
+
+    def reset_parameters(self) -> None:
+        """See :meth:`Circuit.reset_parameters`."""
+        super().reset_parameters()
+        self._zero()
+
+    def _zero(self) -> None:
+        if self.zero_outputs:
+            for parameter in self.layers[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def _standardise(self, inputs: Tensor) -> Tensor:
         if self.input_mean == 0 and self.input_std == 1:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, get_args
 from pydantic import Field
 from typing_extensions import Self
 
-from .component import Component
+from .component import Component, fields_of
 from .contracts import expect, trying
 from .options import ContractError
 from .placement import AnyDevice
@@ -75,9 +75,10 @@ class Task(Component, ABC):
         return ()
 
     def changed(self, **changes: Any) -> Self:
-        """The same task with other values of some options, on the same device."""
+        """The same task with other values of some options; what is no option, such as the device, is the same."""
         own = {name: value for name, value in self.options if name != "type"}
-        return type(self)(**{**own, **changes}, device=self.device)
+        given = {name: getattr(self, name) for name, field in fields_of(type(self)).items() if field.exclude}
+        return type(self)(**{**own, **given, **changes})
 
     def sets(self, stream: Stream) -> Mapping[str, Task]:
         """Fixed variants of this task to be judged on, by name; the first is the training range itself.

@@ -83,6 +83,7 @@ ROOMS = (
     "papertape.core.controllers",
     "papertape.envs",
     "papertape.envs.chomsky",
+    "papertape.envs.popgym",
     "papertape.agents",
     "papertape.agents.strategies",
     "papertape.agents.fitness",

@@ -77,10 +77,18 @@ class SequenceEnv(Env):
         Raises:
             ValueError: a batch size below 1.
         """
+        count = self.draws(batch_size)
+        return {name: value.expand(batch_size) for name, value in self.curriculum.draw(count, generator).items()}
+
+    def draws(self, batch_size: int) -> int:
+        """How often each quantity is drawn for a batch: once, or for each sequence.
+
+        Raises:
+            ValueError: a batch size below 1.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size}; allowed is a whole number of at least 1")
-        count = batch_size if self.lengths == "sequence" else 1
-        return {name: value.expand(batch_size) for name, value in self.curriculum.draw(count, generator).items()}
+        return batch_size if self.lengths == "sequence" else 1
 
     def bits(self, *shape: int, generator: torch.Generator) -> Tensor:
         """Independent fair bits of the given shape, as floats."""

@@ -249,6 +249,18 @@ def build_env(options: Options, device: torch.device) -> Task:
     return env
 
 
+def build_task(options: RunOptions, device: torch.device) -> Task:
+    """The env or world of a run as its agent takes it, on a device.
+
+    Raises:
+        ValueError: it cannot be built, or the agent cannot take it.
+    """
+    with under("env"):
+        env = build_env(options.env, device)
+    agent: type[Agent] = component_of(options.agent)
+    return agent.task_of(options.agent, env)
+
+
 def build_circuit(
     options: Options,
     input_size: int,
@@ -299,8 +311,7 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
         BackendError: the backend cannot run this circuit here.
     """
     device = resolve_device(options.device)
-    with under("env"):
-        env = build_env(options.env, device)
+    env = build_task(options, device)
     try:
         with under("circuit"), memory_errors("circuit"):
             planned = outline(options, env)

@@ -26,7 +26,8 @@ from papertape.core.component import help_of, kind_of, options_of
 from papertape.core.distributed import Processes
 from papertape.core.kernels.dispatch import BackendError
 from papertape.core.options import Options, OptionsError
-from papertape.envs import StringEnv, images
+from papertape.core.world import World
+from papertape.envs import PopgymWorld, StringEnv, images
 from papertape.main import main
 from papertape.utils import factory
 from papertape.utils.commands.train import choose_resumed, prepare
@@ -45,6 +46,7 @@ POPULATIONS: dict[str, dict[str, Any]] = {
     "neat": {"population": 12},
 }
 XOR = {"type": "xor"}
+MAZE = {"type": "t-maze", "trials": 2, "min_stay": 1, "max_stay": 2, "test_trials": [3]}
 FEEDFORWARD = {"type": "feedforward", "hidden_sizes": [4]}
 NEAT = {"type": "neat", "max_nodes": 4}
 
@@ -67,8 +69,18 @@ def homes() -> Iterator[tuple[str, Blocks]]:
         "priority-sort": {"min_items": 3, "max_items": 4, "highest": 2, "test_items": [5], "width": 2},
         "images": {"validation": 10},
         "letters": {"image_size": 12, "font_sizes": [8]},
+        "mqar": {"length": 8, "pairs": 2, "vocabulary": 12, "test_sizes": [[8, 1], [12, 2]]},
+        "selective-copying": {"copied": 2, "words": 2, "min_length": 4, "max_length": 5, "test_lengths": [6]},
+        "induction-heads": {"words": 3, "min_length": 4, "max_length": 5, "test_lengths": [6]},
+        "nth-farthest": {"vectors": 3, "dimensions": 2},
+        "word-problem": {"group": "S3", "max_length": 3, "test_lengths": [4]},
+        "brackets": {"max_length": 4, "test_lengths": [5]},
+        "n-parity": {"max_n": 4},
+        "n-delayed-match-to-sample": {"max_n": 4},
+        "one-shot": {"classes": 2, "images_per_class": 3, "image_size": 5},
         "xor": XOR,
-        "t-maze": {"trials": 2, "min_stay": 1, "max_stay": 2, "test_trials": [3]},
+        "t-maze": MAZE,
+        "cued-t-maze": {"corridor": 2, "test_corridors": [3]},
         "gym": {"max_steps": 5},
     }
     strings = {"max_length": 3, "max_validation_length": 4, "max_test_length": 5, "test_lengths": [4]}
@@ -76,10 +88,12 @@ def homes() -> Iterator[tuple[str, Blocks]]:
         if issubclass(entry, StringEnv):  # of those that have the same options, one
             same = [other for other in envs if set(help_of(entries("env")[other])) == set(help_of(entry))]
             envs |= {} if same else {name: strings}
-    for name in envs:
-        agent = {**EVOLUTION, "strategy": TRUST} if name in ("t-maze", "gym") else BACKPROP
+        elif not issubclass(entry, PopgymWorld) or name == "minesweeper":  # all of them have the same options
+            envs.setdefault(name, {})
+    for name, given in envs.items():
+        agent = {**EVOLUTION, "strategy": TRUST} if issubclass(entries("env")[name], World) else BACKPROP
         circuit = FEEDFORWARD if name in ("images", "letters", "xor", "gym") else NTM
-        yield "env", {"env": {**envs[name], "type": name}, "circuit": circuit, "agent": agent}
+        yield "env", {"env": {**given, "type": name}, "circuit": circuit, "agent": agent}
     tokens = {"type": "even-pairs", **strings}
     yield "circuit", {"env": tokens, "circuit": {**NTM, "embedding_size": 3}, "agent": BACKPROP}
     sparse = {**NTM, "memory_size": 12, "num_reads": 2, "slots_per_read": 2}
@@ -91,9 +105,11 @@ def homes() -> Iterator[tuple[str, Blocks]]:
     for name in ("stack-rnn", "tape-rnn"):
         circuits[name] = {"controller": {"type": "rnn", "hidden_size": 4}, "memory_size": 6, "word_size": 4}
     circuits["transformer"] = {"model_size": 4, "accessor": {"type": "attention", "memory_size": 6}}
+    circuits["normalised"] = {"circuit": FEEDFORWARD}
     for name in entries("circuit"):
-        agent = {**EVOLUTION, "strategy": TRUST} if name in ("neat", "tape") else BACKPROP
-        yield "circuit", {"env": COPY, "circuit": {**circuits[name], "type": name}, "agent": agent}
+        agent = {**EVOLUTION, "strategy": TRUST} if name in ("neat", "tape", "normalised") else BACKPROP
+        env = MAZE if name == "normalised" else COPY
+        yield "circuit", {"env": env, "circuit": {**circuits[name], "type": name}, "agent": agent}
     sizes: Blocks = {
         "direct": {},
         "relational": {"memory_size": 3, "num_heads": 1, "head_size": 3},
@@ -127,6 +143,8 @@ def homes() -> Iterator[tuple[str, Blocks]]:
     yield "agent", {"env": XOR, "circuit": FEEDFORWARD, "agent": {**EVOLUTION, "type": "mixed", "strategy": TRUST}}
     yield "agent", {"env": XOR, "circuit": FEEDFORWARD, "agent": {**BACKPROP, "type": "node-perturbation"}}
     yield "agent", {"env": XOR, "circuit": FEEDFORWARD, "agent": {"type": "empty", "steps": 2, "batch_size": 2}}
+    ppo = {**STEPS, "type": "ppo", "updates": 3, "rollout_steps": 4, "minibatches": 2, "epochs": 1}
+    yield "agent", {"env": MAZE, "circuit": NTM, "agent": ppo}
     for name in entries("strategy"):
         agent = {**EVOLUTION, "strategy": {"type": name, "population": 4, **POPULATIONS.get(name, {})}}
         yield "agent.strategy", {"env": XOR, "circuit": NEAT if name == "neat" else FEEDFORWARD, "agent": agent}
@@ -194,6 +212,7 @@ def others(annotation: Any, value: Any) -> Iterator[Any]:
 
 SPECIAL: dict[str, Any] = {
     "env.id": "Acrobot-v1",
+    "env.data": "fashion-mnist",
     "env.arguments": {"sutton_barto_reward": True},
     "env.curriculum.lessons": [{"length": [1, 2]}, {"length": [2, 2]}],
     "device": None,  # another one is not here

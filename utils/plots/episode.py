@@ -140,6 +140,10 @@ def episode_from(
         return plain(tensor.transpose(0, 1)) if examples else plain(tensor, steps)
 
     of_kind = {field: trace.fields[field].kind for field in trace}
+    images: dict[str, Tensor] = {}
+    if not examples:
+        inputs, input_channels, images = _images_apart(inputs, input_channels)
+    images |= {field: trace[field] for field in trace if of_kind[field] == "picture"}
     return Episode(
         name,
         taken(inputs),
@@ -149,7 +153,7 @@ def episode_from(
         {field: Seen(taken(trace[field]), trace.fields[field]) for field in trace if of_kind[field] != "picture"},
         tuple(input_channels),
         tuple(output_channels),
-        {field: _pictures(trace[field], steps) for field in trace if of_kind[field] == "picture"},
+        {image: _pictures(tensor, steps) for image, tensor in images.items()},
         examples,
     )
 
@@ -187,6 +191,23 @@ def _probabilities(outputs: Tensor, channels: Sequence[Channels]) -> Tensor:
 
     parts = zip(outputs.split(sizes, -1), channels, strict=True)
     return torch.cat([part.softmax(-1) if group.choice else part.sigmoid() for part, group in parts], -1)
+
+
+def _images_apart(inputs: Tensor, channels: Sequence[Channels]) -> tuple[Tensor, Sequence[Channels], dict[str, Tensor]]:
+    """Inputs ``[T, B, I]`` without the pixels of images, if anything is left, and these as pictures, grey."""
+    sizes = [group.size for group in channels]
+    rest = [group for group in channels if group.shape is None]
+    if not rest or len(rest) == len(channels) or sum(sizes) != inputs.shape[-1]:
+        return inputs, channels, {}
+    import torch  # which what draws does without
+
+    parts = list(zip(channels, inputs.split(sizes, -1), strict=True))
+    images = {
+        group.name: (255 * part.clamp(0, 1)).unflatten(-1, (*group.shape, 1)).expand(*(-1,) * 4, 3)
+        for group, part in parts
+        if group.shape is not None
+    }
+    return torch.cat([part for group, part in parts if group.shape is None], -1), rest, images
 
 
 def _pictures(tensor: Tensor, steps: int | None) -> tuple[Sequence[int], Pixels]:
