@@ -27,6 +27,9 @@ CIRCUITS: dict[str, tuple[Any, dict[str, Any]]] = {
     "sam": (papertape.SAM, {**SIZES, "slots_per_read": 2}),
     "tape": (papertape.Tape, {"word_size": 3, "memory_size": 9}),
     "feedforward": (papertape.FeedForwardCircuit, {"hidden_sizes": [5]}),
+    "lstm": (papertape.LSTM, {"hidden_size": 6}),
+    "tape-rnn": (papertape.TapeRNN, SIZES),
+    "transformer": (papertape.Transformer, {"model_size": 8}),
 }
 TOKENS, OUTPUTS = 5, 2
 each_circuit = pytest.mark.parametrize("name", CIRCUITS)
