@@ -99,7 +99,7 @@ setup(
         *(f"papertape.{room}" for room in find_packages(str(ROOT), include=[*ROOMS, *(f"{room}.*" for room in ROOMS)])),
     ],
     package_dir={"papertape": "."},
-    package_data={"papertape": ["py.typed", "options/*.yaml", "zoo/*.pt"]},
+    package_data={"papertape": ["py.typed", "options/*.yaml", "options/leagues/*.yaml", "zoo/*.pt"]},
     ext_modules=native_extensions(),
     cmdclass={"build_py": BuildPackage, "build_ext": BuildNative},
 )
