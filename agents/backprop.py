@@ -101,7 +101,7 @@ class BackpropAgent(DescentAgent):
         self.torch_optimiser.zero_grad(set_to_none=True)
         share = self._own_share(batch)
         with self.own_randomness(self.processes.rank):
-            lost, outputs = self._backward(share, self.env.normaliser(batch).to(share.inputs.dtype))
+            lost, outputs = self._backward(share, self.env.normaliser(batch).to(share.mask.dtype))
         gradients = [parameter.grad for parameter in self.circuit.parameters() if parameter.grad is not None]
         self.processes.add_up([*gradients, lost])
         rate = self.learning_rate(self.step)

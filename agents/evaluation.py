@@ -41,13 +41,12 @@ def evaluate(task: Task, circuit: Circuit, *, sequences: int, batch_size: int, s
         seed: of the sequences or episodes, so that every evaluation sees the same ones.
     """
     generator = torch.Generator(task.device).manual_seed(seed)
-    counts = [min(batch_size, sequences - start) for start in range(0, sequences, batch_size)]
     if isinstance(task, World):
+        counts = [min(batch_size, sequences - start) for start in range(0, sequences, batch_size)]
         return task.metrics(join_episodes([task.play(carrying(circuit), count, generator) for count in counts], 1))
     env = _env(task)
     totals: dict[str, tuple[float, float]] = {}
-    made_up = (env.sample(count, generator) for count in counts)
-    for batch in env.batches(batch_size) or made_up:
+    for batch in env.batches(batch_size) or env.drawn(sequences, batch_size, generator):
         outputs, _ = circuit(batch.inputs)
         for name, (total, count) in env.tallies(outputs, batch).items():
             old_total, old_count = totals.get(name, (0.0, 0.0))
@@ -227,6 +226,10 @@ def fitting(task: Task, circuit: Circuit | nn.Module) -> Circuit:
     """
     if not isinstance(circuit, Circuit):
         return ModuleCircuit(task.input_size, task.output_size, module=circuit)
+    if circuit.embedding_size is not None and not task.token_inputs:
+        raise ValueError(
+            f"embedding_size: got {circuit.embedding_size}; inputs of the env are no tokens, allowed is null"
+        )
     for name in ("input_size", "output_size"):
         if getattr(circuit, name) != getattr(task, name):
             raise ValueError(f"{name}: the circuit has {getattr(circuit, name)}, the env {getattr(task, name)}")

@@ -23,11 +23,13 @@ class Task(Component, ABC):
     """Sizes of inputs and outputs, sets to validate and test on, an error metric, and a curriculum where there is one.
 
     A subclass sets ``input_size`` and ``output_size`` in :meth:`setup`: I and O, the channels of an input and of an
-    output.
+    output, or how many tokens and classes there are.
     """
 
     device: AnyDevice = Field(default="cpu", exclude=True, description="where batches or episodes are made")
 
+    token_inputs: ClassVar[bool] = False
+    """Whether inputs are tokens, whole numbers below ``input_size``, rather than vectors of so many channels."""
     error_metric: ClassVar[str]
     """The metric that says how well the task is solved; 0 is perfect."""
 

@@ -172,7 +172,8 @@ class TensorWorld(World, Generic[Situation]):
     def input_channels(self) -> Sequence[Channels]:
         """What is seen, then the last action if it is observed."""
         last = self.output_channels() if self.previous_action else ()
-        return [*self.senses(), *(Channels(f"last {group.name}", group.size, group.labels) for group in last)]
+        labelled = [(group, tuple(f"last {label}" for label in group.labels)) for group in last]
+        return [*self.senses(), *(Channels(f"last {group.name}", group.size, labels) for group, labels in labelled)]
 
     def _observations(self, running: Running) -> Tensor:
         seen = self.observe(cast(Situation, running.situation))

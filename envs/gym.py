@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -22,6 +23,8 @@ from .spaces import Actions, Refused, Squash, as_floats, observation_channels
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
+
+logger = logging.getLogger(__name__)
 
 LONGEST_SPACE = 200
 """Letters of a space in a message."""
@@ -126,8 +129,9 @@ class GymWorld(World):
             envs = make(1)
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             raise ValueError(f"id: got {self.id!r}; gymnasium says: {' '.join(str(error).split())}") from error
-        self._name = self.id if self.make is None else getattr(envs.spec, "id", None) or type(envs).__name__
-        self._spec = envs.spec
+        # One of gymnasium's own that somebody else has made has no spec, its environments have.
+        self._spec = envs.spec or getattr(next(iter(getattr(envs, "envs", ())), None), "spec", None)
+        self._name = self.id if self.make is None else getattr(self._spec, "id", type(envs).__name__)
         self.observation_space: Any = envs.single_observation_space
         self.action_space: Any = envs.single_action_space
         kind = Separate if type(envs) is gymnasium.vector.SyncVectorEnv else Together
@@ -292,15 +296,18 @@ class GymWorld(World):
         """One that draws what it does, where gymnasium and what it needs for that can; see :meth:`World.pictured`."""
         if self._drawn is None:
             self._drawn = self
-            # Many need a package to draw with; what they raise without it differs.
-            with contextlib.suppress(Exception):
-                if self.make is None and "render_mode" not in self.arguments:
+            if self.make is None and "render_mode" not in self.arguments:
+                # Many need a package to draw with; what they raise without it differs.
+                try:
                     drawn = self.changed(
                         arguments={**self.arguments, "render_mode": "rgb_array"}, vectorization="sync", workers=None
                     )
                     drawn.reset(1, torch.Generator(self.device).manual_seed(0))
                     if drawn.picture() is not None:
                         self._drawn = drawn
+                except Exception as error:
+                    reason = " ".join(str(error).split())
+                    logger.warning("env: there are no pictures of %s, for it cannot be drawn here: %s", self.id, reason)
         return self._drawn
 
     def picture(self) -> Tensor | None:

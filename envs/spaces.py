@@ -39,7 +39,7 @@ class Binaries(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """Numbers between bounds, which may be infinite."""
+    """Numbers between bounds, which are finite; where a space has none, the largest numbers of its type."""
 
     low: np.ndarray
     """``[size]`` in float64, as :attr:`high`."""
@@ -89,6 +89,10 @@ def _pieces(leaf: Any) -> list[Piece]:
     whole = not np.issubdtype(leaf.dtype, np.floating)
     bounded = (leaf.bounded_below & leaf.bounded_above).flatten()
     low, high = (bound.astype(np.float64).flatten() for bound in (leaf.low, leaf.high))
+    if not whole:
+        # Without a bound, the largest that its type can hold.
+        most = float(min(np.finfo(leaf.dtype).max, np.finfo(np.float64).max))
+        low, high = low.clip(-most, most), high.clip(-most, most)
     return [Numbers(low, high, bounded, whole)]
 
 

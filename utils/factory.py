@@ -206,6 +206,12 @@ def _misfits(options: RunOptions) -> Iterator[str]:
         has = "is a world with rewards" if issubclass(env, World) else "hands out batches"
         allowed = able(lambda entry: issubclass(env, entry.tasks))
         yield f"agent.type: got {named!r}; env.type {options.env.type!r} {has}, allowed: {allowed}"
+    embedding_size = getattr(options.circuit, "embedding_size", None)
+    if embedding_size is not None and not env.token_inputs:
+        yield (
+            f"circuit.embedding_size: got {embedding_size}; inputs of env.type {options.env.type!r} are no tokens, "
+            "allowed is null"
+        )
     if options.precision not in agent.precisions:
         others = able(lambda entry: options.precision in entry.precisions)
         yield (
@@ -353,7 +359,7 @@ def try_out(options: RunOptions, env: Task, circuit: Circuit) -> None:
     state = circuit.initial_state(batch_size)
     if not isinstance(circuit, MemoryCircuit):
         return
-    inputs = state.reads.new_zeros(1, batch_size, circuit.input_size)
+    inputs = state.reads.new_zeros(1, batch_size, circuit.vector_size)
     with circuit.precision(inputs):
         dispatch.choose(circuit, inputs, state)
         if isinstance(env, Env) and hasattr(options.agent, "strategy"):

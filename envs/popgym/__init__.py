@@ -1,11 +1,10 @@
-"""Memory tasks after POPGym, in batched tensors; see :mod:`.game`."""
+"""Memory tasks after POPGym, in batched tensors; see :class:`papertape.envs.PopgymWorld`."""
 
 from .autoencode import AutoencodeWorld
 from .battleship import BattleshipWorld
 from .cartpole import NoisyPositionOnlyCartPoleWorld, PositionOnlyCartPoleWorld, VelocityOnlyCartPoleWorld
 from .concentration import ConcentrationWorld
 from .count_recall import CountRecallWorld
-from .game import PopgymWorld
 from .higher_lower import HigherLowerWorld
 from .minesweeper import MineSweeperWorld
 from .multiarmed_bandit import MultiarmedBanditWorld
@@ -23,7 +22,6 @@ __all__ = [
     "MultiarmedBanditWorld",
     "NoisyPositionOnlyCartPoleWorld",
     "NoisyPositionOnlyPendulumWorld",
-    "PopgymWorld",
     "PositionOnlyCartPoleWorld",
     "PositionOnlyPendulumWorld",
     "RepeatFirstWorld",

@@ -55,8 +55,8 @@ class BattleshipWorld(PopgymWorld[_Situation]):
 
     def output_channels(self) -> Sequence[Channels]:
         """Where to shoot."""
-        numbers = tuple(map(str, range(1, self.side + 1)))
-        return [Channels(axis, self.side, numbers, choice=True) for axis in ("row", "column")]
+        sides = {axis: tuple(f"{axis} {number}" for number in range(1, self.side + 1)) for axis in ("row", "column")}
+        return [Channels(axis, self.side, labels, choice=True) for axis, labels in sides.items()]
 
     def begin(self, episodes: int, generator: torch.Generator) -> _Situation:
         """Place one ship after the other where it touches no square of another; see :meth:`TensorWorld.begin`."""

@@ -59,13 +59,11 @@ class ConcentrationWorld(PopgymWorld[_Situation]):
 
     def senses(self) -> Sequence[Channels]:
         """A card after the other."""
-        return [
-            Channels(f"card {place}", len(self.kinds) + 1, (*self.kinds, "back")) for place in range(1, self.cards + 1)
-        ]
+        return [Channels("cards", self.cards * (len(self.kinds) + 1))]
 
     def output_channels(self) -> Sequence[Channels]:
         """Which card to turn over."""
-        return [Channels("card", self.cards, tuple(map(str, range(1, self.cards + 1))), choice=True)]
+        return [Channels("card", self.cards, choice=True)]
 
     def begin(self, episodes: int, generator: torch.Generator) -> _Situation:
         """Shuffle; see :meth:`TensorWorld.begin`."""

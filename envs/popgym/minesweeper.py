@@ -36,7 +36,7 @@ class MineSweeperWorld(PopgymWorld[_Situation]):
     Observations ``[B, M + 1]``, at most 10 channels: how many mines were on the last square and the eight around it,
     one-hot, then which square it was. Actions ``[B, 2]``: row and column of a square. Of N squares without a mine each
     gives 1 / N. One that is uncovered already takes 0.5 / (N - 2). A mine takes 0.5 + 1 / N and ends the episode; it
-    also ends when all N are uncovered, and is cut off after N steps, in popgym before 1.0.2 one later.
+    also ends when all N are uncovered, and is cut off after N steps, in popgym up to 1.0.2 one later.
     """
 
     sides_and_mines: ClassVar[dict[str, tuple[int, int]]] = {"easy": (4, 2), "medium": (6, 6), "hard": (8, 10)}
@@ -55,8 +55,8 @@ class MineSweeperWorld(PopgymWorld[_Situation]):
 
     def output_channels(self) -> Sequence[Channels]:
         """What to uncover."""
-        numbers = tuple(map(str, range(1, self.side + 1)))
-        return [Channels(axis, self.side, numbers, choice=True) for axis in ("row", "column")]
+        sides = {axis: tuple(f"{axis} {number}" for number in range(1, self.side + 1)) for axis in ("row", "column")}
+        return [Channels(axis, self.side, labels, choice=True) for axis, labels in sides.items()]
 
     def begin(self, episodes: int, generator: torch.Generator) -> _Situation:
         """Lay the mines; see :meth:`TensorWorld.begin`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -15,7 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from papertape.agents import EvolutionAgent
+from papertape.agents.learning import TrainingError
+from papertape.circuits import FeedForwardCircuit
 from papertape.core import install
+from papertape.core.recorder import Recorder
 from papertape.core.world import WorldError
 from papertape.envs import GymWorld
 from papertape.utils.vector_environments import Separate, Workers, cores
@@ -510,3 +515,85 @@ def test_both_numbers_below_one_are_refused() -> None:
     for count in ({"episodes": 0}, {"episodes": 1, "copies": 0}):
         with pytest.raises(ValueError, match=f"{list(count)[-1]}: got 0"):
             world.reset(generator=generator(), **count)
+
+
+def test_rewards_are_shifted_in_training_alone() -> None:
+    world = GymWorld(reward_shift=-0.5, max_steps=20)
+    assert world.play(balance, 1, generator()).returns.tolist() == [[10.0]]
+    (judged,) = world.sets("validation").values()
+    assert judged is world.sets("test")["trained"] and judged is not world
+    assert judged.play(balance, 1, generator()).returns.tolist() == [[20.0]]
+    plain = GymWorld()
+    assert plain.sets("test") == {"trained": plain}
+
+
+def test_without_a_target_the_shortfall_is_the_negative_return() -> None:
+    world = GymWorld(id="Pendulum-v1", max_steps=5)
+    assert world.solved_at is None
+    played = world.play(lambda seen: torch.zeros(2, 1), 2, generator())
+    assert torch.equal(played.info["shortfall"], -played.returns) and (played.returns < 0).all()
+
+
+def test_a_custom_vector_environment_is_shared_out_over_processes() -> None:
+    make = functools.partial(gymnasium.make_vec, "CartPole-v1", vectorization_mode="sync")
+    world = GymWorld(vectorization="async", workers=2, make=lambda count: make(num_envs=count))
+    assert (world.step_limit, world.solved_at) == (500, 475.0)
+    found = world.play(clumsy, 3, generator())
+    assert torch.equal(found.returns, GymWorld().play(clumsy, 3, generator()).returns)
+    world.close()
+
+
+class Spoilt(gymnasium.Env):
+    """Shows no number, or earns none, or fails, in its third step."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, how: str) -> None:
+        self.how, self.steps = how, 0
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.steps += 1
+        bad = self.steps == 3
+        if bad and self.how == "fails":
+            raise ZeroDivisionError("three steps\nare enough")
+        shown = np.full(1, np.inf if bad and self.how == "shows" else 0, np.float32)
+        return shown, np.nan if bad and self.how == "earns" else 1.0, self.steps == 4, False, {}
+
+
+def spoilt(how: str) -> GymWorld:
+    return GymWorld(
+        max_steps=9, target=1.0, make=lambda count: gymnasium.vector.SyncVectorEnv([lambda: Spoilt(how)] * count)
+    )
+
+
+@pytest.mark.parametrize("how", ["shows", "earns"])
+def test_what_is_no_finite_number_spoils_the_return(how: str) -> None:
+    seen: list[Tensor] = []
+    played = spoilt(how).play(lambda shown: torch.zeros(2, 2), 2, generator(), seen=seen.append)
+    assert played.returns.isnan().all() and played.lengths.tolist() == [[4, 4]]
+    assert all(shown.isfinite().all() for shown in seen)
+
+
+def test_an_environment_that_fails_is_named_with_its_step_and_the_run_is_saved() -> None:
+    world = spoilt("fails")
+    with pytest.raises(WorldError, match="^env: .* failed at step 3 of an episode: ZeroDivisionError: three steps are"):
+        world.play(lambda shown: torch.zeros(2, 2), 2, generator())
+
+    class Kept(Recorder):
+        def checkpoint(self, name: str, state: dict[str, Any]) -> None:
+            states.append((name, state))
+
+    states: list[Any] = []
+    circuit = FeedForwardCircuit(1, 2, hidden_sizes=[])
+    agent = EvolutionAgent(spoilt("earns"), circuit, strategy="snes", recorder=Kept(), generations=9, batch_size=1)
+    agent.env.play = lambda *given, **more: (_ for _ in ()).throw(WorldError("gone"))  # type: ignore[method-assign]
+    before = agent.state_dict()
+    with pytest.raises(TrainingError, match="^generation 1: gone; saved as of generation 0$"):
+        agent.fit()
+    ((name, state),) = states
+    assert name == "latest" and state["step"] == 0 and torch.equal(state["generator"], before["generator"])

@@ -15,7 +15,8 @@ from popgym_loops import LOOPS
 from torch import Tensor
 
 from papertape.core.registry import entries
-from papertape.envs import (
+from papertape.envs import GymWorld, PopgymWorld
+from papertape.envs.popgym import (
     BattleshipWorld,
     ConcentrationWorld,
     MineSweeperWorld,
@@ -23,8 +24,8 @@ from papertape.envs import (
     NoisyPositionOnlyCartPoleWorld,
     PositionOnlyCartPoleWorld,
     PositionOnlyPendulumWorld,
+    cards,
 )
-from papertape.envs.popgym import PopgymWorld, cards
 
 WORLDS = {
     name: world for name, world in entries("env").items() if world.__module__.startswith("papertape.envs.popgym.")
@@ -63,25 +64,28 @@ class Game:
 
 
 def compare(world: PopgymWorld, games: list[Any], first: Tensor) -> None:
-    """Play to the end, with players from the careless to the perfect, and compare each step."""
+    """Play to the end, with players from the careless to the perfect, and compare every step."""
     random, zeros = generator(7), [0.0] * world.input_size
     torch.testing.assert_close(first, torch.tensor([game.observation for game in games]), atol=1e-6, rtol=1e-5)
     results = [(0.0, False, False)] * BATCH
+    steps, seen, expected = [], [], []
     while not all(ended or cut for _, ended, cut in results):
         actions = world.decide(torch.randn(BATCH, world.output_size, generator=random))
         for b, chance in enumerate(torch.rand(BATCH, generator=random).tolist()):
             if not any(results[b][1:]) and chance < b / (BATCH - 1):
                 actions[b] = torch.as_tensor(games[b].good())
-        step, seen = world.step(actions), []
+        steps.append(world.step(actions))
+        seen.append([])
         for b, action in enumerate(actions.tolist()):
             over = any(results[b][1:])
             results[b] = (0.0, *results[b][1:]) if over else games[b].step(action)
-            seen.append(zeros if over or results[b][1] else games[b].observation)
-        rewards, ended, cut = map(list, zip(*results, strict=True))
-        assert step.rewards.tolist() == pytest.approx(rewards, abs=1e-9)
-        assert step.terminated.tolist() == ended
-        assert step.truncated.tolist() == [one and not other for one, other in zip(cut, ended, strict=True)]
-        torch.testing.assert_close(step.observations, torch.tensor(seen), atol=1e-6, rtol=1e-5)
+            seen[-1].append(zeros if over or results[b][1] else games[b].observation)
+        expected.append(list(results))
+    observations, rewards, terminated, truncated = (torch.stack(part) for part in list(zip(*steps, strict=True))[:4])
+    paid, ended, cut = torch.tensor(expected, dtype=torch.float64).unbind(-1)
+    torch.testing.assert_close(observations, torch.tensor(seen), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(rewards, paid, atol=1e-9, rtol=0)
+    assert torch.equal(terminated, ended.bool()) and torch.equal(truncated, cut.bool() & ~ended.bool())
     after = world.step(actions)
     assert (after.rewards == 0).all() and (after.observations == 0).all() and (after.terminated | after.truncated).all()
 
@@ -365,3 +369,20 @@ def test_pictures_show_what_goes_on() -> None:
         # Only the square that was chosen, the first one, looks otherwise.
         if name in ("battleship", "concentration", "minesweeper"):
             assert torch.equal(before[12:], after[12:]) and torch.equal(before[:, 12:], after[:, 12:]), name
+
+
+@pytest.mark.filterwarnings("ignore:.*WARN:UserWarning")  # gymnasium finds fault with how some of them are written
+def test_the_environments_of_the_package_are_worlds_too() -> None:
+    envs = pytest.importorskip("popgym.envs", reason="popgym is not installed")
+    ours = {world.__name__.removesuffix("World"): world for world in WORLDS.values()}
+    for published, spec in envs.ALL.items():
+        world = GymWorld(id=f"popgym:{spec['id']}", max_steps=1000, target=1.0)
+        seen, _ = world.reset(2, generator())
+        step = world.step(world.decide(torch.randn(2, world.output_size, generator=generator())))
+        assert seen.shape == step.observations.shape == (2, world.input_size) and step.rewards.abs().max() <= 1
+        (difficulty,) = (word for word in DIFFICULTIES if published.__name__.endswith(word.title()))
+        name = published.__name__.removesuffix(difficulty.title())
+        if name in ours:
+            same = ours[name](difficulty=difficulty, previous_action=False)
+            assert (world.input_size, world.output_size) == (same.input_size, same.output_size)
+        world.close()
