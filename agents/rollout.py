@@ -15,7 +15,8 @@ from .actor_critic import ActorCritic
 from .scoring import draw_seed
 
 SHORTEST = 0.5
-"""Pieces run together where none is shorter than this part of the longest: what is padded is left unused."""
+"""Pieces run together where none is shorter than this part of the longest, padded; all calls together then take at most
+twice the steps of the longest piece."""
 
 
 class Rollout(NamedTuple):

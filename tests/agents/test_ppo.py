@@ -24,6 +24,7 @@ from papertape.circuits import FeedForwardCircuit, MemoryCircuit
 from papertape.circuits.normalised import NormalisedCircuit
 from papertape.core.distributed import Processes
 from papertape.core.recorder import Recorder
+from papertape.core.registry import lookup
 from papertape.core.state import register_state
 from papertape.core.world import ActionKind, ActionPart, Step, World, check_episodes
 from papertape.envs import CopyEnv, CuedTMazeWorld, GymWorld, TMazeWorld
@@ -38,6 +39,8 @@ CIRCUITS: dict[str, Any] = {
     "ntm, learned memory, GRU": lambda *io: papertape.NTM(*io, controller="gru", memory_init="learned", **SIZES),
     "ntm, eager": lambda *io: papertape.NTM(*io, controller="feedforward", backend="eager", **SIZES),
     "dnc": lambda *io: papertape.DNC(*io, num_reads=2, **SIZES),
+    "lstm": lookup("circuit", "lstm"),
+    "stack-rnn": lookup("circuit", "stack-rnn"),
     "sam": lambda *io: papertape.SAM(*io, num_reads=2, slots_per_read=2, **SIZES),
     "sdnc": lambda *io: papertape.SDNC(*io, num_reads=2, slots_per_read=2, links_per_slot=2, **SIZES),
     "normalised": lambda *io: NormalisedCircuit(*io, circuit={"type": "ntm", **NTM}),
