@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agents.strategies import Strategy, maximise, minimise
-    from .circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, MemoryCircuit, NeatCircuit, Tape
+    from .circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, MemoryCircuit, NeatCircuit, NormalisedCircuit, Tape
     from .core.accessors import Accessor
     from .core.agent import Agent
     from .core.circuit import Circuit
@@ -41,6 +41,7 @@ __all__ = [
     "Interface",
     "MemoryCircuit",
     "NeatCircuit",
+    "NormalisedCircuit",
     "Sink",
     "Strategy",
     "Tape",
@@ -62,6 +63,7 @@ __all__ = [
 _MODULES = {
     ".agents.strategies": "Strategy maximise minimise",
     ".circuits": "DNC NTM SAM SDNC FeedForwardCircuit MemoryCircuit NeatCircuit Tape",
+    ".circuits": "DNC NTM SAM SDNC FeedForwardCircuit MemoryCircuit NormalisedCircuit Tape",
     ".core.accessors": "Accessor",
     ".core.agent": "Agent",
     ".core.circuit": "Circuit",

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import papertape
-from papertape import DNC, NTM, SAM, SDNC, FeedForwardCircuit, MemoryCircuit, NeatCircuit, Tape
+from papertape import DNC, NTM, SAM, SDNC, FeedForwardCircuit, MemoryCircuit, NeatCircuit, NormalisedCircuit, Tape
 from papertape.core.component import fields_of, help_of
 from papertape.core.controllers import GRUController, LSTMController
 from papertape.core.registry import entries, lookup
 
 CONTROLLERS = ("lstm", "gru", "feedforward", "neat", "direct")
-CIRCUITS = (NTM, DNC, SAM, SDNC, Tape, MemoryCircuit, FeedForwardCircuit, NeatCircuit)
+CIRCUITS = (NTM, DNC, SAM, SDNC, Tape, MemoryCircuit, FeedForwardCircuit, NeatCircuit, NormalisedCircuit)
 """All that there are; what tests elsewhere register is not ours."""
 
 

@@ -80,9 +80,11 @@ def homes() -> Iterator[tuple[str, Blocks]]:
     circuits: Blocks = {"ntm": NTM, "dnc": dnc, "sam": sparse, "sdnc": {**sparse, "links_per_slot": 3}}
     circuits |= {"memory": {"controller": NTM["controller"], "accessor": {"type": "static", "memory_size": 6}}}
     circuits |= {"feedforward": FEEDFORWARD, "neat": NEAT, "tape": {"memory_size": 6, "word_size": 4}}
+    circuits |= {"normalised": {"circuit": FEEDFORWARD}}
     for name in entries("circuit"):
-        agent = {**EVOLUTION, "strategy": TRUST} if name in ("neat", "tape") else BACKPROP
-        yield "circuit", {"env": COPY, "circuit": {**circuits[name], "type": name}, "agent": agent}
+        agent = {**EVOLUTION, "strategy": TRUST} if name in ("neat", "tape", "normalised") else BACKPROP
+        env = {**envs["t-maze"], "type": "t-maze"} if name == "normalised" else COPY
+        yield "circuit", {"env": env, "circuit": {**circuits[name], "type": name}, "agent": agent}
     for name in entries("controller"):
         size = {} if name == "direct" else {"hidden_size": 4}
         circuit = {**NTM, "controller": {"type": name, **size}}
