@@ -62,8 +62,7 @@ __all__ = [
 
 _MODULES = {
     ".agents.strategies": "Strategy maximise minimise",
-    ".circuits": "DNC NTM SAM SDNC FeedForwardCircuit MemoryCircuit NeatCircuit Tape",
-    ".circuits": "DNC NTM SAM SDNC FeedForwardCircuit MemoryCircuit NormalisedCircuit Tape",
+    ".circuits": "DNC NTM SAM SDNC FeedForwardCircuit MemoryCircuit NeatCircuit NormalisedCircuit Tape",
     ".core.accessors": "Accessor",
     ".core.agent": "Agent",
     ".core.circuit": "Circuit",
