@@ -191,7 +191,7 @@ def test_a_controller_may_be_given_ready_made(name):
 def test_defaults_of_the_options_are_those_of_the_constructor(cls):
     built, options, arguments = cls(30, 2), cls.Options(), inspect.signature(cls).parameters
     assert built.options == options
-    for name in type(options).model_fields.keys() - {"type", "controller", "accessor"}:
+    for name in type(options).model_fields.keys() - {"type", "controller", "accessor", "circuit"}:
         assert getattr(options, name) == arguments[name].default == getattr(built, name), name
     others = {name for name, field in fields_of(cls).items() if field.exclude or field.kw_only is False}
     fixed = {name for name, field in fields_of(cls).items() if field.init is False}
