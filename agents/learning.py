@@ -34,6 +34,8 @@ class LearningAgent(Agent):
     own_meaning: ClassVar[frozenset[str]] = frozenset({"log_every", "evaluate_every", "save_every", "retry_every"})
     unit: ClassVar[str] = "step"
     """What one call of :meth:`train_step` is called in messages."""
+    counted: ClassVar[str] = "sequences"
+    """What :attr:`answers_per_step` counts."""
 
     batch_size: int = Field(
         default=16,
@@ -120,7 +122,7 @@ class LearningAgent(Agent):
     @property
     @abstractmethod
     def answers_per_step(self) -> int:
-        """Sequences that are answered in a step."""
+        """Sequences that are answered in a step, or what else is :attr:`counted`."""
 
     @abstractmethod
     def train_step(self) -> dict[str, float]:
@@ -240,7 +242,7 @@ class LearningAgent(Agent):
             self.recorder.progress(self.step, self.last_step, values)
             if self.step % self.log_every == 0:
                 now = time.monotonic()
-                values |= {"sequences_per_second": steps * self.answers_per_step / (now - started)}
+                values |= {f"{self.counted}_per_second": steps * self.answers_per_step / (now - started)}
                 self.recorder.metrics(self.step, {f"train/{name}": value for name, value in values.items()})
                 started, steps = now, 0
             if self.step % self.evaluate_every == 0 or self.step == self.last_step:
@@ -254,7 +256,7 @@ class LearningAgent(Agent):
             self.stop_requested = False
         if self.target_reached:
             self.recorder.message(
-                f"{self.unit} {self.step}: target reached after {self.step * self.answers_per_step:,} sequences"
+                f"{self.unit} {self.step}: target reached after {self.step * self.answers_per_step:,} {self.counted}"
             )
         return self.last_validation
 

@@ -90,20 +90,25 @@ class Population:
 
         Args:
             stacks: P members' parameters by name.
-            inputs: ``[T, B, I]``, the same for every member.
+            inputs: ``[T, B, I]``, or tokens ``[T, B]``, the same for every member.
 
         Returns:
             ``[T, P, B, O]``
         """
         with torch.no_grad():
-            return self.circuit.run_population(stacks, inputs.to(self.dtype))
+            return self.circuit.run_population(stacks, self.given(inputs))
+
+    def given(self, inputs: Tensor) -> Tensor:
+        """Inputs as all members take them: tokens that each embeds in its own way, or vectors in their type."""
+        inputs = self.circuit.shared_inputs(inputs)
+        return inputs if inputs.dim() == 2 else inputs.to(self.dtype)
 
     def evaluate(self, stacks: Mapping[str, Stack], inputs: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
         """Answer and score all members, a chunk that fits the memory budget at a time.
 
         Args:
             stacks: P members' parameters by name.
-            inputs: ``[T, B, I]``, the same for every member.
+            inputs: ``[T, B, I]``, or tokens ``[T, B]``, the same for every member.
             score: maps logits ``[T, members, B, O]`` to ``[members, …]``.
 
         Returns:
@@ -161,7 +166,7 @@ class Population:
         A member is taken to need its parameters, its outputs, and its state eight times over: the last, the next and
         what lies between.
         """
-        length, batch, _ = inputs.shape
+        length, batch = inputs.shape[:2]
         carried = _elements(self.circuit.initial_state(batch))
         widest = max((shape[0] for shape in self.layout.shapes.values() if shape), default=1)
         outputs = self.circuit.output_size or widest

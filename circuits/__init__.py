@@ -7,11 +7,17 @@ from .module import ModuleCircuit
 from .neat import NeatCircuit
 from .normalised import NormalisedCircuit
 from .ntm import NTM
+from .recurrent import GRU, LSTM, RecurrentCircuit
 from .sam import SAM, SDNC
+from .stack_rnn import StackRNN
 from .tape import Tape
+from .tape_rnn import TapeRNN
+from .transformer import Transformer
 
 __all__ = [
     "DNC",
+    "GRU",
+    "LSTM",
     "NTM",
     "SAM",
     "SDNC",
@@ -19,6 +25,10 @@ __all__ = [
     "MemoryCircuit",
     "ModuleCircuit",
     "NeatCircuit",
-    "NormalisedCircuit",
+    "RecurrentCircuit",
+    "StackRNN",
     "Tape",
+    "TapeRNN",
+    "Transformer",
+    "NormalisedCircuit",
 ]

@@ -45,7 +45,7 @@ class FeedForwardCircuit(Circuit):
 
     def setup(self) -> None:
         """Make the layers."""
-        sizes = [self.input_size, *self.hidden_sizes, self.output_size]
+        sizes = [self.vector_size, *self.hidden_sizes, self.output_size]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
         self._zero()
 
@@ -91,11 +91,14 @@ class FeedForwardCircuit(Circuit):
 
         Args:
             parameters: a stack of P members for each named parameter.
-            inputs: ``[T, B, I]``
+            inputs: ``[T, B, I]``, or tokens ``[T, B]``.
 
         Returns:
             ``[T, P, B, O]``
         """
+        if self.embedding is not None:
+            return super().run_population(parameters, inputs)
+        inputs = self.shared_inputs(inputs)
         x = self._standardise(inputs).flatten(0, 1)
         last = len(self.layers) - 1
         for index in range(last + 1):

@@ -36,3 +36,7 @@ class FeedForwardController(LayeredController):
         for layer, linear in enumerate(self.inputs):
             x = self.between_layers(self.clipped(torch.tanh(linear(x))), layer)
         return x, state
+
+    def run(self, inputs: Tensor, state: FeedForwardState) -> tuple[Tensor, FeedForwardState]:
+        """All steps at once; see :meth:`Controller.run`."""
+        return self(inputs, state)
