@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         FeedForwardCircuit,
         MemoryCircuit,
         NeatCircuit,
+        NormalisedCircuit,
         RecurrentCircuit,
         StackRNN,
         Tape,
@@ -60,6 +61,7 @@ __all__ = [
     "Interface",
     "MemoryCircuit",
     "NeatCircuit",
+    "NormalisedCircuit",
     "RecurrentCircuit",
     "Outcome",
     "Sink",
@@ -87,8 +89,8 @@ __all__ = [
 
 _MODULES = {
     ".agents.strategies": "Strategy maximise minimise",
-    ".circuits": "DNC GRU LSTM NTM SAM SDNC FeedForwardCircuit MemoryCircuit NeatCircuit RecurrentCircuit "
-    "StackRNN Tape TapeRNN Transformer",
+    ".circuits": "DNC GRU LSTM NTM SAM SDNC FeedForwardCircuit MemoryCircuit NeatCircuit NormalisedCircuit "
+    "RecurrentCircuit StackRNN Tape TapeRNN Transformer",
     ".core.accessors": "Accessor",
     ".core.agent": "Agent",
     ".core.circuit": "Circuit",

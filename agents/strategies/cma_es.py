@@ -22,7 +22,7 @@ MOST_ROUNDED = 1e14
 SMALLEST_CHANGE = 1e-12
 """Of fitness, or of the first step size, under which a search has come to rest (Auger & Hansen 2005)."""
 
-RESTARTS = ("population", "restarts_done", "began_at", "history", "first_sigma", "spent", "kept_mean", "kept_fitness")
+RESTARTS = ("population", "restarts_done", "began_at", "history", "large", "spent", "kept_mean", "kept_fitness")
 """Attributes that restarts need."""
 
 
@@ -126,6 +126,8 @@ class CMAES(Strategy):
         self.population = self.population or 4 + math.floor(3 * math.log(size))
         super().setup()
         self.restarts_done = 0
+        self.large = True
+        """Whether this search is one of those with a growing population."""
         self.spent = (0, 0)
         """Evaluations that bipop has spent on large and on small populations."""
         self.kept_mean = self.genome.double()
@@ -142,7 +144,7 @@ class CMAES(Strategy):
         """Generation in which this search began."""
         self.history: tuple[float, ...] = ()
         """Best fitness of its last generations, the last one last."""
-        self.mean, self.sigma, self.first_sigma = mean, sigma, sigma
+        self.mean, self.sigma = mean, sigma
         self.path_sigma = torch.zeros_like(mean)
         """``[D]``"""
         self.path_c = torch.zeros_like(mean)
@@ -163,7 +165,7 @@ class CMAES(Strategy):
         everything = torch.cat([fitness.cpu(), fitness.new_tensor(self.history).cpu()])
         flat = len(self.history) == length and float(everything.max() - everything.min()) < SMALLEST_CHANGE
         widest = max(float(self.scales.max()), float(self.path_c.abs().max()))
-        short = self.sigma * widest < SMALLEST_CHANGE * self.first_sigma
+        short = self.sigma * widest < SMALLEST_CHANGE * self.options.sigma
         rounded = float(self.scales.max() / self.scales.min()) ** 2 > MOST_ROUNDED
         lost = bool((self.mean == self.mean + 0.2 * self.sigma * self.scales.min()).any())
         return flat or short or rounded or lost
@@ -175,11 +177,12 @@ class CMAES(Strategy):
         assert self.population is not None
         first = self.options.population or 4 + math.floor(3 * math.log(len(self.mean)))
         evaluations = (self.generation + 1 - self.began_at) * self.population
-        large = self.first_sigma == self.options.sigma
-        self.spent = (self.spent[0] + large * evaluations, self.spent[1] + (not large) * evaluations)
+        large, small = self.spent
+        self.spent = (large + self.large * evaluations, small + (not self.large) * evaluations)
         wanted = first * 2 ** (self.restarts_done + 1)
         size, sigma = wanted, self.options.sigma
-        if self.restarts == "bipop" and self.restarts_done and self.spent[1] < self.spent[0]:
+        self.large = not (self.restarts == "bipop" and self.restarts_done and self.spent[1] < self.spent[0])
+        if not self.large:
             chance = torch.rand(2, generator=self.generator, device=self.mean.device, dtype=torch.float64).tolist()
             size = max(4, math.floor(first * (wanted / 2 / first / 2) ** (chance[0] ** 2)))
             sigma = self.options.sigma * 10 ** (-2 * chance[1])

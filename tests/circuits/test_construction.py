@@ -22,6 +22,7 @@ from papertape import (
     FeedForwardCircuit,
     MemoryCircuit,
     NeatCircuit,
+    NormalisedCircuit,
     RecurrentCircuit,
     StackRNN,
     Tape,
@@ -35,7 +36,7 @@ from papertape.core.registry import entries, lookup
 CONTROLLERS = ("lstm", "gru", "feedforward", "neat", "direct")
 CIRCUITS = (
     *(NTM, DNC, SAM, SDNC, Tape, MemoryCircuit, FeedForwardCircuit, NeatCircuit),
-    *(RecurrentCircuit, LSTM, GRU, StackRNN, TapeRNN, Transformer),
+    *(NormalisedCircuit, RecurrentCircuit, LSTM, GRU, StackRNN, TapeRNN, Transformer),
 )
 """All that there are; what tests elsewhere register is not ours."""
 
@@ -209,7 +210,7 @@ def test_a_controller_may_be_given_ready_made(name):
 def test_defaults_of_the_options_are_those_of_the_constructor(cls):
     built, options, arguments = cls(30, 2), cls.Options(), inspect.signature(cls).parameters
     assert built.options == options
-    for name in type(options).model_fields.keys() - {"type", "controller", "accessor"}:
+    for name in type(options).model_fields.keys() - {"type", "controller", "accessor", "circuit"}:
         assert getattr(options, name) == arguments[name].default == getattr(built, name), name
     others = {name for name, field in fields_of(cls).items() if field.exclude or field.kw_only is False}
     fixed = {name for name, field in fields_of(cls).items() if field.init is False}
