@@ -48,8 +48,8 @@ def test_all_modules_are_in_it_and_no_script_test_or_benchmark(built: Path) -> N
     assert relative(built / "papertape", "**/*.py") == rooms | {"__init__.py", "main.py"}
 
 
-def test_presets_and_type_marker_are_in_it(built: Path) -> None:
-    assert relative(built / "papertape", "options/*") == relative(ROOT, "options/*.yaml")
+def test_presets_leagues_and_type_marker_are_in_it(built: Path) -> None:
+    assert relative(built / "papertape", "options/**/*.*") == relative(ROOT, "options/**/*.yaml")
     trained = relative(built / "papertape", "zoo/*")
     assert trained == relative(ROOT, "zoo/*.pt") and trained
     assert sum((built / "papertape" / name).stat().st_size for name in trained) < 2e6

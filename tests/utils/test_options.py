@@ -29,6 +29,10 @@ def test_presets_are_valid_and_survive_a_round_trip(preset: str) -> None:
     assert factory.parse(options.parse_yaml(dumped, "dump")) == chosen
 
 
+NEEDS = {"swimmer": ["mujoco"], "hopper": ["mujoco"], "halfcheetah": ["mujoco"], "lunarlander": ["Box2D"]}
+"""Modules that the worlds of presets need besides gymnasium."""
+
+
 @pytest.mark.parametrize("preset", options.preset_names())
 def test_presets_build(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = torch.zeros(6000, 28, 28, dtype=torch.uint8), torch.arange(6000) % 10
@@ -36,13 +40,16 @@ def test_presets_build(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = parse("device=cpu", preset=preset)
     if chosen.env.type == "gym":
         pytest.importorskip("gymnasium")
+        for name in NEEDS.get(preset, ()):
+            pytest.importorskip(name)
     env, circuit, agent = factory.build(chosen)
     assert (circuit.input_size, circuit.output_size) == (env.input_size, env.output_size)
     assert type(agent).__name__ in factory.describe(factory.Parts(env, circuit, agent))
 
 
 ALL_CIRCUITS = (
-    "memory, dnc, feedforward, neat, ntm, recurrent, lstm, gru, sam, sdnc, stack-rnn, tape, tape-rnn, transformer"
+    "memory, dnc, feedforward, neat, normalised, ntm, recurrent, lstm, gru, sam, sdnc, stack-rnn, tape, tape-rnn, "
+    "transformer"
 )
 
 WRONG = [
