@@ -1,7 +1,7 @@
 """How much faster the delta rule is in chunks than step by step: one training step, forward and backward, in PyTorch.
 
-    python benchmarks/delta.py
-    python benchmarks/delta.py --chunks 16 32 64 --steps 1024 --batch 4 --device cuda
+    python benchmarks/delta_rule.py
+    python benchmarks/delta_rule.py --chunks 16 32 64 --steps 1024 --batch 4 --device cuda
 
 Prints a Markdown table. ``memory`` is the accessor, which makes keys, values, gates and queries by a linear layer;
 ``circuit`` a circuit with a short convolution before it and an output layer. Milliseconds are medians. Step by step and
