@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..core.circuit import Circuit
 from ..core.component import build, class_of
 from ..core.contracts import is_outside, under
 from ..core.distributed import Processes
@@ -19,6 +20,7 @@ from ..core.env import Batch, Env
 from ..core.options import LARGEST_STEP, refusal
 from ..core.registry import name_of, register
 from ..core.state import detach
+from ..core.structure import Change, Follower, follow_optimiser
 from .evaluation import check_keys
 from .learning import LearningAgent, TrainingError
 from .optimisers import AnyOptimiser, Optimiser
@@ -36,12 +38,18 @@ class BackpropAgent(LearningAgent):
     Several processes share each batch: all draw the same one, each answers its share of the sequences, and the
     gradients are added up: ``batch_size`` counts the sequences of all processes together. If a gradient is not finite
     in one of them, the sum is not either, and all skip that step.
+
+    What is kept beside the weights and shaped like them (a mask, what is known of their importance), or has a value for
+    each unit, is kept by a :class:`~papertape.core.structure.Follower` in :attr:`followers`: whoever changes the
+    structure of the circuit tells all of them by :meth:`restructured`.
     """
 
     needs_gradient = True
 
     env: Env = Field(kw_only=False, description="the task, on the circuit's device")
-    steps: int = Field(default=20_000, ge=1, le=LARGEST_STEP, description="updates at most")
+    steps: int | None = Field(
+        default=20_000, ge=1, le=LARGEST_STEP, description="updates at most; null goes on until it is stopped"
+    )
     optimiser: AnyOptimiser = Field(default="adam", description="what makes updates out of gradients")
     lr: float | None = Field(default=None, gt=0, description="learning rate; null: the one published for the optimiser")
     schedule: Literal["constant", "cosine", "linear"] = Field(
@@ -83,6 +91,14 @@ class BackpropAgent(LearningAgent):
     def check_options(cls, options: Any) -> None:
         """See :meth:`Component.check_options`."""
         super().check_options(options)
+        if (
+            options.steps is None
+            and options.schedule != "constant"
+            and not (options.cycle_steps or options.retry_every)
+        ):
+            raise ValueError(
+                f"steps: got None; a {options.schedule} schedule falls over all steps, or over cycle_steps"
+            )
         lr = options.lr or class_of(options.optimiser).published_lr
         if options.final_lr > lr:
             raise ValueError(f"final_lr: got {options.final_lr}; allowed is at most lr ({lr})")
@@ -96,6 +112,8 @@ class BackpropAgent(LearningAgent):
                 self.optimiser.check()
         self.lr = self.lr or self.optimiser.published_lr
         self.torch_optimiser = self._make_optimiser()
+        self.followers: list[Follower] = []
+        """What else follows a change of the circuit's structure, besides the optimiser."""
         self.bad_steps = 0
         self.bad_steps_in_a_row = 0
         # Of what is looked out for alone: not part of the state, for it changes nothing.
@@ -109,8 +127,8 @@ class BackpropAgent(LearningAgent):
         return made
 
     @property
-    def last_step(self) -> int:
-        """Updates at most."""
+    def last_step(self) -> int | None:
+        """Updates at most; None: without end."""
         return self.steps
 
     @property
@@ -121,7 +139,7 @@ class BackpropAgent(LearningAgent):
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
         assert self.lr is not None
-        length = self.retry_every or self.steps
+        length = self.retry_every or self.steps or LARGEST_STEP
         step %= length
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
@@ -152,7 +170,30 @@ class BackpropAgent(LearningAgent):
         own = self.processes.mine(batch.inputs.shape[1])
         return Batch(*(part[:, own.start : own.stop] for part in batch))
 
-    def _backward(self, batch: Batch, normaliser: Tensor) -> tuple[Tensor, Tensor]:
+    def restructured(self, change: Change) -> None:
+        """Let all that is shaped like the circuit's parameters follow a change of their structure."""
+        follow_optimiser(change, self.torch_optimiser)
+        for follower in self.followers:
+            follower.follow(change)
+
+    def _gradients(self, circuit: Circuit, batch: Batch) -> tuple[float, float, Tensor]:
+        """Leave the gradients of a batch in a circuit's parameters, bounded as the options say.
+
+        Returns:
+            The loss, the norm of the gradient before it was scaled down, and the outputs to this process's share,
+            ``[T, B, O]``, detached.
+        """
+        share = self._own_share(batch)
+        with self.own_randomness(self.processes.rank):
+            lost, outputs = self._backward(circuit, share, self.env.normaliser(batch).to(share.inputs.dtype))
+        gradients = [parameter.grad for parameter in circuit.parameters() if parameter.grad is not None]
+        self.processes.add_up([*gradients, lost])
+        loss = float(lost)
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(circuit.parameters(), self.clip_value)
+        return loss, float(nn.utils.clip_grad_norm_(circuit.parameters(), self.clip_norm or math.inf)), outputs
+
+    def _backward(self, circuit: Circuit, batch: Batch, normaliser: Tensor) -> tuple[Tensor, Tensor]:
         """Accumulate the gradients of a batch; the loss, a scalar, and the outputs ``[T, B, O]``, detached."""
         length = batch.inputs.shape[0]
         chunk = self.truncate or length
@@ -160,7 +201,7 @@ class BackpropAgent(LearningAgent):
         total = torch.zeros_like(normaliser)
         for start in range(0, length, chunk):
             part = Batch(*(tensor[start : start + chunk] for tensor in batch))
-            answered, state = self.circuit(part.inputs, state)
+            answered, state = circuit(part.inputs, state)
             loss = self.env.losses(answered, part).sum() / normaliser
             if loss.requires_grad:
                 loss.backward()
@@ -180,15 +221,7 @@ class BackpropAgent(LearningAgent):
         self.circuit.train()
         batch = self.env.sample(self.batch_size, self.generator)
         self.torch_optimiser.zero_grad(set_to_none=True)
-        share = self._own_share(batch)
-        with self.own_randomness(self.processes.rank):
-            lost, outputs = self._backward(share, self.env.normaliser(batch).to(share.inputs.dtype))
-        gradients = [parameter.grad for parameter in self.circuit.parameters() if parameter.grad is not None]
-        self.processes.add_up([*gradients, lost])
-        loss = float(lost)
-        if self.clip_value is not None:
-            nn.utils.clip_grad_value_(self.circuit.parameters(), self.clip_value)
-        norm = float(nn.utils.clip_grad_norm_(self.circuit.parameters(), self.clip_norm or math.inf))
+        loss, norm, outputs = self._gradients(self.circuit, batch)
         rate = self.learning_rate(self.step)
         self.step += 1
         values = {"objective": loss, "gradient_norm": norm, "learning_rate": rate}
@@ -199,10 +232,25 @@ class BackpropAgent(LearningAgent):
         for group in self.torch_optimiser.param_groups:
             group["lr"] = rate
         self.torch_optimiser.step()
+        share = self._own_share(batch)
         self._look_out(outputs, share)
         if self.step % self.log_every == 0:
             values |= self._metrics(outputs, share) | {"bad_steps": float(self.bad_steps)}
+        values |= self.after_update(batch, outputs, loss)
         return values
+
+    def after_update(self, batch: Batch, outputs: Tensor, loss: float) -> dict[str, float]:
+        """What a subclass does after each update, which it has counted already; here, nothing.
+
+        Args:
+            batch: that was learned from.
+            outputs: of the circuit before the update, to this process's share of the batch, ``[T, B, O]``.
+            loss: of the whole batch.
+
+        Returns:
+            Further metrics of this step.
+        """
+        return {}
 
     def _look_out(self, outputs: Tensor, share: Batch) -> None:
         """Say once that the loss stays above that of answers that are all zero, as where the rate is too high."""

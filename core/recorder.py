@@ -71,8 +71,8 @@ class Recorder:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers at a training step, named like ``train/loss`` or ``validation/length 40/bits_wrong``."""
 
-    def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
-        """Where the run stands; called at every step, so it must be cheap."""
+    def progress(self, step: int, total: int | None, values: Mapping[str, float]) -> None:
+        """Where the run stands, of ``total`` steps or without end; called at every step, so it must be cheap."""
 
     def episode(self, step: int, name: str, batch: Batch, outputs: Tensor, trace: Trace) -> None:
         """One answered batch with its trace of the memory, to be drawn (its first sequence is)."""

@@ -34,5 +34,5 @@ class FeedForwardController(LayeredController):
     def forward(self, x: Tensor, state: FeedForwardState) -> tuple[Tensor, FeedForwardState]:
         """One step; see :meth:`Controller.forward`."""
         for layer, linear in enumerate(self.inputs):
-            x = self.between_layers(self.clipped(torch.tanh(linear(x))), layer)
+            x = self.passed_on(self.clipped(torch.tanh(linear(x))), x, layer)
         return x, state

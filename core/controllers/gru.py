@@ -44,5 +44,5 @@ class GRUController(GatedController):
             update = torch.sigmoid(update + update_recurrent)
             candidate = torch.tanh(new + torch.sigmoid(reset + reset_recurrent) * new_recurrent)
             hiddens.append(self.clipped(candidate + update * (hidden - candidate)))
-            x = self.between_layers(hiddens[-1], layer)
+            x = self.passed_on(hiddens[-1], x, layer)
         return x, GRUState(torch.stack(hiddens, dim=1))
