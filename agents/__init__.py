@@ -5,5 +5,13 @@ from .empty import EmptyAgent
 from .evolution import EvolutionAgent
 from .mixed import MixedAgent
 from .node_perturbation import NodePerturbationAgent
+from .self_modifying import SelfModifyingAgent
 
-__all__ = ["BackpropAgent", "EmptyAgent", "EvolutionAgent", "MixedAgent", "NodePerturbationAgent"]
+__all__ = [
+    "BackpropAgent",
+    "EmptyAgent",
+    "EvolutionAgent",
+    "MixedAgent",
+    "NodePerturbationAgent",
+    "SelfModifyingAgent",
+]

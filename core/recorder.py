@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from .trace import Trace
 
 
+class Mark(NamedTuple):
+    """Something that happened at a step, and turned out well or not."""
+
+    step: float
+    good: bool
+    label: str
+
+
 class Areas(NamedTuple):
     """Parts of a whole over time, stacked: the sizes of species, say."""
 
@@ -23,6 +31,8 @@ class Areas(NamedTuple):
     """By name, the lowest first; one value for each step."""
     label: str = ""
     """What the values are."""
+    marks: Sequence[Mark] = ()
+    """What happened meanwhile."""
 
 
 class Histogram(NamedTuple):
