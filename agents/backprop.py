@@ -317,6 +317,7 @@ class BackpropAgent(LearningAgent):
                 "again with were not kept"
             )
         super().load_state_dict(state)
+        self.torch_optimiser = self._make_optimiser()  # of parameters that are others if the structure is
         self.optimiser.take_up(self.torch_optimiser, state["moments"])
         self.bad_steps = state["bad_steps"]
         self.bad_steps_in_a_row = state["bad_steps_in_a_row"]

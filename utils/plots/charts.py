@@ -71,6 +71,7 @@ def areas_figure(name: str, areas: Areas) -> Figure:
                 label=f"{len(marked)} {word}",
             )
     if areas.marks:
+        axes.set_title(name, fontsize=11, color=INK, weight="bold", loc="left", pad=14)  # above the marks
         axes.legend(fontsize=7, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     axes.set_xlabel("training step", fontsize=7, color=MUTED)
