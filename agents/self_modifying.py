@@ -75,7 +75,7 @@ class SelfModifyingAgent(BackpropAgent):
     trial_steps: int = Field(default=250, ge=2, description="steps of a trial")
     harm: float = Field(default=3.0, gt=0, description="standard errors of paired losses that prove harm")
     forgetting: float = Field(
-        default=0.98, gt=0, le=1, description="share of what thompson knows that it keeps at each outcome"
+        default=0.98, gt=0, le=1, description="share of what thompson knows of a strategy that it keeps at each outcome"
     )
     epsilon: float = Field(default=0.1, ge=0, le=1, description="share of the choices of epsilon-greedy made at random")
     kept_changes: int = Field(

@@ -61,15 +61,15 @@ class ThompsonPolicy(Policy):
     """Thompson sampling over a Bayesian linear model of each arm, which forgets (after Gupta et al. 2011, "Thompson
     sampling for dynamic multi-armed bandits", as Sun et al. 2020, arXiv 2004.10874, choose operators by it).
 
-    Of each arm, ``precision`` Λ and ``moment`` b describe weights N(Λ⁻¹ b, NOISE² Λ⁻¹). Before each outcome is added,
-    both lose a share of what they hold beyond the prior Λ = 1. The arm with the highest sample is chosen, if that is
+    Of each arm, ``precision`` Λ and ``moment`` b describe weights N(Λ⁻¹ b, NOISE² Λ⁻¹). Before an outcome of the
+    arm is added, both lose a share of what they hold beyond the prior Λ = 1. The arm with the highest sample is chosen, if that is
     above 0, which is what comes of changing nothing.
     """
 
     def __init__(self, forgetting: float) -> None:
         """
         Args:
-            forgetting: share that is kept of what is known, at each outcome.
+            forgetting: share that is kept of what is known of an arm, at each of its outcomes.
         """
         self.forgetting = forgetting
         self.precision = {arm: torch.eye(FEATURES, dtype=torch.float64) for arm in STRATEGIES}
@@ -90,13 +90,10 @@ class ThompsonPolicy(Policy):
         return best if best is not None and values[best] > 0 else None
 
     def learn(self, situation: Tensor, arm: str, outcome: float) -> None:
-        """See :meth:`Policy.learn`; all arms forget."""
-        eye = torch.eye(FEATURES, dtype=torch.float64)
-        for each in STRATEGIES:
-            self.precision[each] = eye + self.forgetting * (self.precision[each] - eye)
-            self.moment[each] = self.forgetting * self.moment[each]
-        self.precision[arm] = self.precision[arm] + torch.outer(situation, situation)
-        self.moment[arm] = self.moment[arm] + outcome * situation
+        """See :meth:`Policy.learn`."""
+        prior, kept = torch.eye(FEATURES, dtype=torch.float64), self.forgetting
+        self.precision[arm] = prior + kept * (self.precision[arm] - prior) + torch.outer(situation, situation)
+        self.moment[arm] = kept * self.moment[arm] + outcome * situation
 
     def state_dict(self) -> dict[str, Any]:
         """The models of all arms."""
