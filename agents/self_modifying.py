@@ -25,6 +25,8 @@ from .structure.strategies import STRATEGIES, Limits, Strategy, Subject, reset_m
 from .structure.tracker import Record, Tracker, thinned
 from .structure.trial import PairedTrial, Proposal, RewardTrial, Verdict
 
+GRADE_EVERY = 5
+"""Steps from one batch whose answers are graded to the next, but in a trial by the reward."""
 REMEMBERED_ROWS = 256
 """Steps of sequences of the latest batches that are kept, by which units are judged and what is removed is absorbed."""
 
@@ -126,7 +128,7 @@ class SelfModifyingAgent(BackpropAgent):
         self.updates = 0
         """Of all circuits, those on trial as well."""
         self._recent: list[Tensor] = []
-        self._sums = {"count": 0.0, "reward": 0.0, "loss": 0.0}
+        self._sums = {"steps": 0.0, "loss": 0.0, "graded": 0.0, "reward": 0.0}
         self._last = {"reward": 0.0, "loss": 0.0}
         self._rehearsed: float | None = None
 
@@ -153,12 +155,13 @@ class SelfModifyingAgent(BackpropAgent):
         self.updates += 1
         if self.chooser is None:
             return {}
-        worth = reward(self.env, outputs, batch, self.grades)
-        self._sums = {
-            "count": self._sums["count"] + 1,
-            "reward": self._sums["reward"] + worth,
-            "loss": self._sums["loss"] + loss,
-        }
+        self._sums["steps"] += 1
+        self._sums["loss"] += loss
+        worth = 0.0
+        if self.step % GRADE_EVERY == 0 or isinstance(self.trial, RewardTrial):
+            worth = reward(self.env, outputs, batch, self.grades)
+            self._sums["graded"] += 1
+            self._sums["reward"] += worth
         self._remember(batch.inputs)
         verdict = None
         if isinstance(self.trial, PairedTrial):
@@ -179,7 +182,7 @@ class SelfModifyingAgent(BackpropAgent):
             return {}
         sizes = [layer.size for layer in self.circuit.structure()]
         return {
-            "reward": worth,
+            "reward": self._means()[0],
             "units": float(sum(sizes)),
             "layers": float(len(sizes)),
             "changes_tried": float(self.tracker.tried),
@@ -214,8 +217,8 @@ class SelfModifyingAgent(BackpropAgent):
         Returns:
             ``[8]`` in float64.
         """
-        count = max(self._sums["count"], 1.0)
-        worth, loss = self._sums["reward"] / count, max(self._sums["loss"] / count, 1e-12)
+        worth, loss = self._means()
+        loss = max(loss, 1e-12)
         before = max(self._last["loss"], 1e-12)
         late = [record.kept for record in list(self.tracker.records)[-10:]]
         values = [
@@ -230,10 +233,15 @@ class SelfModifyingAgent(BackpropAgent):
         ]
         return torch.tensor(values, dtype=torch.float64)
 
+    def _means(self) -> tuple[float, float]:
+        """Mean reward and mean loss since the last check; where nothing was graded since, the reward before."""
+        sums = self._sums
+        worth = sums["reward"] / sums["graded"] if sums["graded"] else self._last["reward"]
+        return worth, sums["loss"] / max(sums["steps"], 1.0)
+
     def _check(self) -> None:
         """See what the policy wants to change, and put it on trial."""
-        count = max(self._sums["count"], 1.0)
-        worth, loss = self._sums["reward"] / count, self._sums["loss"] / count
+        worth, loss = self._means()
         situation = self.situation(self.circuit.structure())
         self._last = {"reward": worth, "loss": loss}
         self._sums = dict.fromkeys(self._sums, 0.0)

@@ -62,8 +62,8 @@ class ThompsonPolicy(Policy):
     sampling for dynamic multi-armed bandits", as Sun et al. 2020, arXiv 2004.10874, choose operators by it).
 
     Of each arm, ``precision`` Λ and ``moment`` b describe weights N(Λ⁻¹ b, NOISE² Λ⁻¹). Before an outcome of the
-    arm is added, both lose a share of what they hold beyond the prior Λ = 1. The arm with the highest sample is chosen, if that is
-    above 0, which is what comes of changing nothing.
+    arm is added, both lose a share of what they hold beyond the prior Λ = 1. The arm with the highest sample is chosen,
+    if that is above 0, which is what comes of changing nothing.
     """
 
     def __init__(self, forgetting: float) -> None:
