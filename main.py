@@ -53,19 +53,38 @@ def parser() -> argparse.ArgumentParser:
         "CSV file and a picture of the curves. The same words again go on with a sweep that was cut off.",
     )
     sweep.add_argument("arguments", nargs="*", metavar="PRESET | key=value,value | key=1..10")
-    sweep.add_argument("--resume", metavar="SWEEP", help="go on with a sweep: its folder, its name, or latest")
-    sweep.add_argument("--jobs", type=int, metavar="N", help="runs at a time; default: as many as there are cores")
-    sweep.add_argument("--cluster", metavar="NAME", help="hand the runs to a cluster by submitit: slurm, or local")
-    sweep.add_argument(
-        "--cluster-option",
-        action="append",
-        default=[],
-        metavar="key=value",
-        help="for submitit, such as timeout_min=600 or slurm_partition=gpu; may be given again",
+    league = commands.add_parser(
+        "league",
+        parents=[importing],
+        help="train every circuit of a league on every task; one table, with published figures beside",
+        description="Trains a run for every task, circuit and seed of a league (a YAML file, or one of the package's); "
+        "leaves one table with published figures beside ours, and a picture of what is reached on each set of the "
+        "test. The same words again go on with a league that was cut off.",
     )
+    league.add_argument("arguments", nargs="*", metavar="LEAGUE | key=value", help="key=value is for all runs")
+    league.add_argument("--tasks", metavar="NAME,NAME", help="of the league; default: all")
+    league.add_argument("--circuits", metavar="NAME,NAME", help="of the league; default: all")
+    league.add_argument("--seeds", metavar="1..10", help="default: those of the league")
+    for command, what in ((sweep, "sweep"), (league, "league")):
+        command.add_argument(
+            "--resume", metavar=what.upper(), help=f"go on with a {what}: its folder, its name, or latest"
+        )
+        command.add_argument(
+            "--jobs", type=int, metavar="N", help="runs at a time; default: as many as there are cores"
+        )
+        command.add_argument(
+            "--cluster", metavar="NAME", help="hand the runs to a cluster by submitit: slurm, or local"
+        )
+        command.add_argument(
+            "--cluster-option",
+            action="append",
+            default=[],
+            metavar="key=value",
+            help="for submitit, such as timeout_min=600 or slurm_partition=gpu; may be given again",
+        )
     compare = commands.add_parser("compare", help="a table, a CSV file and a picture of runs that there are")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder or name, or a sweep's")
-    for command in (sweep, compare):
+    for command in (sweep, league, compare):
         command.add_argument(
             "--sequences", type=int, default=256, metavar="N", help="of each set of the test (default 256)"
         )
@@ -192,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.command == "page":
             return page(parsed.action, parsed.port)
         from papertape.core.distributed import rank_here
-        from papertape.utils.commands import compare, report, show, sweep, test, train
+        from papertape.utils.commands import compare, league, report, show, sweep, test, train
     except ModuleNotFoundError as error:
         print(f"papertape: {_not_installed(str(error.name))}", file=sys.stderr)
         return 2
@@ -203,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "train": train.train,
         "test": test.test,
         "sweep": sweep.sweep,
+        "league": league.league,
         "compare": compare.compare,
         "runs": compare.list_runs,
         "list": show.list_entries,

@@ -177,6 +177,9 @@ def join() -> Iterator[Processes]:
     if size == 1:
         yield Processes()
         return
+    # Training imports it. It has functions with the group of all processes, if there is one by then, as a default: that
+    # would never be destroyed, and its threads could let go of a tensor while Python ends, which aborts the process.
+    import torch._dynamo
     from torch.distributed.rendezvous import rendezvous
 
     gpus, neighbours = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -130,6 +130,29 @@ def test_two_processes_one_of_them_killed_evolve_what_one_process_does(folder: P
     assert (shared / "options.yaml").read_text() == (alone / "options.yaml").read_text()
 
 
+LEAVING = """
+import os
+from pathlib import Path
+import torch
+from papertape.core import distributed
+with distributed.join() as processes:
+    processes.any(True)
+    import torch._dynamo  # as a first step of an optimiser does
+    assert len(os.listdir("/proc/self/task")) > 1
+Path(f"left {processes.rank}").write_text(str(len(os.listdir("/proc/self/task"))))
+"""
+
+
+@needs_processes
+@pytest.mark.slow
+def test_no_thread_of_the_group_outlives_it(folder: Path) -> None:
+    """One that did might let go of a tensor while Python ends, by which the process aborts now and then."""
+    (folder / "leaving.py").write_text(LEAVING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "leaving.py"]
+    end(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True))
+    assert [(folder / f"left {rank}").read_text() for rank in range(2)] == ["1", "1"]
+
+
 @needs_processes
 @pytest.mark.slow
 def test_two_processes_share_each_batch(folder: Path) -> None:

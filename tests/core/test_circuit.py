@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from papertape.core.circuit import Circuit
 from papertape.core.options import check_choice, check_sizes
-from papertape.core.state import detach, map_state
+from papertape.core.state import detach, example, map_state
 from papertape.core.trace import Trace
 
 
@@ -60,6 +60,14 @@ def test_detach_cuts_every_leaf():
     cut = detach(state)
     assert not cut.inner.total.requires_grad and not cut.last.requires_grad
     assert state.last.requires_grad and torch.equal(cut.inner.total, state.inner.total)
+
+
+def test_an_example_is_the_first_parameter_or_what_stands_in_for_one():
+    module = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(2, 3, bias=False).double()), nn.Linear(3, 1))
+    module[0].register_parameter("none", None)
+    assert example(module) is next(module.parameters()) is module[1][0].weight
+    assert example(nn.BatchNorm1d(2, affine=False).double()).dtype == torch.float64
+    assert example(nn.ReLU()).dtype == torch.float32
 
 
 def test_a_circuit_needs_no_more_than_a_state_and_a_step():

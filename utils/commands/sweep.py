@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -150,9 +150,14 @@ def plan(arguments: Sequence[str], imports: Sequence[str] = ()) -> list[Run]:
             problem = "; ".join(str(error).splitlines())
         labels.pop("seed", None)
         runs.append(Run(name, labels, values, problem, preset_name(words)))
+    check_runs(runs)
+    return runs
+
+
+def check_runs(runs: Sequence[Run]) -> None:
+    """Raise OptionsError if the options of every run are wrong."""
     if all(run.problem for run in runs):
         raise OptionsError("\n".join(dict.fromkeys(run.problem for run in runs)))
-    return runs
 
 
 def is_sweep(directory: Path) -> bool:
@@ -191,16 +196,27 @@ def begin(arguments: argparse.Namespace) -> Sweep:
         read_arguments([f"name={named[0]}"])
     runs = plan(words, arguments.imports)
     read_arguments(arguments.test_option, next(dict(run.options) for run in runs if not run.problem))
-    for path in sorted(RUNS.glob(f"*/{FILE}")) if not named else [RUNS / named[0] / FILE]:
+    return find_or_begin(runs, f"sweep-{preset_name(words)}", named[0] if named else None)
+
+
+def find_or_begin(runs: Sequence[Run], kind: str, name: str | None) -> Sweep:
+    """The sweep of the same runs that was cut off (or has this name), or a new one.
+
+    Args:
+        runs: of the sweep.
+        kind: what a new one is called after.
+        name: of its folder; None makes one up.
+    """
+    for path in sorted(RUNS.glob(f"*/{FILE}")) if name is None else [RUNS / name / FILE]:
         if not path.is_file():
             continue
         before = read(path.parent)
-        if before.runs == runs and (named or not (path.parent / "table.md").is_file()):
-            LOGGER.info("sweep %s has the same runs: it goes on", before.directory)
+        if before.runs == runs and (name is not None or not (path.parent / "table.md").is_file()):
+            LOGGER.info("%s has the same runs: it goes on", before.directory)
             return before
-    directory = new_directory(f"sweep-{preset_name(words)}", named[0] if named else None)
+    directory = new_directory(kind, name)
     replace_text(directory / FILE, json.dumps([run._asdict() for run in runs], indent=1))
-    return Sweep(directory, runs)
+    return Sweep(directory, list(runs))
 
 
 class Job(Protocol):
@@ -315,6 +331,13 @@ def cluster(name: str, given: Sequence[str], folder: Path, jobs: int | None) -> 
 
 def sweep(arguments: argparse.Namespace) -> int:
     """Train all runs that are not done, and leave a table, a CSV file and a picture."""
+    check(arguments)
+    chosen = begin(arguments)
+    return train_and_write(chosen, arguments, lambda outcomes: comparison.write(chosen.directory, outcomes), "sweep")
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise OptionsError if what is said of jobs, of a cluster or of the test is wrong."""
     if arguments.jobs is not None and arguments.jobs < 1:
         raise OptionsError(f"--jobs: got {arguments.jobs}; allowed is a whole number of at least 1")
     check_test(arguments)
@@ -322,16 +345,31 @@ def sweep(arguments: argparse.Namespace) -> int:
         raise OptionsError(f"--cluster-option: got {arguments.cluster_option[0]!r} without --cluster, which it is for")
     if arguments.cluster:
         cluster(arguments.cluster, arguments.cluster_option, RUNS, arguments.jobs)
-    chosen = begin(arguments)
+
+
+def train_and_write(
+    chosen: Sweep,
+    arguments: argparse.Namespace,
+    write: Callable[[Sequence[comparison.Outcome]], str],
+    command: str,
+) -> int:
+    """Train all runs that are not done, and print what is made of them; returns the exit status.
+
+    Args:
+        chosen: the sweep.
+        arguments: of the command line.
+        write: leaves what came of all runs in the sweep's folder, and returns the table.
+        command: that goes on with it.
+    """
     with locked(chosen.directory):
         stopped = Runner(chosen, arguments).train_all()
-        again = f"papertape sweep --resume {shlex.quote(str(chosen.directory))}"
+        again = f"papertape {command} --resume {shlex.quote(str(chosen.directory))}"
         outcomes = outcomes_of(chosen, arguments.sequences, arguments.test_option)
         done = sum(each.status == "done" for each in outcomes)
         if stopped:
             LOGGER.info("stopped with %d of %d runs done; go on with: %s", done, len(outcomes), again)
             return INTERRUPTED
-        print(comparison.write(chosen.directory, outcomes), end="")
+        print(write(outcomes), end="")
     LOGGER.info("%d of %d runs done: %s", done, len(outcomes), chosen.directory)
     if done < len(outcomes):
         LOGGER.info("try the others again with: %s", again)
@@ -392,7 +430,7 @@ class Runner:
         wrong = [run for run in self.sweep.runs if run.problem]
         total = len(self.sweep.runs)
         already = total - len(waiting) - len(wrong)
-        LOGGER.info("sweep %s: %d runs, %d at a time", self.sweep.directory, total, min(self.jobs, max(total, 1)))
+        LOGGER.info("%s: %d runs, %d at a time", self.sweep.directory, total, min(self.jobs, max(total, 1)))
         if already:
             LOGGER.info("%d runs are done already", already)
         for run in wrong:

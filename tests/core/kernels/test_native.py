@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import unittest.mock
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -446,6 +449,34 @@ def test_repeats_bit_for_bit_and_threads_agree(build: Callable[..., Circuit], dt
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     assert_close(shared, made, tolerance)
     assert_close(shared_gradients, gradients, tolerance)
+
+
+def threaded(circuit: Circuit, inputs: Tensor) -> list[Tensor]:
+    """Answers and gradients with three threads, from the initial state."""
+    torch.set_num_threads(3)
+    made, gradients = results(circuit, "native", inputs, circuit.initial_state(inputs.shape[1]))
+    return [*made, *(gradient for gradient in gradients if gradient is not None)]
+
+
+def test_threads_of_a_process_serve_several_callers_and_not_its_fork() -> None:
+    """The threads that wait for work live on; one that is forked has none of them, and must not wait for them."""
+    torch.manual_seed(0)
+    circuit, inputs = prepare(papertape.NTM(INPUTS, OUTPUTS, memory_size=8, word_size=4)), torch.randn(9, 29, INPUTS)
+    inputs = inputs.double()
+    alone = threaded(circuit, inputs)
+    with ThreadPoolExecutor(4) as callers:
+        for found in callers.map(lambda _: native.run(circuit, inputs, circuit.initial_state(29))[0], range(40)):
+            assert torch.equal(circuit.answer(found), alone[0])
+    with multiprocessing.get_context("fork").Pool(1) as forked:
+        answers = forked.apply_async(_answers, (circuit, inputs)).get(timeout=60)
+    assert torch.equal(answers, alone[0].detach())
+
+
+def _answers(circuit: Circuit, inputs: Tensor) -> Tensor:
+    torch.set_num_threads(1)  # of torch, which does not survive a fork; the library's own are asked for
+    with unittest.mock.patch("torch.get_num_threads", return_value=3), torch.no_grad():
+        answered: Tensor = circuit(inputs)[0]
+    return answered
 
 
 @each_circuit

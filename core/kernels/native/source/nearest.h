@@ -95,7 +95,7 @@ void nearest(const Search& p, const T* memory, const T* norms, const T* keys, co
     std::vector<Found<T>> found(size_t(jobs * p.reads * p.count));
     std::vector<Best<T>> best;
     for (int64_t i = 0; i < jobs * p.reads; i++) best.push_back({&found[size_t(i * p.count)], p.count, 0, 0});
-    for_ranges(p.threads, jobs, [&](int64_t begin, int64_t end) {
+    for_ranges(p.threads, jobs, piece_of(p.threads, jobs), [&](int64_t begin, int64_t end) {
         for (int64_t job = begin; job < end; job++) {
             const int64_t b = job / parts, part = job % parts;
             offer_rows<T>(memory + b * p.stride, norms + b * p.norm_stride, keys + b * p.reads * p.word,

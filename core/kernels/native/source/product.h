@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "simd.h"
+#include "threads.h"
 
 namespace native {
 
@@ -192,31 +193,36 @@ template <class T> struct Share {
     Rows<T> out;  // null: not wanted
 };
 
-// share.out[i, j] = Σ_p a[p, i] share.b[p, j] for i in [begin, end), of every share.
+// share.out[i, j] = Σ_p a[p, i] share.b[p, j] for i in [0, rows), of every share.
 template <class T>
-void sum_of_products(int64_t count, Rows<const T> a, int begin, int end, const std::vector<Share<T>>& shares) {
+void sum_of_products(int64_t threads, int64_t count, Rows<const T> a, int rows, const std::vector<Share<T>>& shares) {
     constexpr int64_t AT_ONCE = 256;  // rows of b that stay in cache
     int columns = 0;
     for (const auto& share : shares) columns += share.count;
     const int64_t width = round_up<T>(columns);
-    const Space<T> sums = zeros<T>((end - begin) * width);
-    for (int64_t p = 0; p < count; p += AT_ONCE) {
-        const int some = (int)std::min(AT_ONCE, count - p);
-        Packed<T> packed(some, columns);
+    std::vector<Packed<T>> parts;
+    for (int64_t p = 0; p < count; p += AT_ONCE) parts.emplace_back((int)std::min(AT_ONCE, count - p), columns);
+    for_ranges(threads, (int64_t)parts.size(), 1, [&](int64_t part, int64_t) {
         int column = 0;
         for (const auto& share : shares) {
-            packed.put(0, some, column, share.count, share.b.first + p * share.b.stride, share.b.stride);
+            const T* from = share.b.first + part * AT_ONCE * share.b.stride;
+            parts[part].put(0, parts[part].k, column, share.count, from, share.b.stride);
             column += share.count;
         }
-        product<T>(end - begin, packed, {a.first + p * a.stride + begin, 1}, {sums.get(), width}, {sums.get(), width},
-                   a.stride);
-    }
-    const T* from = sums.get();
-    for (const auto& share : shares) {
-        for (int i = begin; i < end; i++)
-            std::memcpy(share.out.first + i * share.out.stride, from + (i - begin) * width, share.count * sizeof(T));
-        from += share.count;
-    }
+    });
+    for_ranges(threads, rows, piece_of(threads, rows), [&](int64_t begin, int64_t end) {
+        const Space<T> sums = zeros<T>((end - begin) * width);
+        for (size_t part = 0; part < parts.size(); part++)
+            product<T>(int(end - begin), parts[part], {a.first + part * AT_ONCE * a.stride + begin, 1},
+                       {sums.get(), width}, {sums.get(), width}, a.stride);
+        const T* from = sums.get();
+        for (const auto& share : shares) {
+            for (int64_t i = begin; i < end; i++)
+                std::memcpy(share.out.first + i * share.out.stride, from + (i - begin) * width,
+                            share.count * sizeof(T));
+            from += share.count;
+        }
+    });
 }
 
 }  // namespace native

@@ -4,14 +4,12 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-#include <atomic>
-#include <new>
-#include <thread>
 #include <type_traits>
 #include <vector>
 
 #include "controller.h"
 #include "product.h"
+#include "threads.h"
 
 namespace native {
 
@@ -111,38 +109,13 @@ template <class T> struct Saved {
     }
 };
 
-// Calls body(begin, end) for one range per thread; rethrows lack of memory.
-template <class F> void for_ranges(int64_t threads, int64_t count, F&& body) {
-    threads = std::max<int64_t>(1, std::min(threads, count));
-    std::atomic<bool> failed{false};
-    auto work = [&](int64_t thread) {
-        try {
-            body(count * thread / threads, count * (thread + 1) / threads);
-        } catch (...) {
-            failed = true;
-        }
-    };
-    std::vector<std::thread> others;
-    for (int64_t i = 1; i < threads; i++) {
-        try {
-            others.emplace_back(work, i);
-        } catch (...) {
-            work(i);
-        }
-    }
-    work(0);
-    for (auto& other : others) other.join();
-    if (failed) throw std::bad_alloc();
-}
-
 // Threads worth starting for so many products of numbers.
 inline int64_t threads_for(const Problem& p, int64_t products) { return std::min(p.threads, 1 + products / (1 << 22)); }
 
-// Calls body(first row, rows) for blocks of the batch on several threads.
+// Calls body(first row, row after the last) for blocks of the batch; of smaller ones where threads would go without.
 template <class F> void for_blocks(const Problem& p, F&& body) {
-    for_ranges(p.threads, p.batch, [&](int64_t begin, int64_t end) {
-        for (int64_t b = begin; b < end; b += p.block) body(b, std::min(p.block, end - b));
-    });
+    const int64_t shared = (p.batch + 2 * p.threads - 1) / (2 * p.threads);
+    for_ranges(p.threads, p.batch, p.threads > 1 ? std::min(p.block, shared) : p.block, body);
 }
 
 // Large fresh memory costs less to enter in large pages.
@@ -398,11 +371,11 @@ template <class T, class Accessor> void forward(const Problem& p, const Tensors<
     };
     if (p.members == 1) {
         const ForwardWeights<T> weights(p, x, all, 0);
-        for_ranges(p.threads, p.batch, [&](int64_t begin, int64_t end) { run(weights, begin, end); });
+        for_blocks(p, [&](int64_t begin, int64_t end) { run(weights, begin, end); });
         return;
     }
     const int64_t rows = p.rows_per_member();
-    for_ranges(p.threads, p.members, [&](int64_t first, int64_t last) {
+    for_ranges(p.threads, p.members, 1, [&](int64_t first, int64_t last) {
         for (int64_t member = first; member < last; member++)
             run(ForwardWeights<T>(p, x, all, member), member * rows, (member + 1) * rows);
     });
@@ -422,8 +395,7 @@ void sum_gradients(const Problem& p, Rows<const T> d, const GateBlock& block, st
     }
     d.first += block.gate;
     if (columns == 0) return;
-    for_ranges(threads_for(p, count * columns * block.count), block.count,
-               [&](int64_t begin, int64_t end) { sum_of_products<T>(count, d, (int)begin, (int)end, shares); });
+    sum_of_products<T>(threads_for(p, count * columns * block.count), count, d, block.count, shares);
 }
 
 template <class T, class Accessor> void backward(const Problem& p, const Tensors<T>& x) {
@@ -461,7 +433,8 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
         pack(to_own.back(), 0, own, upper_shape.recurrent, x.layers[layer].recurrent_weight, own);
         pack(to_below.back(), 0, hidden, upper_shape.input, x.layers[layer].input_weight, hidden);
     }
-    for_blocks(p, [&](int64_t b0, int64_t rows) {
+    for_blocks(p, [&](int64_t b0, int64_t end) {
+        const int64_t rows = end - b0;
         const int64_t row_size = accessor.row_scratch();
         const Space<T> scratch = zeros<T>(accessor.backward_scratch()), row_scratch(rows * row_size);
         prefer_large_pages(row_scratch.get(), rows * row_size * sizeof(T));
@@ -578,7 +551,8 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
         Packed<T> to_inputs(records.gates, inputs, all);
         pack(to_inputs, 0, inputs, first_shape.input, x.layers[0].input_weight, first_shape.below);
         const T* d_gates = d_gates_of(0, 0, 0);
-        for_ranges(threads_for(p, count * records.gates * p.inputs), count, [&](int64_t begin, int64_t end) {
+        const int64_t threads = threads_for(p, count * records.gates * p.inputs);
+        for_ranges(threads, count, piece_of(threads, count), [&](int64_t begin, int64_t end) {
             const int64_t width = round_up<T>((int)p.inputs);
             const Space<T> rows(8 * width);
             for (int64_t i = begin; i < end; i += 8) {

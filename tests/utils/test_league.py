@@ -1,0 +1,154 @@
+"""Leagues: what a file says, what is run, and that the table is what came of it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from papertape.core.options import OptionsError
+from papertape.main import main
+from papertape.utils import league
+from papertape.utils.comparison import Outcome
+
+SMALL: dict[str, Any] = {
+    "about": "Copying.\nFigures of nobody.",
+    "score": "error",
+    "solved": 3.0,
+    "seeds": [4],
+    "common": {
+        "env": {"width": 2, "max_length": 2, "test_lengths": [3]},
+        "agent": {"type": "backprop", "batch_size": 4, "steps": 3, "evaluate_every": 3, "evaluation_sequences": 4},
+        "device": "cpu",
+    },
+    "tasks": {"copy": {"env": {"type": "copy"}}},
+    "circuits": {
+        "small": {"circuit": {"type": "ntm", "memory_size": 4, "word_size": 3}},
+        "wrong": {"circuit": {"type": "ntm", "memory_size": 0}},
+    },
+    "published": {"small": {"copy": 1.5}, "theirs": {"copy": 4.0}},
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(**changes: Any) -> str:
+    Path("small.yaml").write_text(yaml.safe_dump({**SMALL, **changes}))
+    return "small.yaml"
+
+
+def outcome(task: str, circuit: str, seed: int, *errors: float, status: str = "done") -> Outcome:
+    found = {f"length {10 * place}": error for place, error in enumerate(errors, 1)}
+    labels = {"task": task, "circuit": circuit}
+    return Outcome(f"{task},{circuit},seed={seed}", labels, seed, status, "", 1, 1.0, 0, [], found, "error_rate")
+
+
+def test_all_runs_end_in_one_table_and_go_on(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    assert main(["league", write(), "--jobs", "1", "--sequences", "8", "agent.steps=2"]) == 1
+    (directory,) = (folder / "runs").iterdir()
+    said = capsys.readouterr()
+    assert "copy,wrong,seed=4 failed: circuit.memory_size" in said.err
+    text = (directory / "league.md").read_text()
+    assert said.out == text and text.startswith("Copying. Figures of nobody.\n")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert lines[0] == ["task", "small", "small, published", "wrong", "theirs, published"]
+    assert lines[2][0] == "copy" and lines[2][2:] == ["1.5", "", "4"]
+    assert float(lines[2][1]) == pytest.approx(float(_csv(directory)["length 3"]), abs=1e-3)
+    assert lines[3][2:] == ["1", "0", "0"]
+    assert (directory / "lengths.png").stat().st_size > 5_000
+    assert "runs/" in said.err and "2 at a time" not in said.err
+    before = (directory / "copy,small,seed=4" / "checkpoints" / "latest.pt").stat().st_mtime_ns
+    assert main(["league", "--resume", "latest", "--sequences", "8"]) == 1
+    assert capsys.readouterr().out == text
+    assert (directory / "copy,small,seed=4" / "checkpoints" / "latest.pt").stat().st_mtime_ns == before
+
+
+def _csv(directory: Path) -> dict[str, str]:
+    import csv
+
+    with open(directory / "runs.csv", encoding="utf-8") as file:
+        return next(row for row in csv.DictReader(file) if row["circuit"] == "small")
+
+
+def test_a_cell_is_the_best_the_mean_and_the_worst() -> None:
+    chosen = league.League(
+        about="x",
+        tasks={"a": {}, "b": {}},
+        circuits={"lstm": {}, "tape": {}},
+        seeds=[1, 2],
+        solved=90,
+        published={"lstm": {"a": 91.0}},
+    )
+    outcomes = [
+        *(outcome("a", "lstm", 1, 0.9, 0.02, 0.04), outcome("a", "lstm", 2, 0.0, 0.5, 0.3)),
+        *(outcome("a", "tape", 1, 0.0, 0.25), outcome("a", "tape", 2, 0.0, status="stopped")),
+        *(outcome("b", "lstm", 1, 0.0, 0.1), outcome("b", "lstm", 2, 0.0, math.nan)),
+    ]
+    lines = [line for line in league.table(chosen, outcomes).splitlines() if line.startswith("|")]
+    assert lines[0] == "| task | lstm | lstm, published | tape |"
+    assert lines[2] == "| a | 97.0 (78.5, 60.0) | 91 | 75.0 of 1 done |"
+    assert lines[3] == "| b | 90.0 (nan, nan) |  |  |"
+    assert lines[4] == "| solved, of 2 | 2 | 1 | 0 |"
+    assert league.score(chosen.model_copy(update={"judged": "all"}), outcomes[0]) == pytest.approx(68.0)
+    assert league.score(chosen.model_copy(update={"judged": "last"}), outcomes[0]) == pytest.approx(96.0)
+
+
+def test_what_a_circuit_or_a_task_says_precedes_what_is_common() -> None:
+    chosen = league.League(
+        about="x",
+        common={"env": {"width": 3}, "agent": {"type": "backprop", "lr": 1.0, "optimiser": {"type": "adam", "eps": 2}}},
+        circuits={"c": {"agent": {"lr": 2.0, "optimiser": {"type": "sgd"}}}},
+        tasks={"t": {"env": {"type": "copy"}, "agent": {"lr": 3.0}}},
+    )
+    values = league.run_options(chosen, "t", "c", 7)
+    assert values == {
+        "env": {"width": 3, "type": "copy"},
+        "agent": {"type": "backprop", "lr": 3.0, "optimiser": {"type": "sgd"}},
+        "seed": 7,
+    }
+    assert chosen.common["agent"]["lr"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "said"),
+    [
+        ({}, ["--tasks", "cpy"], "--tasks: got 'cpy'; allowed: copy"),
+        ({}, ["--circuits", "small,large"], "--circuits: got 'large'; allowed: small, wrong"),
+        ({}, ["--seeds", "a"], "--seeds: got a; allowed: whole numbers"),
+        ({}, ["more"], "'more': expected key=value"),
+        ({}, ["--jobs", "0"], "--jobs: got 0; allowed is a whole number of at least 1"),
+        ({}, ["--circuits", "wrong"], "circuit.memory_size"),
+        ({"tasks": {}}, [], "tasks: "),
+        ({"score": "loss"}, [], "score: "),
+        ({"published": {"small": {"recall": 1.0}}}, [], "published.small: got 'recall'; allowed: copy"),
+        ({"extra": 1}, [], "extra: "),
+    ],
+)
+def test_bad_leagues_are_refused(
+    changes: dict[str, Any], words: list[str], said: str, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    assert main(["league", write(**changes), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+
+
+def test_an_unknown_league_names_those_that_there_are() -> None:
+    with pytest.raises(OptionsError, match="league: got 'chomski'; .*allowed: .*or a path to a .yaml file"):
+        league.load("chomski")
+
+
+@pytest.mark.parametrize("name", league.names())
+def test_every_run_of_the_package_s_leagues_has_options(name: str) -> None:
+    from papertape.utils import factory
+
+    chosen = league.load(name)
+    for task in chosen.tasks:
+        for circuit in chosen.circuits:
+            factory.parse(league.run_options(chosen, task, circuit, 1))

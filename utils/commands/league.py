@@ -1,0 +1,81 @@
+"""``papertape league``: every circuit on every task, with several seeds, and one table of what came of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...core.options import OptionsError
+from .. import comparison
+from .. import league as leagues
+from ..run import find_directory
+from . import sweep
+from .arguments import gives, read_arguments
+
+FILE = "league.yaml"
+DEFAULT = "chomsky"
+
+
+def league(arguments: argparse.Namespace) -> int:
+    """Train all runs of a league that are not done, and leave its table and a picture beside those of a sweep."""
+    sweep.check(arguments)
+    if arguments.resume:
+        if arguments.arguments or arguments.tasks or arguments.circuits or arguments.seeds:
+            raise OptionsError("--resume: a league that goes on has its options already: leave them out")
+        folder = find_directory(arguments.resume, what="league", file=FILE)
+        chosen, found = sweep.read(folder), leagues.load(str(folder / FILE))
+    else:
+        found, runs, name = plan(arguments)
+        chosen = sweep.find_or_begin(runs, f"league-{name}", None)
+        leagues.save(chosen.directory, found)
+
+    def write(outcomes: Sequence[comparison.Outcome]) -> str:
+        comparison.write(chosen.directory, outcomes)
+        return leagues.write(chosen.directory, found, outcomes)
+
+    return sweep.train_and_write(chosen, arguments, write, "league")
+
+
+def plan(arguments: argparse.Namespace) -> tuple[leagues.League, list[sweep.Run], str]:
+    """The league that the command line asks for, its runs and its name.
+
+    Raises:
+        OptionsError: no such league, task or circuit, or the options of every run are wrong.
+    """
+    words = [word for word in arguments.arguments if "=" not in word]
+    if words[1:]:
+        raise OptionsError(f"{words[1]!r}: expected key=value, such as agent.steps=1000; the league is {words[0]!r}")
+    name = words[0] if words else DEFAULT
+    assignments = [word for word in arguments.arguments if "=" in word]
+    _, seeds = sweep.values_of(f"--seeds={arguments.seeds}") if arguments.seeds else ("", [])
+    wrong = [seed for seed in seeds if not seed.isdigit()]
+    if wrong:
+        raise OptionsError(f"--seeds: got {wrong[0]}; allowed: whole numbers, such as 1,2,5 or 1..10")
+    found = leagues.narrowed(
+        leagues.load(name),
+        tasks=_names(arguments.tasks),
+        circuits=_names(arguments.circuits),
+        seeds=[int(seed) for seed in seeds],
+    )
+    if not gives(assignments, "plots"):
+        assignments.append("plots=off")
+    runs = []
+    # Seed by seed, so that a league that is cut off has something of all.
+    for seed in found.seeds:
+        for task in found.tasks:
+            for circuit in found.circuits:
+                labels, values, problem = {"task": task, "circuit": circuit}, {}, ""
+                try:
+                    given = leagues.run_options(found, task, circuit, seed)
+                    chosen = read_arguments(assignments, given, arguments.imports)
+                    values = chosen.model_dump(mode="json", exclude={"name"})
+                except OptionsError as error:
+                    problem = "; ".join(str(error).splitlines())
+                runs.append(sweep.Run(f"{task},{circuit},seed={seed}", labels, values, problem, Path(name).stem))
+    sweep.check_runs(runs)
+    return found, runs, Path(name).stem
+
+
+def _names(text: str | None) -> list[str]:
+    return [word.strip() for word in text.split(",")] if text else []

@@ -1,0 +1,237 @@
+"""A league: the same tasks for several circuits, on one table, with the figures that others have published."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from ..core.options import Options, OptionsError, near
+from . import options
+from .comparison import Outcome
+from .files import replace_text
+
+LEAGUES = options.PRESETS / "leagues"
+"""Those that come with the package."""
+
+Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
+
+
+class League(Options):
+    """What a league's file says."""
+
+    about: str = Field(min_length=1, description="what is compared, and where the published figures are from")
+    tasks: dict[Name, dict[str, Any]] = Field(min_length=1, description="by name the options that make a task")
+    circuits: dict[Name, dict[str, Any]] = Field(
+        min_length=1, description="by name the options that make a circuit and how it learns; they precede the task's"
+    )
+    common: dict[str, Any] = Field(default={}, description="options of all runs; the others' precede them")
+    seeds: list[int] = Field(default=[1, 2, 3], min_length=1, description="a run for each")
+    score: Literal["accuracy", "error"] = Field(
+        default="accuracy", description="accuracy: 100 (1 - error), for errors that are a share; error: as it is"
+    )
+    judged: Literal["last", "beyond", "all"] = Field(
+        default="beyond",
+        description="last: the last set of the test; beyond: the mean over its sets but the first, the training range, "
+        "where there are others; all: over all",
+    )
+    solved: float | None = Field(default=None, description="score from which on a task counts as solved")
+    published: dict[Name, dict[Name, float]] = Field(
+        default={}, description="by circuit and task the scores of others; circuits that only they have may be there"
+    )
+
+
+def names() -> list[str]:
+    """Of the leagues that come with the package."""
+    return sorted(path.stem for path in LEAGUES.glob("*.yaml"))
+
+
+def load(name: str) -> League:
+    """A league of the package, or of a YAML file given by its path.
+
+    Raises:
+        OptionsError: no such league or file, or not what a league is; lists every problem.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else LEAGUES / f"{name}.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        if path.parent == LEAGUES:
+            meant = near(name, names())
+            raise OptionsError(
+                f"league: got {name!r}; {f'did you mean {meant!r}? ' if meant else ''}allowed: {', '.join(names())}, "
+                "or a path to a .yaml file"
+            ) from error
+        raise OptionsError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        found = League.model_validate(options.parse_yaml(text, name))
+    except ValidationError as error:
+        lines = (f"{name}: {'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise OptionsError("\n".join(lines)) from error
+    for circuit, figures in found.published.items():
+        for task in figures:
+            if task not in found.tasks:
+                raise OptionsError(f"{name}: published.{circuit}: got {task!r}; allowed: {', '.join(found.tasks)}")
+    return found
+
+
+def narrowed(league: League, *, tasks: Sequence[str], circuits: Sequence[str], seeds: Sequence[int]) -> League:
+    """A part of a league; nothing named is all.
+
+    Raises:
+        OptionsError: a name that the league has not.
+    """
+    kept = {}
+    for kind, wanted, there in (("tasks", tasks, league.tasks), ("circuits", circuits, league.circuits)):
+        for name in wanted:
+            if name not in there:
+                raise OptionsError(f"--{kind}: got {name!r}; allowed: {', '.join(there)}")
+        kept[kind] = {name: block for name, block in there.items() if not wanted or name in wanted}
+    figures = {
+        circuit: {task: score for task, score in scores.items() if task in kept["tasks"]}
+        for circuit, scores in league.published.items()
+        if not circuits or circuit in circuits or circuit not in league.circuits
+    }
+    update = {**kept, "seeds": list(seeds) or league.seeds, "published": {k: v for k, v in figures.items() if v}}
+    return league.model_copy(update=update)
+
+
+def run_options(league: League, task: str, circuit: str, seed: int) -> dict[str, Any]:
+    """The options of a run, as an options file would give them."""
+    values: dict[str, Any] = copy.deepcopy(league.common)
+    for block in (league.circuits[circuit], league.tasks[task], {"seed": seed}):
+        merge(values, block)
+    return values
+
+
+def merge(values: dict[str, Any], block: Mapping[str, Any]) -> None:
+    """Set in place what a block says; within a block of the same type, what it does not say stays."""
+    for key, value in block.items():
+        before = values.get(key)
+        if isinstance(before, dict) and isinstance(value, Mapping) and _same_type(before, value):
+            merge(before, value)
+        else:
+            values[key] = copy.deepcopy(value)
+
+
+def _same_type(before: Mapping[str, Any], block: Mapping[str, Any]) -> bool:
+    return not {"type"} <= before.keys() & block.keys() or before["type"] == block["type"]
+
+
+def score(league: League, outcome: Outcome) -> float | None:
+    """What a run has reached; None of one that has not ended."""
+    if outcome.status != "done" or not outcome.errors:
+        return None
+    errors = list(outcome.errors.values())
+    if len(errors) > 1:
+        errors = {"last": errors[-1:], "beyond": errors[1:], "all": errors}[league.judged]
+    error = statistics.fmean(errors)
+    return 100 * (1 - error) if league.score == "accuracy" else error
+
+
+def best(league: League, scores: Sequence[float]) -> float:
+    """The best of several scores."""
+    known = [each for each in scores if not math.isnan(each)]
+    if not known:
+        return math.nan
+    return max(known) if league.score == "accuracy" else min(known)
+
+
+def worst(league: League, scores: Sequence[float]) -> float:
+    """The worst of several scores; one that is no number is worse than any."""
+    if any(math.isnan(each) for each in scores):
+        return math.nan
+    return min(scores) if league.score == "accuracy" else max(scores)
+
+
+def table(league: League, outcomes: Sequence[Outcome]) -> str:
+    """One Markdown table: of each task and circuit the best, the mean and the worst seed, and what others published."""
+    alone = [name for name in league.published if name not in league.circuits]
+    heads, rules = ["task"], ["---"]
+    for circuit in league.circuits:
+        heads.append(circuit)
+        heads += [f"{circuit}, published"] if circuit in league.published else []
+    heads += [f"{name}, published" for name in alone]
+    rules += ["---:"] * (len(heads) - 1)
+    lines, solved = [heads, rules], dict.fromkeys(heads[1:], 0)
+    failed = [each for each in outcomes if each.problem]
+    for task in league.tasks:
+        line = [task]
+        for head in heads[1:]:
+            circuit, _, other = head.partition(",")
+            if other:
+                figure = league.published[circuit].get(task)
+                line.append("" if figure is None else f"{figure:g}")
+                solved[head] += figure is not None and _is_solved(league, figure)
+                continue
+            of = [each for each in outcomes if each.labels == {"task": task, "circuit": circuit}]
+            scores = [found for each in of if (found := score(league, each)) is not None]
+            line.append(_cell(league, scores, len(of)))
+            solved[head] += bool(scores) and _is_solved(league, best(league, scores))
+        lines.append(line)
+    if league.solved is not None:
+        lines.append([f"solved, of {len(league.tasks)}", *map(str, solved.values())])
+    count = len(league.seeds)
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    what = "accuracy in percent" if league.score == "accuracy" else "error"
+    where = {
+        "last": "on the last set of the test",
+        "beyond": "over the sets of the test beyond the training range",
+        "all": "over all sets of the test",
+    }[league.judged]
+    best_of = f"the best of {count} seeds (their mean, the worst)" if count > 1 else "one seed"
+    text = f"{' '.join(league.about.split())}\n\nMean {what} {where}; {best_of}.\n\n{text}\n"
+    if failed:
+        text += f"\n{len(failed)} failed:\n\n" + "".join(f"- {each.name}: {each.problem}\n" for each in failed)
+    return text
+
+
+def _is_solved(league: League, figure: float) -> bool:
+    if league.solved is None or math.isnan(figure):
+        return False
+    return figure >= league.solved if league.score == "accuracy" else figure <= league.solved
+
+
+def _cell(league: League, scores: Sequence[float], count: int) -> str:
+    if not scores:
+        return ""
+    digits = ".1f" if league.score == "accuracy" else ".4g"
+    text = format(best(league, scores), digits)
+    if len(scores) > 1:
+        text += f" ({statistics.fmean(scores):{digits}}, {worst(league, scores):{digits}})"
+    return text if len(scores) == count else f"{text} of {len(scores)} done"
+
+
+def write(folder: Path, league: League, outcomes: Sequence[Outcome]) -> str:
+    """Leave league.md and lengths.png in a folder; returns the table."""
+    from .plots.lengths import lengths_figure
+
+    text = table(league, outcomes)
+    replace_text(folder / "league.md", text)
+    drawn: dict[str, dict[str, tuple[list[str], list[float]]]] = {}
+    for task in league.tasks:
+        for circuit in league.circuits:
+            label = {"task": task, "circuit": circuit}
+            of = [each for each in outcomes if each.labels == label and each.status == "done" and each.errors]
+            if of:
+                sets = list(of[0].errors)
+                middle = [statistics.median(each.errors[name] for each in of) for name in sets]
+                if league.score == "accuracy":
+                    middle = [100 * (1 - error) for error in middle]
+                drawn.setdefault(task, {})[circuit] = sets, middle
+    if drawn:
+        lengths_figure(drawn, "accuracy in percent" if league.score == "accuracy" else "error").savefig(
+            folder / "lengths.png"
+        )
+    return text
+
+
+def save(folder: Path, league: League) -> None:
+    """Write the league, or the part of it that is run, to a folder."""
+    replace_text(folder / "league.yaml", yaml.safe_dump(league.model_dump(mode="json"), sort_keys=False))

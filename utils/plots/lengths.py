@@ -1,0 +1,61 @@
+"""What circuits reach on each set of the test, such as sequences of growing length: a panel for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .panels import INK, LINES, MUTED, thin_frame
+
+COLUMNS = 3
+
+
+def lengths_figure(drawn: Mapping[str, Mapping[str, tuple[Sequence[str], Sequence[float]]]], quantity: str) -> Figure:
+    """A line for each circuit over the sets of a task's test, in their order.
+
+    Args:
+        drawn: by task and circuit the names of the sets and the figure of each.
+        quantity: what the figures are.
+    """
+    columns = min(COLUMNS, len(drawn))
+    rows = -(-len(drawn) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.6 * rows + 0.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    circuits = list(dict.fromkeys(circuit for lines in drawn.values() for circuit in lines))
+    for index, (task, lines) in enumerate(drawn.items()):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        for circuit, (sets, figures) in lines.items():
+            place = circuits.index(circuit)
+            style = ("-", "--", ":", "-.")[place // len(LINES) % 4]
+            axes.plot(
+                range(len(sets)),
+                figures,
+                style,
+                color=LINES[place % len(LINES)],
+                marker="o",
+                markersize=3,
+                linewidth=1.4,
+                label="_" if index and circuit in drawn[next(iter(drawn))] else circuit,
+            )
+            axes.set_xticks(range(len(sets)), [_short(name, sets) for name in sets])
+        axes.set_title(task, fontsize=9, color=INK, loc="left")
+        if index % columns == 0:
+            axes.set_ylabel(quantity, fontsize=8, color=MUTED)
+        axes.grid(True, axis="y", color="#e6e6e6", linewidth=0.6)
+        axes.set_axisbelow(True)
+        thin_frame(axes)
+        axes.tick_params(labelsize=7, colors=MUTED)
+        axes.spines[["top", "right"]].set_visible(False)
+        crowded = sum(len(_short(name, next(iter(lines.values()))[0])) for name in next(iter(lines.values()))[0]) > 44
+        if crowded:
+            axes.tick_params(axis="x", rotation=45)
+    figure.legend(loc="outside lower left", fontsize=8, frameon=False, labelcolor=INK, ncols=min(6, len(circuits)))
+    return figure
+
+
+def _short(name: str, names: Sequence[str]) -> str:
+    """The name of a set without the word that all of them begin with."""
+    first = {other.partition(" ")[0] for other in names}
+    return name.partition(" ")[2] if len(first) == 1 and " " in name else name
