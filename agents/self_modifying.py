@@ -14,6 +14,7 @@ from torch import Tensor
 from ..core.circuit import Circuit
 from ..core.distributed import Processes
 from ..core.env import Batch
+from ..core.options import LARGEST_STEP
 from ..core.registry import register
 from ..core.streams import stream_seed
 from ..core.structure import Structure, follow_optimiser, follow_units
@@ -104,10 +105,14 @@ class SelfModifyingAgent(BackpropAgent):
     def setup(self) -> None:
         """Build the policy and the tracker; see also :meth:`BackpropAgent.setup`."""
         super().setup()
-        self.structural = torch.Generator().manual_seed(stream_seed(self.seed, "strategy"))
+        seed = stream_seed(self.seed, "strategy")
+        self.structural = torch.Generator().manual_seed(seed)
         """Of all that is drawn besides sequences: choices, and weights of what is added."""
         self.chooser = make_policy(
-            self.policy, forgetting=self.forgetting, epsilon=self.epsilon, generator=self.structural
+            self.policy,
+            forgetting=self.forgetting,
+            epsilon=self.epsilon,
+            generator=torch.Generator().manual_seed(seed),
         )
         structure = self.circuit.structure()
         fixed = self.circuit.fixed()
@@ -115,15 +120,15 @@ class SelfModifyingAgent(BackpropAgent):
             raise ValueError(f"circuit: its structure is fixed: {fixed}; allowed with policy none alone")
         largest = max((layer.size for layer in structure), default=1)
         if self.chooser and (self.max_units or largest) < largest:
-            raise ValueError(f"max_units: got {self.max_units}; the circuit begins with {largest}")
+            raise ValueError(f"agent.max_units: got {self.max_units}; the circuit begins with {largest}")
         if self.chooser and self.max_layers < len(structure):
-            raise ValueError(f"max_layers: got {self.max_layers}; the circuit begins with {len(structure)}")
+            raise ValueError(f"agent.max_layers: got {self.max_layers}; the circuit begins with {len(structure)}")
         self.bounds = Limits(
             self.max_layers, self.max_units or 4 * largest, self.growth, self.pruning, self.rewired, self.min_age
         )
         self.tracker = Tracker(structure, self.kept_changes)
         self.trial: PairedTrial | RewardTrial | None = None
-        self.born = _born(structure, -self.min_age)
+        self.born = _born(structure, -LARGEST_STEP)
         """Of each layer the step at which each unit was added; those that were there from the beginning are of age."""
         self.updates = 0
         """Of all circuits, those on trial as well."""

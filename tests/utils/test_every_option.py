@@ -107,7 +107,7 @@ def homes() -> Iterator[tuple[str, Blocks]]:
     yield "agent", {"env": XOR, "circuit": FEEDFORWARD, "agent": {**EVOLUTION, "type": "mixed", "strategy": TRUST}}
     yield "agent", {"env": XOR, "circuit": FEEDFORWARD, "agent": {**BACKPROP, "type": "node-perturbation"}}
     yield "agent", {"env": XOR, "circuit": FEEDFORWARD, "agent": {"type": "empty", "steps": 2, "batch_size": 2}}
-    modifying = {**BACKPROP, "type": "self-modifying", "check_every": 2, "trial_steps": 2, "target_error": 1e-9}
+    modifying = {**BACKPROP, "type": "self-modifying", "check_every": 4, "trial_steps": 2}
     yield "agent", {"env": COPY, "circuit": NTM, "agent": modifying}
     for name in entries("strategy"):
         agent = {**EVOLUTION, "strategy": {"type": name, "population": 4, **POPULATIONS.get(name, {})}}
