@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ...core.circuit import Circuit
 from ...core.structure import (
-    FRESH,
     Change,
     Structure,
     Wire,
@@ -314,15 +313,3 @@ def reset_moments(optimiser: torch.optim.Optimizer, circuit: Circuit, reset: dic
         for key, value in optimiser.state.get(parameter, {}).items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 value[gone] = value[~gone].mean() if "sq" in key and bool((~gone).any()) else 0
-
-
-__all__ = [
-    "FRESH",
-    "STRATEGIES",
-    "Done",
-    "Limits",
-    "Strategy",
-    "Subject",
-    "reset_moments",
-    "utilities",
-]
