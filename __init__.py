@@ -5,7 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agents.strategies import Strategy, maximise, minimise
-    from .circuits import DNC, NTM, SAM, SDNC, FeedForwardCircuit, MemoryCircuit, NeatCircuit, Tape
+    from .circuits import (
+        DNC,
+        GRU,
+        LSTM,
+        NTM,
+        SAM,
+        SDNC,
+        FeedForwardCircuit,
+        MemoryCircuit,
+        NeatCircuit,
+        RecurrentCircuit,
+        StackRNN,
+        Tape,
+        TapeRNN,
+        Transformer,
+    )
     from .core.accessors import Accessor
     from .core.agent import Agent
     from .core.circuit import Circuit
@@ -15,6 +30,8 @@ if TYPE_CHECKING:
     from .core.interface import Interface
     from .core.registry import register
     from .core.state import CircuitState, detach, map_state, register_state
+    from .core.tensor_world import Outcome, TensorWorld
+    from .core.token_env import TokenEnv
     from .core.trace import Trace, TraceField
     from .core.world import World
     from .utils.factory import load_circuit
@@ -26,6 +43,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DNC",
+    "GRU",
+    "LSTM",
     "NTM",
     "SAM",
     "SDNC",
@@ -41,11 +60,18 @@ __all__ = [
     "Interface",
     "MemoryCircuit",
     "NeatCircuit",
+    "RecurrentCircuit",
+    "Outcome",
     "Sink",
+    "StackRNN",
     "Strategy",
     "Tape",
+    "TapeRNN",
+    "TokenEnv",
+    "TensorWorld",
     "Trace",
     "TraceField",
+    "Transformer",
     "World",
     "detach",
     "load",
@@ -61,7 +87,8 @@ __all__ = [
 
 _MODULES = {
     ".agents.strategies": "Strategy maximise minimise",
-    ".circuits": "DNC NTM SAM SDNC FeedForwardCircuit MemoryCircuit NeatCircuit Tape",
+    ".circuits": "DNC GRU LSTM NTM SAM SDNC FeedForwardCircuit MemoryCircuit NeatCircuit RecurrentCircuit "
+    "StackRNN Tape TapeRNN Transformer",
     ".core.accessors": "Accessor",
     ".core.agent": "Agent",
     ".core.circuit": "Circuit",
@@ -71,6 +98,8 @@ _MODULES = {
     ".core.interface": "Interface",
     ".core.registry": "register",
     ".core.state": "CircuitState detach map_state register_state",
+    ".core.token_env": "TokenEnv",
+    ".core.tensor_world": "Outcome TensorWorld",
     ".core.trace": "Trace TraceField",
     ".core.world": "World",
     ".utils.factory": "load_circuit",

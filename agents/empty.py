@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from ..core.agent import Agent
 from ..core.env import Env
@@ -38,22 +37,20 @@ class EmptyAgent(Agent):
         """Draw and answer batches.
 
         Raises:
-            ValueError: the env returned a batch that breaks the contract of :class:`~papertape.core.env.Env`.
+            ContractError: the env returned a batch that breaks the contract of :class:`~papertape.core.env.Env`.
         """
         values: dict[str, float] = {}
         while self.step < self.steps and not self.stop_requested:
             batch = self.env.sample(self.batch_size, self.generator)
-            length = batch.inputs.shape[0]
-            _check_shape("inputs", batch.inputs, (length, self.batch_size, self.env.input_size))
-            _check_shape("targets", batch.targets, (length, self.batch_size, self.env.output_size))
-            _check_shape("mask", batch.mask, (length, self.batch_size))
+            self.env.check_batch(batch, self.batch_size)
             outputs, _ = self.circuit(batch.inputs)
             values = self.env.metrics(outputs, batch)
             self.step += 1
             self.recorder.progress(self.step, self.steps, values)
             self.recorder.metrics(self.step, {f"train/{name}": value for name, value in values.items()})
+            counted = float(batch.mask.sum(0).mean())
             self.recorder.message(
-                f"batch {self.step}: {length} steps, {float(batch.mask.sum(0).mean()):.1f} counted per sequence; "
+                f"batch {self.step}: {len(batch.mask)} steps, {counted:.1f} counted per sequence; "
                 f"inputs in [{float(batch.inputs.min()):g}, {float(batch.inputs.max()):g}], "
                 f"targets in [{float(batch.targets.min()):g}, {float(batch.targets.max()):g}]"
             )
@@ -77,8 +74,3 @@ class EmptyAgent(Agent):
         load_weights(self.circuit, state)
         self.generator.set_state(state["generator"].cpu())
         self.step = state["step"]
-
-
-def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != expected:
-        raise ValueError(f"{name}: the env returned shape {list(tensor.shape)}; expected {list(expected)}")

@@ -44,13 +44,12 @@ def evaluate(task: Task, circuit: Circuit, *, sequences: int, batch_size: int, s
         seed: of the sequences or episodes, so that every evaluation sees the same ones.
     """
     generator = torch.Generator(task.device).manual_seed(seed)
-    counts = [min(batch_size, sequences - start) for start in range(0, sequences, batch_size)]
     if isinstance(task, World):
+        counts = [min(batch_size, sequences - start) for start in range(0, sequences, batch_size)]
         return task.metrics(join_episodes([task.play(carrying(circuit), count, generator) for count in counts], 1))
     env = _env(task)
     totals: dict[str, tuple[float, float]] = {}
-    made_up = (env.sample(count, generator) for count in counts)
-    for batch in env.batches(batch_size) or made_up:
+    for batch in env.batches(batch_size) or env.drawn(sequences, batch_size, generator):
         outputs, _ = circuit(batch.inputs)
         for name, (total, count) in env.tallies(outputs, batch).items():
             old_total, old_count = totals.get(name, (0.0, 0.0))
@@ -175,6 +174,14 @@ class _Film:
         return Trace({**trace, "world": world}, {**trace.fields, "world": WORLD})
 
 
+def refuse_dropout(circuit: nn.Module, agent: str, reason: str) -> None:
+    """Raise ValueError if a circuit has dropout, which an agent of this name cannot take; the reason says why."""
+    for name, module in circuit.named_modules():
+        share = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", None)
+        if isinstance(share, float) and share > 0:
+            raise ValueError(f"circuit: {name or 'it'} has dropout {share}, {reason}; allowed with {agent} is none")
+
+
 def set_error(task: Task, values: Mapping[str, float], stream: Stream, name: str) -> float:
     """The error of one set among the metrics of :func:`evaluate_all`; not a number where it was not answered."""
     return values.get(f"{stream}/{name}/{task.error_metric}", math.nan)
@@ -253,6 +260,10 @@ def fitting(task: Task, circuit: Circuit | nn.Module) -> Circuit:
     """
     if not isinstance(circuit, Circuit):
         return ModuleCircuit(task.input_size, task.output_size, module=circuit)
+    if circuit.embedding_size is not None and not task.token_inputs:
+        raise ValueError(
+            f"embedding_size: got {circuit.embedding_size}; inputs of the env are no tokens, allowed is null"
+        )
     for name in ("input_size", "output_size"):
         if getattr(circuit, name) != getattr(task, name):
             raise ValueError(f"{name}: the circuit has {getattr(circuit, name)}, the env {getattr(task, name)}")

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..circuits.normalised import Moments, NormalisedCircuit
 from ..core.component import build, class_of
 from ..core.contracts import is_outside, under
 from ..core.distributed import Processes
@@ -145,6 +146,19 @@ class EvolutionAgent(LearningAgent):
         ]
         return self.processes.gather(torch.cat(found) if found else None, rows, self.strategy.genome.device)
 
+    def _learn_what_was_seen(self) -> None:
+        """Tell a circuit that standardises its inputs what was observed, in the order of the shards."""
+        seen = getattr(self.scoring, "seen", None)
+        if seen is None or not isinstance(self.circuit, NormalisedCircuit):
+            return
+        shards = len(self._shards(self.strategy.population))
+        rows = [len(self.processes.share_of(rank, shards)) for rank in range(self.processes.size)]
+        own = [torch.cat([part.number.view(1), part.mean, part.squares]) for part in seen[: rows[self.processes.rank]]]
+        for row in self.processes.gather(torch.stack(own), rows, self.strategy.genome.device):
+            number, mean, squares = row.split([1, self.env.input_size, self.env.input_size])
+            self.circuit.learn(Moments(number.squeeze(0), mean, squares))
+        seen.clear()
+
     def _shards(self, members: int) -> list[slice]:
         """Where the shards of so many members lie; bounds are even, so that mirrored pairs stay together."""
         size = math.ceil(members / self.shards / 2) * 2
@@ -187,6 +201,7 @@ class EvolutionAgent(LearningAgent):
             again = self.scoring.draw(strategy.recheck_sequences, self.generator)
             strategy.confirm(self.score(self.population.layout.split(candidates), again).sum(1))
         self.population.layout.write(self.found(), self.circuit)
+        self._learn_what_was_seen()
         self.step += 1
         self._count_bad(strategy.bad_fitness - bad_before, bool(told.isfinite().any()))
         values = _summary(told)

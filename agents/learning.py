@@ -13,11 +13,13 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field
 
+from ..circuits.normalised import NormalisedCircuit
 from ..core.agent import Agent
 from ..core.component import outside
 from ..core.env import Env
 from ..core.options import LARGEST_STEP
 from ..core.streams import Stream, stream_seed
+from ..core.world import World, WorldError
 from .evaluation import (
     LESSON,
     check_keys,
@@ -42,6 +44,8 @@ class LearningAgent(Agent):
     own_meaning: ClassVar[frozenset[str]] = frozenset({"log_every", "evaluate_every", "save_every", "retry_every"})
     unit: ClassVar[str] = "step"
     """What one call of :meth:`train_step` is called in messages."""
+    counted: ClassVar[str] = "sequences"
+    """What :attr:`answers_per_step` counts."""
 
     batch_size: int = Field(
         default=16,
@@ -109,6 +113,8 @@ class LearningAgent(Agent):
         """See :meth:`Agent.setup`; also the circuit's sizes must be the env's, time first."""
         super().setup()
         self.circuit = fitting(self.env, self.circuit)
+        if isinstance(self.circuit, NormalisedCircuit) and not isinstance(self.env, World):
+            raise ValueError("circuit.type: got normalised, whose inputs are the observations of a world; this is none")
         if isinstance(self.env, Env) and outside(self.env):
             drawn = self.env.sample(1, torch.Generator(self.env.device).manual_seed(0))
             self.circuit.check_inputs(drawn.inputs, "[T, B, {}]")
@@ -126,7 +132,7 @@ class LearningAgent(Agent):
     @property
     @abstractmethod
     def answers_per_step(self) -> int:
-        """Sequences that are answered in a step."""
+        """Sequences that are answered in a step, or what else is :attr:`counted`."""
 
     @abstractmethod
     def train_step(self) -> dict[str, float]:
@@ -240,17 +246,17 @@ class LearningAgent(Agent):
             The last validation metrics.
 
         Raises:
-            TrainingError: see :meth:`train_step`.
+            TrainingError: see :meth:`train_step`; or an episode could not go on.
             LostProcessError: another process that shares the work is gone.
         """
         started, steps = time.monotonic(), 0
         while not (self.is_done() or self._stops()):
-            values = self.train_step()
+            values = self._step_or_save()
             steps += 1
             self.recorder.progress(self.step, self.last_step, values)
             if self.step % self.log_every == 0:
                 now = time.monotonic()
-                values |= {"sequences_per_second": steps * self.answers_per_step / (now - started)}
+                values |= {f"{self.counted}_per_second": steps * self.answers_per_step / (now - started)}
                 self.recorder.metrics(self.step, {f"train/{name}": value for name, value in values.items()})
                 started, steps = now, 0
             if self.step % self.evaluate_every == 0 or self.step == self.last_step:
@@ -264,9 +270,19 @@ class LearningAgent(Agent):
             self.stop_requested = False
         if self.target_reached:
             self.recorder.message(
-                f"{self.unit} {self.step}: target reached after {self.step * self.answers_per_step:,} sequences"
+                f"{self.unit} {self.step}: target reached after {self.step * self.answers_per_step:,} {self.counted}"
             )
         return self.last_validation
+
+    def _step_or_save(self) -> dict[str, float]:
+        """A step of learning; one in which a world fails is not taken, and the run is saved as it was before."""
+        drawn = self.generator.get_state()
+        try:
+            return self.train_step()
+        except WorldError as error:
+            self.generator.set_state(drawn)
+            self.recorder.checkpoint("latest", self.state_dict())
+            raise TrainingError(f"{self.unit} {self.step + 1}: {error}; saved as of {self.unit} {self.step}") from error
 
     def _stops(self) -> bool:
         """Whether any process was asked to stop; all stop at the same step."""

@@ -156,9 +156,7 @@ class MixedAgent(EvolutionAgent):
         optimiser = self.optimiser.make(list(parameters.values()), self.lr)
         for batch in self._lessons:
             optimiser.zero_grad(set_to_none=True)
-            outputs = map_members(
-                self.circuit, parameters, batch.inputs.to(self.population.dtype), randomness="different"
-            )
+            outputs = map_members(self.circuit, parameters, self.population.given(batch.inputs), randomness="different")
             losses = vmap(self.env.losses, in_dims=(1, None), out_dims=1)(outputs, batch)
             (losses.sum() / self.env.normaliser(batch)).backward()
             self._step(optimiser, list(parameters.values()))

@@ -15,6 +15,7 @@ from ..core.distributed import Processes
 from ..core.env import Batch
 from ..core.registry import register
 from .backprop import BackpropAgent
+from .evaluation import refuse_dropout
 
 
 class _Call(NamedTuple):
@@ -62,13 +63,7 @@ class NodePerturbationAgent(BackpropAgent):
                     f"agent.type: got 'node-perturbation', but the circuit's weight {name} is in no linear layer; "
                     "allowed are circuits without learned memory and with controllers made of linear layers"
                 )
-        for name, module in self.circuit.named_modules():
-            share = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", None)
-            if isinstance(share, float) and share > 0:
-                raise ValueError(
-                    f"circuit: {name or 'it'} has dropout {share}, which would differ in the two answers that are "
-                    "compared; allowed with node-perturbation is none"
-                )
+        refuse_dropout(self.circuit, "node-perturbation", "which would differ in the two answers that are compared")
 
     @property
     def answers_per_step(self) -> int:

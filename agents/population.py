@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 from ..circuits.module import ModuleCircuit
 from ..core.circuit import Circuit
@@ -27,6 +28,36 @@ class _Step(nn.Module):
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         return self.circuit.step(x, self.circuit.initial_state(x.shape[0]) if state is None else state)
+
+
+class Players:
+    """Members of a population that act in a world, each with a state of its own for each of its episodes."""
+
+    def __init__(self, step: _Step, stacks: Mapping[str, Stack], episodes: int) -> None:
+        """See :meth:`Population.answers`."""
+        self._step = step
+        self._stacks = stacks
+        self._parameters = {f"circuit.{name}": dense(stack) for name, stack in stacks.items()}
+        self._episodes = episodes
+        self._state: tuple[Any, ...] = ()
+
+    @torch.no_grad()
+    def __call__(self, observations: Tensor) -> Tensor:
+        """Observations ``[P·E, I]``, member by member, to outputs ``[P·E, O]``."""
+        given = observations.unflatten(0, (-1, self._episodes))
+        mapping = mapping_of(self._step.circuit, self._stacks, given[0].unsqueeze(0))
+        outputs, after = mapping(self._answer)(self._parameters, given, *self._state)
+        self._state = (after,)
+        answered: Tensor = outputs.flatten(0, 1)
+        return answered
+
+    def _answer(self, member: Mapping[str, Tensor], *arguments: Any) -> Any:
+        return functional_call(self._step, dict(member), arguments)
+
+    def keep(self, members: Tensor) -> None:
+        """Go on with some members alone, by their numbers ``[K]`` among those so far."""
+        self._parameters = {name: stack[members] for name, stack in self._parameters.items()}
+        self._state = tree_map(lambda leaf: leaf[members], self._state)
 
 
 class Population:
@@ -59,20 +90,25 @@ class Population:
 
         Args:
             stacks: P members' parameters by name.
-            inputs: ``[T, B, I]``, the same for every member.
+            inputs: ``[T, B, I]``, or tokens ``[T, B]``, the same for every member.
 
         Returns:
             ``[T, P, B, O]``
         """
         with torch.no_grad():
-            return self.circuit.run_population(stacks, inputs.to(self.dtype))
+            return self.circuit.run_population(stacks, self.given(inputs))
+
+    def given(self, inputs: Tensor) -> Tensor:
+        """Inputs as all members take them: tokens that each embeds in its own way, or vectors in their type."""
+        inputs = self.circuit.shared_inputs(inputs)
+        return inputs if inputs.dim() == 2 else inputs.to(self.dtype)
 
     def evaluate(self, stacks: Mapping[str, Stack], inputs: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
         """Answer and score all members, a chunk that fits the memory budget at a time.
 
         Args:
             stacks: P members' parameters by name.
-            inputs: ``[T, B, I]``, the same for every member.
+            inputs: ``[T, B, I]``, or tokens ``[T, B]``, the same for every member.
             score: maps logits ``[T, members, B, O]`` to ``[members, …]``.
 
         Returns:
@@ -86,36 +122,24 @@ class Population:
             scores.append(score(self.outputs({name: stack[part] for name, stack in stacks.items()}, inputs)))
         return torch.cat(scores)
 
-    def answers(self, stacks: Mapping[str, Stack], episodes: int) -> Callable[[Tensor], Tensor]:
+    def answers(self, stacks: Mapping[str, Stack], episodes: int) -> Players:
         """All members as the ``answer`` of :meth:`World.play`, with their states carried from step to step.
 
         Args:
             stacks: P members' parameters by name.
             episodes: E, episodes that each member plays.
-
-        Returns:
-            A function that maps observations ``[P·E, I]``, member by member, to outputs ``[P·E, O]``.
         """
-        parameters = {f"circuit.{name}": dense(stack) for name, stack in stacks.items()}
-        members = len(next(iter(parameters.values())))
-        state: tuple[Any, ...] = ()
+        return Players(self._step, stacks, episodes)
 
-        def step(member: Mapping[str, Tensor], *arguments: Any) -> Any:
-            return functional_call(self._step, dict(member), arguments)
-
-        @torch.no_grad()
-        def answer(observations: Tensor) -> Tensor:
-            nonlocal state
-            given = observations.unflatten(0, (members, episodes))
-            mapping = mapping_of(self.circuit, stacks, given[0].unsqueeze(0))
-            outputs, after = mapping(step)(parameters, given, *state)
-            state = (after,)
-            answered: Tensor = outputs.flatten(0, 1)
-            return answered
-
-        return answer
-
-    def play(self, stacks: Mapping[str, Stack], world: World, episodes: int, seed: int) -> Episodes:
+    def play(
+        self,
+        stacks: Mapping[str, Stack],
+        world: World,
+        episodes: int,
+        seed: int,
+        *,
+        seen: Callable[[Tensor], None] | None = None,
+    ) -> Episodes:
         """Episodes of all members at once, a chunk that fits the memory budget at a time.
 
         Args:
@@ -123,6 +147,7 @@ class Population:
             world: where they act.
             episodes: E, the same ones for every member.
             seed: of the episodes.
+            seen: see :meth:`World.play`.
         """
         members = len(next(iter(stacks.values())))
         chunk = self.chunk_size(torch.empty(1, episodes, world.input_size))
@@ -131,7 +156,8 @@ class Population:
             part = slice(start, min(start + chunk, members))
             answer = self.answers({name: stack[part] for name, stack in stacks.items()}, episodes)
             generator = torch.Generator(world.device).manual_seed(seed)
-            played.append(world.play(answer, episodes, generator, copies=part.stop - part.start))
+            copies = part.stop - part.start
+            played.append(world.play(answer, episodes, generator, copies=copies, keep=answer.keep, seen=seen))
         return join_episodes(played, 0)
 
     def chunk_size(self, inputs: Tensor) -> int:
@@ -140,7 +166,7 @@ class Population:
         A member is taken to need its parameters, its outputs, and its state eight times over: the last, the next and
         what lies between.
         """
-        length, batch, _ = inputs.shape
+        length, batch = inputs.shape[:2]
         carried = _elements(self.circuit.initial_state(batch))
         widest = max((shape[0] for shape in self.layout.shapes.values() if shape), default=1)
         outputs = self.circuit.output_size or widest

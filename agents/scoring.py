@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..circuits.normalised import Moments, NormalisedCircuit
 from ..core.circuit import Circuit
 from ..core.contracts import is_outside, under
 from ..core.env import Batch, Env
@@ -103,6 +104,8 @@ class EpisodeScoring(Scoring):
         """
         self.world = world
         self.population = population
+        self.seen: list[Moments] | None = [] if isinstance(population.circuit, NormalisedCircuit) else None
+        """Of the observations of each part of a population that was scored; None where nobody asks."""
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[int, int]:
         """How many episodes, and their seed; see :meth:`Scoring.draw`."""
@@ -111,7 +114,15 @@ class EpisodeScoring(Scoring):
     def scores(self, stacks: Mapping[str, Stack], drawn: tuple[int, int], *, part: int = 0) -> Tensor:
         """See :meth:`Scoring.scores`; all parts play the same episodes."""
         count, seed = drawn
-        return self.population.play(stacks, self.world, count, seed).returns / count
+        if self.seen is None:
+            return self.population.play(stacks, self.world, count, seed).returns / count
+        self.seen.append(Moments.of(torch.empty(0, self.world.input_size, device=self.world.device)))
+
+        def seen(observations: Tensor) -> None:
+            assert self.seen is not None
+            self.seen[-1] = self.seen[-1].merged(Moments.of(observations))
+
+        return self.population.play(stacks, self.world, count, seed, seen=seen).returns / count
 
     def metrics(self, circuit: Circuit, drawn: tuple[int, int]) -> dict[str, float]:
         """See :meth:`Scoring.metrics`."""

@@ -145,13 +145,13 @@ class SelfModifyingAgent(BackpropAgent):
 
     # ---- learning
 
-    def _gradients(self, circuit: Circuit, batch: Batch) -> tuple[float, float, Tensor]:
+    def _gradients(self, circuit: Circuit, batch: Batch) -> tuple[float, Tensor]:
         """See :meth:`BackpropAgent._gradients`; also those of a copy that is on trial, with the same randomness."""
         if isinstance(self.trial, PairedTrial):
             self.trial.circuit.train()
             self.trial.optimiser.zero_grad(set_to_none=True)
-            self._rehearsed, norm, _ = super()._gradients(self.trial.circuit, batch)
-            if not math.isfinite(norm):
+            self._rehearsed, _ = super()._gradients(self.trial.circuit, batch)
+            if not math.isfinite(self.bounded(self.trial.circuit)):
                 self._rehearsed = math.inf
         return super()._gradients(circuit, batch)
 

@@ -5,8 +5,30 @@ from .feedforward import FeedForwardCircuit
 from .memory import MemoryCircuit
 from .module import ModuleCircuit
 from .neat import NeatCircuit
+from .normalised import NormalisedCircuit
 from .ntm import NTM
+from .recurrent import GRU, LSTM, RecurrentCircuit
 from .sam import SAM, SDNC
+from .stack_rnn import StackRNN
 from .tape import Tape
+from .tape_rnn import TapeRNN
+from .transformer import Transformer
 
-__all__ = ["DNC", "NTM", "SAM", "SDNC", "FeedForwardCircuit", "MemoryCircuit", "ModuleCircuit", "NeatCircuit", "Tape"]
+__all__ = [
+    "DNC",
+    "GRU",
+    "LSTM",
+    "NTM",
+    "SAM",
+    "SDNC",
+    "FeedForwardCircuit",
+    "MemoryCircuit",
+    "ModuleCircuit",
+    "NeatCircuit",
+    "RecurrentCircuit",
+    "StackRNN",
+    "Tape",
+    "TapeRNN",
+    "Transformer",
+    "NormalisedCircuit",
+]

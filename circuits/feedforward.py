@@ -39,12 +39,28 @@ class FeedForwardCircuit(Circuit):
     )
     input_std: float = Field(default=1.0, gt=0, description="see input_mean")
 
+    zero_outputs: bool = Field(
+        default=False,
+        description="whether the last layer starts with zeros, so that a linear policy begins by doing nothing",
+    )
+
     def setup(self) -> None:
         """Make the layers."""
-        sizes = [self.input_size, *self.hidden_sizes, self.output_size]
+        sizes = [self.vector_size, *self.hidden_sizes, self.output_size]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
         self.residual: tuple[int, ...] = ()
         """Layers whose output is added to what they get, as a change of structure adds them."""
+        self._zero()
+
+    def reset_parameters(self) -> None:
+        """See :meth:`Circuit.reset_parameters`."""
+        super().reset_parameters()
+        self._zero()
+
+    def _zero(self) -> None:
+        if self.zero_outputs:
+            for parameter in self.layers[-1].parameters():
+                nn.init.zeros_(parameter)
 
     uniform = False
 
@@ -74,7 +90,7 @@ class FeedForwardCircuit(Circuit):
         """See :meth:`Circuit.resize`."""
         self.hidden_sizes = [layer.size for layer in structure]
         self.residual = tuple(index for index, layer in enumerate(structure) if layer.residual)
-        resized_list(self.layers, [*pairwise([self.input_size, *self.hidden_sizes, self.output_size])])
+        resized_list(self.layers, [*pairwise([self.vector_size, *self.hidden_sizes, self.output_size])])
         self.options = self.options.model_copy(update={"hidden_sizes": self.hidden_sizes})
 
     def _standardise(self, inputs: Tensor) -> Tensor:
@@ -116,11 +132,14 @@ class FeedForwardCircuit(Circuit):
 
         Args:
             parameters: a stack of P members for each named parameter.
-            inputs: ``[T, B, I]``
+            inputs: ``[T, B, I]``, or tokens ``[T, B]``.
 
         Returns:
             ``[T, P, B, O]``
         """
+        if self.embedding is not None:
+            return super().run_population(parameters, inputs)
+        inputs = self.shared_inputs(inputs)
         x = self._standardise(inputs).flatten(0, 1)
         last = len(self.layers) - 1
         for index in range(last + 1):

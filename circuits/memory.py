@@ -17,6 +17,7 @@ from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
 from ..core.controllers.base import LayeredController
 from ..core.kernels import dispatch, recompute
+from ..core.kernels.formulas import hooked
 from ..core.kernels.transforms import one_call
 from ..core.members import Stack
 from ..core.options import Options, check_sizes
@@ -31,6 +32,9 @@ from ..core.trace import TraceField
 class MemoryCircuit(Circuit):
     """Any controller with any memory: controller(x_t, r_{t-1}) -> h_t; heads(h_t) write, then read r_t; y_t(h_t, r_t).
 
+    Without ``read_feedback`` the controller sees x_t alone. Then it runs over the whole sequence first, and the memory
+    after it: a memory that has a parallel form for that takes it (:meth:`Accessor.run`).
+
     Under ``torch.autocast`` the matrix products of the controller and of the output layer take the lower precision.
     The interface vector, addressing, the memory and every state stay in the circuit's own type, and so do the outputs:
     weightings that are carried over many steps would not survive 8 bits.
@@ -40,6 +44,7 @@ class MemoryCircuit(Circuit):
 
     controller: AnyController = Field(default="lstm", description="what sees the input and drives the heads")
     accessor: AnyAccessor = Field(default="static", description="the memory and its heads")
+    read_feedback: bool = Field(default=True, description="the controller sees the words that were read last")
     hidden_size: int | None = Field(
         default=None,
         ge=1,
@@ -68,16 +73,17 @@ class MemoryCircuit(Circuit):
             reads, word = check_read_shape(kind, kind.read_shape(memory))
         self.read_shape = (reads, word)
         """R words of W elements are read at each step."""
-        wanted = self.input_size + reads * word
+        wanted = self.vector_size + (reads * word if self.read_feedback else 0)
         self.controller = build(self._chosen_controller(), wanted, clip=self.clip)
         own_clip = getattr(self.controller, "clip", self.clip)
         if own_clip != self.clip and "clip" in self.options.model_fields_set:
             name = type(self.controller).__name__
             raise ValueError(f"clip: got {self.clip}; the {name} that is given says {own_clip}")
         if self.controller.input_size != wanted:
+            words = f" and {reads} words of {word} elements" if self.read_feedback else ""
             raise ValueError(
                 f"controller: its input_size is {self.controller.input_size}; expected {wanted}, the circuit's "
-                f"input_size and {reads} words of {word} elements"
+                f"{'embedding_size' if self.embedding_size else 'input_size'}{words}"
             )
         if isinstance(self.controller.options, Options):
             self.options = self.options.model_copy(update={"controller": self.controller.options})
@@ -94,15 +100,21 @@ class MemoryCircuit(Circuit):
         self.hidden_size = self.controller.hidden_size
         self.output: nn.Linear | TiedBitsLinear = nn.Linear(self.hidden_size + reads * word, self.output_size)
         self.differentiable = self.accessor.differentiable and self.controller.differentiable
-        self.trace_fields = {  # type: ignore[misc]  # what its memory shows, others with each class of circuits
+        shared = sorted(self.accessor.trace_fields.keys() & self.controller.trace_fields.keys())
+        if shared:
+            raise ValueError(
+                f"controller: its trace shows {', '.join(shared)}, as that of the accessor does; expected other names"
+            )
+        self.trace_fields = {  # type: ignore[misc]  # what its parts show, others with each class of circuits
             "reads": TraceField("R W", "words", "words read"),
             **self.accessor.trace_fields,
+            **self.controller.trace_fields,
         }
         self.chosen_backend: str | None = None
 
     def fixed(self) -> str | None:
         """See :meth:`Circuit.fixed`; a controller in layers and a plain interface can change."""
-        if not isinstance(self.controller, LayeredController):
+        if not (isinstance(self.controller, LayeredController) and self.controller.changeable):
             return f"a {type(self.controller).__name__} has no layers that can change"
         interface = getattr(getattr(self.accessor, "interface", None), "linear", None)
         if interface is None:
@@ -202,16 +214,32 @@ class MemoryCircuit(Circuit):
             Features ``[B, F]`` (hidden vector and words read), the next state, and the head parameters.
         """
         with contextlib.nullcontext() if self.differentiable else torch.no_grad():
-            hidden, controller_state = self.controller(torch.cat([x, state.reads.flatten(1)], dim=-1), state.controller)
-            device = hidden.device.type
-            if device != "meta" and torch.is_autocast_enabled(device):
-                hidden = hidden.to(state.reads.dtype)
-                with torch.autocast(device, enabled=False):
-                    reads, accessor_state, heads = self.accessor(hidden, state.accessor)
-            else:
-                reads, accessor_state, heads = self.accessor(hidden, state.accessor)
+            seen = torch.cat([x, state.reads.flatten(1)], dim=-1) if self.read_feedback else x
+            hidden, controller_state = self.controller(seen, state.controller)
+            hidden, (reads, accessor_state, heads) = precisely(self.accessor, hidden, state.accessor, state.reads.dtype)
         features = torch.cat([hidden, reads.flatten(1)], dim=-1)
         return features, CircuitState(controller_state, accessor_state, reads), heads
+
+    def transitions(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
+        """Many steps without the output layer: all at once where no read is fed back, and no hook waits for steps.
+
+        Args:
+            inputs: ``[T, B, I]``.
+            state: where to start; what its accessor has begun may be changed in place.
+
+        Returns:
+            Features ``[T, B, F]`` and the last state.
+        """
+        if self.read_feedback or self.changed_transition or hooked(self.controller) or hooked(self.accessor):
+            features = []
+            for x in inputs.unbind(0):
+                feature, state, _ = self.transition(x, state)
+                features.append(feature)
+            return torch.stack(features), state
+        with contextlib.nullcontext() if self.differentiable else torch.no_grad():
+            hidden, controller_state = self.controller.run(inputs, state.controller)
+            hidden, (reads, accessor_state) = precisely(self.accessor.run, hidden, state.accessor, state.reads.dtype)
+        return torch.cat([hidden, reads.flatten(2)], dim=-1), CircuitState(controller_state, accessor_state, reads[-1])
 
     @property
     def changed_transition(self) -> bool:
@@ -251,23 +279,42 @@ class MemoryCircuit(Circuit):
             features, state = one_call(self.backend, recompute.run, self, inputs, state, self.recompute_every)
         return self.answer(features), state
 
+    def _run(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
+        features, state = self.transitions(inputs, state)
+        return self.answer(features), state
+
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
         """The answers of many members at once, through the chosen backend; see :meth:`Circuit.run_population`."""
-        return dispatch.run_population(self, parameters, inputs)
+        return dispatch.run_population(self, parameters, self.shared_inputs(inputs))
 
     def run_traced(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, dict[str, Tensor]]:
-        """Like :meth:`run`, step by step, and records what the heads did."""
+        """Like :meth:`run`, step by step, and records what the heads and the controller did."""
         features, state, recorded = one_call(self.backend, self._run_traced, inputs, state)
         return self.answer(features), state, recorded
 
     def _run_traced(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, dict[str, Tensor]]:
         features, steps = [], []
         for x in inputs.unbind(0):
-            feature, state, heads = self.transition(x, state)
+            before = state
+            feature, state, heads = self.transition(x, before)
             features.append(feature)
-            steps.append({**self.accessor.observed(heads, state.accessor), "reads": state.reads})
+            seen = {**self.accessor.observed(heads, state.accessor), "reads": state.reads}
+            if self.controller.trace_fields:
+                fed = torch.cat([x, before.reads.flatten(1)], dim=-1) if self.read_feedback else x
+                seen |= self.controller.observed(fed, before.controller, state.controller)
+            steps.append(seen)
         recorded = {name: torch.stack([step[name] for step in steps]) for name in self.trace_fields if name in steps[0]}
         return torch.stack(features), state, recorded
+
+
+def precisely(access: Any, hidden: Tensor, state: Any, dtype: torch.dtype) -> tuple[Tensor, Any]:
+    """The hidden vectors in a type, and what an accessor gives for them and a state, without autocast."""
+    device = hidden.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return hidden, access(hidden, state)
+    hidden = hidden.to(dtype)
+    with torch.autocast(device, enabled=False):
+        return hidden, access(hidden, state)
 
 
 _TRANSITION = MemoryCircuit.transition

@@ -9,13 +9,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.circuit import Circuit
+from ..core.state import example
 
 
 class ModuleCircuit(Circuit):
     """Any module as a circuit: ``module(inputs)`` gives outputs, or outputs and a state.
 
-    Inputs are ``[T, B, I]``, outputs ``[T, B, O]``, time first. A state is what the module makes of it; it is handed
-    back with the inputs that come next, ``module(inputs, state)``.
+    Inputs are ``[T, B, I]``, outputs ``[T, B, O]``, time first; tokens come as vectors, one-hot or embedded. A state is
+    what the module makes of it; it is handed back with the inputs that come next, ``module(inputs, state)``.
     """
 
     backends = ("auto", "eager")
@@ -32,15 +33,17 @@ class ModuleCircuit(Circuit):
         """Try the module out, where it is known what goes in.
 
         Raises:
-            ValueError: its answers have another shape than ``[T, B, O]``.
+            ValueError: its answers have another shape than ``[T, B, O]``, or it is not known how many tokens to embed.
         """
         if self.input_size is None:
+            if self.embedding_size is not None:
+                raise ValueError(f"embedding_size: got {self.embedding_size}; needs input_size, the number of tokens")
             return
         was_training = self.module.training
         self.module.eval()
         own = next(self.module.parameters(), torch.empty(0))
         with torch.no_grad():
-            answered, _ = self.run(own.new_zeros(2, 3, self.input_size), ())
+            answered, _ = self.run(own.new_zeros(2, 3, self.vector_size), ())
         self.module.train(was_training)
         expected = [2, 3, self.output_size or "O"]
         if not isinstance(answered, Tensor) or answered.dim() != 3 or list(answered.shape[:2]) != [2, 3]:
@@ -51,9 +54,13 @@ class ModuleCircuit(Circuit):
         if not fits:
             found = f"shape {list(answered.shape)}" if isinstance(answered, Tensor) else f"a {type(answered).__name__}"
             raise ValueError(
-                f"circuit: {type(self.module).__name__} answers inputs [2, 3, {self.input_size}] by {found}; expected "
+                f"circuit: {type(self.module).__name__} answers inputs [2, 3, {self.vector_size}] by {found}; expected "
                 f"shape {expected}, time first"
             )
+
+    def shared_inputs(self, inputs: Tensor) -> Tensor:
+        """See :meth:`Circuit.shared_inputs`; where it is not known what goes in, all are numbers."""
+        return super().shared_inputs(inputs) if self.input_size else inputs.to(example(self).dtype)
 
     def initial_state(self, batch_size: int) -> Any:
         """Nothing: the module begins by itself."""

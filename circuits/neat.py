@@ -24,6 +24,7 @@ class NeatCircuit(Circuit):
 
     backends = ("auto", "eager")
 
+    embedding_size: int | None = Field(default=None, init=False)
     max_nodes: int = Field(default=16, ge=1, description="hidden nodes that there is room for")
     activation: TopologyActivation = Field(default="tanh", description="of all nodes")
 
@@ -46,10 +47,10 @@ class NeatCircuit(Circuit):
 
         Args:
             parameters: a stack of P members for each named parameter.
-            inputs: ``[T, B, I]``
+            inputs: ``[T, B, I]``, or tokens ``[T, B]``.
 
         Returns:
             ``[T, P, B, O]``
         """
         hidden, output = (dense(parameters[f"network.{name}"]) for name in (HIDDEN_WEIGHT, OUTPUT_WEIGHT))
-        return self.network.run_population(hidden, output, inputs)
+        return self.network.run_population(hidden, output, self.shared_inputs(inputs))

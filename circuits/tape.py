@@ -49,13 +49,14 @@ class Tape(TapeOptions, MemoryCircuit):
         super().setup()
         if not self.tied_bits:
             return
-        for name, size in (("input_size", self.input_size), ("word_size", self.word_size)):
+        taken = "embedding_size" if self.embedding_size else "input_size"
+        for name, size in ((taken, self.vector_size), ("word_size", self.word_size)):
             if size < self.output_size:
                 raise ValueError(
                     f"{name}: got {size}; allowed with tied_bits is at least output_size ({self.output_size})"
                 )
         word = [self.output_size] + [1] * (self.word_size - self.output_size)
-        hidden = [self.output_size] + [1] * (self.input_size - self.output_size) + word
+        hidden = [self.output_size] + [1] * (self.vector_size - self.output_size) + word
         interface = self.accessor.interface
         interface.linear = TiedBitsLinear(hidden, word + [1] * (interface.size - self.word_size))
         self.output = TiedBitsLinear(hidden + word, [self.output_size])
@@ -67,8 +68,9 @@ class Tape(TapeOptions, MemoryCircuit):
         Controllers are mapped over the members. The tapes of all members and sequences are one batch,
         changed in place, and only as long as the sequences can use.
         """
-        if self.backend not in ("auto", "eager"):
+        if self.backend not in ("auto", "eager") or self.embedding is not None:
             return super().run_population(parameters, inputs)
+        inputs = self.shared_inputs(inputs)
         stacks = {name: dense(stack) for name, stack in parameters.items()}
         members, (steps, batch, _) = len(next(iter(stacks.values()))), inputs.shape
         prefix = "controller."

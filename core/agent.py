@@ -72,6 +72,19 @@ class Agent(Component, ABC):
             expected = "a tuple of kinds of tasks" if kind is type else "a tuple of words"
             expect(right, f"{cls.__qualname__}.{name}", f"is {value!r}", expected)
 
+    @classmethod
+    def task_of(cls, options: Any, task: Task) -> Task:
+        """The task as an agent with these options takes it, whose sizes are those of the circuit; here as it is.
+
+        Args:
+            options: of an agent of this class.
+            task: as it was built.
+
+        Raises:
+            ValueError: the agent cannot take it; says why.
+        """
+        return task
+
     def setup(self) -> None:
         """Check that env, circuit and options fit together, and try out those that come from outside the package.
 

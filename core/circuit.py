@@ -24,6 +24,7 @@ from .placement import AnyDeviceOrNone, AnyDtype
 from .registry import contract
 from .state import check_batch, compare, example, layout, map_state
 from .structure import Change, LayerEdit, Structure, Wire, check_structure, draw_all, inputs_of, make_change
+from .tokens import check_tokens, is_whole
 from .trace import Trace, TraceField
 
 
@@ -34,7 +35,9 @@ class Circuit(Component, nn.Module, ABC):
     Subclasses implement :meth:`initial_state` and :meth:`step`, and may override :meth:`run` with something faster.
     """
 
-    input_size: int = Field(kw_only=False, ge=1, description="I, channels of each input step")
+    input_size: int = Field(
+        kw_only=False, ge=1, description="I, channels of each input step, or how many tokens there are to choose from"
+    )
     output_size: int = Field(kw_only=False, ge=1, description="O, channels of each output step")
     batch_first: bool = Field(default=False, exclude=True, description="sequences are [B, T, …] rather than [T, B, …]")
     backend: str = Field(
@@ -42,6 +45,13 @@ class Circuit(Component, nn.Module, ABC):
     )
     device: AnyDeviceOrNone = Field(default=None, exclude=True, description="where the weights are")
     dtype: AnyDtype = Field(default=None, exclude=True, description="of the weights and of every state")
+
+    embedding_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="E, elements of a learned vector for each of the I tokens that inputs are made of; null takes "
+        "vectors as inputs, and tokens as one-hot vectors",
+    )
 
     differentiable: bool = Field(default=True, init=False)
     """Whether outputs have a gradient, without which a circuit can only evolve."""
@@ -61,6 +71,8 @@ class Circuit(Component, nn.Module, ABC):
     def after_setup(self) -> None:
         """Put what was built on its device, in its type."""
         check_choice("backend", self.backend, self.backends)
+        self.embedding = nn.Embedding(self.input_size, self.embedding_size) if self.embedding_size else None
+        """The vector of each token, ``[I, E]``."""
         self._checked_layout: Any = None
         """Layout of the last state that :meth:`check_state` accepted: the next most likely has the same."""
         self.first_structure = self.structure()
@@ -156,10 +168,7 @@ class Circuit(Component, nn.Module, ABC):
         Returns:
             ``[T · B, columns]`` in float64, on the CPU.
         """
-        inputs = self.check_inputs(inputs, "[T, B, {}]")
-        return inputs_of(
-            self, self.wires(self.structure()), lambda: self.run_traced(inputs, self.initial_state(inputs.shape[1]))
-        )
+        return inputs_of(self, self.wires(self.structure()), lambda: self(inputs, trace=True))
 
     def follow(self, change: Change, state: Any) -> Any:
         """A state of the circuit before a change, as it is afterwards; fresh units carry zeros.
@@ -181,8 +190,8 @@ class Circuit(Component, nn.Module, ABC):
         if example(self).is_meta:
             return  # Sizes alone are known there, by which not everyone's step can go.
         gives = ("outputs", "the next state")
-        try_steps(self, "step", state, self.input_size, (self.output_size,), gives, self.differentiable)
-        inputs, expected = example(self).new_zeros(3, BATCH, self.input_size), [3, BATCH, self.output_size]
+        try_steps(self, "step", state, self.vector_size, (self.output_size,), gives, self.differentiable)
+        inputs, expected = example(self).new_zeros(3, BATCH, self.vector_size), [3, BATCH, self.output_size]
         with torch.no_grad(), torch.random.fork_rng():
             for method in ("run", "run_traced"):
                 with trying(self, method):
@@ -198,6 +207,11 @@ class Circuit(Component, nn.Module, ABC):
         """Sizes, as torch shows them."""
         return f"{self.input_size}, {self.output_size}" + (", batch_first=True" if self.batch_first else "")
 
+    @property
+    def vector_size(self) -> int:
+        """Elements of what each step takes: E with an embedding, I without."""
+        return self.embedding_size or self.input_size
+
     @abstractmethod
     def initial_state(self, batch_size: int) -> Any:
         """State before the first step: a tree of NamedTuples of tensors, each with the batch as first dimension."""
@@ -207,7 +221,8 @@ class Circuit(Component, nn.Module, ABC):
         """One step.
 
         Args:
-            x: ``[B, I]``.
+            x: ``[B, I]``, or tokens ``[B]``; with an embedding tokens, or their vectors ``[B, E]``, as :meth:`run`
+                hands them on.
             state: from :meth:`initial_state` or the last step; None starts from :meth:`initial_state`.
 
         Returns:
@@ -218,7 +233,12 @@ class Circuit(Component, nn.Module, ABC):
         """
 
     def run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """A whole sequence, ``[T, B, I]`` -> ``[T, B, O]`` and the last state; here, step by step."""
+        """A whole sequence of vectors, ``[T, B, I]`` -> ``[T, B, O]`` and the last state; here, step by step.
+
+        Args:
+            inputs: as :meth:`forward` makes them: tokens have become vectors, ``[T, B, E]`` with an embedding.
+            state: where to start.
+        """
         outputs, state = one_call(self.backend, graphs.run_circuit, self, inputs, state)
         return outputs, state
 
@@ -239,12 +259,38 @@ class Circuit(Component, nn.Module, ABC):
 
         Args:
             parameters: a stack of P members for each named parameter.
-            inputs: ``[T, B, I]``
+            inputs: ``[T, B, I]``, or tokens ``[T, B]``.
 
         Returns:
             ``[T, P, B, O]``
         """
-        return map_members(self, parameters, inputs)
+        return map_members(self, parameters, self.shared_inputs(inputs))
+
+    def shared_inputs(self, inputs: Tensor) -> Tensor:
+        """What is the same for all members of a population: vectors, or tokens that each embeds in its own way.
+
+        Args:
+            inputs: ``[T, B, I]``, or tokens ``[T, B]``.
+
+        Returns:
+            ``[T, B, I]``, or with an embedding ``[T, B]``; vectors are given back as they are.
+
+        Raises:
+            ValueError: tokens are out of range.
+        """
+        if not is_whole(inputs) or inputs.dim() != 2:
+            return inputs
+        check_tokens(inputs, self.input_size)
+        return self.embed(inputs) if self.embedding is None else inputs
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Tokens ``[…]`` as vectors: those of the embedding ``[…, E]``, or one-hot ``[…, I]``; checks nothing."""
+        if self.embedding is not None:
+            vectors: Tensor = self.embedding(tokens.long())
+            return vectors
+        # As torch.nn.functional.one_hot, which every transform of torch can follow.
+        every = torch.arange(self.input_size, device=tokens.device)
+        return (tokens.unsqueeze(-1) == every).to(example(self).dtype)
 
     def forward(
         self,
@@ -258,7 +304,8 @@ class Circuit(Component, nn.Module, ABC):
 
         Args:
             inputs: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` for a single sequence, or a
-                PackedSequence; at least one step. Of the circuit's type, or one that it holds without loss.
+                PackedSequence; at least one step. Of the circuit's type, or one that it holds without loss. Or tokens,
+                whole numbers below I: the same without the last dimension.
             state: where to start; None starts from :meth:`initial_state`. A single sequence has a batch of one.
             lengths: steps of each sequence ``[B]`` where they differ: outputs after a sequence's end are zero, and its
                 state is the one at its own end. None runs all steps of all.
@@ -269,12 +316,16 @@ class Circuit(Component, nn.Module, ABC):
 
         Raises:
             ValueError: inputs, state or lengths have the wrong shape or type, inputs are of a type that would lose
-                precision in the circuit's, or the state is none of this circuit.
+                precision in the circuit's, tokens are out of range, there is an embedding and inputs are no tokens, or
+                the state is none of this circuit.
         """
         if isinstance(inputs, PackedSequence):
             return self._forward_packed(inputs, state, lengths, trace)
-        single = isinstance(inputs, Tensor) and inputs.dim() == 2
-        inputs = self.check_inputs(inputs, "[T, {}]" if single else "[B, T, {}]" if self.batch_first else "[T, B, {}]")
+        single = isinstance(inputs, Tensor) and inputs.dim() == (1 if is_whole(inputs) else 2)
+        shape = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
+        if self.embedding is not None and isinstance(inputs, Tensor) and not is_whole(inputs):
+            raise ValueError(f"inputs: got {inputs.dtype} of shape {list(inputs.shape)}; {self._expected(shape)}")
+        inputs = self.check_inputs(inputs, "[T, {}]" if single else shape)
         own = inputs.dtype
 
         def arranged(tensor: Tensor) -> Tensor:
@@ -312,24 +363,35 @@ class Circuit(Component, nn.Module, ABC):
         return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices), *rest
 
     def check_inputs(self, inputs: Tensor, shape: str) -> Tensor:
-        """The inputs in the circuit's type.
+        """The inputs as vectors in the circuit's type.
 
         Args:
-            inputs: what was given.
-            shape: what is expected, with ``{}`` for I.
+            inputs: what was given: vectors, or tokens, which have one dimension fewer.
+            shape: what is expected of vectors, with ``{}`` for I.
 
         Raises:
-            ValueError: no tensor, another shape, nothing in it, or a type that would lose precision in the circuit's.
+            ValueError: no tensor, another shape, nothing in it, a type that would lose precision in the circuit's, or
+                tokens out of range.
         """
-        expected = f"expected {shape.format(self.input_size)} with at least one step and one sequence"
         if not isinstance(inputs, Tensor):
-            raise ValueError(f"inputs: got a {type(inputs).__name__}; {expected}, in one torch.Tensor")
-        if inputs.dim() != shape.count(",") + 1 or inputs.shape[-1] != self.input_size or 0 in inputs.shape:
-            raise ValueError(f"inputs: got shape {list(inputs.shape)}; {expected}")
+            raise ValueError(f"inputs: got a {type(inputs).__name__}; {self._expected(shape)}, in one torch.Tensor")
+        if is_whole(inputs) and inputs.dim() == shape.count(",") and 0 not in inputs.shape:
+            check_tokens(inputs, self.input_size)
+            return self.embed(inputs)
+        if inputs.dim() != shape.count(",") + 1 or inputs.shape[-1] != self.vector_size or 0 in inputs.shape:
+            raise ValueError(f"inputs: got shape {list(inputs.shape)}; {self._expected(shape)}")
         own = example(self).dtype
         if inputs.dtype != own and torch.promote_types(inputs.dtype, own) != own:  # torch 2.6 cannot export the latter
             raise ValueError(f"inputs: got {inputs.dtype}; the circuit has {own} (convert either with .to)")
         return inputs.to(own)
+
+    def _expected(self, shape: str) -> str:
+        """What inputs are to be, in words."""
+        least = "with at least one step and one sequence"
+        if self.embedding is None:
+            return f"expected {shape.format(self.input_size)} {least}"
+        tokens = f"tokens {shape.replace(', {}', '')}, whole numbers from 0 to {self.input_size - 1}"
+        return f"expected {tokens} (embedding_size is {self.embedding_size}), {least}"
 
     def check_state(self, state: Any, inputs: Tensor) -> Any:
         """The state, or the initial one for None.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .options import ContractError, OptionsError
-from .state import compare, example, map_state
+from .state import compare, example, leaves, map_state
 from .trace_field import TraceField, check_fields
 
 BATCH, OTHER_BATCH = 2, 3
@@ -213,6 +213,31 @@ def try_steps(
                 sources = [*inputs, *(one for one in module.parameters() if one.requires_grad)]
                 torch.autograd.grad(results[0].sum(), sources, allow_unused=True)
     return results
+
+
+def try_run(module: Any, base: type, state: Any, width: int) -> None:
+    """See that a run of one's own over a whole sequence gives what steps give.
+
+    Args:
+        module: an accessor or a controller.
+        base: the base class of its kind.
+        state: from :func:`try_initial_state`.
+        width: of its input.
+
+    Raises:
+        ContractError: it fails, or gives something else.
+    """
+    if type(module).run is base.run:  # type: ignore[attr-defined]
+        return
+    where = f"{type(module).__qualname__}.run"
+    with _apart(module), torch.no_grad(), trying(module, "run"):
+        x = torch.linspace(-1, 1, 3 * BATCH * width, dtype=example(module).dtype, device=example(module).device)
+        x = x.view(3, BATCH, width)
+        expected, last = base.run(module, x, state)  # type: ignore[attr-defined]
+        found, after = module.run(x, state)
+    for got, wanted in zip([found, *leaves(after)], [expected, *leaves(last)], strict=True):
+        right = got.shape == wanted.shape and torch.allclose(got, wanted, 1e-2, 1e-3, equal_nan=True)
+        expect(right, where, "gives something else than steps do", "what they give")
 
 
 def _try_one_row(module: Any, method: str, x: Tensor, state: Any, together: Tensor) -> None:

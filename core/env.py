@@ -13,15 +13,16 @@ from torch.nn import functional
 
 from .contracts import OTHER_BATCH, expect, trying
 from .task import Task
+from .tokens import is_whole
 
 
 class Batch(NamedTuple):
     """One batch of sequences, time first."""
 
     inputs: Tensor
-    """``[T, B, I]``"""
+    """``[T, B, I]``, or tokens ``[T, B]``, whole numbers below I"""
     targets: Tensor
-    """``[T, B, O]``"""
+    """``[T, B, O]``, or classes ``[T, B]``, whole numbers below O"""
     mask: Tensor
     """``[T, B]``: 1 where the output counts, 0 elsewhere and on padding."""
 
@@ -35,6 +36,8 @@ class Env(Task):
     """
 
     error_metric: ClassVar[str] = "bits_wrong"
+    class_targets: ClassVar[bool] = False
+    """Whether targets are classes, whole numbers below ``output_size``, rather than vectors of so many channels."""
 
     loss_per: Literal["sequence", "bit"] = Field(
         default="sequence",
@@ -63,18 +66,13 @@ class Env(Task):
             with trying(self, "sample"):
                 drawn.append(self.sample(count, torch.Generator(self.device).manual_seed(0)))
         batch = drawn[0]
-        right = isinstance(batch, Batch) and all(isinstance(part, Tensor) for part in batch)
-        expect(right, f"{name}.sample", f"returns a {type(batch).__name__}", "a Batch of three tensors")
-        steps = batch.mask.shape[0] if batch.mask.dim() else 1
-        shapes = ((steps, count, self.input_size), (steps, count, self.output_size), (steps, count))
-        for part, tensor, again, shape in zip(Batch._fields, batch, drawn[1], shapes, strict=True):
+        self.check_batch(batch, count)
+        for part, tensor, again in zip(Batch._fields, batch, drawn[1], strict=True):
             where = f"{name}.sample: {part} of {count} sequences"
-            found = f"{tensor.dtype} of shape {list(tensor.shape)}"
-            right = tensor.shape == shape and tensor.is_floating_point()
-            expect(right, where, found, f"floats of shape {list(shape)}, time first")
             same = torch.equal(tensor, again)
             expect(same, where, "another draw from the same seed", "all randomness from the generator that is given")
-        outputs = torch.zeros_like(batch.targets)
+        steps = len(batch.mask)
+        outputs = self.silence(batch)
         with trying(self, "losses"):
             losses, loss = self.losses(outputs, batch), self.loss(outputs, batch)
         for method, tensor, shape in (("losses", losses, (steps, count)), ("loss", loss, ())):
@@ -85,6 +83,36 @@ class Env(Task):
             known = {metric: (total, amount) for metric, (total, amount) in self.tallies(outputs, batch).items()}
             self.metrics(outputs, batch)
         expect(self.error_metric in known, name, f"error_metric is {self.error_metric!r}", f"one of {', '.join(known)}")
+
+    def check_batch(self, batch: Batch, count: int) -> None:
+        """See that a batch is what it is to be.
+
+        Args:
+            batch: from :meth:`sample`.
+            count: sequences that were asked for.
+
+        Raises:
+            ContractError: it is not; names the part, what was found and what is expected.
+        """
+        where = f"{type(self).__qualname__}.sample"
+        right = isinstance(batch, Batch) and all(isinstance(part, Tensor) for part in batch)
+        expect(right, where, f"returns a {type(batch).__name__}", "a Batch of three tensors")
+        steps = batch.mask.shape[0] if batch.mask.dim() else 1
+        sizes = ((self.input_size, self.token_inputs), (self.output_size, self.class_targets), (0, False))
+        for part, tensor, (size, whole) in zip(Batch._fields, batch, sizes, strict=True):
+            shape = [steps, count] if whole or not size else [steps, count, size]
+            found = f"{tensor.dtype} of shape {list(tensor.shape)}"
+            expected = f"{'whole numbers' if whole else 'floats'} of shape {shape}, time first"
+            right = is_whole(tensor) if whole else tensor.is_floating_point()
+            expect(list(tensor.shape) == shape and right, f"{where}: {part} of {count} sequences", found, expected)
+            if whole and tensor.numel():
+                found = f"from {int(tensor.min())} to {int(tensor.max())}"
+                inside = bool(((tensor >= 0) & (tensor < size)).all())
+                expect(inside, f"{where}: {part}", found, f"whole numbers below {size}")
+
+    def silence(self, batch: Batch) -> Tensor:
+        """Answers to a batch that are all zero, ``[T, B, O]``."""
+        return batch.mask.new_zeros(*batch.mask.shape, self.output_size)
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Masked cross-entropy of each position, summed over its bits, in nats.
@@ -129,7 +157,7 @@ class Env(Task):
     def normaliser(self, batch: Batch) -> Tensor:
         """What the sum of :meth:`losses` is divided by: the batch size, or the number of counted bits."""
         if self.loss_per == "sequence":
-            return torch.as_tensor(batch.mask.shape[1], dtype=batch.inputs.dtype, device=batch.mask.device)
+            return torch.as_tensor(batch.mask.shape[1], dtype=batch.mask.dtype, device=batch.mask.device)
         return (batch.mask.sum() * batch.targets.shape[-1]).clamp(min=1)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -172,6 +200,17 @@ class Env(Task):
             for name, (total, count) in self.tallies(outputs, batch).items()
             if count > 0
         }
+
+    def drawn(self, count: int, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Sequences to be judged on, drawn as those of training are.
+
+        Args:
+            count: how many.
+            batch_size: the most sequences of a batch; the last may have fewer.
+            generator: the only source of randomness; on the env's device.
+        """
+        for start in range(0, count, batch_size):
+            yield self.sample(min(batch_size, count - start), generator)
 
     def batches(self, batch_size: int) -> Iterator[Batch] | None:
         """Every example of a finite set once, in order; None where examples are made up without end.

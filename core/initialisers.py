@@ -22,6 +22,11 @@ def reset(module: nn.Module) -> None:
     own = [name for name, _ in module.named_parameters(recurse=False)]
     if own:
         raise TypeError(f"{type(module).__name__}: has weights of its own ({', '.join(own)}) and no reset_parameters")
+    reset_layers(module)
+
+
+def reset_layers(module: nn.Module) -> None:
+    """The same, of a module with weights of its own, which it draws itself."""
     for part in module.children():
         draw = getattr(part, "reset_parameters", None)
         if draw is None:

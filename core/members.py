@@ -17,6 +17,7 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .state import map_state
+from .tokens import is_whole
 
 if TYPE_CHECKING:
     from .circuit import Circuit
@@ -153,7 +154,7 @@ def mapping_of(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor) -> Cal
     Args:
         circuit: what each member is.
         stacks: of P members for each named parameter.
-        inputs: what they are to answer, ``[T, B, I]``.
+        inputs: what they are to answer, ``[T, B, I]``, or tokens ``[T, B]``.
     """
     known: Callable[..., Any] | None = circuit.__dict__.get("_mapping")
     if known is None:
@@ -176,7 +177,8 @@ def mapping_of(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor) -> Cal
 
 
 def _answers(circuit: Circuit, inputs: Tensor) -> Tensor:
-    return circuit._run(inputs, circuit.initial_state(inputs.shape[1]))[0]
+    vectors = circuit.embed(inputs) if is_whole(inputs) else inputs
+    return circuit._run(vectors, circuit.initial_state(inputs.shape[1]))[0]
 
 
 def _map(
@@ -200,7 +202,7 @@ def map_members(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor, *, ra
     Args:
         circuit: what each member is; its own parameters are left alone.
         stacks: of P members for each named parameter.
-        inputs: ``[T, B, I]``, the same for every member.
+        inputs: ``[T, B, I]``, or tokens ``[T, B]``, the same for every member.
         randomness: ``different`` lets random draws, such as dropout, differ between members; by default they raise.
 
     Returns:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, get_args
 from pydantic import Field
 from typing_extensions import Self
 
-from .component import Component
+from .component import Component, fields_of
 from .contracts import expect, trying
 from .options import ContractError
 from .placement import AnyDevice
@@ -23,11 +23,13 @@ class Task(Component, ABC):
     """Sizes of inputs and outputs, sets to validate and test on, an error metric, and a curriculum where there is one.
 
     A subclass sets ``input_size`` and ``output_size`` in :meth:`setup`: I and O, the channels of an input and of an
-    output.
+    output, or how many tokens and classes there are.
     """
 
     device: AnyDevice = Field(default="cpu", exclude=True, description="where batches or episodes are made")
 
+    token_inputs: ClassVar[bool] = False
+    """Whether inputs are tokens, whole numbers below ``input_size``, rather than vectors of so many channels."""
     error_metric: ClassVar[str]
     """The metric that says how well the task is solved; 0 is perfect."""
 
@@ -73,9 +75,10 @@ class Task(Component, ABC):
         return ()
 
     def changed(self, **changes: Any) -> Self:
-        """The same task with other values of some options, on the same device."""
+        """The same task with other values of some options; what is no option, such as the device, is the same."""
         own = {name: value for name, value in self.options if name != "type"}
-        return type(self)(**{**own, **changes}, device=self.device)
+        given = {name: getattr(self, name) for name, field in fields_of(type(self)).items() if field.exclude}
+        return type(self)(**{**own, **given, **changes})
 
     def sets(self, stream: Stream) -> Mapping[str, Task]:
         """Fixed variants of this task to be judged on, by name; the first is the training range itself.

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from .circuit import Circuit
 from .contracts import expect, trying
+from .state import map_state
 from .task import Task
+
+
+class WorldError(RuntimeError):
+    """An episode cannot go on, for what stands behind a world has failed; says at which step."""
 
 
 class Step(NamedTuple):
     """What gymnasium's vector environments return from ``step``, as tensors; B episodes."""
 
     observations: Tensor
-    """``[B, I]``; zeros where the episode is over."""
+    """``[B, I]``; zeros where the episode is over, but for the step that cuts it off: that still shows the last, from
+    which an agent may judge what was to come."""
     rewards: Tensor
     """``[B]`` in float64; zero where the episode was over before."""
     terminated: Tensor
-    """bool ``[B]``: the episode has come to its end; stays so until the next reset."""
+    """bool ``[B]``: the episode has come to its end; stays so until another takes its place."""
     truncated: Tensor
-    """bool ``[B]``: the episode was cut off by a limit of time; stays so until the next reset."""
+    """bool ``[B]``: the episode was cut off by a limit of time; stays so until another takes its place."""
     info: dict[str, Tensor]
     """By name ``[B]``: what :meth:`World.metrics` quotes besides the reward, for the episode so far."""
 
@@ -40,14 +47,40 @@ class Episodes(NamedTuple):
     """By name ``[M, E]``, from the last step of each episode."""
 
 
+ActionKind = Literal["categorical", "bernoulli", "normal"]
+
+
+class ActionPart(NamedTuple):
+    """Channels of an output, side by side, and the distribution that they give where actions are drawn.
+
+    A sample has the same channels, and :meth:`World.decide` turns it into the action, as it does with an output; so its
+    probability is the same whatever the world makes of it.
+    """
+
+    kind: ActionKind
+    """``categorical``: logits of as many choices as channels, a sample is one-hot; ``bernoulli``: each channel is the
+    logit of yes, a sample is 1 for yes and -1 for no; ``normal``: each channel is a mean, a sample any number near it.
+    The standard deviation is the agent's."""
+    size: int
+    """Channels."""
+
+
 class World(Task):
     """Episodes with rewards, after gymnasium's vector API, in batched tensors.
 
     Differences to gymnasium: randomness comes from a generator; several copies of the same episodes can run side by
-    side, one for each member of a population; and an episode that is over stays so until the next reset, with zero
-    rewards. Nothing of an episode outlives the next reset, so there is no state to be saved. ``input_size`` counts the
-    channels of an observation, ``output_size`` those that :meth:`decide` turns into an action.
+    side, one for each member of a population; and an episode that is over stays so, with zero rewards, until the next
+    :meth:`reset` or until :meth:`renew` begins another in its place. ``input_size`` counts the channels of an
+    observation, ``output_size`` those that :meth:`decide` turns into an action.
+
+    A world of tensors that keeps all it knows of its episodes in :attr:`state` has :meth:`keep` and :meth:`renew` from
+    here; another has its own, or does without: then members of a population wait for each other, and no agent can
+    learn from more than whole episodes.
     """
+
+    state: Any = Field(default=None, init=False)
+    """Where B episodes are: a tree of NamedTuples of tensors ``[B, …]``, set by :meth:`reset` and :meth:`step`; None
+    before, and in worlds that keep it elsewhere."""
 
     @abstractmethod
     def reset(self, episodes: int, generator: torch.Generator, *, copies: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
@@ -70,11 +103,58 @@ class World(Task):
         """Carry out one action in each episode; those of episodes that are over are ignored.
 
         Args:
-            actions: ``[M·E]`` or ``[M·E, A]``, what :meth:`decide` returns.
+            actions: ``[B]`` or ``[B, A]``, what :meth:`decide` returns; B = M·E after a reset.
 
         Raises:
             RuntimeError: there was no reset before.
+            WorldError: what stands behind the world has failed.
         """
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the episodes alone; the others are dropped.
+
+        Args:
+            rows: numbers of those that stay, ``[K]``, ascending; the world has K episodes afterwards, in this order.
+
+        Raises:
+            RuntimeError: there was no reset before, or the world cannot (see :attr:`renewable`).
+        """
+        self.state = map_state(lambda leaf: leaf[rows.to(leaf.device)], self._episodes_apart("keep"))
+
+    def renew(self, over: Tensor, generator: torch.Generator) -> Tensor:
+        """Begin new episodes, each different, in the places of some; the others go on.
+
+        Args:
+            over: where to, bool ``[B]``; as a rule, where an episode is terminated or truncated.
+            generator: the only source of randomness.
+
+        Returns:
+            First observations ``[B, I]`` of the new episodes; zeros where another goes on.
+
+        Raises:
+            RuntimeError: there was no reset before, or the world cannot (see :attr:`renewable`).
+        """
+        going, count = self._episodes_apart("renew"), int(over.sum())
+        shown = torch.zeros(len(over), self.input_size, device=self.device)
+        if count:
+            first, _ = self.reset(count, generator)
+            self.state = map_state(lambda old, new: old.index_put((over.to(old.device),), new), going, self.state)
+            shown = shown.to(first).index_put((over.to(first.device),), first)
+        return shown
+
+    @property
+    def renewable(self) -> bool:
+        """Whether single episodes can be dropped and begun anew, by :meth:`keep` and :meth:`renew`."""
+        own = type(self).keep is not World.keep and type(self).renew is not World.renew
+        return own or self.state is not None
+
+    def _episodes_apart(self, wanted: str) -> Any:
+        if self.state is None:
+            raise RuntimeError(
+                f"{type(self).__qualname__}.{wanted}: there was no reset before, or its episodes are not apart; "
+                f"expected all that it knows of them in state, or a {wanted} of its own"
+            )
+        return self.state
 
     def check(self) -> None:
         """Begin a few episodes and take a step; see :meth:`Task.check`."""
@@ -93,9 +173,21 @@ class World(Task):
         of = f"of {episodes} episodes, {copies} copies of each,"
         parts: list[Any] = [("reset", "observations", begun[0], (count, self.input_size))]
         parts += [("reset", part, tensor, (count,)) for part, tensor in dict(begun[1]).items()]
-        parts += [("step", part, getattr(step, part), (count,)) for part in ("rewards", "terminated", "truncated")]
-        parts += [("step", "observations", step.observations, (count, self.input_size))]
-        parts += [("step", part, tensor, (count,)) for part, tensor in dict(step.info).items()]
+        parts += _parts_of(step, "step", count, self.input_size)
+        if self.renewable:
+            kept = torch.tensor([0, 2, 5], device=self.device)
+            with trying(self, "keep"):
+                self.keep(kept)
+            with trying(self, "step"):
+                step = self.step(actions[kept])
+            parts += _parts_of(step, "step, after keep,", len(kept), self.input_size)
+            over = torch.tensor([True, False, True], device=self.device)
+            with trying(self, "renew"):
+                first = self.renew(over, torch.Generator(self.device).manual_seed(1))
+            with trying(self, "step"):
+                step = self.step(actions[kept])
+            parts += [("renew", "observations", first, (len(kept), self.input_size))]
+            parts += _parts_of(step, "step, after renew,", len(kept), self.input_size)
         for method, part, tensor, shape in parts:
             found = f"{tensor.dtype} of shape {list(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)
             right = isinstance(tensor, Tensor) and tensor.shape == shape
@@ -109,9 +201,26 @@ class World(Task):
         with trying(self, "metrics"):
             known = self.metrics(Episodes(numbers, numbers, dict.fromkeys(step.info, numbers)))
         expect(self.error_metric in known, name, f"error_metric is {self.error_metric!r}", f"one of {', '.join(known)}")
+        with trying(self, "action_parts"):
+            drawn = [(part.kind, part.size) for part in self.action_parts()]
+        right = all(kind in get_args(ActionKind) for kind, _ in drawn)
+        right = right and sum(size for _, size in drawn) == self.output_size
+        allowed = f"{', '.join(get_args(ActionKind))}, of {self.output_size} channels in all"
+        expect(right, f"{name}.action_parts", f"gives {drawn}", allowed)
+
+    def action_parts(self) -> Sequence[ActionPart]:
+        """How actions are drawn, all channels of an output in order; here one choice, as :meth:`decide` has it.
+
+        Raises:
+            ValueError: none are, because the world draws by itself.
+        """
+        return [ActionPart("categorical", self.output_size)]
 
     def decide(self, outputs: Tensor) -> Tensor:
-        """Actions from a circuit's outputs ``[B, O]``; here the number of the largest, ``[B]``."""
+        """Actions from a circuit's outputs ``[B, O]``, or from what was drawn from them (see :meth:`action_parts`).
+
+        Here the number of the largest, ``[B]``.
+        """
         return outputs.argmax(-1)
 
     def pictured(self) -> World:
@@ -134,34 +243,82 @@ class World(Task):
         generator: torch.Generator,
         *,
         copies: int = 1,
+        keep: Callable[[Tensor], None] | None = None,
+        seen: Callable[[Tensor], None] | None = None,
     ) -> Episodes:
         """Play episodes to the end.
 
+        An answer, a reward or an observation that is no finite number makes the return of its episode nan.
+
         Args:
             answer: maps observations ``[M·E, I]`` to outputs ``[M·E, O]``; called once for each step, so it can carry
-                the state of a circuit along.
+                the state of a circuit along. Of an episode that is over, observations are zeros and outputs ignored.
             episodes: E, how many different ones.
             generator: the only source of randomness.
             copies: M, how often each is played.
+            keep: called with the numbers ``[K]``, among those so far, of the copies that go on, once the episodes of a
+                tenth of them are all over; from then on ``answer`` is given the observations ``[K·E, I]`` of these
+                alone. Never called in a world that is not :attr:`renewable`.
+            seen: called at each step with the finite observations of all episodes that go on, ``[N, I]``.
         """
         observations, info = self.reset(episodes, generator, copies=copies)
+        dropping = keep if self.renewable else None
         returns = observations.new_zeros(copies * episodes, dtype=torch.float64)
         lengths = torch.zeros_like(returns, dtype=torch.long)
         running = torch.ones_like(returns, dtype=torch.bool)
-        while running.any():
+        numbers = torch.arange(copies, device=returns.device)
+        ended: list[tuple[Tensor, Episodes]] = []
+        while True:
+            finite = observations.isfinite().all(1)
+            if seen is not None:
+                seen(observations[running & finite])
             outputs = answer(observations)
             # An answer that is no number earns none; what is done instead must be an action all the same.
             lost = outputs.isnan()
-            returns = returns.masked_fill(running & lost.flatten(1).any(1), torch.nan)
+            spoilt = running & (lost.flatten(1).any(1) | ~finite)
             actions = self.decide(outputs.masked_fill(lost, 0))
             observations, rewards, terminated, truncated, info = self.step(actions)
-            returns += rewards
-            lengths += running
+            returns = (returns + rewards).masked_fill(spoilt, torch.nan)
+            lengths = lengths + running
             running = ~(terminated | truncated)
-        shape = (copies, episodes)
+            observations = observations.masked_fill(~running.unsqueeze(1), 0)
+            going = running.view(-1, episodes).any(1)
+            left = int(going.sum())
+            if left == 0:
+                break
+            if dropping is not None and 10 * left <= 9 * len(going):
+                at, rows = going.nonzero().squeeze(1), going.repeat_interleave(episodes)
+                ended.append((numbers[~going], _copies(episodes, returns, lengths, info, ~rows)))
+                self.keep(rows.nonzero().squeeze(1))
+                dropping(at)
+                observations, returns, lengths, running = (
+                    part[rows] for part in (observations, returns, lengths, running)
+                )
+                numbers = numbers[at]
+        ended.append((numbers, _copies(episodes, returns, lengths, info)))
+        order = torch.cat([numbers for numbers, _ in ended]).argsort()
+        played = join_episodes([part for _, part in ended], 0)
         return Episodes(
-            returns.view(shape), lengths.view(shape), {name: value.view(shape) for name, value in info.items()}
+            played.returns[order], played.lengths[order], {name: value[order] for name, value in played.info.items()}
         )
+
+
+def _copies(
+    episodes: int, returns: Tensor, lengths: Tensor, info: dict[str, Tensor], rows: Tensor | slice = slice(None)
+) -> Episodes:
+    """What was played in some rows ``[M·E]``, copy by copy."""
+    shape = (-1, episodes)
+    own = {name: value[rows].view(shape) for name, value in info.items()}
+    return Episodes(returns[rows].view(shape), lengths[rows].view(shape), own)
+
+
+def _parts_of(step: Step, method: str, count: int, size: int) -> list[Any]:
+    """Each tensor of a step with the method and the name that a message gives it, and the shape that it should have."""
+    parts: list[Any] = [
+        (method, part, getattr(step, part), (count,)) for part in ("rewards", "terminated", "truncated")
+    ]
+    parts += [(method, "observations", step.observations, (count, size))]
+    return parts + [(method, part, tensor, (count,)) for part, tensor in dict(step.info).items()]
 
 
 def join_episodes(parts: Sequence[Episodes], dim: int) -> Episodes:

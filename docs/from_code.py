@@ -82,6 +82,8 @@ ROOMS = (
     "papertape.core.accessors",
     "papertape.core.controllers",
     "papertape.envs",
+    "papertape.envs.chomsky",
+    "papertape.envs.popgym",
     "papertape.agents",
     "papertape.agents.strategies",
     "papertape.agents.fitness",

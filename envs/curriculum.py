@@ -86,6 +86,25 @@ class Curriculum(Component, ABC):
                 tried.advance(0.0)
                 tried.load_state_dict(tried.state_dict())
 
+    def draw_ranges(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw ``count`` times the range that each quantity has at the current level, or at an earlier one.
+
+        Args:
+            count: how many independent draws.
+            generator: the only source of randomness; the result is on its device.
+
+        Returns:
+            For each quantity its smallest and largest value, ``[count, 2]``.
+        """
+        device = generator.device
+        levels = torch.full((count,), self.level, device=device)
+        if self.mix and self.level:
+            any_level = torch.randint(self.level + 1, (count,), generator=generator, device=device)
+            levels = torch.where(torch.rand(count, generator=generator, device=device) < self.mix, any_level, levels)
+        return {
+            name: torch.tensor([level[name] for level in self.levels], device=device)[levels] for name in self.ranges
+        }
+
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw every quantity ``count`` times, evenly within its range.
 
@@ -96,15 +115,10 @@ class Curriculum(Component, ABC):
         Returns:
             For each quantity whole numbers, ``[count]``.
         """
-        device = generator.device
-        levels = torch.full((count,), self.level, device=device)
-        if self.mix and self.level:
-            any_level = torch.randint(self.level + 1, (count,), generator=generator, device=device)
-            levels = torch.where(torch.rand(count, generator=generator, device=device) < self.mix, any_level, levels)
         drawn = {}
-        for name in self.ranges:
-            low, high = torch.tensor([level[name] for level in self.levels], device=device)[levels].unbind(-1)
-            share = torch.rand(count, generator=generator, device=device, dtype=torch.float64)
+        for name, ranges in self.draw_ranges(count, generator).items():
+            low, high = ranges.unbind(-1)
+            share = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
             drawn[name] = low + (share * (high - low + 1)).long()
         return drawn
 

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from ..core import install
 from ..core.registry import register
+from ..core.streams import Stream
 from ..core.trace_field import Channels
-from ..core.world import Step, World, check_episodes
-from ..utils.vector_environments import VectorEnvironment, Workers, cores
+from ..core.world import ActionPart, Step, World, WorldError, check_episodes
+from ..utils.vector_environments import Separate, Together, Workers, cores
+from .spaces import Actions, Refused, Squash, as_floats, observation_channels
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
-MOST_WHOLE_NUMBERS = 2**24
-"""Between the bounds of an action: all are within reach of an output in single precision."""
-LARGEST_WHOLE_NUMBER = 2**53
-"""Up to here double precision holds every whole number."""
+logger = logging.getLogger(__name__)
+
+LONGEST_SPACE = 200
+"""Letters of a space in a message."""
+SMALLEST_CHANCE = 2.0**-54
+"""By which an action is drawn; they are multiples of twice this."""
 
 
 @register("env", "gym")
@@ -32,9 +37,12 @@ class GymWorld(World):
     """Episodes of one of gymnasium's environments.
 
     Observations are flattened, discrete ones one-hot. Outputs become actions so: the largest one of a discrete action
-    (of each of several), yes above 0 for binary ones, and for continuous ones the logistic function of an output
-    between the bounds, or the output itself where there are none. Of an action that is a whole number between bounds,
-    each number has an equal part of the logistic function's range; without bounds, the output is rounded.
+    (of each of several), yes above 0 for binary ones, and numbers as the option ``action`` has it: the logistic
+    function or tanh of an output between the bounds, or the output itself, clipped, as everywhere where a bound is
+    missing. Of an action that is a whole number between bounds, each number has an equal part of the function's range;
+    clipped or without bounds, the output is rounded.
+
+    Where a reward or an observation is no finite number, the return of its episode is none, either.
     """
 
     error_metric: ClassVar[str] = "shortfall"
@@ -63,10 +71,23 @@ class GymWorld(World):
         ge=1,
         description="cuts an episode off; null leaves it to the environment, which must have a limit then",
     )
+    action: Squash = Field(
+        default="sigmoid",
+        description="how an output becomes a number between bounds: by the logistic function, by tanh, or clipped, "
+        "which leaves a linear policy linear; sample draws all actions: choices by the softmax of the outputs, and "
+        "numbers, clipped, from a mean and the logarithm of a standard deviation, two outputs each, all means first",
+    )
+    reward_shift: float = Field(
+        default=0.0,
+        allow_inf_nan=False,
+        description="added to every reward in training, such as -1 where a step survived earns 1; evaluation does "
+        "without",
+    )
     target: float | None = Field(
         default=None,
+        allow_inf_nan=False,
         description="return from which on the task counts as solved; null takes the reward threshold that gymnasium "
-        "gives",
+        "gives, or 0 where it gives none: the shortfall is then the negative return",
     )
     make: Callable[[int], Any] | None = Field(
         default=None,
@@ -97,50 +118,73 @@ class GymWorld(World):
             import gymnasium
         except ImportError as error:
             raise ImportError(f"env type gym: gymnasium is not installed; {install.here(install.GYMNASIUM)}") from error
-        self._spaces = gymnasium.spaces
         self._begun = False
         self._drawn: GymWorld | None = None
+        self._unshifted: GymWorld | None = None
         make_vec: Callable[..., VectorEnv] = gymnasium.make_vec
         # What the processes of async hold is as in sync.
         mode = "sync" if self.vectorization == "async" else self.vectorization
-        batch = VectorEnvironment(
-            self.make or (lambda count: make_vec(self.id, num_envs=count, vectorization_mode=mode, **self.arguments)),
-            one_seed=mode == "vector_entry_point",
-        )
+        make = self.make or (lambda count: make_vec(self.id, num_envs=count, vectorization_mode=mode, **self.arguments))
         try:
-            envs = batch.envs = batch.make(1)
+            envs = make(1)
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             raise ValueError(f"id: got {self.id!r}; gymnasium says: {' '.join(str(error).split())}") from error
-        self._episodes: VectorEnvironment | Workers = batch
-        self._spec = envs.spec
+        # One of gymnasium's own that somebody else has made has no spec, its environments have.
+        self._spec = envs.spec or getattr(next(iter(getattr(envs, "envs", ())), None), "spec", None)
+        self._name = self.id if self.make is None else getattr(self._spec, "id", type(envs).__name__)
         self.observation_space: Any = envs.single_observation_space
         self.action_space: Any = envs.single_action_space
-        if self.vectorization == "async" and self.make is None:
-            assert envs.spec is not None
-            batch.close()
-            self._episodes = Workers(envs.spec, self.workers or cores())
-        self.input_size = self._observation_size()
-        self.output_size = self._action_size()
-        self.step_limit = self._setting("max_steps", self.max_steps, "max_episode_steps")
-        self.solved_at = float(self._setting("target", self.target, "reward_threshold"))
+        kind = Separate if type(envs) is gymnasium.vector.SyncVectorEnv else Together
+        self._episodes: Separate | Together | Workers
+        if self.vectorization == "async":
+            if self.make is None:
+                # From what it has left as its spec, which the processes read without this package.
+                make = functools.partial(make_vec, envs.spec)
+            self._episodes = Workers(self._name, kind, make, self.workers or cores())
+        elif kind is Separate:
+            self._episodes = Separate(make)
+        else:
+            self._episodes = Together(make, one_seed=mode == "vector_entry_point")
+        envs.close()
+        self._seen_as = self._channels("observations", self.observation_space, observation_channels)
+        self._actions: Actions = self._channels("actions", self.action_space, lambda space: Actions(space, self.action))
+        self.input_size = sum(channels.size for channels in self._seen_as)
+        self.output_size = self._actions.output_size
+        limit = self.max_steps or getattr(self._spec, "max_episode_steps", None)
+        if limit is None:
+            raise ValueError(f"max_steps: got null, but gymnasium knows no limit of {self._name}; give a number")
+        self.step_limit: int = limit
+        known = getattr(self._spec, "reward_threshold", None) if self.target is None else self.target
+        self.solved_at = None if known is None else float(known)
 
-    def _setting(self, name: str, value: float | None, in_spec: str) -> float:
-        """An option, or where it is null what gymnasium knows about the environment."""
-        if value is None:
-            value = getattr(self._spec, in_spec, None)
-        if value is None:
-            raise ValueError(f"{name}: got null, but gymnasium knows no {in_spec} of {self.id}; give a number")
-        return value
+    def _channels(self, what: str, space: Any, made: Callable[[Any], Any]) -> Any:
+        try:
+            return made(space)
+        except Refused as error:
+            seen = " ".join(str(space).split())
+            what = f"{what} {seen if len(seen) < LONGEST_SPACE else f'{seen[:LONGEST_SPACE]}…'}"
+            raise ValueError(f"id: got {self._name!r}, which has {what}: {error}") from error
+
+    def sets(self, stream: Stream) -> Mapping[str, World]:
+        """See :meth:`Task.sets`; without the shift of rewards."""
+        if self._unshifted is None:
+            self._unshifted = self.changed(reward_shift=0.0, make=self.make) if self.reward_shift else self
+        return {"trained": self._unshifted}
 
     def reset(self, episodes: int, generator: torch.Generator, *, copies: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
         """Begin episodes, each from a seed of its own; see :meth:`World.reset`."""
         check_episodes(episodes, copies)
         seeds = torch.randint(2**31, (episodes,), generator=generator, device=generator.device).repeat(copies).tolist()
-        observations = self._episodes.reset(seeds)
+        with self._named("the beginning"):
+            observations = self._episodes.reset(seeds)
         self._returns = torch.zeros(len(seeds), dtype=torch.float64, device=self.device)
         self._terminated = torch.zeros(len(seeds), dtype=torch.bool, device=self.device)
         self._truncated = torch.zeros_like(self._terminated)
-        self._steps = 0
+        self._steps = torch.zeros_like(self._returns, dtype=torch.long)
+        if self.action == "sample":
+            self._chance = torch.Generator(self.device).manual_seed(seeds[0])
+            self._episode_of = torch.arange(episodes, device=self.device).repeat(copies)
+            self._different = episodes
         self._begun = True
         return self._observations(observations), self._info()
 
@@ -150,151 +194,139 @@ class GymWorld(World):
         Raises:
             RuntimeError: there was no reset before.
         """
-        if not self._begun:
-            raise RuntimeError("step: there was no reset before")
-        shown, rewarded, terminated, truncated = self._episodes.step(self._numpy(actions))
-        self._steps += 1
+        self._expect_reset("step")
         over = self._terminated | self._truncated
-        rewards = torch.as_tensor(rewarded, dtype=torch.float64, device=self.device).masked_fill(over, 0)
+        with self._named(f"step {int(self._steps.max()) + 1}"):
+            shown, *told = self._episodes.step(actions.detach().cpu().numpy(), (~over).cpu().numpy())
+        rewarded, terminated, truncated = (torch.as_tensor(part, device=self.device) for part in told)
+        self._steps = self._steps + ~over
+        rewards = (rewarded.double() + self.reward_shift).masked_fill(over, 0)
         self._returns = self._returns + rewards
-        self._terminated = self._terminated | (torch.as_tensor(terminated, device=self.device) & ~over)
-        cut = torch.as_tensor(truncated, device=self.device) | (self._steps >= self.step_limit)
-        self._truncated = self._truncated | (cut & ~over & ~self._terminated)
-        # An environment begins anew by itself when its episode is over: what it shows then is none of ours.
-        over = (self._terminated | self._truncated).unsqueeze(-1)
+        self._terminated = self._terminated | (terminated & ~over)
+        cut = (truncated | (self._steps >= self.step_limit)) & ~over & ~self._terminated
+        self._truncated = self._truncated | cut
+        ended = ((self._terminated | self._truncated) & ~cut).unsqueeze(-1)
         return Step(
-            self._observations(shown).masked_fill(over, 0),
+            self._observations(shown).masked_fill(ended, 0),
             rewards,
             self._terminated,
             self._truncated,
             self._info(),
         )
 
+    def keep(self, rows: Tensor) -> None:
+        """See :meth:`World.keep`."""
+        self._expect_reset("keep")
+        self._episodes.keep(rows.cpu().numpy())
+        self._returns, self._steps = self._returns[rows], self._steps[rows]
+        self._terminated, self._truncated = self._terminated[rows], self._truncated[rows]
+        if self.action == "sample":
+            self._episode_of = self._episode_of[rows]
+
+    def renew(self, over: Tensor, generator: torch.Generator) -> Tensor:
+        """Begin new episodes, each from a seed of its own; see :meth:`World.renew`."""
+        self._expect_reset("renew")
+        if not self.renewable:
+            raise RuntimeError(
+                f"renew: the episodes of {self._name} begin anew all at once or by themselves; expected vectorization "
+                "sync or async, or a vector environment in gymnasium's mode of autoreset DISABLED"
+            )
+        shown = torch.zeros(len(over), self.input_size, device=self.device)
+        (rows,) = over.nonzero(as_tuple=True)
+        if len(rows):
+            seeds = torch.randint(2**31, (len(rows),), generator=generator, device=generator.device).tolist()
+            with self._named("the beginning"):
+                begun = self._episodes.renew(rows.cpu().numpy(), seeds)
+            shown[rows] = self._observations(begun)
+        self._returns, self._steps = self._returns.masked_fill(over, 0), self._steps.masked_fill(over, 0)
+        self._terminated, self._truncated = self._terminated & ~over, self._truncated & ~over
+        return shown
+
+    @property
+    def renewable(self) -> bool:
+        """See :attr:`World.renewable`; not where gymnasium steps all episodes at once and begins anew by itself."""
+        return self._episodes.renewable
+
+    @contextlib.contextmanager
+    def _named(self, when: str) -> Iterator[None]:
+        """Within the block, what an environment raises is a WorldError that says when."""
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(f"{'' if type(error) is RuntimeError else f'{type(error).__name__}: '}{error}".split())
+            raise WorldError(f"env: {self._name} failed at {when} of an episode: {reason}") from error
+
+    def _expect_reset(self, wanted: str) -> None:
+        if not self._begun:
+            raise RuntimeError(f"{wanted}: there was no reset before")
+
+    def action_parts(self) -> Sequence[ActionPart]:
+        """See :meth:`World.action_parts`: choices, yes or no, or numbers near an output.
+
+        Raises:
+            ValueError: actions are drawn here.
+        """
+        if self.action == "sample":
+            raise ValueError("action: got 'sample', by which the env draws actions; allowed are sigmoid, tanh and clip")
+        return self._actions.parts()
+
     def decide(self, outputs: Tensor) -> Tensor:
-        """Actions from outputs ``[B, O]``: ``[B]`` if discrete, else ``[B, A]``; see the class."""
-        spaces, space = self._spaces, self.action_space
-        if isinstance(space, spaces.Discrete):
-            return outputs.argmax(-1) + int(space.start)
-        if isinstance(space, spaces.MultiDiscrete):
-            parts = outputs.split(space.nvec.flatten().tolist(), dim=-1)
-            start = torch.as_tensor(space.start.flatten(), device=outputs.device)
-            return torch.stack([part.argmax(-1) for part in parts], dim=-1) + start
-        if isinstance(space, spaces.MultiBinary):
-            return (outputs > 0).long()
-        low, high = (
-            torch.as_tensor(bound.astype(np.float64).flatten(), device=outputs.device)
-            for bound in (space.low, space.high)
-        )
-        bounded = torch.as_tensor((space.bounded_below & space.bounded_above).flatten(), device=outputs.device)
-        given = outputs.double()
-        share = torch.sigmoid(given)
-        if np.issubdtype(space.dtype, np.floating):
-            scaled = low * (1 - share) + high * share
-            return torch.where(bounded, scaled, given).clamp(low, high)
-        low, high = (bound.clamp(-LARGEST_WHOLE_NUMBER, LARGEST_WHOLE_NUMBER) for bound in (low, high))
-        chosen = torch.where(bounded, low + torch.floor(share * (high - low + 1)), torch.round(given))
-        # What is not a number would be any, once it is whole.
-        return torch.where(chosen.isnan(), low, chosen).clamp(low, high).long()
+        """Actions from outputs ``[B, O]``: ``[B]`` if it is one choice, else ``[B, A]``; see the class.
+
+        Raises:
+            RuntimeError: actions are drawn, but there was no reset before.
+        """
+        if self.action != "sample":
+            return self._actions.decide(outputs)
+        self._expect_reset("decide")
+        # The same for all copies of an episode, however many of them there are.
+        size = (self._different, self.output_size)
+        noise = torch.rand(size, generator=self._chance, device=self.device, dtype=torch.float64)
+        return self._actions.decide(outputs, noise.clamp(min=SMALLEST_CHANCE)[self._episode_of])
 
     def input_channels(self) -> Sequence[Channels]:
         """Observations, each number in units of its own."""
-        if isinstance(self.observation_space, self._spaces.Box):
-            return [Channels(f"observation {number}", 1) for number in range(1, self.input_size + 1)]
-        return [Channels("observation", self.input_size)]
+        return self._seen_as
 
     def output_channels(self) -> Sequence[Channels]:
         """Actions; of a discrete one, each that there is to choose from."""
-        space = self.action_space
-        if isinstance(space, self._spaces.Discrete):
-            return [_choice("action", int(space.n), int(space.start))]
-        if isinstance(space, self._spaces.MultiDiscrete):
-            sizes, starts = space.nvec.flatten().tolist(), space.start.flatten().tolist()
-            pairs = zip(sizes, starts, strict=True)
-            return [_choice(f"action {number}:", *pair) for number, pair in enumerate(pairs, start=1)]
-        return [Channels("action", self.output_size)]
+        return self._actions.names()
 
     def pictured(self) -> World:
         """One that draws what it does, where gymnasium and what it needs for that can; see :meth:`World.pictured`."""
         if self._drawn is None:
             self._drawn = self
-            # Many need a package to draw with; what they raise without it differs.
-            with contextlib.suppress(Exception):
-                if self.make is None and "render_mode" not in self.arguments:
+            if self.make is None and "render_mode" not in self.arguments:
+                # Many need a package to draw with; what they raise without it differs.
+                try:
                     drawn = self.changed(
                         arguments={**self.arguments, "render_mode": "rgb_array"}, vectorization="sync", workers=None
                     )
                     drawn.reset(1, torch.Generator(self.device).manual_seed(0))
                     if drawn.picture() is not None:
                         self._drawn = drawn
+                except Exception as error:
+                    reason = " ".join(str(error).split())
+                    logger.warning("env: there are no pictures of %s, for it cannot be drawn here: %s", self.id, reason)
         return self._drawn
 
     def picture(self) -> Tensor | None:
         """What gymnasium renders; see :meth:`World.picture`."""
-        envs = getattr(self._episodes, "envs", None)
-        if envs is None or getattr(envs, "render_mode", None) != "rgb_array":
-            return None
-        frames = envs.render()
-        frame = None if frames is None else np.asarray(frames[0])
+        frame = self._episodes.render()
+        frame = None if frame is None else np.asarray(frame)
         return torch.from_numpy(frame.copy()) if frame is not None and frame.ndim == 3 else None
 
     def close(self) -> None:
         """Close the environments; the next reset opens new ones."""
         self._episodes.close()
         self._begun = False
-        if self._drawn is not None and self._drawn is not self:
-            self._drawn.close()
+        for other in (self._drawn, self._unshifted):
+            if other is not None and other is not self:
+                other.close()
 
-    def _observation_size(self) -> int:
-        spaces, space = self._spaces, self.observation_space
-        if isinstance(space, spaces.Discrete):
-            return int(space.n)
-        if isinstance(space, spaces.Box | spaces.MultiBinary):
-            return int(np.prod(space.shape))
-        raise ValueError(
-            f"id: got {self.id!r}, which has observations {space}; allowed are Box, Discrete and MultiBinary"
-        )
-
-    def _action_size(self) -> int:
-        spaces, space = self._spaces, self.action_space
-        if isinstance(space, spaces.Discrete):
-            return int(space.n)
-        if isinstance(space, spaces.MultiDiscrete):
-            return int(space.nvec.sum())
-        if isinstance(space, spaces.Box | spaces.MultiBinary):
-            self._check_whole_numbers()
-            return int(np.prod(space.shape))
-        raise ValueError(
-            f"id: got {self.id!r}, which has actions {space}; allowed are Box, Discrete, MultiDiscrete and MultiBinary"
-        )
-
-    def _check_whole_numbers(self) -> None:
-        """Raise ValueError if an action is one of more whole numbers than outputs can tell apart."""
-        space = self.action_space
-        if not isinstance(space, self._spaces.Box) or np.issubdtype(space.dtype, np.floating):
-            return
-        bounds = zip(*(bound.astype(object).flatten() for bound in (space.low, space.high)), strict=True)
-        bounded = (space.bounded_below & space.bounded_above).flatten()
-        for low, high in (pair for pair, known in zip(bounds, bounded, strict=True) if known):
-            if high - low >= MOST_WHOLE_NUMBERS or max(-low, high) > LARGEST_WHOLE_NUMBER:
-                raise ValueError(
-                    f"id: got {self.id!r}, which has whole numbers from {low} to {high} as actions; allowed "
-                    f"are at most {MOST_WHOLE_NUMBERS:,} of them, none beyond {LARGEST_WHOLE_NUMBER:,}"
-                )
-
-    def _observations(self, observations: Any) -> Tensor:
-        found = torch.as_tensor(np.asarray(observations), device=self.device)
-        if isinstance(self.observation_space, self._spaces.Discrete):
-            found = functional.one_hot(found.long() - int(self.observation_space.start), self.input_size)
-        return found.flatten(1).to(torch.get_default_dtype())
-
-    def _numpy(self, actions: Tensor) -> np.ndarray:
-        space = self.action_space
-        return actions.detach().cpu().numpy().astype(space.dtype).reshape(actions.shape[0], *space.shape)
+    def _observations(self, observations: np.ndarray) -> Tensor:
+        return torch.as_tensor(as_floats(observations, torch.get_default_dtype()), device=self.device)
 
     def _info(self) -> dict[str, Tensor]:
-        return {"shortfall": (self.solved_at - self._returns).clamp(min=0)}
-
-
-def _choice(name: str, count: int, start: int) -> Channels:
-    """A discrete action."""
-    return Channels(name, count, tuple(f"{name} {start + value}" for value in range(count)), choice=True)
+        short = -self._returns if self.solved_at is None else (self.solved_at - self._returns).clamp(min=0)
+        return {"shortfall": short}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -110,24 +110,43 @@ def draw_letters(font: str, font_size: int, image_size: int) -> Tensor:
     Raises:
         ValueError: no such font, it lacks a letter, or a letter does not fit.
     """
-    face = ImageFont.truetype(font_path(font), font_size)
-    images = []
-    for letter in string.ascii_uppercase:
-        drawn = Image.new("L", (4 * font_size, 4 * font_size))
-        ImageDraw.Draw(drawn).text((font_size, font_size), letter, fill=255, font=face)
-        box = drawn.getbbox()
-        if box is None:
+    letters, images = string.ascii_uppercase, []
+    for letter, drawn in zip(letters, draw_characters(letters, font, font_size), strict=True):
+        if drawn is None:
             raise ValueError(f"fonts: got {font!r}, whose {letter} is blank; allowed are fonts with the letters A to Z")
-        drawn = drawn.crop(box)
         if max(drawn.size) > image_size:
             raise ValueError(
                 f"font_sizes: got {font_size}; {letter} in {font} is then {drawn.width} × {drawn.height} pixels, "
                 f"allowed is at most {image_size}"
             )
-        image = Image.new("L", (image_size, image_size))
-        image.paste(drawn, ((image_size - drawn.width) // 2, (image_size - drawn.height) // 2))
-        images.append(torch.from_numpy(np.array(image)))
+        images.append(centred(drawn, image_size))
     return torch.stack(images)
+
+
+def draw_characters(characters: Iterable[str], font: str, font_size: int) -> Iterator[Image.Image | None]:
+    """Each character, white on black, as large as the box of its outline; None where there is nothing to see.
+
+    Args:
+        characters: what is drawn.
+        font: name of a family or path of a file.
+        font_size: in pixels.
+
+    Raises:
+        ValueError: no such font.
+    """
+    face = ImageFont.truetype(font_path(font), font_size)
+    for character in characters:
+        drawn = Image.new("L", (4 * font_size, 4 * font_size))
+        ImageDraw.Draw(drawn).text((font_size, font_size), character, fill=255, font=face)
+        box = drawn.getbbox()
+        yield drawn.crop(box) if box else None
+
+
+def centred(drawn: Image.Image, image_size: int) -> Tensor:
+    """A drawing in the middle of a black square: bytes ``[image_size, image_size]``."""
+    image = Image.new("L", (image_size, image_size))
+    image.paste(drawn, ((image_size - drawn.width) // 2, (image_size - drawn.height) // 2))
+    return torch.from_numpy(np.array(image))
 
 
 def font_path(font: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -77,10 +77,18 @@ class SequenceEnv(Env):
         Raises:
             ValueError: a batch size below 1.
         """
+        count = self.draws(batch_size)
+        return {name: value.expand(batch_size) for name, value in self.curriculum.draw(count, generator).items()}
+
+    def draws(self, batch_size: int) -> int:
+        """How often each quantity is drawn for a batch: once, or for each sequence.
+
+        Raises:
+            ValueError: a batch size below 1.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size}; allowed is a whole number of at least 1")
-        count = batch_size if self.lengths == "sequence" else 1
-        return {name: value.expand(batch_size) for name, value in self.curriculum.draw(count, generator).items()}
+        return batch_size if self.lengths == "sequence" else 1
 
     def bits(self, *shape: int, generator: torch.Generator) -> Tensor:
         """Independent fair bits of the given shape, as floats."""
@@ -91,10 +99,12 @@ class SequenceEnv(Env):
         return torch.arange(count, device=self.device).unsqueeze(-1)
 
     def variant(self, **ranges: Range) -> Self:
-        """The same task with other ranges and no curriculum; lengths are drawn for each sequence, since an error is the
-        mean over many.
+        """The same task with other ranges and no curriculum; where there is a choice, lengths are drawn for each
+        sequence, since an error is the mean over many.
         """
-        changes: dict[str, Any] = {"curriculum": "fixed", "lengths": "sequence"}
+        changes: dict[str, Any] = {"curriculum": "fixed"}
+        if "lengths" in type(self.options).model_fields:
+            changes["lengths"] = "sequence"
         for name, (low, high) in ranges.items():
             changes |= {f"min_{name}": low, f"max_{name}": high}
         return self.changed(**changes)
@@ -110,7 +120,11 @@ class SequenceEnv(Env):
 
     def sets(self, stream: Stream) -> dict[str, Env]:
         """The full training range, then the ranges beyond it, each named by its quantities: ``length 1-20``."""
-        return {_name(ranges): self.variant(**ranges) for ranges in [self.ranges(self), *self.beyond()]}
+        return self.variants([self.ranges(self), *self.beyond()])
+
+    def variants(self, ranges: Iterable[Mapping[str, Range]]) -> dict[str, Env]:
+        """A :meth:`variant` for each of some ranges, named by its quantities."""
+        return {_name(each): self.variant(**each) for each in ranges}
 
     def lesson(self) -> Env | None:
         """The ranges of the current level, without any earlier ones; None at the last level."""

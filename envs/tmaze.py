@@ -15,8 +15,10 @@ from torch import Tensor
 
 from ..core.registry import register
 from ..core.streams import Stream
+from ..core.tensor_world import Outcome, TensorWorld, at
 from ..core.trace_field import Channels
-from ..core.world import Step, World, check_episodes
+from ..core.world import World
+from .pictures import WHITE, board
 
 LEFT, STRAIGHT, RIGHT = range(3)
 """Actions."""
@@ -24,13 +26,11 @@ HOME, JUNCTION, END, REWARD = range(4)
 """Channels of an observation."""
 
 
-CELL = 12
-"""Pixels of a place in a picture of the maze, with a line to the next."""
 FLOOR, HERE, GOAL, OTHER = (222, 222, 222), (31, 111, 139), (255, 159, 28), (170, 170, 170)
 """Colours of a picture: the way, where the circuit is, the end with the reward, the others."""
 
 
-class _State(NamedTuple):
+class _Situation(NamedTuple):
     """Where B episodes are; each ``[B]`` but the first."""
 
     goals: Tensor
@@ -49,7 +49,7 @@ class _State(NamedTuple):
 
 
 @register("env", "t-maze")
-class TMazeWorld(World):
+class TMazeWorld(TensorWorld[_Situation]):
     """Home, a corridor, a junction (in the double maze a corridor and a junction more), a corridor, an end; and again.
 
     Observations ``[B, 4]``: at home, at a junction, at an end, the reward found at this end; all zero in a corridor.
@@ -92,84 +92,60 @@ class TMazeWorld(World):
 
     def setup(self) -> None:
         """Lay out the maze."""
-        self.input_size, self.output_size = 4, 3
+        super().setup()
         self.num_ends = 2 if self.maze == "single" else 4
         self.segment = self.corridor + 1
         self.end = self.segment * (2 if self.maze == "single" else 3)
-        self._state: _State | None = None
 
-    def reset(self, episodes: int, generator: torch.Generator, *, copies: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
-        """Draw where the reward is in each trial; see :meth:`World.reset`."""
-        check_episodes(episodes, copies)
-        goals = self._draw_goals(episodes, generator).to(self.device).repeat(copies, 1)
+    def begin(self, episodes: int, generator: torch.Generator) -> _Situation:
+        """Draw where the reward is in each trial; see :meth:`TensorWorld.begin`."""
+        goals = self._draw_goals(episodes, generator)
         zeros = torch.zeros_like(goals[:, 0])
-        self._state = _State(goals, zeros, zeros, zeros, zeros.bool(), zeros, zeros, zeros)
-        return self._observations(self._state), self._info(self._state)
+        return _Situation(goals, zeros, zeros, zeros, zeros.bool(), zeros, zeros, zeros)
 
-    def step(self, actions: Tensor) -> Step:
-        """Move on, turn or crash; see :meth:`World.step`.
-
-        Args:
-            actions: 0 left, 1 straight, 2 right, ``[B]``.
-
-        Raises:
-            RuntimeError: there was no reset before.
-            ValueError: actions of another shape, or other numbers.
-        """
-        if self._state is None:
-            raise RuntimeError("step: there was no reset before")
-        goals, trial, place, path, found, missed, avoidable, hits = self._state
-        if actions.shape != trial.shape or actions.is_floating_point() or ((actions < 0) | (actions > 2)).any():
-            raise ValueError(
-                f"actions: got {actions.dtype} of shape {list(actions.shape)}; "
-                f"allowed are the whole numbers 0 to 2 in shape {list(trial.shape)}"
-            )
-        over, last = trial >= self.trials, self.trials - 1
+    def act(self, situation: _Situation, actions: Tensor) -> Outcome:
+        """Move on, turn or crash; see :meth:`TensorWorld.act`."""
+        goals, trial, place, path, found, missed, avoidable, hits = situation
         leaving = place == self.end
         turned = actions != STRAIGHT
         at_junction = self._at_junction(place)
-        crashed = ~over & ~leaving & (turned != at_junction)
+        crashed = ~leaving & (turned != at_junction)
         path = torch.where(turned & at_junction, 2 * path + (actions == RIGHT), path)
         place = torch.where(leaving | crashed, 0, place + 1)
-        arrived = ~over & (place == self.end)
+        arrived = place == self.end
 
-        goal = goals.gather(1, trial.clamp(max=last).unsqueeze(-1)).squeeze(-1)
+        goal = self._goal(goals, trial)
         hit = arrived & (path == goal)
         miss = arrived & ~hit
         avoidable = avoidable + (crashed | (miss & (found | (missed >= self.num_ends - 1))))
         missed, found, hits = missed + miss, found | hit, hits + hit
-        rewards = hit.double() * self.high_reward + miss * self.low_reward + crashed * self.crash_reward
+        rewards = hit.double() * self.high_reward + miss.double() * self.low_reward
+        rewards = rewards + crashed.double() * self.crash_reward
 
-        next_trial = ~over & (leaving | crashed)
+        next_trial = leaving | crashed
         trial = trial + next_trial
-        moved = next_trial & (goals.gather(1, trial.clamp(max=last).unsqueeze(-1)).squeeze(-1) != goal)
+        moved = next_trial & (self._goal(goals, trial) != goal)
         found, missed = found & ~moved, missed.masked_fill(moved, 0)
         path = path.masked_fill(next_trial, 0)
-        self._state = _State(goals, trial, place, path, found, missed, avoidable, hits)
-        terminated = trial >= self.trials
-        return Step(
-            self._observations(self._state),
-            rewards,
-            terminated,
-            torch.zeros_like(terminated),
-            self._info(self._state),
-        )
+        over = trial >= self.trials
+        after = _Situation(goals, trial, place, path, found, missed, avoidable, hits)
+        return Outcome(after, rewards, over, torch.zeros_like(over))
 
-    def input_channels(self) -> Sequence[Channels]:
+    def senses(self) -> Sequence[Channels]:
         """What is seen."""
-        return [Channels("senses", self.input_size, ("home", "junction", "end", "reward"))]
+        return [Channels("senses", 4, ("home", "junction", "end", "reward"))]
 
     def output_channels(self) -> Sequence[Channels]:
         """Where to go."""
-        return [Channels("action", self.output_size, ("left", "straight", "right"), choice=True)]
+        return [Channels("action", 3, ("left", "straight", "right"), choice=True)]
 
     def picture(self) -> Tensor | None:
         """The maze from above, home at the bottom; see :meth:`World.picture`."""
-        if self._state is None:
+        if self.state is None:
             return None
         last = self.trials - 1
-        trial, place, path = (int(part[0]) for part in self._state[1:4])
-        goal = int(self._state.goals[0, min(trial, last)])
+        trial, place, path = (int(part[0]) for part in self.situation[1:4])
+        goal = int(self.situation.goals[0, min(trial, last)])
         turns = self.end // self.segment - 1
         cells = {}
         for end in range(self.num_ends):
@@ -178,11 +154,8 @@ class TMazeWorld(World):
         taken = max(0, (place - 1) // self.segment)
         cells[self._way(path << (turns - taken), turns)[min(place, self.end)]] = HERE
         across, up = zip(*cells, strict=True)
-        picture = torch.full(((max(up) - min(up) + 1) * CELL, (max(across) - min(across) + 1) * CELL, 3), 255).byte()
-        for (x, y), colour in cells.items():
-            top, left = (max(up) - y) * CELL, (x - min(across)) * CELL
-            picture[top : top + CELL - 1, left : left + CELL - 1] = torch.tensor(colour, dtype=torch.uint8)
-        return picture
+        columns, rows = range(min(across), max(across) + 1), range(max(up), min(up) - 1, -1)
+        return board([[(cells.get((x, y), WHITE), "") for x in columns] for y in rows])
 
     def _way(self, end: int, turns: int) -> list[tuple[int, int]]:
         """Places from home to an end, across and up."""
@@ -211,13 +184,17 @@ class TMazeWorld(World):
     def _at_junction(self, place: Tensor) -> Tensor:
         return (place % self.segment == 0) & (place > 0) & (place < self.end)
 
-    def _observations(self, state: _State) -> Tensor:
-        over = state.trial >= self.trials
-        at_end = state.place == self.end
-        goal = state.goals.gather(1, state.trial.clamp(max=self.trials - 1).unsqueeze(-1)).squeeze(-1)
-        amount = torch.where(state.path == goal, self.high_reward, self.low_reward)
-        senses = (state.place == 0, self._at_junction(state.place), at_end, at_end * amount)
-        return torch.stack([sense.to(torch.get_default_dtype()) for sense in senses], dim=-1) * ~over.unsqueeze(-1)
+    def _goal(self, goals: Tensor, trial: Tensor) -> Tensor:
+        return at(goals, trial.clamp(max=self.trials - 1))
 
-    def _info(self, state: _State) -> dict[str, Tensor]:
-        return {"avoidable_misses": state.avoidable, "rewarded_trials": state.hits}
+    def observe(self, situation: _Situation) -> Tensor:
+        """What is seen of a place; see :meth:`TensorWorld.observe`."""
+        place, at_end = situation.place, situation.place == self.end
+        at_goal = situation.path == self._goal(situation.goals, situation.trial)
+        amount = torch.where(at_goal, self.high_reward, self.low_reward)
+        senses = (place == 0, self._at_junction(place), at_end, at_end * amount)
+        return torch.stack([sense.to(torch.get_default_dtype()) for sense in senses], dim=-1)
+
+    def count(self, situation: _Situation) -> dict[str, Tensor]:
+        """Avoidable misses and rewarded trials; see :meth:`TensorWorld.count`."""
+        return {"avoidable_misses": situation.avoidable, "rewarded_trials": situation.hits}

@@ -4,7 +4,7 @@
 
 Any memory can have it:
 
-    papertape train ntm-copy --import examples/own_controller.py circuit.controller.type=leaky
+    papertape train ntm-copy --import examples/own_controller.py circuit.controller.type=fading
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class LeakyState(NamedTuple):
     hidden: Tensor  # [B, hidden_size]
 
 
-@papertape.register("controller", "leaky")
+@papertape.register("controller", "fading")
 class LeakyController(papertape.Controller):
     """Leaky units with learned time constants."""
 

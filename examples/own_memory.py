@@ -41,7 +41,7 @@ class DeltaHeads(NamedTuple):
     """``[B, H]`` in (0, 1)"""
 
 
-@papertape.register("accessor", "delta")
+@papertape.register("accessor", "fast-weights")
 class DeltaAccessor(papertape.Accessor):
     """Fast weights written by the delta rule, one matrix for each head."""
 

@@ -24,7 +24,11 @@ RUN: dict[str, Any] = {
     "plots": "off",
     "threads": 1,
     "env": {"type": "copy", "width": 2, "max_length": 2, "test_lengths": [3]},
-    "circuit": {"type": "memory", "controller": {"type": "gru", "hidden_size": 4}, "accessor": {"type": "delta"}},
+    "circuit": {
+        "type": "memory",
+        "controller": {"type": "gru", "hidden_size": 4},
+        "accessor": {"type": "fast-weights"},
+    },
     "agent": {"type": "backprop", "steps": 2, "batch_size": 2, "evaluate_every": 2, "evaluation_sequences": 2},
 }
 EVOLUTION = {"type": "evolution", "generations": 2, "batch_size": 2, "evaluation_sequences": 2}

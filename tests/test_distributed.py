@@ -177,7 +177,13 @@ def test_processes_import_what_comes_from_outside(folder: Path) -> None:
     """A memory, a strategy and a fitness that is a function: every process finds them, and evolves what one does."""
     examples = Path(__file__).parents[1] / "examples"
     imports = [f"--import={examples}/own_{name}.py" for name in ("memory", "strategy", "fitness")]
-    chosen = ["circuit.type=memory", "circuit.accessor.type=delta", "agent.type=evolution", "agent.shards=2", *EVERY]
+    chosen = [
+        "circuit.type=memory",
+        "circuit.accessor.type=fast-weights",
+        "agent.type=evolution",
+        "agent.shards=2",
+        *EVERY,
+    ]
     chosen += ["agent.strategy.type=one-plus-lambda", "agent.fitness.type=streak", "agent.batch_size=4"]
     small = [word for word in SMALL if not word.startswith(("circuit.memory_size", "circuit.word_size"))]
     given = ["train", *small, *imports, *chosen, "agent.generations=4"]

@@ -25,7 +25,11 @@ RUN: dict[str, Any] = {
     "plots": "off",
     "threads": 1,
     "env": {"type": "copy", "width": 2, "max_length": 2, "test_lengths": [3]},
-    "circuit": {"type": "memory", "controller": {"type": "gru", "hidden_size": 4}, "accessor": {"type": "delta"}},
+    "circuit": {
+        "type": "memory",
+        "controller": {"type": "gru", "hidden_size": 4},
+        "accessor": {"type": "fast-weights"},
+    },
     "agent": {"type": "backprop", "steps": 4, "batch_size": 2, "evaluate_every": 2, "evaluation_sequences": 2},
 }
 TINY = [f"circuit.accessor.{size}=2" for size in ("num_heads", "key_size", "value_size")]
@@ -74,7 +78,8 @@ def test_a_memory_of_ones_own_is_trained_resumed_tested_and_loaded(folder: Path,
     path = directory / "checkpoints" / "latest.pt"
     needed = r"its run has imported 'own_memory'; imports= names what to import instead"
     with pytest.raises(
-        checkpoint.CheckpointError, match=rf"circuit\.accessor\.type: got 'delta'; allowed: dynamic, .*{needed}"
+        checkpoint.CheckpointError,
+        match=rf"circuit\.accessor\.type: got 'fast-weights'; allowed: attention, .*{needed}",
     ) as caught:
         papertape.load_circuit(path, imports=[])
     assert "\n" not in str(caught.value) and "own_memory" not in sys.modules
@@ -102,29 +107,29 @@ def test_a_memory_of_ones_own_is_trained_resumed_tested_and_loaded(folder: Path,
 
 
 def test_modules_are_named_on_the_command_line(folder: Path, say: Callable[..., str]) -> None:
-    assert "  delta " not in say("list")
-    chosen = ["circuit.type=memory", "circuit.accessor.type=delta", "circuit.accessor.key_size=3"]
+    assert "  fast-weights " not in say("list")
+    chosen = ["circuit.type=memory", "circuit.accessor.type=fast-weights", "circuit.accessor.key_size=3"]
     said = say("train", "ntm-copy", *SMALL, *chosen, status=2)
-    assert "papertape: circuit.accessor.type: got 'delta'; allowed: dynamic, " in said
+    assert "papertape: circuit.accessor.type: got 'fast-weights'; allowed: attention, " in said
     say("train", "ntm-copy", "--import", "own_memory", *SMALL, *chosen)
     (directory,) = runs(folder)
     saved = yaml.safe_load((directory / "options.yaml").read_text())
     assert saved["imports"] == ["own_memory"] and saved["circuit"]["accessor"]["key_size"] == 3
     say("train", "--resume", "latest", "agent.steps=3")
     listed = say("list", "--import", "own_memory")
-    assert "\n  delta                   Fast weights written by the delta rule, one matrix for each head.\n" in listed
+    assert "\n  fast-weights            Fast weights written by the delta rule, one matrix for each head.\n" in listed
     shown = yaml.safe_load(say("show", "mine.yaml", "circuit.accessor.num_heads=2"))
-    assert shown["circuit"]["accessor"] == {"type": "delta", "num_heads": 2, "key_size": 16, "value_size": 16}
+    assert shown["circuit"]["accessor"] == {"type": "fast-weights", "num_heads": 2, "key_size": 16, "value_size": 16}
 
 
 def test_modules_are_listed_by_the_command_line(say: Callable[..., str]) -> None:
-    assert "  delta " in say("list", "--import", "own_memory")
+    assert "  fast-weights " in say("list", "--import", "own_memory")
 
 
 def test_without_its_module_a_name_is_unknown(folder: Path, say: Callable[..., str]) -> None:
     before = sorted(folder.iterdir())
     said = say("train", "mine.yaml", "imports=[]", status=2)
-    assert said.startswith("papertape: circuit.accessor.type: got 'delta'; allowed: dynamic, ")
+    assert said.startswith("papertape: circuit.accessor.type: got 'fast-weights'; allowed: attention, ")
     assert said.count("\n") == 1
     assert sorted(folder.iterdir()) == before
 
@@ -135,25 +140,31 @@ EVOLVES = {**LEARNS, "type": "evolution", "generations": 6, "strategy": {"type":
 del EVOLVES["steps"]
 COPY = {"type": "copy", "width": 2, "max_length": 2, "test_lengths": []}
 NTM = {"type": "ntm", "controller": {"type": "gru", "hidden_size": 4}, "memory_size": 4, "word_size": 3}
-DELTA = {"type": "memory", "controller": {"type": "gru", "hidden_size": 4}, "accessor": "delta"}
-LEAKY = {**NTM, "controller": {"type": "leaky", "hidden_size": 4}}
+DELTA = {"type": "memory", "controller": {"type": "gru", "hidden_size": 4}, "accessor": "fast-weights"}
+LEAKY = {**NTM, "controller": {"type": "fading", "hidden_size": 4}}
 ONE_PLUS_LAMBDA = {"type": "one-plus-lambda", "population": 6}
 MIXED = {**EVOLVES, "type": "mixed", "strategy": {"type": "trust", "population": 6}}
 OUTSIDE: dict[str, tuple[dict[str, Any], str]] = {  # what a run has of it, and its name misspelt
     "optimiser": ({"agent": {**LEARNS, "optimiser": "sign"}}, "agent.optimiser.type=sgin"),
     "curriculum": ({"env": {**COPY, "curriculum": "halves"}}, "env.curriculum.type=havles"),
     "circuit": ({"circuit": {"type": "echo", "hidden_size": 3}}, "circuit.type=ecko"),
-    "controller": ({"circuit": LEAKY}, "circuit.controller.type=leeky"),
+    "controller": ({"circuit": LEAKY}, "circuit.controller.type=fadding"),
     "agent": ({"agent": {**LEARNS, "type": "patient", "patience": 3.0}}, "agent.type=patent"),
     "task": ({"env": {"type": "n-back", "length": 5, "test_lengths": []}}, "env.type=n_back"),
     "world": ({"env": {"type": "lights"}, "agent": EVOLVES}, "env.type=light"),
-    "evolved": ({"circuit": DELTA, "agent": EVOLVES}, "circuit.accessor.type=dleta"),
-    "mixed": ({"circuit": DELTA, "agent": MIXED}, "circuit.accessor.type=delt"),
+    "evolved": ({"circuit": DELTA, "agent": EVOLVES}, "circuit.accessor.type=fast-weigths"),
+    "mixed": ({"circuit": DELTA, "agent": MIXED}, "circuit.accessor.type=fast-weight"),
     "fitness": ({"agent": {**EVOLVES, "fitness": {"type": "streak", "power": 2.0}}}, "agent.fitness.type=steak"),
     "strategy": ({"agent": {**EVOLVES, "strategy": ONE_PLUS_LAMBDA}}, "agent.strategy.type=one-plus-lambd"),
 }
 NAMES = {"curriculum": "halves", "circuit": "echo", "task": "n-back", "world": "lights", "optimiser": "sign"}
-NAMES |= {"agent": "patient", "evolved": "delta", "mixed": "delta", "fitness": "streak", "controller": "leaky"}
+NAMES |= {
+    "agent": "patient",
+    "evolved": "fast-weights",
+    "mixed": "fast-weights",
+    "fitness": "streak",
+    "controller": "fading",
+}
 NAMES |= {"strategy": "one-plus-lambda"}
 FILES = [*(f"{ROOT}/examples/own_{name}.py" for name in ("memory", "controller", "task", "fitness", "strategy"))]
 FILES += ["outside"]
@@ -230,9 +241,9 @@ def test_an_installed_package_needs_no_import(
     (site / "somebodys_memory-1.0.dist-info" / "entry_points.txt").write_text("[papertape]\ndelta = somebodys_memory\n")
     monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
     chosen = ["circuit.type=memory", *SMALL]
-    said = say("train", "ntm-copy", *chosen, "circuit.accessor.type=delt", status=2)
-    assert "circuit.accessor.type: got 'delt'; did you mean 'delta'? " in said
-    say("train", "ntm-copy", *chosen, "circuit.accessor.type=delta")
+    said = say("train", "ntm-copy", *chosen, "circuit.accessor.type=fast-weight", status=2)
+    assert "circuit.accessor.type: got 'fast-weight'; did you mean 'fast-weights'? " in said
+    say("train", "ntm-copy", *chosen, "circuit.accessor.type=fast-weights")
     (directory,) = runs(folder)
     assert yaml.safe_load((directory / "options.yaml").read_text())["imports"] == []
     say("train", "--resume", "latest", "agent.steps=3")
@@ -255,7 +266,7 @@ def test_seeds_are_swept_by_other_processes(folder: Path) -> None:
     assert "\n| all | 1 | median | 4 | " in done.stdout, done.stderr
     done = swept("mine.yaml")
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(
-        "papertape: circuit.accessor.type: got 'delta'; allowed: "
+        "papertape: circuit.accessor.type: got 'fast-weights'; allowed: "
     )
 
 

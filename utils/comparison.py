@@ -105,7 +105,7 @@ def errors_on_test(directory: Path, sequences: int, assignments: Sequence[str] =
     values |= {"device": "cpu"} if not _is_here(values) else {}
     options.override(values, assignments)
     chosen = factory.parse(values)
-    task = factory.build_env(chosen.env, factory.resolve_device(chosen.device))
+    task = factory.build_task(chosen, factory.resolve_device(chosen.device))
     try:
         circuit = factory.load_circuit(path, device=str(task.device))
         metrics = evaluate_all(

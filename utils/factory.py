@@ -206,6 +206,12 @@ def _misfits(options: RunOptions) -> Iterator[str]:
         has = "is a world with rewards" if issubclass(env, World) else "hands out batches"
         allowed = able(lambda entry: issubclass(env, entry.tasks))
         yield f"agent.type: got {named!r}; env.type {options.env.type!r} {has}, allowed: {allowed}"
+    embedding_size = getattr(options.circuit, "embedding_size", None)
+    if embedding_size is not None and not env.token_inputs:
+        yield (
+            f"circuit.embedding_size: got {embedding_size}; inputs of env.type {options.env.type!r} are no tokens, "
+            "allowed is null"
+        )
     if options.precision not in agent.precisions:
         others = able(lambda entry: options.precision in entry.precisions)
         yield (
@@ -241,6 +247,18 @@ def build_env(options: Options, device: torch.device) -> Task:
     """The env or world that a block of options names, on a device."""
     env: Task = build_component(options, device=device)
     return env
+
+
+def build_task(options: RunOptions, device: torch.device) -> Task:
+    """The env or world of a run as its agent takes it, on a device.
+
+    Raises:
+        ValueError: it cannot be built, or the agent cannot take it.
+    """
+    with under("env"):
+        env = build_env(options.env, device)
+    agent: type[Agent] = component_of(options.agent)
+    return agent.task_of(options.agent, env)
 
 
 def build_circuit(
@@ -293,8 +311,7 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
         BackendError: the backend cannot run this circuit here.
     """
     device = resolve_device(options.device)
-    with under("env"):
-        env = build_env(options.env, device)
+    env = build_task(options, device)
     try:
         with under("circuit"), memory_errors("circuit"):
             planned = outline(options, env)
@@ -342,7 +359,7 @@ def try_out(options: RunOptions, env: Task, circuit: Circuit) -> None:
     state = circuit.initial_state(batch_size)
     if not isinstance(circuit, MemoryCircuit):
         return
-    inputs = state.reads.new_zeros(1, batch_size, circuit.input_size)
+    inputs = state.reads.new_zeros(1, batch_size, circuit.vector_size)
     with circuit.precision(inputs):
         dispatch.choose(circuit, inputs, state)
         if isinstance(env, Env) and hasattr(options.agent, "strategy"):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..agents import BackpropAgent, EvolutionAgent
+from ..agents.descent import DescentAgent
 from ..core.circuit import Circuit
 from ..core.component import class_of, component_of
 from ..core.options import LARGEST_STEP, Options, OptionsError
@@ -67,7 +68,7 @@ def needed_bytes(agent: Any, env: Task, circuit: Circuit) -> tuple[int, str]:
     tested = min(getattr(agent, "evaluation_sequences", 1), getattr(agent, "evaluation_batch_size", 1))
     channels = env.input_size + env.output_size
     # Learning by gradient also takes the gradient and an average of it.
-    always = {"the weights": weights * (3 if issubclass(component_of(agent), BackpropAgent) else 1)}
+    always = {"the weights": weights * (3 if issubclass(component_of(agent), DescentAgent) else 1)}
     training = {
         "the state of a batch": elements(circuit.initial_state(batch_size)),
         "a batch": longest(env, test=False) * batch_size * channels,
@@ -143,7 +144,7 @@ def remarks(options: Any, env: Task, circuit: Circuit) -> Iterator[str]:
     taken, most = expected_bytes(options, env, circuit)
     if taken > SAID_FROM:
         yield f"memory: this run takes about {taken / GIBIBYTE:,.1f} GiB, {most} most of it"
-    if issubclass(component_of(options.agent), BackpropAgent):
+    if issubclass(component_of(options.agent), DescentAgent):
         lr, usual = options.agent.lr, class_of(options.agent.optimiser).published_lr
         if lr is not None and lr > TOO_FAST * usual:
             yield f"agent.lr: {lr} is {lr / usual:,.0f} times the usual {usual} of this optimiser; training may diverge"

@@ -113,7 +113,7 @@ def check_fitness(fitness: Callable[..., Tensor], env: Env) -> None:
     members, sequences = 2, 3
     generator = torch.Generator(env.device).manual_seed(0)
     batch = env.sample(sequences, generator)
-    outputs = torch.zeros_like(batch.targets).unsqueeze(1).repeat(1, members, 1, 1)
+    outputs = env.silence(batch).unsqueeze(1).repeat(1, members, 1, 1)
     with trying(fitness), torch.no_grad():
         told = fitness(env, outputs, batch, **({"generator": generator} if getattr(fitness, "drawn", False) else {}))
     _check_shape(fitness, told, members, sequences)

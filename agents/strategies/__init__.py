@@ -1,7 +1,9 @@
 """Strategies: how a population changes from one generation to the next, by ask and tell."""
 
+from .ars import ARS
 from .base import AnyStrategy, Strategy
 from .cma_es import CMAES
+from .cr_fm_nes import CRFMNES
 from .deep_ga import DeepGA
 from .neat import Neat
 from .openai_es import OpenAIES
@@ -12,7 +14,9 @@ from .snes import SNES
 from .trust import Trust
 
 __all__ = [
+    "ARS",
     "CMAES",
+    "CRFMNES",
     "PGPE",
     "SNES",
     "AnyStrategy",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -15,6 +15,15 @@ from .base import Strategy
 
 MAX_SIZE = 10_000
 """Weights up to which a full covariance matrix is kept; its eigenvectors take 10 D³ operations, 1.6 GB at this size."""
+
+
+MOST_ROUNDED = 1e14
+"""Ratio of the longest to the shortest axis of the covariance, beyond which its eigenvectors are mostly rounding."""
+SMALLEST_CHANGE = 1e-12
+"""Of fitness, or of the first step size, under which a search has come to rest (Auger & Hansen 2005)."""
+
+RESTARTS = ("population", "restarts_done", "began_at", "history", "first_sigma", "spent", "kept_mean", "kept_fitness")
+"""Attributes that restarts need."""
 
 
 class Rates(NamedTuple):
@@ -89,6 +98,7 @@ class CMAES(Strategy):
         "axes",
         "scales",
         "decomposed_at",
+        *RESTARTS,
     )
     adapted: ClassVar[Mapping[str, str]] = {"sigma": "sigma"}
 
@@ -96,6 +106,12 @@ class CMAES(Strategy):
         default=None, ge=4, description="P, members of a generation; null: 4 + floor(3 log D)"
     )
     sigma: float = Field(default=0.1, gt=0, description="standard deviation of each weight at the start")
+    restarts: Literal["none", "ipop", "bipop"] = Field(
+        default="none",
+        description="whether a search that has come to rest begins again around the first weights: ipop with twice the "
+        "population each time (Auger & Hansen 2005), bipop in turn with that and with small populations and small "
+        "steps, as many evaluations for each (Hansen 2009). For fitness without noise, which never rests",
+    )
 
     separable = False
 
@@ -109,19 +125,77 @@ class CMAES(Strategy):
         self._check_size(size)
         self.population = self.population or 4 + math.floor(3 * math.log(size))
         super().setup()
-        self.rates = rates(size, self.population, separable=self.separable)
-        self.mean = self.genome.double()
+        self.restarts_done = 0
+        self.spent = (0, 0)
+        """Evaluations that bipop has spent on large and on small populations."""
+        self.kept_mean = self.genome.double()
+        """Where the best search so far has come to rest, ``[D]``."""
+        self.kept_fitness = -math.inf
+        """Its best fitness there."""
+        self._begin(self.genome.double(), self.sigma, self.population)
+
+    def _begin(self, mean: Tensor, sigma: float, population: int) -> None:
+        """Begin a search."""
+        self.population = population
+        self.rates = rates(len(mean), population, separable=self.separable)
+        self.began_at = self.generation
+        """Generation in which this search began."""
+        self.history: tuple[float, ...] = ()
+        """Best fitness of its last generations, the last one last."""
+        self.mean, self.sigma, self.first_sigma = mean, sigma, sigma
+        self.path_sigma = torch.zeros_like(mean)
         """``[D]``"""
-        self.path_sigma = torch.zeros_like(self.mean)
+        self.path_c = torch.zeros_like(mean)
         """``[D]``"""
-        self.path_c = torch.zeros_like(self.mean)
-        """``[D]``"""
-        self.scales = torch.ones_like(self.mean)
+        self.scales = torch.ones_like(mean)
         """Standard deviation along each axis, ``[D]``."""
-        self.decomposed_at = 0
+        self.decomposed_at = self.generation
         """Generation in which the axes were last computed."""
         self._start_covariance()
-        self._steps = self.mean.new_empty(0)
+        self._steps = mean.new_empty(0)
+
+    def at_rest(self, fitness: Tensor) -> bool:
+        """Whether this search has nothing more to find: fitness ``[P]`` or steps that no longer differ, or axes of too
+        different lengths (Auger & Hansen 2005, section II; Hansen 2009, section 3).
+        """
+        length = 10 + math.ceil(30 * len(self.mean) / len(fitness))
+        self.history = (*self.history, float(fitness.max()))[-length:]
+        everything = torch.cat([fitness.cpu(), fitness.new_tensor(self.history).cpu()])
+        flat = len(self.history) == length and float(everything.max() - everything.min()) < SMALLEST_CHANGE
+        widest = max(float(self.scales.max()), float(self.path_c.abs().max()))
+        short = self.sigma * widest < SMALLEST_CHANGE * self.first_sigma
+        rounded = float(self.scales.max() / self.scales.min()) ** 2 > MOST_ROUNDED
+        lost = bool((self.mean == self.mean + 0.2 * self.sigma * self.scales.min()).any())
+        return flat or short or rounded or lost
+
+    def _begin_again(self) -> None:
+        """Begin another search, around the first weights."""
+        if max(self.history) > self.kept_fitness:
+            self.kept_fitness, self.kept_mean = max(self.history), self.mean
+        assert self.population is not None
+        first = self.options.population or 4 + math.floor(3 * math.log(len(self.mean)))
+        evaluations = (self.generation + 1 - self.began_at) * self.population
+        large = self.first_sigma == self.options.sigma
+        self.spent = (self.spent[0] + large * evaluations, self.spent[1] + (not large) * evaluations)
+        wanted = first * 2 ** (self.restarts_done + 1)
+        size, sigma = wanted, self.options.sigma
+        if self.restarts == "bipop" and self.restarts_done and self.spent[1] < self.spent[0]:
+            chance = torch.rand(2, generator=self.generator, device=self.mean.device, dtype=torch.float64).tolist()
+            size = max(4, math.floor(first * (wanted / 2 / first / 2) ** (chance[0] ** 2)))
+            sigma = self.options.sigma * 10 ** (-2 * chance[1])
+        else:
+            self.restarts_done += 1
+        normal = torch.randn(len(self.mean), generator=self.generator, device=self.mean.device, dtype=torch.float64)
+        # The generation that ends here is counted when all is told.
+        self.generation += 1
+        self._begin(self.genome.double() + self.options.sigma * normal, sigma, size)
+        self.generation -= 1
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See :meth:`Strategy.load_state_dict`."""
+        super().load_state_dict(state)
+        assert self.population is not None
+        self.rates = rates(len(self.mean), self.population, separable=self.separable)
 
     def _check_size(self, size: int) -> None:
         if size > MAX_SIZE:
@@ -188,17 +262,20 @@ class CMAES(Strategy):
             r.c_sigma * (2 - r.c_sigma) * r.mu_eff
         ) * self._whiten(step)
         norm = float(torch.linalg.vector_norm(self.path_sigma))
-        settled = math.sqrt(1 - (1 - r.c_sigma) ** (2 * (self.generation + 1)))
+        settled = math.sqrt(1 - (1 - r.c_sigma) ** (2 * (self.generation - self.began_at + 1)))
         on_path = float(norm / settled < (1.4 + 2 / (size + 1)) * r.expected_norm)
         self.path_c = (1 - r.c_c) * self.path_c + on_path * math.sqrt(r.c_c * (2 - r.c_c) * r.mu_eff) * step
         decay = 1 + r.c_1 * (1 - on_path) * r.c_c * (2 - r.c_c) - r.c_1 - r.c_mu * float(r.weights.sum())
         self._learn_covariance(decay, weights, steps)
         self.sigma *= math.exp(min(1.0, r.c_sigma / r.d_sigma * (norm / r.expected_norm - 1)))
+        if self.restarts != "none" and self.at_rest(fitness):
+            self._begin_again()
 
     @property
     def best(self) -> Tensor:
-        """The mean."""
-        return self.mean.to(self.genome.dtype)
+        """The mean; after a restart that of an earlier search, as long as that has found better."""
+        earlier = self.kept_fitness > max(self.history, default=-math.inf)
+        return (self.kept_mean if earlier else self.mean).to(self.genome.dtype)
 
     def center_and_spread(self) -> tuple[Tensor, float]:
         """The mean, and the step size times the root mean square of the scales."""
@@ -207,4 +284,5 @@ class CMAES(Strategy):
     def metrics(self) -> dict[str, float]:
         """See :meth:`Strategy.metrics`; also the step size and the ratio of the longest to the shortest axis."""
         ratio = float(self.scales.max() / self.scales.min())
-        return {**super().metrics(), "sigma": self.sigma, "axis_ratio": ratio}
+        restarts = {"restarts": float(self.restarts_done)} if self.restarts != "none" else {}
+        return {**super().metrics(), "sigma": self.sigma, "axis_ratio": ratio, **restarts}

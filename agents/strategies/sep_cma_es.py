@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...core.registry import register
-from .cma_es import CMAES
+from .cma_es import CMAES, RESTARTS
 
 
 @register("strategy", "sep-cma-es")
@@ -18,7 +18,7 @@ class SepCMAES(CMAES):
     The covariance learns faster than the full one by (D + 2) / 3, and from the better half of the members only.
     """
 
-    remembered: ClassVar[tuple[str, ...]] = ("mean", "sigma", "path_sigma", "path_c", "scales")
+    remembered: ClassVar[tuple[str, ...]] = ("mean", "sigma", "path_sigma", "path_c", "scales", *RESTARTS)
     separable = True
 
     def _check_size(self, size: int) -> None:

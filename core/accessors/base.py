@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..component import Chosen, Component
-from ..contracts import BATCH, check_seen, check_trace_fields, expect, try_initial_state, try_steps, trying
+from ..contracts import BATCH, check_seen, check_trace_fields, expect, try_initial_state, try_run, try_steps, trying
 from ..initialisers import reset
 from ..options import Options
 from ..registry import contract
@@ -61,6 +61,24 @@ class Accessor(Component, nn.Module, ABC):
         Returns:
             Words read ``[B, R, W]``, the next state, and the heads: a NamedTuple of this step's parameters.
         """
+
+    def run(self, hidden: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """A whole sequence, where no word read changes what the controller gives.
+
+        Here, step by step; a subclass that can do better gives the same.
+
+        Args:
+            hidden: the controller's output, ``[T, B, hidden_size]``.
+            state: from :meth:`begin`, which is told of T steps.
+
+        Returns:
+            Words read ``[T, B, R, W]``, and the state for :meth:`end`.
+        """
+        read = []
+        for one in hidden.unbind(0):
+            words, state, _ = self(one, state)
+            read.append(words)
+        return torch.stack(read), state
 
     def reset_parameters(self) -> None:
         """Draw all weights anew, as when it was built; here, those of each layer in the layer's own way.
@@ -113,6 +131,7 @@ class Accessor(Component, nn.Module, ABC):
         gives = ("words read", "the next state", "the heads")
         shape = self.read_shape(self)
         _, after, heads = try_steps(self, "forward", state, self.hidden_size, shape, gives, self.differentiable)
+        try_run(self, Accessor, state, self.hidden_size)
         named = hasattr(heads, "_asdict")
         where, found = f"{type(self).__qualname__}.forward", f"the heads are a {type(heads).__name__}"
         expect(

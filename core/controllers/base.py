@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..component import Chosen, Component
-from ..contracts import try_initial_state, try_steps
+from ..contracts import BATCH, check_seen, check_trace_fields, expect, try_initial_state, try_run, try_steps, trying
 from ..initialisers import reset
 from ..options import Options
 from ..registry import contract
 from ..state import example
 from ..structure import Layer, Structure, Wire, resized_list
+from ..trace import TraceField
 
 
 @contract("controller")
@@ -36,6 +37,8 @@ class Controller(Component, nn.Module, ABC):
         description="hidden and cell states are kept in [-clip, clip]; None leaves them",
     )
 
+    trace_fields: ClassVar[Mapping[str, TraceField]] = {}
+    """What :meth:`observed` shows, in the order in which it is drawn; under other names than the fields of a memory."""
     kind: ClassVar[str] = ""
     """Name by which kernels recognise it; a kind of one's own has no name, and runs eagerly."""
     differentiable: ClassVar[bool] = True
@@ -49,6 +52,17 @@ class Controller(Component, nn.Module, ABC):
     def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One step: ``[B, input_size]`` and a state -> hidden ``[B, hidden_size]`` and the next state."""
 
+    def run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """A whole sequence, ``[T, B, input_size]`` -> hidden ``[T, B, hidden_size]`` and the last state.
+
+        Here, step by step; a subclass that can do better gives the same.
+        """
+        hiddens = []
+        for x in inputs.unbind(0):
+            hidden, state = self(x, state)
+            hiddens.append(hidden)
+        return torch.stack(hiddens), state
+
     def reset_parameters(self) -> None:
         """Draw all weights anew, as when it was built; here, those of each layer in the layer's own way.
 
@@ -57,17 +71,38 @@ class Controller(Component, nn.Module, ABC):
         """
         reset(self)
 
+    def observed(self, x: Tensor, before: Any, after: Any) -> dict[str, Tensor]:
+        """What a :class:`~papertape.core.trace.Trace` shows of one step, ``[B, …]`` for each of :attr:`trace_fields`.
+
+        Here, the parts of that name of the state after it.
+
+        Args:
+            x: what :meth:`forward` was given, ``[B, input_size]``.
+            before: the state before the step.
+            after: the state after it.
+        """
+        return {name: getattr(after, name) for name in self.trace_fields if hasattr(after, name)}
+
     def check(self) -> None:
         """Try the controller out: see that it is what the contract says. One from outside the package always is.
 
         Raises:
             ContractError: it is not; names the class, what was found and what is expected.
         """
+        check_trace_fields(type(self), self.trace_fields)
+        where = f"{type(self).__qualname__}.trace_fields"
+        expect("reads" not in self.trace_fields, where, "has reads, the name of the words read", "another name")
         state = try_initial_state(self)
-        if not example(self).is_meta:  # where sizes alone are known
-            size: Any = self.hidden_size
-            gives = ("hidden", "the next state")
-            try_steps(self, "forward", state, self.input_size, (size,), gives, self.differentiable)
+        if example(self).is_meta:
+            return  # Sizes alone are known there, by which not everyone's step can go.
+        size: Any = self.hidden_size
+        gives = ("hidden", "the next state")
+        _, after = try_steps(self, "forward", state, self.input_size, (size,), gives, self.differentiable)
+        try_run(self, Controller, state, self.input_size)
+        x = example(self).new_zeros(BATCH, self.input_size)
+        with trying(self, "observed"), torch.no_grad():
+            seen = self.observed(x, state, after)
+        check_seen(self, "observed", seen, self.trace_fields, (BATCH,), ())
 
     def clipped(self, x: Tensor) -> Tensor:
         """The tensor, kept in [-clip, clip]."""
@@ -81,8 +116,8 @@ else:
     """A controller as an option: its name, its name as ``type`` with its options, or an object."""
 
 
-class LayeredController(Controller):
-    """A controller with layers of one size, each fed by the one before."""
+class LayeredOptions(Component):
+    """Options of every controller with layers of one size, each fed by the one before."""
 
     hidden_size: int = Field(default=100, ge=1, description="size of each layer and of the controller's output")
     num_layers: int = Field(default=1, ge=1, le=100, description="layers, each fed by the one before")
@@ -93,15 +128,21 @@ class LayeredController(Controller):
         description="share of the outputs of each layer but the last that is set to 0 in training, as in torch.nn.LSTM",
     )
 
-    quiet: ClassVar[int] = 0
-    """The block of rows of a layer that makes its output zero when it is zero."""
-
     @classmethod
     def check_options(cls, options: Any) -> None:
         """See :meth:`Component.check_options`."""
         super().check_options(options)
         if options.dropout and options.num_layers == 1:
             raise ValueError(f"dropout: got {options.dropout}; it is between layers, allowed with num_layers 1: 0")
+
+
+class LayeredController(LayeredOptions, Controller):
+    """A controller with layers of one size, each fed by the one before."""
+
+    changeable: ClassVar[bool] = False
+    """Whether its layers can change; it then makes them by :meth:`linear_layers` and calls :meth:`passed_on`."""
+    quiet: ClassVar[int] = 0
+    """The block of rows of a layer that makes its output zero when it is zero."""
 
     def passed_on(self, made: Tensor, got: Tensor, layer: int) -> Tensor:
         """What a layer gives to the next: what it made, added to what it got where it is residual, after dropout."""

@@ -35,3 +35,7 @@ class DirectController(Controller):
     def forward(self, x: Tensor, state: DirectState) -> tuple[Tensor, DirectState]:
         """One step; see :meth:`Controller.forward`."""
         return self.clipped(x), state
+
+    def run(self, inputs: Tensor, state: DirectState) -> tuple[Tensor, DirectState]:
+        """All steps at once; see :meth:`Controller.run`."""
+        return self(inputs, state)

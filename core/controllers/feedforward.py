@@ -22,6 +22,7 @@ class FeedForwardController(LayeredController):
     """Fully connected layers with tanh; all that it remembers is in the external memory."""
 
     kind = "feedforward"
+    changeable = True
 
     def setup(self) -> None:
         """Make the layers."""
@@ -36,3 +37,7 @@ class FeedForwardController(LayeredController):
         for layer, linear in enumerate(self.inputs):
             x = self.passed_on(self.clipped(torch.tanh(linear(x))), x, layer)
         return x, state
+
+    def run(self, inputs: Tensor, state: FeedForwardState) -> tuple[Tensor, FeedForwardState]:
+        """All steps at once; see :meth:`Controller.run`."""
+        return self(inputs, state)

@@ -25,6 +25,7 @@ class GRUController(GatedController):
     """Gated recurrent unit; gates and their order (reset, update, new) as in torch.nn.GRU."""
 
     kind = "gru"
+    changeable = True
 
     def setup(self) -> None:
         """Make the layers."""

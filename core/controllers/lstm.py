@@ -27,6 +27,7 @@ class LSTMController(GatedController):
     """Long short-term memory; gates and their order (input, forget, cell, output) as in torch.nn.LSTM."""
 
     kind = "lstm"
+    changeable = True
 
     def setup(self) -> None:
         """Make the layers."""

@@ -21,7 +21,15 @@ class CircuitView(Protocol):
 
     @property
     def input_size(self) -> int:
-        """I, channels of each input step."""
+        """I, channels of each input step, or how many tokens there are to choose from."""
+
+    @property
+    def vector_size(self) -> int:
+        """Elements of what each step takes: I, or those of an embedding."""
+
+    @property
+    def embedding(self) -> nn.Embedding | None:
+        """The vector of each token, if it is learned."""
 
     @property
     def controller(self) -> Controller:
@@ -40,8 +48,15 @@ class CircuitView(Protocol):
         """Bound of the outputs."""
 
     @property
+    def read_feedback(self) -> bool:
+        """Whether the controller sees the words that were read last."""
+
+    @property
     def changed_transition(self) -> bool:
         """Whether a subclass or a user replaced :meth:`transition`, so that no kernel knows what a step is."""
 
     def transition(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Any]:
         """One step without the output layer: features ``[B, F]``, next state, head parameters."""
+
+    def transitions(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
+        """Many steps: features ``[T, B, F]`` and the last state."""

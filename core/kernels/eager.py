@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ..state import CircuitState, leaves
@@ -36,8 +35,5 @@ def recorded(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str |
 
 def run_steps(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
     """The same from a state whose accessor has begun."""
-    features = []
-    for x in inputs.unbind(0):
-        feature, state, _ = circuit.transition(x, state)
-        features.append(feature)
-    return torch.stack(features), state._replace(accessor=circuit.accessor.end(state.accessor))
+    features, state = circuit.transitions(inputs, state)
+    return features, state._replace(accessor=circuit.accessor.end(state.accessor))

@@ -109,6 +109,8 @@ class Known:
         self.reason = ununderstood(accessor, accessors)
         if controllers is not None:
             self.reason = ununderstood(controller, controllers) or self.reason
+            if not circuit.read_feedback:
+                self.reason = "it feeds the words read back to the controller, which this circuit does not"
         if controllers is not None and self.reason is None:
             recurrents = getattr(controller, "recurrents", ())
             self.layers = {f"controller.inputs.{index}": layer for index, layer in enumerate(controller.inputs)}
@@ -181,7 +183,7 @@ class Known:
             "write_weights": (batch, writes, slots),
         }
         shapes: list[tuple[str, tuple[int, ...]]] = [
-            ("inputs", (steps, batch, circuit.input_size)),
+            ("inputs", (steps, batch, circuit.vector_size)),
             ("reads", (batch, reads, word)),
         ]
         shapes += [(name, of_state[name]) for name in state.accessor._fields]
@@ -189,7 +191,7 @@ class Known:
             shapes += [(name, (batch, controller.num_layers, hidden)) for name in state.controller._fields]
         for name in self.layers:
             rows = accessor.interface.size if name.startswith("accessor") else GATES[controller.kind] * hidden
-            columns = circuit.input_size + reads * word if name == "controller.inputs.0" else hidden
+            columns = circuit.vector_size + reads * word if name == "controller.inputs.0" else hidden
             shapes += [(f"weight of {name}", (rows, columns)), (f"bias of {name}", (rows,))]
         return shapes
 
@@ -236,19 +238,21 @@ def unavailable_here(device: torch.device) -> str | None:
 
 
 def unfit_population(
-    own: Mapping[str, Tensor], parameters: Mapping[str, Tensor], inputs: Tensor, input_size: int
+    circuit: CircuitView, own: Mapping[str, Tensor], parameters: Mapping[str, Tensor], inputs: Tensor
 ) -> str | None:
     """Why kernels cannot read the parameters of a population and its inputs, or None.
 
     Args:
+        circuit: what each member is.
         own: parameters of the circuit, ``S`` by name.
         parameters: of its members, ``[P, *S]`` by name.
         inputs: ``[T, B, I]``.
-        input_size: I.
     """
+    if circuit.embedding is not None:
+        return "each member embeds the inputs in its own way"
     members = len(next(iter(parameters.values())))
     shapes = [(name, (members, *parameter.shape)) for name, parameter in own.items()]
-    shapes.append(("inputs", (*inputs.shape[:2], input_size)))
+    shapes.append(("inputs", (*inputs.shape[:2], circuit.input_size)))
     return unfit([*(parameters[name] for name in own), inputs], shapes, inputs)
 
 

@@ -271,6 +271,7 @@ def _probe(circuit: CircuitView, parts: Any, inputs: Tensor) -> Any:
         probe.accessor = accessor(hidden, **accessor_options)
         probe.output = nn.Linear(hidden + math.prod(shape), OUTPUTS)
     probe.input_size, probe.output_size, probe.hidden_size, probe.read_shape = INPUTS, OUTPUTS, hidden, shape
+    probe.embedding_size = probe.embedding = None
     probe.clip = None if circuit.clip is None else probe.controller.clip
     probe.backend = probe.chosen_backend = "eager"
     generator = torch.Generator().manual_seed(SEED)

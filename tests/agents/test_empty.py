@@ -30,5 +30,5 @@ def test_drives_an_env_without_learning() -> None:
 
 def test_names_what_is_wrong_with_an_env() -> None:
     agent = EmptyAgent(WrongMask(width=3, min_length=4, max_length=4), papertape.NTM(5, 3))
-    with pytest.raises(ValueError, match=r"mask: the env returned shape \[3, 16\]; expected \[10, 16\]"):
+    with pytest.raises(TypeError, match=r"inputs of 16 sequences: .* of shape \[10, 16, 5\]; expected .* \[3, 16, 5\]"):
         agent.fit()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 import papertape
-from papertape.agents import EvolutionAgent
+from papertape.agents import BackpropAgent, EvolutionAgent
 from papertape.agents.evaluation import evaluate, show_episodes
 from papertape.agents.population import Population
-from papertape.circuits import FeedForwardCircuit
+from papertape.circuits import FeedForwardCircuit, NormalisedCircuit
 from papertape.core.recorder import Recorder
 from papertape.core.streams import stream_seed
 from papertape.core.world import Step, World, carrying, check_episodes
@@ -220,3 +221,109 @@ def test_a_member_whose_answers_are_no_numbers_earns_none() -> None:
     returns = population.play(stacks, world, 3, seed=1).returns
     assert returns[2].isnan().all()
     assert torch.equal(returns[[0, 1, 3]], expected[[0, 1, 3]])
+
+
+class Drift(World):
+    """A point in the plane that is driven outwards, which multiplies every rounding; ends where it leaves a circle."""
+
+    error_metric = "far"
+    droppable = True
+
+    def setup(self):
+        self.input_size, self.output_size = 2, 2
+        self.stepped = 0
+
+    def reset(self, episodes, generator, *, copies=1):
+        check_episodes(episodes, copies)
+        self.state = Place(torch.randn(episodes, 2, generator=generator).repeat(copies, 1) / 4)
+        return self.state.at, self._info()
+
+    def _info(self):
+        return {"far": self.state.at.norm(dim=1)}
+
+    def decide(self, outputs):
+        return outputs
+
+    def step(self, actions):
+        before = self.state.at
+        over = before.norm(dim=1) > 1
+        at = torch.where(over.unsqueeze(1), before, 1.2 * before + 0.1 * actions.tanh())
+        self.stepped += len(at)
+        self.state = Place(at)
+        ended = at.norm(dim=1) > 1
+        return Step(at * ~ended.unsqueeze(1), at.sum(1).double() * ~over, ended, torch.zeros_like(ended), self._info())
+
+    @property
+    def renewable(self):
+        return self.droppable
+
+
+class Place(NamedTuple):
+    at: Tensor
+
+
+@pytest.mark.parametrize("kind", ["feedforward", "gru"])
+def test_members_that_are_done_are_dropped_and_nothing_changes_for_the_others(kind):
+    whole, dropping = Drift(), Drift()
+    whole.droppable = False
+    circuit = circuit_for(whole, kind)
+    population = Population(circuit)
+    stacks = population.layout.split(torch.randn(40, population.layout.size))
+    seen = [[], []]
+    expected, found = (
+        population.play(stacks, task, 2, seed=3, seen=parts.append)
+        for task, parts in zip((whole, dropping), seen, strict=True)
+    )
+    assert torch.equal(expected.returns, found.returns) and torch.equal(expected.lengths, found.lengths)
+    assert torch.equal(expected.info["far"], found.info["far"])
+    assert dropping.stepped < 0.8 * whole.stepped
+    assert [len(part) for part in seen[0]] == [len(part) for part in seen[1]]
+    assert sum(map(len, seen[0])) == int(expected.lengths.sum())
+
+
+def test_statistics_of_observations_are_those_of_all_that_was_seen_and_go_with_the_circuit():
+    task = world()
+    circuit = NormalisedCircuit(task.input_size, task.output_size, circuit="feedforward")
+    agent = EvolutionAgent(task, circuit, strategy={"type": "ars", "population": 8}, **{**SMALL, "generations": 3})
+    seen = []
+    drawn = agent.scoring.draw(3, torch.Generator().manual_seed(0))
+    agent.population.play(agent.strategy.ask_stacks(), task, *drawn, seen=seen.append)
+    agent.scoring.draw = lambda count, generator: drawn
+    agent.train_step()
+    rows = torch.cat(seen).double()
+    assert int(circuit.count) == len(rows)
+    torch.testing.assert_close(circuit.mean.double(), rows.mean(0))
+    torch.testing.assert_close(circuit.variance.double(), rows.var(0))
+    torch.testing.assert_close(circuit(rows.float().unsqueeze(0))[0], circuit.circuit(
+        ((rows - rows.mean(0)) / rows.std(0)).nan_to_num().float().unsqueeze(0))[0], atol=1e-5, rtol=1e-4)  # fmt: skip
+    state = agent.state_dict()
+    assert {"count", "mean", "variance"} <= state["circuit"].keys()
+    agent.train_step()
+    again = EvolutionAgent(
+        task, NormalisedCircuit(task.input_size, task.output_size, circuit="feedforward"),
+        strategy={"type": "ars", "population": 8}, **{**SMALL, "generations": 3},
+    )  # fmt: skip
+    again.load_state_dict(state)
+    again.scoring.draw = agent.scoring.draw
+    again.train_step()
+    assert torch.equal(again.circuit.mean, agent.circuit.mean) and torch.equal(again.strategy.best, agent.strategy.best)
+
+
+def test_statistics_do_not_depend_on_shards_but_for_rounding():
+    found = []
+    for shards in (1, 3):
+        task = world()
+        circuit = NormalisedCircuit(task.input_size, task.output_size, circuit="feedforward")
+        torch.manual_seed(0)
+        circuit.reset_parameters()
+        agent = EvolutionAgent(task, circuit, strategy={"type": "ars", "population": 8}, shards=shards, **SMALL)
+        agent.train_step()
+        found.append((int(circuit.count), circuit.mean, circuit.variance))
+    assert found[0][0] == found[1][0] > 0
+    torch.testing.assert_close(found[0][1:], found[1][1:])
+
+
+def test_a_normalised_circuit_needs_a_world():
+    env = papertape.envs.CopyEnv()
+    with pytest.raises(ValueError, match="circuit.type: got normalised, whose inputs are the observations of a world"):
+        BackpropAgent(env, NormalisedCircuit(env.input_size, env.output_size))

@@ -12,13 +12,31 @@ import pytest
 import torch
 
 import papertape
-from papertape import DNC, NTM, SAM, SDNC, FeedForwardCircuit, MemoryCircuit, NeatCircuit, Tape
+from papertape import (
+    DNC,
+    GRU,
+    LSTM,
+    NTM,
+    SAM,
+    SDNC,
+    FeedForwardCircuit,
+    MemoryCircuit,
+    NeatCircuit,
+    RecurrentCircuit,
+    StackRNN,
+    Tape,
+    TapeRNN,
+    Transformer,
+)
 from papertape.core.component import fields_of, help_of
 from papertape.core.controllers import GRUController, LSTMController
 from papertape.core.registry import entries, lookup
 
 CONTROLLERS = ("lstm", "gru", "feedforward", "neat", "direct")
-CIRCUITS = (NTM, DNC, SAM, SDNC, Tape, MemoryCircuit, FeedForwardCircuit, NeatCircuit)
+CIRCUITS = (
+    *(NTM, DNC, SAM, SDNC, Tape, MemoryCircuit, FeedForwardCircuit, NeatCircuit),
+    *(RecurrentCircuit, LSTM, GRU, StackRNN, TapeRNN, Transformer),
+)
 """All that there are; what tests elsewhere register is not ours."""
 
 
@@ -111,10 +129,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"dropout": -0.1}, "dropout: got -0.1; allowed: greater than or equal to 0"),
     ({"recompute_every": 0}, "recompute_every: got 0; allowed: greater than or equal to 1"),
     ({"batch_first": 1}, "batch_first: got 1; allowed: a valid boolean"),
-    ({"controller": "transformer"}, "controller.type: got 'transformer'; allowed: direct, feedforward, gru, lstm"),
+    ({"controller": "transformer"}, "controller.type: got 'transformer'; allowed: convolution, ctm, direct"),
     ({"controller": "gruu"}, "controller.type: got 'gruu'; did you mean 'gru'? allowed: "),
     ({"controller": None}, "controller: got None; expected a block with a type, such as {type: "),
-    ({"controller": {"hidden_size": 6}, "hidden_size": None}, "controller.type: missing; allowed: direct, "),
+    ({"controller": {"hidden_size": 6}, "hidden_size": None}, "controller.type: missing; allowed: convolution, "),
     ({"controller": {"type": "gru", "hidden_size": 0}}, "controller.hidden_size: got 0; allowed: greater than or "),
     ({"controller": {"type": "gru", "units": 3}}, "controller.units: unknown option; known here: hidden_size"),
     ({"controller": LSTMController(5, hidden_size=6), "hidden_size": None},

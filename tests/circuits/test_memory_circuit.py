@@ -10,9 +10,26 @@ from typing import Any
 import pytest
 import torch
 
-from papertape import DNC, NTM, SAM, SDNC, FeedForwardCircuit, MemoryCircuit, NeatCircuit, Tape
+from papertape import (
+    DNC,
+    GRU,
+    LSTM,
+    NTM,
+    SAM,
+    SDNC,
+    FeedForwardCircuit,
+    MemoryCircuit,
+    NeatCircuit,
+    RecurrentCircuit,
+    StackRNN,
+    Tape,
+    TapeRNN,
+    Transformer,
+)
+from papertape.core.component import options_of
 from papertape.core.controllers import GRUController
 from papertape.core.kernels import dispatch
+from papertape.core.registry import lookup
 from papertape.core.state import leaves, map_state
 
 CONTROLLERS: dict[str, dict[str, Any]] = {
@@ -21,16 +38,25 @@ CONTROLLERS: dict[str, dict[str, Any]] = {
     "feedforward": {"hidden_size": 6},
     "neat": {"hidden_size": 6, "max_nodes": 3},
     "direct": {},
+    "rnn": {"hidden_size": 6, "nonlinearity": "relu"},
+    "convolution": {"hidden_size": 6},
 }
 ACCESSORS: dict[str, dict[str, Any]] = {
     "static": {"num_reads": 2, "memory_init": "learned", "weight_init": "learned"},
     "dynamic": {"num_reads": 2},
     "sparse": {"num_reads": 2, "slots_per_read": 2, "links_per_slot": 2},
     "tape": {},
+    "stack": {"num_stacks": 2},
+    "soft-tape": {"num_tapes": 2, "write_layers": [4]},
+    "delta": {"num_heads": 2, "key_size": 4, "value_size": 3, "decay": True, "num_rules": 2},
+    "srwm": {"num_heads": 2, "word_size": 4},
+    "attention": {"num_heads": 2, "key_size": 4, "value_size": 3},
 }
 SIZES = {"memory_size": 5, "word_size": 3}
 CIRCUITS: dict[str, tuple[type, dict[str, Any]]] = {
-    **{cls.__name__: (cls, SIZES) for cls in (NTM, DNC, SAM, SDNC, Tape)},
+    **{cls.__name__: (cls, SIZES) for cls in (NTM, DNC, SAM, SDNC, Tape, StackRNN, TapeRNN)},
+    **{cls.__name__: (cls, {}) for cls in (LSTM, GRU, RecurrentCircuit, Transformer)},
+    "DeltaNet": (Transformer, {"controller": "convolution", "accessor": "delta"}),
     "NTM learned": (NTM, {**SIZES, "memory_init": "learned", "weight_init": "learned"}),
     "NTM drawn": (NTM, {**SIZES, "memory_init": "truncated_normal", "head_init": "uniform"}),
     "Tape tied": (Tape, {**SIZES, "tied_bits": True}),
@@ -49,11 +75,13 @@ def made(name: str, seed: int = 0, **more: Any) -> Any:
 
 def combined(controller: str, accessor: str, **more: Any) -> MemoryCircuit:
     torch.manual_seed(0)
+    known = options_of(lookup("accessor", accessor)).model_fields
+    sizes = {name: size for name, size in SIZES.items() if name in known}
     return MemoryCircuit(
         4,
         2,
         controller={"type": controller, **CONTROLLERS[controller]},
-        accessor={"type": accessor, **SIZES, **ACCESSORS[accessor]},
+        accessor={"type": accessor, **sizes, **ACCESSORS[accessor]},
         **more,
     )
 
@@ -158,7 +186,7 @@ def test_type_and_device_are_given_to_the_constructor(name):
         assert one.dtype == other.dtype and torch.equal(one, other), key
     outputs, state = built(torch.rand(2, 1, 3, dtype=torch.float64))
     assert outputs.dtype == torch.float64
-    assert {leaf.dtype for leaf in leaves(state)} <= {torch.float64, torch.int64}
+    assert {leaf.dtype for leaf in leaves(state)} <= {torch.float64, torch.int64, torch.bool}
     nowhere = made(name, device="meta")
     assert {part.device.type for part in (*nowhere.parameters(), *nowhere.buffers())} == {"meta"}
     assert {leaf.device.type for leaf in leaves(nowhere.initial_state(2))} <= {"meta"}

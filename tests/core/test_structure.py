@@ -427,6 +427,11 @@ def test_structures_that_cannot_be_are_refused() -> None:
     ("circuit", "why"),
     [
         (papertape.NTM(2, 2, controller="direct", memory_size=4), "a DirectController has no layers"),
+        (
+            papertape.NTM(2, 2, controller="hyper-lstm", hidden_size=3, memory_size=4),
+            "a HyperLSTMController has no layers",
+        ),
+        (papertape.NTM(2, 2, controller="rnn", hidden_size=3, memory_size=4), "a RNNController has no layers"),
         (FeedForwardCircuit(2, 2, hidden_sizes=[]), "it has no hidden layer"),
         (papertape.circuits.NeatCircuit(2, 2), "a NeatCircuit has no layers"),
     ],

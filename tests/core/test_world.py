@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import Tensor
 
-from papertape.core.world import Episodes, Step, World, check_episodes
+from papertape.core.options import ContractError
+from papertape.core.world import ActionPart, Episodes, Step, World, check_episodes
+from papertape.envs import TMazeWorld
 
 
 class Countdown(World):
@@ -66,3 +70,71 @@ def test_judged_on_itself_by_default() -> None:
     world = Countdown()
     assert world.sets("test") == {"trained": world}
     world.close()
+
+
+def test_single_episodes_of_a_world_of_tensors_are_dropped_and_begun_anew() -> None:
+    def play(world: World, actions: list[Tensor]) -> list[Tensor]:
+        return [torch.cat([step.observations, step.rewards.unsqueeze(1)], 1) for step in map(world.step, actions)]
+
+    choose = generator(1)
+    world, whole = (TMazeWorld(trials=3, min_stay=1, max_stay=2) for _ in range(2))
+    assert not world.renewable
+    first = [each.reset(3, generator(), copies=2)[0] for each in (world, whole)]
+    assert world.renewable and torch.equal(*first)
+    actions = [torch.randint(3, (6,), generator=choose) for _ in range(12)]
+    rows = torch.tensor([0, 3, 4])
+    world.keep(rows)
+    found = play(world, [action[rows] for action in actions[:5]])
+    expected = play(whole, actions)
+    for one, other in zip(found, expected[:5], strict=True):
+        assert torch.equal(one, other[rows])
+    over = torch.tensor([True, False, True])
+    begun = world.renew(over, generator(2))
+    fresh = TMazeWorld(trials=3, min_stay=1, max_stay=2)
+    assert torch.equal(begun[over], fresh.reset(2, generator(2))[0]) and (begun[~over] == 0).all()
+    renewed = play(world, [action[rows] for action in actions[5:]])
+    for one, other, new in zip(
+        renewed, expected[5:], play(fresh, [action[rows][over] for action in actions[5:]]), strict=True
+    ):
+        assert torch.equal(one[over], new) and torch.equal(one[~over], other[rows][~over])
+    assert (world.renew(torch.zeros(3, dtype=torch.bool), generator()) == 0).all()
+
+
+def test_a_world_that_keeps_no_state_says_so() -> None:
+    world = Countdown()
+    world.reset(2, generator())
+    assert not world.renewable
+    with pytest.raises(RuntimeError, match=r"Countdown\.keep: .* expected all that it knows of them in state"):
+        world.keep(torch.tensor([0]))
+    with pytest.raises(RuntimeError, match=r"Countdown\.renew: "):
+        world.renew(torch.tensor([True, False]), generator())
+
+
+class Counted(NamedTuple):
+    count: Tensor
+
+
+class Ends(Countdown):
+    """Forgets, where it is told to keep some, one of the things that it knows."""
+
+    def reset(self, episodes: int, generator: torch.Generator, *, copies: int = 1) -> tuple[Tensor, dict[str, Tensor]]:
+        begun = super().reset(episodes, generator, copies=copies)
+        self.state = Counted(self.count)
+        return begun
+
+
+def test_a_state_that_does_not_hold_everything_is_found_out() -> None:
+    Countdown().check()
+    with pytest.raises(ContractError, match=r"Ends\.step"):
+        Ends().check()
+
+
+@pytest.mark.parametrize(
+    "parts", [[ActionPart("categorical", 2)], [ActionPart("choice", 3)], [ActionPart("normal", 2)] * 2]
+)
+def test_parts_of_an_action_that_do_not_fit_are_found_out(parts: list[ActionPart]) -> None:
+    world = Countdown()
+    assert world.action_parts() == [ActionPart("categorical", 3)]
+    object.__setattr__(world, "action_parts", lambda: parts)
+    with pytest.raises(ContractError, match=r"Countdown\.action_parts: gives \[\(.* of 3 channels in all"):
+        world.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -15,9 +16,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from papertape.agents import EvolutionAgent
+from papertape.agents.learning import TrainingError
+from papertape.circuits import FeedForwardCircuit
 from papertape.core import install
+from papertape.core.recorder import Recorder
+from papertape.core.world import WorldError
 from papertape.envs import GymWorld
-from papertape.utils.vector_environments import VectorEnvironment, Workers, cores
+from papertape.utils.vector_environments import Separate, Workers, cores
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -90,18 +96,95 @@ def test_other_ways_to_run_side_by_side(vectorization: str) -> None:
     world.close()
 
 
-def test_environments_are_kept_between_resets_of_one_size() -> None:
+def test_environments_are_kept_between_resets() -> None:
     world = GymWorld()
     world.reset(2, generator())
-    assert isinstance(world._episodes, VectorEnvironment)
-    held = world._episodes.envs
+    assert isinstance(world._episodes, Separate)
+    held = list(world._episodes.envs)
     world.reset(1, generator(), copies=2)
-    assert world._episodes.envs is held
+    assert world._episodes.envs == held
     world.reset(3, generator())
-    assert world._episodes.envs is not held
+    assert world._episodes.envs[:2] == held
     world.close()
-    with pytest.raises(RuntimeError, match="no reset"):
-        world.step(torch.zeros(3, dtype=torch.long))
+    for call in (
+        lambda: world.step(torch.zeros(3, dtype=torch.long)),
+        lambda: world.keep(torch.zeros(1, dtype=torch.long)),
+        lambda: world.renew(torch.ones(3, dtype=torch.bool), generator()),
+    ):
+        with pytest.raises(RuntimeError, match="no reset"):
+            call()
+
+
+def test_the_step_that_cuts_an_episode_off_shows_its_last_observation() -> None:
+    env = gymnasium.make("CartPole-v1")
+    seed = int(torch.randint(2**31, (1,), generator=generator()))
+    env.reset(seed=seed)
+    expected = [env.step(0)[0] for _ in range(4)][-1]
+    for mode in [*autoreset_modes(), None]:
+        keywords = {} if mode is None else {"vector_kwargs": {"autoreset_mode": mode}}
+        makers = [None] if mode is None else [None, lambda count, mode=mode: _async(count, mode)]
+        for maker in makers:
+            world = GymWorld(arguments={} if maker else keywords, max_steps=4, target=1.0, make=maker)
+            world.reset(1, generator())
+            steps = [world.step(torch.zeros(1, dtype=torch.long)) for _ in range(5)]
+            assert steps[3].truncated.all() and (steps[4].observations == 0).all()
+            torch.testing.assert_close(steps[3].observations[0], torch.as_tensor(expected))
+            world.close()
+
+
+def _async(count: int, mode: Any) -> Any:
+    return gymnasium.vector.AsyncVectorEnv(
+        [lambda: gymnasium.make("CartPole-v1", max_episode_steps=4)] * count, autoreset_mode=mode
+    )
+
+
+@pytest.mark.parametrize("kind", ["sync", "workers", "disabled"])
+def test_single_episodes_are_dropped_and_begun_anew(kind: str) -> None:
+    options: dict[str, Any] = {"workers": {"vectorization": "async", "workers": 2}}.get(kind, {})
+    if kind == "disabled":
+        modes = {mode.value: mode for mode in autoreset_modes()}
+        if not modes:
+            pytest.skip("this gymnasium knows no modes")
+        vector = gymnasium.vector.AsyncVectorEnv
+        options = {
+            "make": lambda count: vector(
+                [lambda: gymnasium.make("CartPole-v1")] * count, autoreset_mode=modes["Disabled"]
+            ),
+            "max_steps": 500,
+            "target": 475.0,
+        }
+    world, whole = GymWorld(**options), GymWorld()
+    world.reset(5, generator(1))
+    whole.reset(5, generator(1))
+    assert world.renewable
+    right = torch.ones(5, dtype=torch.long)
+    for _ in range(5):
+        world.step(right)
+        whole.step(right)
+    rows = torch.tensor([0, 1, 4])
+    world.keep(rows)
+    found, expected = world.step(right[rows]), whole.step(right)
+    assert torch.equal(found.observations, expected.observations[rows])
+    assert torch.equal(found.info["shortfall"], expected.info["shortfall"][rows])
+    over = torch.tensor([True, False, True])
+    first = world.renew(over, generator(2))
+    fresh, other = GymWorld(), torch.ones(2, dtype=torch.long)
+    assert torch.equal(first[over], fresh.reset(2, generator(2))[0]) and (first[~over] == 0).all()
+    for _ in range(9):
+        found = world.step(right[rows])
+        assert torch.equal(found.observations[over], (shown := fresh.step(other)).observations)
+        assert torch.equal(found.terminated[over], shown.terminated)
+        assert torch.equal(found.observations[~over][0], whole.step(right).observations[1])
+    world.close()
+
+
+def test_what_begins_anew_by_itself_cannot_be_renewed() -> None:
+    world = GymWorld(vectorization="vector_entry_point")
+    world.reset(2, generator())
+    assert not world.renewable
+    with pytest.raises(RuntimeError, match="renew: the episodes of CartPole-v1 .* expected vectorization sync"):
+        world.renew(torch.tensor([True, False]), generator())
+    world.close()
 
 
 class Echo(gymnasium.Env):
@@ -157,6 +240,8 @@ def test_outputs_become_actions(actions: Any, outputs: list, decided: list) -> N
     found = world.decide(torch.tensor(outputs))
     torch.testing.assert_close(found, torch.tensor(decided, dtype=found.dtype))
     world.reset(2, generator())
+    world.check()
+    world.reset(2, generator())
     rewards = world.step(found).rewards
     torch.testing.assert_close(rewards, torch.tensor(decided, dtype=torch.float64).reshape(2, -1).sum(-1))
     assert world.play(lambda observations: torch.tensor(outputs), 2, generator()).lengths.tolist() == [[3, 3]]
@@ -199,7 +284,9 @@ def test_every_whole_number_has_an_equal_part(space: Any) -> None:
     ids=str,
 )
 def test_whole_numbers_beyond_what_outputs_tell_apart_are_refused(space: Any) -> None:
-    with pytest.raises(ValueError, match=r"id: got .* which has whole numbers from .*allowed are at most 16,777,216"):
+    with pytest.raises(
+        ValueError, match=r"id: got .*has actions Box.*: whole numbers from .*allowed are at most 16,777,216"
+    ):
         echo(None, space)
 
 
@@ -234,7 +321,6 @@ def test_kinds_without_a_tensor_are_refused() -> None:
         ({"id": "nowhere_at_all:Foo-v0"}, "id: got .*gymnasium says: No module named"),
         ({"arguments": {"wheels": 3}}, "gymnasium says: .*wheels"),
         ({"id": "FrozenLake-v1", "vectorization": "vector_entry_point"}, "gymnasium says: .*vector entry point"),
-        ({"id": "Pendulum-v1"}, "target: got null, but gymnasium knows no reward_threshold of Pendulum-v1"),
     ],
 )
 def test_environments_that_do_not_serve_are_refused(options: dict, message: str) -> None:
@@ -344,7 +430,7 @@ def test_ctrl_c_does_not_reach_the_processes_and_their_death_is_said() -> None:
     (process,) = processes(world)
     assert os.getsid(process.pid) != os.getsid(0)
     process.kill()
-    with pytest.raises(ChildProcessError, match="vectorization: a process .* of CartPole-v1 ended with status -9"):
+    with pytest.raises(WorldError, match="env: CartPole-v1 failed at step 1 .* a process .* ended with status -9"):
         world.step(torch.zeros(2, dtype=torch.long))
     assert not processes(world)
     assert world.play(clumsy, 2, generator()).lengths.shape == (1, 2)
@@ -401,8 +487,9 @@ if __name__ == "__main__":
     assert lengths.tolist() == [[4, 4, 4]], lengths
     try:
         world.play(lambda seen: torch.tensor([[0.0, 1.0]]).expand(3, 2), 3, torch.Generator())
-    except RuntimeError as error:
-        assert "Own-v0 failed" in str(error) and "no second action" in str(error)
+    except papertape.core.world.WorldError as error:
+        expected = "env: Own-v0 failed at step 1 of an episode: ZeroDivisionError: no second action"
+        assert str(error) == expected, error
     else:
         raise AssertionError
     world.close()
@@ -428,3 +515,85 @@ def test_both_numbers_below_one_are_refused() -> None:
     for count in ({"episodes": 0}, {"episodes": 1, "copies": 0}):
         with pytest.raises(ValueError, match=f"{list(count)[-1]}: got 0"):
             world.reset(generator=generator(), **count)
+
+
+def test_rewards_are_shifted_in_training_alone() -> None:
+    world = GymWorld(reward_shift=-0.5, max_steps=20)
+    assert world.play(balance, 1, generator()).returns.tolist() == [[10.0]]
+    (judged,) = world.sets("validation").values()
+    assert judged is world.sets("test")["trained"] and judged is not world
+    assert judged.play(balance, 1, generator()).returns.tolist() == [[20.0]]
+    plain = GymWorld()
+    assert plain.sets("test") == {"trained": plain}
+
+
+def test_without_a_target_the_shortfall_is_the_negative_return() -> None:
+    world = GymWorld(id="Pendulum-v1", max_steps=5)
+    assert world.solved_at is None
+    played = world.play(lambda seen: torch.zeros(2, 1), 2, generator())
+    assert torch.equal(played.info["shortfall"], -played.returns) and (played.returns < 0).all()
+
+
+def test_a_custom_vector_environment_is_shared_out_over_processes() -> None:
+    make = functools.partial(gymnasium.make_vec, "CartPole-v1", vectorization_mode="sync")
+    world = GymWorld(vectorization="async", workers=2, make=lambda count: make(num_envs=count))
+    assert (world.step_limit, world.solved_at) == (500, 475.0)
+    found = world.play(clumsy, 3, generator())
+    assert torch.equal(found.returns, GymWorld().play(clumsy, 3, generator()).returns)
+    world.close()
+
+
+class Spoilt(gymnasium.Env):
+    """Shows no number, or earns none, or fails, in its third step."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, how: str) -> None:
+        self.how, self.steps = how, 0
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.steps += 1
+        bad = self.steps == 3
+        if bad and self.how == "fails":
+            raise ZeroDivisionError("three steps\nare enough")
+        shown = np.full(1, np.inf if bad and self.how == "shows" else 0, np.float32)
+        return shown, np.nan if bad and self.how == "earns" else 1.0, self.steps == 4, False, {}
+
+
+def spoilt(how: str) -> GymWorld:
+    return GymWorld(
+        max_steps=9, target=1.0, make=lambda count: gymnasium.vector.SyncVectorEnv([lambda: Spoilt(how)] * count)
+    )
+
+
+@pytest.mark.parametrize("how", ["shows", "earns"])
+def test_what_is_no_finite_number_spoils_the_return(how: str) -> None:
+    seen: list[Tensor] = []
+    played = spoilt(how).play(lambda shown: torch.zeros(2, 2), 2, generator(), seen=seen.append)
+    assert played.returns.isnan().all() and played.lengths.tolist() == [[4, 4]]
+    assert all(shown.isfinite().all() for shown in seen)
+
+
+def test_an_environment_that_fails_is_named_with_its_step_and_the_run_is_saved() -> None:
+    world = spoilt("fails")
+    with pytest.raises(WorldError, match="^env: .* failed at step 3 of an episode: ZeroDivisionError: three steps are"):
+        world.play(lambda shown: torch.zeros(2, 2), 2, generator())
+
+    class Kept(Recorder):
+        def checkpoint(self, name: str, state: dict[str, Any]) -> None:
+            states.append((name, state))
+
+    states: list[Any] = []
+    circuit = FeedForwardCircuit(1, 2, hidden_sizes=[])
+    agent = EvolutionAgent(spoilt("earns"), circuit, strategy="snes", recorder=Kept(), generations=9, batch_size=1)
+    agent.env.play = lambda *given, **more: (_ for _ in ()).throw(WorldError("gone"))  # type: ignore[method-assign]
+    before = agent.state_dict()
+    with pytest.raises(TrainingError, match="^generation 1: gone; saved as of generation 0$"):
+        agent.fit()
+    ((name, state),) = states
+    assert name == "latest" and state["step"] == 0 and torch.equal(state["generator"], before["generator"])

@@ -130,6 +130,7 @@ def test_a_mirror_that_breaks_off_is_passed_over(tmp_path: Path, monkeypatch: py
         gzip.compress(struct.pack(">HBBI", 0, 8, 1, 3) + b"\1\2\3")[:-9],
         gzip.compress(bytes(1000))[:12] + b"\xff" * 30,
     ],
+    ids=map(str, range(13)),  # what is compressed has the time in it
 )
 def test_broken_idx_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file.gz"

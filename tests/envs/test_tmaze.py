@@ -62,7 +62,7 @@ def test_against_a_walk_in_plain_python(maze: str, corridor: int) -> None:
     first, info = world.reset(batch, generator(1))
     assert torch.equal(first, torch.tensor([1.0, 0, 0, 0]).repeat(batch, 1))
     assert all((value == 0).all() for value in info.values())
-    goals = world._state.goals.tolist()
+    goals = world.situation.goals.tolist()
     random, steps, actions, observations = generator(2), [], [], first
     for _ in range(9 * (corridor + 1) * 3 + 12):
         # Mostly sensible moves, so that ends are reached, and some crashes.
@@ -139,7 +139,7 @@ def test_no_fixed_way_does_without_misses(maze: str) -> None:
 def test_the_reward_stays_and_moves_as_told(maze: str) -> None:
     world = TMazeWorld(maze=maze, trials=60, min_stay=3, max_stay=6)
     world.reset(300, generator())
-    goals = world._state.goals
+    goals = world.situation.goals
     assert goals.unique().tolist() == list(range(world.num_ends))
     first = torch.bincount(goals[:, 0], minlength=world.num_ends) / 300
     torch.testing.assert_close(first, torch.full_like(first, 1 / world.num_ends), atol=0.1, rtol=0)
@@ -159,12 +159,12 @@ def test_the_reward_stays_and_moves_as_told(maze: str) -> None:
 def test_copies_meet_the_same_episodes() -> None:
     world = TMazeWorld(maze="double")
     world.reset(5, generator(), copies=3)
-    goals = world._state.goals.view(3, 5, -1)
+    goals = world.situation.goals.view(3, 5, -1)
     assert (goals == goals[:1]).all()
     world.reset(5, generator())
-    assert torch.equal(world._state.goals, goals[0])
+    assert torch.equal(world.situation.goals, goals[0])
     world.reset(5, generator(1))
-    assert not torch.equal(world._state.goals, goals[0])
+    assert not torch.equal(world.situation.goals, goals[0])
     state = torch.get_rng_state()
     world.reset(5, generator())
     assert torch.equal(torch.get_rng_state(), state)

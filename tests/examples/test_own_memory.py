@@ -33,18 +33,18 @@ def delta(**more: Any) -> papertape.MemoryCircuit:
         3,
         2,
         controller={"type": "gru", "hidden_size": 8},
-        accessor={"type": "delta", "num_heads": 2, "key_size": 5, "value_size": 4},
+        accessor={"type": "fast-weights", "num_heads": 2, "key_size": 5, "value_size": 4},
         **more,
     )
 
 
 def leaky(**more: Any) -> papertape.MemoryCircuit:
-    return papertape.NTM(3, 2, controller={"type": "leaky", "hidden_size": 8}, memory_size=6, word_size=4, **more)
+    return papertape.NTM(3, 2, controller={"type": "fading", "hidden_size": 8}, memory_size=6, word_size=4, **more)
 
 
 def both(**more: Any) -> papertape.MemoryCircuit:
     return papertape.MemoryCircuit(
-        3, 2, controller={"type": "leaky", "hidden_size": 8}, accessor={"type": "delta", "key_size": 5}, **more
+        3, 2, controller={"type": "fading", "hidden_size": 8}, accessor={"type": "fast-weights", "key_size": 5}, **more
     )
 
 
@@ -55,7 +55,7 @@ Make = Callable[..., papertape.MemoryCircuit]
 def test_the_memory_is_the_delta_rule() -> None:
     """Against loops over heads, rows and columns."""
     torch.manual_seed(0)
-    accessor = lookup("accessor", "delta")(7, num_heads=2, key_size=3, value_size=4).double()
+    accessor = lookup("accessor", "fast-weights")(7, num_heads=2, key_size=3, value_size=4).double()
     state = accessor.initial_state(2)
     tables = [[[[0.0] * 3 for _ in range(4)] for _ in range(2)] for _ in range(2)]
     for hidden in torch.randn(5, 2, 7, dtype=torch.float64):
@@ -81,7 +81,7 @@ def test_the_memory_is_the_delta_rule() -> None:
 
 def test_the_controller_leaks() -> None:
     torch.manual_seed(0)
-    controller = lookup("controller", "leaky")(3, hidden_size=4, clip=0.3).double()
+    controller = lookup("controller", "fading")(3, hidden_size=4, clip=0.3).double()
     with torch.no_grad():
         controller.leak.copy_(torch.randn(4))
     state, x = controller.initial_state(2), torch.randn(2, 3, dtype=torch.float64) * 5
@@ -216,4 +216,4 @@ def test_the_block_of_the_options_file_builds_it() -> None:
     assert type(circuit.accessor).__name__ == "DeltaAccessor" and circuit.accessor.num_heads == 4
     assert circuit.options == options
     with pytest.raises(ValueError, match="accessor.num_heads: got 0; allowed: greater than or equal to 1"):
-        papertape.MemoryCircuit(3, 2, accessor={"type": "delta", "num_heads": 0})
+        papertape.MemoryCircuit(3, 2, accessor={"type": "fast-weights", "num_heads": 0})

@@ -22,11 +22,12 @@ from torch.optim import Optimizer
 from papertape.agents import BackpropAgent
 from papertape.agents.learning import LearningAgent
 from papertape.core import registry
-from papertape.core.component import kind_of, options_of
+from papertape.core.component import help_of, kind_of, options_of
 from papertape.core.distributed import Processes
 from papertape.core.kernels.dispatch import BackendError
 from papertape.core.options import Options, OptionsError
-from papertape.envs import images
+from papertape.core.world import World
+from papertape.envs import PopgymWorld, StringEnv, images
 from papertape.main import main
 from papertape.utils import factory
 from papertape.utils.commands.train import choose_resumed, prepare
@@ -45,6 +46,7 @@ POPULATIONS: dict[str, dict[str, Any]] = {
     "neat": {"population": 12},
 }
 XOR = {"type": "xor"}
+MAZE = {"type": "t-maze", "trials": 2, "min_stay": 1, "max_stay": 2, "test_trials": [3]}
 FEEDFORWARD = {"type": "feedforward", "hidden_sizes": [4]}
 NEAT = {"type": "neat", "max_nodes": 4}
 
@@ -67,32 +69,66 @@ def homes() -> Iterator[tuple[str, Blocks]]:
         "priority-sort": {"min_items": 3, "max_items": 4, "highest": 2, "test_items": [5], "width": 2},
         "images": {"validation": 10},
         "letters": {"image_size": 12, "font_sizes": [8]},
+        "mqar": {"length": 8, "pairs": 2, "vocabulary": 12, "test_sizes": [[8, 1], [12, 2]]},
+        "selective-copying": {"copied": 2, "words": 2, "min_length": 4, "max_length": 5, "test_lengths": [6]},
+        "induction-heads": {"words": 3, "min_length": 4, "max_length": 5, "test_lengths": [6]},
+        "nth-farthest": {"vectors": 3, "dimensions": 2},
+        "word-problem": {"group": "S3", "max_length": 3, "test_lengths": [4]},
+        "brackets": {"max_length": 4, "test_lengths": [5]},
+        "n-parity": {"max_n": 4},
+        "n-delayed-match-to-sample": {"max_n": 4},
+        "one-shot": {"classes": 2, "images_per_class": 3, "image_size": 5},
         "xor": XOR,
-        "t-maze": {"trials": 2, "min_stay": 1, "max_stay": 2, "test_trials": [3]},
+        "t-maze": MAZE,
+        "cued-t-maze": {"corridor": 2, "test_corridors": [3]},
         "gym": {"max_steps": 5},
     }
-    for name in entries("env"):
-        agent = {**EVOLUTION, "strategy": TRUST} if name in ("t-maze", "gym") else BACKPROP
+    strings = {"max_length": 3, "max_validation_length": 4, "max_test_length": 5, "test_lengths": [4]}
+    for name, entry in entries("env").items():
+        if issubclass(entry, StringEnv):  # of those that have the same options, one
+            same = [other for other in envs if set(help_of(entries("env")[other])) == set(help_of(entry))]
+            envs |= {} if same else {name: strings}
+        elif not issubclass(entry, PopgymWorld) or name == "minesweeper":  # all of them have the same options
+            envs.setdefault(name, {})
+    for name, given in envs.items():
+        agent = {**EVOLUTION, "strategy": TRUST} if issubclass(entries("env")[name], World) else BACKPROP
         circuit = FEEDFORWARD if name in ("images", "letters", "xor", "gym") else NTM
-        yield "env", {"env": {**envs[name], "type": name}, "circuit": circuit, "agent": agent}
+        yield "env", {"env": {**given, "type": name}, "circuit": circuit, "agent": agent}
+    tokens = {"type": "even-pairs", **strings}
+    yield "circuit", {"env": tokens, "circuit": {**NTM, "embedding_size": 3}, "agent": BACKPROP}
     sparse = {**NTM, "memory_size": 12, "num_reads": 2, "slots_per_read": 2}
     dnc = {**NTM, "type": "dnc", "num_reads": 2}
     circuits: Blocks = {"ntm": NTM, "dnc": dnc, "sam": sparse, "sdnc": {**sparse, "links_per_slot": 3}}
     circuits |= {"memory": {"controller": NTM["controller"], "accessor": {"type": "static", "memory_size": 6}}}
     circuits |= {"feedforward": FEEDFORWARD, "neat": NEAT, "tape": {"memory_size": 6, "word_size": 4}}
+    circuits |= {"lstm": {"hidden_size": 4}, "gru": {"hidden_size": 4}, "recurrent": {"controller": NTM["controller"]}}
+    for name in ("stack-rnn", "tape-rnn"):
+        circuits[name] = {"controller": {"type": "rnn", "hidden_size": 4}, "memory_size": 6, "word_size": 4}
+    circuits["transformer"] = {"model_size": 4, "accessor": {"type": "attention", "memory_size": 6}}
+    circuits["normalised"] = {"circuit": FEEDFORWARD}
     for name in entries("circuit"):
-        agent = {**EVOLUTION, "strategy": TRUST} if name in ("neat", "tape") else BACKPROP
-        yield "circuit", {"env": COPY, "circuit": {**circuits[name], "type": name}, "agent": agent}
+        agent = {**EVOLUTION, "strategy": TRUST} if name in ("neat", "tape", "normalised") else BACKPROP
+        env = MAZE if name == "normalised" else COPY
+        yield "circuit", {"env": env, "circuit": {**circuits[name], "type": name}, "agent": agent}
+    sizes: Blocks = {
+        "direct": {},
+        "relational": {"memory_size": 3, "num_heads": 1, "head_size": 3},
+        "ctm": {"hidden_size": 4, "neurons": 5, "ticks": 2, "history": 3},
+    }
     for name in entries("controller"):
-        size = {} if name == "direct" else {"hidden_size": 4}
+        size = sizes.get(name, {"hidden_size": 4})
         circuit = {**NTM, "controller": {"type": name, **size}}
         yield "circuit.controller", {"env": COPY, "circuit": circuit, "agent": BACKPROP}
     accessors: Blocks = {
         "dynamic": {"num_reads": 2},
         "sparse": {"memory_size": 12, "num_reads": 2, "slots_per_read": 2},
+        "delta": {"decay": True, "num_heads": 2, "key_size": 4, "value_size": 4, "chunk_size": 2},
+        "attention": {"num_heads": 2, "key_size": 4, "value_size": 4},
     }
     for name, entry in entries("accessor").items():
-        accessor = {"type": name, "memory_size": 6, "word_size": 4, **accessors.get(name, {})}
+        known = options_of(entry).model_fields
+        sizes = {size: number for size, number in (("memory_size", 6), ("word_size", 4)) if size in known}
+        accessor = {"type": name, **sizes, **accessors.get(name, {})}
         agent = BACKPROP if entry.differentiable else {**EVOLUTION, "strategy": TRUST}
         circuit = {"type": "memory", "controller": NTM["controller"], "accessor": accessor}
         yield "circuit.accessor", {"env": COPY, "circuit": circuit, "agent": agent}
@@ -109,6 +145,8 @@ def homes() -> Iterator[tuple[str, Blocks]]:
     yield "agent", {"env": XOR, "circuit": FEEDFORWARD, "agent": {"type": "empty", "steps": 2, "batch_size": 2}}
     modifying = {**BACKPROP, "type": "self-modifying", "check_every": 4, "trial_steps": 2}
     yield "agent", {"env": COPY, "circuit": NTM, "agent": modifying}
+    ppo = {**STEPS, "type": "ppo", "updates": 3, "rollout_steps": 4, "minibatches": 2, "epochs": 1}
+    yield "agent", {"env": MAZE, "circuit": NTM, "agent": ppo}
     for name in entries("strategy"):
         agent = {**EVOLUTION, "strategy": {"type": name, "population": 4, **POPULATIONS.get(name, {})}}
         yield "agent.strategy", {"env": XOR, "circuit": NEAT if name == "neat" else FEEDFORWARD, "agent": agent}
@@ -176,6 +214,7 @@ def others(annotation: Any, value: Any) -> Iterator[Any]:
 
 SPECIAL: dict[str, Any] = {
     "env.id": "Acrobot-v1",
+    "env.data": "fashion-mnist",
     "env.arguments": {"sutton_barto_reward": True},
     "env.curriculum.lessons": [{"length": [1, 2]}, {"length": [2, 2]}],
     "device": None,  # another one is not here
@@ -188,6 +227,8 @@ SPECIAL: dict[str, Any] = {
 
 NEED_TARGET = ("agent.target_error_beyond", "agent.retry_every")
 """Options that only a run with a target error can have."""
+NEEDS_TOKENS = "circuit.embedding_size"
+"""An option that only a run with a task of tokens can have."""
 
 
 def changes(options: Any, where: str) -> Iterator[tuple[str, list[Any]]]:
@@ -291,7 +332,10 @@ def test_a_changed_option_holds_or_is_refused(
                     continue
                 valid.append((value, factory.parse(changed)))
                 break
-        if values and not valid and not (path in NEED_TARGET and before.agent.target_error is None):  # type: ignore[attr-defined]
+        lacks = (path in NEED_TARGET and before.agent.target_error is None) or (  # type: ignore[attr-defined]
+            path == NEEDS_TOKENS and not fresh.env.token_inputs
+        )
+        if values and not valid and not lacks:
             problems.append(f"{path}: no other value was found among {values}")
         for value, chosen in valid:
             assignment = f"{path}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"

@@ -41,7 +41,9 @@ def test_presets_build(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(agent).__name__ in factory.describe(factory.Parts(env, circuit, agent))
 
 
-ALL_CIRCUITS = "memory, dnc, feedforward, neat, ntm, sam, sdnc, tape"
+ALL_CIRCUITS = (
+    "memory, dnc, feedforward, neat, ntm, recurrent, lstm, gru, sam, sdnc, stack-rnn, tape, tape-rnn, transformer"
+)
 
 WRONG = [
     ("agent.lrr=1", "agent.lrr: unknown option; did you mean 'agent.lr'?"),
@@ -76,7 +78,7 @@ WRONG = [
     ("agent=3", "agent: got 3; expected a block with a type, such as {type: backprop}"),
     ("agent=backprob", "agent.type: got 'backprob'; did you mean 'backprop'? allowed: backprop, "),
     ("agent=", "agent: got None; expected a block with a type"),
-    ("circuit.type=rnn", f"circuit.type: got 'rnn'; allowed: {ALL_CIRCUITS}"),
+    ("circuit.type=mamba", f"circuit.type: got 'mamba'; allowed: {ALL_CIRCUITS}"),
     ("circuit.type=", f"circuit.type: got None; allowed: {ALL_CIRCUITS}"),
     ("circuit.memory_size=0", "circuit.memory_size: got 0; allowed: greater than or equal to 1"),
     ("circuit.memory_size=[1]", "circuit.memory_size: got [1]; allowed: a valid integer"),
@@ -94,21 +96,24 @@ WRONG = [
         "circuit.controller.max_nodes: unknown option; circuit.controller.type neat has it",
     ),
     ("circuit.clip=0", "circuit.clip: got 0; allowed: greater than 0"),
-    ("circuit.controller=lsmt", "circuit.controller.type: got 'lsmt'; did you mean 'lstm'? allowed: direct, "),
+    ("circuit.controller=lsmt", "circuit.controller.type: got 'lsmt'; did you mean 'lstm'? allowed: convolution, "),
     ("circuit.controller=[lstm]", "circuit.controller: got ['lstm']; expected a block with a type, such as {type: "),
     ("env.curriculum=growin", "env.curriculum.type: got 'growin'; did you mean 'growing'? allowed: fixed, growing"),
     ("env.curriculum=3", "env.curriculum: got 3; expected a block with a type, such as {type: fixed}"),
     ("env.curriculum={start: 3}", "env.curriculum.type: missing; allowed: fixed, growing, lessons"),
     (
-        "circuit.controller.type=rnn",
-        "circuit.controller.type: got 'rnn'; allowed: direct, feedforward, gru, lstm, neat",
+        "circuit.controller.type=mamba",
+        (
+            "circuit.controller.type: got 'mamba'; allowed: convolution, ctm, direct, feedforward, gru, hyper-lstm, "
+            "leaky, lstm, neat, plastic, relational, reservoir, rnn"
+        ),
     ),
     ("circuit.controller.hidden_size=0", "circuit.controller.hidden_size: got 0; allowed: greater than or equal to 1"),
     (
         "circuit.controller.hiden_size=10",
         "circuit.controller.hiden_size: unknown option; did you mean 'circuit.controller.hidden_size'?",
     ),
-    ("env.type=coppy", "env.type: got 'coppy'; did you mean 'copy'? allowed: associative-recall, copy, "),
+    ("env.type=coppy", "env.type: got 'coppy'; did you mean 'copy'? allowed: associative-recall, brackets, copy, "),
     ("env.width=0", "env.width: got 0; allowed: greater than or equal to 1"),
     ("env.min_length=30", "env.min_length: got 30; allowed is at most max_length, which is 20"),
     ("env.test_lengths=[0]", "env.test_lengths.0: got 0; allowed: greater than or equal to 1"),
@@ -414,8 +419,8 @@ def test_a_type_that_is_no_name_can_be_replaced() -> None:
 
 
 def test_an_unknown_type_is_the_one_thing_wrong() -> None:
-    with pytest.raises(OptionsError, match=r"^circuit\.type: got 'lstm'; allowed: memory, [^\n]*$"):
-        parse("circuit.type=lstm")
+    with pytest.raises(OptionsError, match=r"^circuit\.type: got 'mamba'; allowed: memory, [^\n]*$"):
+        parse("circuit.type=mamba")
     with pytest.raises(OptionsError, match=r"^circuit\.type: got \[\]; allowed: memory, [^\n]*$"):
         parse("circuit.type=[]")
 

@@ -15,10 +15,12 @@ from papertape.agents.evaluation import IMAGES, MOST_PICTURES, PICTURE_SIZE, sho
 from papertape.circuits.feedforward import FeedForwardCircuit
 from papertape.core.recorder import Recorder
 from papertape.core.registry import lookup
+from papertape.core.streams import stream_seed
 from papertape.core.task import Task
 from papertape.core.trace_field import Channels, TraceField, check_fields
 from papertape.envs.gym import GymWorld
 from papertape.envs.letters import LettersEnv
+from papertape.envs.one_shot import OneShotEnv
 from papertape.envs.tmaze import GOAL, HERE, OTHER, TMazeWorld
 from papertape.utils.plots import (
     Episode,
@@ -187,11 +189,24 @@ def test_images_are_shown_with_answer_and_truth() -> None:
     assert f"{wrong} of {IMAGES} wrong" in figure.texts[0].get_text()
 
 
+def test_images_in_a_sequence_are_pictures_and_no_rows() -> None:
+    task = OneShotEnv(classes=2, images_per_class=3, image_size=8)
+    episode = shown(task)
+    generator = torch.Generator().manual_seed(stream_seed(0, "validation"))
+    inputs = task.sets("validation")["new classes"].sample(IMAGES, generator).inputs  # type: ignore[attr-defined]
+    steps, pictures = episode.pictures["image"]
+    assert steps == list(range(6)) and pictures.shape == (6, 8, 8, 3)
+    assert np.array_equal(pictures[..., 1], (255 * inputs[:, 0, :64]).byte().view(6, 8, 8).numpy())
+    assert episode.inputs is not None and np.array_equal(episode.inputs, inputs[:, 0, 64:].numpy())
+    assert panels(episode)["input"].ticks.labels == ["1", "2"]
+    episode_figure(episode)
+
+
 def test_the_maze_is_drawn_from_above() -> None:
     maze = TMazeWorld(maze="double", trials=2, corridor=1)
     assert maze.picture() is None
     maze.reset(1, torch.Generator().manual_seed(0))
-    goal = int(maze._state.goals[0, 0])  # type: ignore[union-attr]
+    goal = int(maze.situation.goals[0, 0])
 
     def where(colour: tuple[int, int, int]) -> list[tuple[int, int]]:
         picture = maze.picture()

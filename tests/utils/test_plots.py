@@ -15,7 +15,7 @@ from fast_weights import FastWeightAccessor
 from matplotlib.patches import FancyArrowPatch
 from PIL import Image
 
-from papertape import DNC, NTM, SAM, SDNC, FeedForwardCircuit, Tape
+from papertape import DNC, NTM, SAM, SDNC, FeedForwardCircuit, StackRNN, Tape, TapeRNN, Transformer
 from papertape.circuits.memory import MemoryCircuit
 from papertape.core.circuit import Circuit
 from papertape.core.env import Batch
@@ -87,6 +87,11 @@ CIRCUITS: dict[str, Callable[[], Circuit]] = {
     "sdnc": lambda: SDNC(5, 4, hidden_size=6, memory_size=40, word_size=3),
     "tape": lambda: Tape(5, 4, memory_size=9, word_size=3),
     "fast weights": fast_weights,
+    "stack": lambda: StackRNN(5, 4, hidden_size=6, memory_size=9, word_size=3, num_stacks=2),
+    "soft tape": lambda: TapeRNN(5, 4, hidden_size=6, memory_size=9, word_size=3),
+    "transformer": lambda: Transformer(5, 4, model_size=8),
+    "deltanet": lambda: Transformer(5, 4, model_size=8, accessor={"type": "delta", "key_size": 4, "decay": True}),
+    "srwm": lambda: MemoryCircuit(5, 4, hidden_size=6, accessor={"type": "srwm", "num_heads": 2, "word_size": 4}),
 }
 
 
@@ -171,7 +176,7 @@ def test_every_circuit_is_drawn_and_nothing_of_its_trace_is_left_out(name: str, 
     images = [panel.image.T for panel in layout.panels]
     images += [still.images.reshape(episode.steps, -1) for still in layout.all_stills]
     shown = np.concatenate(images, axis=1)
-    slots = used_slots(episode) if "memory" in trace else None
+    slots = used_slots(episode) if any("N" in seen.axes for seen in episode.seen.values()) else None
     for field, (values, (axes, *_)) in episode.seen.items():
         for axis, letter in enumerate(axes.split(), start=1):
             if letter == "N" and slots is not None:

@@ -12,13 +12,16 @@ from ...core import distributed
 from ...core.distributed import FirstProcessError, LostProcessError
 from ...core.kernels.dispatch import BackendError
 from ...core.options import ContractError
+from ...core.world import WorldError
 from ...envs.images import DataError
 from .. import factory
 from ..log import log_to
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
 """Exit statuses besides 0: training failed, bad input, interrupted."""
-SAID = (ValueError, OSError, ImportError, ContractError, BackendError, DataError, TrainingError, LostProcessError)
+BROKEN = (TrainingError, LostProcessError, WorldError)
+"""What goes wrong although the input is good."""
+SAID = (ValueError, OSError, ImportError, ContractError, BackendError, DataError, *BROKEN)
 """What is said in a line for each problem; anything else is a bug, with a traceback."""
 
 
@@ -39,7 +42,7 @@ def run(what: str, command: Callable[[], int]) -> int:
     except SAID as error:
         who = "papertape" if first else f"papertape, process {distributed.rank_here()}"
         print("\n".join(f"{who}: {line}" for line in str(error).splitlines()), file=sys.stderr)
-        return FAILED if isinstance(error, (TrainingError, LostProcessError)) else WRONG
+        return FAILED if isinstance(error, BROKEN) else WRONG
     except KeyboardInterrupt as interrupt:
         print("papertape: interrupted", file=sys.stderr)
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)

@@ -27,7 +27,7 @@ def resolved(chosen: factory.RunOptions) -> str:
     text = yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False)
     if chosen.threads == "auto":
         with contextlib.suppress(ValueError, OSError, ImportError, DataError):  # without its data, say
-            with contextlib.closing(factory.build_env(chosen.env, torch.device("cpu"))) as env:
+            with contextlib.closing(factory.build_task(chosen, torch.device("cpu"))) as env:
                 count = factory.count_threads(chosen, env)
             text = text.replace("threads: auto", f"threads: auto  # {count} here", 1)
     return text.rstrip("\n")

@@ -25,6 +25,9 @@ Pixels: TypeAlias = NDArray[np.uint8]
 MOST_PICTURES = 64
 """Of one field in an episode."""
 
+MOST_TOKENS = 40
+"""That a picture has a row for, each; of more, those alone that an episode has."""
+
 USED = 0.05
 """A slot counts as used from this weight on; pictures are cropped to used slots."""
 
@@ -116,26 +119,67 @@ def episode_from(
         input_channels: what the channels of an input are, if that is known.
         output_channels: what the channels of an output are.
     """
-    counted = np.flatnonzero(plain(batch.mask))
-    steps: int | None = int(counted[-1]) + 1 if len(counted) else len(batch.mask)
-    examples = len(batch.mask) == 1 and len(input_channels) == 1 and input_channels[0].shape is not None
+    outputs = _probabilities(outputs, output_channels)
+    inputs, targets, mask = batch
+    if are_tokens(inputs):
+        known = sum(group.size for group in input_channels)
+        kept, input_channels = _kept(inputs[:, 0], known or int(inputs.max()) + 1, input_channels)
+        inputs = one_hot(inputs, kept)
+    if are_tokens(targets):
+        import torch  # which what draws does without
+
+        first = mask[:, 0] > 0
+        seen = torch.cat([targets[first, 0], outputs[first, 0].argmax(-1)])
+        kept, output_channels = _kept(seen, outputs.shape[-1], output_channels)
+        targets, outputs = one_hot(targets, kept) * mask.unsqueeze(-1), outputs[..., kept]
+    counted = np.flatnonzero(plain(mask))
+    steps: int | None = int(counted[-1]) + 1 if len(counted) else len(mask)
+    examples = len(mask) == 1 and len(input_channels) == 1 and input_channels[0].shape is not None
 
     def taken(tensor: Tensor) -> Array:
         return plain(tensor.transpose(0, 1)) if examples else plain(tensor, steps)
 
     of_kind = {field: trace.fields[field].kind for field in trace}
+    images: dict[str, Tensor] = {}
+    if not examples:
+        inputs, input_channels, images = _images_apart(inputs, input_channels)
+    images |= {field: trace[field] for field in trace if of_kind[field] == "picture"}
     return Episode(
         name,
-        taken(batch.inputs),
-        taken(batch.targets),
-        taken(_probabilities(outputs, output_channels)),
-        taken(batch.mask),
+        taken(inputs),
+        taken(targets),
+        taken(outputs),
+        taken(mask),
         {field: Seen(taken(trace[field]), trace.fields[field]) for field in trace if of_kind[field] != "picture"},
         tuple(input_channels),
         tuple(output_channels),
-        {field: _pictures(trace[field], steps) for field in trace if of_kind[field] == "picture"},
+        {image: _pictures(tensor, steps) for image, tensor in images.items()},
         examples,
     )
+
+
+def are_tokens(tensor: Tensor) -> bool:
+    """Whether these are whole numbers ``[T, B]``, tokens or classes, rather than vectors."""
+    return tensor.dim() == 2 and not tensor.is_floating_point()
+
+
+def one_hot(tokens: Tensor, kept: Tensor | int) -> Tensor:
+    """Tokens ``[…]`` as vectors ``[…, K]``, 1 where they are one of those that are kept, or of the first K."""
+    import torch  # which what draws does without
+
+    every = torch.arange(kept, device=tokens.device) if isinstance(kept, int) else kept
+    return (tokens.unsqueeze(-1) == every).float()
+
+
+def _kept(seen: Tensor, size: int, channels: Sequence[Channels]) -> tuple[Tensor, Sequence[Channels]]:
+    """The tokens that are drawn, ``[K]``, with their names: all, or too many, those that are seen."""
+    import torch  # which what draws does without
+
+    if size <= MOST_TOKENS or len(channels) != 1:
+        return torch.arange(size, device=seen.device), channels
+    kept, group = seen.unique(), channels[0]
+    labels = tuple(group.labels[token] if group.labels else str(token) for token in kept.tolist())
+    return kept, (group._replace(size=len(kept), labels=labels),)
 
 
 def _probabilities(outputs: Tensor, channels: Sequence[Channels]) -> Tensor:
@@ -147,6 +191,23 @@ def _probabilities(outputs: Tensor, channels: Sequence[Channels]) -> Tensor:
 
     parts = zip(outputs.split(sizes, -1), channels, strict=True)
     return torch.cat([part.softmax(-1) if group.choice else part.sigmoid() for part, group in parts], -1)
+
+
+def _images_apart(inputs: Tensor, channels: Sequence[Channels]) -> tuple[Tensor, Sequence[Channels], dict[str, Tensor]]:
+    """Inputs ``[T, B, I]`` without the pixels of images, if anything is left, and these as pictures, grey."""
+    sizes = [group.size for group in channels]
+    rest = [group for group in channels if group.shape is None]
+    if not rest or len(rest) == len(channels) or sum(sizes) != inputs.shape[-1]:
+        return inputs, channels, {}
+    import torch  # which what draws does without
+
+    parts = list(zip(channels, inputs.split(sizes, -1), strict=True))
+    images = {
+        group.name: (255 * part.clamp(0, 1)).unflatten(-1, (*group.shape, 1)).expand(*(-1,) * 4, 3)
+        for group, part in parts
+        if group.shape is not None
+    }
+    return torch.cat([part for group, part in parts if group.shape is None], -1), rest, images
 
 
 def _pictures(tensor: Tensor, steps: int | None) -> tuple[Sequence[int], Pixels]:

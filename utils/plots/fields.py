@@ -22,8 +22,11 @@ MAX_OWN_SCALES = 16
 """Rows, or groups of them, that may each have a scale of their own; more share one."""
 FLAT = 0.4
 """Outputs that are all nearer to one half than this have a scale of their own, or they would all look grey."""
-AXES = {"N": "slot", "W": "element", "R": "read head", "H": "write head"}
+AXES = {"N": "slot", "W": "element", "R": "read head", "H": "write head", "K": "element of key"}
+AXES |= {"U": "unit", "V": "element", "G": "element", "P": "slot, input last", "Q": "tick", "Y": "pair"}
 """Names of axes by their letters."""
+GROUPS = {"L": "layer", "E": "gate", "M": "slot"}
+"""Names of an axis before the others, where it is not that of heads."""
 SEQUENCE_TITLES = ("input", "target", "output")
 WORLD_TITLES = ("observation", "reward", "output")
 READ_HEADS = "R"
@@ -224,7 +227,8 @@ def _answered(panel: Panel, episode: Episode) -> Panel:
         margin = max(margin, 1e-3)
         panel = panel._replace(limits=(0.5 - margin, 0.5 + margin), scaled=True)
     wrong = int(wrong_bits(episode).sum())
-    verdict = f", {wrong} {'bit' if wrong == 1 else 'bits'} wrong" if wrong else ", all bits right"
+    noun = "answer" if marked.any() else "bit"
+    verdict = f", {wrong} {noun}{'s' if wrong > 1 else ''} wrong" if wrong else f", all {noun}s right"
     return panel._replace(note=verdict, judged=True)
 
 
@@ -299,8 +303,8 @@ def _by_head(values: Array, *, last: int = 1) -> Array:
     return values.reshape(len(values), int(np.prod(values.shape[1 : values.ndim - last])), *shape)
 
 
-def _heads(count: int) -> list[str]:
-    return [f"head {head + 1}" for head in range(count)] if count > 1 else []
+def _heads(count: int, name: str = "head") -> list[str]:
+    return [f"{name} {head + 1}" for head in range(count)] if count > 1 else []
 
 
 def slot_panels(name: str, seen: Seen, slots: Slots) -> list[Panel]:
@@ -324,12 +328,13 @@ def rows_panels(name: str, seen: Seen, colours: Colours) -> list[Panel]:
     """Words ``[T, …, W]`` or shares ``[T, …, M]`` as one panel, heads one below the other."""
     values = _by_head(seen.values)
     steps, heads, size = values.shape
-    labels = _heads(heads) or (seen.field.labels if len(seen.field.labels) == size else ())
+    group = GROUPS.get(seen.axes[0], "head") if len(seen.axes) == 2 else "head"
+    labels = _heads(heads, group) or (seen.field.labels if len(seen.field.labels) == size else ())
     note = f": {seen.field.description}" if seen.field.description else ""
-    row = "element" if colours == "words" else "share"
+    row = AXES.get(seen.axes[-1], "element") if colours == "words" else "share"
     height = panel_height(heads * size, *((0.05, 0.6, 1.6) if colours == "words" else (0.1, 0.45, 1.3)))
     image = values.reshape(steps, heads * size).T
-    rows = f"head × {row}" if heads > 1 else row
+    rows = f"{group} × {row}" if heads > 1 else row
     return [Panel(title_of(name), image, colours, height, rows, note, labels, scaled=colours == "words")]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from .episode import Episode, Seen, plain
+from .episode import Episode, Seen, one_hot, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,10 +32,10 @@ def plot_trace(
     Args:
         trace: of a batch.
         path: a file to write as well, of any type that matplotlib knows by its ending; None writes none.
-        inputs: what the circuit was given, ``[T, B, I]``, or ``[T, I]`` of a single sequence; None leaves them out, as
-            for outputs and targets.
+        inputs: what the circuit was given, ``[T, B, I]``, or ``[T, I]`` of a single sequence; or tokens, the same
+            without I. None leaves them out, as for outputs and targets.
         outputs: what it answered, ``[T, B, O]``, drawn as they are.
-        targets: what it should have, ``[T, B, O]``, drawn as they are.
+        targets: what it should have, ``[T, B, O]``, drawn as they are; or classes, the same without O.
         sequence: which of the batch is drawn.
         batch_first: whether all have the batch first, ``[B, T, …]``, as from a circuit with ``batch_first``.
         title: of the figure.
@@ -47,6 +47,10 @@ def plot_trace(
 
     parts = {"inputs": inputs, "targets": targets, "outputs": outputs}
     batch_axis = 0 if batch_first else 1
+    parts = {
+        name: part if part is None or part.is_floating_point() or part.dim() > 2 else one_hot(part, int(part.max()) + 1)
+        for name, part in parts.items()
+    }
     parts = {
         name: part.unsqueeze(batch_axis) if part is not None and part.dim() == 2 else part
         for name, part in parts.items()

@@ -165,7 +165,7 @@ def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor
         return reason
     own = {**_named(known), "output.weight": output.weight, "output.bias": output.bias}
     return (
-        guard.unfit_population(own, parameters, inputs, circuit.input_size)
+        guard.unfit_population(circuit, own, parameters, inputs)
         or _library_reason()
         or trial.mistrusted_population("native", library.identity, run_population, circuit, known, inputs)
     )

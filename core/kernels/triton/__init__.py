@@ -150,7 +150,7 @@ def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor
 
     own = {name: parameter for name, parameter in built.named_parameters() if parameter.numel()}
     return (
-        guard.unfit_population(own, parameters, inputs, circuit.input_size)
+        guard.unfit_population(circuit, own, parameters, inputs)
         or sequences.unavailable(circuit, state)
         or trial.mistrusted_population("triton", identity, sequences.run_population, circuit, _known(circuit), inputs)
     )

@@ -59,6 +59,8 @@ GROWING = {"add_node": 0.5, "add_connection": 0.5, "toggle_connection": 0.2, "re
 VARIANTS = [
     *((name, {}) for name in NAMES),
     ("openai-es", {"rank": 1}),
+    ("ars", {"top": 2}),
+    ("cma-es", {"restarts": "bipop"}),
     ("trust", {"decay_per": "sample", "initial": "copied", "elite": 1, "base_mutation": 0.9}),
     ("deep-ga", {"initial": "copied", "elite_candidates": 0}),
     ("neat", GROWING),
@@ -240,7 +242,7 @@ def test_nearly_equal_fitness_is_ranked_by_every_strategy():
         if name == "deep-ga":
             near.elite_candidates = far.elite_candidates = 0
         near.ask(), far.ask()
-        scale = 1e9 if name not in ("trust", "neat") else 1.0  # ranks alone count, but for what is earned
+        scale = 1e9 if name not in ("trust", "neat", "ars") else 1.0  # ranks alone count, but for what is earned
         near.tell(1000 + offsets)
         far.tell(1000 + offsets * scale)
         assert torch.equal(near.best, far.best), name

@@ -134,7 +134,7 @@ def test_what_is_not_finite_is_counted_and_never_the_best() -> None:
     [
         ({"x0": [[0.0]]}, r"genome: got shape \[1, 1\]; expected a vector of finite numbers"),
         ({"x0": [math.nan]}, "genome: got shape"),
-        ({"strategy": "cma"}, "strategy.type: got 'cma'; allowed: cma-es, "),
+        ({"strategy": "cma"}, "strategy.type: got .cma.; allowed: .*cma-es, "),
         ({"strategy": {"type": "snes", "sigma": -1.0}}, "strategy.sigma: got -1.0; allowed: greater than 0"),
         ({"strategy": {"type": "snes", "sgima": 1.0}}, "strategy.sgima: unknown option; did you mean 'strategy.sigma'"),
         ({"strategy": SNES(torch.zeros(2))}, "strategy: got a SNES; allowed is a name, a block or options"),

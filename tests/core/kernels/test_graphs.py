@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -42,7 +43,26 @@ CIRCUITS: dict[str, Callable[[], Circuit]] = {
     "sam": lambda: papertape.SAM(INPUTS, OUTPUTS, hidden_size=4, memory_size=12, word_size=3),
     "sdnc": lambda: papertape.SDNC(INPUTS, OUTPUTS, hidden_size=4, memory_size=12, word_size=3),
     "tape": lambda: papertape.Tape(INPUTS, OUTPUTS),
+    "stack": lambda: papertape.StackRNN(INPUTS, OUTPUTS, hidden_size=4, memory_size=5, word_size=3),
+    "soft tape": lambda: papertape.TapeRNN(INPUTS, OUTPUTS, memory_size=5, word_size=3, hidden_size=4),
+    "srwm": lambda: papertape.MemoryCircuit(INPUTS, OUTPUTS, hidden_size=4, accessor={"type": "srwm", "word_size": 3}),
+    "whole delta": lambda: papertape.MemoryCircuit(
+        INPUTS,
+        OUTPUTS,
+        controller={"type": "convolution", "hidden_size": 4},
+        accessor={"type": "delta", "key_size": 4, "value_size": 3, "decay": True, "chunk_size": 2},
+        read_feedback=False,
+    ),
 }
+for controller in (
+    {"type": "plastic", "hidden_size": 4, "rule": "retroactive"},
+    {"type": "hyper-lstm", "hidden_size": 4, "hyper_size": 3},
+    {"type": "relational", "memory_size": 2, "num_heads": 2, "head_size": 2},
+    {"type": "reservoir", "hidden_size": 4},
+    {"type": "leaky", "hidden_size": 4},
+    {"type": "ctm", "hidden_size": 4, "neurons": 4, "ticks": 2, "history": 3},
+):
+    CIRCUITS[f"ntm-{controller['type']}"] = partial(ntm, controller=controller, hidden_size=None)
 
 
 class StandIn(graphs.Recorder):

@@ -1,0 +1,98 @@
+"""Circuits without memory that carry a state: a controller alone, such as an LSTM, with an output layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..core.circuit import Circuit
+from ..core.component import build, options_of, validated
+from ..core.contracts import check_whole, is_outside
+from ..core.controllers import AnyController
+from ..core.controllers.base import LayeredOptions
+from ..core.registry import lookup, register
+
+
+@register("circuit", "recurrent")
+class RecurrentCircuit(Circuit):
+    """Any controller with an output layer: controller(x_t) -> h_t; y_t = Linear(h_t). Its state is the controller's.
+
+    Under ``torch.autocast`` the matrix products take the lower precision; outputs and states keep the circuit's type.
+    """
+
+    controller: AnyController = Field(default="lstm", description="what sees the input and carries the state")
+    clip: float | None = Field(
+        default=20.0,
+        gt=0,
+        description="hidden state, cell state and outputs are kept in [-clip, clip]; null leaves them",
+    )
+
+    def setup(self) -> None:
+        """Build the controller and the output layer."""
+        chosen = self.controller
+        if isinstance(chosen, str):  # a circuit with a name has that controller's options itself
+            model = options_of(lookup("controller", chosen))
+            chosen = validated(model, {name: getattr(self, name) for name in model.model_fields if name != "type"})
+        self.controller = build(chosen, self.vector_size, clip=self.clip)
+        if self.controller.input_size != self.vector_size:
+            taken = "embedding_size" if self.embedding_size else "input_size"
+            raise ValueError(
+                f"controller: its input_size is {self.controller.input_size}; expected {self.vector_size}, the "
+                f"circuit's {taken}"
+            )
+        check_whole(type(self.controller), "hidden_size", getattr(self.controller, "hidden_size", None))
+        if is_outside(type(self.controller)):
+            self.controller.check()
+        self.output = nn.Linear(self.controller.hidden_size, self.output_size)
+        self.differentiable = self.controller.differentiable
+        self.trace_fields = self.controller.trace_fields  # type: ignore[misc]  # what its controller shows
+
+    def initial_state(self, batch_size: int) -> Any:
+        """The controller's."""
+        return self.controller.initial_state(batch_size)
+
+    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """One step; see :meth:`Circuit.step`."""
+        x = self.check_inputs(x, "[B, {}]")
+        state = self.check_state(state, x)
+        with self.precision(x):
+            hidden, state = self.controller(x, state)
+            return self._answer(hidden).to(x.dtype), state
+
+    def _run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        hidden, state = self.controller.run(inputs, state)
+        return self._answer(hidden), state
+
+    def run_traced(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        """Like :meth:`run`, step by step, and records what the controller shows of itself."""
+        if not self.trace_fields:
+            return super().run_traced(inputs, state)
+        hiddens, steps = [], []
+        for x in inputs.unbind(0):
+            before = state
+            hidden, state = self.controller(x, before)
+            hiddens.append(hidden)
+            steps.append(self.controller.observed(x, before, state))
+        recorded = {name: torch.stack([step[name] for step in steps]) for name in self.trace_fields}
+        return self._answer(torch.stack(hiddens)), state, recorded
+
+    def _answer(self, hidden: Tensor) -> Tensor:
+        outputs: Tensor = self.output(hidden)
+        return outputs if self.clip is None else torch.clamp(outputs, -self.clip, self.clip)
+
+
+@register("circuit", "lstm")
+class LSTM(LayeredOptions, RecurrentCircuit):
+    """Long short-term memory with an output layer."""
+
+    controller: Any = Field(default="lstm", init=False)
+
+
+@register("circuit", "gru")
+class GRU(LayeredOptions, RecurrentCircuit):
+    """Gated recurrent units with an output layer."""
+
+    controller: Any = Field(default="gru", init=False)

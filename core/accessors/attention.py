@@ -1,0 +1,133 @@
+"""Attention over the last steps (Vaswani et al. 2017, arXiv 1706.03762), with rotary positions (Su et al. 2021).
+
+Keys and values of the last N steps are the memory: a sequence of any length has a state of one size. "RoFormer" is
+arXiv 2104.09864. B batch, T steps, H heads, N steps that are seen, K key size, V value size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..interface import Interface
+from ..registry import register
+from ..state import example, register_state
+from ..trace import TraceField
+from .base import Accessor
+
+LONGEST_WAVE = 10_000.0
+"""The slowest of the rotations takes about so many steps (RoFormer, equation 15)."""
+
+
+@register_state
+class AttentionState(NamedTuple):
+    """Keys and values of the last steps, the latest last."""
+
+    keys: Tensor
+    """Not yet rotated, ``[B, H, N, K]``"""
+    values: Tensor
+    """``[B, H, N, V]``"""
+    seen: Tensor
+    """How many of the places at the end are in use, ``[B]``"""
+
+
+class AttentionHeads(NamedTuple):
+    """What the heads do at one step."""
+
+    queries: Tensor
+    """``[B, H, K]``"""
+    read_weights: Tensor
+    """``[B, H, N]``"""
+
+
+@register("accessor", "attention")
+class AttentionAccessor(Accessor):
+    """Every step writes a key and a value in place of the oldest, and reads the values whose keys match a query."""
+
+    num_heads: int = Field(default=4, ge=1, description="H, heads, each with keys, values and a query of its own")
+    key_size: int = Field(default=16, ge=2, multiple_of=2, description="K, length of a key; even")
+    value_size: int = Field(default=16, ge=1, description="V, length of a value")
+    memory_size: int = Field(
+        default=128,
+        ge=1,
+        description="N, steps that are seen, the present one included; another number may be chosen for a test",
+    )
+
+    trace_fields = {
+        "read_weights": TraceField("H N", "weighting", "what each head attends to, the present step last"),
+        "keys": TraceField("H N K", "memory", "keys of the last steps"),
+        "values": TraceField("H N V", "memory", "values of the last steps"),
+        "queries": TraceField("H K", "words", "what each head looks for"),
+    }
+
+    @classmethod
+    def read_shape(cls, options: Any) -> tuple[int, int]:
+        """Every head reads a word."""
+        return options.num_heads, options.value_size
+
+    def setup(self) -> None:
+        """Make the interface."""
+        heads = self.num_heads
+        sizes = {"keys": heads * self.key_size, "queries": heads * self.key_size, "values": heads * self.value_size}
+        self.interface = Interface(self.hidden_size, sizes)
+
+    def initial_state(self, batch_size: int, memory_size: int | None = None) -> AttentionState:
+        """Nothing seen yet, with room for N = ``memory_size`` steps (default: as built)."""
+        steps, weight = self.memory_size if memory_size is None else memory_size, example(self.interface)
+        shape = (batch_size, self.num_heads, steps)
+        return AttentionState(
+            weight.new_zeros(*shape, self.key_size),
+            weight.new_zeros(*shape, self.value_size),
+            torch.zeros(batch_size, dtype=torch.int64, device=weight.device),
+        )
+
+    def sizes_of(self, state: AttentionState) -> dict[str, int]:
+        """The number of steps that are seen."""
+        return {"memory_size": state.keys.shape[2]}
+
+    def forward(self, hidden: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState, AttentionHeads]:
+        """One step of access; see :meth:`Accessor.forward`."""
+        reads, state, queries, weights = self._attend(hidden.unsqueeze(0), state)
+        return reads.squeeze(2), state, AttentionHeads(queries.squeeze(2), weights.squeeze(2)[..., 1:])
+
+    def run(self, hidden: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+        """All steps at once; see :meth:`Accessor.run`."""
+        reads, state, _, _ = self._attend(hidden, state)
+        return reads.permute(2, 0, 1, 3), state
+
+    def _attend(self, hidden: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState, Tensor, Tensor]:
+        """Words read ``[B, H, T, V]``, the state after T steps, queries and weights ``[B, H, T, N + T]``."""
+        steps, room = len(hidden), state.keys.shape[2]
+        parts = self.interface.parts(self.interface(hidden))
+        queries, keys, values = (
+            parts[name].unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)
+            for name in ("queries", "keys", "values")
+        )
+        keys, values = torch.cat([state.keys, keys], dim=2), torch.cat([state.values, values], dim=2)
+        place = torch.arange(room + steps, device=keys.device)
+        lag = place[room:, None] - place
+        used = place >= room - state.seen.unsqueeze(1)
+        visible = (lag >= 0) & (lag < room) & used[:, None, None]
+        scores = rotated(queries, room) @ rotated(keys).mT / math.sqrt(self.key_size)
+        weights = torch.softmax(scores.masked_fill(~visible, -math.inf), dim=-1)
+        after = AttentionState(keys[:, :, steps:], values[:, :, steps:], (state.seen + steps).clamp(max=room))
+        return weights @ values, after, queries, weights
+
+
+def rotated(words: Tensor, first: int = 0) -> Tensor:
+    """Words ``[…, T, K]`` turned by their positions, by which products of two depend on how far they are apart.
+
+    Args:
+        words: K is even: element i and element K / 2 + i are a pair that is turned.
+        first: position of the first.
+    """
+    pairs = words.shape[-1] // 2
+    pace = LONGEST_WAVE ** (-torch.arange(pairs, dtype=words.dtype, device=words.device) / pairs)
+    angle = torch.arange(first, first + words.shape[-2], dtype=words.dtype, device=words.device).unsqueeze(1) * pace
+    cosine, sine = angle.cos(), angle.sin()
+    one, other = words.chunk(2, dim=-1)
+    return torch.cat([one * cosine - other * sine, one * sine + other * cosine], dim=-1)

@@ -1,0 +1,273 @@
+"""The delta accessor: fast weights that the delta rule writes, step by step or many steps at once.
+
+The rule: Widrow & Hoff 1960; as a memory, Schlag, Irie & Schmidhuber 2021 (arXiv 2102.11174). In chunks by the WY
+representation: Yang et al. 2024 (DeltaNet, arXiv 2406.06484). With decay: Yang, Kautz & Hatamizadeh 2025 (Gated
+DeltaNet, arXiv 2412.06464). Several rules a step: Siems et al. 2025 (DeltaProduct, arXiv 2502.10297). Eigenvalues down
+to -1: Grazzi et al. 2025 (arXiv 2411.12537).
+
+B batch, T steps, H heads, P rules of a step, K key size, V value size, C steps of a chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional
+
+from ..interface import Interface
+from ..registry import register
+from ..state import register_state
+from ..trace import TraceField
+from .base import Accessor
+
+LARGEST_RATE = 16.0
+"""Decay rates start between 1 and this, as in Gated DeltaNet and Mamba 2."""
+SMALLEST_STEP, LARGEST_STEP = 1e-3, 1e-1
+"""What rates start multiplied by, on a logarithmic scale between these: a step keeps 0.2 to 0.999 of the memory."""
+
+
+@register_state
+class DeltaState(NamedTuple):
+    """Fast weights after a step."""
+
+    memory: Tensor
+    """For each head a matrix from keys to values, ``[B, H, K, V]``"""
+
+
+class DeltaHeads(NamedTuple):
+    """What the heads do at one step, or at many: ``T`` steps are a dimension before ``B``."""
+
+    keys: Tensor
+    """``[B, P, H, K]``, of length 1"""
+    values: Tensor
+    """``[B, P, H, V]``"""
+    write_gates: Tensor
+    """``[B, P, H]`` in (0, 1); in (0, 2) with ``negative_eigenvalues``"""
+    queries: Tensor
+    """``[B, H, K]``, of length 1"""
+    log_decay: Tensor | None
+    """Logarithm of the share of the memory that a step keeps, ``[B, H]``, not above 0; None without ``decay``"""
+
+
+@register("accessor", "delta")
+class DeltaAccessor(Accessor):
+    """Fast weights: each rule looks up what a key finds and writes the difference to the wanted value.
+
+    A step decays the memory, S = a S with a = 1 without ``decay``, then does for each of its P rules
+    S = S + b k (v - Sᵀ k)ᵀ, and reads Sᵀ q. A rule multiplies the memory by I - b k kᵀ: one whose gate b goes up to 2
+    can reflect it, by which products of them can track states that no sum of decays can.
+    """
+
+    num_heads: int = Field(default=4, ge=1, description="H, matrices, each with keys and a query of its own")
+    key_size: int = Field(default=32, ge=1, description="K, length of a key")
+    value_size: int = Field(default=32, ge=1, description="V, length of a word written or read")
+    num_rules: int = Field(default=1, ge=1, le=100, description="P, delta rules of a step, one after the other")
+    decay: bool = Field(default=False, description="each head keeps a learned share of its memory at each step")
+    negative_eigenvalues: bool = Field(
+        default=False, description="write gates go up to 2 rather than 1, so that a rule can also turn a key around"
+    )
+    chunk_size: int = Field(
+        default=16, ge=1, le=4096, description="C, steps that are computed at once where no read is fed back"
+    )
+
+    trace_fields = {
+        "memory": TraceField("H K V", "matrix", "from keys to values, after the step"),
+        "keys": TraceField("P H K", "words", "where each rule writes"),
+        "values": TraceField("P H V", "words", "what is to be found there"),
+        "queries": TraceField("H K", "words", "where each head reads"),
+        "write_gates": TraceField("P H", "gate", "how much of the difference is written"),
+        "kept": TraceField("H", "gate", "share of the memory that is kept"),
+    }
+
+    @classmethod
+    def read_shape(cls, options: Any) -> tuple[int, int]:
+        """Every head reads a word."""
+        return options.num_heads, options.value_size
+
+    def setup(self) -> None:
+        """Make the interface, and the rates of decay."""
+        heads, rules = self.num_heads, self.num_rules
+        sizes = {
+            "keys": rules * heads * self.key_size,
+            "values": rules * heads * self.value_size,
+            "write_gates": rules * heads,
+            "queries": heads * self.key_size,
+        }
+        if self.decay:
+            sizes["decay"] = heads
+            self.log_rates = nn.Parameter(torch.empty(heads))
+        self.interface = Interface(self.hidden_size, sizes)
+        self._draw_rates()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights and rates anew."""
+        self.interface.linear.reset_parameters()
+        self._draw_rates()
+
+    @torch.no_grad()
+    def _draw_rates(self) -> None:
+        """Start with heads that forget at different paces, all slowly (Gated DeltaNet's code)."""
+        if self.decay:
+            self.log_rates.copy_(torch.empty_like(self.log_rates).uniform_(1, LARGEST_RATE).log())
+            low, high = math.log(SMALLEST_STEP), math.log(LARGEST_STEP)
+            step = torch.empty_like(self.log_rates).uniform_(low, high).exp()
+            self.interface.parts(self.interface.linear.bias)["decay"].copy_(step + torch.log(-torch.expm1(-step)))
+
+    def initial_state(self, batch_size: int) -> DeltaState:
+        """Matrices of zeros."""
+        shape = (batch_size, self.num_heads, self.key_size, self.value_size)
+        return DeltaState(self.interface.linear.weight.new_zeros(shape))
+
+    def heads(self, hidden: Tensor) -> DeltaHeads:
+        """What the heads do, from the controller's output ``[…, hidden_size]``."""
+        parts = self.interface.parts(self.interface(hidden))
+        each = (self.num_rules, self.num_heads)
+        gates = torch.sigmoid(parts["write_gates"].unflatten(-1, each))
+        return DeltaHeads(
+            keys=functional.normalize(parts["keys"].unflatten(-1, (*each, self.key_size)), dim=-1),
+            values=parts["values"].unflatten(-1, (*each, self.value_size)),
+            write_gates=2 * gates if self.negative_eigenvalues else gates,
+            queries=functional.normalize(parts["queries"].unflatten(-1, (self.num_heads, -1)), dim=-1),
+            log_decay=-self.log_rates.exp() * functional.softplus(parts["decay"]) if self.decay else None,
+        )
+
+    def forward(self, hidden: Tensor, state: DeltaState) -> tuple[Tensor, DeltaState, DeltaHeads]:
+        """One step of access; see :meth:`Accessor.forward`."""
+        heads, memory = self.heads(hidden), state.memory
+        if heads.log_decay is not None:
+            memory = heads.log_decay.exp()[..., None, None] * memory
+        for key, value, gate in zip(
+            heads.keys.unbind(-3), heads.values.unbind(-3), heads.write_gates.unbind(-2), strict=True
+        ):
+            difference = value - (key.unsqueeze(-2) @ memory).squeeze(-2)
+            memory = memory + key.unsqueeze(-1) * (gate.unsqueeze(-1) * difference).unsqueeze(-2)
+        return (heads.queries.unsqueeze(-2) @ memory).squeeze(-2), DeltaState(memory), heads
+
+    def run(self, hidden: Tensor, state: DeltaState) -> tuple[Tensor, DeltaState]:
+        """A whole sequence in chunks, by matrix products; see :meth:`Accessor.run`."""
+        steps, heads = len(hidden), self.heads(hidden)
+        size = min(self.chunk_size, steps)
+        rules, decay = size * self.num_rules, heads.log_decay
+        reads, memory = chunked(
+            _in_chunks(heads.keys.movedim(2, 1).flatten(0, 1), rules),
+            _in_chunks(heads.values.movedim(2, 1).flatten(0, 1), rules),
+            _in_chunks(heads.write_gates.movedim(2, 1).flatten(0, 1).unsqueeze(-1), rules),
+            _in_chunks(heads.queries, size),
+            None if decay is None else _in_chunks(decay.unsqueeze(-1), size),
+            state.memory.flatten(0, 1),
+        )
+        each = (-1, self.num_heads)
+        reads = reads.flatten(1, 2)[:, :steps].unflatten(0, each).permute(2, 0, 1, 3)
+        return reads, DeltaState(memory.unflatten(0, each))
+
+    def observed(self, heads: DeltaHeads, state: DeltaState) -> dict[str, Tensor]:
+        """See :meth:`Accessor.observed`; what is kept rather than its logarithm."""
+        seen = super().observed(heads, state)
+        return seen if heads.log_decay is None else {**seen, "kept": heads.log_decay.exp()}
+
+
+def _in_chunks(rows: Tensor, size: int) -> Tensor:
+    """Rows ``[R, B, H, …]`` in chunks, the last filled up with zeros: ``[B * H, chunks, size, …]``."""
+    rows = functional.pad(rows, (0, 0, 0, 0, 0, 0, 0, -len(rows) % size))
+    return rows.unflatten(0, (-1, size)).permute(2, 3, 0, 1, 4).flatten(0, 1)
+
+
+def chunked(
+    keys: Tensor, values: Tensor, gates: Tensor, queries: Tensor, log_decay: Tensor | None, memory: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The delta rule over N chunks of C steps of P rules; rules with a gate of 0 in steps without decay do nothing.
+
+    Within a chunk, let row r of U be what rule r adds under its key, and g_r the decay up to it. Then
+    (I + A) U = b V - b g K S, where A is the part of b K Kᵀ g_r / g_i below the diagonal: U for all rules at once, so
+    that a chunk is a few matrix products (DeltaNet, section 3.2; Gated DeltaNet, section 3.3).
+
+    Args:
+        keys: ``[M, N, C * P, K]``, of length 1, of M matrices.
+        values: ``[M, N, C * P, V]``
+        gates: ``[M, N, C * P, 1]``
+        queries: ``[M, N, C, K]``
+        log_decay: ``[M, N, C, 1]``, not above 0; None for none.
+        memory: before the first chunk, ``[M, K, V]``.
+
+    Returns:
+        Words read after each step ``[M, N, C, V]``, and the memory after all.
+    """
+    steps, rows = queries.shape[-2], keys.shape[-2]
+    rules = rows // steps
+    place = torch.arange(rows, device=keys.device)
+    at_reads = place[rules - 1 :: rules]
+    gated, late, sought = gates * keys, keys, queries
+    among, read = gated @ keys.mT, queries @ keys.mT
+    ends: Any = [None] * keys.shape[1]
+    if log_decay is None:
+        read = read * (at_reads[:, None] >= place).to(read.dtype)
+    else:
+        # A step's decay comes before the first of its rules.
+        kept = log_decay.cumsum(-2)
+        so_far = kept.repeat_interleave(rules, -2)
+        among = among * _ratio(so_far, so_far, place[:, None] > place)
+        read = read * _ratio(kept, so_far, at_reads[:, None] >= place)
+        gated, sought = gated * so_far.exp(), queries * kept.exp()
+        late, ends = keys * (so_far[..., -1:, :] - so_far).exp(), kept[..., -1:, :].exp().unbind(1)
+    inverse = unit_inverse(among)
+    wanted, found = inverse @ (gates * values), inverse @ gated
+    starts, added = [], []
+    for to_add, by_key, by_late, share in zip(wanted.unbind(1), found.unbind(1), late.mT.unbind(1), ends, strict=True):
+        starts.append(memory)
+        added.append(torch.baddbmm(to_add, by_key, memory, alpha=-1))
+        memory = torch.baddbmm(memory if share is None else share * memory, by_late, added[-1])
+    return sought @ torch.stack(starts, 1) + read @ torch.stack(added, 1), memory
+
+
+def _ratio(late: Tensor, early: Tensor, where: Tensor) -> Tensor:
+    """exp(late_r - early_i) of logarithms ``[…, R, 1]`` and ``[…, I, 1]``; ``[…, R, I]``, 0 but ``where`` it counts."""
+    return (late - early.mT).masked_fill(~where, -math.inf).exp()
+
+
+class _UnitInverse(Function):
+    """From blocks of 1 up, two at a time: the inverse of [[X, 0], [A, Z]] is [[X⁻¹, 0], [-Z⁻¹ A X⁻¹, Z⁻¹]]. These are a
+    few matrix products for all blocks of one size, which round as little as substitution does.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(below: Tensor) -> Tensor:
+        size = below.shape[-1]
+        padding = (1 << (size - 1).bit_length()) - size
+        below = functional.pad(below, (0, padding, 0, padding))
+        inverse, width = below.new_ones(*below.shape[:-1], 1, 1), 1
+        while width < below.shape[-1]:
+            pairs = (-1, 2 * width)
+            blocks = below.unflatten(-1, pairs).unflatten(-3, pairs).diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+            upper, lower = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+            corner = -(lower @ blocks[..., width:, :width] @ upper)
+            above = torch.cat([upper, torch.zeros_like(upper)], -1)
+            inverse, width = torch.cat([above, torch.cat([corner, lower], -1)], -2), 2 * width
+        return inverse.squeeze(-3)[..., :size, :size].contiguous()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (inverse,) = ctx.saved_tensors
+        return -(inverse.mT @ gradient @ inverse.mT).tril(-1)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        (inverse,) = ctx.saved_tensors
+        return -(inverse @ tangent.tril(-1) @ inverse)
+
+
+def unit_inverse(below: Tensor) -> Tensor:
+    """(I + A)⁻¹, where A ``[…, C, C]`` counts below the diagonal alone."""
+    inverse: Tensor = _UnitInverse.apply(below)  # type: ignore[no-untyped-call]
+    return inverse
