@@ -158,7 +158,8 @@ class LayeredController(LayeredOptions, Controller):
         """See :meth:`Component.specification`; dropout is 0 without effect, residual layers are named if any."""
         leaves_out = self.training and self.num_layers > 1
         found = {**super().specification(), "dropout": self.dropout if leaves_out else 0.0}
-        return {**found, "residual": self.residual} if self.residual else found
+        residual = getattr(self, "residual", ())
+        return {**found, "residual": residual} if residual else found
 
     def linear_layers(self, gates: int) -> nn.ModuleList:
         """The input Linear of each layer, with ``gates`` outputs for each hidden unit."""
