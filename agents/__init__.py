@@ -7,6 +7,7 @@ from .evolution import EvolutionAgent
 from .mixed import MixedAgent
 from .node_perturbation import NodePerturbationAgent
 from .ppo import PPOAgent
+from .self_modifying import SelfModifyingAgent
 
 __all__ = [
     "ActorCritic",
@@ -16,4 +17,5 @@ __all__ = [
     "MixedAgent",
     "NodePerturbationAgent",
     "PPOAgent",
+    "SelfModifyingAgent",
 ]

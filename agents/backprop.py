@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..core.circuit import Circuit
 from ..core.distributed import Processes
 from ..core.env import Batch, Env
 from ..core.options import LARGEST_STEP
@@ -31,13 +33,25 @@ class BackpropAgent(DescentAgent):
     """
 
     env: Env = Field(kw_only=False, description="the task, on the circuit's device")
-    steps: int = Field(default=20_000, ge=1, le=LARGEST_STEP, description="updates at most")
+    steps: int | None = Field(
+        default=20_000, ge=1, le=LARGEST_STEP, description="updates at most; null goes on until it is stopped"
+    )
     truncate: int | None = Field(
         default=None,
         ge=1,
         description="steps of time after which the state is cut off from the gradient; null goes through whole "
         "sequences",
     )
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """See :meth:`Component.check_options`."""
+        super().check_options(options)
+        endless = options.steps is None and not (options.cycle_steps or options.retry_every)
+        if endless and options.schedule != "constant":
+            raise ValueError(
+                f"steps: got None; a {options.schedule} schedule falls over all steps, or over cycle_steps"
+            )
 
     def setup(self) -> None:
         """See :meth:`DescentAgent.setup`."""
@@ -48,8 +62,8 @@ class BackpropAgent(DescentAgent):
         self._warned = False
 
     @property
-    def last_step(self) -> int:
-        """Updates at most."""
+    def last_step(self) -> int | None:
+        """Updates at most; None: without end."""
         return self.steps
 
     @property
@@ -71,7 +85,20 @@ class BackpropAgent(DescentAgent):
         own = self.processes.mine(batch.inputs.shape[1])
         return Batch(*(part[:, own.start : own.stop] for part in batch))
 
-    def _backward(self, batch: Batch, normaliser: Tensor) -> tuple[Tensor, Tensor]:
+    def _gradients(self, circuit: Circuit, batch: Batch) -> tuple[float, Tensor]:
+        """Leave the gradients of a batch in a circuit's parameters.
+
+        Returns:
+            The loss, and the outputs to this process's share, ``[T, B, O]``, detached.
+        """
+        share = self._own_share(batch)
+        with self.own_randomness(self.processes.rank):
+            lost, outputs = self._backward(circuit, share, self.env.normaliser(batch).to(share.mask.dtype))
+        gradients = [parameter.grad for parameter in circuit.parameters() if parameter.grad is not None]
+        self.processes.add_up([*gradients, lost])
+        return float(lost), outputs
+
+    def _backward(self, circuit: Circuit, batch: Batch, normaliser: Tensor) -> tuple[Tensor, Tensor]:
         """Accumulate the gradients of a batch; the loss, a scalar, and the outputs ``[T, B, O]``, detached."""
         length = batch.inputs.shape[0]
         chunk = self.truncate or length
@@ -79,7 +106,7 @@ class BackpropAgent(DescentAgent):
         total = torch.zeros_like(normaliser)
         for start in range(0, length, chunk):
             part = Batch(*(tensor[start : start + chunk] for tensor in batch))
-            answered, state = self.circuit(part.inputs, state)
+            answered, state = circuit(part.inputs, state)
             loss = self.env.losses(answered, part).sum() / normaliser
             if loss.requires_grad:
                 loss.backward()
@@ -99,20 +126,31 @@ class BackpropAgent(DescentAgent):
         self.circuit.train()
         batch = self.env.sample(self.batch_size, self.generator)
         self.torch_optimiser.zero_grad(set_to_none=True)
-        share = self._own_share(batch)
-        with self.own_randomness(self.processes.rank):
-            lost, outputs = self._backward(share, self.env.normaliser(batch).to(share.mask.dtype))
-        gradients = [parameter.grad for parameter in self.circuit.parameters() if parameter.grad is not None]
-        self.processes.add_up([*gradients, lost])
+        loss, outputs = self._gradients(self.circuit, batch)
         rate = self.learning_rate(self.step)
         self.step += 1
-        values = self.descend(float(lost), rate)
+        values = self.descend(loss, rate)
         if self.bad_steps_in_a_row:
             return values
+        share = self._own_share(batch)
         self._look_out(outputs, share)
         if self.step % self.log_every == 0:
             values |= self._metrics(outputs, share) | {"bad_steps": float(self.bad_steps)}
+        values |= self.after_update(batch, outputs, loss)
         return values
+
+    def after_update(self, batch: Batch, outputs: Tensor, loss: float) -> dict[str, float]:
+        """What a subclass does after each update, which it has counted already; here, nothing.
+
+        Args:
+            batch: that was learned from.
+            outputs: of the circuit before the update, to this process's share of the batch, ``[T, B, O]``.
+            loss: of the whole batch.
+
+        Returns:
+            Further metrics of this step.
+        """
+        return {}
 
     def _look_out(self, outputs: Tensor, share: Batch) -> None:
         """Say once that the loss stays above that of answers that are all zero, as where the rate is too high."""

@@ -11,17 +11,24 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
+from ..core.circuit import Circuit
 from ..core.component import build, class_of
 from ..core.contracts import is_outside, under
 from ..core.options import LARGEST_STEP, refusal
 from ..core.registry import name_of
+from ..core.structure import Change, Follower, follow_optimiser
 from .evaluation import check_keys
 from .learning import LearningAgent, TrainingError
 from .optimisers import AnyOptimiser, Optimiser
 
 
 class DescentAgent(LearningAgent):
-    """Follows gradients that a subclass computes: clips them, sets the learning rate, skips what is not finite."""
+    """Follows gradients that a subclass computes: clips them, sets the learning rate, skips what is not finite.
+
+    What is kept beside the weights and shaped like them (a mask, what is known of their importance), or has a value for
+    each unit, is kept by a :class:`~papertape.core.structure.Follower` in :attr:`followers`: whoever changes the
+    structure of the circuit tells all of them by :meth:`restructured`.
+    """
 
     needs_gradient = True
 
@@ -73,6 +80,8 @@ class DescentAgent(LearningAgent):
                 self.optimiser.check()
         self.lr = self.lr or self.optimiser.published_lr
         self.torch_optimiser = self._make_optimiser()
+        self.followers: list[Follower] = []
+        """What else follows a change of the circuit's structure, besides the optimiser."""
         self.bad_steps = 0
         self.bad_steps_in_a_row = 0
         self.first_weights = copy.deepcopy(self.circuit.state_dict()) if self.retry_every else {}
@@ -84,7 +93,7 @@ class DescentAgent(LearningAgent):
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
         assert self.lr is not None
-        length = self.retry_every or self.last_step
+        length = self.retry_every or self.last_step or LARGEST_STEP
         step %= length
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
@@ -101,6 +110,18 @@ class DescentAgent(LearningAgent):
         self.circuit.load_state_dict(self.first_weights)
         self.torch_optimiser = self._make_optimiser()
 
+    def restructured(self, change: Change) -> None:
+        """Let all that is shaped like the circuit's parameters follow a change of their structure."""
+        follow_optimiser(change, self.torch_optimiser)
+        for follower in self.followers:
+            follower.follow(change)
+
+    def bounded(self, circuit: Circuit) -> float:
+        """Clip the gradients of a circuit as the options say; their norm before it was scaled down."""
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(circuit.parameters(), self.clip_value)
+        return float(nn.utils.clip_grad_norm_(circuit.parameters(), self.clip_norm or math.inf))
+
     def descend(self, loss: float, rate: float) -> dict[str, float]:
         """One update by the gradients that the weights have; none if these or the loss are not finite.
 
@@ -114,9 +135,7 @@ class DescentAgent(LearningAgent):
         Raises:
             TrainingError: too many in a row were not finite.
         """
-        if self.clip_value is not None:
-            nn.utils.clip_grad_value_(self.circuit.parameters(), self.clip_value)
-        norm = float(nn.utils.clip_grad_norm_(self.circuit.parameters(), self.clip_norm or math.inf))
+        norm = self.bounded(self.circuit)
         if math.isfinite(loss) and math.isfinite(norm):
             self.bad_steps_in_a_row = 0
             for group in self.torch_optimiser.param_groups:
@@ -162,6 +181,7 @@ class DescentAgent(LearningAgent):
                 "again with were not kept"
             )
         super().load_state_dict(state)
+        self.torch_optimiser = self._make_optimiser()  # of parameters that are others if the structure is
         self.optimiser.take_up(self.torch_optimiser, state["moments"])
         self.bad_steps = state["bad_steps"]
         self.bad_steps_in_a_row = state["bad_steps_in_a_row"]

@@ -13,7 +13,7 @@ from ..core.env import Env
 from ..core.options import LARGEST_STEP
 from ..core.registry import register
 from ..core.streams import stream_seed
-from .evaluation import check_keys, check_state, evaluate_all, fitting, show_episodes
+from .evaluation import check_keys, evaluate_all, fitting, load_weights, show_episodes, weights_of
 
 
 @register("agent", "empty")
@@ -66,12 +66,11 @@ class EmptyAgent(Agent):
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, step and the random state of the sequences."""
-        return {"circuit": self.circuit.state_dict(), "generator": self.generator.get_state(), "step": self.step}
+        return {**weights_of(self.circuit), "generator": self.generator.get_state(), "step": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from :meth:`state_dict`."""
         check_keys(state, self.state_dict())
-        check_state("weight", state["circuit"], self.circuit.state_dict())
-        self.circuit.load_state_dict(state["circuit"])
+        load_weights(self.circuit, state)
         self.generator.set_state(state["generator"].cpu())
         self.step = state["step"]

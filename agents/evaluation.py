@@ -14,6 +14,7 @@ from ..core.circuit import Circuit
 from ..core.env import Batch, Env
 from ..core.recorder import Recorder
 from ..core.streams import Stream, stream_seed
+from ..core.structure import Layer, Structure, describe
 from ..core.task import Task
 from ..core.topology import TopologyNetwork
 from ..core.trace import Trace, concatenate
@@ -26,6 +27,8 @@ PICTURE_SIZE = 160
 """Pixels that a picture of a world may have, across and down; larger ones leave some out."""
 MOST_PICTURES = 64
 """Of a world in one episode."""
+STRUCTURE = "structure"
+"""Entry of a checkpoint whose circuit has another structure than it was built with."""
 WORLD = TraceField("Y X C", "picture", "what the world looks like")
 
 
@@ -208,13 +211,44 @@ def check_state(kind: str, found: Mapping[str, Any], expected: Mapping[str, Any]
             raise ValueError(f"checkpoint: {kind} {name!r} is not part of this circuit")
 
 
+def weights_of(circuit: Circuit) -> dict[str, Any]:
+    """What a checkpoint holds of a circuit: its weights, and its structure if that is not what it was built with."""
+    now, first = circuit.structure(), circuit.first_structure
+    kept = {} if now == first else {STRUCTURE: {"first": _plain(first), "now": _plain(now)}}
+    return {"circuit": circuit.state_dict(), **kept}
+
+
+def _plain(structure: Structure) -> list[list[Any]]:
+    return [list(layer) for layer in structure]
+
+
+def load_weights(circuit: Circuit, saved: Mapping[str, Any]) -> None:
+    """Give a circuit the structure and the weights of a checkpoint.
+
+    Args:
+        circuit: whatever structure it has by now.
+        saved: with what :func:`weights_of` gives.
+
+    Raises:
+        ValueError: they are of another circuit; names the first difference.
+    """
+    first = _plain(circuit.first_structure)
+    kept = saved.get(STRUCTURE, {"first": first, "now": first})
+    if kept["first"] != first:
+        began, own = (describe(tuple(Layer(*layer) for layer in layers)) for layers in (kept["first"], first))
+        raise ValueError(f"checkpoint: its hidden layers began with {began}; those of this circuit with {own}")
+    circuit.restructure(kept["now"])
+    check_state("weight", saved["circuit"], circuit.state_dict())
+    circuit.load_state_dict(saved["circuit"])
+
+
 def check_keys(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raise ValueError naming the first entry that a saved state lacks or should not have."""
+    """Raise ValueError naming the first entry that a saved state lacks or should not have, but for its structure."""
     for name in expected:
-        if name not in found:
+        if name not in found and name != STRUCTURE:
             raise ValueError(f"checkpoint: entry {name!r} is missing; it was saved by another agent")
     for name in found:
-        if name not in expected:
+        if name not in expected and name != STRUCTURE:
             raise ValueError(f"checkpoint: entry {name!r} is unknown; it was saved by another agent")
 
 

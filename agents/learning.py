@@ -20,7 +20,17 @@ from ..core.env import Env
 from ..core.options import LARGEST_STEP
 from ..core.streams import Stream, stream_seed
 from ..core.world import World, WorldError
-from .evaluation import LESSON, check_keys, check_state, evaluate, evaluate_all, fitting, set_error, show_episodes
+from .evaluation import (
+    LESSON,
+    check_keys,
+    evaluate,
+    evaluate_all,
+    fitting,
+    load_weights,
+    set_error,
+    show_episodes,
+    weights_of,
+)
 
 
 class TrainingError(RuntimeError):
@@ -116,8 +126,8 @@ class LearningAgent(Agent):
 
     @property
     @abstractmethod
-    def last_step(self) -> int:
-        """Steps at most."""
+    def last_step(self) -> int | None:
+        """Steps at most; None: without end."""
 
     @property
     @abstractmethod
@@ -225,6 +235,10 @@ class LearningAgent(Agent):
                 return False
         return True
 
+    def is_done(self) -> bool:
+        """Whether the target is reached or the steps are used up."""
+        return self.target_reached or (self.last_step is not None and self.step >= self.last_step)
+
     def fit(self) -> dict[str, float]:
         """Learn until the target is reached, the steps are used up or a stop is requested.
 
@@ -236,7 +250,7 @@ class LearningAgent(Agent):
             LostProcessError: another process that shares the work is gone.
         """
         started, steps = time.monotonic(), 0
-        while self.step < self.last_step and not self.target_reached and not self._stops():
+        while not (self.is_done() or self._stops()):
             values = self._step_or_save()
             steps += 1
             self.recorder.progress(self.step, self.last_step, values)
@@ -251,7 +265,7 @@ class LearningAgent(Agent):
             if self.step % self.save_every == 0:
                 self.recorder.checkpoint("latest", self.state_dict())
         self.recorder.checkpoint("latest", self.state_dict())
-        if self.target_reached or self.step >= self.last_step:
+        if self.is_done():
             # Asked to stop in the very last step: there is nothing to go on with.
             self.stop_requested = False
         if self.target_reached:
@@ -285,7 +299,7 @@ class LearningAgent(Agent):
     def state_dict(self) -> dict[str, Any]:
         """Weights, curriculum, counters and the random state of the training sequences."""
         return {
-            "circuit": self.circuit.state_dict(),
+            **weights_of(self.circuit),
             "env": self.env.state_dict(),
             "generator": self.generator.get_state(),
             "step": self.step,
@@ -297,8 +311,7 @@ class LearningAgent(Agent):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
         check_keys(state, self.state_dict())
-        check_state("weight", state["circuit"], self.circuit.state_dict())
-        self.circuit.load_state_dict(state["circuit"])
+        load_weights(self.circuit, state)
         self.env.load_state_dict(state["env"])
         self.generator.set_state(state["generator"].cpu())
         self.step = state["step"]

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..core.circuit import Circuit
 from ..core.distributed import Processes
 from ..core.env import Batch
 from ..core.registry import register
@@ -97,11 +98,11 @@ class NodePerturbationAgent(BackpropAgent):
                 hook.remove()
 
     @torch.no_grad()
-    def _backward(self, batch: Batch, normaliser: Tensor) -> tuple[Tensor, Tensor]:
+    def _backward(self, circuit: Circuit, batch: Batch, normaliser: Tensor) -> tuple[Tensor, Tensor]:
         """Estimate the gradients of a batch; the loss and outputs ``[T, B, O]``, each the mean of two answers."""
         twice = Batch(*(torch.cat([part, part], dim=1) for part in batch))
         with self._perturbed() as calls:
-            outputs, _ = self.circuit(twice.inputs)
+            outputs, _ = circuit(twice.inputs)
         loss_plus, loss_minus = self.env.losses(outputs, twice).sum(0).chunk(2)
         slope = (loss_plus - loss_minus) / (2 * self.sigma**2) / normaliser
         for layer in self.layers:

@@ -14,6 +14,7 @@ from ..core.circuit import Circuit
 from ..core.members import Stack, linear
 from ..core.registry import register
 from ..core.state import register_state
+from ..core.structure import Layer, Structure, Wire, resized_list, unlike_linear
 
 
 @register_state
@@ -47,6 +48,8 @@ class FeedForwardCircuit(Circuit):
         """Make the layers."""
         sizes = [self.vector_size, *self.hidden_sizes, self.output_size]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
+        self.residual: tuple[int, ...] = ()
+        """Layers whose output is added to what they get, as a change of structure adds them."""
         self._zero()
 
     def reset_parameters(self) -> None:
@@ -59,6 +62,37 @@ class FeedForwardCircuit(Circuit):
             for parameter in self.layers[-1].parameters():
                 nn.init.zeros_(parameter)
 
+    uniform = False
+
+    @property
+    def fresh_residual(self) -> bool:
+        """See :meth:`Circuit.fresh_residual`: a ReLU that adds nothing never learns, but hands on what is above 0."""
+        return self.activation != "relu"
+
+    def fixed(self) -> str | None:
+        """See :meth:`Circuit.fixed`."""
+        if len(self.layers) < 2:
+            return "it has no hidden layer"
+        return unlike_linear(self.layers)
+
+    def structure(self) -> Structure:
+        """See :meth:`Circuit.structure`: the hidden layers, each of a size of its own."""
+        sizes = [] if self.fixed() else self.hidden_sizes
+        return tuple(Layer(size, index in self.residual) for index, size in enumerate(sizes))
+
+    def wires(self, structure: Structure) -> list[Wire]:
+        """See :meth:`Circuit.wires`."""
+        last = len(structure)
+        hidden = [Wire(f"layers.{layer}", "hidden", layer - 1, layer) for layer in range(last)]
+        return [*hidden, Wire(f"layers.{last}", "output", last - 1)]
+
+    def resize(self, structure: Structure) -> None:
+        """See :meth:`Circuit.resize`."""
+        self.hidden_sizes = [layer.size for layer in structure]
+        self.residual = tuple(index for index, layer in enumerate(structure) if layer.residual)
+        resized_list(self.layers, [*pairwise([self.vector_size, *self.hidden_sizes, self.output_size])])
+        self.options = self.options.model_copy(update={"hidden_sizes": self.hidden_sizes})
+
     def _standardise(self, inputs: Tensor) -> Tensor:
         if self.input_mean == 0 and self.input_std == 1:
             return inputs
@@ -69,6 +103,13 @@ class FeedForwardCircuit(Circuit):
             return nn.functional.gelu(x)
         function: Tensor = getattr(torch, self.activation)(x)
         return function
+
+    def _passed_on(self, made: Tensor, got: Tensor, layer: int) -> Tensor:
+        """What a layer gives to the next: what it made, added to what it got where it is residual."""
+        made = self._activate(made)
+        if layer not in self.residual:
+            return made
+        return got + (made - 0.5 if self.activation == "sigmoid" else made)  # so that zero weights add nothing
 
     def initial_state(self, batch_size: int) -> FeedForwardCircuitState:
         """Nothing."""
@@ -82,8 +123,8 @@ class FeedForwardCircuit(Circuit):
     def run(self, inputs: Tensor, state: FeedForwardCircuitState) -> tuple[Tensor, FeedForwardCircuitState]:
         """All steps at once, ``[…, I]`` -> ``[…, O]``."""
         x = self._standardise(inputs)
-        for layer in self.layers[:-1]:
-            x = self._activate(layer(x))
+        for index, layer in enumerate(self.layers[:-1]):
+            x = self._passed_on(layer(x), x, index)
         return self.layers[-1](x), state
 
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
@@ -102,7 +143,6 @@ class FeedForwardCircuit(Circuit):
         x = self._standardise(inputs).flatten(0, 1)
         last = len(self.layers) - 1
         for index in range(last + 1):
-            x = linear(x, parameters[f"layers.{index}.weight"], parameters[f"layers.{index}.bias"])
-            if index < last:
-                x = self._activate(x)
+            made = linear(x, parameters[f"layers.{index}.weight"], parameters[f"layers.{index}.bias"])
+            x = self._passed_on(made, x, index) if index < last else made
         return x.unflatten(1, inputs.shape[:2]).transpose(0, 1)

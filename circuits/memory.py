@@ -15,13 +15,15 @@ from ..core.circuit import Circuit
 from ..core.component import build, options_of, validated
 from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
+from ..core.controllers.base import LayeredController
 from ..core.kernels import dispatch, recompute
 from ..core.kernels.formulas import hooked
 from ..core.kernels.transforms import one_call
 from ..core.members import Stack
 from ..core.options import Options, check_sizes
 from ..core.registry import lookup, register
-from ..core.state import CircuitState, example
+from ..core.state import CircuitState, example, map_state
+from ..core.structure import Change, Structure, Wire, follow_layers, resized, unlike_linear
 from ..core.tied_bits import TiedBitsLinear
 from ..core.trace import TraceField
 
@@ -109,6 +111,46 @@ class MemoryCircuit(Circuit):
             **self.controller.trace_fields,
         }
         self.chosen_backend: str | None = None
+
+    def fixed(self) -> str | None:
+        """See :meth:`Circuit.fixed`; a controller in layers and a plain interface can change."""
+        if not (isinstance(self.controller, LayeredController) and self.controller.changeable):
+            return f"a {type(self.controller).__name__} has no layers that can change"
+        interface = getattr(getattr(self.accessor, "interface", None), "linear", None)
+        if interface is None:
+            return f"a {type(self.accessor).__name__} has no interface that can change"
+        layers = [
+            self.controller.get_submodule(wire.name) for wire in self.controller.wires(self.controller.structure())
+        ]
+        own = {id(parameter) for layer in layers for parameter in layer.parameters()}
+        if own != {id(parameter) for parameter in self.controller.parameters()}:
+            return f"a {type(self.controller).__name__} has weights beside its layers"
+        return unlike_linear([*layers, interface, self.output])
+
+    def structure(self) -> Structure:
+        """See :meth:`Circuit.structure`: the layers of the controller."""
+        return () if self.fixed() else self.controller.structure()
+
+    def wires(self, structure: Structure) -> list[Wire]:
+        """See :meth:`Circuit.wires`; the interface and the output layer read the last layer."""
+        last = len(structure) - 1
+        own = [wire._replace(name=f"controller.{wire.name}") for wire in self.controller.wires(structure)]
+        return [*own, Wire("accessor.interface.linear", "interface", last), Wire("output", "output", last)]
+
+    def resize(self, structure: Structure) -> None:
+        """See :meth:`Circuit.resize`."""
+        self.controller.resize(structure)
+        self.hidden_size = self.accessor.hidden_size = self.controller.hidden_size
+        interface = self.accessor.interface.linear
+        resized(interface, self.hidden_size, interface.out_features)
+        reads, word = self.read_shape
+        resized(self.output, self.hidden_size + reads * word, self.output_size)  # type: ignore[arg-type]
+        if isinstance(self.controller.options, Options):
+            self.options = self.options.model_copy(update={"controller": self.controller.options})
+
+    def follow(self, change: Change, state: Any) -> CircuitState:
+        """See :meth:`Circuit.follow`; memory and reads are as they were."""
+        return state._replace(controller=map_state(lambda leaf: follow_layers(change, leaf), state.controller))
 
     def _chosen_accessor(self) -> Any:
         """Options or object of the accessor; a circuit with a memory of its own has that one's options itself."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ from .options import check_choice
 from .placement import AnyDeviceOrNone, AnyDtype
 from .registry import contract
 from .state import check_batch, compare, example, layout, map_state
+from .structure import Change, LayerEdit, Structure, Wire, check_structure, draw_all, inputs_of, make_change
 from .tokens import check_tokens, is_whole
 from .trace import Trace, TraceField
 
@@ -61,6 +62,8 @@ class Circuit(Component, nn.Module, ABC):
     autocast: torch.dtype | None = Field(default=None, init=False)
     """Lower precision of matrix products, ``torch.bfloat16``, as under ``torch.autocast``; None leaves that to the
     caller. Outputs keep the type of the weights; each circuit says what else does."""
+    uniform: ClassVar[bool] = True
+    """Whether all layers that :meth:`edit` changes have to be of one size."""
 
     def setup(self) -> None:
         """Build what the circuit is made of."""
@@ -72,6 +75,8 @@ class Circuit(Component, nn.Module, ABC):
         """The vector of each token, ``[I, E]``."""
         self._checked_layout: Any = None
         """Layout of the last state that :meth:`check_state` accepted: the next most likely has the same."""
+        self.first_structure = self.structure()
+        """What :meth:`structure` was when the circuit was built."""
         device, dtype = self.__dict__.pop("device"), self.__dict__.pop("dtype")
         if device is not None or dtype is not None:
             self.to(device, dtype)
@@ -83,6 +88,96 @@ class Circuit(Component, nn.Module, ABC):
             TypeError: there are weights that no layer has, which a subclass draws itself.
         """
         reset(self)
+
+    # ---- structure: see core/structure.py
+
+    def structure(self) -> Structure:
+        """The hidden layers that can change, as plain data; none where :meth:`fixed` says why."""
+        return ()
+
+    def fixed(self) -> str | None:
+        """Why the structure cannot change, or None."""
+        return f"a {type(self).__name__} has no layers that can change"
+
+    def wires(self, structure: Structure) -> list[Wire]:
+        """Every Linear whose size depends on the structure, for a structure of the circuit."""
+        return []
+
+    def resize(self, structure: Structure) -> None:
+        """Give every one of :meth:`wires` the size for another structure, and parameters that are yet to be filled."""
+        raise NotImplementedError
+
+    @property
+    def fresh_residual(self) -> bool:
+        """Whether a fresh layer is residual and adds nothing at first; if not, it hands on what it gets."""
+        return True
+
+    def restructure(self, structure: Sequence[Sequence[Any]]) -> None:
+        """Give the circuit another structure, such as that of a checkpoint, whose weights are to be loaded then.
+
+        Until they are, weights of what depends on the structure are drawn as those of a torch.nn.Linear.
+
+        Args:
+            structure: size and whether it is residual of each hidden layer, as :meth:`structure` gives them.
+
+        Raises:
+            ValueError: it can have no such structure; says why.
+        """
+        wanted = check_structure(self, structure)
+        if wanted == self.structure():
+            return
+        self.resize(wanted)
+        draw_all(self)
+        self._forget_layout()
+
+    def edit(
+        self,
+        layers: Sequence[LayerEdit],
+        inputs: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Change:
+        """Change the hidden layers in place, so that outputs stay as they are where that can be.
+
+        Units and layers that are added, and units that are split, change nothing in what the circuit computes. What is
+        removed is absorbed by what reads it: by least squares over what the layers do with the inputs.
+
+        Args:
+            layers: what the layers are to be; see :func:`~papertape.core.structure.widened` and others there.
+            inputs: recent ones, ``[T, B, I]``, some hundred steps; None drops units that are removed.
+            generator: of fresh weights, on the CPU; None takes torch's global one.
+
+        Returns:
+            What became of the parameters, by which all that is shaped like them follows.
+
+        Raises:
+            ValueError: such a change cannot be made; names the layer, what was given and what is allowed.
+        """
+        change = make_change(self, layers, inputs, generator)
+        self._forget_layout()
+        return change
+
+    def _forget_layout(self) -> None:
+        self._checked_layout = None
+
+    def activity(self, inputs: Tensor) -> dict[str, Tensor]:
+        """What each Linear of :meth:`wires` gets, by its name, from initial states.
+
+        Args:
+            inputs: ``[T, B, I]``
+
+        Returns:
+            ``[T · B, columns]`` in float64, on the CPU.
+        """
+        return inputs_of(self, self.wires(self.structure()), lambda: self(inputs, trace=True))
+
+    def follow(self, change: Change, state: Any) -> Any:
+        """A state of the circuit before a change, as it is afterwards; fresh units carry zeros.
+
+        Args:
+            change: from :meth:`edit`.
+            state: from before.
+        """
+        return state
 
     def check(self) -> None:
         """Try the circuit out: see that it is what the contract says. Agents try all from outside the package out.

@@ -142,6 +142,18 @@ class Env(Task):
         agree = (outputs > 0) == (batch.targets > 0.5)
         return agree.to(outputs.dtype).mean(-1) * batch.mask
 
+    def errors(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """How wrong each position's answer is, 0 where all is right; here, the share of its bits that are wrong.
+
+        Args:
+            outputs: logits, ``[T, B, O]``.
+            batch: the batch that was answered.
+
+        Returns:
+            ``[T, B]``, of which those that count matter.
+        """
+        return 1 - self.right(outputs, batch)
+
     def normaliser(self, batch: Batch) -> Tensor:
         """What the sum of :meth:`losses` is divided by: the batch size, or the number of counted bits."""
         if self.loss_per == "sequence":

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from .trace import Trace
 
 
+class Mark(NamedTuple):
+    """Something that happened at a step, and turned out well or not."""
+
+    step: float
+    good: bool
+    label: str
+
+
 class Areas(NamedTuple):
     """Parts of a whole over time, stacked: the sizes of species, say."""
 
@@ -23,6 +31,8 @@ class Areas(NamedTuple):
     """By name, the lowest first; one value for each step."""
     label: str = ""
     """What the values are."""
+    marks: Sequence[Mark] = ()
+    """What happened meanwhile."""
 
 
 class Histogram(NamedTuple):
@@ -71,8 +81,8 @@ class Recorder:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers at a training step, named like ``train/loss`` or ``validation/length 40/bits_wrong``."""
 
-    def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
-        """Where the run stands; called at every step, so it must be cheap."""
+    def progress(self, step: int, total: int | None, values: Mapping[str, float]) -> None:
+        """Where the run stands, of ``total`` steps or without end; called at every step, so it must be cheap."""
 
     def episode(self, step: int, name: str, batch: Batch, outputs: Tensor, trace: Trace) -> None:
         """One answered batch with its trace of the memory, to be drawn (its first sequence is)."""

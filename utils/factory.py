@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 import torch
 from pydantic import Field, PlainValidator, ValidationError, field_validator
 
-from ..agents.evaluation import check_state
+from ..agents.evaluation import load_weights
 from ..circuits import MemoryCircuit
 from ..core import registry
 from ..core.agent import Agent
@@ -394,11 +394,13 @@ def take_over(options: RunOptions, circuit: Circuit) -> None:
     """
     content = checkpoint.load(Path(str(options.start)), "cpu")
     try:
-        weights, theirs = content["agent"]["circuit"], content["options"]
+        saved, theirs = content["agent"], content["options"]
+        if "circuit" not in saved:
+            raise KeyError("circuit")
     except (KeyError, TypeError) as error:
         raise checkpoint.CheckpointError(f"start: {options.start} holds no circuit") from error
     try:
-        check_state("weight", weights, circuit.state_dict())
+        load_weights(circuit, saved)
     except ValueError as error:
         ours = options.model_dump(mode="json")
         lines = [
@@ -407,7 +409,6 @@ def take_over(options: RunOptions, circuit: Circuit) -> None:
             for path, there, here in differences(theirs[block], ours[block], block)
         ]
         raise OptionsError("\n".join([f"start: {options.start} does not fit; {error}", *lines])) from error
-    circuit.load_state_dict(weights)
 
 
 def differences(theirs: Any, ours: Any, path: str = "") -> list[tuple[str, Any, Any]]:
@@ -443,7 +444,8 @@ def load_circuit(
     registry.import_modules(imports or ())
     content = checkpoint.load(Path(path), place)
     try:
-        options, weights, sizes = content["options"], content["agent"]["circuit"], content["sizes"]
+        options, saved, sizes = content["options"], content["agent"], content["sizes"]
+        saved["circuit"]
         values, named = {"circuit": options["circuit"]}, options.get("imports", [])
     except (KeyError, TypeError) as error:
         raise checkpoint.CheckpointError(f"{path}: holds no circuit") from error
@@ -471,7 +473,7 @@ def load_circuit(
         seed=0,
         precision=options.get("precision", "float32"),
     )
-    circuit.load_state_dict(weights)
+    load_weights(circuit, saved)
     return circuit
 
 

@@ -334,7 +334,7 @@ class Run(Recorder):
             values = {name: math.nan if value is None else value for name, value in row.items() if name != "step"}
             self.sinks.metrics(row["step"], values)
 
-    def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
+    def progress(self, step: int, total: int | None, values: Mapping[str, float]) -> None:
         """Move the progress bar."""
         if self._bar is None:
             self._bar = tqdm(total=total, initial=step - 1, unit="step", dynamic_ncols=True, disable=None)

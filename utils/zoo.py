@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from ..agents.evaluation import STRUCTURE
 from ..core.options import OptionsError, near
 from . import checkpoint
 
@@ -106,7 +107,7 @@ def keep(directory: Path, name: str) -> Path:
     made = Origin(
         summary.preset, content["options"]["seed"], content["agent"]["step"], summary.metric, errors, __version__
     )
-    agent = {part: content["agent"][part] for part in ("circuit", "step")}
+    agent = {part: content["agent"][part] for part in ("circuit", STRUCTURE, "step") if part in content["agent"]}
     ZOO.mkdir(exist_ok=True)
     path = ZOO / f"{name}.pt"
     checkpoint.save(

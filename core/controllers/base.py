@@ -18,6 +18,7 @@ from ..initialisers import reset
 from ..options import Options
 from ..registry import contract
 from ..state import example
+from ..structure import Layer, Structure, Wire, resized_list
 from ..trace import TraceField
 
 
@@ -138,6 +139,15 @@ class LayeredOptions(Component):
 class LayeredController(LayeredOptions, Controller):
     """A controller with layers of one size, each fed by the one before."""
 
+    changeable: ClassVar[bool] = False
+    """Whether its layers can change; it then makes them by :meth:`linear_layers` and calls :meth:`passed_on`."""
+    quiet: ClassVar[int] = 0
+    """The block of rows of a layer that makes its output zero when it is zero."""
+
+    def passed_on(self, made: Tensor, got: Tensor, layer: int) -> Tensor:
+        """What a layer gives to the next: what it made, added to what it got where it is residual, after dropout."""
+        return self.between_layers(self.clipped(got + made) if layer in self.residual else made, layer)
+
     def between_layers(self, x: Tensor, layer: int) -> Tensor:
         """Apply ``dropout`` to the output of a layer, except of the last, as torch.nn.LSTM does."""
         if self.dropout and self.training and layer < self.num_layers - 1:
@@ -145,20 +155,50 @@ class LayeredController(LayeredOptions, Controller):
         return x
 
     def specification(self) -> dict[str, Any]:
-        """See :meth:`Component.specification`; dropout is 0 where it has no effect."""
+        """See :meth:`Component.specification`; dropout is 0 without effect, residual layers are named if any."""
         leaves_out = self.training and self.num_layers > 1
-        return {**super().specification(), "dropout": self.dropout if leaves_out else 0.0}
+        found = {**super().specification(), "dropout": self.dropout if leaves_out else 0.0}
+        residual = getattr(self, "residual", ())
+        return {**found, "residual": residual} if residual else found
 
     def linear_layers(self, gates: int) -> nn.ModuleList:
         """The input Linear of each layer, with ``gates`` outputs for each hidden unit."""
-        return nn.ModuleList(
+        self.gates = gates
+        self.residual: tuple[int, ...] = ()
+        """Layers whose output is added to what they get, as a change of structure adds them."""
+        self.inputs: Any = nn.ModuleList(
             nn.Linear(self.hidden_size if layer else self.input_size, gates * self.hidden_size)
             for layer in range(self.num_layers)
         )
+        linears: nn.ModuleList = self.inputs
+        return linears
+
+    def structure(self) -> Structure:
+        """The layers, all of one size."""
+        return tuple(Layer(self.hidden_size, index in self.residual) for index in range(self.num_layers))
+
+    def wires(self, structure: Structure) -> list[Wire]:
+        """Every Linear of the layers, for a structure; see :class:`~papertape.core.structure.Wire`."""
+        return [
+            Wire(f"inputs.{layer}", "inputs", layer - 1, layer, self.gates, self.quiet)
+            for layer in range(len(structure))
+        ]
+
+    def resize(self, structure: Structure) -> None:
+        """Give every one of :meth:`wires` the size for another structure, and parameters that are yet to be filled."""
+        size, linears = structure[0].size, range(len(structure))
+        resized_list(self.inputs, [(size if layer else self.input_size, self.gates * size) for layer in linears])
+        self.hidden_size, self.num_layers = size, len(structure)
+        self.residual = tuple(index for index, layer in enumerate(structure) if layer.residual)
+        if isinstance(self.options, Options):
+            sizes = {"hidden_size": self.hidden_size, "num_layers": self.num_layers}
+            self.options = self.options.model_copy(update=sizes)
 
 
 class GatedController(LayeredController):
     """A controller of gated layers, with weights that start as in torch.nn."""
+
+    quiet = 2  # the candidate, of LSTM and GRU alike
 
     def build(self, gates: int) -> None:
         """Make the input and the recurrent Linear of each layer."""
@@ -167,6 +207,20 @@ class GatedController(LayeredController):
             nn.Linear(self.hidden_size, gates * self.hidden_size) for _ in range(self.num_layers)
         )
         self._draw()
+
+    def wires(self, structure: Structure) -> list[Wire]:
+        """See :meth:`LayeredController.wires`; each layer also gets what it gave itself."""
+        inputs = super().wires(structure)
+        return inputs + [
+            Wire(f"recurrents.{wire.layer}", "recurrents", index, index, wire.blocks, wire.quiet)
+            for index, wire in enumerate(inputs)
+        ]
+
+    def resize(self, structure: Structure) -> None:
+        """See :meth:`LayeredController.resize`."""
+        size = structure[0].size
+        resized_list(self.recurrents, [(size, self.gates * size)] * len(structure))
+        super().resize(structure)
 
     def reset_parameters(self) -> None:
         """Draw all weights and biases anew; the same seed gives the same ones as at construction."""

@@ -22,6 +22,7 @@ class FeedForwardController(LayeredController):
     """Fully connected layers with tanh; all that it remembers is in the external memory."""
 
     kind = "feedforward"
+    changeable = True
 
     def setup(self) -> None:
         """Make the layers."""
@@ -34,7 +35,7 @@ class FeedForwardController(LayeredController):
     def forward(self, x: Tensor, state: FeedForwardState) -> tuple[Tensor, FeedForwardState]:
         """One step; see :meth:`Controller.forward`."""
         for layer, linear in enumerate(self.inputs):
-            x = self.between_layers(self.clipped(torch.tanh(linear(x))), layer)
+            x = self.passed_on(self.clipped(torch.tanh(linear(x))), x, layer)
         return x, state
 
     def run(self, inputs: Tensor, state: FeedForwardState) -> tuple[Tensor, FeedForwardState]:

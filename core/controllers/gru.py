@@ -25,6 +25,7 @@ class GRUController(GatedController):
     """Gated recurrent unit; gates and their order (reset, update, new) as in torch.nn.GRU."""
 
     kind = "gru"
+    changeable = True
 
     def setup(self) -> None:
         """Make the layers."""
@@ -44,5 +45,5 @@ class GRUController(GatedController):
             update = torch.sigmoid(update + update_recurrent)
             candidate = torch.tanh(new + torch.sigmoid(reset + reset_recurrent) * new_recurrent)
             hiddens.append(self.clipped(candidate + update * (hidden - candidate)))
-            x = self.between_layers(hiddens[-1], layer)
+            x = self.passed_on(hiddens[-1], x, layer)
         return x, GRUState(torch.stack(hiddens, dim=1))

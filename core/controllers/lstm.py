@@ -27,6 +27,7 @@ class LSTMController(GatedController):
     """Long short-term memory; gates and their order (input, forget, cell, output) as in torch.nn.LSTM."""
 
     kind = "lstm"
+    changeable = True
 
     def setup(self) -> None:
         """Make the layers."""
@@ -45,5 +46,5 @@ class LSTMController(GatedController):
             cell = torch.sigmoid(forget_gate) * state.cell[:, layer] + torch.sigmoid(input_gate) * torch.tanh(candidate)
             cells.append(self.clipped(cell))
             hiddens.append(self.clipped(torch.sigmoid(output_gate) * torch.tanh(cells[-1])))
-            x = self.between_layers(hiddens[-1], layer)
+            x = self.passed_on(hiddens[-1], x, layer)
         return x, LSTMState(torch.stack(hiddens, dim=1), torch.stack(cells, dim=1))

@@ -243,10 +243,9 @@ def _of_kind(part: Any) -> tuple[Any, dict[str, Any]]:
 
         return LSTMController, {"hidden_size": SMALL["hidden_size"], "clip": None}
     cls = next(base for base in type(part).__mro__ if "kind" in vars(base))
-    own = part.specification()
-    options = {
-        name: value for name, value in own.items() if name != ("input_size" if part.kind in GATES else "hidden_size")
-    }
+    own, given = part.specification(), "input_size" if part.kind in GATES else "hidden_size"
+    # Layers that a change of structure made residual are no argument: they run as they are, or kernels step aside.
+    options = {name: value for name, value in own.items() if name != given and name != "residual"}
     for name, value in options.items():
         if name in SMALL or name in NOT_OURS:
             options[name] = SMALL.get(name) or NOT_OURS[name]

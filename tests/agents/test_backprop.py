@@ -173,7 +173,7 @@ def test_truncation_cuts_the_gradient_and_nothing_else() -> None:
     def gradients(truncate: int | None) -> tuple[float, list[Tensor]]:
         agent = make(truncate=truncate)
         batch = agent.env.sample(4, torch.Generator().manual_seed(5))
-        loss, _ = agent._backward(batch, agent.env.normaliser(batch))
+        loss, _ = agent._backward(agent.circuit, batch, agent.env.normaliser(batch))
         assert batch.inputs.shape[0] > 2
         return float(loss), [parameter.grad for parameter in agent.circuit.parameters() if parameter.grad is not None]
 
@@ -610,11 +610,11 @@ def test_dropout_drops_in_training_other_units_at_each_step() -> None:
     for _ in range(3):
         agent.circuit.train()
         with agent.own_randomness(0):
-            losses.append(float(agent._backward(batch, agent.env.normaliser(batch))[0]))
+            losses.append(float(agent._backward(agent.circuit, batch, agent.env.normaliser(batch))[0]))
         agent.step += 1
     assert len(set(losses)) == 3
     agent.circuit.eval()
-    assert len({float(agent._backward(batch, agent.env.normaliser(batch))[0]) for _ in range(2)}) == 1
+    assert len({float(agent._backward(agent.circuit, batch, agent.env.normaliser(batch))[0]) for _ in range(2)}) == 1
 
 
 class Ahead(torch.nn.Module):

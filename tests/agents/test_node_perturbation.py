@@ -42,10 +42,10 @@ def test_the_estimate_is_the_gradient_on_average(kind: str) -> None:
     normaliser = env.normaliser(many).double()
     estimate = torch.zeros(sum(parameter.numel() for parameter in circuit.parameters()), dtype=torch.float64)
     for _ in range(10):
-        agent._backward(many, normaliser)
+        agent._backward(agent.circuit, many, normaliser)
         estimate += gradients(circuit) / 10
     agent.torch_optimiser.zero_grad()
-    BackpropAgent(env, circuit, seed=3)._backward(many, normaliser)
+    BackpropAgent(env, circuit, seed=3)._backward(circuit, many, normaliser)
     true = gradients(circuit)
     assert torch.cosine_similarity(estimate, true, dim=0) > 0.97
     assert abs(float(estimate @ true / (true @ true)) - 1) < 0.1

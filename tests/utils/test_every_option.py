@@ -143,6 +143,8 @@ def homes() -> Iterator[tuple[str, Blocks]]:
     yield "agent", {"env": XOR, "circuit": FEEDFORWARD, "agent": {**EVOLUTION, "type": "mixed", "strategy": TRUST}}
     yield "agent", {"env": XOR, "circuit": FEEDFORWARD, "agent": {**BACKPROP, "type": "node-perturbation"}}
     yield "agent", {"env": XOR, "circuit": FEEDFORWARD, "agent": {"type": "empty", "steps": 2, "batch_size": 2}}
+    modifying = {**BACKPROP, "type": "self-modifying", "check_every": 4, "trial_steps": 2}
+    yield "agent", {"env": COPY, "circuit": NTM, "agent": modifying}
     ppo = {**STEPS, "type": "ppo", "updates": 3, "rollout_steps": 4, "minibatches": 2, "epochs": 1}
     yield "agent", {"env": MAZE, "circuit": NTM, "agent": ppo}
     for name in entries("strategy"):

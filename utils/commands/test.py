@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...agents.evaluation import check_state
+from ...agents.evaluation import load_weights
 from ...core.agent import Agent
 from ...core.options import OptionsError
 from .. import checkpoint, zoo
@@ -81,6 +81,5 @@ def take_up(agent: Agent, state: Mapping[str, Any]) -> None:
     if "generator" in state or not hasattr(agent, "circuit"):
         agent.load_state_dict(state)
         return
-    check_state("weight", state["circuit"], agent.circuit.state_dict())
-    agent.circuit.load_state_dict(state["circuit"])
+    load_weights(agent.circuit, state)
     agent.step = state["step"]

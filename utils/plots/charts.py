@@ -55,6 +55,24 @@ def areas_figure(name: str, areas: Areas) -> Figure:
             axes.legend(
                 fontsize=7, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True
             )
+    for good, symbol, colour, word in ((True, "^", "#2e7d32", "kept"), (False, "x", "#a8132a", "taken back")):
+        marked = [mark.step for mark in areas.marks if mark.good == good]
+        if marked:
+            heights = [1.02] * len(marked)
+            axes.scatter(
+                marked,
+                heights,
+                14,
+                color=colour,
+                marker=symbol,
+                linewidths=0.8,
+                clip_on=False,
+                transform=axes.get_xaxis_transform(),
+                label=f"{len(marked)} {word}",
+            )
+    if areas.marks:
+        axes.set_title(name, fontsize=11, color=INK, weight="bold", loc="left", pad=14)  # above the marks
+        axes.legend(fontsize=7, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     axes.set_xlabel("training step", fontsize=7, color=MUTED)
     axes.set_ylabel(areas.label, fontsize=7, color=MUTED)

@@ -1,0 +1,434 @@
+"""The self-modifying agent: learns by backprop without end, and changes the structure of its circuit where it pays."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..core.circuit import Circuit
+from ..core.distributed import Processes
+from ..core.env import Batch
+from ..core.options import LARGEST_STEP
+from ..core.registry import register
+from ..core.streams import stream_seed
+from ..core.structure import Structure, follow_optimiser, follow_units
+from .backprop import BackpropAgent
+from .evaluation import load_weights, weights_of
+from .structure.grades import GRADES, Grades, check_grades, reward
+from .structure.policy import PolicyName, make_policy
+from .structure.strategies import STRATEGIES, Limits, Strategy, Subject, reset_moments
+from .structure.tracker import Record, Tracker, thinned
+from .structure.trial import PairedTrial, Proposal, RewardTrial, Verdict
+
+GRADE_EVERY = 5
+"""Steps from one batch whose answers are graded to the next, but in a trial by the reward."""
+REMEMBERED_ROWS = 256
+"""Steps of sequences of the latest batches that are kept, by which units are judged and what is removed is absorbed."""
+
+
+@register("agent", "self-modifying")
+class SelfModifyingAgent(BackpropAgent):
+    """Backprop without end that grows, prunes and rewires the hidden layers, and keeps what does no harm.
+
+    Every ``check_every`` steps a policy chooses one of six strategies, or none. A trial says whether the change is
+    kept; what came of it teaches the policy. Layers of a feed-forward circuit, and of the controllers lstm, gru and
+    feedforward of any memory circuit, can change.
+    """
+
+    steps: int | None = None
+    policy: PolicyName = Field(
+        default="thompson",
+        description="what chooses among strategies: Thompson sampling over a linear model of each, the one of which a "
+        "small network expects most (at times any), any at random, or none, which changes nothing",
+    )
+    check_every: int = Field(default=500, ge=1, description="steps between checks of whether something is changed")
+    growth_threshold: float = Field(
+        default=-0.5, ge=-1, le=1, description="mean reward up to which nothing that removes is tried"
+    )
+    pruning_threshold: float = Field(
+        default=0.5, ge=-1, le=1, description="mean reward from which on what removes is tried as well"
+    )
+    grades: Grades = Field(
+        default=GRADES,
+        strict=False,
+        min_length=1,
+        description="what an answer is worth by its error: pairs of an error and a reward, between which it is linear",
+    )
+    max_layers: int = Field(default=3, ge=1, le=100, description="hidden layers at most")
+    max_units: int | None = Field(
+        default=None, ge=1, description="units of a layer at most; null: four times as many as the largest has at first"
+    )
+    growth: float = Field(default=1.0, gt=0, le=1, description="share of its units that a layer grows by at a time")
+    pruning: float = Field(default=0.1, gt=0, lt=1, description="share of its units that a layer loses at a time")
+    rewired: float = Field(
+        default=0.1, gt=0, lt=1, description="share of its connections or thresholds that a layer changes at a time"
+    )
+    min_age: int = Field(default=100, ge=0, description="steps before a unit may be removed or replaced")
+    verdict: Literal["paired", "reward"] = Field(
+        default="paired",
+        description="what decides whether a change is kept: a changed copy beside the circuit on the same batches, or "
+        "whether the reward of the changed circuit drops by more than 0.5",
+    )
+    trial_steps: int = Field(default=250, ge=2, description="steps of a trial")
+    harm: float = Field(default=3.0, gt=0, description="standard errors of paired losses that prove harm")
+    forgetting: float = Field(
+        default=0.98, gt=0, le=1, description="share of what thompson knows of a strategy that it keeps at each outcome"
+    )
+    epsilon: float = Field(default=0.1, ge=0, le=1, description="share of the choices of epsilon-greedy made at random")
+    kept_changes: int = Field(
+        default=200, ge=2, le=100_000, description="changes whose course is kept, the latest, for table and pictures"
+    )
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """See :meth:`Component.check_options`."""
+        super().check_options(options)
+        check_grades(options.grades)
+        if options.growth_threshold > options.pruning_threshold:
+            raise ValueError(
+                f"growth_threshold: got {options.growth_threshold}; allowed is at most pruning_threshold "
+                f"({options.pruning_threshold}), or it would grow and prune at the same reward"
+            )
+        if options.trial_steps > options.check_every:
+            raise ValueError(
+                f"trial_steps: got {options.trial_steps}; allowed is at most check_every ({options.check_every})"
+            )
+        if options.retry_every is not None:
+            raise ValueError(f"retry_every: got {options.retry_every}; what modifies itself does not begin again: null")
+
+    def setup(self) -> None:
+        """Build the policy and the tracker; see also :meth:`BackpropAgent.setup`."""
+        super().setup()
+        seed = stream_seed(self.seed, "strategy")
+        self.structural = torch.Generator().manual_seed(seed)
+        """Of all that is drawn besides sequences: choices, and weights of what is added."""
+        self.chooser = make_policy(
+            self.policy,
+            forgetting=self.forgetting,
+            epsilon=self.epsilon,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        structure = self.circuit.structure()
+        fixed = self.circuit.fixed()
+        if self.chooser and fixed:
+            raise ValueError(f"circuit: its structure is fixed: {fixed}; allowed with policy none alone")
+        largest = max((layer.size for layer in structure), default=1)
+        if self.chooser and (self.max_units or largest) < largest:
+            raise ValueError(f"agent.max_units: got {self.max_units}; the circuit begins with {largest}")
+        if self.chooser and self.max_layers < len(structure):
+            raise ValueError(f"agent.max_layers: got {self.max_layers}; the circuit begins with {len(structure)}")
+        self.bounds = Limits(
+            self.max_layers, self.max_units or 4 * largest, self.growth, self.pruning, self.rewired, self.min_age
+        )
+        self.tracker = Tracker(structure, self.kept_changes)
+        self.trial: PairedTrial | RewardTrial | None = None
+        self.born = _born(structure, -LARGEST_STEP)
+        """Of each layer the step at which each unit was added; those that were there from the beginning are of age."""
+        self.updates = 0
+        """Of all circuits, those on trial as well."""
+        self._recent: list[Tensor] = []
+        self._sums = {"steps": 0.0, "loss": 0.0, "graded": 0.0, "reward": 0.0}
+        self._last = {"reward": 0.0, "loss": 0.0}
+        self._rehearsed: float | None = None
+
+    def join(self, processes: Processes) -> None:
+        """See :meth:`Agent.join`; structures that differ between processes have no common gradient."""
+        if processes.size > 1:
+            raise ValueError(f"agent.type: got 'self-modifying' in {processes.size} processes; allowed is one")
+        super().join(processes)
+
+    # ---- learning
+
+    def _gradients(self, circuit: Circuit, batch: Batch) -> tuple[float, Tensor]:
+        """See :meth:`BackpropAgent._gradients`; also those of a copy that is on trial, with the same randomness."""
+        if isinstance(self.trial, PairedTrial):
+            self.trial.circuit.train()
+            self.trial.optimiser.zero_grad(set_to_none=True)
+            self._rehearsed, _ = super()._gradients(self.trial.circuit, batch)
+            if not math.isfinite(self.bounded(self.trial.circuit)):
+                self._rehearsed = math.inf
+        return super()._gradients(circuit, batch)
+
+    def after_update(self, batch: Batch, outputs: Tensor, loss: float) -> dict[str, float]:
+        """Go on with the trial, or see whether one begins; see :meth:`BackpropAgent.after_update`."""
+        self.updates += 1
+        if self.chooser is None:
+            return {}
+        self._sums["steps"] += 1
+        self._sums["loss"] += loss
+        worth = 0.0
+        if self.step % GRADE_EVERY == 0 or isinstance(self.trial, RewardTrial):
+            worth = reward(self.env, outputs, batch, self.grades)
+            self._sums["graded"] += 1
+            self._sums["reward"] += worth
+        self._remember(batch.inputs)
+        verdict = None
+        if isinstance(self.trial, PairedTrial):
+            assert self._rehearsed is not None
+            if math.isfinite(self._rehearsed):
+                for group in self.trial.optimiser.param_groups:
+                    group["lr"] = self.learning_rate(self.step - 1)
+                self.trial.optimiser.step()
+                self.updates += 1
+            verdict = self.trial.see(loss, self._rehearsed)
+        elif self.trial is not None:
+            verdict = self.trial.see(worth, loss)
+        if verdict is not None:
+            self._close(verdict)
+        if self.step % self.check_every == 0:
+            self._check()
+        if self.step % self.log_every:
+            return {}
+        sizes = [layer.size for layer in self.circuit.structure()]
+        return {
+            "reward": self._means()[0],
+            "units": float(sum(sizes)),
+            "layers": float(len(sizes)),
+            "changes_tried": float(self.tracker.tried),
+            "changes_kept": float(self.tracker.kept),
+            "updates_per_step": self.updates / self.step,
+        }
+
+    def _remember(self, inputs: Tensor) -> None:
+        """Keep the inputs of the latest batches, as many as are needed."""
+        self._recent.append(inputs)
+        rows = 0
+        for index, kept in enumerate(reversed(self._recent)):
+            rows += kept.shape[0] * kept.shape[1]
+            if rows >= REMEMBERED_ROWS:
+                del self._recent[: len(self._recent) - index - 1]
+                return
+
+    def _inputs(self) -> Tensor:
+        """The inputs of the latest batches that are as long as the last one, ``[T, B, I]``."""
+        last = self._recent[-1]
+        return torch.cat([inputs for inputs in self._recent if len(inputs) == len(last)], dim=1)
+
+    # ---- changing
+
+    def situation(self, structure: Structure) -> Tensor:
+        """What policies know: the mean reward since the last check and before, the logarithm of the loss and how it
+        changed, how deep and how wide the circuit is of what it may be, how many changes were kept of late, and 1.
+
+        Args:
+            structure: of the circuit.
+
+        Returns:
+            ``[8]`` in float64.
+        """
+        worth, loss = self._means()
+        loss = max(loss, 1e-12)
+        before = max(self._last["loss"], 1e-12)
+        late = [record.kept for record in list(self.tracker.records)[-10:]]
+        values = [
+            worth,
+            worth - self._last["reward"],
+            math.tanh(math.log(loss) / 5),
+            math.tanh(math.log(loss / before)) if self._last["loss"] else 0.0,
+            len(structure) / self.bounds.max_layers,
+            max(layer.size for layer in structure) / self.bounds.max_units,
+            sum(late) / len(late) if late else 0.5,
+            1.0,
+        ]
+        return torch.tensor(values, dtype=torch.float64)
+
+    def _means(self) -> tuple[float, float]:
+        """Mean reward and mean loss since the last check; where nothing was graded since, the reward before."""
+        sums = self._sums
+        worth = sums["reward"] / sums["graded"] if sums["graded"] else self._last["reward"]
+        return worth, sums["loss"] / max(sums["steps"], 1.0)
+
+    def _check(self) -> None:
+        """See what the policy wants to change, and put it on trial."""
+        worth, loss = self._means()
+        situation = self.situation(self.circuit.structure())
+        self._last = {"reward": worth, "loss": loss}
+        self._sums = dict.fromkeys(self._sums, 0.0)
+        if self.trial is not None or self.chooser is None:
+            return
+        ages = [self.step - born for born in self.born]
+        subject = Subject(self.circuit, self._inputs(), ages, self.bounds, self.structural)
+        arms = [name for name, strategy in STRATEGIES.items() if self._fits(strategy, worth)]
+        arms = [name for name in arms if STRATEGIES[name].possible(subject)]
+        chosen = self.chooser.choose(situation, arms, self.structural)
+        if chosen is not None:
+            self._begin(STRATEGIES[chosen], subject, situation, worth, loss)
+
+    def _fits(self, strategy: Strategy, worth: float) -> bool:
+        """Whether the thresholds let a strategy be tried at a mean reward."""
+        if strategy.grows < 0:
+            return worth >= self.pruning_threshold and worth > self.growth_threshold
+        return strategy.grows > 0 or worth > self.growth_threshold
+
+    def _begin(self, strategy: Strategy, subject: Subject, situation: Tensor, worth: float, loss: float) -> None:
+        changed = copy.deepcopy(self.circuit)
+        optimiser = self.optimiser.make(changed.parameters(), self.lr)
+        self.optimiser.take_up(optimiser, copy.deepcopy(self.torch_optimiser.state_dict()["state"]))
+        done = strategy.apply(subject._replace(circuit=changed))
+        follow_optimiser(done.change, optimiser)
+        reset_moments(optimiser, changed, done.reset)
+        proposal = Proposal.of(self.step, strategy.name, strategy.grows, situation, done.change)
+        if self.verdict == "paired":
+            self.trial = PairedTrial(proposal, changed, optimiser, steps=self.trial_steps, harm=self.harm)
+            return
+        self.trial = RewardTrial(proposal, self._snapshot(), worth, loss, steps=self.trial_steps)
+        self._adopt(proposal, weights_of(changed), optimiser.state_dict()["state"])
+
+    def _snapshot(self) -> dict[str, Any]:
+        """What is needed to restore the circuit bit for bit."""
+        kept = {**weights_of(self.circuit), "moments": self.torch_optimiser.state_dict()["state"], "born": self.born}
+        return copy.deepcopy(kept)
+
+    def _take(self, saved: Mapping[str, Any], moments: Mapping[Any, Any]) -> None:
+        """Give the circuit other weights, of any structure, and an optimiser that knows them."""
+        load_weights(self.circuit, saved)
+        self.torch_optimiser = self._make_optimiser()
+        self.optimiser.take_up(self.torch_optimiser, moments)
+
+    def _adopt(self, proposal: Proposal, saved: Mapping[str, Any], moments: Mapping[Any, Any]) -> None:
+        """Make the circuit what its changed copy is."""
+        old = dict(self.circuit.named_parameters())
+        self._take(saved, moments)
+        change = proposal.change(old, dict(self.circuit.named_parameters()))
+        self.born = follow_units(change, self.born, fill=self.step)
+        for follower in self.followers:
+            follower.follow(change)
+        self.tracker.note(self.step, self.circuit.structure())
+
+    def _close(self, verdict: Verdict) -> None:
+        """End the trial as the verdict says."""
+        trial, self.trial = self.trial, None
+        assert trial is not None and self.chooser is not None
+        proposal = trial.proposal
+        if isinstance(trial, PairedTrial):
+            if verdict.kept:
+                self._adopt(proposal, weights_of(trial.circuit), trial.optimiser.state_dict()["state"])
+        elif not verdict.kept:
+            self._take(trial.saved, trial.saved["moments"])
+            self.born = trial.saved["born"]
+            self.tracker.note(self.step, self.circuit.structure())
+        record = Record(
+            proposal.step,
+            proposal.strategy,
+            proposal.before,
+            proposal.after,
+            verdict.kept,
+            verdict.gain,
+            thinned(trial.without),
+            thinned(trial.changed),
+        )
+        self.tracker.add(record)
+        self.chooser.learn(proposal.situation, proposal.strategy, verdict.gain)
+        self.recorder.message(f"step {self.step}: {self.tracker.said(record)}")
+
+    # ---- reporting
+
+    def judge(self) -> None:
+        """See :meth:`LearningAgent.judge`; also draws how the structure went on."""
+        super().judge()
+        self._draw()
+
+    def _draw(self) -> None:
+        """Charts of the structure over time, and of what was tried."""
+        if self.recorder.wants_episodes:
+            for name, chart in self.tracker.charts(self.step).items():
+                self.recorder.chart(self.step, name, chart)
+
+    def fit(self) -> dict[str, float]:
+        """See :meth:`LearningAgent.fit`; at last tells what came of each strategy."""
+        values = super().fit()
+        self._tell()
+        return values
+
+    def _tell(self) -> None:
+        if self.tracker.tried:
+            self.recorder.message(f"{self.updates:,} updates, those on trial included\n{self.tracker.table()}")
+
+    def test(self) -> dict[str, float]:
+        """See :meth:`LearningAgent.test`; also draws and tells what came of each strategy."""
+        values = super().test()
+        self._draw()
+        self._tell()
+        return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a backprop agent remembers, with policy, tracker, ages, and a trial that is under way."""
+        trial: dict[str, Any] | None = None
+        if isinstance(self.trial, PairedTrial):
+            trial = {
+                "kind": "paired",
+                "proposal": self.trial.proposal.state_dict(),
+                **weights_of(self.trial.circuit),
+                "moments": self.trial.optimiser.state_dict()["state"],
+                "without": list(self.trial.without),
+                "changed": list(self.trial.changed),
+            }
+        elif self.trial is not None:
+            trial = {
+                "kind": "reward",
+                "proposal": self.trial.proposal.state_dict(),
+                "saved": self.trial.saved,
+                "reward": self.trial.reward,
+                "loss": self.trial.loss,
+                "rewards": list(self.trial.rewards),
+                "changed": list(self.trial.changed),
+            }
+        return super().state_dict() | {
+            "policy": self.policy,
+            "chooser": self.chooser.state_dict() if self.chooser else {},
+            "tracker": self.tracker.state_dict(),
+            "structural": self.structural.get_state(),
+            "trial": trial,
+            "born": list(self.born),
+            "updates": self.updates,
+            "recent": list(self._recent),
+            "sums": dict(self._sums),
+            "last": dict(self._last),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
+        super().load_state_dict(state)
+        if self.chooser and state["policy"] == self.policy:
+            self.chooser.load_state_dict(_on_cpu(state["chooser"]))
+        self.tracker.load_state_dict(_on_cpu(state["tracker"]))
+        self.structural.set_state(state["structural"].cpu())
+        self.born, self.updates = _on_cpu(state["born"]), state["updates"]
+        self._recent, self._sums, self._last = list(state["recent"]), dict(state["sums"]), dict(state["last"])
+        self.trial = self._trial_from(state["trial"]) if state["trial"] and self.chooser else None
+
+    def _trial_from(self, state: Mapping[str, Any]) -> PairedTrial | RewardTrial:
+        trial: PairedTrial | RewardTrial
+        proposal = Proposal.load(_on_cpu(state["proposal"]))
+        if state["kind"] == "paired":
+            changed = copy.deepcopy(self.circuit)
+            load_weights(changed, state)
+            optimiser = self.optimiser.make(changed.parameters(), self.lr)
+            self.optimiser.take_up(optimiser, state["moments"])
+            trial = PairedTrial(proposal, changed, optimiser, steps=self.trial_steps, harm=self.harm)
+            trial.without = list(state["without"])
+        else:
+            trial = RewardTrial(proposal, state["saved"], state["reward"], state["loss"], steps=self.trial_steps)
+            trial.rewards = list(state["rewards"])
+        trial.changed = list(state["changed"])
+        return trial
+
+
+def _on_cpu(part: Any) -> Any:
+    """Plain data with its tensors, which a checkpoint may have put on a GPU, where sequences are."""
+    if isinstance(part, Tensor):
+        return part.cpu()
+    if isinstance(part, Mapping):
+        return {name: _on_cpu(inner) for name, inner in part.items()}
+    return [_on_cpu(inner) for inner in part] if isinstance(part, list | tuple) else part
+
+
+def _born(structure: Structure, step: int) -> list[Tensor]:
+    """The same step for all units."""
+    return [torch.full((layer.size,), step) for layer in structure]
