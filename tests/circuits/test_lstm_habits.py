@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 from collections.abc import Callable
 from typing import Any
@@ -139,12 +140,10 @@ def test_types_change_and_states_travel(make: Make) -> None:
     assert "3, 2" in repr(circuit)
 
 
-ENVS = [name for name in dir(envs) if name.endswith("Env")]
+ENVS = {name for name in dir(envs) if name.endswith("Env") and not inspect.isabstract(getattr(envs, name))}
 
 
-@pytest.mark.parametrize(
-    "name", sorted(set(ENVS) - {"SequenceEnv", "StringEnv", "ClassificationEnv", "ImagesEnv", "GymEnv", "LettersEnv"})
-)
+@pytest.mark.parametrize("name", sorted(ENVS - {"ImagesEnv", "LettersEnv"}))
 def test_a_task_needs_no_arguments(name: str) -> None:
     env = getattr(envs, name)()
     assert env.input_size >= 1 and env.output_size >= 1
