@@ -12,14 +12,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..core.circuit import Circuit
-from ..core.component import build, class_of
-from ..core.contracts import is_outside, under
+from ..core.component import class_of
 from ..core.options import LARGEST_STEP, refusal
 from ..core.registry import name_of
 from ..core.structure import Change, Follower, follow_optimiser
 from .evaluation import check_keys
 from .learning import LearningAgent, TrainingError
-from .optimisers import AnyOptimiser, Optimiser
+from .optimisers import AnyOptimiser, Optimiser, build_optimiser
 
 
 class DescentAgent(LearningAgent):
@@ -74,10 +73,7 @@ class DescentAgent(LearningAgent):
     def setup(self) -> None:
         """Build the optimiser; see also :meth:`LearningAgent.setup`."""
         super().setup()
-        self.optimiser = build(self.optimiser)
-        if is_outside(type(self.optimiser)):
-            with under("optimiser"):
-                self.optimiser.check()
+        self.optimiser = build_optimiser(self.optimiser)
         self.lr = self.lr or self.optimiser.published_lr
         self.torch_optimiser = self._make_optimiser()
         self.followers: list[Follower] = []

@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.func import vmap
 from torch.optim import Optimizer
 
-from ..core.component import build, class_of
-from ..core.contracts import is_outside, under
+from ..core.component import class_of
 from ..core.env import Batch, Env
 from ..core.members import Stack, dense, map_members
 from ..core.registry import entries, name_of, register
 from .evolution import EvolutionAgent
-from .optimisers import AnyOptimiser
+from .optimisers import AnyOptimiser, build_optimiser
 from .strategies import AnyStrategy
 
 
@@ -81,10 +80,7 @@ class MixedAgent(EvolutionAgent):
     def setup(self) -> None:
         """See :meth:`EvolutionAgent.setup`."""
         super().setup()
-        self.optimiser = build(self.optimiser)
-        if is_outside(type(self.optimiser)):
-            with under("optimiser"):
-                self.optimiser.check()
+        self.optimiser = build_optimiser(self.optimiser)
         self.lr = self.lr or self.optimiser.published_lr
         self.bad_gradients = 0
         self._lessons: list[Batch] = []

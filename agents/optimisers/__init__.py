@@ -1,7 +1,7 @@
 """Optimisers: what makes updates out of gradients, each with its published settings."""
 
 from .adam import Adam
-from .base import AnyOptimiser, Optimiser, Share, load_moments
+from .base import AnyOptimiser, Optimiser, Share, build_optimiser, load_moments
 from .paper_rmsprop import GravesRMSprop, TensorFlowRMSprop
 from .rmsprop import RMSprop
 from .sgd import SGD
@@ -15,5 +15,6 @@ __all__ = [
     "RMSprop",
     "Share",
     "TensorFlowRMSprop",
+    "build_optimiser",
     "load_moments",
 ]

@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ...core.component import Chosen, Component
-from ...core.contracts import expect, trying
+from ...core.component import Chosen, Component, build
+from ...core.contracts import expect, is_outside, trying, under
 from ...core.registry import contract
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -76,3 +76,16 @@ def load_moments(optimiser: Optimizer, moments: Mapping[Any, Any]) -> None:
         moments: the part ``state`` of the other's ``state_dict()``.
     """
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def build_optimiser(chosen: Any) -> Optimiser:
+    """The optimiser that an agent's option names or is; one from outside the package is tried out.
+
+    Raises:
+        ContractError: it is not what the contract says.
+    """
+    built: Optimiser = build(chosen)
+    if is_outside(type(built)):
+        with under("optimiser"):
+            built.check()
+    return built

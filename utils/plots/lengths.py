@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from .panels import INK, LINES, MUTED, thin_frame
 
 COLUMNS = 3
+CROWDED = 44
+"""Letters below a panel, beyond which they are turned."""
 
 
 def lengths_figure(drawn: Mapping[str, Mapping[str, tuple[Sequence[str], Sequence[float]]]], quantity: str) -> Figure:
@@ -24,22 +26,17 @@ def lengths_figure(drawn: Mapping[str, Mapping[str, tuple[Sequence[str], Sequenc
     figure = Figure(figsize=(4.2 * columns, 2.6 * rows + 0.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     circuits = list(dict.fromkeys(circuit for lines in drawn.values() for circuit in lines))
+    handles = {}
     for index, (task, lines) in enumerate(drawn.items()):
         axes = figure.add_subplot(rows, columns, index + 1)
-        for circuit, (sets, figures) in lines.items():
+        for circuit, (_, figures) in lines.items():
             place = circuits.index(circuit)
             style = ("-", "--", ":", "-.")[place // len(LINES) % 4]
-            axes.plot(
-                range(len(sets)),
-                figures,
-                style,
-                color=LINES[place % len(LINES)],
-                marker="o",
-                markersize=3,
-                linewidth=1.4,
-                label="_" if index and circuit in drawn[next(iter(drawn))] else circuit,
-            )
-            axes.set_xticks(range(len(sets)), [_short(name, sets) for name in sets])
+            colour = LINES[place % len(LINES)]
+            (handles[circuit],) = axes.plot(figures, style, color=colour, marker="o", markersize=3, linewidth=1.4)
+        sets, _ = next(iter(lines.values()))
+        labels = [_short(name, sets) for name in sets]
+        axes.set_xticks(range(len(sets)), labels)
         axes.set_title(task, fontsize=9, color=INK, loc="left")
         if index % columns == 0:
             axes.set_ylabel(quantity, fontsize=8, color=MUTED)
@@ -48,10 +45,17 @@ def lengths_figure(drawn: Mapping[str, Mapping[str, tuple[Sequence[str], Sequenc
         thin_frame(axes)
         axes.tick_params(labelsize=7, colors=MUTED)
         axes.spines[["top", "right"]].set_visible(False)
-        crowded = sum(len(_short(name, next(iter(lines.values()))[0])) for name in next(iter(lines.values()))[0]) > 44
-        if crowded:
+        if sum(map(len, labels)) > CROWDED:
             axes.tick_params(axis="x", rotation=45)
-    figure.legend(loc="outside lower left", fontsize=8, frameon=False, labelcolor=INK, ncols=min(6, len(circuits)))
+    figure.legend(
+        [handles[circuit] for circuit in circuits],
+        circuits,
+        loc="outside lower left",
+        fontsize=8,
+        frameon=False,
+        labelcolor=INK,
+        ncols=min(6, len(circuits)),
+    )
     return figure
 
 
