@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 import unittest.mock
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -470,6 +472,30 @@ def test_threads_of_a_process_serve_several_callers_and_not_its_fork() -> None:
     with multiprocessing.get_context("fork").Pool(1) as forked:
         answers = forked.apply_async(_answers, (circuit, inputs)).get(timeout=60)
     assert torch.equal(answers, alone[0].detach())
+
+
+def test_fork_of_a_process_whose_threads_are_pytorch_s_alone() -> None:
+    """A fork does not wait for PyTorch's threads, though its parent had never called the library with several."""
+    program = """
+import multiprocessing, unittest.mock
+import torch, papertape
+from papertape.core.kernels.native import library
+
+def answers():
+    torch.set_num_threads(1)
+    with unittest.mock.patch("torch.get_num_threads", return_value=3), torch.no_grad():
+        return float(circuit(inputs)[0].sum())
+
+library.load()
+torch.manual_seed(0)
+circuit, inputs = papertape.NTM(3, 2, memory_size=8, word_size=4, backend="native"), torch.randn(5, 29, 3)
+torch.set_num_threads(2)
+torch.ones(2**20).sum()
+with multiprocessing.get_context("fork").Pool(1) as forked:
+    print(forked.apply_async(answers).get(timeout=60) == answers())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["True"]
 
 
 def _answers(circuit: Circuit, inputs: Tensor) -> Tensor:
