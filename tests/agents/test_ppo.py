@@ -604,7 +604,7 @@ def test_a_memory_learns_which_way_a_sign_has_pointed() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["ppo-repeat-previous", "ppo-cartpole"])
+@pytest.mark.parametrize("preset", ["ppo-repeat-previous", "ppo-repeat-previous-hard", "ppo-cartpole"])
 def test_presets_learn(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["train", preset, "plots=off", "threads=1", "name=run"]) == 0
