@@ -43,7 +43,8 @@ class L2Init(PlasticityMethod):
         """Add the gradient of the penalty."""
         known = trained(update.circuit)
         away = torch._foreach_sub([*known.values()], [self.anchors[name] for name in known])
-        torch._foreach_add_([parameter.grad for parameter in known.values()], away, alpha=2 * self.strength)
+        gradients: Any = [parameter.grad for parameter in known.values()]
+        torch._foreach_add_(gradients, away, alpha=2 * self.strength)
 
     def follow(self, change: Change) -> None:
         """See :meth:`PlasticityMethod.follow`; what is added begins now."""

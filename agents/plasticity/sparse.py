@@ -50,7 +50,7 @@ class SparseTraining(PlasticityMethod):
     begin with all connections; the next time that connections change, each layer has its number again.
     """
 
-    remembered: ClassVar[tuple[str, ...]] = ("kept",)
+    remembered: ClassVar[tuple[str, ...]] = ("connections",)
     judges_units: ClassVar[bool] = True
     masks: ClassVar[bool] = True
 
@@ -66,13 +66,13 @@ class SparseTraining(PlasticityMethod):
         """See :meth:`PlasticityMethod.begin`; masks the weights."""
         weights = hidden_weights(circuit)
         counts = spread({name: weight.shape for name, weight in weights.items()}, self.share(0))
-        self.kept: dict[str, Tensor] = {}
+        self.connections: dict[str, Tensor] = {}
         """By the name of a weight matrix, where it has connections."""
         for name, weight in weights.items():
             mask = torch.zeros(weight.numel(), dtype=torch.bool)
             mask[torch.randperm(len(mask), generator=generator)[: counts[name]]] = True
-            self.kept[name] = mask.view_as(weight).to(weight.device)
-            weight.mul_(self.kept[name]).mul_(math.sqrt(len(mask) / counts[name]))
+            self.connections[name] = mask.view_as(weight).to(weight.device)
+            weight.mul_(self.connections[name]).mul_(math.sqrt(len(mask) / counts[name]))
 
     @abstractmethod
     def share(self, step: int) -> float:
@@ -91,30 +91,30 @@ class SparseTraining(PlasticityMethod):
         """Change the connections where that is due; then mask gradients, and the moments of what has changed."""
         weights = hidden_weights(update.circuit)
         if self.changes(update.step):
-            before, self.kept = self.kept, self.rewire(update)
+            before, self.connections = self.connections, self.rewire(update)
             for name, weight in weights.items():
-                changed = before[name] != self.kept[name]
-                weight.mul_(before[name] & self.kept[name])
+                changed = before[name] != self.connections[name]
+                weight.mul_(before[name] & self.connections[name])
                 for key, value in update.optimiser.state.get(weight, {}).items():
                     if isinstance(value, Tensor) and value.shape == weight.shape:
                         value[changed] = value[before[name]].mean() if "sq" in key else 0
-                        value.mul_(self.kept[name])
+                        value.mul_(self.connections[name])
         for name, weight in weights.items():
             if weight.grad is not None:
-                weight.grad.mul_(self.kept[name])
+                weight.grad.mul_(self.connections[name])
 
     @torch.no_grad()
     def after_update(self, update: Update) -> None:
         """Mask what other methods or the optimiser may have made of the weights."""
         for name, weight in hidden_weights(update.circuit).items():
-            weight.mul_(self.kept[name])
+            weight.mul_(self.connections[name])
 
     @torch.no_grad()
     def follow(self, change: Change) -> None:
         """See :meth:`PlasticityMethod.follow`."""
-        followed = follow(change, self.kept, "one")
-        self.kept = {name: mask for name, mask in followed.items() if mask.dim() == 2}
-        for name, mask in self.kept.items():
+        followed = follow(change, self.connections, "one")
+        self.connections = {name: mask for name, mask in followed.items() if mask.dim() == 2}
+        for name, mask in self.connections.items():
             change.new[name].mul_(mask)
 
 
@@ -165,7 +165,7 @@ class SparseEvolutionaryTraining(SparseTraining):
         weights, generator, found = hidden_weights(update.circuit), update.generator(), {}
         counts = spread({name: weight.shape for name, weight in weights.items()}, self.share(update.step))
         for name, weight in weights.items():
-            before = self.kept[name]
+            before = self.connections[name]
             stay = min(int(before.sum()) - round(self.replaced * int(before.sum())), counts[name])
             stays = largest(weight.abs(), before, stay)
             drawn = torch.rand(weight.shape, generator=generator).to(weight.device)
@@ -223,7 +223,7 @@ class GraNet(SparseTraining):
         """See :meth:`SparseTraining.rewire`."""
         weights, found = hidden_weights(update.circuit), {}
         total = round(self.share(update.step) * sum(weight.numel() for weight in weights.values()))
-        kept = torch.cat([self.kept[name].flatten() for name in weights])
+        kept = torch.cat([self.connections[name].flatten() for name in weights])
         sizes = torch.cat([weight.abs().flatten() for weight in weights.values()])
         left = largest(sizes, kept, total).split([weight.numel() for weight in weights.values()])
         share = self.regenerated * 0.5 * (1 + math.cos(math.pi * self._progress(update.step)))

@@ -192,9 +192,10 @@ def renew(
         parameter = circuit.get_parameter(name)
         return parameter, reset.setdefault(name, torch.zeros_like(parameter, dtype=torch.bool))
 
-    for wire in group.out if means is not None else ():
-        weight = circuit.get_parameter(f"{wire.name}.weight")
-        circuit.get_parameter(f"{wire.name}.bias").add_(weight[:, units] @ means[wire.below][units])
+    if means is not None:
+        for wire in group.out:
+            taken: Tensor = circuit.get_parameter(f"{wire.name}.weight")[:, units]
+            circuit.get_parameter(f"{wire.name}.bias").add_(taken @ means[wire.below][units])
     for wire in group.into:
         weight, mask = parameter_and_mask(f"{wire.name}.weight")
         bias, bias_mask = parameter_and_mask(f"{wire.name}.bias")
