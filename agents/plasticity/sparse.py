@@ -151,14 +151,20 @@ class SparseEvolutionaryTraining(SparseTraining):
     replaced: float = Field(
         default=0.3, ge=0, lt=1, description="share of a layer's connections that are replaced each time"
     )
+    last_step: int | None = Field(
+        default=None,
+        ge=1,
+        le=LARGEST_STEP,
+        description="update after which connections stay as they are; null goes on changing them without end",
+    )
 
     def share(self, step: int) -> float:
         """See :meth:`SparseTraining.share`."""
         return self.density
 
     def changes(self, step: int) -> bool:
-        """See :meth:`SparseTraining.changes`: without end."""
-        return step % self.every == 0
+        """See :meth:`SparseTraining.changes`."""
+        return step % self.every == 0 and step <= (self.last_step or step)
 
     def rewire(self, update: Update) -> dict[str, Tensor]:
         """See :meth:`SparseTraining.rewire`."""
