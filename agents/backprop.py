@@ -108,7 +108,6 @@ class BackpropAgent(DescentAgent):
             gave, where the upkeep needs it.
         """
         circuit, batch = update.circuit, update.batch
-        upkeep.before_gradient(update)
         share, reports, looks = self._own_share(batch), self._reports_dormant(circuit), upkeep.looks(update.step)
         with (
             self.own_randomness(self.processes.rank),
@@ -168,15 +167,15 @@ class BackpropAgent(DescentAgent):
         rate = self.learning_rate(self.step)
         self.step += 1
         values = self.descend(loss, rate)
-        if self.bad_steps_in_a_row:
-            return values
-        self.upkeep.after_update(update)
-        share = self._own_share(batch)
-        self._look_out(outputs, share)
-        if self.step % self.log_every == 0:
-            values |= self._metrics(outputs, share) | {"bad_steps": float(self.bad_steps)} | self._dormant
-            self._dormant = {}
-        values |= self.after_update(batch, outputs, loss)
+        if not self.bad_steps_in_a_row:
+            self.upkeep.after_update(update)
+            share = self._own_share(batch)
+            self._look_out(outputs, share)
+            if self.step % self.log_every == 0:
+                values |= self._metrics(outputs, share) | {"bad_steps": float(self.bad_steps)} | self._dormant
+                self._dormant = {}
+            values |= self.after_update(batch, outputs, loss)
+        self.env.move_on(self.batch_size)
         return values
 
     def after_update(self, batch: Batch, outputs: Tensor, loss: float) -> dict[str, float]:

@@ -45,10 +45,6 @@ class Env(Task):
         "counted bit",
     )
 
-    def current_task(self) -> int | None:
-        """The number of the task that the last batch was of, where tasks follow one another; None where they do not."""
-        return None
-
     @abstractmethod
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw a batch on the env's device at the current level of the curriculum.

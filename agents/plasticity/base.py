@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from abc import ABC
 from collections.abc import Mapping
+from copy import copy
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from ...core.env import Batch, Env
 from ...core.options import LARGEST_STEP
 from ...core.registry import contract, name_of
 from ...core.structure import Change
+from ...core.task import Task
 from .units import Activity
 
 
@@ -48,7 +50,7 @@ def seed_of(*parts: Any) -> int:
 
 @contract("plasticity")
 class PlasticityMethod(Component, ABC):
-    """Does something before the gradient of a batch is computed, to the gradient, or to the weights after an update.
+    """Does something to the gradient of a batch, or to the weights after an update.
 
     What it remembers is shaped like the circuit's parameters or has a value for each unit, so that it can follow a
     change of structure; it never keeps the circuit itself. :attr:`remembered` names the attributes.
@@ -80,9 +82,6 @@ class PlasticityMethod(Component, ABC):
         """Whether it needs to know what the layers gave in the update of this number."""
         return False
 
-    def before_gradient(self, update: Update) -> None:
-        """Called once a batch is drawn."""
-
     def on_gradient(self, update: Update) -> None:
         """Called with the gradient of the whole batch in the parameters, before it is clipped."""
 
@@ -113,22 +112,19 @@ class AtTaskEnds(PlasticityMethod):
         default=None,
         ge=1,
         le=LARGEST_STEP,
-        description="updates that a task lasts; null goes by the env, where that says which task it is at",
+        description="updates that a task lasts; null goes by the env, where that has one task after another",
     )
 
     def check(self, circuit: Circuit, env: Env) -> None:
         """See :meth:`PlasticityMethod.check`."""
         super().check(circuit, env)
-        if self.every is None and env.current_task() is None:
-            raise ValueError("every: got None; the env does not say when a task ends, allowed is a number of updates")
+        if self.every is None and type(env).task_number is Task.task_number:
+            raise ValueError("every: got None; the env has a single task, allowed is a number of updates")
 
-    def begin(self, circuit: Circuit, generator: torch.Generator) -> None:
-        """See :meth:`PlasticityMethod.begin`."""
-        self.task: int | None = None
-
-    def ended(self, update: Update) -> bool:
-        """Whether a task has ended just before an update; to be asked once for each."""
+    def ends(self, update: Update) -> bool:
+        """Whether a task ends with an update."""
         if self.every is not None:
-            return update.step > 1 and (update.step - 1) % self.every == 0
-        before, self.task = self.task, update.env.current_task()
-        return before is not None and self.task != before
+            return update.step % self.every == 0
+        after = copy(update.env)
+        after.move_on(update.batch.mask.shape[1])
+        return after.task_number != update.env.task_number

@@ -58,15 +58,13 @@ class ShrinkPerturb(AtTaskEnds):
     Ash & Adams 2020, "On warm-starting neural network training", section 4.
     """
 
-    remembered: ClassVar[tuple[str, ...]] = ("task",)
-
     shrink: float = Field(default=0.6, ge=0, le=1, description="share of each weight that is kept")
     noise: float = Field(default=0.01, ge=0, description="standard deviation of what is added to each weight")
 
     @torch.no_grad()
-    def before_gradient(self, update: Update) -> None:
-        """Shrink and perturb, if a task has ended."""
-        if not self.ended(update):
+    def after_update(self, update: Update) -> None:
+        """Shrink and perturb, if a task ends."""
+        if not self.ends(update):
             return
         generator = update.generator()
         for parameter in update.circuit.parameters():
@@ -84,7 +82,7 @@ class EWC(AtTaskEnds):
     coefficients are kept, so that the number of tasks costs nothing.
     """
 
-    remembered: ClassVar[tuple[str, ...]] = ("task", "precisions", "pulls")
+    remembered: ClassVar[tuple[str, ...]] = ("precisions", "pulls")
 
     strength: float = Field(default=1000.0, gt=0, description="what the penalty is multiplied by")
     sequences: int = Field(default=64, ge=1, description="of a task, its last ones, by which weights are judged")
@@ -97,7 +95,6 @@ class EWC(AtTaskEnds):
 
     def begin(self, circuit: Circuit, generator: torch.Generator) -> None:
         """See :meth:`PlasticityMethod.begin`."""
-        super().begin(circuit, generator)
         zeros = {name: torch.zeros_like(parameter) for name, parameter in circuit.named_parameters()}
         self.precisions: dict[str, Tensor] = zeros
         """Fisher information of all tasks together."""
@@ -106,15 +103,15 @@ class EWC(AtTaskEnds):
         self.recent: deque[Batch] = deque()
         """The last batches, as many as are needed."""
 
-    def before_gradient(self, update: Update) -> None:
-        """Take account of a task that has ended."""
-        if self.ended(update) and self.recent:
-            self._remember(update.circuit, update.env)
-            self.recent.clear()
+    def after_update(self, update: Update) -> None:
+        """Take account of a task that ends."""
         self.recent.append(update.batch)
         held = sum(batch.mask.shape[1] for batch in self.recent)
         while held - self.recent[0].mask.shape[1] >= self.sequences:
             held -= self.recent.popleft().mask.shape[1]
+        if self.ends(update):
+            self._remember(update.circuit, update.env)
+            self.recent.clear()
 
     def _remember(self, circuit: Circuit, env: Env) -> None:
         fisher = fisher_information(circuit, env, [*self.recent], self.sequences)

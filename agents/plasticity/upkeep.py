@@ -61,11 +61,6 @@ class Upkeep:
         """Whether a method needs to know what the layers gave."""
         return any(method.looks(step) for method in self.methods)
 
-    def before_gradient(self, update: Update) -> None:
-        """See :meth:`PlasticityMethod.before_gradient`."""
-        for method, own in self._each(update):
-            method.before_gradient(own)
-
     def on_gradient(self, update: Update) -> None:
         """See :meth:`PlasticityMethod.on_gradient`."""
         for method, own in self._each(update):

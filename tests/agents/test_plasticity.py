@@ -65,18 +65,30 @@ OFTEN = {
 
 
 class Signs(Env):
-    """Which of three numbers are positive; the rule changes with the task, which is set from outside."""
+    """Which of three numbers are positive; every so many sequences the rule is turned round."""
 
     error_metric = "bits_wrong"
-    number = 0
-    input_size, output_size = 3, 2
+    every: int = 24
 
-    def current_task(self) -> int | None:
-        return self.number
+    def setup(self) -> None:
+        self.input_size, self.output_size, self.seen = 3, 2, 0
+
+    @property
+    def task_number(self) -> int:
+        return self.seen // self.every % 2
+
+    def move_on(self, count: int) -> None:
+        self.seen += count
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.seen = state["seen"]
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         inputs = torch.randn(2, batch_size, 3, generator=generator, dtype=torch.float64)
-        targets = (inputs[..., :2] * (1 - 2 * self.number) > 0).double()
+        targets = (inputs[..., :2] * (1 - 2 * self.task_number) > 0).double()
         return Batch(inputs, targets, torch.ones(2, batch_size, dtype=torch.float64))
 
 
@@ -102,11 +114,8 @@ def make_memory(*plasticity: Any, controller: str = "lstm", layers: int = 1, **o
     return kind(env, circuit.double(), **{**SMALL, **options}, plasticity=list(plasticity), seed=3)
 
 
-def run(agent: Any, steps: int, every: int | None = None) -> Any:
-    """Take steps; after every so many another task begins."""
-    for step in range(steps):
-        if every:
-            agent.env.number = step // every % 2
+def run(agent: Any, steps: int) -> Any:
+    for _ in range(steps):
         agent.train_step()
     return agent
 
@@ -136,7 +145,7 @@ class Loop:
     """Training by autograd and the formula of gradient descent, beside an agent; a method adds what it does."""
 
     def __init__(self, agent: Any) -> None:
-        self.env, self.number = agent.env, 0
+        self.env, self.number = copy.copy(agent.env), 0
         self.circuit: Any = copy.deepcopy(agent.circuit)
         self.parameters = dict(self.circuit.named_parameters())
         self.generator = torch.Generator()
@@ -145,8 +154,6 @@ class Loop:
 
     def random(self) -> torch.Generator:
         return torch.Generator().manual_seed(seed_of(3, "plasticity", 0, self.number))
-
-    def before(self, batch: Batch) -> None: ...
 
     def penalty(self) -> Any:
         return 0.0
@@ -174,7 +181,6 @@ class Loop:
     def step(self) -> None:
         self.number += 1
         batch = self.env.sample(6, self.generator)
-        self.before(batch)
         loss = self.env.losses(self.circuit(batch.inputs)[0], batch).sum() / 6 + self.penalty()
         found = dict(zip(self.parameters, torch.autograd.grad(loss, [*self.parameters.values()]), strict=True))
         self.seen = self.hidden(batch)
@@ -183,6 +189,7 @@ class Loop:
             for name, gradient in self.gradients(found).items():
                 self.parameters[name] -= RATE * gradient
             self.after(batch)
+        self.env.move_on(6)
 
     def renew(self, layer: int, units: list[int], generator: torch.Generator, means: list[float] | None) -> None:
         """By loops: incoming weights drawn as a Linear's, outgoing ones zero."""
@@ -201,10 +208,8 @@ class Loop:
                 weight[unit, column] = drawn[index, column]
 
 
-def agree(agent: Any, loop: Loop, steps: int, every: int | None = None) -> None:
-    for step in range(steps):
-        if every:
-            agent.env.number = step // every % 2
+def agree(agent: Any, loop: Loop, steps: int) -> None:
+    for _ in range(steps):
         agent.train_step()
         loop.step()
     for name, parameter in agent.circuit.named_parameters():
@@ -287,16 +292,19 @@ def test_l2_init_agrees_with_the_gradient_of_its_penalty() -> None:
 @pytest.mark.parametrize("by_env", [False, True])
 def test_ewc_agrees_with_a_penalty_for_each_task(by_env: bool) -> None:
     class Slow(Loop):
-        tasks: list[tuple[dict[str, Tensor], dict[str, Tensor]]]
+        def __init__(self, agent: Any) -> None:
+            super().__init__(agent)
+            self.tasks: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+            self.batches: list[Batch] = []
 
-        def before(self, batch: Batch) -> None:
-            if self.number == 1:
-                self.tasks, self.batches = [], list[Batch]()
-            if self.number > 1 and (self.number - 1) % 4 == 0:
-                self.tasks.append((self.fisher(), {name: p.detach().clone() for name, p in self.parameters.items()}))
-                self.batches.clear()
+        def after(self, batch: Batch) -> None:
             self.batches.append(batch)
+            if self.number % 4 == 0:
+                left = {name: part.detach().clone() for name, part in self.parameters.items()}
+                self.tasks.append((self.fisher(), left))
+                self.batches.clear()
 
+        @torch.enable_grad()
         def fisher(self) -> dict[str, Tensor]:
             """Over the last eight sequences of a task of batches of six."""
             places = [(batch, column) for batch in self.batches for column in range(6)][-8:]
@@ -318,22 +326,21 @@ def test_ewc_agrees_with_a_penalty_for_each_task(by_env: bool) -> None:
 
     agent = make(method("ewc", every=None if by_env else 4))
     loop = Slow(agent)
-    agree(agent, loop, 14, every=4)
+    agree(agent, loop, 14)
     assert len(loop.tasks) == 3
 
 
 @pytest.mark.parametrize("by_env", [False, True])
 def test_shrink_perturb_agrees_with_its_formula(by_env: bool) -> None:
     class Slow(Loop):
-        def before(self, batch: Batch) -> None:
-            if self.number in (5, 9):
+        def after(self, batch: Batch) -> None:
+            if self.number in (4, 8):
                 generator = self.random()
-                with torch.no_grad():
-                    for part in self.parameters.values():
-                        part.copy_(0.6 * part + 0.01 * torch.randn(part.shape, generator=generator, dtype=part.dtype))
+                for part in self.parameters.values():
+                    part.copy_(0.6 * part + 0.01 * torch.randn(part.shape, generator=generator, dtype=part.dtype))
 
     agent = make(method("shrink-perturb", every=None if by_env else 4))
-    agree(agent, Slow(agent), 10, every=4)
+    agree(agent, Slow(agent), 10)
 
 
 class SlowMasks(Loop):
@@ -819,10 +826,9 @@ def test_a_step_that_is_skipped_changes_no_unit(monkeypatch: pytest.MonkeyPatch)
 def test_ewc_holds_what_mattered_to_a_task() -> None:
     def forgotten(*plasticity: Any) -> float:
         agent = make(*plasticity, sizes=(20,), activation="tanh", optimiser="adam", lr=0.02)
-        run(agent, 150)
-        agent.env.number = 1
-        run(agent, 40)
-        agent.env.number = 0
+        agent.env.every = 150 * 6
+        run(agent, 190)
+        agent.env.seen = 0
         batch = agent.env.sample(200, torch.Generator().manual_seed(0))
         return float(agent.env.loss(agent.circuit(batch.inputs)[0].detach(), batch))
 
@@ -878,7 +884,7 @@ def test_circuits_without_units_to_judge_are_refused(name: str) -> None:
 def test_tasks_whose_end_nobody_says_are_refused(name: str) -> None:
     env = CopyEnv(width=2, max_length=2, test_lengths=[3])
     circuit = papertape.NTM(env.input_size, env.output_size, memory_size=4)
-    with pytest.raises(ValueError, match=r"^agent\.plasticity\.0\.every: got None; the env does not say"):
+    with pytest.raises(ValueError, match=r"^agent\.plasticity\.0\.every: got None; the env has a single task"):
         BackpropAgent(env, circuit, plasticity=name)
     BackpropAgent(env, circuit, plasticity={"type": name, "every": 5})
 
