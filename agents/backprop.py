@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,11 +17,14 @@ from ..core.options import LARGEST_STEP
 from ..core.registry import register
 from ..core.state import detach
 from .descent import DescentAgent
+from .plasticity import DORMANT, AnyPlasticity, Update, Upkeep, dormant_share, watched
 
 LOOK_EVERY, LOOKS = 20, 3
 """Steps from one look at whether training diverges to the next, and how many in a row must say that it does."""
 DIVERGED = 1.2
 """Times the loss of answers that are all zero."""
+DORMANT_EVERY, DORMANT_ROWS = 500, (8, 16)
+"""Where a look at the units is a run of its own: least steps between two, and steps of time and sequences of one."""
 
 
 @register("agent", "backprop")
@@ -42,6 +46,10 @@ class BackpropAgent(DescentAgent):
         description="steps of time after which the state is cut off from the gradient; null goes through whole "
         "sequences",
     )
+    plasticity: AnyPlasticity = Field(
+        default=None,
+        description="what keeps the circuit able to learn, or sparse: one method or a list of them; null is none",
+    )
 
     @classmethod
     def check_options(cls, options: Any) -> None:
@@ -56,6 +64,9 @@ class BackpropAgent(DescentAgent):
     def setup(self) -> None:
         """See :meth:`DescentAgent.setup`."""
         super().setup()
+        self.upkeep = Upkeep(self.plasticity, self.circuit, self.env, self.seed)
+        self.followers.append(self.upkeep)
+        self._dormant: dict[str, float] = {}
         # Of what is looked out for alone: not part of the state, for it changes nothing.
         self._first_ratio: float | None = None
         self._worse_in_a_row = 0
@@ -85,18 +96,43 @@ class BackpropAgent(DescentAgent):
         own = self.processes.mine(batch.inputs.shape[1])
         return Batch(*(part[:, own.start : own.stop] for part in batch))
 
-    def _gradients(self, circuit: Circuit, batch: Batch) -> tuple[float, Tensor]:
+    def _gradients(self, update: Update, upkeep: Upkeep) -> tuple[float, Tensor, Update]:
         """Leave the gradients of a batch in a circuit's parameters.
 
+        Args:
+            update: that will be made by them.
+            upkeep: of the circuit.
+
         Returns:
-            The loss, and the outputs to this process's share, ``[T, B, O]``, detached.
+            The loss, the outputs to this process's share, ``[T, B, O]``, detached, and the update with what the layers
+            gave, where the upkeep needs it.
         """
-        share = self._own_share(batch)
-        with self.own_randomness(self.processes.rank):
+        circuit, batch = update.circuit, update.batch
+        share, reports, looks = self._own_share(batch), self._reports_dormant(circuit), upkeep.looks(update.step)
+        with (
+            self.own_randomness(self.processes.rank),
+            watched(circuit, wanted=reports or looks) as watch,
+        ):
             lost, outputs = self._backward(circuit, share, self.env.normaliser(batch).to(share.mask.dtype))
         gradients = [parameter.grad for parameter in circuit.parameters() if parameter.grad is not None]
         self.processes.add_up([*gradients, lost])
-        return float(lost), outputs
+        if looks:
+            activity = watch.activity(circuit, share.inputs).shared(share.mask.numel(), self.processes)
+            update = update._replace(activity=activity)
+        if reports:
+            steps, sequences = DORMANT_ROWS
+            some = share.inputs[:steps, :sequences]
+            seen = watch.activity(circuit, some).shared(some.shape[0] * some.shape[1], self.processes)
+            self._dormant = {"dormant_units": dormant_share(circuit, seen, DORMANT)}
+        upkeep.on_gradient(update)
+        return float(lost), outputs, update
+
+    def _reports_dormant(self, circuit: Circuit) -> bool:
+        """Whether the share of dormant units is measured in the next step."""
+        every = self.log_every
+        if not circuit.watchable:
+            every *= -(-DORMANT_EVERY // every)
+        return circuit is self.circuit and (self.step + 1) % every == 0 and bool(circuit.structure())
 
     def _backward(self, circuit: Circuit, batch: Batch, normaliser: Tensor) -> tuple[Tensor, Tensor]:
         """Accumulate the gradients of a batch; the loss, a scalar, and the outputs ``[T, B, O]``, detached."""
@@ -126,17 +162,20 @@ class BackpropAgent(DescentAgent):
         self.circuit.train()
         batch = self.env.sample(self.batch_size, self.generator)
         self.torch_optimiser.zero_grad(set_to_none=True)
-        loss, outputs = self._gradients(self.circuit, batch)
+        update = Update(self.circuit, self.torch_optimiser, self.env, batch, self.step + 1, self.seed)
+        loss, outputs, update = self._gradients(update, self.upkeep)
         rate = self.learning_rate(self.step)
         self.step += 1
         values = self.descend(loss, rate)
-        if self.bad_steps_in_a_row:
-            return values
-        share = self._own_share(batch)
-        self._look_out(outputs, share)
-        if self.step % self.log_every == 0:
-            values |= self._metrics(outputs, share) | {"bad_steps": float(self.bad_steps)}
-        values |= self.after_update(batch, outputs, loss)
+        if not self.bad_steps_in_a_row:
+            self.upkeep.after_update(update)
+            share = self._own_share(batch)
+            self._look_out(outputs, share)
+            if self.step % self.log_every == 0:
+                values |= self._metrics(outputs, share) | {"bad_steps": float(self.bad_steps)} | self._dormant
+                self._dormant = {}
+            values |= self.after_update(batch, outputs, loss)
+        self.env.move_on(self.batch_size)
         return values
 
     def after_update(self, batch: Batch, outputs: Tensor, loss: float) -> dict[str, float]:
@@ -180,3 +219,18 @@ class BackpropAgent(DescentAgent):
         self.processes.add_up([sums])
         pairs = zip(tallies, sums.tolist(), strict=True)
         return {name: total / count for name, (total, count) in pairs if count > 0}
+
+    def _begin_again(self) -> None:
+        """See :meth:`DescentAgent._begin_again`."""
+        super()._begin_again()
+        self.upkeep.begin(self.circuit)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What every descending agent remembers, with what its methods of plasticity do, if it has any."""
+        kept = self.upkeep.state_dict()
+        return super().state_dict() | ({"plasticity": kept} if kept else {})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
+        self.upkeep.load_state_dict(state.get("plasticity", []))
+        super().load_state_dict(state)
