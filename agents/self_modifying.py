@@ -148,10 +148,9 @@ class SelfModifyingAgent(BackpropAgent):
     def _gradients(self, circuit: Circuit, batch: Batch) -> tuple[float, Tensor]:
         """See :meth:`BackpropAgent._gradients`; also those of a copy that is on trial, with the same randomness."""
         if isinstance(self.trial, PairedTrial):
-            self.trial.circuit.train()
             self.trial.optimiser.zero_grad(set_to_none=True)
             self._rehearsed, _ = super()._gradients(self.trial.circuit, batch)
-            if not math.isfinite(self.bounded(self.trial.circuit)):
+            if not math.isfinite(self.bounded(self.trial.optimiser)):
                 self._rehearsed = math.inf
         return super()._gradients(circuit, batch)
 
@@ -267,13 +266,13 @@ class SelfModifyingAgent(BackpropAgent):
         return strategy.grows > 0 or worth > self.growth_threshold
 
     def _begin(self, strategy: Strategy, subject: Subject, situation: Tensor, worth: float, loss: float) -> None:
-        changed = copy.deepcopy(self.circuit)
+        changed = copy.deepcopy(self.circuit).train()
         optimiser = self.optimiser.make(changed.parameters(), self.lr)
         self.optimiser.take_up(optimiser, copy.deepcopy(self.torch_optimiser.state_dict()["state"]))
         done = strategy.apply(subject._replace(circuit=changed))
         follow_optimiser(done.change, optimiser)
         reset_moments(optimiser, changed, done.reset)
-        proposal = Proposal.of(self.step, strategy.name, strategy.grows, situation, done.change)
+        proposal = Proposal.of(self.step, strategy.name, situation, done.change)
         if self.verdict == "paired":
             self.trial = PairedTrial(proposal, changed, optimiser, steps=self.trial_steps, harm=self.harm)
             return
@@ -407,7 +406,7 @@ class SelfModifyingAgent(BackpropAgent):
         trial: PairedTrial | RewardTrial
         proposal = Proposal.load(_on_cpu(state["proposal"]))
         if state["kind"] == "paired":
-            changed = copy.deepcopy(self.circuit)
+            changed = copy.deepcopy(self.circuit).train()
             load_weights(changed, state)
             optimiser = self.optimiser.make(changed.parameters(), self.lr)
             self.optimiser.take_up(optimiser, state["moments"])
