@@ -20,16 +20,17 @@ from ..core.registry import register
 from ..core.routing import (
     Route,
     check_shares,
-    former_weights,
+    leads_between_units,
     lending,
+    likeness,
     resized_state,
     restricted,
+    routed_weights,
     settle,
     shared,
     similarities,
     visible,
 )
-from ..core.routing import leads_between_units
 from ..core.state import map_state, register_state
 from ..core.structure import (
     FRESH,
@@ -82,8 +83,8 @@ class RoutedCircuit(Circuit):
     tag_channels: int = Field(
         default=0,
         ge=0,
-        description="the last channels of an input, of which the first step of a sequence sets that of its task; 0: the "
-        "task is inferred, as the one whose key the first input is most similar to",
+        description="the last channels of an input, of which the first step of a sequence sets that of its task; 0 "
+        "infers the task, as the one whose key the first input is most similar to",
     )
     novelty: float = Field(
         default=0.5,
@@ -147,7 +148,7 @@ class RoutedCircuit(Circuit):
 
     def structure(self) -> Structure:
         """See :meth:`Circuit.structure`: the units of all tasks, with the share of each."""
-        return shared([route.circuit.structure() for route in self.routes])
+        return shared([route.structure for route in self.routes])
 
     def fixed(self) -> str | None:
         """See :meth:`Circuit.fixed`."""
@@ -179,8 +180,7 @@ class RoutedCircuit(Circuit):
         while len(self.routes) < tasks:
             self.routes.append(copy.deepcopy(self.routes[-1]))
         for task, route in enumerate(self.routes):
-            route.circuit.restructure(visible(wanted, task))
-            route.forget_thresholds()
+            route.restructure(visible(wanted, task))
         self._forget_layout()
 
     def edit(
@@ -290,13 +290,56 @@ class RoutedCircuit(Circuit):
             route.forget_thresholds()
         settle(self.routes)
 
+    def settle(self) -> None:
+        """Let the circuit of each task have the weights as its own by which it runs: what it reads of earlier ones is
+        copied, what it may not read is zero. No answer changes.
+        """
+        settle(self.routes)
+
+    def lent(self, task: int) -> list[Tensor]:
+        """Of each layer which units a task may read, bool ``[units of its circuit]``; its own are among them."""
+        return lending(self.routes, task)
+
+    @torch.no_grad()
+    def lend(self, task: int, layer: int, units: Tensor, *, lent: bool) -> dict[str, Tensor]:
+        """Move the similarity at which units of earlier tasks are lent to a task, so that they are lent now or are not.
+
+        Args:
+            task: that they are lent to.
+            layer: of the units.
+            units: which of those that the earlier tasks own, bool ``[units]``.
+            lent: whether they are to be.
+
+        Returns:
+            By the name of a parameter where connections are others now: what reads these units, which is zero.
+        """
+        route = self.routes[task]
+        settle(self.routes)
+        alike = likeness(self.routes, task)[layer]
+        thresholds = route.split_thresholds()[layer][: len(alike)]
+        moved = alike if lent else torch.nextafter(alike, torch.full_like(alike, 3.0))
+        thresholds.copy_(torch.where(units.to(thresholds.device), moved, thresholds))
+        settle(self.routes)
+        found = {}
+        for wire in route.wires:
+            if wire.below == layer:
+                weight = route.circuit.get_parameter(f"{wire.name}.weight")
+                columns = torch.zeros_like(weight, dtype=torch.bool)
+                columns[:, : len(units)] = units.to(weight.device)
+                if leads_between_units(wire):
+                    assert wire.layer is not None
+                    rows = torch.arange(route.sizes[wire.layer], device=weight.device)
+                    columns &= (rows >= self.routes[task - 1].sizes[wire.layer]).repeat(wire.blocks).unsqueeze(1)
+                found[_name(task, f"{wire.name}.weight")] = columns
+        return found
+
     def live_weights(self) -> int:
         """How many numbers are learned: the circuit of a task also has room for weights of earlier ones."""
         count = 0
         for task, route in enumerate(self.routes):
             circuit, earlier = route.circuit, self.routes[task - 1].sizes if task else []
             count += sum(parameter.numel() for parameter in circuit.parameters())
-            for wire in circuit.wires(circuit.structure()):
+            for wire in route.wires:
                 linear: Any = circuit.get_submodule(wire.name)
                 if task and leads_between_units(wire):
                     assert wire.layer is not None
@@ -407,7 +450,7 @@ class RoutedCircuit(Circuit):
             tasks = torch.where(begins, self.tasks_of(inputs[0]), tasks)
         present = tasks.unique().tolist()
         if len(present) == 1:
-            return self._answered(present[0], inputs, RoutedState(state.task, state.inner), trace)
+            return self._answered(present[0], inputs, state, trace)
         rows = [(tasks == task).nonzero().flatten() for task in present]
         parts = [
             self._answered(task, inputs[:, own], map_state(lambda leaf, own=own: leaf[own], state), trace)  # type: ignore[misc]
@@ -424,7 +467,7 @@ class RoutedCircuit(Circuit):
     ) -> tuple[Tensor, RoutedState, dict[str, Tensor]]:
         """The answers of one task's circuit."""
         circuit = self.routes[task].circuit
-        own, every = circuit.structure(), self.routes[-1].circuit.structure()
+        own, every = self.routes[task].structure, self.routes[-1].structure
         begins = state.task < 0
         inner = resized_state(circuit, state.inner, every, own)
         if bool(begins.any()):
@@ -435,7 +478,7 @@ class RoutedCircuit(Circuit):
                 return torch.where(here, start, leaf)
 
             inner = map_state(begun, inner, first)
-        weights = former_weights(self.routes, task)
+        weights = routed_weights(self.routes, task)
         outputs, last, *seen = functional_call(circuit, weights, (inputs, inner), {"trace": trace})
         last = resized_state(circuit, last, own, every)
         return outputs, RoutedState(torch.full_like(state.task, task), last), dict(seen[0]) if trace else {}

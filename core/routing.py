@@ -40,7 +40,7 @@ class Route(nn.Module):
         self.circuit = circuit
         self.lending = lending
         self.sum: Tensor
-        """Of the first inputs of its sequences, ``[channels]``, in float64."""
+        """Of the first inputs of its sequences, ``[channels]``."""
         self.count: Tensor
         """Of these sequences, ``[]``."""
         self.thresholds: Tensor
@@ -48,12 +48,24 @@ class Route(nn.Module):
         self.register_buffer("sum", torch.zeros(channels, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
         self.register_buffer("thresholds", torch.empty(0))
+        self.look()
         self.forget_thresholds()
+
+    def look(self) -> None:
+        """Take note of the structure of the circuit, which is asked for at every call."""
+        self.structure = self.circuit.structure()
+        self.wires = self.circuit.wires(self.structure)
 
     @property
     def sizes(self) -> list[int]:
         """Units of each hidden layer of the circuit."""
-        return [layer.size for layer in self.circuit.structure()]
+        return [layer.size for layer in self.structure]
+
+    def restructure(self, structure: Structure) -> None:
+        """Give the circuit another structure; see :meth:`Circuit.restructure`. Thresholds are the first ones."""
+        self.circuit.restructure(structure)
+        self.look()
+        self.forget_thresholds()
 
     def forget_thresholds(self) -> None:
         """Give the first threshold to as many units as there are."""
@@ -69,6 +81,7 @@ class Route(nn.Module):
         """Change the circuit; see :meth:`Circuit.edit`. Thresholds follow."""
         before = self.split_thresholds()
         change = self.circuit.edit(layers, inputs, generator)
+        self.look()
         self.thresholds = torch.cat(follow_units(change, before, fill=self.lending))
         return change
 
@@ -89,7 +102,7 @@ def similarities(first: Tensor, routes: Sequence[Route]) -> Tensor:
         ``[B, K]`` in float64.
     """
     keys = torch.stack([route.sum for route in routes])
-    return functional.normalize(first.double(), dim=-1) @ functional.normalize(keys, dim=-1).T
+    return functional.normalize(first.double(), dim=-1) @ functional.normalize(keys.double(), dim=-1).T
 
 
 # ---- shares ----------------------------------------------------------------------------------------------------------
@@ -157,56 +170,70 @@ def leads_between_units(wire: Wire) -> bool:
     return wire.layer is not None and wire.below >= 0
 
 
-def routed_weights(routes: Sequence[Route], task: int, lent: Sequence[Tensor]) -> dict[str, Tensor]:
+def routed_weights(routes: Sequence[Route], task: int) -> dict[str, Tensor]:
     """The weights by which the circuit of a task runs, where they are not its own parameters as they are.
 
     Args:
         routes: of all tasks.
         task: which of them.
-        lent: of each layer which of its units the task may read, bool ``[units]``; its own are among them.
 
     Returns:
         By the names of the circuit's parameters.
     """
-    circuit = routes[task].circuit
-    structure = circuit.structure()
     found: dict[str, Tensor] = {}
-    below: Mapping[str, Tensor] = {}
-    earlier: Structure = ()
-    if task:
-        former = routes[task - 1].circuit
-        earlier = former.structure()
-        below = dict(former.named_parameters()) | former_weights(routes, task - 1)
-    for wire in circuit.wires(structure):
-        name = f"{wire.name}.weight"
-        weight = circuit.get_parameter(name)
-        own = weight
-        if wire.below >= 0 and not bool(lent[wire.below].all()):
-            read = functional.pad(lent[wire.below], (0, weight.shape[1] - len(lent[wire.below])), value=True)
-            own = found[name] = torch.where(read, weight, 0)
-        if task and leads_between_units(wire):
-            assert wire.layer is not None
-            rows, columns = earlier[wire.layer].size, earlier[wire.below].size
-            kept = below[name].detach().unflatten(0, (wire.blocks, rows))
-            padded = functional.pad(kept, (0, weight.shape[1] - columns))
-            own = own.unflatten(0, (wire.blocks, -1))
-            found[name] = torch.cat([padded, own[:, rows:]], dim=1).flatten(0, 1)
-            bias_name = f"{wire.name}.bias"
-            bias = circuit.get_parameter(bias_name).unflatten(0, (wire.blocks, -1))
-            kept = below[bias_name].detach().unflatten(0, (wire.blocks, rows))
-            found[bias_name] = torch.cat([kept, bias[:, rows:]], dim=1).flatten()
+    for index in range(task + 1):
+        found = _own_upon(found, routes, index)
     return found
 
 
-def former_weights(routes: Sequence[Route], task: int) -> dict[str, Tensor]:
-    """The weights of the circuit of a task, for those that come after it; see :func:`routed_weights`."""
-    return routed_weights(routes, task, lending(routes, task))
+def _own_upon(earlier: Mapping[str, Tensor], routes: Sequence[Route], task: int) -> dict[str, Tensor]:
+    """Those of a task, from those of the task before it."""
+    route = routes[task]
+    lent = lending(routes, task)
+    found: dict[str, Tensor] = {}
+    for wire in route.wires:
+        linear: Any = route.circuit.get_submodule(wire.name)
+        names = f"{wire.name}.weight", f"{wire.name}.bias"
+        weight, bias = linear.weight, linear.bias
+        if wire.below >= 0 and not bool(lent[wire.below].all()):
+            read = functional.pad(lent[wire.below], (0, weight.shape[1] - len(lent[wire.below])), value=True)
+            weight = found[names[0]] = torch.where(read, weight, 0)
+        if task and leads_between_units(wire):
+            former: Any = routes[task - 1].circuit.get_submodule(wire.name)
+            kept = [
+                earlier.get(name, getattr(former, part)).detach()
+                for name, part in zip(names, ("weight", "bias"), strict=True)
+            ]
+            kept[0] = functional.pad(kept[0], (0, weight.shape[1] - kept[0].shape[1]))
+            for name, old, own in zip(names, kept, (weight, bias), strict=True):
+                blocks = old.unflatten(0, (wire.blocks, -1))
+                own = own.unflatten(0, (wire.blocks, -1))[:, blocks.shape[1] :]
+                found[name] = torch.cat([blocks, own], dim=1).flatten(0, 1)
+    return found
+
+
+def likeness(routes: Sequence[Route], task: int) -> list[Tensor]:
+    """How similar a task is to the owners of earlier units: the cosine of their keys; 1 as long as one was not met.
+
+    Args:
+        routes: of all tasks.
+        task: which of them.
+
+    Returns:
+        Of each layer of the task's circuit ``[earlier units]``.
+    """
+    route = routes[task]
+    structure = shared([one.structure for one in routes[: task + 1]])
+    if task == 0:
+        return [route.thresholds.new_empty(0) for _ in structure]
+    alike = similarities(route.sum.unsqueeze(0), routes[:task])[0]
+    met = torch.stack([one.count for one in routes[: task + 1]]) > 0
+    alike = torch.where(met[:task] & met[task], alike, 1.0).to(route.thresholds.dtype)
+    return [alike.repeat_interleave(torch.tensor(layer.shares[:task], device=alike.device)) for layer in structure]
 
 
 def lending(routes: Sequence[Route], task: int) -> list[Tensor]:
     """Of each layer of a task's circuit which of its units the task may read: its own, and those that are lent to it.
-
-    As long as one of two tasks was not met, their similarity is 1.
 
     Args:
         routes: of all tasks.
@@ -215,25 +242,17 @@ def lending(routes: Sequence[Route], task: int) -> list[Tensor]:
     Returns:
         bool ``[units]`` of each layer.
     """
-    route = routes[task]
-    alike = similarities(route.sum.unsqueeze(0), routes[:task])[0] if task else route.sum.new_empty(0)
-    met = torch.stack([one.count for one in routes[: task + 1]]) > 0
-    alike = torch.where(met[:task] & met[task], alike, 1.0)
-    found = []
-    for layer, thresholds in zip(
-        shared([one.circuit.structure() for one in routes[: task + 1]]), route.split_thresholds(), strict=True
-    ):
-        repeats = torch.tensor(layer.shares[:task], dtype=torch.long, device=alike.device)
-        borrowed = alike.repeat_interleave(repeats) >= thresholds[: int(repeats.sum())]
-        found.append(functional.pad(borrowed, (0, layer.shares[task]), value=True))
-    return found
+    return [
+        functional.pad(alike >= thresholds[: len(alike)], (0, len(thresholds) - len(alike)), value=True)
+        for alike, thresholds in zip(likeness(routes, task), routes[task].split_thresholds(), strict=True)
+    ]
 
 
 @torch.no_grad()
 def settle(routes: Sequence[Route]) -> None:
     """Write into each circuit's own parameters the weights by which it runs, so that it runs alike without routing."""
     for task, route in enumerate(routes):
-        for name, weight in former_weights(routes, task).items():
+        for name, weight in routed_weights(routes, task).items():
             route.circuit.get_parameter(name).copy_(weight)
 
 

@@ -285,9 +285,7 @@ def follow_optimiser(change: Change, optimiser: torch.optim.Optimizer) -> None:
 
 def unchanged(structure: Structure) -> tuple[LayerEdit, ...]:
     """The edits that change nothing, to begin with."""
-    return tuple(
-        LayerEdit(index, tuple(range(layer.size)), layer.residual) for index, layer in enumerate(structure)
-    )
+    return tuple(LayerEdit(index, tuple(range(layer.size)), layer.residual) for index, layer in enumerate(structure))
 
 
 def groups(structure: Structure) -> list[list[int]]:
