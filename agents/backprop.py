@@ -138,13 +138,13 @@ class BackpropAgent(DescentAgent):
         rate = self.learning_rate(self.step)
         self.step += 1
         values = self.descend(loss, rate)
-        if self.bad_steps_in_a_row:
-            return values
-        share = self._own_share(batch)
-        self._look_out(outputs, share)
-        if self.step % self.log_every == 0:
-            values |= self._metrics(outputs, share) | {"bad_steps": float(self.bad_steps)}
-        values |= self.after_update(batch, outputs, loss)
+        if not self.bad_steps_in_a_row:
+            share = self._own_share(batch)
+            self._look_out(outputs, share)
+            if self.step % self.log_every == 0:
+                values |= self._metrics(outputs, share) | {"bad_steps": float(self.bad_steps)}
+            values |= self.after_update(batch, outputs, loss)
+        self.env.move_on(self.batch_size)
         return values
 
     def meet(self, batch: Batch) -> None:

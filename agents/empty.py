@@ -45,6 +45,7 @@ class EmptyAgent(Agent):
             self.env.check_batch(batch, self.batch_size)
             outputs, _ = self.circuit(batch.inputs)
             values = self.env.metrics(outputs, batch)
+            self.env.move_on(self.batch_size)
             self.step += 1
             self.recorder.progress(self.step, self.steps, values)
             self.recorder.metrics(self.step, {f"train/{name}": value for name, value in values.items()})

@@ -209,6 +209,7 @@ class EvolutionAgent(LearningAgent):
             answered = self.processes.share(lambda: self.scoring.metrics(self.circuit, drawn))
             values |= {f"best_{name}": value for name, value in answered.items()}
             values |= {**strategy.metrics(), "bad_fitness": float(strategy.bad_fitness)}
+        self.env.move_on(self.batch_size)
         return values
 
     def judge(self) -> None:

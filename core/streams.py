@@ -6,7 +6,10 @@ stops or begins again. The test decides nothing. No run draws from it, so what i
 
 from __future__ import annotations
 
+import random
 from typing import Literal
+
+import torch
 
 Stream = Literal["validation", "test"]
 """A stream that circuits are judged on."""
@@ -23,3 +26,13 @@ def stream_seed(seed: int, part: Literal["training", "strategy", "validation", "
             validation sequences that are looked at only once the target seems to be reached.
     """
     return len(_PARTS) * seed + _PARTS.index(part)
+
+
+def task_generator(seed: int, number: int) -> torch.Generator:
+    """Of what makes up one task of a stream of tasks, such as its permutation: both numbers alone decide.
+
+    Args:
+        seed: of the stream, which is no seed of a run: runs with other seeds meet the same tasks.
+        number: of the task.
+    """
+    return torch.Generator().manual_seed(random.Random(f"task {seed} {number}").getrandbits(63))

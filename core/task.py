@@ -102,12 +102,26 @@ class Task(Component, ABC):
         """Tell the curriculum the error on the current :meth:`lesson`; True if the level rose."""
         return False
 
+    @property
+    def task_number(self) -> int:
+        """Which task the next batch comes from: the same number is the same task. 0 where there is but one.
+
+        It changes in :meth:`move_on` alone, so that a batch and its losses belong to the same task until then.
+        """
+        return 0
+
+    def move_on(self, count: int) -> None:
+        """Tell a stream of tasks that so many sequences were learned from, after which another task may follow.
+
+        Agents do so at the end of each step. Drawing batches changes nothing.
+        """
+
     def state_dict(self) -> dict[str, Any]:
-        """What the curriculum remembers, for a checkpoint."""
+        """What the task remembers, its curriculum or how far a stream has come, for a checkpoint."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the curriculum from what :meth:`state_dict` returned.
+        """Restore what :meth:`state_dict` returned.
 
         Raises:
             ValueError: the state belongs to another task.

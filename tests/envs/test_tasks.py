@@ -33,16 +33,17 @@ def make(name: str, **options: Any) -> Any:
 
 def test_all_are_here() -> None:
     assert sorted(TASKS) == [
-        *("associative-recall", "autoencode", "battleship", "binary-addition", "binary-multiplication"),
-        *("brackets", "bucket-sort", "compute-sqrt", "concentration", "copy", "count-recall"),
-        *("cued-t-maze", "cycle-navigation", "duplicate-string", "dynamic-ngrams", "even-pairs", "gym"),
-        *("higher-lower", "images", "induction-heads", "letters", "minesweeper", "missing-duplicate"),
-        *("modular-arithmetic", "modular-arithmetic-brackets", "mqar", "multiarmed-bandit"),
-        *("n-delayed-match-to-sample", "n-parity", "noisy-position-only-cartpole"),
+        *("arithmetic", "associative-recall", "autoencode", "battleship", "binary-addition"),
+        *("binary-multiplication", "brackets", "bucket-sort", "compute-sqrt", "concentration", "copy"),
+        *("count-recall", "cued-t-maze", "cycle-navigation", "duplicate-string", "dynamic-ngrams"),
+        *("even-pairs", "gym", "higher-lower", "images", "induction-heads", "letters", "minesweeper"),
+        *("missing-duplicate", "modular-arithmetic", "modular-arithmetic-brackets", "mqar"),
+        *("multiarmed-bandit", "n-delayed-match-to-sample", "n-parity", "noisy-position-only-cartpole"),
         *("noisy-position-only-pendulum", "nth-farthest", "odds-first", "one-shot", "parity-check"),
-        *("position-only-cartpole", "position-only-pendulum", "priority-sort", "repeat-copy"),
-        *("repeat-first", "repeat-previous", "reverse-string", "selective-copying", "solve-equation"),
-        *("stack-manipulation", "t-maze", "velocity-only-cartpole", "word-problem", "xor"),
+        *("permuted-images", "position-only-cartpole", "position-only-pendulum", "priority-sort"),
+        *("repeat-copy", "repeat-first", "repeat-previous", "reverse-string", "selective-copying"),
+        *("slowly-changing", "solve-equation", "stack-manipulation", "stream", "t-maze"),
+        *("velocity-only-cartpole", "word-problem", "xor"),
     ]
 
 
