@@ -19,10 +19,12 @@ from ..core.members import Stack
 from ..core.registry import register
 from ..core.routing import (
     Route,
+    begin_upon,
     check_shares,
     leads_between_units,
     lending,
     likeness,
+    own_structure,
     resized_state,
     restricted,
     routed_weights,
@@ -60,8 +62,8 @@ class RoutedState(NamedTuple):
 class RoutedCircuit(Circuit):
     """Any circuit whose hidden layers can change, with units, heads and inputs of each task's own.
 
-    Each task has a circuit of its own units and those of all earlier tasks, which it may read and does not change. All
-    that does not lead to units from units is its own as well; see :mod:`papertape.core.routing`. The first input of a
+    Each task has a circuit of its own units and those of all earlier tasks, which it may read and does not change. It
+    begins as a circuit of its own units alone, and learns what to read of the others. All that does not lead to units from units is its own as well; see :mod:`papertape.core.routing`. The first input of a
     sequence says of which task it is: by channels that the env keeps for that, or as the nearest of the tasks' keys.
 
     Agents that descend a gradient tell it by :meth:`meet` which sequences they learn from; a task that comes for the
@@ -263,12 +265,20 @@ class RoutedCircuit(Circuit):
     def _add(self, structure: Structure) -> None:
         """Give the last task of a structure a route."""
         task = len(self.routes)
+        alone = self._alone(structure, task)
         circuit = copy.deepcopy(self.routes[-1].circuit)
         circuit.restructure(visible(structure, task))
-        circuit.reset_parameters()
+        begin_upon(self.routes[-1], circuit, alone)
         route = Route(circuit, len(self.routes[0].sum), self.lending)
         self.routes.append(route.to(self.routes[0].thresholds.device))
         settle(self.routes)
+
+    def _alone(self, structure: Structure, task: int) -> Circuit:
+        """A circuit of a task's own units, whose weights are drawn."""
+        alone: Circuit = copy.deepcopy(self.routes[0].circuit)
+        alone.restructure(own_structure(structure, task))
+        alone.reset_parameters()
+        return alone
 
     def activity(self, inputs: Tensor) -> dict[str, Tensor]:
         """See :meth:`Circuit.activity`: of the last task's circuit."""
@@ -283,11 +293,14 @@ class RoutedCircuit(Circuit):
 
     def reset_parameters(self) -> None:
         """Draw all weights anew, and forget the keys of the tasks and what was lent."""
-        for route in self.routes:
-            route.circuit.reset_parameters()
+        structure = self.structure()
+        self.routes[0].circuit.reset_parameters()
+        for task, route in enumerate(self.routes):
             route.sum.zero_()
             route.count.zero_()
             route.forget_thresholds()
+            if task:
+                begin_upon(self.routes[task - 1], route.circuit, self._alone(structure, task))
         settle(self.routes)
 
     def settle(self) -> None:

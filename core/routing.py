@@ -162,6 +162,11 @@ def check_shares(before: Structure, after: Structure, layers: Sequence[LayerEdit
             raise ValueError(f"layers[{index}].units: leaves tasks {now.shares} units; allowed is at least one of each")
 
 
+def own_structure(structure: Structure, task: int) -> Structure:
+    """The structure of a circuit of a task's own units alone."""
+    return tuple(Layer(layer.shares[task], layer.residual) for layer in structure)
+
+
 # ---- weights ---------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +251,38 @@ def lending(routes: Sequence[Route], task: int) -> list[Tensor]:
         functional.pad(alike >= thresholds[: len(alike)], (0, len(thresholds) - len(alike)), value=True)
         for alike, thresholds in zip(likeness(routes, task), routes[task].split_thresholds(), strict=True)
     ]
+
+
+@torch.no_grad()
+def begin_upon(former: Route, circuit: Circuit, alone: Circuit) -> None:
+    """Give the circuit of a task that begins the weights of one of its own units alone, so that it answers like that.
+
+    It reads nothing yet of earlier units, to which inputs lead as they did in the task before.
+
+    Args:
+        former: the route of the task before.
+        circuit: of all units that the task can read, whose weights are set.
+        alone: of its own units.
+    """
+    wires = {wire.name: wire for wire in former.wires}
+    for name, parameter in circuit.named_parameters():
+        own = alone.get_parameter(name)
+        wire = wires.get(name.rpartition(".")[0])
+        if wire is None:
+            parameter.copy_(own)
+            continue
+        earlier = former.circuit.get_parameter(name)
+        rows = earlier.shape[0] // wire.blocks if wire.layer is not None else 0
+        columns = former.sizes[wire.below] if wire.below >= 0 else 0
+        blocks = parameter.view(wire.blocks, -1, *parameter.shape[1:])
+        blocks.zero_()
+        own = own.view(wire.blocks, -1, *own.shape[1:])
+        if wire.layer is not None and wire.below < 0:
+            blocks[:, :rows] = earlier.view(wire.blocks, rows, *earlier.shape[1:])
+        if parameter.dim() == 2:
+            blocks[:, rows:, columns:] = own
+        else:
+            blocks[:, rows:] = own
 
 
 @torch.no_grad()

@@ -454,7 +454,7 @@ def check_structure(circuit: Circuit, structure: Sequence[Sequence[Any]]) -> Str
 
 def plain(structure: Structure) -> list[list[Any]]:
     """A structure as plain data, for a checkpoint."""
-    return [[layer.size, layer.residual, list(layer.shares)] for layer in structure]
+    return [[layer.size, layer.residual, *([list(layer.shares)] if layer.shares else [])] for layer in structure]
 
 
 def structured(layers: Iterable[Sequence[Any]]) -> Structure:

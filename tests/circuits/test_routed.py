@@ -1,4 +1,4 @@
-"""Circuits whose units belong to tasks: what one task learns, and what happens to its units, changes no other's answers."""
+"""Circuits whose units belong to tasks: what one task learns changes no answer to an earlier one."""
 
 from __future__ import annotations
 
@@ -119,6 +119,7 @@ def test_learning_a_task_leaves_earlier_ones_as_they_are_bit_for_bit(inner: str,
 def test_a_later_task_reads_earlier_units_and_what_is_not_lent_is_not_read(inner: str) -> None:
     for lending, reads in ((0.0, True), (2.0, False)):
         circuit = made(inner, tasks=2, lending=lending)
+        learn(circuit, 1, torch.optim.Adam(circuit.parameters(), lr=0.01), 1)
         before = answers(circuit, 0, 1)
         for route in circuit.routes[1:]:  # its own copy of what inputs lead to, for earlier units alone
             for wire in route.wires:
@@ -131,6 +132,27 @@ def test_a_later_task_reads_earlier_units_and_what_is_not_lent_is_not_read(inner
         after = answers(circuit, 0, 1)
         assert torch.equal(before[0], after[0])
         assert torch.equal(before[1], after[1]) is not reads
+
+
+@every
+def test_a_task_begins_as_a_circuit_of_its_own_units(inner: str) -> None:
+    circuit = made(inner, tasks=2)
+    first = circuit.routes[0].circuit
+    alone = copy.deepcopy(first)
+    torch.manual_seed(3)
+    circuit.begin()
+    torch.manual_seed(3)
+    alone.reset_parameters()
+    torch.testing.assert_close(circuit(drawn(2, 2))[0], alone(drawn(2, 2))[0], rtol=0, atol=1e-12)
+    circuit.reset_parameters()
+    assert len(circuit.routes) == 3
+    parameters = [p.clone() for p in circuit.parameters()]
+    torch.manual_seed(5)
+    circuit.reset_parameters()
+    torch.manual_seed(5)
+    alone.reset_parameters()
+    torch.testing.assert_close(circuit(drawn(0, 0))[0], alone(drawn(0, 0))[0], rtol=0, atol=1e-12)
+    assert not all(map(torch.equal, parameters, circuit.parameters()))
 
 
 @every
@@ -149,7 +171,7 @@ def test_a_batch_of_several_tasks_is_answered_as_each_alone(inner: str) -> None:
         y, state = circuit.step(x, state)
         outputs.append(y)
     torch.testing.assert_close(torch.stack(outputs), whole, rtol=0, atol=1e-12)
-    begun, state = circuit(inputs[:2])
+    _, state = circuit(inputs[:2])
     torch.testing.assert_close(circuit(inputs[2:], state)[0], whole[2:], rtol=0, atol=1e-12)
     traced, _, trace = circuit(inputs, trace=True)
     torch.testing.assert_close(traced, whole, rtol=0, atol=1e-12)
