@@ -362,10 +362,11 @@ class RoutedCircuit(Circuit):
     # ---- tasks
 
     def tasks_of(self, first: Tensor) -> Tensor:
-        """Of which task each sequence is, ``[B]``, from its first input ``[B, I]``.
+        """Which task answers each sequence, ``[B]``, from its first input ``[B, I]``; the last one answers for tasks that
+        have no units yet.
 
         Raises:
-            ValueError: none of the tag channels is set, or that of a task without units.
+            ValueError: none of the tag channels is set.
         """
         if not self.tag_channels:
             met = torch.stack([route.count for route in self.routes]) > 0
@@ -375,11 +376,7 @@ class RoutedCircuit(Circuit):
         most, tasks = tags.max(-1)
         if not bool((most > 0).all()):
             raise ValueError(f"inputs: none of the last {self.tag_channels} channels is set, which say the task")
-        if int(tasks.max()) >= len(self.routes):
-            raise ValueError(
-                f"inputs: got task {int(tasks.max())}; {len(self.routes)} have units (circuit.tasks, or by training)"
-            )
-        return tasks
+        return tasks.clamp(max=len(self.routes) - 1)
 
     def _key(self, first: Tensor) -> Tensor:
         return first[:, : first.shape[1] - self.tag_channels]
