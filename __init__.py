@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         NeatCircuit,
         NormalisedCircuit,
         RecurrentCircuit,
+        RoutedCircuit,
         StackRNN,
         Tape,
         TapeRNN,
@@ -63,6 +64,7 @@ __all__ = [
     "NeatCircuit",
     "NormalisedCircuit",
     "RecurrentCircuit",
+    "RoutedCircuit",
     "Outcome",
     "Sink",
     "StackRNN",
@@ -90,7 +92,7 @@ __all__ = [
 _MODULES = {
     ".agents.strategies": "Strategy maximise minimise",
     ".circuits": "DNC GRU LSTM NTM SAM SDNC FeedForwardCircuit MemoryCircuit NeatCircuit NormalisedCircuit "
-    "RecurrentCircuit StackRNN Tape TapeRNN Transformer",
+    "RecurrentCircuit RoutedCircuit StackRNN Tape TapeRNN Transformer",
     ".core.accessors": "Accessor",
     ".core.agent": "Agent",
     ".core.circuit": "Circuit",

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..circuits.routed import RoutedCircuit
 from ..core.circuit import Circuit
 from ..core.distributed import Processes
 from ..core.env import Batch, Env
@@ -35,6 +36,8 @@ class BackpropAgent(DescentAgent):
     gradients are added up: ``batch_size`` counts the sequences of all processes together. If a gradient is not finite
     in one of them, the sum is not either, and all skip that step.
     """
+
+    meets_tasks = True
 
     env: Env = Field(kw_only=False, description="the task, on the circuit's device")
     steps: int | None = Field(
@@ -69,6 +72,8 @@ class BackpropAgent(DescentAgent):
     def setup(self) -> None:
         """See :meth:`DescentAgent.setup`."""
         super().setup()
+        if isinstance(self.circuit, RoutedCircuit) and self.retry_every is not None:
+            raise ValueError(f"agent.retry_every: got {self.retry_every}; tasks of a routed circuit stay: null")
         self.upkeep = Upkeep(self.plasticity, self.circuit, self.env, self.seed)
         self.followers.append(self.upkeep)
         self._dormant: dict[str, float] = {}
@@ -96,6 +101,8 @@ class BackpropAgent(DescentAgent):
                 f"agent.batch_size: got {self.batch_size}; {processes.size} processes share each batch, "
                 "allowed is at least one sequence for each"
             )
+        if processes.size > 1 and isinstance(self.circuit, RoutedCircuit):
+            raise ValueError(f"circuit.type: got routed in {processes.size} processes; allowed is one")
         super().join(processes)
 
     def _own_share(self, batch: Batch) -> Batch:
@@ -172,6 +179,7 @@ class BackpropAgent(DescentAgent):
         if not self.circuit.training:
             self.circuit.train()
         batch = self.env.sample(self.batch_size, self.generator)
+        self.meet(batch)
         self.torch_optimiser.zero_grad(set_to_none=True)
         update = Update(self.circuit, self.torch_optimiser, self.env, batch, self.step + 1, self.seed)
         loss, outputs, update = self._gradients(update, self.upkeep)
@@ -191,6 +199,14 @@ class BackpropAgent(DescentAgent):
             values |= self.after_update(batch, outputs, loss)
         self.env.move_on(self.batch_size)
         return values
+
+    def meet(self, batch: Batch) -> None:
+        """Tell a circuit whose units belong to tasks what it is about to learn from; a new task is given units."""
+        if isinstance(self.circuit, RoutedCircuit):
+            with self.own_randomness():
+                changes = self.circuit.meet(batch.inputs)
+            for change in changes:
+                self.restructured(change)
 
     def after_update(self, batch: Batch, outputs: Tensor, loss: float) -> dict[str, float]:
         """What a subclass does after each update, which it has counted already; here, nothing.

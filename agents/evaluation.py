@@ -14,7 +14,7 @@ from ..core.circuit import Circuit
 from ..core.env import Batch, Env
 from ..core.recorder import Recorder
 from ..core.streams import Stream, stream_seed
-from ..core.structure import Layer, Structure, describe
+from ..core.structure import describe, plain, structured
 from ..core.task import Task
 from ..core.topology import TopologyNetwork
 from ..core.trace import Trace, concatenate
@@ -214,12 +214,8 @@ def check_state(kind: str, found: Mapping[str, Any], expected: Mapping[str, Any]
 def weights_of(circuit: Circuit) -> dict[str, Any]:
     """What a checkpoint holds of a circuit: its weights, and its structure if that is not what it was built with."""
     now, first = circuit.structure(), circuit.first_structure
-    kept = {} if now == first else {STRUCTURE: {"first": _plain(first), "now": _plain(now)}}
+    kept = {} if now == first else {STRUCTURE: {"first": plain(first), "now": plain(now)}}
     return {"circuit": circuit.state_dict(), **kept}
-
-
-def _plain(structure: Structure) -> list[list[Any]]:
-    return [list(layer) for layer in structure]
 
 
 def load_weights(circuit: Circuit, saved: Mapping[str, Any]) -> None:
@@ -232,10 +228,10 @@ def load_weights(circuit: Circuit, saved: Mapping[str, Any]) -> None:
     Raises:
         ValueError: they are of another circuit; names the first difference.
     """
-    first = _plain(circuit.first_structure)
-    kept = saved.get(STRUCTURE, {"first": first, "now": first})
-    if kept["first"] != first:
-        began, own = (describe(tuple(Layer(*layer) for layer in layers)) for layers in (kept["first"], first))
+    first = circuit.first_structure
+    kept = saved.get(STRUCTURE, {"first": plain(first), "now": plain(first)})
+    if structured(kept["first"]) != first:
+        began, own = describe(structured(kept["first"])), describe(first)
         raise ValueError(f"checkpoint: its hidden layers began with {began}; those of this circuit with {own}")
     circuit.restructure(kept["now"])
     check_state("weight", saved["circuit"], circuit.state_dict())

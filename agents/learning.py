@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 
 from ..circuits.normalised import NormalisedCircuit
+from ..circuits.routed import RoutedCircuit
 from ..core.agent import Agent
 from ..core.component import outside
 from ..core.env import Env
@@ -44,6 +45,8 @@ class LearningAgent(Agent):
     own_meaning: ClassVar[frozenset[str]] = frozenset({"log_every", "evaluate_every", "save_every", "retry_every"})
     unit: ClassVar[str] = "step"
     """What one call of :meth:`train_step` is called in messages."""
+    meets_tasks: ClassVar[bool] = False
+    """Whether it tells a circuit whose units belong to tasks what it learns from."""
     counted: ClassVar[str] = "sequences"
     """What :attr:`answers_per_step` counts."""
 
@@ -115,6 +118,11 @@ class LearningAgent(Agent):
         self.circuit = fitting(self.env, self.circuit)
         if isinstance(self.circuit, NormalisedCircuit) and not isinstance(self.env, World):
             raise ValueError("circuit.type: got normalised, whose inputs are the observations of a world; this is none")
+        if isinstance(self.circuit, RoutedCircuit) and not self.meets_tasks:
+            raise ValueError(
+                f"circuit.type: got routed, whose tasks learn by backprop, each its own weights; {type(self).__name__} "
+                "cannot: allowed with agents backprop and self-modifying"
+            )
         if isinstance(self.env, Env) and outside(self.env):
             drawn = self.env.sample(1, torch.Generator(self.env.device).manual_seed(0))
             self.circuit.check_inputs(drawn.inputs, "[T, B, {}]")

@@ -41,6 +41,7 @@ class NodePerturbationAgent(BackpropAgent):
     """
 
     needs_gradient = False
+    meets_tasks = False  # noise on the layers of one task would move the weights of all
     backends: ClassVar[tuple[str, ...]] = ("auto", "eager")
 
     sigma: float = Field(

@@ -11,12 +11,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..circuits.routed import RoutedCircuit
+from ..core.circuit import Circuit
 from ..core.distributed import Processes
 from ..core.env import Batch
 from ..core.options import LARGEST_STEP
 from ..core.registry import register
 from ..core.streams import stream_seed
-from ..core.structure import Structure, follow_optimiser, follow_units
+from ..core.structure import Change, Structure, follow_optimiser, follow_units
 from .backprop import BackpropAgent
 from .evaluation import load_weights, weights_of
 from .plasticity import Update, Upkeep
@@ -254,13 +256,33 @@ class SelfModifyingAgent(BackpropAgent):
         self._sums = dict.fromkeys(self._sums, 0.0)
         if self.trial is not None or self.chooser is None:
             return
-        ages = [self.step - born for born in self.born]
-        subject = Subject(self.circuit, self._inputs(), ages, self.bounds, self.structural)
+        subject = self._subject()
         arms = [name for name, strategy in STRATEGIES.items() if self._fits(strategy, worth)]
         arms = [name for name in arms if STRATEGIES[name].possible(subject)]
         chosen = self.chooser.choose(situation, arms, self.structural)
         if chosen is not None:
             self._begin(STRATEGIES[chosen], subject, situation, worth, loss)
+
+    def _subject(self) -> Subject:
+        """What a strategy may change: where tasks own units, those of the task of most of the latest sequences."""
+        ages, inputs, task = [self.step - born for born in self.born], self._inputs(), 0
+        if isinstance(self.circuit, RoutedCircuit):
+            self.circuit.settle()
+            tasks = self.circuit.tasks_of(self.circuit.shared_inputs(inputs)[0])
+            task = int(tasks.mode().values)
+            inputs = inputs[:, tasks == task]
+        return Subject(self.circuit, inputs, ages, self.bounds, self.structural, task)
+
+    def restructured(self, change: Change) -> None:
+        """See :meth:`DescentAgent.restructured`; of a task that has begun. A trial that is under way ends without a
+        verdict: a copy that is on trial is dropped, a circuit that is on trial itself stays as it is.
+        """
+        super().restructured(change)
+        self.born = follow_units(change, self.born, fill=self.step)
+        self.tracker.note(self.step, self.circuit.structure())
+        if self.trial is not None:
+            self.recorder.message(f"step {self.step}: another task has come; the trial of a change ends undecided")
+            self.trial = None
 
     def _fits(self, strategy: Strategy, worth: float) -> bool:
         """Whether the thresholds let a strategy be tried at a mean reward."""

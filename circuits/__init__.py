@@ -8,6 +8,7 @@ from .neat import NeatCircuit
 from .normalised import NormalisedCircuit
 from .ntm import NTM
 from .recurrent import GRU, LSTM, RecurrentCircuit
+from .routed import RoutedCircuit
 from .sam import SAM, SDNC
 from .stack_rnn import StackRNN
 from .tape import Tape
@@ -26,6 +27,7 @@ __all__ = [
     "ModuleCircuit",
     "NeatCircuit",
     "RecurrentCircuit",
+    "RoutedCircuit",
     "StackRNN",
     "Tape",
     "TapeRNN",

@@ -38,6 +38,8 @@ class Layer(NamedTuple):
     """Units."""
     residual: bool = False
     """Whether what it makes is added, unit by unit, to what it gets: to the layer below, of the same size."""
+    shares: tuple[int, ...] = ()
+    """Units of each task that owns some, in order, which are all; none where tasks own no units."""
 
 
 Structure = tuple[Layer, ...]
@@ -56,6 +58,27 @@ class LayerEdit(NamedTuple):
     parents: tuple[int, ...] = ()
     """For each unit, the former unit whose incoming weights a fresh one inherits, with noise, or :data:`FRESH`; empty:
     none inherits."""
+    begins: int = 0
+    """Of the fresh units at the end, how many belong to a task that begins. Any other fresh unit belongs to the task of
+    the unit before it, where tasks own units."""
+
+
+def after(before: Structure, layers: Sequence[LayerEdit]) -> Structure:
+    """The structure after a change of one."""
+    return tuple(
+        Layer(len(edit.units), edit.residual, _shares(before[max(edit.source, 0)].shares, edit)) for edit in layers
+    )
+
+
+def _shares(shares: tuple[int, ...], edit: LayerEdit) -> tuple[int, ...]:
+    if not shares or edit.source == FRESH:  # as the layer below, of which it has one unit for each
+        return shares
+    owners = [task for task, share in enumerate(shares) for _ in range(share)]
+    counts, owner = [0] * len(shares), 0
+    for unit in edit.units[: len(edit.units) - edit.begins]:
+        owner = owner if unit == FRESH else owners[unit]
+        counts[owner] += 1
+    return (*counts, edit.begins) if edit.begins else tuple(counts)
 
 
 class Edit(NamedTuple):
@@ -262,7 +285,7 @@ def follow_optimiser(change: Change, optimiser: torch.optim.Optimizer) -> None:
 
 def unchanged(structure: Structure) -> tuple[LayerEdit, ...]:
     """The edits that change nothing, to begin with."""
-    return tuple(LayerEdit(index, tuple(range(size)), residual) for index, (size, residual) in enumerate(structure))
+    return tuple(LayerEdit(index, tuple(range(layer.size)), layer.residual) for index, layer in enumerate(structure))
 
 
 def groups(structure: Structure) -> list[list[int]]:
@@ -414,7 +437,7 @@ def check_structure(circuit: Circuit, structure: Sequence[Sequence[Any]]) -> Str
     Raises:
         ValueError: it cannot; says why.
     """
-    wanted = tuple(Layer(int(size), bool(residual)) for size, residual in structure)
+    wanted = structured(structure)
     if wanted == circuit.structure():
         return wanted
     refused = circuit.fixed()
@@ -427,6 +450,19 @@ def check_structure(circuit: Circuit, structure: Sequence[Sequence[Any]]) -> Str
         where = "all layers" if circuit.uniform else "a residual layer and that below it"
         raise ValueError(f"structure: got {describe(wanted)}; allowed is one size of {where}")
     return wanted
+
+
+def plain(structure: Structure) -> list[list[Any]]:
+    """A structure as plain data, for a checkpoint."""
+    return [[layer.size, layer.residual, *([list(layer.shares)] if layer.shares else [])] for layer in structure]
+
+
+def structured(layers: Iterable[Sequence[Any]]) -> Structure:
+    """The structure that is said by plain data: of each layer its size, whether it is residual, and shares if any."""
+    return tuple(
+        Layer(int(size), bool(residual), *(tuple(map(int, shares)) for shares in more))
+        for size, residual, *more in layers
+    )
 
 
 def describe(structure: Structure) -> str:
@@ -503,13 +539,13 @@ def make_change(
     old_wires = {(wire.kind, wire.layer): wire for wire in circuit.wires(before)}
     seen = {} if inputs is None else circuit.activity(inputs)
     former = dict(circuit.named_parameters())
-    after = tuple(Layer(len(edit.units), edit.residual) for edit in layers)
+    changed = after(before, layers)
     rewiring = _Rewiring(before, tuple(layers), former, seen, {**_readers(old_wires.values())}, generator)
     made = [
         rewiring.wire(wire, None if _is_fresh(wire, layers) else old_wires[wire.kind, _source(wire, layers)])
-        for wire in circuit.wires(after)
+        for wire in circuit.wires(changed)
     ]
-    circuit.resize(after)
+    circuit.resize(changed)
     present = dict(circuit.named_parameters())
     origins: dict[str, Origin] = {}
     with torch.no_grad():

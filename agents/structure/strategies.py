@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...circuits.routed import RoutedCircuit
 from ...core.circuit import Circuit
 from ...core.structure import (
+    FRESH,
     Change,
+    LayerEdit,
     Structure,
     Wire,
     deepened,
@@ -29,7 +32,7 @@ class Limits(NamedTuple):
 
     max_layers: int
     max_units: int
-    """Of a layer."""
+    """Of a layer; where tasks own units, of each task."""
     growth: float
     """Share of a layer's units that are added at a time."""
     pruning: float
@@ -41,21 +44,69 @@ class Limits(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What is changed, and what is known of it."""
+    """What is changed, and what is known of it. Where tasks own units, one task changes what is its own."""
 
     circuit: Circuit
     inputs: Tensor
-    """Recent ones, ``[T, B, I]``."""
+    """Recent ones of the task, ``[T, B, I]``."""
     ages: Sequence[Tensor]
     """Steps since each unit of each layer was added, ``[units]``."""
     limits: Limits
     generator: torch.Generator
     """Of all choices and of fresh weights, on the CPU."""
+    task: int = 0
+    """Whose units are changed, where tasks own some."""
+
+    @property
+    def part(self) -> Circuit:
+        """The circuit that runs: that of the task, of which the last units are its own, or the circuit itself."""
+        if isinstance(self.circuit, RoutedCircuit):
+            running: Circuit = self.circuit.routes[self.task].circuit
+            return running
+        return self.circuit
 
     @property
     def structure(self) -> Structure:
-        """Of the circuit."""
-        return self.circuit.structure()
+        """Of the circuit that runs."""
+        return self.part.structure()
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks have units."""
+        return len(self.circuit.routes) if isinstance(self.circuit, RoutedCircuit) else 1
+
+    def first(self, layer: int) -> int:
+        """The first unit of a layer that is the task's own."""
+        return sum(self.circuit.structure()[layer].shares[: self.task])
+
+    def size(self, layer: int) -> int:
+        """How many units of a layer are the task's own."""
+        return self.structure[layer].size - self.first(layer)
+
+    def free(self, layer: int) -> Tensor:
+        """Which units of a layer may go: the task's own that are lent to no other, bool ``[units]``."""
+        free = torch.arange(self.structure[layer].size) >= self.first(layer)
+        if isinstance(self.circuit, RoutedCircuit):
+            for later in range(self.task + 1, self.tasks):
+                free &= ~self.circuit.lent(later)[layer][: len(free)].cpu()
+        return free
+
+    def named(self, name: str) -> str:
+        """What a parameter of the circuit that runs is called in the whole."""
+        return f"routes.{self.task}.circuit.{name}" if isinstance(self.circuit, RoutedCircuit) else name
+
+    def edit(self, layers: Sequence[LayerEdit]) -> Change:
+        """Change the circuit, from edits of the circuit that runs."""
+        if self.tasks > 1:  # units of later tasks stay
+            whole = self.circuit.structure()
+            layers = [
+                edit._replace(
+                    units=edit.units + (later := tuple(range(self.structure[index].size, whole[index].size))),
+                    parents=edit.parents and edit.parents + (FRESH,) * len(later),
+                )
+                for index, edit in enumerate(layers)
+            ]
+        return self.circuit.edit(layers, self.inputs, self.generator)
 
     def pick(self, count: int) -> int:
         """One of so many, at random."""
@@ -116,8 +167,7 @@ def _of_groups(structure: Structure, values: Sequence[Tensor]) -> list[Tensor]:
 
 def _chosen(subject: Subject, fits: Callable[[int], bool]) -> list[int]:
     """The groups that are changed together: all where layers are of one size, else one of those that fit."""
-    structure = subject.structure
-    sizes = [structure[group[0]].size for group in groups(structure)]
+    sizes = [subject.size(group[0]) for group in groups(subject.structure)]
     fitting = [index for index, size in enumerate(sizes) if fits(size)]
     if subject.circuit.uniform or not fitting:
         return fitting
@@ -132,7 +182,7 @@ def _share(size: int, share: float) -> int:
 
 
 def _can_add_neuron(subject: Subject) -> bool:
-    if any(layer.size < subject.limits.max_units for layer in subject.structure):
+    if any(subject.size(layer) < subject.limits.max_units for layer in range(len(subject.structure))):
         return True
     return _old_enough(subject, subject.limits.pruning) != {}  # at the cap, units are replaced
 
@@ -140,12 +190,12 @@ def _can_add_neuron(subject: Subject) -> bool:
 def _add_neuron(subject: Subject) -> Done:
     """Heirs of the most useful units; at the cap, in the places of the least useful ones."""
     structure, limits = subject.structure, subject.limits
-    values = _of_groups(structure, utilities(subject.circuit, subject.inputs))
+    values = _of_groups(structure, utilities(subject.part, subject.inputs))
     open_groups = _chosen(subject, lambda size: size < limits.max_units)
     if open_groups:
         parents = {}
         for group in open_groups:
-            size = len(values[group])
+            size = subject.size(groups(structure)[group][0])
             count = min(_share(size, limits.growth), limits.max_units - size)
             best = values[group].argsort(descending=True, stable=True).tolist()
             parents[group] = [best[index % size] for index in range(count)]
@@ -156,29 +206,27 @@ def _add_neuron(subject: Subject) -> Done:
             best = [unit for unit in values[group].argsort(descending=True, stable=True).tolist() if unit not in units]
             heirs[group] = {unit: best[index % len(best)] for index, unit in enumerate(units)}
         edits = replaced(structure, heirs)
-    return Done(subject.circuit.edit(edits, subject.inputs, subject.generator), {})
+    return Done(subject.edit(edits), {})
 
 
 def _old_enough(subject: Subject, share: float) -> dict[int, list[int]]:
     """By group, its least useful units that are old enough to go, a share of it that leaves one unit at least."""
     structure, found = subject.structure, {}
-    ages = [subject.ages[group[0]] for group in groups(structure)]
-    ready = [index for index, age in enumerate(ages) if len(age) > 1 and bool((age >= subject.limits.min_age).any())]
-    if subject.circuit.uniform and len(ready) < len(ages):
+    of_groups = [group[0] for group in groups(structure)]
+    sizes = [subject.size(layer) for layer in of_groups]
+    may_go = []
+    for layer in of_groups:
+        free = subject.free(layer)
+        may_go.append(free & (subject.ages[layer][: len(free)] >= subject.limits.min_age))
+    ready = [index for index, units in enumerate(may_go) if sizes[index] > 1 and bool(units.any())]
+    if subject.circuit.uniform and len(ready) < len(sizes):
         return {}
     if not subject.circuit.uniform and ready:
         ready = [ready[subject.pick(len(ready))]]
-    values = _of_groups(structure, utilities(subject.circuit, subject.inputs)) if ready else []
-    counts = [
-        min(_share(len(ages[index]), share), len(ages[index]) - 1, int((ages[index] >= subject.limits.min_age).sum()))
-        for index in ready
-    ]
+    values = _of_groups(structure, utilities(subject.part, subject.inputs)) if ready else []
+    counts = [min(_share(sizes[index], share), sizes[index] - 1, int(may_go[index].sum())) for index in ready]
     for index, own in zip(ready, counts, strict=True):
-        order = [
-            unit
-            for unit in values[index].argsort(stable=True).tolist()
-            if int(ages[index][unit]) >= subject.limits.min_age
-        ]
+        order = [unit for unit in values[index].argsort(stable=True).tolist() if bool(may_go[index][unit])]
         found[index] = order[: min(counts) if subject.circuit.uniform else own]
     return found
 
@@ -189,19 +237,18 @@ def _can_remove_neuron(subject: Subject) -> bool:
 
 def _remove_neuron(subject: Subject) -> Done:
     """Without the least useful units, which those that read them absorb."""
-    edits = narrowed(subject.structure, _old_enough(subject, subject.limits.pruning))
-    return Done(subject.circuit.edit(edits, subject.inputs, subject.generator), {})
+    return Done(subject.edit(narrowed(subject.structure, _old_enough(subject, subject.limits.pruning))), {})
 
 
 def _can_add_layer(subject: Subject) -> bool:
-    return len(subject.structure) < subject.limits.max_layers
+    return subject.tasks == 1 and len(subject.structure) < subject.limits.max_layers
 
 
 def _add_layer(subject: Subject) -> Done:
     """A layer upon one of the layers, which changes nothing yet."""
     structure = subject.structure
     edits = deepened(structure, subject.pick(len(structure)), residual=subject.circuit.fresh_residual)
-    return Done(subject.circuit.edit(edits, subject.inputs, subject.generator), {})
+    return Done(subject.edit(edits), {})
 
 
 def _removable(structure: Structure) -> list[int]:
@@ -212,19 +259,19 @@ def _removable(structure: Structure) -> list[int]:
 
 
 def _can_remove_layer(subject: Subject) -> bool:
-    return bool(_removable(subject.structure))
+    return subject.tasks == 1 and bool(_removable(subject.structure))
 
 
 def _remove_layer(subject: Subject) -> Done:
     """Without one of the layers, which those that read it absorb."""
     removable = _removable(subject.structure)
     edits = shallower(subject.structure, removable[subject.pick(len(removable))])
-    return Done(subject.circuit.edit(edits, subject.inputs, subject.generator), {})
+    return Done(subject.edit(edits), {})
 
 
 def _hidden(subject: Subject) -> list[Wire]:
     """The Linears that lead to units."""
-    return [wire for wire in subject.circuit.wires(subject.structure) if wire.layer is not None]
+    return [wire for wire in subject.part.wires(subject.structure) if wire.layer is not None]
 
 
 def _always(subject: Subject) -> bool:
@@ -233,7 +280,13 @@ def _always(subject: Subject) -> bool:
 
 def _untouched(subject: Subject) -> Change:
     """A change that leaves every size as it is."""
-    return subject.circuit.edit(unchanged(subject.structure))
+    return subject.circuit.edit(unchanged(subject.circuit.structure()))
+
+
+def _own_rows(subject: Subject, wire: Wire) -> Tensor:
+    """Which rows of a Linear that leads to units belong to the task's own, bool ``[rows]``."""
+    assert wire.layer is not None
+    return (torch.arange(subject.structure[wire.layer].size) >= subject.first(wire.layer)).repeat(wire.blocks)
 
 
 @torch.no_grad()
@@ -241,15 +294,17 @@ def _rewire(subject: Subject) -> Done:
     """The weakest connections to hidden units give way to others of random weights."""
     change, reset = _untouched(subject), {}
     for wire in _hidden(subject):
-        linear: Any = subject.circuit.get_submodule(wire.name)
+        linear: Any = subject.part.get_submodule(wire.name)
         weight = linear.weight
-        count = max(1, round(subject.limits.rewired * weight.numel()))
-        weakest = weight.detach().abs().flatten().topk(count, largest=False).indices
+        own = _own_rows(subject, wire).to(weight.device)
+        count = max(1, round(subject.limits.rewired * int(own.sum()) * weight.shape[1]))
+        strength = torch.where(own.unsqueeze(1), weight.detach().abs(), torch.inf)
+        weakest = strength.flatten().topk(count, largest=False).indices
         gone = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
         gone[weakest] = True
         fresh = draw(weight.shape, weight.shape[1], subject.generator).to(weight)
         weight.copy_(torch.where(gone.view_as(weight), fresh, weight))
-        reset[f"{wire.name}.weight"] = gone.view_as(weight)
+        reset[subject.named(f"{wire.name}.weight")] = gone.view_as(weight)
     return Done(change, reset)
 
 
@@ -257,9 +312,10 @@ def _rewire(subject: Subject) -> Done:
 def _adjust_thresholds(subject: Subject) -> Done:
     """Units whose thresholds lie furthest from what they get, which hardly ever or always fire, are set to its mean.
 
-    Of gated layers, that is the threshold of the candidate, not of the gates.
+    Of gated layers, that is the threshold of the candidate, not of the gates. Where tasks own units, the similarity at
+    which some of those of earlier tasks are lent to the task moves as well: see :func:`_adjust_lending`.
     """
-    circuit, seen = subject.circuit, subject.circuit.activity(subject.inputs)
+    circuit, seen = subject.part, subject.part.activity(subject.inputs)
     change, reset = _untouched(subject), {}
     for wire in _hidden(subject):
         if wire.below == wire.layer:
@@ -275,15 +331,43 @@ def _adjust_thresholds(subject: Subject) -> Done:
                 got = got + seen[part.name] @ linear.weight.cpu().double()[own].T + linear.bias.cpu().double()[own]
         middle = got.mean(0)
         away = middle.abs() / got.std(0, correction=0).clamp(min=1e-6)
-        furthest = away.topk(_share(size, subject.limits.rewired)).indices
+        away[: subject.first(wire.layer)] = -1
+        furthest = away.topk(_share(subject.size(wire.layer), subject.limits.rewired)).indices
         bias = circuit.get_parameter(f"{wire.name}.bias")
         moved = torch.zeros(len(bias), dtype=torch.bool, device=bias.device)
         moved[own.start + furthest.to(bias.device)] = True
         shift = torch.zeros_like(bias)
         shift[own] = middle.to(bias)
         bias.copy_(torch.where(moved, bias - shift, bias))
-        reset[f"{wire.name}.bias"] = moved
+        reset[subject.named(f"{wire.name}.bias")] = moved
+    if isinstance(subject.circuit, RoutedCircuit) and subject.task:
+        reset |= _adjust_lending(subject, subject.circuit)
     return Done(change, reset)
+
+
+def _adjust_lending(subject: Subject, routed: RoutedCircuit) -> dict[str, Tensor]:
+    """Of the units of earlier tasks, the least useful of those lent to the task are taken back, or as many that were
+    not are lent to it, which then read nothing of them yet; which of the two is drawn where both can be.
+
+    Returns:
+        Where the moments of connections mean nothing any more; see :class:`Done`.
+    """
+    lent = [units[: subject.first(layer)].cpu() for layer, units in enumerate(routed.lent(subject.task))]
+    values = utilities(subject.part, subject.inputs)
+    takes_back = bool(subject.pick(2)) if any(map(any, lent)) and not all(map(all, lent)) else any(map(any, lent))
+    reset: dict[str, Tensor] = {}
+    for layer, units in enumerate(lent):
+        could = units if takes_back else ~units
+        count = min(_share(len(units), subject.limits.rewired), int(could.sum()))
+        if takes_back:
+            order = [unit for unit in values[layer].argsort(stable=True).tolist() if unit < len(could) and could[unit]]
+        else:
+            order = [unit for unit in torch.randperm(len(could), generator=subject.generator).tolist() if could[unit]]
+        chosen = torch.zeros(len(units), dtype=torch.bool)
+        chosen[order[:count]] = True
+        for name, columns in routed.lend(subject.task, layer, chosen, lent=not takes_back).items():
+            reset[name] = reset[name] | columns if name in reset else columns
+    return reset
 
 
 STRATEGIES: dict[str, Strategy] = {

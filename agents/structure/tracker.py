@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.recorder import Areas, Chart, Mark
-from ...core.structure import Layer, Structure, describe
+from ...core.structure import Structure, describe, plain, structured
 from .strategies import STRATEGIES
 
 TRAJECTORY = 100
@@ -129,20 +129,20 @@ class Tracker:
         """All of it, as plain data and tensors."""
         return {
             "records": [
-                [*record[:2], _plain(record.before), _plain(record.after), *record[4:]] for record in self.records
+                [*record[:2], plain(record.before), plain(record.after), *record[4:]] for record in self.records
             ],
             "tallies": {name: list(tally) for name, tally in self.tallies.items()},
-            "history": [[step, _plain(structure)] for step, structure in self.history],
+            "history": [[step, plain(structure)] for step, structure in self.history],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from :meth:`state_dict`."""
         records = (
-            Record._make([*one[:2], _structure(one[2]), _structure(one[3]), *one[4:]]) for one in state["records"]
+            Record._make([*one[:2], structured(one[2]), structured(one[3]), *one[4:]]) for one in state["records"]
         )
         self.records = deque(records, maxlen=self.records.maxlen)
         self.tallies = {name: Tally(*state["tallies"][name]) for name in STRATEGIES}
-        self.history = [(step, _structure(layers)) for step, layers in state["history"]]
+        self.history = [(step, structured(layers)) for step, layers in state["history"]]
 
     def said(self, record: Record) -> str:
         """A record in one line."""
@@ -151,11 +151,3 @@ class Tracker:
         if record.after != record.before:
             sizes += f" -> {describe(record.after)}"
         return f"{record.strategy} ({sizes}): {verdict}, gain {record.gain:+.3f}"
-
-
-def _plain(structure: Structure) -> list[list[Any]]:
-    return [list(layer) for layer in structure]
-
-
-def _structure(layers: Sequence[Sequence[Any]]) -> Structure:
-    return tuple(Layer(*layer) for layer in layers)

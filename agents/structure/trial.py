@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ...core.circuit import Circuit
-from ...core.structure import Change, Edit, Layer, LayerEdit, Origin, Structure
+from ...core.structure import Change, Edit, LayerEdit, Origin, Structure, after, plain, structured
 
 if TYPE_CHECKING:
     from ..plasticity import Upkeep
@@ -56,7 +56,7 @@ class Proposal(NamedTuple):
     @property
     def after(self) -> Structure:
         """The structure with the change."""
-        return tuple(Layer(len(edit.units), edit.residual) for edit in self.layers)
+        return after(self.before, self.layers)
 
     @property
     def grows(self) -> bool:
@@ -71,8 +71,10 @@ class Proposal(NamedTuple):
         }
         return {
             **self._asdict(),
-            "before": [list(layer) for layer in self.before],
-            "layers": [[edit.source, list(edit.units), edit.residual, list(edit.parents)] for edit in self.layers],
+            "before": plain(self.before),
+            "layers": [
+                [edit.source, list(edit.units), edit.residual, list(edit.parents), edit.begins] for edit in self.layers
+            ],
             "origins": origins,
         }
 
@@ -80,15 +82,14 @@ class Proposal(NamedTuple):
     def load(cls, state: Mapping[str, Any]) -> Proposal:
         """From :meth:`state_dict`."""
         layers = tuple(
-            LayerEdit(source, tuple(units), residual, tuple(parents))
-            for source, units, residual, parents in state["layers"]
+            LayerEdit(source, tuple(units), residual, tuple(parents), *begins)
+            for source, units, residual, parents, *begins in state["layers"]
         )
         origins = {
             name: Origin(former, tuple(Edit(dimension, tuple(sources)) for dimension, sources in edits))
             for name, (former, edits) in state["origins"].items()
         }
-        before = tuple(Layer(*layer) for layer in state["before"])
-        return cls(**{**state, "before": before, "layers": layers, "origins": origins})
+        return cls(**{**state, "before": structured(state["before"]), "layers": layers, "origins": origins})
 
 
 def gain_of(without: list[float], changed: list[float]) -> float:
