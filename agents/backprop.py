@@ -255,16 +255,6 @@ class BackpropAgent(DescentAgent):
         pairs = zip(gathered, sums.tolist(), strict=True)
         return {f"online_{name}": total / count for name, (total, count) in pairs if count > 0}
 
-    def state_dict(self) -> dict[str, Any]:
-        """What every agent that descends a gradient remembers, with what was gathered since the last row."""
-        return super().state_dict() | {"online": {name: list(pair) for name, pair in self._online.items()}}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
-        kept = {"online": {}, **state}  # which runs of before had not
-        super().load_state_dict(kept)
-        self._online = {name: list(pair) for name, pair in kept["online"].items()}
-
     def _metrics(self, outputs: Tensor, share: Batch) -> dict[str, float]:
         """The env's metrics of the whole batch, from the answers to each process's share of it."""
         if self.processes.size == 1:
@@ -281,11 +271,16 @@ class BackpropAgent(DescentAgent):
         self.upkeep.begin(self.circuit)
 
     def state_dict(self) -> dict[str, Any]:
-        """What every descending agent remembers, with what its methods of plasticity do, if it has any."""
+        """What every descending agent remembers, with what its methods of plasticity do, if it has any, and with what was
+        gathered since the last row.
+        """
         kept = self.upkeep.state_dict()
-        return super().state_dict() | ({"plasticity": kept} if kept else {})
+        online = {name: list(pair) for name, pair in self._online.items()}
+        return super().state_dict() | ({"plasticity": kept} if kept else {}) | {"online": online}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
         self.upkeep.load_state_dict(state.get("plasticity", []))
-        super().load_state_dict(state)
+        kept = {"online": {}, **state}  # which runs of before had not
+        super().load_state_dict(kept)
+        self._online = {name: list(pair) for name, pair in kept["online"].items()}

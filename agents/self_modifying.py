@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import Tensor
 
 from ..circuits.routed import RoutedCircuit
-from ..core.circuit import Circuit
 from ..core.distributed import Processes
 from ..core.env import Batch
 from ..core.options import LARGEST_STEP

@@ -87,7 +87,7 @@ class Watch:
             readers = _readers(circuit)
             self.given = {layer: [seen[name].to(like)] for layer, name in readers.items()}
         magnitudes, means = [], []
-        for layer, (size, _) in enumerate(structure):
+        for layer, (size, *_) in enumerate(structure):
             parts = self.given[layer]
             rows = (parts[0] if len(parts) == 1 else torch.cat(parts))[:, :size]
             magnitudes.append(rows.abs().mean(0))
