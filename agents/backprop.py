@@ -50,6 +50,11 @@ class BackpropAgent(DescentAgent):
         default=None,
         description="what keeps the circuit able to learn, or sparse: one method or a list of them; null is none",
     )
+    online: bool = Field(
+        default=False,
+        description="report the env's metrics averaged over all batches since the last row as well, each answered "
+        "before it was learned from (online_accuracy), as is usual for streams of tasks",
+    )
 
     @classmethod
     def check_options(cls, options: Any) -> None:
@@ -67,6 +72,8 @@ class BackpropAgent(DescentAgent):
         self.upkeep = Upkeep(self.plasticity, self.circuit, self.env, self.seed)
         self.followers.append(self.upkeep)
         self._dormant: dict[str, float] = {}
+        self._online: dict[str, list[float]] = {}
+        """Of each metric the sum and the count since the last row."""
         # Of what is looked out for alone: not part of the state, for it changes nothing.
         self._first_ratio: float | None = None
         self._worse_in_a_row = 0
@@ -93,6 +100,8 @@ class BackpropAgent(DescentAgent):
 
     def _own_share(self, batch: Batch) -> Batch:
         """This process's share of the sequences of a batch."""
+        if self.processes.size == 1:
+            return batch
         own = self.processes.mine(batch.inputs.shape[1])
         return Batch(*(part[:, own.start : own.stop] for part in batch))
 
@@ -114,8 +123,9 @@ class BackpropAgent(DescentAgent):
             watched(circuit, wanted=reports or looks) as watch,
         ):
             lost, outputs = self._backward(circuit, share, self.env.normaliser(batch).to(share.mask.dtype))
-        gradients = [parameter.grad for parameter in circuit.parameters() if parameter.grad is not None]
-        self.processes.add_up([*gradients, lost])
+        if self.processes.size > 1:
+            gradients = [parameter.grad for parameter in circuit.parameters() if parameter.grad is not None]
+            self.processes.add_up([*gradients, lost])
         if looks:
             activity = watch.activity(circuit, share.inputs).shared(share.mask.numel(), self.processes)
             update = update._replace(activity=activity)
@@ -159,7 +169,8 @@ class BackpropAgent(DescentAgent):
         """
         if self.tries_again():
             self._begin_again()
-        self.circuit.train()
+        if not self.circuit.training:
+            self.circuit.train()
         batch = self.env.sample(self.batch_size, self.generator)
         self.torch_optimiser.zero_grad(set_to_none=True)
         update = Update(self.circuit, self.torch_optimiser, self.env, batch, self.step + 1, self.seed)
@@ -171,8 +182,11 @@ class BackpropAgent(DescentAgent):
             self.upkeep.after_update(update)
             share = self._own_share(batch)
             self._look_out(outputs, share)
+            if self.online:
+                self._gather(outputs, share)
             if self.step % self.log_every == 0:
                 values |= self._metrics(outputs, share) | {"bad_steps": float(self.bad_steps)} | self._dormant
+                values |= self._online_metrics()
                 self._dormant = {}
             values |= self.after_update(batch, outputs, loss)
         self.env.move_on(self.batch_size)
@@ -210,6 +224,21 @@ class BackpropAgent(DescentAgent):
                 "smaller agent.clip_norm"
             )
 
+    def _gather(self, outputs: Tensor, share: Batch) -> None:
+        """Add up what the env tallies of a batch that was answered before it was learned from."""
+        for name, pair in self.env.tallies(outputs, share).items():
+            known = self._online.setdefault(name, [0.0, 0.0])
+            for index, part in enumerate(pair):
+                known[index] += float(part)
+
+    def _online_metrics(self) -> dict[str, float]:
+        """The metrics since the last row, of all processes' shares; and begin anew."""
+        gathered, self._online = self._online, {}
+        sums = torch.tensor(list(gathered.values()), dtype=torch.float64, device=self.env.device)
+        self.processes.add_up([sums] if gathered else [])
+        pairs = zip(gathered, sums.tolist(), strict=True)
+        return {f"online_{name}": total / count for name, (total, count) in pairs if count > 0}
+
     def _metrics(self, outputs: Tensor, share: Batch) -> dict[str, float]:
         """The env's metrics of the whole batch, from the answers to each process's share of it."""
         if self.processes.size == 1:
@@ -226,11 +255,16 @@ class BackpropAgent(DescentAgent):
         self.upkeep.begin(self.circuit)
 
     def state_dict(self) -> dict[str, Any]:
-        """What every descending agent remembers, with what its methods of plasticity do, if it has any."""
+        """What every agent that descends a gradient remembers, with what was gathered since the last row, and what its
+        methods of plasticity remember, if it has any.
+        """
+        gathered = {name: list(pair) for name, pair in self._online.items()}
         kept = self.upkeep.state_dict()
-        return super().state_dict() | ({"plasticity": kept} if kept else {})
+        return super().state_dict() | {"online": gathered} | ({"plasticity": kept} if kept else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
         self.upkeep.load_state_dict(state.get("plasticity", []))
-        super().load_state_dict(state)
+        kept = {"online": {}, **state}  # which runs of before had not
+        super().load_state_dict(kept)
+        self._online = {name: list(pair) for name, pair in kept["online"].items()}

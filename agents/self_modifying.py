@@ -149,11 +149,10 @@ class SelfModifyingAgent(BackpropAgent):
     def _gradients(self, update: Update, upkeep: Upkeep) -> tuple[float, Tensor, Update]:
         """See :meth:`BackpropAgent._gradients`; also those of a copy that is on trial, with the same randomness."""
         if isinstance(self.trial, PairedTrial):
-            self.trial.circuit.train()
             self.trial.optimiser.zero_grad(set_to_none=True)
             same = update._replace(circuit=self.trial.circuit, optimiser=self.trial.optimiser)
             self._rehearsed, _, self._rehearsal = super()._gradients(same, self.trial.upkeep)
-            if not math.isfinite(self.bounded(self.trial.circuit)):
+            if not math.isfinite(self.bounded(self.trial.optimiser)):
                 self._rehearsed = math.inf
         return super()._gradients(update, upkeep)
 
@@ -270,7 +269,7 @@ class SelfModifyingAgent(BackpropAgent):
         return strategy.grows > 0 or worth > self.growth_threshold
 
     def _begin(self, strategy: Strategy, subject: Subject, situation: Tensor, worth: float, loss: float) -> None:
-        changed = copy.deepcopy(self.circuit)
+        changed = copy.deepcopy(self.circuit).train()
         optimiser = self.optimiser.make(changed.parameters(), self.lr)
         self.optimiser.take_up(optimiser, copy.deepcopy(self.torch_optimiser.state_dict()["state"]))
         done = strategy.apply(subject._replace(circuit=changed))
@@ -278,7 +277,7 @@ class SelfModifyingAgent(BackpropAgent):
         reset_moments(optimiser, changed, done.reset)
         upkeep = self.upkeep.copied()
         upkeep.follow(done.change)
-        proposal = Proposal.of(self.step, strategy.name, strategy.grows, situation, done.change)
+        proposal = Proposal.of(self.step, strategy.name, situation, done.change)
         if self.verdict == "paired":
             self.trial = PairedTrial(proposal, changed, optimiser, upkeep, steps=self.trial_steps, harm=self.harm)
             return
@@ -420,7 +419,7 @@ class SelfModifyingAgent(BackpropAgent):
         trial: PairedTrial | RewardTrial
         proposal = Proposal.load(_on_cpu(state["proposal"]))
         if state["kind"] == "paired":
-            changed = copy.deepcopy(self.circuit)
+            changed = copy.deepcopy(self.circuit).train()
             load_weights(changed, state)
             optimiser = self.optimiser.make(changed.parameters(), self.lr)
             self.optimiser.take_up(optimiser, state["moments"])
