@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..core.circuit import Circuit
+from ..core.component import class_of
 from ..core.distributed import Processes
 from ..core.env import Batch, Env
 from ..core.options import LARGEST_STEP
@@ -65,6 +66,13 @@ class BackpropAgent(DescentAgent):
             raise ValueError(
                 f"steps: got None; a {options.schedule} schedule falls over all steps, or over cycle_steps"
             )
+
+    @classmethod
+    def refuses_start(cls, options: Any) -> Iterable[str]:
+        """See :meth:`Agent.refuses_start`: masks that are drawn leave little of weights that were learned."""
+        for index, method in enumerate(options.plasticity):
+            if class_of(method).masks:
+                yield f"agent.plasticity.{index}.type: got {method.type!r}, which draws connections; allowed: any other"
 
     def setup(self) -> None:
         """See :meth:`DescentAgent.setup`."""
