@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..circuits.routed import RoutedCircuit
 from ..core.circuit import Circuit
+from ..core.component import class_of
 from ..core.distributed import Processes
 from ..core.env import Batch, Env
 from ..core.options import LARGEST_STEP
@@ -68,6 +69,13 @@ class BackpropAgent(DescentAgent):
             raise ValueError(
                 f"steps: got None; a {options.schedule} schedule falls over all steps, or over cycle_steps"
             )
+
+    @classmethod
+    def refuses_start(cls, options: Any) -> Iterable[str]:
+        """See :meth:`Agent.refuses_start`: masks that are drawn leave little of weights that were learned."""
+        for index, method in enumerate(options.plasticity):
+            if class_of(method).masks:
+                yield f"agent.plasticity.{index}.type: got {method.type!r}, which draws connections; allowed: any other"
 
     def setup(self) -> None:
         """See :meth:`DescentAgent.setup`."""
@@ -271,12 +279,12 @@ class BackpropAgent(DescentAgent):
         self.upkeep.begin(self.circuit)
 
     def state_dict(self) -> dict[str, Any]:
-        """What every descending agent remembers, with what its methods of plasticity do, if it has any, and with what was
-        gathered since the last row.
+        """What every agent that descends a gradient remembers, with what was gathered since the last row, and what its
+        methods of plasticity remember, if it has any.
         """
+        gathered = {name: list(pair) for name, pair in self._online.items()}
         kept = self.upkeep.state_dict()
-        online = {name: list(pair) for name, pair in self._online.items()}
-        return super().state_dict() | ({"plasticity": kept} if kept else {}) | {"online": online}
+        return super().state_dict() | {"online": gathered} | ({"plasticity": kept} if kept else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""

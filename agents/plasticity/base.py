@@ -34,18 +34,27 @@ class Update(NamedTuple):
     step: int
     """The number of the update, from 1."""
     seed: int
-    """Of all that is drawn in this update by this method."""
+    """Of the run."""
+    method: int = 0
+    """The number of the method that sees it."""
     activity: Activity | None = None
     """What the layers gave, where the method asked for it and once they have."""
 
     def generator(self) -> torch.Generator:
-        """A fresh generator on the CPU, the same at every call."""
-        return torch.Generator().manual_seed(self.seed)
+        """A fresh generator on the CPU, of all that the method draws in this update; the same at every call."""
+        return generator_of(self.seed, self.method, self.step)
 
 
-def seed_of(*parts: Any) -> int:
-    """A seed that depends on these parts alone."""
-    return random.Random(" ".join(map(str, parts))).getrandbits(63)
+def generator_of(seed: int, method: int, step: int) -> torch.Generator:
+    """A generator on the CPU that depends on these alone.
+
+    Args:
+        seed: of the run.
+        method: its number.
+        step: number of the update, 0 before the first.
+    """
+    drawn = random.Random(f"plasticity {seed} {method} {step}").getrandbits(63)
+    return torch.Generator().manual_seed(drawn)
 
 
 @contract("plasticity")

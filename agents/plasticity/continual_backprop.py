@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -59,29 +59,27 @@ class ContinualBackprop(PlasticityMethod):
         return step % self.look_every == 0
 
     @torch.no_grad()
-    def on_gradient(self, update: Update) -> None:
-        """Judge the units by the weights that the batch was answered with."""
-        if update.activity is None:
-            return
-        for group in groups_of(update.circuit):
-            worth = contributions(update.circuit, group, update.activity)
-            self.utilities[group.layers[0]].mul_(self.decay).add_(worth, alpha=1 - self.decay)
-        for mean, seen in zip(self.means, update.activity.means, strict=True):
-            mean.mul_(self.decay).add_(seen, alpha=1 - self.decay)
-
-    @torch.no_grad()
     def after_update(self, update: Update) -> None:
-        """Make new what is due."""
+        """Judge the units by what they gave and the weights as they are now; make new what is due."""
+        activity, chosen = update.activity, []
+        for mean, given in zip(self.means, activity.means, strict=True) if activity else ():
+            mean.mul_(self.decay).add_(given, alpha=1 - self.decay)
         for group in groups_of(update.circuit):
             lowest = group.layers[0]
+            if activity:
+                worth = contributions(update.circuit, group, activity)
+                self.utilities[lowest].mul_(self.decay).add_(worth, alpha=1 - self.decay)
             age = self.ages[lowest].add_(1)
             ready = (age > self.maturity).nonzero().flatten()
             self.due[lowest] += self.replacement_rate * len(ready)
             count = min(int(self.due[lowest]), len(ready))
             if count:
                 self.due[lowest] -= count
-                worth = (self.utilities[lowest] / self._seen(age))[ready]
-                self._renew(update, group, ready[worth.argsort(stable=True)[:count]].sort().values)
+                ranked = (self.utilities[lowest] / self._seen(age))[ready].argsort(stable=True)
+                chosen.append((group, ready[ranked[:count]].sort().values))
+        generator = update.generator() if chosen else None
+        for group, units in chosen:
+            self._renew(update, group, units, generator)
 
     def _seen(self, age: Tensor) -> Tensor:
         """How much of an average is what was seen, for units of these ages."""
@@ -89,10 +87,10 @@ class ContinualBackprop(PlasticityMethod):
         seen: Tensor = 1 - self.decay ** looks.to(self.means[0])
         return seen
 
-    def _renew(self, update: Update, group: Group, units: Tensor) -> None:
+    def _renew(self, update: Update, group: Group, units: Tensor, generator: Any) -> None:
         seen = self._seen(self.ages[group.layers[0]])
         means = [mean / seen if index in group.layers else mean for index, mean in enumerate(self.means)]
-        renew(update.circuit, update.optimiser, group, units, update.generator(), means)
+        renew(update.circuit, update.optimiser, group, units, generator, means)
         for layer in group.layers:
             for kept in (self.utilities[layer], self.means[layer], self.ages[layer]):
                 kept[units] = 0

@@ -81,15 +81,14 @@ class Watch:
             circuit: that was watched.
             inputs: which it runs over if nothing was seen, ``[T, B, I]``.
         """
-        structure = circuit.structure()
+        structure, like = circuit.structure(), next(circuit.parameters())
         if not self.given:
-            seen, like = circuit.activity(inputs), next(circuit.parameters())
-            readers = _readers(circuit)
-            self.given = {layer: [seen[name].to(like)] for layer, name in readers.items()}
+            seen = circuit.activity(inputs)
+            self.given = {layer: [seen[name]] for layer, name in _readers(circuit).items()}
         magnitudes, means = [], []
         for layer, (size, *_) in enumerate(structure):
             parts = self.given[layer]
-            rows = (parts[0] if len(parts) == 1 else torch.cat(parts))[:, :size]
+            rows = (parts[0] if len(parts) == 1 else torch.cat(parts))[:, :size].to(like)
             magnitudes.append(rows.abs().mean(0))
             means.append(rows.mean(0))
         return Activity(magnitudes, means)

@@ -6,15 +6,13 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from ...core.circuit import Circuit
 from ...core.component import build
 from ...core.env import Env
 from ...core.options import refusal
 from ...core.registry import name_of
 from ...core.structure import Change
-from .base import PlasticityMethod, Update, seed_of
+from .base import PlasticityMethod, Update, generator_of
 
 
 class Upkeep:
@@ -48,8 +46,7 @@ class Upkeep:
     def begin(self, circuit: Circuit) -> None:
         """Start to remember, with the weights as they are; those that are to be masked become zero."""
         for number, method in enumerate(self.methods):
-            generator = torch.Generator().manual_seed(seed_of(self.seed, "plasticity", number))
-            method.begin(circuit, generator)
+            method.begin(circuit, generator_of(self.seed, number, 0))
 
     def copied(self) -> Upkeep:
         """The same for a copy of the circuit."""
@@ -75,8 +72,7 @@ class Upkeep:
         """Each method with an update as it sees it."""
         for number, method in enumerate(self.methods):
             activity = update.activity if method.looks(update.step) else None
-            seed = seed_of(self.seed, "plasticity", number, update.step)
-            yield method, update._replace(seed=seed, activity=activity)
+            yield method, update._replace(method=number, activity=activity)
 
     def follow(self, change: Change) -> None:
         """See :meth:`PlasticityMethod.follow`."""

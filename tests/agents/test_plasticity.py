@@ -30,7 +30,7 @@ from papertape.agents.plasticity import (
     dormant_share,
     watched,
 )
-from papertape.agents.plasticity.base import seed_of
+from papertape.agents.plasticity.base import generator_of
 from papertape.agents.plasticity.sparse import hidden_weights, largest, spread
 from papertape.agents.plasticity.units import contributions, groups_of
 from papertape.agents.structure.strategies import utilities
@@ -153,7 +153,7 @@ class Loop:
         self.first = {name: part.detach().clone() for name, part in self.parameters.items()}
 
     def random(self) -> torch.Generator:
-        return torch.Generator().manual_seed(seed_of(3, "plasticity", 0, self.number))
+        return generator_of(3, 0, self.number)
 
     def penalty(self) -> Any:
         return 0.0
@@ -184,10 +184,10 @@ class Loop:
         loss = self.env.losses(self.circuit(batch.inputs)[0], batch).sum() / 6 + self.penalty()
         found = dict(zip(self.parameters, torch.autograd.grad(loss, [*self.parameters.values()]), strict=True))
         self.seen = self.hidden(batch)
-        self.read = [self.parameters[f"layers.{index + 1}.weight"].tolist() for index in range(len(self.seen))]
         with torch.no_grad():
             for name, gradient in self.gradients(found).items():
                 self.parameters[name] -= RATE * gradient
+            self.read = [self.parameters[f"layers.{index + 1}.weight"].tolist() for index in range(len(self.seen))]
             self.after(batch)
         self.env.move_on(6)
 
@@ -229,6 +229,7 @@ def test_continual_backprop_agrees_with_a_loop() -> None:
             self.due = [0.0, 0.0]
 
         def after(self, batch: Batch) -> None:
+            generator = self.random()
             for layer, rows in enumerate(self.seen):
                 ready = []
                 for unit in range(len(rows[0])):
@@ -248,7 +249,7 @@ def test_continual_backprop_agrees_with_a_loop() -> None:
                 if worst:
                     self.due[layer] -= count
                     means = [mean / share for mean, share in zip(self.means[layer], corrected, strict=True)]
-                    self.renew(layer, sorted(worst), self.random(), means)
+                    self.renew(layer, sorted(worst), generator, means)
                     renewed.append((layer, worst))
                 for unit in worst:
                     self.worth[layer][unit] = self.means[layer][unit] = self.ages[layer][unit] = 0
@@ -817,10 +818,13 @@ def test_a_run_that_begins_again_remembers_nothing() -> None:
 
 def test_a_step_that_is_skipped_changes_no_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = run(make(method("continual-backprop"), method("set")), 3)
-    before = flat(agent.circuit.state_dict()), flat(agent.upkeep.methods[0].ages)
-    monkeypatch.setattr(type(agent), "bounded", lambda self, circuit: math.inf)
+    before = flat(agent.circuit.state_dict()), flat(agent.upkeep.state_dict())
+    monkeypatch.setattr(type(agent), "bounded", lambda self, optimiser: math.inf)
+    bad = agent.env.sample(6, torch.Generator())._replace(inputs=torch.full((2, 6, 3), math.nan, dtype=torch.float64))
+    monkeypatch.setattr(agent.env, "sample", lambda *sizes: bad)
     agent.train_step()
-    assert (flat(agent.circuit.state_dict()), flat(agent.upkeep.methods[0].ages)) == before
+    assert agent.bad_steps == 1
+    assert (flat(agent.circuit.state_dict()), flat(agent.upkeep.state_dict())) == before
 
 
 def test_ewc_holds_what_mattered_to_a_task() -> None:
@@ -930,5 +934,8 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     )
     assert main(["train", "run.yaml", "agent.plasticity=redo", "circuit={type: transformer, model_size: 4}"]) != 0
     assert "agent.plasticity.0.type: got 'redo'" in capsys.readouterr().err
-    rows = list(read_metrics(Path("runs/whole/metrics.jsonl")))
-    assert rows
+    assert main(["train", "run.yaml", "name=begun", "start=redo", "agent.plasticity=l2-init"]) == 0
+    assert main(["train", "run.yaml", "start=redo", "agent.plasticity=[l2-init, set]"]) != 0
+    assert "agent.plasticity.1.type: got 'set', which draws connections" in capsys.readouterr().err
+    for name, row in (("whole", 4), ("part", 12)):
+        assert any(found["step"] == row for found in read_metrics(Path(f"runs/{name}/metrics.jsonl")))
