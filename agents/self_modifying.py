@@ -261,12 +261,12 @@ class SelfModifyingAgent(BackpropAgent):
             self._begin(STRATEGIES[chosen], subject, situation, worth, loss)
 
     def _subject(self) -> Subject:
-        """What a strategy may change: where tasks own units, those of the task of most of the latest sequences."""
+        """What a strategy may change: where tasks own units, those of the task of most of the last batch."""
         ages, inputs, task = [self.step - born for born in self.born], self._inputs(), 0
         if isinstance(self.circuit, RoutedCircuit):
             self.circuit.settle()
             tasks = self.circuit.tasks_of(self.circuit.shared_inputs(inputs)[0])
-            task = int(tasks.mode().values)
+            task = int(tasks[-self._recent[-1].shape[1] :].mode().values)
             inputs = inputs[:, tasks == task]
         return Subject(self.circuit, inputs, ages, self.bounds, self.structural, task)
 
