@@ -281,14 +281,14 @@ class SelfModifyingAgent(BackpropAgent):
         return strategy.grows > 0 or worth > self.growth_threshold
 
     def _subject(self, circuit: Circuit) -> Subject:
-        """A circuit of the structure of the agent's own, as strategies take it: where tasks own units, those of the task
-        of most of the latest sequences may change.
+        """A circuit of the structure of the agent's own, as strategies take it. Where tasks own units, those of the
+        task of most of the last batch may change.
         """
         ages, inputs, task = [self.step - born for born in self.born], self._inputs(), 0
         if isinstance(circuit, RoutedCircuit):
             circuit.settle()
             tasks = circuit.tasks_of(circuit.shared_inputs(inputs)[0])
-            task = int(tasks.mode().values)
+            task = int(tasks[-self._recent[-1].shape[1] :].mode().values)
             inputs = inputs[:, tasks == task]
         return Subject(circuit, inputs, ages, self.bounds, self.structural, task)
 

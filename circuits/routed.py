@@ -192,7 +192,7 @@ class RoutedCircuit(Circuit):
         generator: torch.Generator | None = None,
     ) -> Change:
         """See :meth:`Circuit.edit`. A fresh unit belongs to the task of the unit before it; those of a task that begins
-        come last. Units that are lent to another task stay. With several tasks no layer is added or removed.
+        come last. A task that lends units to others keeps all it has. With several tasks no layer is added or removed.
         """
         before = self.structure()
         check_change(before, layers, uniform=self.uniform, fresh_residual=self.fresh_residual)
@@ -219,13 +219,15 @@ class RoutedCircuit(Circuit):
         return Change(before, tuple(layers), origins, former, dict(self.named_parameters()))
 
     def _check_lent(self, before: Structure, layers: Sequence[LayerEdit]) -> None:
-        for task in range(1, len(self.routes)):
-            for edit, lent in zip(layers, lending(self.routes, task), strict=True):
-                earlier = sum(before[edit.source].shares[:task])
-                lost = set(lent[:earlier].nonzero().flatten().tolist()) - set(edit.units)
-                if lost:
+        for edit in layers:
+            shares = before[max(edit.source, 0)].shares
+            lost = {*range(sum(shares))} - {*edit.units} if edit.source != FRESH else set()
+            owners = [task for task, share in enumerate(shares) for _ in range(share)]
+            for unit in sorted(lost):
+                if self.lends(owners[unit]):
                     raise ValueError(
-                        f"layers[{edit.source}].units: unit {min(lost)} is lent to task {task}; allowed is to keep it"
+                        f"layers[{edit.source}].units: task {owners[unit]} lends units to others; allowed is to keep "
+                        f"unit {unit}"
                     )
 
     def _inputs_of_tasks(self, inputs: Tensor | None) -> dict[int, Tensor]:
@@ -312,6 +314,15 @@ class RoutedCircuit(Circuit):
     def lent(self, task: int) -> list[Tensor]:
         """Of each layer which units a task may read, bool ``[units of its circuit]``; its own are among them."""
         return lending(self.routes, task)
+
+    def lends(self, task: int) -> bool:
+        """Whether any of a task's own units is lent to another."""
+        for later in range(task + 1, len(self.routes)):
+            for lent, layer in zip(self.lent(later), self.structure(), strict=True):
+                first = sum(layer.shares[:task])
+                if bool(lent[first : first + layer.shares[task]].any()):
+                    return True
+        return False
 
     @torch.no_grad()
     def lend(self, task: int, layer: int, units: Tensor, *, lent: bool) -> dict[str, Tensor]:

@@ -84,12 +84,10 @@ class Subject(NamedTuple):
         return self.structure[layer].size - self.first(layer)
 
     def free(self, layer: int) -> Tensor:
-        """Which units of a layer may go: the task's own that are lent to no other, bool ``[units]``."""
+        """Which units of a layer may go: the task's own, if it lends none to another, bool ``[units]``."""
         free = torch.arange(self.structure[layer].size) >= self.first(layer)
-        if isinstance(self.circuit, RoutedCircuit):
-            for later in range(self.task + 1, self.tasks):
-                free &= ~self.circuit.lent(later)[layer][: len(free)].cpu()
-        return free
+        lends = isinstance(self.circuit, RoutedCircuit) and self.circuit.lends(self.task)
+        return torch.zeros_like(free) if lends else free
 
     def named(self, name: str) -> str:
         """What a parameter of the circuit that runs is called in the whole."""

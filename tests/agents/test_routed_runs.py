@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import papertape
 from papertape.agents import BackpropAgent, EvolutionAgent, NodePerturbationAgent, SelfModifyingAgent
 from papertape.agents.structure import STRATEGIES
 from papertape.circuits import RoutedCircuit
@@ -87,13 +88,19 @@ def test_each_task_is_given_units_when_it_comes_and_keeps_its_answers(kind: Any)
         assert [len(born) for born in agent.born] == [agent.circuit.structure()[0].size]
 
 
+def at_the_second_task(**options: Any) -> Any:
+    """An agent amid the second task, with what it would judge units by."""
+    agent = make(steps=30, policy="none", min_age=0, max_units=20, **options)
+    while agent.step < 19:
+        agent.train_step()
+    agent._remember(agent.env.sample(40, agent.generator).inputs)
+    return agent
+
+
 def test_strategies_change_the_units_of_the_task_at_hand_alone() -> None:
     """Whatever they do, what earlier tasks answer stays bit for bit."""
     for name, strategy in STRATEGIES.items():
-        agent = make(steps=30, policy="none", min_age=0, max_units=20)
-        while agent.step < 20:
-            agent.train_step()
-        agent._remember(agent.env.sample(4, agent.generator).inputs)  # of the second task still
+        agent = at_the_second_task()
         subject = agent._subject()
         before = answers(agent, 0)
         if "layer" in name:
@@ -111,9 +118,7 @@ def test_strategies_change_the_units_of_the_task_at_hand_alone() -> None:
 
 
 def test_units_that_are_lent_stay_and_the_first_task_grows_amid_the_others() -> None:
-    agent = make(steps=30, policy="none", min_age=0, max_units=20)
-    while agent.step < 20:
-        agent.train_step()
+    agent = at_the_second_task()
     first = agent._subject()._replace(
         task=0, inputs=list(agent.env.sets("test").values())[0].sample(9, agent.generator).inputs
     )
@@ -123,18 +128,18 @@ def test_units_that_are_lent_stay_and_the_first_task_grows_amid_the_others() -> 
     assert agent.circuit.structure() == (Layer(18, False, (12, 6)),)
     for task in range(2):
         torch.testing.assert_close(answers(agent, task), own[task], rtol=0, atol=1e-5)
-    agent.circuit.lend(1, 0, torch.arange(12) < 3, lent=False)
+    agent.circuit.lend(1, 0, torch.arange(12) < 9, lent=False)
+    assert not STRATEGIES["remove-neuron"].possible(first)
+    agent.circuit.lend(1, 0, torch.arange(12) >= 9, lent=False)
     first = first._replace(ages=[agent.step - born for born in agent.born])
     second = answers(agent, 1)
     agent.restructured(STRATEGIES["remove-neuron"].apply(first).change)
     assert agent.circuit.structure() == (Layer(17, False, (11, 6)),)
-    torch.testing.assert_close(answers(agent, 1), second, rtol=0, atol=1e-5)
+    torch.testing.assert_close(answers(agent, 1), second, rtol=0, atol=1e-6)
 
 
 def test_thresholds_move_what_is_lent_to_a_task() -> None:
-    agent = make(steps=30, policy="none", min_age=0, rewired=0.5)
-    while agent.step < 20:
-        agent.train_step()
+    agent = at_the_second_task(rewired=0.5)
     counts = []
     for _ in range(6):
         STRATEGIES["adjust-thresholds"].apply(agent._subject())
@@ -187,11 +192,8 @@ def test_what_cannot_learn_with_tasks_is_refused() -> None:
     with pytest.raises(ValueError, match=r"agent.retry_every: got 5; tasks of a routed circuit stay"):
         make(BackpropAgent, retry_every=5, target_error=0.0)
 
-    class Two(Processes):
-        size = 2
-
     with pytest.raises(ValueError, match="circuit.type: got routed in 2 processes; allowed is one"):
-        make(BackpropAgent).join(Two())
+        make(BackpropAgent).join(Processes(0, 2))
 
 
 def test_the_command_line_trains_resumes_and_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,12 +211,8 @@ def test_the_command_line_trains_resumes_and_tests(tmp_path: Path, monkeypatch: 
     assert main(["train", "memory-sequence", *words, "agent.steps=10"]) == 0
     assert main(["train", "--resume", "runs/one", "agent.steps=12"]) == 0
     assert main(["test", "runs/one"]) == 0
-    log = Path("runs/one/log.txt").read_text() if Path("runs/one/log.txt").exists() else ""
-    assert "Traceback" not in log
-    import papertape
-
-    circuit = papertape.load_circuit("runs/one")
-    assert circuit.structure() == (Layer(18, False, (6, 6, 6)),) or circuit.structure()[0].shares[0] == 6
+    circuit = papertape.load_circuit("runs/one/checkpoints/latest.pt")
+    assert circuit.structure() == (Layer(18, False, (6, 6, 6)),)
 
 
 def test_torchrun_and_populations_are_refused_by_the_command_line(

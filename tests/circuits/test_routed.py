@@ -299,7 +299,7 @@ def test_thresholds_follow_and_are_kept() -> None:
 def test_edits_that_break_ownership_are_refused() -> None:
     circuit = made("two layers", tasks=2)
     structure = circuit.structure()
-    with pytest.raises(ValueError, match="unit 0 is lent to task 1; allowed is to keep it"):
+    with pytest.raises(ValueError, match="task 0 lends units to others; allowed is to keep unit 0"):
         circuit.edit(narrowed(structure, {0: [0], 1: [0]}))
     with pytest.raises(ValueError, match="a later task come before"):
         circuit.edit([edit._replace(units=tuple(range(7, -1, -1))) for edit in unchanged(structure)])
