@@ -1,4 +1,4 @@
-"""Agents that learn with a circuit whose units belong to tasks: when units come, what changes, and how it is resumed."""
+"""Agents that learn with a circuit whose units belong to tasks: when units come, and how it is resumed."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_strategies_change_the_units_of_the_task_at_hand_alone() -> None:
 def test_units_that_are_lent_stay_and_the_first_task_grows_amid_the_others() -> None:
     agent = at_the_second_task()
     first = agent._subject()._replace(
-        task=0, inputs=list(agent.env.sets("test").values())[0].sample(9, agent.generator).inputs
+        task=0, inputs=next(iter(agent.env.sets("test").values())).sample(9, agent.generator).inputs
     )
     assert not STRATEGIES["remove-neuron"].possible(first)  # all are lent to the second
     own = [answers(agent, task) for task in range(2)]
