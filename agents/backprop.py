@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -45,6 +46,11 @@ class BackpropAgent(DescentAgent):
         description="steps of time after which the state is cut off from the gradient; null goes through whole "
         "sequences",
     )
+    online: bool = Field(
+        default=False,
+        description="report the env's metrics averaged over all batches since the last row as well, each answered "
+        "before it was learned from (online_accuracy), as is usual for streams of tasks",
+    )
 
     @classmethod
     def check_options(cls, options: Any) -> None:
@@ -61,6 +67,8 @@ class BackpropAgent(DescentAgent):
         super().setup()
         if isinstance(self.circuit, RoutedCircuit) and self.retry_every is not None:
             raise ValueError(f"agent.retry_every: got {self.retry_every}; tasks of a routed circuit stay: null")
+        self._online: dict[str, list[float]] = {}
+        """Of each metric the sum and the count since the last row."""
         # Of what is looked out for alone: not part of the state, for it changes nothing.
         self._first_ratio: float | None = None
         self._worse_in_a_row = 0
@@ -89,6 +97,8 @@ class BackpropAgent(DescentAgent):
 
     def _own_share(self, batch: Batch) -> Batch:
         """This process's share of the sequences of a batch."""
+        if self.processes.size == 1:
+            return batch
         own = self.processes.mine(batch.inputs.shape[1])
         return Batch(*(part[:, own.start : own.stop] for part in batch))
 
@@ -101,8 +111,9 @@ class BackpropAgent(DescentAgent):
         share = self._own_share(batch)
         with self.own_randomness(self.processes.rank):
             lost, outputs = self._backward(circuit, share, self.env.normaliser(batch).to(share.mask.dtype))
-        gradients = [parameter.grad for parameter in circuit.parameters() if parameter.grad is not None]
-        self.processes.add_up([*gradients, lost])
+        if self.processes.size > 1:
+            gradients = [parameter.grad for parameter in circuit.parameters() if parameter.grad is not None]
+            self.processes.add_up([*gradients, lost])
         return float(lost), outputs
 
     def _backward(self, circuit: Circuit, batch: Batch, normaliser: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,7 +141,8 @@ class BackpropAgent(DescentAgent):
         """
         if self.tries_again():
             self._begin_again()
-        self.circuit.train()
+        if not self.circuit.training:
+            self.circuit.train()
         batch = self.env.sample(self.batch_size, self.generator)
         self.meet(batch)
         self.torch_optimiser.zero_grad(set_to_none=True)
@@ -141,8 +153,11 @@ class BackpropAgent(DescentAgent):
         if not self.bad_steps_in_a_row:
             share = self._own_share(batch)
             self._look_out(outputs, share)
+            if self.online:
+                self._gather(outputs, share)
             if self.step % self.log_every == 0:
                 values |= self._metrics(outputs, share) | {"bad_steps": float(self.bad_steps)}
+                values |= self._online_metrics()
             values |= self.after_update(batch, outputs, loss)
         self.env.move_on(self.batch_size)
         return values
@@ -186,6 +201,31 @@ class BackpropAgent(DescentAgent):
                 f"{self._first_ratio:.3g} times at first: training diverges; try an agent.lr below {self.lr}, or a "
                 "smaller agent.clip_norm"
             )
+
+    def _gather(self, outputs: Tensor, share: Batch) -> None:
+        """Add up what the env tallies of a batch that was answered before it was learned from."""
+        for name, pair in self.env.tallies(outputs, share).items():
+            known = self._online.setdefault(name, [0.0, 0.0])
+            for index, part in enumerate(pair):
+                known[index] += float(part)
+
+    def _online_metrics(self) -> dict[str, float]:
+        """The metrics since the last row, of all processes' shares; and begin anew."""
+        gathered, self._online = self._online, {}
+        sums = torch.tensor(list(gathered.values()), dtype=torch.float64, device=self.env.device)
+        self.processes.add_up([sums] if gathered else [])
+        pairs = zip(gathered, sums.tolist(), strict=True)
+        return {f"online_{name}": total / count for name, (total, count) in pairs if count > 0}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What every agent that descends a gradient remembers, with what was gathered since the last row."""
+        return super().state_dict() | {"online": {name: list(pair) for name, pair in self._online.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
+        kept = {"online": {}, **state}  # which runs of before had not
+        super().load_state_dict(kept)
+        self._online = {name: list(pair) for name, pair in kept["online"].items()}
 
     def _metrics(self, outputs: Tensor, share: Batch) -> dict[str, float]:
         """The env's metrics of the whole batch, from the answers to each process's share of it."""

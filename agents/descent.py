@@ -11,7 +11,6 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from ..core.circuit import Circuit
 from ..core.component import class_of
 from ..core.options import LARGEST_STEP, refusal
 from ..core.registry import name_of
@@ -112,11 +111,12 @@ class DescentAgent(LearningAgent):
         for follower in self.followers:
             follower.follow(change)
 
-    def bounded(self, circuit: Circuit) -> float:
-        """Clip the gradients of a circuit as the options say; their norm before it was scaled down."""
+    def bounded(self, optimiser: Optimizer) -> float:
+        """Clip the gradients of what an optimiser moves as the options say; their norm before it was scaled down."""
+        parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         if self.clip_value is not None:
-            nn.utils.clip_grad_value_(circuit.parameters(), self.clip_value)
-        return float(nn.utils.clip_grad_norm_(circuit.parameters(), self.clip_norm or math.inf))
+            nn.utils.clip_grad_value_(parameters, self.clip_value)
+        return float(nn.utils.clip_grad_norm_(parameters, self.clip_norm or math.inf))
 
     def descend(self, loss: float, rate: float) -> dict[str, float]:
         """One update by the gradients that the weights have; none if these or the loss are not finite.
@@ -131,7 +131,7 @@ class DescentAgent(LearningAgent):
         Raises:
             TrainingError: too many in a row were not finite.
         """
-        norm = self.bounded(self.circuit)
+        norm = self.bounded(self.torch_optimiser)
         if math.isfinite(loss) and math.isfinite(norm):
             self.bad_steps_in_a_row = 0
             for group in self.torch_optimiser.param_groups:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -23,7 +23,7 @@ from .backprop import BackpropAgent
 from .evaluation import load_weights, weights_of
 from .structure.grades import GRADES, Grades, check_grades, reward
 from .structure.policy import PolicyName, make_policy
-from .structure.strategies import STRATEGIES, Limits, Strategy, Subject, reset_moments
+from .structure.strategies import STRATEGIES, Done, Limits, Strategy, Subject, reset_moments
 from .structure.tracker import Record, Tracker, thinned
 from .structure.trial import PairedTrial, Proposal, RewardTrial, Verdict
 
@@ -149,10 +149,9 @@ class SelfModifyingAgent(BackpropAgent):
     def _gradients(self, circuit: Circuit, batch: Batch) -> tuple[float, Tensor]:
         """See :meth:`BackpropAgent._gradients`; also those of a copy that is on trial, with the same randomness."""
         if isinstance(self.trial, PairedTrial):
-            self.trial.circuit.train()
             self.trial.optimiser.zero_grad(set_to_none=True)
             self._rehearsed, _ = super()._gradients(self.trial.circuit, batch)
-            if not math.isfinite(self.bounded(self.trial.circuit)):
+            if not math.isfinite(self.bounded(self.trial.optimiser)):
                 self._rehearsed = math.inf
         return super()._gradients(circuit, batch)
 
@@ -253,22 +252,12 @@ class SelfModifyingAgent(BackpropAgent):
         self._sums = dict.fromkeys(self._sums, 0.0)
         if self.trial is not None or self.chooser is None:
             return
-        subject = self._subject()
+        subject = self._subject(self.circuit)
         arms = [name for name, strategy in STRATEGIES.items() if self._fits(strategy, worth)]
         arms = [name for name in arms if STRATEGIES[name].possible(subject)]
         chosen = self.chooser.choose(situation, arms, self.structural)
         if chosen is not None:
-            self._begin(STRATEGIES[chosen], subject, situation, worth, loss)
-
-    def _subject(self) -> Subject:
-        """What a strategy may change: where tasks own units, those of the task of most of the last batch."""
-        ages, inputs, task = [self.step - born for born in self.born], self._inputs(), 0
-        if isinstance(self.circuit, RoutedCircuit):
-            self.circuit.settle()
-            tasks = self.circuit.tasks_of(self.circuit.shared_inputs(inputs)[0])
-            task = int(tasks[-self._recent[-1].shape[1] :].mode().values)
-            inputs = inputs[:, tasks == task]
-        return Subject(self.circuit, inputs, ages, self.bounds, self.structural, task)
+            self._begin(chosen, STRATEGIES[chosen].apply, situation)
 
     def restructured(self, change: Change) -> None:
         """See :meth:`DescentAgent.restructured`; of a task that has begun. A trial that is under way ends without a
@@ -287,18 +276,46 @@ class SelfModifyingAgent(BackpropAgent):
             return worth >= self.pruning_threshold and worth > self.growth_threshold
         return strategy.grows > 0 or worth > self.growth_threshold
 
-    def _begin(self, strategy: Strategy, subject: Subject, situation: Tensor, worth: float, loss: float) -> None:
-        changed = copy.deepcopy(self.circuit)
+    def _subject(self, circuit: Circuit) -> Subject:
+        """A circuit of the structure of the agent's own, as strategies take it: where tasks own units, they change those
+        of the task of most of the last batch.
+        """
+        ages, inputs, task = [self.step - born for born in self.born], self._inputs(), 0
+        if isinstance(circuit, RoutedCircuit):
+            circuit.settle()
+            tasks = circuit.tasks_of(circuit.shared_inputs(inputs)[0])
+            task = int(tasks[-self._recent[-1].shape[1] :].mode().values)
+            inputs = inputs[:, tasks == task]
+        return Subject(circuit, inputs, ages, self.bounds, self.structural, task)
+
+    def try_out(self, strategy: Strategy, apply: Callable[[Subject], Done]) -> None:
+        """Put a change on trial, whatever the policy would choose; what comes of it counts as one of a strategy.
+
+        Args:
+            strategy: that learns from it.
+            apply: changes the circuit of what it is given in place.
+
+        Raises:
+            RuntimeError: another change is on trial, or nothing was learned from yet.
+        """
+        if self.trial is not None or not self._recent:
+            raise RuntimeError("a change is on trial already" if self.trial else "nothing was learned from yet")
+        self._begin(strategy.name, apply, self.situation(self.circuit.structure()))
+
+    def _begin(self, strategy: str, apply: Callable[[Subject], Done], situation: Tensor) -> None:
+        changed = copy.deepcopy(self.circuit).train()
         optimiser = self.optimiser.make(changed.parameters(), self.lr)
         self.optimiser.take_up(optimiser, copy.deepcopy(self.torch_optimiser.state_dict()["state"]))
-        done = strategy.apply(subject._replace(circuit=changed))
+        done = apply(self._subject(changed))
         follow_optimiser(done.change, optimiser)
         reset_moments(optimiser, changed, done.reset)
-        proposal = Proposal.of(self.step, strategy.name, strategy.grows, situation, done.change)
+        proposal = Proposal.of(self.step, strategy, situation, done.change)
         if self.verdict == "paired":
             self.trial = PairedTrial(proposal, changed, optimiser, steps=self.trial_steps, harm=self.harm)
             return
-        self.trial = RewardTrial(proposal, self._snapshot(), worth, loss, steps=self.trial_steps)
+        self.trial = RewardTrial(
+            proposal, self._snapshot(), self._last["reward"], self._last["loss"], steps=self.trial_steps
+        )
         self._adopt(proposal, weights_of(changed), optimiser.state_dict()["state"])
 
     def _snapshot(self) -> dict[str, Any]:
@@ -428,7 +445,7 @@ class SelfModifyingAgent(BackpropAgent):
         trial: PairedTrial | RewardTrial
         proposal = Proposal.load(_on_cpu(state["proposal"]))
         if state["kind"] == "paired":
-            changed = copy.deepcopy(self.circuit)
+            changed = copy.deepcopy(self.circuit).train()
             load_weights(changed, state)
             optimiser = self.optimiser.make(changed.parameters(), self.lr)
             self.optimiser.take_up(optimiser, state["moments"])

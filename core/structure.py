@@ -27,7 +27,7 @@ FRESH = -1
 RIDGE = 1e-8
 """Penalty of the least squares by which what is removed is absorbed, as a share of the mean square of what is kept."""
 
-HEIR_NOISE = 0.1
+HEIR_NOISE = 1.0
 """Standard deviation of how heirs differ from their parents, as a share of the layer's weights' own."""
 
 

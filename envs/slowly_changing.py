@@ -23,9 +23,9 @@ class SlowlyChangingEnv(ChangingEnv, RegressionEnv):
 
     The first of the I bits are the same in all sequences of a task, and from one task to the next one of them flips;
     the others are drawn anew in each sequence. The network has one hidden layer of linear threshold units. All its
-    weights and biases are 1 or -1. A unit gives 1 where its sum, its bias included, reaches its threshold, ``threshold
-    (I + 1) - S`` with S the number of its weights, its bias included, that are -1; so it does where that share of bits
-    are as its weights have it.
+    weights w and biases b are 1 or -1. A unit gives 1 where its sum, its bias included, is above ``threshold (I + 1) -
+    S``, and so where about that share of the bits are as its weights have them. S is the number of its weights that are
+    -1, and b / 2: so it is in the code that was published with the paper, where the text counts the bias as a weight.
     """
 
     bits: int = Field(default=20, ge=2, le=1000, description="I; m in the paper")
@@ -56,7 +56,7 @@ class SlowlyChangingEnv(ChangingEnv, RegressionEnv):
             return (2 * torch.randint(2, shape, generator=generator) - 1).to(dtype).to(self.device)
 
         self.weights, self.biases = signs(self.units, self.bits), signs(self.units)
-        negative = (self.bits + 1 - self.weights.sum(1) - self.biases) / 2
+        negative = (self.bits - self.weights.sum(1) + self.biases) / 2
         self.thresholds = self.threshold * (self.bits + 1) - negative
         self.output_weights, self.output_bias = signs(self.units), signs(1)
         self.slow = torch.randint(2, (self.slow_bits,), generator=generator).tolist()
@@ -84,7 +84,7 @@ class SlowlyChangingEnv(ChangingEnv, RegressionEnv):
 
     def answer(self, inputs: Tensor) -> Tensor:
         """What the network says of bits, ``[…, I]`` -> ``[…, 1]``."""
-        fires = inputs @ self.weights.T + self.biases >= self.thresholds
+        fires = inputs @ self.weights.T + self.biases > self.thresholds
         return (fires.to(inputs.dtype) @ self.output_weights).unsqueeze(-1) + self.output_bias
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:

@@ -35,8 +35,6 @@ class Proposal(NamedTuple):
     step: int
     """At which it was made."""
     strategy: str
-    grows: int
-    """See :class:`~papertape.agents.structure.strategies.Strategy`."""
     situation: Tensor
     """In which it was chosen."""
     before: Structure
@@ -44,9 +42,9 @@ class Proposal(NamedTuple):
     origins: Mapping[str, Origin]
 
     @classmethod
-    def of(cls, step: int, strategy: str, grows: int, situation: Tensor, change: Change) -> Proposal:
+    def of(cls, step: int, strategy: str, situation: Tensor, change: Change) -> Proposal:
         """That of a change that a strategy has made."""
-        return cls(step, strategy, grows, situation, change.before, change.layers, change.origins)
+        return cls(step, strategy, situation, change.before, change.layers, change.origins)
 
     def change(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> Change:
         """The change of these parameters to those."""
@@ -56,6 +54,11 @@ class Proposal(NamedTuple):
     def after(self) -> Structure:
         """The structure with the change."""
         return after(self.before, self.layers)
+
+    @property
+    def grows(self) -> bool:
+        """Whether there are more units with the change, rather than others in their places or fewer."""
+        return sum(layer.size for layer in self.after) > sum(layer.size for layer in self.before)
 
     def state_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -143,7 +146,7 @@ class PairedTrial:
             return None
         gain = gain_of(*late)
         harmed = paired_t(*late) > self.harm
-        if self.proposal.grows <= 0:
+        if not self.proposal.grows:
             harmed = harmed or gain < -math.log(TOLERANCE)
         return Verdict(not harmed, gain)
 

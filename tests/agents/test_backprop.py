@@ -107,6 +107,40 @@ def test_resumed_equals_unbroken(tmp_path: Path, circuit: str, optimiser: str) -
         assert rest.rows == [row for row in whole.rows if row[0] > stop]
 
 
+def test_online_metrics_are_of_every_batch_before_its_update() -> None:
+    kept, seen = Keep(), []
+    agent = make(recorder=kept, steps=9, log_every=4, online=True)
+
+    class Watched(CopyEnv):
+        def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+            batch = super().sample(batch_size, generator)
+            if generator is agent.generator:
+                with torch.no_grad():
+                    outputs, _ = agent.circuit(batch.inputs)
+                seen.append(self.tallies(outputs, batch))
+            return batch
+
+    agent.env = Watched(width=3, max_length=3, test_lengths=[5])
+    agent.fit()
+    rows = {step: row for step, row in kept.rows if "train/online_loss" in row}
+    assert sorted(rows) == [4, 8]
+    for step, row in rows.items():
+        for name in ("loss", "bits_wrong"):
+            pairs = [tallies[name] for tallies in seen[step - 4 : step]]
+            expected = sum(float(total) for total, _ in pairs) / sum(float(count) for _, count in pairs)
+            assert row[f"train/online_{name}"] == pytest.approx(expected, rel=1e-6)
+    again = Keep()
+    resumed = make(recorder=again, steps=9, log_every=4, online=True)
+    part = make(steps=9, log_every=4, online=True)
+    for _ in range(6):
+        part.train_step()
+    resumed.load_state_dict(copy.deepcopy(part.state_dict()))
+    resumed.fit()
+    assert [row for row in again.rows if row[0] == 8] == [row for row in kept.rows if row[0] == 8]
+    old = {name: value for name, value in part.state_dict().items() if name != "online"}
+    make(steps=9, online=True).load_state_dict(old)
+
+
 def test_curriculum_is_resumed() -> None:
     options: dict[str, Any] = {"width": 3, "max_length": 6, "test_lengths": []}
     options["curriculum"] = {"type": "growing", "threshold": 100.0}

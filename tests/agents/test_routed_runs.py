@@ -101,7 +101,7 @@ def test_strategies_change_the_units_of_the_task_at_hand_alone() -> None:
     """Whatever they do, what earlier tasks answer stays bit for bit."""
     for name, strategy in STRATEGIES.items():
         agent = at_the_second_task()
-        subject = agent._subject()
+        subject = agent._subject(agent.circuit)
         before = answers(agent, 0)
         if "layer" in name:
             assert not strategy.possible(subject)  # with two tasks
@@ -119,7 +119,7 @@ def test_strategies_change_the_units_of_the_task_at_hand_alone() -> None:
 
 def test_units_that_are_lent_stay_and_the_first_task_grows_amid_the_others() -> None:
     agent = at_the_second_task()
-    first = agent._subject()._replace(
+    first = agent._subject(agent.circuit)._replace(
         task=0, inputs=next(iter(agent.env.sets("test").values())).sample(9, agent.generator).inputs
     )
     assert not STRATEGIES["remove-neuron"].possible(first)  # all are lent to the second
@@ -142,7 +142,7 @@ def test_thresholds_move_what_is_lent_to_a_task() -> None:
     agent = at_the_second_task(rewired=0.5)
     counts = []
     for _ in range(6):
-        STRATEGIES["adjust-thresholds"].apply(agent._subject())
+        STRATEGIES["adjust-thresholds"].apply(agent._subject(agent.circuit))
         counts.append(int(agent.circuit.lent(1)[0][:6].sum()))
     assert counts[0] == 3 and set(counts) <= {0, 3, 6} and len(set(counts)) > 1, counts
 

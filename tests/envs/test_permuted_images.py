@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from papertape.envs import LettersEnv, PermutedImagesEnv
@@ -17,6 +17,7 @@ def make(**options: Any) -> PermutedImagesEnv:
     return PermutedImagesEnv(images=letters, **{"every": 5, **options})
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 13), min_size=1, max_size=6))
 def test_pixels_against_a_loop(counts: list[int]) -> None:
     env = make()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from papertape.agents import BackpropAgent, SelfModifyingAgent
@@ -53,6 +53,7 @@ def test_random_order_depends_on_the_seed_of_the_tasks_and_the_place() -> None:
     assert min(found.count(task) for task in range(3)) > 60
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 60), st.booleans())
 def test_batches_losses_and_metrics_are_those_of_the_env_whose_turn_it_is(seen: int, tagged: bool) -> None:
     env = make(tag_channels=tagged)
