@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,17 +12,21 @@ from torch import Tensor
 
 from ..circuits.routed import RoutedCircuit
 from ..core.circuit import Circuit
+from ..core.component import class_of
 from ..core.distributed import Processes
 from ..core.env import Batch, Env
 from ..core.options import LARGEST_STEP
 from ..core.registry import register
 from ..core.state import detach
 from .descent import DescentAgent
+from .plasticity import DORMANT, AnyPlasticity, Update, Upkeep, dormant_share, watched
 
 LOOK_EVERY, LOOKS = 20, 3
 """Steps from one look at whether training diverges to the next, and how many in a row must say that it does."""
 DIVERGED = 1.2
 """Times the loss of answers that are all zero."""
+DORMANT_EVERY, DORMANT_ROWS = 500, (8, 16)
+"""Where a look at the units is a run of its own: least steps between two, and steps of time and sequences of one."""
 
 
 @register("agent", "backprop")
@@ -46,6 +50,10 @@ class BackpropAgent(DescentAgent):
         description="steps of time after which the state is cut off from the gradient; null goes through whole "
         "sequences",
     )
+    plasticity: AnyPlasticity = Field(
+        default=None,
+        description="what keeps the circuit able to learn, or sparse: one method or a list of them; null is none",
+    )
     online: bool = Field(
         default=False,
         description="report the env's metrics averaged over all batches since the last row as well, each answered "
@@ -62,17 +70,34 @@ class BackpropAgent(DescentAgent):
                 f"steps: got None; a {options.schedule} schedule falls over all steps, or over cycle_steps"
             )
 
+    @classmethod
+    def refuses_start(cls, options: Any) -> Iterable[str]:
+        """See :meth:`Agent.refuses_start`: masks that are drawn leave little of weights that were learned."""
+        for index, method in enumerate(options.plasticity):
+            if class_of(method).masks:
+                yield f"agent.plasticity.{index}.type: got {method.type!r}, which draws connections; allowed: any other"
+
     def setup(self) -> None:
         """See :meth:`DescentAgent.setup`."""
         super().setup()
-        if isinstance(self.circuit, RoutedCircuit) and self.retry_every is not None:
-            raise ValueError(f"agent.retry_every: got {self.retry_every}; tasks of a routed circuit stay: null")
+        if isinstance(self.circuit, RoutedCircuit):
+            self._check_routed()
+        self.upkeep = Upkeep(self.plasticity, self.circuit, self.env, self.seed)
+        self.followers.append(self.upkeep)
+        self._dormant: dict[str, float] = {}
         self._online: dict[str, list[float]] = {}
         """Of each metric the sum and the count since the last row."""
         # Of what is looked out for alone: not part of the state, for it changes nothing.
         self._first_ratio: float | None = None
         self._worse_in_a_row = 0
         self._warned = False
+
+    def _check_routed(self) -> None:
+        """Refuse what would move weights of tasks that are not at hand."""
+        if self.retry_every is not None:
+            raise ValueError(f"agent.retry_every: got {self.retry_every}; tasks of a routed circuit stay: null")
+        if self.plasticity:
+            raise ValueError("agent.plasticity: got some; tasks of a routed circuit keep their weights: []")
 
     @property
     def last_step(self) -> int | None:
@@ -102,19 +127,44 @@ class BackpropAgent(DescentAgent):
         own = self.processes.mine(batch.inputs.shape[1])
         return Batch(*(part[:, own.start : own.stop] for part in batch))
 
-    def _gradients(self, circuit: Circuit, batch: Batch) -> tuple[float, Tensor]:
+    def _gradients(self, update: Update, upkeep: Upkeep) -> tuple[float, Tensor, Update]:
         """Leave the gradients of a batch in a circuit's parameters.
 
+        Args:
+            update: that will be made by them.
+            upkeep: of the circuit.
+
         Returns:
-            The loss, and the outputs to this process's share, ``[T, B, O]``, detached.
+            The loss, the outputs to this process's share, ``[T, B, O]``, detached, and the update with what the layers
+            gave, where the upkeep needs it.
         """
-        share = self._own_share(batch)
-        with self.own_randomness(self.processes.rank):
+        circuit, batch = update.circuit, update.batch
+        share, reports, looks = self._own_share(batch), self._reports_dormant(circuit), upkeep.looks(update.step)
+        with (
+            self.own_randomness(self.processes.rank),
+            watched(circuit, wanted=reports or looks) as watch,
+        ):
             lost, outputs = self._backward(circuit, share, self.env.normaliser(batch).to(share.mask.dtype))
         if self.processes.size > 1:
             gradients = [parameter.grad for parameter in circuit.parameters() if parameter.grad is not None]
             self.processes.add_up([*gradients, lost])
-        return float(lost), outputs
+        if looks:
+            activity = watch.activity(circuit, share.inputs).shared(share.mask.numel(), self.processes)
+            update = update._replace(activity=activity)
+        if reports:
+            steps, sequences = DORMANT_ROWS
+            some = share.inputs[:steps, :sequences]
+            seen = watch.activity(circuit, some).shared(some.shape[0] * some.shape[1], self.processes)
+            self._dormant = {"dormant_units": dormant_share(circuit, seen, DORMANT)}
+        upkeep.on_gradient(update)
+        return float(lost), outputs, update
+
+    def _reports_dormant(self, circuit: Circuit) -> bool:
+        """Whether the share of dormant units is measured in the next step."""
+        every = self.log_every
+        if not circuit.watchable:
+            every *= -(-DORMANT_EVERY // every)
+        return circuit is self.circuit and (self.step + 1) % every == 0 and bool(circuit.structure())
 
     def _backward(self, circuit: Circuit, batch: Batch, normaliser: Tensor) -> tuple[Tensor, Tensor]:
         """Accumulate the gradients of a batch; the loss, a scalar, and the outputs ``[T, B, O]``, detached."""
@@ -146,18 +196,21 @@ class BackpropAgent(DescentAgent):
         batch = self.env.sample(self.batch_size, self.generator)
         self.meet(batch)
         self.torch_optimiser.zero_grad(set_to_none=True)
-        loss, outputs = self._gradients(self.circuit, batch)
+        update = Update(self.circuit, self.torch_optimiser, self.env, batch, self.step + 1, self.seed)
+        loss, outputs, update = self._gradients(update, self.upkeep)
         rate = self.learning_rate(self.step)
         self.step += 1
         values = self.descend(loss, rate)
         if not self.bad_steps_in_a_row:
+            self.upkeep.after_update(update)
             share = self._own_share(batch)
             self._look_out(outputs, share)
             if self.online:
                 self._gather(outputs, share)
             if self.step % self.log_every == 0:
-                values |= self._metrics(outputs, share) | {"bad_steps": float(self.bad_steps)}
+                values |= self._metrics(outputs, share) | {"bad_steps": float(self.bad_steps)} | self._dormant
                 values |= self._online_metrics()
+                self._dormant = {}
             values |= self.after_update(batch, outputs, loss)
         self.env.move_on(self.batch_size)
         return values
@@ -217,16 +270,6 @@ class BackpropAgent(DescentAgent):
         pairs = zip(gathered, sums.tolist(), strict=True)
         return {f"online_{name}": total / count for name, (total, count) in pairs if count > 0}
 
-    def state_dict(self) -> dict[str, Any]:
-        """What every agent that descends a gradient remembers, with what was gathered since the last row."""
-        return super().state_dict() | {"online": {name: list(pair) for name, pair in self._online.items()}}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
-        kept = {"online": {}, **state}  # which runs of before had not
-        super().load_state_dict(kept)
-        self._online = {name: list(pair) for name, pair in kept["online"].items()}
-
     def _metrics(self, outputs: Tensor, share: Batch) -> dict[str, float]:
         """The env's metrics of the whole batch, from the answers to each process's share of it."""
         if self.processes.size == 1:
@@ -236,3 +279,23 @@ class BackpropAgent(DescentAgent):
         self.processes.add_up([sums])
         pairs = zip(tallies, sums.tolist(), strict=True)
         return {name: total / count for name, (total, count) in pairs if count > 0}
+
+    def _begin_again(self) -> None:
+        """See :meth:`DescentAgent._begin_again`."""
+        super()._begin_again()
+        self.upkeep.begin(self.circuit)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What every agent that descends a gradient remembers, with what was gathered since the last row, and what its
+        methods of plasticity remember, if it has any.
+        """
+        gathered = {name: list(pair) for name, pair in self._online.items()}
+        kept = self.upkeep.state_dict()
+        return super().state_dict() | {"online": gathered} | ({"plasticity": kept} if kept else {})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
+        self.upkeep.load_state_dict(state.get("plasticity", []))
+        kept = {"online": {}, **state}  # which runs of before had not
+        super().load_state_dict(kept)
+        self._online = {name: list(pair) for name, pair in kept["online"].items()}

@@ -21,6 +21,7 @@ from ..core.streams import stream_seed
 from ..core.structure import Change, Structure, follow_optimiser, follow_units
 from .backprop import BackpropAgent
 from .evaluation import load_weights, weights_of
+from .plasticity import Update, Upkeep
 from .structure.grades import GRADES, Grades, check_grades, reward
 from .structure.policy import PolicyName, make_policy
 from .structure.strategies import STRATEGIES, Done, Limits, Strategy, Subject, reset_moments
@@ -137,6 +138,7 @@ class SelfModifyingAgent(BackpropAgent):
         self._sums = {"steps": 0.0, "loss": 0.0, "graded": 0.0, "reward": 0.0}
         self._last = {"reward": 0.0, "loss": 0.0}
         self._rehearsed: float | None = None
+        self._rehearsal: Update | None = None
 
     def join(self, processes: Processes) -> None:
         """See :meth:`Agent.join`; structures that differ between processes have no common gradient."""
@@ -146,14 +148,15 @@ class SelfModifyingAgent(BackpropAgent):
 
     # ---- learning
 
-    def _gradients(self, circuit: Circuit, batch: Batch) -> tuple[float, Tensor]:
+    def _gradients(self, update: Update, upkeep: Upkeep) -> tuple[float, Tensor, Update]:
         """See :meth:`BackpropAgent._gradients`; also those of a copy that is on trial, with the same randomness."""
         if isinstance(self.trial, PairedTrial):
             self.trial.optimiser.zero_grad(set_to_none=True)
-            self._rehearsed, _ = super()._gradients(self.trial.circuit, batch)
+            same = update._replace(circuit=self.trial.circuit, optimiser=self.trial.optimiser)
+            self._rehearsed, _, self._rehearsal = super()._gradients(same, self.trial.upkeep)
             if not math.isfinite(self.bounded(self.trial.optimiser)):
                 self._rehearsed = math.inf
-        return super()._gradients(circuit, batch)
+        return super()._gradients(update, upkeep)
 
     def after_update(self, batch: Batch, outputs: Tensor, loss: float) -> dict[str, float]:
         """Go on with the trial, or see whether one begins; see :meth:`BackpropAgent.after_update`."""
@@ -170,11 +173,12 @@ class SelfModifyingAgent(BackpropAgent):
         self._remember(batch.inputs)
         verdict = None
         if isinstance(self.trial, PairedTrial):
-            assert self._rehearsed is not None
+            assert self._rehearsed is not None and self._rehearsal is not None
             if math.isfinite(self._rehearsed):
                 for group in self.trial.optimiser.param_groups:
                     group["lr"] = self.learning_rate(self.step - 1)
                 self.trial.optimiser.step()
+                self.trial.upkeep.after_update(self._rehearsal)
                 self.updates += 1
             verdict = self.trial.see(loss, self._rehearsed)
         elif self.trial is not None:
@@ -277,8 +281,8 @@ class SelfModifyingAgent(BackpropAgent):
         return strategy.grows > 0 or worth > self.growth_threshold
 
     def _subject(self, circuit: Circuit) -> Subject:
-        """A circuit of the structure of the agent's own, as strategies take it: where tasks own units, they change those
-        of the task of most of the last batch.
+        """A circuit of the structure of the agent's own, as strategies take it: where tasks own units, they change
+        those of the task of most of the last batch.
         """
         ages, inputs, task = [self.step - born for born in self.born], self._inputs(), 0
         if isinstance(circuit, RoutedCircuit):
@@ -309,18 +313,25 @@ class SelfModifyingAgent(BackpropAgent):
         done = apply(self._subject(changed))
         follow_optimiser(done.change, optimiser)
         reset_moments(optimiser, changed, done.reset)
+        upkeep = self.upkeep.copied()
+        upkeep.follow(done.change)
         proposal = Proposal.of(self.step, strategy, situation, done.change)
         if self.verdict == "paired":
-            self.trial = PairedTrial(proposal, changed, optimiser, steps=self.trial_steps, harm=self.harm)
+            self.trial = PairedTrial(proposal, changed, optimiser, upkeep, steps=self.trial_steps, harm=self.harm)
             return
         self.trial = RewardTrial(
             proposal, self._snapshot(), self._last["reward"], self._last["loss"], steps=self.trial_steps
         )
-        self._adopt(proposal, weights_of(changed), optimiser.state_dict()["state"])
+        self._adopt(proposal, weights_of(changed), optimiser.state_dict()["state"], upkeep)
 
     def _snapshot(self) -> dict[str, Any]:
         """What is needed to restore the circuit bit for bit."""
-        kept = {**weights_of(self.circuit), "moments": self.torch_optimiser.state_dict()["state"], "born": self.born}
+        kept = {
+            **weights_of(self.circuit),
+            "moments": self.torch_optimiser.state_dict()["state"],
+            "born": self.born,
+            "plasticity": self.upkeep.state_dict(),
+        }
         return copy.deepcopy(kept)
 
     def _take(self, saved: Mapping[str, Any], moments: Mapping[Any, Any]) -> None:
@@ -329,7 +340,7 @@ class SelfModifyingAgent(BackpropAgent):
         self.torch_optimiser = self._make_optimiser()
         self.optimiser.take_up(self.torch_optimiser, moments)
 
-    def _adopt(self, proposal: Proposal, saved: Mapping[str, Any], moments: Mapping[Any, Any]) -> None:
+    def _adopt(self, proposal: Proposal, saved: Mapping[str, Any], moments: Mapping[Any, Any], upkeep: Upkeep) -> None:
         """Make the circuit what its changed copy is."""
         old = dict(self.circuit.named_parameters())
         self._take(saved, moments)
@@ -337,6 +348,7 @@ class SelfModifyingAgent(BackpropAgent):
         self.born = follow_units(change, self.born, fill=self.step)
         for follower in self.followers:
             follower.follow(change)
+        self.upkeep.methods = upkeep.methods  # which has gone on with the copy
         self.tracker.note(self.step, self.circuit.structure())
 
     def _close(self, verdict: Verdict) -> None:
@@ -346,10 +358,11 @@ class SelfModifyingAgent(BackpropAgent):
         proposal = trial.proposal
         if isinstance(trial, PairedTrial):
             if verdict.kept:
-                self._adopt(proposal, weights_of(trial.circuit), trial.optimiser.state_dict()["state"])
+                self._adopt(proposal, weights_of(trial.circuit), trial.optimiser.state_dict()["state"], trial.upkeep)
         elif not verdict.kept:
             self._take(trial.saved, trial.saved["moments"])
             self.born = trial.saved["born"]
+            self.upkeep.load_state_dict(trial.saved["plasticity"])
             self.tracker.note(self.step, self.circuit.structure())
         record = Record(
             proposal.step,
@@ -404,6 +417,7 @@ class SelfModifyingAgent(BackpropAgent):
                 "proposal": self.trial.proposal.state_dict(),
                 **weights_of(self.trial.circuit),
                 "moments": self.trial.optimiser.state_dict()["state"],
+                "plasticity": self.trial.upkeep.state_dict(),
                 "without": list(self.trial.without),
                 "changed": list(self.trial.changed),
             }
@@ -449,7 +463,9 @@ class SelfModifyingAgent(BackpropAgent):
             load_weights(changed, state)
             optimiser = self.optimiser.make(changed.parameters(), self.lr)
             self.optimiser.take_up(optimiser, state["moments"])
-            trial = PairedTrial(proposal, changed, optimiser, steps=self.trial_steps, harm=self.harm)
+            upkeep = self.upkeep.copied()
+            upkeep.load_state_dict(state["plasticity"])
+            trial = PairedTrial(proposal, changed, optimiser, upkeep, steps=self.trial_steps, harm=self.harm)
             trial.without = list(state["without"])
         else:
             trial = RewardTrial(proposal, state["saved"], state["reward"], state["loss"], steps=self.trial_steps)

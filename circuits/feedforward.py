@@ -63,6 +63,7 @@ class FeedForwardCircuit(Circuit):
                 nn.init.zeros_(parameter)
 
     uniform = False
+    watchable = True
 
     @property
     def fresh_residual(self) -> bool:

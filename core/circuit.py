@@ -62,6 +62,8 @@ class Circuit(Component, nn.Module, ABC):
     autocast: torch.dtype | None = Field(default=None, init=False)
     """Lower precision of matrix products, ``torch.bfloat16``, as under ``torch.autocast``; None leaves that to the
     caller. Outputs keep the type of the weights; each circuit says what else does."""
+    watchable: ClassVar[bool] = False
+    """Whether hooks on its :meth:`wires` change nothing in how it runs."""
     uniform: ClassVar[bool] = True
     """Whether all layers that :meth:`edit` changes have to be of one size."""
 

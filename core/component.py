@@ -388,19 +388,24 @@ def _signature(cls: type) -> inspect.Signature:
 class Chosen:
     """Annotates an option that is a component itself: its name, a block of its type and options, or an object."""
 
-    def __init__(self, kind: str, *, functions: bool = False) -> None:
+    def __init__(self, kind: str, *, functions: bool = False, many: bool = False) -> None:
         """
         Args:
             kind: of the component; see :data:`~papertape.core.registry.KINDS`.
             functions: whether an object may be any function.
+            many: whether it may be a list of components, or null for none; the value is a list then.
         """
         self.kind = kind
         self.functions = functions
+        self.many = many
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
-        return core_schema.no_info_plain_validator_function(
+        one = core_schema.no_info_plain_validator_function(
             self._validate,
             serialization=core_schema.plain_serializer_function_ser_schema(_dumped, info_arg=True),
+        )
+        return (
+            core_schema.no_info_before_validator_function(_listed, core_schema.list_schema(one)) if self.many else one
         )
 
     def _validate(self, value: Any) -> Any:
@@ -417,6 +422,13 @@ class Chosen:
         except OptionsError as error:
             raise ValueError(f"type: {str(error).partition(': ')[2]}") from error
         return options_of(chosen).model_validate(block)
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list as it is, none of nothing, and anything else as a list of one."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    return [] if value is None else [value]
 
 
 def _dumped(value: Any, info: Any) -> Any:

@@ -62,8 +62,11 @@ def _meant(path: Sequence[str], given: Any, model: type[Options], prefix: str, k
     """Of a run, whose options have paths; the arguments of a constructor have names alone."""
     known: type[Options] | None = model
     for part in path[:-1]:
-        kind = kind_of(known.model_fields[part]) if known and part in known.model_fields else None
-        given = given.get(part) if isinstance(given, Mapping) else None
+        if part.isdecimal():  # in a list, for which one alone may stand
+            given = given[int(part)] if isinstance(given, list) else given
+        else:
+            kind = kind_of(known.model_fields[part]) if known and part in known.model_fields else None
+            given = given.get(part) if isinstance(given, Mapping) else None
         known = model_named(kind, given)
         prefix = f"{prefix}.{part}" if prefix else part
     name = path[-1]

@@ -22,6 +22,7 @@ KINDS = (
     "fitness",
     "curriculum",
     "optimiser",
+    "plasticity",
     "sink",
 )
 """What can be registered."""

@@ -88,6 +88,7 @@ ROOMS = (
     "papertape.agents.strategies",
     "papertape.agents.fitness",
     "papertape.agents.optimisers",
+    "papertape.agents.plasticity",
     "papertape.agents.structure",
     "papertape.utils.plots",
     "papertape.utils.sinks",

@@ -153,16 +153,21 @@ def test_no_thread_of_the_group_outlives_it(folder: Path) -> None:
     assert [(folder / f"left {rank}").read_text() for rank in range(2)] == ["1", "1"]
 
 
+UNITS = "{type: continual-backprop, replacement_rate: 0.05, maturity: 2}"
+METHODS = f"agent.plasticity=[{UNITS}, {{type: ewc, every: 4}}, {{type: set, density: 0.5, every: 4}}]"
+
+
 @needs_processes
 @pytest.mark.slow
-def test_two_processes_share_each_batch(folder: Path) -> None:
+@pytest.mark.parametrize("plasticity", ["agent.plasticity=null", METHODS], ids=["plain", "plasticity"])
+def test_two_processes_share_each_batch(folder: Path, plasticity: str) -> None:
     """Five sequences, two and three: gradients, metrics and all that follows, up to rounding, as in one process."""
-    launcher = torchrun(*BACKPROP)
+    launcher = torchrun(*BACKPROP, plasticity)
     end(launcher)
     shared = the_run(folder)
     (folder / "alone").mkdir()
     os.chdir(folder / "alone")
-    assert main(BACKPROP) == 0
+    assert main([*BACKPROP, plasticity]) == 0
     alone = the_run(folder / "alone")
     for mine, theirs in zip(rows(shared), rows(alone), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5)

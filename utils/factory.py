@@ -60,6 +60,7 @@ OPTIONS = {
     "strategy": "agent.strategy.type",
     "fitness": "agent.fitness.type",
     "optimiser": "agent.optimiser.type",
+    "plasticity": "agent.plasticity",
     "curriculum": "env.curriculum.type",
     "sink": "plots",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch.optim import Optimizer
 
 from ...core.circuit import Circuit
 from ...core.structure import Change, Edit, LayerEdit, Origin, Structure, after, plain, structured
+
+if TYPE_CHECKING:
+    from ..plasticity import Upkeep
 
 LOOK_EVERY = 50
 """Steps from one look at whether harm is proven to the next: so many show damage, though not yet gain."""
@@ -117,16 +120,26 @@ class PairedTrial:
     circuit has learned as if there had been no trial.
     """
 
-    def __init__(self, proposal: Proposal, circuit: Circuit, optimiser: Optimizer, *, steps: int, harm: float) -> None:
+    def __init__(
+        self,
+        proposal: Proposal,
+        circuit: Circuit,
+        optimiser: Optimizer,
+        upkeep: Upkeep,
+        *,
+        steps: int,
+        harm: float,
+    ) -> None:
         """
         Args:
             proposal: what is on trial.
             circuit: the changed copy.
             optimiser: of its parameters.
+            upkeep: of it.
             steps: that it lasts.
             harm: standard errors that prove harm.
         """
-        self.proposal, self.circuit, self.optimiser = proposal, circuit, optimiser
+        self.proposal, self.circuit, self.optimiser, self.upkeep = proposal, circuit, optimiser, upkeep
         self.steps, self.harm = steps, harm
         self.without: list[float] = []
         self.changed: list[float] = []

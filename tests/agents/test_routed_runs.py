@@ -191,6 +191,8 @@ def test_what_cannot_learn_with_tasks_is_refused() -> None:
         make(NodePerturbationAgent)
     with pytest.raises(ValueError, match=r"agent.retry_every: got 5; tasks of a routed circuit stay"):
         make(BackpropAgent, retry_every=5, target_error=0.0)
+    with pytest.raises(ValueError, match=r"agent.plasticity: got some; tasks of a routed circuit keep their weights"):
+        make(BackpropAgent, plasticity=["l2-init"])
 
     with pytest.raises(ValueError, match="circuit.type: got routed in 2 processes; allowed is one"):
         make(BackpropAgent).join(Processes(0, 2))

@@ -465,7 +465,7 @@ def test_verdicts() -> None:
     def verdict(changed: Any, grows: bool = True, steps: int = 100) -> tuple[Verdict, int]:
         generator = torch.Generator().manual_seed(0)
         proposal: Any = type("P", (), {"grows": grows})()
-        trial = PairedTrial(proposal, None, None, steps=steps, harm=3.0)  # type: ignore[arg-type]
+        trial = PairedTrial(proposal, None, None, None, steps=steps, harm=3.0)  # type: ignore[arg-type]
         for step in range(1, steps + 1):
             loss = 1 + 0.3 * float(torch.randn((), generator=generator))
             found = trial.see(loss, changed(loss, 0.02 * float(torch.randn((), generator=generator))))

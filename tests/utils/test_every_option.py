@@ -45,6 +45,15 @@ POPULATIONS: dict[str, dict[str, Any]] = {
     "sep-cma-es": {"population": 6},
     "neat": {"population": 12},
 }
+PLASTICITY: dict[str, dict[str, Any]] = {
+    "continual-backprop": {"replacement_rate": 0.2, "maturity": 1},
+    "redo": {"every": 2, "threshold": 0.5},
+    "shrink-perturb": {"every": 2},
+    "ewc": {"every": 2, "sequences": 2},
+    "set": {"every": 2, "density": 0.5},
+    "granet": {"every": 2, "density": 0.3, "last_step": 10},
+}
+"""By which each does something within a few steps."""
 XOR = {"type": "xor"}
 MAZE = {"type": "t-maze", "trials": 2, "min_stay": 1, "max_stay": 2, "test_trials": [3]}
 FEEDFORWARD = {"type": "feedforward", "hidden_sizes": [4]}
@@ -136,6 +145,9 @@ def homes() -> Iterator[tuple[str, Blocks]]:
         for momentum in ({}, {"momentum": 0.5}) if name == "rmsprop" else ({},):
             agent = {**BACKPROP, "optimiser": {"type": name, **momentum}}
             yield "agent.optimiser", {"env": COPY, "circuit": NTM, "agent": agent}
+    for name in entries("plasticity"):
+        chosen: Blocks = {"type": name, **PLASTICITY.get(name, {})}
+        yield "agent.plasticity.0", {"env": COPY, "circuit": NTM, "agent": {**BACKPROP, "plasticity": [chosen]}}
     yield "agent", {"env": COPY, "circuit": NTM, "agent": BACKPROP}
     yield "agent", {"env": COPY, "circuit": NTM, "agent": {**BACKPROP, "target_error": 1e-9, "retry_every": 9}}
     yield "agent", {"env": COPY, "circuit": NTM, "agent": {**BACKPROP, "target_error": 1e-9}}
@@ -173,13 +185,13 @@ def name_of(home: tuple[str, Blocks]) -> str:
 
 def at(block: Any, path: list[str]) -> Any:
     for part in path:
-        block = block[part]
+        block = block[int(part) if isinstance(block, list) else part]
     return block
 
 
 def at_options(options: Any, where: str) -> Any:
     for part in where.split(".") if where else ():
-        options = getattr(options, part)
+        options = options[int(part)] if isinstance(options, list) else getattr(options, part)
     return options
 
 
@@ -240,9 +252,10 @@ def changes(options: Any, where: str) -> Iterator[tuple[str, list[Any]]]:
         if path in SPECIAL:
             yield path, [] if SPECIAL[path] is None else [SPECIAL[path]]
         elif name == "type":
-            yield path, [other for other in entries(where.split(".")[-1]) if other != value]
+            kind = [part for part in where.split(".") if not part.isdecimal()][-1]
+            yield path, [other for other in entries(kind) if other != value]
         elif kind := kind_of(field):
-            if value is None:
+            if value is None or value == []:
                 yield path, [{"type": other} for other in entries(kind)]
         else:
             yield path, list(others(field.annotation, value))

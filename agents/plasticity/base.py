@@ -1,0 +1,139 @@
+"""The contract of a method that keeps a circuit able to learn, or sparse: what it does around each update."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC
+from collections.abc import Mapping
+from copy import copy
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import torch
+from pydantic import Field
+from torch.optim import Optimizer
+
+from ...core.circuit import Circuit
+from ...core.component import Chosen, Component
+from ...core.env import Batch, Env
+from ...core.options import LARGEST_STEP
+from ...core.registry import contract, name_of
+from ...core.structure import Change
+from ...core.task import Task
+from .units import Activity
+
+
+class Update(NamedTuple):
+    """One update of a circuit's weights."""
+
+    circuit: Circuit
+    optimiser: Optimizer
+    """Of the circuit's parameters."""
+    env: Env
+    batch: Batch
+    """That is learned from, the whole of it."""
+    step: int
+    """The number of the update, from 1."""
+    seed: int
+    """Of the run."""
+    method: int = 0
+    """The number of the method that sees it."""
+    activity: Activity | None = None
+    """What the layers gave, where the method asked for it and once they have."""
+
+    def generator(self) -> torch.Generator:
+        """A fresh generator on the CPU, of all that the method draws in this update; the same at every call."""
+        return generator_of(self.seed, self.method, self.step)
+
+
+def generator_of(seed: int, method: int, step: int) -> torch.Generator:
+    """A generator on the CPU that depends on these alone.
+
+    Args:
+        seed: of the run.
+        method: its number.
+        step: number of the update, 0 before the first.
+    """
+    drawn = random.Random(f"plasticity {seed} {method} {step}").getrandbits(63)
+    return torch.Generator().manual_seed(drawn)
+
+
+@contract("plasticity")
+class PlasticityMethod(Component, ABC):
+    """Does something to the gradient of a batch, or to the weights after an update.
+
+    What it remembers is shaped like the circuit's parameters or has a value for each unit, so that it can follow a
+    change of structure; it never keeps the circuit itself. :attr:`remembered` names the attributes.
+    """
+
+    own_meaning: ClassVar[frozenset[str]] = frozenset({"every", "strength", "density"})
+    remembered: ClassVar[tuple[str, ...]] = ()
+    """Attributes that make up its state, of plain data and tensors; set in :meth:`begin`."""
+    judges_units: ClassVar[bool] = False
+    """Whether it needs to know the circuit's layers of units."""
+    masks: ClassVar[bool] = False
+    """Whether it keeps weights at zero: then it has the last word on gradients and weights."""
+
+    def check(self, circuit: Circuit, env: Env) -> None:
+        """Raise ValueError where a circuit or env does not fit, before anything begins; names the option first."""
+        if self.judges_units and (why := circuit.fixed()):
+            name = name_of(type(self)) or type(self).__qualname__
+            raise ValueError(f"type: got {name!r}, which has to know the circuit's hidden units: {why}")
+
+    def begin(self, circuit: Circuit, generator: torch.Generator) -> None:
+        """Start to remember, with the weights as they are when training begins.
+
+        Args:
+            circuit: that will learn.
+            generator: of all that is drawn, on the CPU.
+        """
+
+    def looks(self, step: int) -> bool:
+        """Whether it needs to know what the layers gave in the update of this number."""
+        return False
+
+    def on_gradient(self, update: Update) -> None:
+        """Called with the gradient of the whole batch in the parameters, before it is clipped."""
+
+    def after_update(self, update: Update) -> None:
+        """Called after the optimiser's step."""
+
+    def follow(self, change: Change) -> None:
+        """Carry over what is remembered to a new structure."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers."""
+        return {name: getattr(self, name) for name in self.remembered}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave."""
+        for name in self.remembered:
+            setattr(self, name, state[name])
+
+
+AnyPlasticity = Annotated[Any, Chosen("plasticity", many=True)]
+"""Methods as an option: the name of one, its name as ``type`` with its options, an object, or a list of those."""
+
+
+class AtTaskEnds(PlasticityMethod):
+    """A method that does something each time a task has ended."""
+
+    every: int | None = Field(
+        default=None,
+        ge=1,
+        le=LARGEST_STEP,
+        description="updates that a task lasts; null goes by the env, where that has one task after another",
+    )
+
+    def check(self, circuit: Circuit, env: Env) -> None:
+        """See :meth:`PlasticityMethod.check`."""
+        super().check(circuit, env)
+        if self.every is None and type(env).task_number is Task.task_number:
+            raise ValueError("every: got None; the env has a single task, allowed is a number of updates")
+
+    def ends(self, update: Update) -> bool:
+        """Whether a task ends with an update."""
+        if self.every is not None:
+            return update.step % self.every == 0
+        after = copy(update.env)
+        after.move_on(update.batch.mask.shape[1])
+        return after.task_number != update.env.task_number
