@@ -80,8 +80,8 @@ class BackpropAgent(DescentAgent):
     def setup(self) -> None:
         """See :meth:`DescentAgent.setup`."""
         super().setup()
-        if isinstance(self.circuit, RoutedCircuit) and self.retry_every is not None:
-            raise ValueError(f"agent.retry_every: got {self.retry_every}; tasks of a routed circuit stay: null")
+        if isinstance(self.circuit, RoutedCircuit):
+            self._check_routed()
         self.upkeep = Upkeep(self.plasticity, self.circuit, self.env, self.seed)
         self.followers.append(self.upkeep)
         self._dormant: dict[str, float] = {}
@@ -91,6 +91,13 @@ class BackpropAgent(DescentAgent):
         self._first_ratio: float | None = None
         self._worse_in_a_row = 0
         self._warned = False
+
+    def _check_routed(self) -> None:
+        """Refuse what would move weights of tasks that are not at hand."""
+        if self.retry_every is not None:
+            raise ValueError(f"agent.retry_every: got {self.retry_every}; tasks of a routed circuit stay: null")
+        if self.plasticity:
+            raise ValueError("agent.plasticity: got some; tasks of a routed circuit keep their weights: []")
 
     @property
     def last_step(self) -> int | None:

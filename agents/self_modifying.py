@@ -281,8 +281,8 @@ class SelfModifyingAgent(BackpropAgent):
         return strategy.grows > 0 or worth > self.growth_threshold
 
     def _subject(self, circuit: Circuit) -> Subject:
-        """A circuit of the structure of the agent's own, as strategies take it. Where tasks own units, those of the
-        task of most of the last batch may change.
+        """A circuit of the structure of the agent's own, as strategies take it: where tasks own units, they change
+        those of the task of most of the last batch.
         """
         ages, inputs, task = [self.step - born for born in self.born], self._inputs(), 0
         if isinstance(circuit, RoutedCircuit):

@@ -63,8 +63,9 @@ class RoutedCircuit(Circuit):
     """Any circuit whose hidden layers can change, with units, heads and inputs of each task's own.
 
     Each task has a circuit of its own units and those of all earlier tasks, which it may read and does not change. It
-    begins as a circuit of its own units alone, and learns what to read of the others. All that does not lead to units from units is its own as well; see :mod:`papertape.core.routing`. The first input of a
-    sequence says of which task it is: by channels that the env keeps for that, or as the nearest of the tasks' keys.
+    begins as a circuit of its own units alone, and learns what to read of the others. All that does not lead to units
+    from units is its own as well; see :mod:`papertape.core.routing`. The first input of a sequence says of which task
+    it is: by channels that the env keeps for that, or as the nearest of the tasks' keys.
 
     Agents that descend a gradient tell it by :meth:`meet` which sequences they learn from; a task that comes for the
     first time is given units by that, if it has none.
@@ -373,8 +374,8 @@ class RoutedCircuit(Circuit):
     # ---- tasks
 
     def tasks_of(self, first: Tensor) -> Tensor:
-        """Which task answers each sequence, ``[B]``, from its first input ``[B, I]``; the last one answers for tasks that
-        have no units yet.
+        """Which task answers each sequence, ``[B]``, from its first input ``[B, I]``; the last one answers for those
+        that have no units yet.
 
         Raises:
             ValueError: none of the tag channels is set.

@@ -290,7 +290,9 @@ def settle(routes: Sequence[Route]) -> None:
     """Write into each circuit's own parameters the weights by which it runs, so that it runs alike without routing."""
     for task, route in enumerate(routes):
         for name, weight in routed_weights(routes, task).items():
-            route.circuit.get_parameter(name).copy_(weight)
+            parameter = route.circuit.get_parameter(name)
+            if not torch.equal(parameter, weight):  # a gradient may be due of one that stays
+                parameter.copy_(weight)
 
 
 # ---- states ----------------------------------------------------------------------------------------------------------

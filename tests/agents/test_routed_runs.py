@@ -1,4 +1,4 @@
-"""Agents that learn with a circuit whose units belong to tasks: when units come, what changes, and how it is resumed."""
+"""Agents that learn with a circuit whose units belong to tasks: when units come, and how it is resumed."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_strategies_change_the_units_of_the_task_at_hand_alone() -> None:
     """Whatever they do, what earlier tasks answer stays bit for bit."""
     for name, strategy in STRATEGIES.items():
         agent = at_the_second_task()
-        subject = agent._subject()
+        subject = agent._subject(agent.circuit)
         before = answers(agent, 0)
         if "layer" in name:
             assert not strategy.possible(subject)  # with two tasks
@@ -119,8 +119,8 @@ def test_strategies_change_the_units_of_the_task_at_hand_alone() -> None:
 
 def test_units_that_are_lent_stay_and_the_first_task_grows_amid_the_others() -> None:
     agent = at_the_second_task()
-    first = agent._subject()._replace(
-        task=0, inputs=list(agent.env.sets("test").values())[0].sample(9, agent.generator).inputs
+    first = agent._subject(agent.circuit)._replace(
+        task=0, inputs=next(iter(agent.env.sets("test").values())).sample(9, agent.generator).inputs
     )
     assert not STRATEGIES["remove-neuron"].possible(first)  # all are lent to the second
     own = [answers(agent, task) for task in range(2)]
@@ -142,7 +142,7 @@ def test_thresholds_move_what_is_lent_to_a_task() -> None:
     agent = at_the_second_task(rewired=0.5)
     counts = []
     for _ in range(6):
-        STRATEGIES["adjust-thresholds"].apply(agent._subject())
+        STRATEGIES["adjust-thresholds"].apply(agent._subject(agent.circuit))
         counts.append(int(agent.circuit.lent(1)[0][:6].sum()))
     assert counts[0] == 3 and set(counts) <= {0, 3, 6} and len(set(counts)) > 1, counts
 
@@ -191,6 +191,8 @@ def test_what_cannot_learn_with_tasks_is_refused() -> None:
         make(NodePerturbationAgent)
     with pytest.raises(ValueError, match=r"agent.retry_every: got 5; tasks of a routed circuit stay"):
         make(BackpropAgent, retry_every=5, target_error=0.0)
+    with pytest.raises(ValueError, match=r"agent.plasticity: got some; tasks of a routed circuit keep their weights"):
+        make(BackpropAgent, plasticity=["l2-init"])
 
     with pytest.raises(ValueError, match="circuit.type: got routed in 2 processes; allowed is one"):
         make(BackpropAgent).join(Processes(0, 2))

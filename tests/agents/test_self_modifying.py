@@ -304,12 +304,12 @@ def test_a_grown_run_is_resumed_tested_loaded_and_begun_with(tmp_path: Path, mon
     assert main(["train", "--resume", "one", "agent.steps=33"]) == 0
     assert main(["test", "one"]) == 0
     assert main(["test", str(file)]) == 0
-    further = ["agent.type=backprop", "agent.steps=2", f"start={file}"]
-    assert main(["train", "run.yaml", *further, "name=two"]) == 0
+    begun = ["agent.type=backprop", "agent.steps=2", f"start={file}"]
+    assert main(["train", "run.yaml", *begun, "name=two"]) == 0
     weights = factory.load_circuit("runs/two/checkpoints/latest.pt")
     assert weights.structure() == factory.load_circuit("runs/one/checkpoints/latest.pt").structure()
     other = ["circuit.controller.hidden_size=5", f"start={file}", "name=three"]
-    assert main(["train", "run.yaml", *further[:2], *other]) != 0
+    assert main(["train", "run.yaml", *begun[:2], *other]) != 0
 
 
 # ---------------------------------------------------------------------------------------------------- strategies
