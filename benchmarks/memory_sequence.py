@@ -2,11 +2,13 @@
 
     python benchmarks/memory_sequence.py routed --seeds 1 2 3 4 5
     python benchmarks/memory_sequence.py fine-tuning --seeds 1 2 3 4 5
+    python benchmarks/memory_sequence.py ewc --seeds 1 2 3 4 5
     python benchmarks/memory_sequence.py routed circuit.lending=2 --seeds 1
 
 All learn by the preset memory-sequence, with one thread. ``fine-tuning`` is an NTM with as many units as the three
-tasks of ``routed`` have together. What is judged are the weights at the end, by test sequences of each task's training
-range, and beside them those of each task when it ended. Further options go to the preset.
+tasks of ``routed`` have together, ``ewc`` the same with that penalty. What is judged are the weights at the end, by
+test sequences of each task's training range, and beside them those of each task when it ended. Further options go to
+the preset.
 """
 
 from __future__ import annotations
@@ -26,16 +28,18 @@ from papertape.core.streams import stream_seed
 from papertape.utils import factory
 from papertape.utils.commands.arguments import read_arguments
 
+FIXED = (
+    "circuit.type=ntm",
+    "circuit.controller.type=lstm",
+    "circuit.controller.hidden_size=198",
+    "circuit.memory_size=16",
+    "circuit.word_size=8",
+    "circuit.num_reads=2",
+)
 METHODS: Mapping[str, Sequence[str]] = {
     "routed": (),
-    "fine-tuning": (
-        "circuit.type=ntm",
-        "circuit.controller.type=lstm",
-        "circuit.controller.hidden_size=198",
-        "circuit.memory_size=16",
-        "circuit.word_size=8",
-        "circuit.num_reads=2",
-    ),
+    "fine-tuning": FIXED,
+    "ewc": (*FIXED, "agent.plasticity=[{type: ewc}]"),
 }
 TEST_SEQUENCES = 1024
 

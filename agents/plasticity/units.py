@@ -86,7 +86,7 @@ class Watch:
             seen = circuit.activity(inputs)
             self.given = {layer: [seen[name]] for layer, name in _readers(circuit).items()}
         magnitudes, means = [], []
-        for layer, (size, *_) in enumerate(structure):
+        for layer, size in enumerate(known.size for known in structure):
             parts = self.given[layer]
             rows = (parts[0] if len(parts) == 1 else torch.cat(parts))[:, :size].to(like)
             magnitudes.append(rows.abs().mean(0))
