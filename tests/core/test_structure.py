@@ -20,6 +20,7 @@ from papertape.core.kernels.dispatch import BackendError
 from papertape.core.state import leaves
 from papertape.core.structure import (
     FRESH,
+    LARGEST_SHARE,
     Change,
     Edit,
     Layer,
@@ -258,6 +259,21 @@ def test_a_unit_that_others_determine_is_removed_without_a_trace(case: tuple[str
     circuit.edit(narrowed(circuit.structure(), {0: [1, 5], 1: [2, 4]}), inputs=drawn(40, 8, seed=4))
     assert [layer.size for layer in circuit.structure()] == [4, 4]
     torch.testing.assert_close(circuit(inputs)[0], expected, rtol=0, atol=1e-5)
+
+
+def test_units_that_hardly_differ_are_not_told_apart_by_large_weights() -> None:
+    """The difference of two near twins gives any small residue, if its weight is large enough; on other inputs not."""
+    torch.manual_seed(0)
+    circuit = FeedForwardCircuit(3, 1, hidden_sizes=[12]).double()
+    with torch.no_grad():
+        first = circuit.layers[0].weight
+        first[1:6] = first[0] + 1e-3 * torch.randn(5, 3)
+        circuit.layers[0].bias[1:6] = circuit.layers[0].bias[0]
+    inputs = torch.randn(1, 40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    before = float(circuit.layers[1].weight.detach().abs().max())
+    circuit.edit(narrowed(circuit.structure(), {0: [7, 9, 11]}), inputs)
+    assert float(circuit.layers[1].weight.detach().abs().max()) < before * (1 + 3 * LARGEST_SHARE)
+    assert bool(circuit(100 * inputs)[0].isfinite().all())
 
 
 def test_removal_is_least_squares() -> None:
