@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..core.circuit import Circuit
 from ..core.distributed import Processes
 from ..core.env import Batch
 from ..core.options import LARGEST_STEP
@@ -22,7 +23,7 @@ from .evaluation import load_weights, weights_of
 from .plasticity import Update, Upkeep
 from .structure.grades import GRADES, Grades, check_grades, reward
 from .structure.policy import PolicyName, make_policy
-from .structure.strategies import STRATEGIES, Limits, Strategy, Subject, reset_moments
+from .structure.strategies import STRATEGIES, Done, Limits, Strategy, Subject, reset_moments
 from .structure.tracker import Record, Tracker, thinned
 from .structure.trial import PairedTrial, Proposal, RewardTrial, Verdict
 
@@ -254,13 +255,12 @@ class SelfModifyingAgent(BackpropAgent):
         self._sums = dict.fromkeys(self._sums, 0.0)
         if self.trial is not None or self.chooser is None:
             return
-        ages = [self.step - born for born in self.born]
-        subject = Subject(self.circuit, self._inputs(), ages, self.bounds, self.structural)
+        subject = self._subject(self.circuit)
         arms = [name for name, strategy in STRATEGIES.items() if self._fits(strategy, worth)]
         arms = [name for name in arms if STRATEGIES[name].possible(subject)]
         chosen = self.chooser.choose(situation, arms, self.structural)
         if chosen is not None:
-            self._begin(STRATEGIES[chosen], subject, situation, worth, loss)
+            self._begin(chosen, STRATEGIES[chosen].apply, situation)
 
     def _fits(self, strategy: Strategy, worth: float) -> bool:
         """Whether the thresholds let a strategy be tried at a mean reward."""
@@ -268,20 +268,41 @@ class SelfModifyingAgent(BackpropAgent):
             return worth >= self.pruning_threshold and worth > self.growth_threshold
         return strategy.grows > 0 or worth > self.growth_threshold
 
-    def _begin(self, strategy: Strategy, subject: Subject, situation: Tensor, worth: float, loss: float) -> None:
+    def _subject(self, circuit: Circuit) -> Subject:
+        """A circuit of the structure of the agent's own, as strategies take it."""
+        ages = [self.step - born for born in self.born]
+        return Subject(circuit, self._inputs(), ages, self.bounds, self.structural)
+
+    def try_out(self, strategy: Strategy, apply: Callable[[Subject], Done]) -> None:
+        """Put a change on trial, whatever the policy would choose; what comes of it counts as one of a strategy.
+
+        Args:
+            strategy: that learns from it.
+            apply: changes the circuit of what it is given in place.
+
+        Raises:
+            RuntimeError: another change is on trial, or nothing was learned from yet.
+        """
+        if self.trial is not None or not self._recent:
+            raise RuntimeError("a change is on trial already" if self.trial else "nothing was learned from yet")
+        self._begin(strategy.name, apply, self.situation(self.circuit.structure()))
+
+    def _begin(self, strategy: str, apply: Callable[[Subject], Done], situation: Tensor) -> None:
         changed = copy.deepcopy(self.circuit).train()
         optimiser = self.optimiser.make(changed.parameters(), self.lr)
         self.optimiser.take_up(optimiser, copy.deepcopy(self.torch_optimiser.state_dict()["state"]))
-        done = strategy.apply(subject._replace(circuit=changed))
+        done = apply(self._subject(changed))
         follow_optimiser(done.change, optimiser)
         reset_moments(optimiser, changed, done.reset)
         upkeep = self.upkeep.copied()
         upkeep.follow(done.change)
-        proposal = Proposal.of(self.step, strategy.name, situation, done.change)
+        proposal = Proposal.of(self.step, strategy, situation, done.change)
         if self.verdict == "paired":
             self.trial = PairedTrial(proposal, changed, optimiser, upkeep, steps=self.trial_steps, harm=self.harm)
             return
-        self.trial = RewardTrial(proposal, self._snapshot(), worth, loss, steps=self.trial_steps)
+        self.trial = RewardTrial(
+            proposal, self._snapshot(), self._last["reward"], self._last["loss"], steps=self.trial_steps
+        )
         self._adopt(proposal, weights_of(changed), optimiser.state_dict()["state"], upkeep)
 
     def _snapshot(self) -> dict[str, Any]:

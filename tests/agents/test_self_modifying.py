@@ -228,6 +228,34 @@ def test_a_million_steps_take_no_more_memory_than_a_thousand() -> None:
     assert sizes[1] < 1.5 * sizes[0]
 
 
+def test_what_replaces_units_at_the_cap_has_to_add_something() -> None:
+    agent = make(policy="random", steps=None, max_units=5)
+    grows = {}
+    for _ in range(120):
+        agent.train_step()
+        if agent.trial is not None and agent.trial.proposal.strategy == "add-neuron":
+            proposal = agent.trial.proposal
+            before, after = (sum(layer.size for layer in part) for part in (proposal.before, proposal.after))
+            grows[after > before] = proposal.grows
+    assert grows == {True: True, False: False}
+
+
+def test_a_change_of_ones_own_is_tried_out_and_told() -> None:
+    agent = make(policy="random", check_every=1000)
+    strategy = STRATEGIES["remove-neuron"]
+    with pytest.raises(RuntimeError, match="nothing was learned from yet"):
+        agent.try_out(strategy, strategy.apply)
+    agent.train_step()
+    served = {name: part.clone() for name, part in agent.circuit.state_dict().items()}
+    agent.try_out(strategy, strategy.apply)
+    assert all(torch.equal(part, served[name]) for name, part in agent.circuit.state_dict().items())
+    with pytest.raises(RuntimeError, match="a change is on trial already"):
+        agent.try_out(strategy, strategy.apply)
+    while agent.trial is not None:
+        agent.train_step()
+    assert (agent.tracker.tried, agent.tracker.records[-1].strategy) == (1, "remove-neuron")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -434,7 +462,7 @@ def test_student_of_paired_differences(pairs: list[tuple[float, float]]) -> None
 
 
 def test_verdicts() -> None:
-    def verdict(changed: Any, grows: int = 1, steps: int = 100) -> tuple[Verdict, int]:
+    def verdict(changed: Any, grows: bool = True, steps: int = 100) -> tuple[Verdict, int]:
         generator = torch.Generator().manual_seed(0)
         proposal: Any = type("P", (), {"grows": grows})()
         trial = PairedTrial(proposal, None, None, None, steps=steps, harm=3.0)  # type: ignore[arg-type]
@@ -451,7 +479,7 @@ def test_verdicts() -> None:
     assert better == Verdict(True, pytest.approx(math.log(2)))
     assert at == 100
     assert verdict(lambda loss, noise: loss + 40 * noise + 0.03)[0].kept  # not proven
-    assert not verdict(lambda loss, noise: loss + 40 * noise + 0.2, grows=-1)[0].kept  # adds nothing
+    assert not verdict(lambda loss, noise: loss + 40 * noise + 0.2, grows=False)[0].kept  # adds nothing
     assert verdict(lambda loss, noise: math.nan) == (Verdict(False, -1.0), 1)
     assert gain_of([1.0], [math.inf]) == -1
     assert gain_of([1.0], [1e-30]) == 1
