@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 FRESH = -1
 """In place of a source: there was none."""
 
-RIDGE = 1e-8
-"""Penalty of the least squares by which what is removed is absorbed, as a share of the mean square of what is kept."""
+RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)
+"""Penalties of the least squares by which what is removed is absorbed, as shares of the mean square of what is kept."""
+LARGEST_SHARE = 4.0
+"""Of a kept unit in what is removed: the smallest penalty that keeps to it is taken. What nearly cancels out on the
+inputs that were seen, with large weights, would blow up on others."""
 
 HEIR_NOISE = 1.0
 """Standard deviation of how heirs differ from their parents, as a share of the layer's weights' own."""
@@ -643,8 +646,11 @@ class _Rewiring:
         if len(gone):
             known = torch.cat([now, torch.ones_like(now[:, :1])], dim=1)
             square = known.T @ known
-            square.diagonal().add_(RIDGE * square.diagonal().mean())
-            found = torch.linalg.solve(square, known.T @ left[:, gone])
+            middle, due = square.diagonal().mean(), known.T @ left[:, gone]
+            for penalty in RIDGES:
+                found = torch.linalg.solve(square + penalty * middle * torch.eye(width + 1, dtype=square.dtype), due)
+                if found[:-1].abs().max() <= LARGEST_SHARE:
+                    break
             absorbed[gone, :width], constant[gone] = found[:-1].T, found[-1]
         return absorbed, constant
 

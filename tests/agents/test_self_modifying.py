@@ -404,7 +404,7 @@ def test_the_least_useful_unit_goes_and_the_most_useful_one_has_an_heir() -> Non
                 break
     assert done.change.layers[0].parents[-1] == 3
     heir = given.circuit.layers[0].weight[-1]  # type: ignore[attr-defined]
-    assert torch.cosine_similarity(heir, kept[3], dim=0) > 0.9
+    assert torch.cosine_similarity(heir, kept[3], dim=0) > 0.5
 
 
 def test_young_units_stay_and_at_the_cap_they_are_replaced() -> None:
