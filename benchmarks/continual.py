@@ -28,8 +28,9 @@ from typing import NamedTuple
 
 import torch
 
-from papertape.agents import SelfModifyingAgent
+from papertape.agents import BackpropAgent, SelfModifyingAgent
 from papertape.agents.evaluation import evaluate
+from papertape.agents.plasticity import DORMANT, dormant_share, watched
 from papertape.agents.structure.strategies import STRATEGIES, Done, Subject
 from papertape.agents.structure.trial import LOOK_EVERY, PairedTrial
 from papertape.core.circuit import Circuit
@@ -173,6 +174,49 @@ def _slowly_told(seeds: Sequence[Measured]) -> str:
     )
 
 
+TASKS, LATE = 100, 10
+"""Tasks of permuted images, and how many of them a mean is over."""
+
+
+def permuted(plasticity: str, tasks: int = TASKS) -> Callable[[int, Sequence[str]], Measured]:
+    """A row of the preset permuted-mnist, of all training images, with methods of plasticity; null is none.
+
+    Measured is the share of images that are told right before they are learned from, over the first, the middle and the
+    last tasks, and the share of units that are dormant over 1000 images of the last task.
+    """
+
+    def measure(seed: int, assignments: Sequence[str]) -> Measured:
+        values = options.load_file("permuted-mnist")
+        words = [f"seed={seed}", "env.images.validation=0", f"agent.plasticity={plasticity}", "device=cpu", "plots=off"]
+        options.override(values, [*words, *assignments])
+        agent = factory.build(factory.parse(values)).agent
+        assert isinstance(agent, BackpropAgent)
+        accuracy = []
+        for _ in range(tasks):
+            rows = [agent.train_step() for _ in range(agent.log_every)]
+            accuracy.append(100 * rows[-1]["online_accuracy"])
+        ends = {"first": LATE, "middle": tasks // 2, "last": tasks}
+        found = {name: statistics.mean(accuracy[max(end - LATE, 0) : end]) for name, end in ends.items()}
+        return found | {"dormant": 100 * _dormant(agent)}
+
+    return measure
+
+
+def _dormant(agent: BackpropAgent) -> float:
+    batch = agent.env.sample(1000, torch.Generator().manual_seed(0))
+    with torch.no_grad(), watched(agent.circuit, wanted=True) as watch:
+        agent.circuit(batch.inputs)
+    return dormant_share(agent.circuit, watch.activity(agent.circuit, batch.inputs), DORMANT)
+
+
+def _permuted_told(seeds: Sequence[Measured]) -> str:
+    first, middle, last, dormant = ([seed[name] for seed in seeds] for name in ("first", "middle", "last", "dormant"))
+    return (
+        f"tasks 91-100: {statistics.mean(last):.1f} %, worst {min(last):.1f}; 1-10: {statistics.mean(first):.1f}, "
+        f"41-50: {statistics.mean(middle):.1f}; {statistics.mean(dormant):.0f} % of units dormant at last"
+    )
+
+
 LEARNED = 6250
 """Steps that a circuit has learned before changes are put on trial."""
 CHANGES = 10
@@ -284,6 +328,12 @@ ROWS: dict[str, Row] = {
         _slowly_told,
         "slowly-changing-fixed",
     ),
+    "permuted-fixed": Row("permuted MNIST, backprop alone", "", permuted("null"), _permuted_told),
+    "permuted-continual-backprop": Row(
+        "continual backprop", "≥ 86.5 %", permuted("continual-backprop"), _permuted_told
+    ),
+    "permuted-redo": Row("ReDo", "≥ 86.5 %", permuted("redo"), _permuted_told),
+    "permuted-l2-init": Row("L2-init", "≥ 87.5 %", permuted("l2-init"), _permuted_told),
 }
 
 

@@ -255,9 +255,9 @@ def test_continual_backprop_agrees_with_a_loop() -> None:
                     self.worth[layer][unit] = self.means[layer][unit] = self.ages[layer][unit] = 0
 
     agent = make({"type": "continual-backprop", "replacement_rate": rate, "maturity": maturity, "decay": decay})
-    agree(agent, Slow(agent), 25)
+    agree(agent, Slow(agent), 18)
     assert {layer for layer, _ in renewed} == {0, 1}
-    assert len(renewed) > 8
+    assert len(renewed) > 5
 
 
 def test_redo_agrees_with_a_loop() -> None:
@@ -684,7 +684,7 @@ def test_a_run_resumes_bit_for_bit(builder: Callable[..., Any], plasticity: list
         states.append(saved(whole))
         whole.train_step()
     expected = flat(saved(whole))
-    for at in (0, 4, 9):
+    for at in (4, 9):
         again = builder(*plasticity, optimiser="adam")
         again.load_state_dict(states[at])
         run(again, 11 - at)
@@ -705,7 +705,7 @@ def test_a_self_modifying_run_resumes_bit_for_bit_with_them(plasticity: list[Any
         check_in_step(whole)
     assert len(structures) > 1
     expected = flat(saved(whole))
-    for at in (5, 10, 17, 26):
+    for at in (10, 21):
         again = make(*plasticity, **options)
         again.load_state_dict(states[at])
         run(again, 30 - at)
@@ -733,7 +733,7 @@ def check_in_step(agent: Any) -> None:
                 assert not weight[~kept.connections[name]].any()
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=6)
 @given(
     edits=st.lists(st.sampled_from(["widen", "narrow", "deepen", "nothing"]), min_size=1, max_size=5),
     memory=st.booleans(),

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from papertape.envs import images
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import continual
@@ -66,6 +69,20 @@ def test_a_plain_removal_is_flagged_and_the_agent_is_as_before(monkeypatch: pyte
     found = continual.flagged(101, [])
     assert set(found) == {"removal_plain", "removal_absorbed", "widening"}
     assert all(share in (0.0, 0.5, 1.0) for share in found.values())
+
+
+def test_permuted_images_are_told_before_they_are_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.arange(60) % 10
+    drawn = torch.zeros(60, 28, 28, dtype=torch.uint8)
+    for index, label in enumerate(labels.tolist()):
+        drawn[index, 2 * label : 2 * label + 2] = 255
+    monkeypatch.setattr(images, "load", lambda name: ((drawn, labels), (drawn, labels)))
+    measure = continual.permuted("[l2-init, {type: redo, every: 9}]", tasks=4)
+    found = measure(1, ["env.every=320", "agent.log_every=20"])
+    assert all(20 < found[name] < 95 for name in ("first", "middle", "last")), "at first guessed, then known"
+    assert 0 <= found["dormant"] <= 100
+    told = continual.ROWS["permuted-redo"].tell([found, {**found, "last": 0.0}])
+    assert told.startswith(f"tasks 91-100: {found['last'] / 2:.1f} %, worst 0.0; ")
 
 
 def test_unknown_rows_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,7 @@ def paths(values, prefix=""):
 @pytest.mark.parametrize(
     "line",
     [
-        "env: env, by its name or as a block; must be given; here copy; allowed: associative-recall,\n    brackets",
+        "env: env, by its name or as a block; must be given; here copy; allowed: arithmetic,\n    associative-recall",
         "circuit.shift_range: whole number; default 1; allowed: at least 0\n    largest shift in",
         "circuit.clip: number or null; default 20.0; here 2.0; allowed: above 0\n",
         "circuit.masked_content: true or false; default false\n    lookups weigh",
