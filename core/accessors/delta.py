@@ -36,8 +36,8 @@ SHORTEST = 1e-12
 """Keys and queries that are shorter are not brought to length 1."""
 
 Rule = Callable[["DeltaAccessor", Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
-"""What runs the rule over a whole sequence: from the accessor, interface vectors ``[T, B, size]``, the logarithms of what
-is kept ``[T, B, H]`` or None, and the memory ``[B, H, K, V]``; words read ``[T, B, H, V]`` and the last memory."""
+"""What runs the rule over a whole sequence: from the accessor, interface vectors ``[T, B, size]``, the logarithms of
+what is kept ``[T, B, H]`` or None, and the memory ``[B, H, K, V]``; words read ``[T, B, H, V]`` and the last memory."""
 
 
 @register_state

@@ -120,7 +120,7 @@ def _unavailable_rule(circuit: CircuitView, known: guard.Known, inputs: Tensor, 
 
 
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
-    """Features ``[T, B, F]`` and the last state; of sparse access and of the delta rule only what takes the time is native."""
+    """Features ``[T, B, F]`` and the last state; of sparse access and the delta rule only what takes time is native."""
     accessor: Any = circuit.accessor
     if accessor.kind in LOOKUPS or accessor.kind in RULES:
         native = nearest if accessor.kind in LOOKUPS else delta_rule

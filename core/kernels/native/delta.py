@@ -13,7 +13,7 @@ from ...accessors.delta import SHORTEST, DeltaAccessor
 from ..operators import operator
 from . import library
 
-KEPT_EVERY = 8
+KEPT_EVERY = 16
 """Steps between two memories that are stored for the way back."""
 
 
