@@ -117,7 +117,9 @@ def main() -> None:
     torch.manual_seed(0)
     print("| | chunk | step by step, ms | in chunks, ms | times faster |\n| --- | --- | --- | --- | --- |")
     native = options.device == "cpu" if options.native is None else options.native
-    chunks: list[Chunk] = [None, *options.chunks, *(["native"] if native else [])]
+    chunks: list[Chunk] = [None, *options.chunks]
+    if native:
+        chunks.append("native")
     for what in (memory, circuit):
         train = what(options)
         taken: dict[Chunk, list[float]] = {chunk: [] for chunk in chunks}
