@@ -1,11 +1,12 @@
-"""How much faster the delta rule is in chunks than step by step: one training step, forward and backward, in PyTorch.
+"""How much faster the delta rule is in chunks, and in C++, than step by step: one training step, forward and backward.
 
     python benchmarks/delta_rule.py
     python benchmarks/delta_rule.py --chunks 16 32 64 --steps 1024 --batch 4 --device cuda
 
 Prints a Markdown table. ``memory`` is the accessor, which makes keys, values, gates and queries by a linear layer;
 ``circuit`` a circuit with a short convolution before it and an output layer. Milliseconds are medians. Step by step and
-in chunks take turns, so that both meet the same load; on a CPU it is the time that the process has run.
+in chunks take turns, so that both meet the same load; on a CPU it is the time that the process has run. What runs
+step by step and in chunks is plain PyTorch; a chunk of ``native`` is the native backend, on a CPU.
 """
 
 from __future__ import annotations
@@ -14,29 +15,36 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 import papertape
 from papertape.core.accessors import Accessor, DeltaAccessor
+from papertape.core.kernels.native.delta import delta_rule
+
+Chunk = int | Literal["native"] | None
+"""Steps of a chunk; None step by step."""
 
 
-def memory(options: argparse.Namespace) -> Callable[[int | None], None]:
+def memory(options: argparse.Namespace) -> Callable[[Chunk], None]:
     """A training step of the accessor, by steps or in chunks of some size."""
     accessor = DeltaAccessor(options.hidden, **rule(options)).to(options.device)
     hidden = torch.randn(options.steps, options.batch, options.hidden, device=options.device, requires_grad=True)
 
-    def train(chunk: int | None) -> None:
-        accessor.chunk_size = chunk or 1
+    def train(chunk: Chunk) -> None:
+        accessor.chunk_size = chunk if isinstance(chunk, int) else 1
         run: Any = DeltaAccessor.run if chunk else Accessor.run
-        reads, _ = run(accessor, hidden, accessor.initial_state(options.batch))
+        state = accessor.begin(
+            accessor.initial_state(options.batch), options.steps, delta_rule if chunk == "native" else None
+        )
+        reads, _ = run(accessor, hidden, state)
         reads.square().mean().backward()
 
     return train
 
 
-def circuit(options: argparse.Namespace) -> Callable[[int | None], None]:
+def circuit(options: argparse.Namespace) -> Callable[[Chunk], None]:
     """The same of a circuit."""
     built = papertape.MemoryCircuit(
         options.hidden,
@@ -49,8 +57,9 @@ def circuit(options: argparse.Namespace) -> Callable[[int | None], None]:
     )
     inputs = torch.randn(options.steps, options.batch, options.hidden, device=options.device)
 
-    def train(chunk: int | None) -> None:
-        built.accessor.chunk_size = chunk or 1
+    def train(chunk: Chunk) -> None:
+        built.accessor.chunk_size = chunk if isinstance(chunk, int) else 1
+        built.backend = "native" if chunk == "native" else "eager"
         if chunk:
             outputs, _ = built(inputs)
         else:
@@ -75,7 +84,7 @@ def rule(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def milliseconds(train: Callable[[int | None], None], chunk: int | None, device: str) -> float:
+def milliseconds(train: Callable[[Chunk], None], chunk: Chunk, device: str) -> float:
     """Time of one training step."""
     if device == "cpu":
         start = time.process_time()
@@ -99,6 +108,7 @@ def main() -> None:
     parser.add_argument("--rules", type=int, default=1, help="delta rules of a step")
     parser.add_argument("--decay", action="store_true")
     parser.add_argument("--chunks", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--native", action=argparse.BooleanOptionalAction, help="default: on a CPU")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -106,9 +116,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     print("| | chunk | step by step, ms | in chunks, ms | times faster |\n| --- | --- | --- | --- | --- |")
+    native = options.device == "cpu" if options.native is None else options.native
+    chunks: list[Chunk] = [None, *options.chunks]
+    if native:
+        chunks.append("native")
     for what in (memory, circuit):
         train = what(options)
-        taken: dict[int | None, list[float]] = {chunk: [] for chunk in (None, *options.chunks)}
+        taken: dict[Chunk, list[float]] = {chunk: [] for chunk in chunks}
         for round_ in range(options.rounds + 1):
             for chunk, times in taken.items():
                 found = milliseconds(train, chunk, options.device)

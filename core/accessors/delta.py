@@ -11,6 +11,7 @@ B batch, T steps, H heads, P rules of a step, K key size, V value size, C steps 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -31,12 +32,28 @@ SMALLEST_STEP, LARGEST_STEP = 1e-3, 1e-1
 """What rates start multiplied by, on a logarithmic scale between these: a step keeps 0.2 to 0.999 of the memory."""
 
 
+SHORTEST = 1e-12
+"""Keys and queries that are shorter are not brought to length 1."""
+
+Rule = Callable[["DeltaAccessor", Tensor, Tensor | None, Tensor], tuple[Tensor, Tensor]]
+"""What runs the rule over a whole sequence: from the accessor, interface vectors ``[T, B, size]``, the logarithms of
+what is kept ``[T, B, H]`` or None, and the memory ``[B, H, K, V]``; words read ``[T, B, H, V]`` and the last memory."""
+
+
 @register_state
 class DeltaState(NamedTuple):
     """Fast weights after a step."""
 
     memory: Tensor
     """For each head a matrix from keys to values, ``[B, H, K, V]``"""
+
+
+class RuledState(NamedTuple):
+    """The same while a sequence runs, with another way to run it."""
+
+    memory: Tensor
+    """``[B, H, K, V]``"""
+    rule: Rule
 
 
 class DeltaHeads(NamedTuple):
@@ -74,6 +91,8 @@ class DeltaAccessor(Accessor):
     chunk_size: int = Field(
         default=16, ge=1, le=4096, description="C, steps that are computed at once where no read is fed back"
     )
+
+    kind = "delta"
 
     trace_fields = {
         "memory": TraceField("H K V", "matrix", "from keys to values, after the step"),
@@ -129,14 +148,26 @@ class DeltaAccessor(Accessor):
         each = (self.num_rules, self.num_heads)
         gates = torch.sigmoid(parts["write_gates"].unflatten(-1, each))
         return DeltaHeads(
-            keys=functional.normalize(parts["keys"].unflatten(-1, (*each, self.key_size)), dim=-1),
+            keys=_unit(parts["keys"].unflatten(-1, (*each, self.key_size))),
             values=parts["values"].unflatten(-1, (*each, self.value_size)),
-            write_gates=2 * gates if self.negative_eigenvalues else gates,
-            queries=functional.normalize(parts["queries"].unflatten(-1, (self.num_heads, -1)), dim=-1),
-            log_decay=-self.log_rates.exp() * functional.softplus(parts["decay"]) if self.decay else None,
+            write_gates=self.largest_gate * gates,
+            queries=_unit(parts["queries"].unflatten(-1, (self.num_heads, -1))),
+            log_decay=self._log_decay(parts),
         )
 
-    def forward(self, hidden: Tensor, state: DeltaState) -> tuple[Tensor, DeltaState, DeltaHeads]:
+    @property
+    def largest_gate(self) -> int:
+        """What a write gate stays below."""
+        return 2 if self.negative_eigenvalues else 1
+
+    def _log_decay(self, parts: dict[str, Tensor]) -> Tensor | None:
+        return -self.log_rates.exp() * functional.softplus(parts["decay"]) if self.decay else None
+
+    def begin(self, state: DeltaState, steps: int, rule: Rule | None = None) -> DeltaState | RuledState:
+        """The state, with its own way to run the rule if there is one; see :meth:`Accessor.begin`."""
+        return state if rule is None else RuledState(state.memory, rule)
+
+    def forward(self, hidden: Tensor, state: DeltaState | RuledState) -> tuple[Tensor, DeltaState, DeltaHeads]:
         """One step of access; see :meth:`Accessor.forward`."""
         heads, memory = self.heads(hidden), state.memory
         if heads.log_decay is not None:
@@ -148,8 +179,12 @@ class DeltaAccessor(Accessor):
             memory = memory + key.unsqueeze(-1) * (gate.unsqueeze(-1) * difference).unsqueeze(-2)
         return (heads.queries.unsqueeze(-2) @ memory).squeeze(-2), DeltaState(memory), heads
 
-    def run(self, hidden: Tensor, state: DeltaState) -> tuple[Tensor, DeltaState]:
-        """A whole sequence in chunks, by matrix products; see :meth:`Accessor.run`."""
+    def run(self, hidden: Tensor, state: DeltaState | RuledState) -> tuple[Tensor, DeltaState]:
+        """A whole sequence in chunks, by matrix products, or in its own way; see :meth:`Accessor.run`."""
+        if isinstance(state, RuledState):
+            vectors = self.interface(hidden)
+            reads, memory = state.rule(self, vectors, self._log_decay(self.interface.parts(vectors)), state.memory)
+            return reads, DeltaState(memory)
         steps, heads = len(hidden), self.heads(hidden)
         size = min(self.chunk_size, steps)
         rules, decay = size * self.num_rules, heads.log_decay
@@ -169,6 +204,10 @@ class DeltaAccessor(Accessor):
         """See :meth:`Accessor.observed`; what is kept rather than its logarithm."""
         seen = super().observed(heads, state)
         return seen if heads.log_decay is None else {**seen, "kept": heads.log_decay.exp()}
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return functional.normalize(vectors, dim=-1, eps=SHORTEST)
 
 
 def _in_chunks(rows: Tensor, size: int) -> Tensor:

@@ -3,6 +3,7 @@
 AGREED = {
     "circuits/memory.py": "32ab01279eea",
     "core/accessors/base.py": "0ff835c0e523",
+    "core/accessors/delta.py": "869f194370d8",
     "core/accessors/dynamic.py": "4d9c8006cc93",
     "core/accessors/sparse.py": "5b0471a780da",
     "core/accessors/static.py": "065462a3f170",

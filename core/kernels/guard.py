@@ -61,6 +61,11 @@ DYNAMIC: Options = ACCESSOR | {
     "squash": ("none", "tanh"),
     **dict.fromkeys(("masked_content", "memory_wipe", "link_sharpening", "usage_gradient"), SWITCH),
 }
+DELTA: Options = {
+    **dict.fromkeys(("hidden_size", "num_heads", "key_size", "value_size", "num_rules"), SIZE),
+    **dict.fromkeys(("decay", "negative_eigenvalues"), SWITCH),
+    "chunk_size": NOT_OURS,
+}
 
 
 def ununderstood(part: Any, understood: Mapping[str, Options]) -> str | None:

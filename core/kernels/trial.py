@@ -19,6 +19,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,12 +37,13 @@ if TYPE_CHECKING:
 Run = Callable[["CircuitView", Tensor, CircuitState], tuple[Tensor, CircuitState]]
 RunPopulation = Callable[["CircuitView", Mapping[str, Tensor], Tensor], Tensor]
 
-STEPS = {"static": 5, "dynamic": 5, "sparse": 3}
+STEPS = {"static": 5, "dynamic": 5, "sparse": 3, "delta": 11}
 """Of each kind of memory: more than between two memories that kernels store, where they store any."""
 BATCH, INPUTS, OUTPUTS, MEMBERS = 2, 3, 2, 2
-SMALL = {"memory_size": 19, "word_size": 5, "hidden_size": 9}
+SMALL = {"memory_size": 19, "word_size": 5, "key_size": 6, "value_size": 5, "hidden_size": 9}
 """Sizes of a trial: whole vectors and parts of one."""
 MOST = {"num_reads": 2, "num_writes": 2, "num_layers": 2, "shift_range": 2, "slots_per_read": 3, "links_per_slot": 3}
+MOST |= {"num_heads": 2, "num_rules": 2}
 """Sizes of a trial where the circuit's own are larger."""
 NOT_OURS = {"memory_init": "constant", "weight_init": "first", "head_init": "uniform"}
 """Options that matter only before a sequence begins."""
@@ -260,14 +262,15 @@ def _probe(circuit: CircuitView, parts: Any, inputs: Tensor) -> Any:
     """A small circuit of the same kind with random weights; nothing is drawn from torch's own generators."""
     kind: Any = next(base for base in type(circuit).__mro__ if "transition" in vars(base))
     (controller, controller_options), (accessor, accessor_options) = parts
-    shape = accessor_options["num_reads"], accessor_options["word_size"]
+    shape = accessor.read_shape(SimpleNamespace(**accessor_options))
+    fed = math.prod(shape) if circuit.read_feedback else 0
     hidden = SMALL["hidden_size"]
     probe = kind.__new__(kind)
     # Its options as they are; not built anew, for that would take as long as the trial.
     vars(probe).update(vars(circuit))
     nn.Module.__init__(probe)
     with torch.device("meta"):
-        probe.controller = controller(INPUTS + math.prod(shape), **controller_options)
+        probe.controller = controller(INPUTS + fed, **controller_options)
         probe.accessor = accessor(hidden, **accessor_options)
         probe.output = nn.Linear(hidden + math.prod(shape), OUTPUTS)
     probe.input_size, probe.output_size, probe.hidden_size, probe.read_shape = INPUTS, OUTPUTS, hidden, shape

@@ -1,4 +1,5 @@
-"""The native backend: a whole sequence, forward and backward, in C++ on the CPU; of sparse access, the lookups.
+"""The native backend: a whole sequence, forward and backward, in C++ on the CPU; of sparse access, the lookups; of the
+delta rule, where no word read is fed back, the rule.
 
 Controller, heads and memory of a row of the batch stay in cache for all time steps. The memory (and the DNC's link
 matrix) is stored only every few steps and computed again between, which costs little and saves most of the space.
@@ -30,6 +31,7 @@ from ...state import CircuitState, leaves
 from .. import eager, guard, trial
 from ..formulas import replaced
 from . import library
+from .delta import delta_rule
 from .nearest import nearest
 from .sequence import Layer, State, Weights, make_problem, run_sequence
 from .sequence import run_population as run_members
@@ -50,6 +52,9 @@ LOOKUPS: dict[str, guard.Options] = {
 }
 """What lookups in a sparse memory understand."""
 
+RULES: dict[str, guard.Options] = {"delta": guard.DELTA}
+"""What rules of fast weights understand."""
+
 MOST_STEPS = 8
 """Shapes of single steps that are remembered of a circuit, each with its scratch space."""
 
@@ -64,6 +69,9 @@ def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> st
     if circuit.accessor.kind in LOOKUPS:
         known = guard.known("lookups", circuit, LOOKUPS, None)
         reason = _unavailable_lookups(circuit, known, inputs, state)
+    elif circuit.accessor.kind in RULES:
+        known = guard.known("rules", circuit, RULES, None)
+        reason = _unavailable_rule(circuit, known, inputs, state)
     else:
         known = _known(circuit)
         reason = known.unavailable(circuit, inputs, state) or _unknown_part(circuit)
@@ -102,11 +110,21 @@ def _unavailable_lookups(circuit: CircuitView, known: guard.Known, inputs: Tenso
     return reason or guard.unfit([memory], [("memory", tuple(memory.shape))], inputs)
 
 
-def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
-    """Features ``[T, B, F]`` and the last state; of sparse access only the lookups are native, which take the time."""
+def _unavailable_rule(circuit: CircuitView, known: guard.Known, inputs: Tensor, state: CircuitState) -> str | None:
     accessor: Any = circuit.accessor
-    if accessor.kind in LOOKUPS:
-        begun = accessor.begin(state.accessor, len(inputs), nearest)
+    if circuit.read_feedback:
+        return "it runs the delta rule over whole sequences, where no word read is fed back"
+    reason = eager.recorded(circuit, inputs, state) or known.changed_parts()
+    shape = (inputs.shape[1], accessor.num_heads, accessor.key_size, accessor.value_size)
+    return reason or guard.unfit([state.accessor.memory], [("memory", shape)], inputs)
+
+
+def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
+    """Features ``[T, B, F]`` and the last state; of sparse access and the delta rule only what takes time is native."""
+    accessor: Any = circuit.accessor
+    if accessor.kind in LOOKUPS or accessor.kind in RULES:
+        native = nearest if accessor.kind in LOOKUPS else delta_rule
+        begun = accessor.begin(state.accessor, len(inputs), native)
         return eager.run_steps(circuit, inputs, state._replace(accessor=begun))
     weights = _own_weights(_known(circuit))
     first = _state(state)

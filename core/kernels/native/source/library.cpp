@@ -1,4 +1,5 @@
 // The plain C interface: sizes of the work space, forward and backward, for each accessor and type.
+#include "delta.h"
 #include "dynamic.h"
 #include "nearest.h"
 #include "static.h"
@@ -44,6 +45,24 @@ INTERFACE(dynamic_float64, double, DynamicAccessor)
 
 LOOKUP(float32, float)
 LOOKUP(float64, double)
+
+#define DELTA(NAME, TYPE)                                                                                            \
+    EXPORT int delta_##NAME##_forward(const native::Delta* p, const TYPE* vectors, const TYPE* log_decay,            \
+                                      const TYPE* first, TYPE* reads, TYPE* saved, TYPE* last) {                     \
+        return native::status(                                                                                       \
+            [&] { native::delta_forward<TYPE>(*p, vectors, log_decay, first, reads, saved, last); });                \
+    }                                                                                                                \
+    EXPORT int delta_##NAME##_backward(const native::Delta* p, const TYPE* vectors, const TYPE* log_decay,           \
+                                       const TYPE* saved, const TYPE* d_reads, const TYPE* d_last, TYPE* d_vectors,  \
+                                       TYPE* d_log_decay, TYPE* d_first) {                                           \
+        return native::status([&] {                                                                                  \
+            native::delta_backward<TYPE>(*p, vectors, log_decay, saved, d_reads, d_last, d_vectors, d_log_decay,     \
+                                         d_first);                                                                   \
+        });                                                                                                          \
+    }
+
+DELTA(float32, float)
+DELTA(float64, double)
 
 // What the library was built from, and whether this processor runs the instruction sets named in the file names.
 EXPORT const char* build_identity() { return BUILD_IDENTITY; }
