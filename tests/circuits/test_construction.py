@@ -24,6 +24,7 @@ from papertape import (
     NeatCircuit,
     NormalisedCircuit,
     RecurrentCircuit,
+    RoutedCircuit,
     StackRNN,
     Tape,
     TapeRNN,
@@ -36,7 +37,7 @@ from papertape.core.registry import entries, lookup
 CONTROLLERS = ("lstm", "gru", "feedforward", "neat", "direct")
 CIRCUITS = (
     *(NTM, DNC, SAM, SDNC, Tape, MemoryCircuit, FeedForwardCircuit, NeatCircuit),
-    *(NormalisedCircuit, RecurrentCircuit, LSTM, GRU, StackRNN, TapeRNN, Transformer),
+    *(NormalisedCircuit, RecurrentCircuit, RoutedCircuit, LSTM, GRU, StackRNN, TapeRNN, Transformer),
 )
 """All that there are; what tests elsewhere register is not ours."""
 

@@ -114,7 +114,7 @@ def homes() -> Iterator[tuple[str, Blocks]]:
     for name in ("stack-rnn", "tape-rnn"):
         circuits[name] = {"controller": {"type": "rnn", "hidden_size": 4}, "memory_size": 6, "word_size": 4}
     circuits["transformer"] = {"model_size": 4, "accessor": {"type": "attention", "memory_size": 6}}
-    circuits["normalised"] = {"circuit": FEEDFORWARD}
+    circuits |= {"normalised": {"circuit": FEEDFORWARD}, "routed": {"circuit": NTM}}
     for name in entries("circuit"):
         agent = {**EVOLUTION, "strategy": TRUST} if name in ("neat", "tape", "normalised") else BACKPROP
         env = MAZE if name == "normalised" else COPY

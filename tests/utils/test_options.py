@@ -48,8 +48,8 @@ def test_presets_build(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 ALL_CIRCUITS = (
-    "memory, dnc, feedforward, neat, normalised, ntm, recurrent, lstm, gru, routed, sam, sdnc, stack-rnn, tape, tape-rnn, "
-    "transformer"
+    "memory, dnc, feedforward, neat, normalised, ntm, recurrent, lstm, gru, routed, sam, sdnc, stack-rnn, tape, "
+    "tape-rnn, transformer"
 )
 
 WRONG = [
@@ -120,7 +120,10 @@ WRONG = [
         "circuit.controller.hiden_size=10",
         "circuit.controller.hiden_size: unknown option; did you mean 'circuit.controller.hidden_size'?",
     ),
-    ("env.type=coppy", "env.type: got 'coppy'; did you mean 'copy'? allowed: arithmetic, associative-recall, brackets, copy, "),
+    (
+        "env.type=coppy",
+        "env.type: got 'coppy'; did you mean 'copy'? allowed: arithmetic, associative-recall, brackets, copy, ",
+    ),
     ("env.width=0", "env.width: got 0; allowed: greater than or equal to 1"),
     ("env.min_length=30", "env.min_length: got 30; allowed is at most max_length, which is 20"),
     ("env.test_lengths=[0]", "env.test_lengths.0: got 0; allowed: greater than or equal to 1"),
