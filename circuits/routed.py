@@ -475,7 +475,7 @@ class RoutedCircuit(Circuit):
             return self._answered(present[0], inputs, state, trace)
         rows = [(tasks == task).nonzero().flatten() for task in present]
         parts = [
-            self._answered(task, inputs[:, own], map_state(lambda leaf, own=own: leaf[own], state), trace)  # type: ignore[misc]
+            self._answered(task, inputs[:, own], map_state(lambda leaf, own=own: leaf[own], state), trace)
             for task, own in zip(present, rows, strict=True)
         ]
         order = torch.cat(rows).argsort()

@@ -266,7 +266,7 @@ def begin_upon(former: Route, circuit: Circuit, alone: Circuit) -> None:
     """
     wires = {wire.name: wire for wire in former.wires}
     for name, parameter in circuit.named_parameters():
-        own = alone.get_parameter(name)
+        own: Tensor = alone.get_parameter(name)
         wire = wires.get(name.rpartition(".")[0])
         if wire is None:
             parameter.copy_(own)
