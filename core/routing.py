@@ -288,6 +288,8 @@ def begin_upon(former: Route, circuit: Circuit, alone: Circuit) -> None:
 @torch.no_grad()
 def settle(routes: Sequence[Route]) -> None:
     """Write into each circuit's own parameters the weights by which it runs, so that it runs alike without routing."""
+    if next(routes[0].circuit.parameters()).is_meta:  # a circuit that is only planned has no weights
+        return
     for task, route in enumerate(routes):
         for name, weight in routed_weights(routes, task).items():
             parameter = route.circuit.get_parameter(name)

@@ -59,7 +59,7 @@ class SlowlyChangingEnv(ChangingEnv, RegressionEnv):
         negative = (self.bits - self.weights.sum(1) + self.biases) / 2
         self.thresholds = self.threshold * (self.bits + 1) - negative
         self.output_weights, self.output_bias = signs(self.units), signs(1)
-        self.slow = torch.randint(2, (self.slow_bits,), generator=generator).tolist()
+        self._first = self.slow = torch.randint(2, (self.slow_bits,), generator=generator).tolist()
         """Of the current task."""
 
     def _following(self, slow: Sequence[int], number: int) -> list[int]:
@@ -110,13 +110,9 @@ class SlowlyChangingEnv(ChangingEnv, RegressionEnv):
         """``current task``."""
         return {"current task": self.still()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """How many sequences were learned from, and the slow bits by now."""
-        return super().state_dict() | {"slow": list(self.slow)}
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See :meth:`ChangingEnv.load_state_dict`."""
+        """See :meth:`ChangingEnv.load_state_dict`; the slow bits follow from the number of the task."""
         super().load_state_dict(state)
-        if len(state["slow"]) != self.slow_bits:
-            raise ValueError(f"env state: got {len(state['slow'])} slow bits; this env has {self.slow_bits}")
-        self.slow = list(state["slow"])
+        self.slow = self._first
+        for number in range(1, self.task_number + 1):
+            self.slow = self._following(self.slow, number)

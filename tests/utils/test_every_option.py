@@ -77,6 +77,7 @@ def homes() -> Iterator[tuple[str, Blocks]]:
         "dynamic-ngrams": {"order": 2, "min_length": 20, "max_length": 20, "test_lengths": [25]},
         "priority-sort": {"min_items": 3, "max_items": 4, "highest": 2, "test_items": [5], "width": 2},
         "images": {"validation": 10},
+        "permuted-images": {"images": {"type": "images", "validation": 10}},
         "letters": {"image_size": 12, "font_sizes": [8]},
         "mqar": {"length": 8, "pairs": 2, "vocabulary": 12, "test_sizes": [[8, 1], [12, 2]]},
         "selective-copying": {"copied": 2, "words": 2, "min_length": 4, "max_length": 5, "test_lengths": [6]},
@@ -227,6 +228,7 @@ def others(annotation: Any, value: Any) -> Iterator[Any]:
 SPECIAL: dict[str, Any] = {
     "env.id": "Acrobot-v1",
     "env.data": "fashion-mnist",
+    "env.operations": ["addition", "multiplication"],
     "env.arguments": {"sutton_barto_reward": True},
     "env.curriculum.lessons": [{"length": [1, 2]}, {"length": [2, 2]}],
     "device": None,  # another one is not here
