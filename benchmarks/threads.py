@@ -11,26 +11,29 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 import torch
-from speed import CASES, add_instructions, case_step, chosen_cases, instructions_used, interleaved
+from speed import CASES, add_instructions, case_step, chosen_cases, instructions_used
 
-WARM_CALLS = 2
-"""Calls that are made when a turn begins, and not counted: the other number of threads has left its traces."""
+CALLS = 6
+"""Of each turn, of which the first is not counted: the other number of threads has left its traces."""
 
 
-def with_threads(step: Callable[[], None], threads: int) -> Callable[[], None]:
-    """A step on so many threads."""
-
-    def on_threads() -> None:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-            for _ in range(WARM_CALLS):
+def in_turns(step: Callable[[], None], numbers: Sequence[int], rounds: int) -> dict[int, list[float]]:
+    """Milliseconds of calls on each number of threads."""
+    times: dict[int, list[float]] = {number: [] for number in numbers}
+    for _ in range(rounds):
+        for number in numbers:
+            torch.set_num_threads(number)
+            start = time.perf_counter()
+            for call in range(CALLS):
                 step()
-        step()
-
-    return on_threads
+                end = time.perf_counter()
+                times[number] += [1e3 * (end - start)] if call else []
+                start = end
+    return times
 
 
 def main() -> None:
@@ -48,8 +51,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- |")
     for name in cases:
         step, _ = case_step(name, "native", "train")
-        times = interleaved({str(n): with_threads(step, n) for n in (1, arguments.threads)}, arguments.rounds)
-        one, several = times.values()
+        one, several = in_turns(step, (1, arguments.threads), arguments.rounds).values()
         medians, fewest = [statistics.median(t) for t in (one, several)], [min(one), min(several)]
         ratio, best = medians[0] / medians[1], fewest[0] / fewest[1]
         print(f"| {name} | {medians[0]:.2f} | {medians[1]:.2f} | {ratio:.2f} | {best:.2f} |", flush=True)
