@@ -266,18 +266,19 @@ class BackpropAgent(DescentAgent):
         """The metrics since the last row, of all processes' shares; and begin anew."""
         gathered, self._online = self._online, {}
         sums = torch.tensor(list(gathered.values()), dtype=torch.float64, device=self.env.device)
-        self.processes.add_up([sums] if gathered else [])
-        pairs = zip(gathered, sums.tolist(), strict=True)
-        return {f"online_{name}": total / count for name, (total, count) in pairs if count > 0}
+        return self._means_of([f"online_{name}" for name in gathered], sums)
 
     def _metrics(self, outputs: Tensor, share: Batch) -> dict[str, float]:
         """The env's metrics of the whole batch, from the answers to each process's share of it."""
         if self.processes.size == 1:
             return self.env.metrics(outputs, share)
         tallies = self.env.tallies(outputs, share)
-        sums = torch.stack([torch.stack(pair) for pair in tallies.values()]).double()
-        self.processes.add_up([sums])
-        pairs = zip(tallies, sums.tolist(), strict=True)
+        return self._means_of(tallies, torch.stack([torch.stack(pair) for pair in tallies.values()]).double())
+
+    def _means_of(self, names: Iterable[str], sums: Tensor) -> dict[str, float]:
+        """Means over the shares of all processes, of what was counted, from a sum and a count of each, ``[n, 2]``."""
+        self.processes.add_up([sums] if len(sums) else [])
+        pairs = zip(names, sums.tolist(), strict=True)
         return {name: total / count for name, (total, count) in pairs if count > 0}
 
     def _begin_again(self) -> None:

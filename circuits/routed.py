@@ -25,6 +25,7 @@ from ..core.routing import (
     lending,
     likeness,
     own_structure,
+    owners,
     resized_state,
     restricted,
     routed_weights,
@@ -167,8 +168,7 @@ class RoutedCircuit(Circuit):
     def wires(self, structure: Structure) -> list[Wire]:
         """See :meth:`Circuit.wires`: those of the last task, whose circuit has all units."""
         last = len(self.routes) - 1
-        prefix = f"routes.{last}.circuit."
-        return [wire._replace(name=prefix + wire.name) for wire in self.routes[last].circuit.wires(structure)]
+        return [wire._replace(name=_name(last, wire.name)) for wire in self.routes[last].circuit.wires(structure)]
 
     def restructure(self, structure: Sequence[Sequence[Any]]) -> None:
         """See :meth:`Circuit.restructure`; with the shares of tasks."""
@@ -221,13 +221,13 @@ class RoutedCircuit(Circuit):
 
     def _check_lent(self, before: Structure, layers: Sequence[LayerEdit]) -> None:
         for edit in layers:
-            shares = before[max(edit.source, 0)].shares
-            lost = {*range(sum(shares))} - {*edit.units} if edit.source != FRESH else set()
-            owners = [task for task, share in enumerate(shares) for _ in range(share)]
-            for unit in sorted(lost):
-                if self.lends(owners[unit]):
+            if edit.source == FRESH:
+                continue
+            owned_by = owners(before[edit.source])
+            for unit in sorted({*range(len(owned_by))} - {*edit.units}):
+                if self.lends(owned_by[unit]):
                     raise ValueError(
-                        f"layers[{edit.source}].units: task {owners[unit]} lends units to others; allowed is to keep "
+                        f"layers[{edit.source}].units: task {owned_by[unit]} lends units to others; allowed is to keep "
                         f"unit {unit}"
                     )
 

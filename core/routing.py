@@ -141,6 +141,11 @@ def restricted(before: Structure, after: Structure, layers: Sequence[LayerEdit],
     return tuple(found)
 
 
+def owners(layer: Layer) -> list[int]:
+    """Of each unit of a layer the task that owns it."""
+    return [task for task, share in enumerate(layer.shares) for _ in range(share)]
+
+
 def check_shares(before: Structure, after: Structure, layers: Sequence[LayerEdit]) -> None:
     """See that a change leaves each unit to the task that owns it, and each task units.
 
@@ -154,8 +159,8 @@ def check_shares(before: Structure, after: Structure, layers: Sequence[LayerEdit
     begin = {edit.begins > 0 for edit in layers}
     for index, (edit, now) in enumerate(zip(layers, after, strict=True)):
         kept = [unit for unit in edit.units if unit != FRESH]
-        owners = [task for task, share in enumerate(before[max(edit.source, 0)].shares) for _ in range(share)]
-        order = [owners[unit] for unit in kept]
+        owned_by = owners(before[max(edit.source, 0)])
+        order = [owned_by[unit] for unit in kept]
         if order != sorted(order):
             raise ValueError(f"layers[{index}].units: units of a later task come before those of an earlier one")
         if min(now.shares) < 1 or len(begin) > 1:

@@ -70,12 +70,17 @@ class SlowlyChangingEnv(ChangingEnv, RegressionEnv):
         flipped = int(torch.randint(self.slow_bits, (), generator=generator))
         return [bit ^ (index == flipped) for index, bit in enumerate(slow)]
 
+    def _after(self, slow: list[int], number: int) -> list[int]:
+        """The slow bits of the current task, from those of an earlier one."""
+        for later in range(number + 1, self.task_number + 1):
+            slow = self._following(slow, later)
+        return slow
+
     def move_on(self, count: int) -> None:
         """See :meth:`Task.move_on`."""
         before = self.task_number
         super().move_on(count)
-        for number in range(before + 1, self.task_number + 1):
-            self.slow = self._following(self.slow, number)
+        self.slow = self._after(self.slow, before)
 
     def input_channels(self) -> Sequence[Channels]:
         """The bits that stay, and the others."""
@@ -113,6 +118,4 @@ class SlowlyChangingEnv(ChangingEnv, RegressionEnv):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See :meth:`ChangingEnv.load_state_dict`; the slow bits follow from the number of the task."""
         super().load_state_dict(state)
-        self.slow = self._first
-        for number in range(1, self.task_number + 1):
-            self.slow = self._following(self.slow, number)
+        self.slow = self._after(self._first, 0)
