@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -19,6 +19,7 @@ from ..core.options import LARGEST_STEP
 from ..core.registry import register
 from ..core.state import detach
 from .descent import DescentAgent
+from .evaluation import answered
 from .plasticity import DORMANT, AnyPlasticity, Update, Upkeep, dormant_share, watched
 
 LOOK_EVERY, LOOKS = 20, 3
@@ -27,6 +28,15 @@ DIVERGED = 1.2
 """Times the loss of answers that are all zero."""
 DORMANT_EVERY, DORMANT_ROWS = 500, (8, 16)
 """Where a look at the units is a run of its own: least steps between two, and steps of time and sequences of one."""
+
+
+class Answered(NamedTuple):
+    """Answers, and what they are answers to."""
+
+    outputs: Tensor
+    """Logits, detached, ``[M, B, O]``"""
+    batch: Batch
+    """Of M steps: all T, or those that count"""
 
 
 @register("agent", "backprop")
@@ -127,7 +137,7 @@ class BackpropAgent(DescentAgent):
         own = self.processes.mine(batch.inputs.shape[1])
         return Batch(*(part[:, own.start : own.stop] for part in batch))
 
-    def _gradients(self, update: Update, upkeep: Upkeep) -> tuple[float, Tensor, Update]:
+    def _gradients(self, update: Update, upkeep: Upkeep) -> tuple[float, Answered, Update]:
         """Leave the gradients of a batch in a circuit's parameters.
 
         Args:
@@ -135,8 +145,8 @@ class BackpropAgent(DescentAgent):
             upkeep: of the circuit.
 
         Returns:
-            The loss, the outputs to this process's share, ``[T, B, O]``, detached, and the update with what the layers
-            gave, where the upkeep needs it.
+            The loss, the answers to this process's share, and the update with what the layers gave, where the upkeep
+            needs it.
         """
         circuit, batch = update.circuit, update.batch
         share, reports, looks = self._own_share(batch), self._reports_dormant(circuit), upkeep.looks(update.step)
@@ -144,7 +154,7 @@ class BackpropAgent(DescentAgent):
             self.own_randomness(self.processes.rank),
             watched(circuit, wanted=reports or looks) as watch,
         ):
-            lost, outputs = self._backward(circuit, share, self.env.normaliser(batch).to(share.mask.dtype))
+            lost, answers = self._backward(circuit, share, self.env.normaliser(batch).to(share.mask.dtype))
         if self.processes.size > 1:
             gradients = [parameter.grad for parameter in circuit.parameters() if parameter.grad is not None]
             self.processes.add_up([*gradients, lost])
@@ -157,7 +167,7 @@ class BackpropAgent(DescentAgent):
             seen = watch.activity(circuit, some).shared(some.shape[0] * some.shape[1], self.processes)
             self._dormant = {"dormant_units": dormant_share(circuit, seen, DORMANT)}
         upkeep.on_gradient(update)
-        return float(lost), outputs, update
+        return float(lost), answers, update
 
     def _reports_dormant(self, circuit: Circuit) -> bool:
         """Whether the share of dormant units is measured in the next step."""
@@ -166,22 +176,23 @@ class BackpropAgent(DescentAgent):
             every *= -(-DORMANT_EVERY // every)
         return circuit is self.circuit and (self.step + 1) % every == 0 and bool(circuit.structure())
 
-    def _backward(self, circuit: Circuit, batch: Batch, normaliser: Tensor) -> tuple[Tensor, Tensor]:
-        """Accumulate the gradients of a batch; the loss, a scalar, and the outputs ``[T, B, O]``, detached."""
+    def _backward(self, circuit: Circuit, batch: Batch, normaliser: Tensor) -> tuple[Tensor, Answered]:
+        """Accumulate the gradients of a batch; the loss, a scalar, and the answers."""
         length = batch.inputs.shape[0]
         chunk = self.truncate or length
-        state, outputs = None, []
+        state, outputs, answers_to = None, [], []
         total = torch.zeros_like(normaliser)
         for start in range(0, length, chunk):
             part = Batch(*(tensor[start : start + chunk] for tensor in batch))
-            answered, state = circuit(part.inputs, state)
-            loss = self.env.losses(answered, part).sum() / normaliser
+            output, part, state = answered(self.env, circuit, part, state)
+            loss = self.env.losses(output, part).sum() / normaliser
             if loss.requires_grad:
                 loss.backward()
             state = detach(state)
-            outputs.append(answered.detach())
+            outputs.append(output.detach())
+            answers_to.append(part)
             total += loss.detach()
-        return total, torch.cat(outputs)
+        return total, Answered(torch.cat(outputs), Batch(*map(torch.cat, zip(*answers_to, strict=True))))
 
     def train_step(self) -> dict[str, float]:
         """One update; objective, learning rate and gradient norm, with the env's metrics every ``log_every`` steps.
@@ -197,21 +208,20 @@ class BackpropAgent(DescentAgent):
         self.meet(batch)
         self.torch_optimiser.zero_grad(set_to_none=True)
         update = Update(self.circuit, self.torch_optimiser, self.env, batch, self.step + 1, self.seed)
-        loss, outputs, update = self._gradients(update, self.upkeep)
+        loss, answers, update = self._gradients(update, self.upkeep)
         rate = self.learning_rate(self.step)
         self.step += 1
         values = self.descend(loss, rate)
         if not self.bad_steps_in_a_row:
             self.upkeep.after_update(update)
-            share = self._own_share(batch)
-            self._look_out(outputs, share)
+            self._look_out(*answers)
             if self.online:
-                self._gather(outputs, share)
+                self._gather(*answers)
             if self.step % self.log_every == 0:
-                values |= self._metrics(outputs, share) | {"bad_steps": float(self.bad_steps)} | self._dormant
+                values |= self._metrics(*answers) | {"bad_steps": float(self.bad_steps)} | self._dormant
                 values |= self._online_metrics()
                 self._dormant = {}
-            values |= self.after_update(batch, outputs, loss)
+            values |= self.after_update(batch, answers, loss)
         self.env.move_on(self.batch_size)
         return values
 
@@ -223,12 +233,12 @@ class BackpropAgent(DescentAgent):
             for change in changes:
                 self.restructured(change)
 
-    def after_update(self, batch: Batch, outputs: Tensor, loss: float) -> dict[str, float]:
+    def after_update(self, batch: Batch, answers: Answered, loss: float) -> dict[str, float]:
         """What a subclass does after each update, which it has counted already; here, nothing.
 
         Args:
             batch: that was learned from.
-            outputs: of the circuit before the update, to this process's share of the batch, ``[T, B, O]``.
+            answers: of the circuit before the update, to this process's share of the batch.
             loss: of the whole batch.
 
         Returns:

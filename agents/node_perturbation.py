@@ -14,7 +14,7 @@ from ..core.circuit import Circuit
 from ..core.distributed import Processes
 from ..core.env import Batch
 from ..core.registry import register
-from .backprop import BackpropAgent
+from .backprop import Answered, BackpropAgent
 from .evaluation import refuse_dropout
 
 
@@ -99,8 +99,8 @@ class NodePerturbationAgent(BackpropAgent):
                 hook.remove()
 
     @torch.no_grad()
-    def _backward(self, circuit: Circuit, batch: Batch, normaliser: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimate the gradients of a batch; the loss and outputs ``[T, B, O]``, each the mean of two answers."""
+    def _backward(self, circuit: Circuit, batch: Batch, normaliser: Tensor) -> tuple[Tensor, Answered]:
+        """Estimate the gradients of a batch; the loss and the outputs, each the mean of two answers."""
         twice = Batch(*(torch.cat([part, part], dim=1) for part in batch))
         with self._perturbed() as calls:
             outputs, _ = circuit(twice.inputs)
@@ -117,4 +117,4 @@ class NodePerturbationAgent(BackpropAgent):
                 assert layer.bias.grad is not None
                 layer.bias.grad += change.sum(0)
         first, second = outputs.chunk(2, dim=1)
-        return (loss_plus + loss_minus).sum() / 2 / normaliser, (first + second) / 2
+        return (loss_plus + loss_minus).sum() / 2 / normaliser, Answered((first + second) / 2, batch)

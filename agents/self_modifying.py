@@ -19,7 +19,7 @@ from ..core.options import LARGEST_STEP
 from ..core.registry import register
 from ..core.streams import stream_seed
 from ..core.structure import Change, Structure, follow_optimiser, follow_units
-from .backprop import BackpropAgent
+from .backprop import Answered, BackpropAgent
 from .evaluation import load_weights, weights_of
 from .plasticity import Update, Upkeep
 from .structure.grades import GRADES, Grades, check_grades, reward
@@ -148,7 +148,7 @@ class SelfModifyingAgent(BackpropAgent):
 
     # ---- learning
 
-    def _gradients(self, update: Update, upkeep: Upkeep) -> tuple[float, Tensor, Update]:
+    def _gradients(self, update: Update, upkeep: Upkeep) -> tuple[float, Answered, Update]:
         """See :meth:`BackpropAgent._gradients`; also those of a copy that is on trial, with the same randomness."""
         if isinstance(self.trial, PairedTrial):
             self.trial.optimiser.zero_grad(set_to_none=True)
@@ -158,7 +158,7 @@ class SelfModifyingAgent(BackpropAgent):
                 self._rehearsed = math.inf
         return super()._gradients(update, upkeep)
 
-    def after_update(self, batch: Batch, outputs: Tensor, loss: float) -> dict[str, float]:
+    def after_update(self, batch: Batch, answers: Answered, loss: float) -> dict[str, float]:
         """Go on with the trial, or see whether one begins; see :meth:`BackpropAgent.after_update`."""
         self.updates += 1
         if self.chooser is None:
@@ -167,7 +167,7 @@ class SelfModifyingAgent(BackpropAgent):
         self._sums["loss"] += loss
         worth = 0.0
         if self.step % GRADE_EVERY == 0 or isinstance(self.trial, RewardTrial):
-            worth = reward(self.env, outputs, batch, self.grades)
+            worth = reward(self.env, *answers, self.grades)
             self._sums["graded"] += 1
             self._sums["reward"] += worth
         self._remember(batch.inputs)

@@ -19,6 +19,7 @@ from ..core.controllers.base import LayeredController
 from ..core.kernels import dispatch, recompute
 from ..core.kernels.formulas import hooked
 from ..core.kernels.transforms import one_call
+from ..core.lengths import picked
 from ..core.members import Stack
 from ..core.options import Options, check_sizes
 from ..core.registry import lookup, register
@@ -273,11 +274,18 @@ class MemoryCircuit(Circuit):
 
     def run(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
         """A whole sequence through the chosen backend; see :meth:`Circuit.run`."""
-        if self.recompute_every is None:
-            features, state = one_call(self.backend, dispatch.run, self, inputs, state)
-        else:
-            features, state = one_call(self.backend, recompute.run, self, inputs, state, self.recompute_every)
+        features, state = self._features(inputs, state)
         return self.answer(features), state
+
+    def run_at(self, inputs: Tensor, state: CircuitState, at: Tensor) -> tuple[Tensor, CircuitState]:
+        """See :meth:`Circuit.run_at`: the output layer sees these steps alone."""
+        features, state = self._features(inputs, state)
+        return self.answer(picked(features, at)), state
+
+    def _features(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
+        if self.recompute_every is None:
+            return one_call(self.backend, dispatch.run, self, inputs, state)
+        return one_call(self.backend, recompute.run, self, inputs, state, self.recompute_every)
 
     def _run(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
         features, state = self.transitions(inputs, state)

@@ -13,6 +13,7 @@ from ..core.component import build, options_of, validated
 from ..core.contracts import check_whole, is_outside
 from ..core.controllers import AnyController
 from ..core.controllers.base import LayeredOptions
+from ..core.lengths import picked
 from ..core.registry import lookup, register
 
 
@@ -65,6 +66,13 @@ class RecurrentCircuit(Circuit):
     def _run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         hidden, state = self.controller.run(inputs, state)
         return self._answer(hidden), state
+
+    def run_at(self, inputs: Tensor, state: Any, at: Tensor) -> tuple[Tensor, Any]:
+        """See :meth:`Circuit.run_at`: the output layer sees these steps alone, where no graph of all is recorded."""
+        if inputs.is_cuda or torch.compiler.is_compiling():
+            return super().run_at(inputs, state, at)
+        hidden, state = self.controller.run(inputs, state)
+        return self._answer(picked(hidden, at)), state
 
     def run_traced(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any, dict[str, Tensor]]:
         """Like :meth:`run`, step by step, and records what the controller shows of itself."""

@@ -14,6 +14,7 @@ from ..core.circuit import Circuit
 from ..core.component import build
 from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
+from ..core.lengths import picked
 from ..core.options import Options, check_sizes
 from ..core.registry import register
 from ..core.state import map_state, register_state
@@ -160,16 +161,28 @@ class Transformer(Circuit):
         x = self.check_inputs(x, "[B, {}]")
         state = self.check_state(state, x)
         with self.precision(x):
-            outputs, state, _ = self._through(x, state, whole=False)
-        return outputs.to(x.dtype), state
+            features, state, _ = self._through(x, state, whole=False)
+            return self._answer(features).to(x.dtype), state
 
     def _run(self, inputs: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
-        return self._through(inputs, state, whole=True)[:2]
+        features, state, _ = self._through(inputs, state, whole=True)
+        return self._answer(features), state
+
+    def run_at(self, inputs: Tensor, state: TransformerState, at: Tensor) -> tuple[Tensor, TransformerState]:
+        """See :meth:`Circuit.run_at`: the output layer sees these steps alone, where no graph of all is recorded."""
+        if inputs.is_cuda or torch.compiler.is_compiling():
+            return super().run_at(inputs, state, at)
+        features, state, _ = self._through(inputs, state, whole=True)
+        return self._answer(picked(features, at)), state
+
+    def _answer(self, features: Tensor) -> Tensor:
+        outputs: Tensor = self.output(self.norm(features))
+        return outputs
 
     def _through(
         self, x: Tensor, state: TransformerState, *, whole: bool
     ) -> tuple[Tensor, TransformerState, list[Any]]:
-        """Outputs, the next state, and what each layer did."""
+        """What the last layer gives, the next state, and what each layer did."""
         own, after, done = x.dtype, [], []
         x = self.input(x).to(own)
         for number, layer in enumerate(self.layers):
@@ -177,14 +190,14 @@ class Transformer(Circuit):
             x = x.to(own)
             after.append(here)
             done.append((reads, heads))
-        return self.output(self.norm(x)), _together(after), done
+        return x, _together(after), done
 
     def run_traced(self, inputs: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState, dict[str, Tensor]]:
         """Like :meth:`run`, step by step, and records what the heads of every layer did."""
         outputs, steps = [], []
         for x in inputs.unbind(0):
             y, state, done = self._through(x, state, whole=False)
-            outputs.append(y)
+            outputs.append(self._answer(y))
             seen = []
             for number, (reads, (heads,)) in enumerate(done):
                 own = map_state(lambda leaf: leaf[:, number], state.accessors)  # noqa: B023 (called at once)

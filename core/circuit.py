@@ -17,7 +17,7 @@ from .contracts import BATCH, check_seen, check_trace_fields, expect, try_initia
 from .initialisers import reset
 from .kernels import graphs
 from .kernels.transforms import one_call
-from .lengths import check_lengths, run_each_to_its_end
+from .lengths import check_lengths, picked, run_each_to_its_end
 from .members import Stack, map_members
 from .options import check_choice
 from .placement import AnyDeviceOrNone, AnyDtype
@@ -251,6 +251,20 @@ class Circuit(Component, nn.Module, ABC):
             outputs.append(y)
         return torch.stack(outputs), state
 
+    def run_at(self, inputs: Tensor, state: Any, at: Tensor) -> tuple[Tensor, Any]:
+        """Like :meth:`run`, with the outputs at some steps alone; here, picked from all.
+
+        Args:
+            inputs: as :meth:`run` takes them.
+            state: where to start.
+            at: which steps of each sequence, ``[M, B]``.
+
+        Returns:
+            ``[M, B, O]`` and the last state.
+        """
+        outputs, state = self.run(inputs, state)
+        return picked(outputs, at), state
+
     def run_traced(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any, dict[str, Tensor]]:
         """Like :meth:`run`, and the tensors ``[T, B, …]`` that :attr:`trace_fields` name; here none."""
         outputs, state = self.run(inputs, state)
@@ -300,6 +314,7 @@ class Circuit(Component, nn.Module, ABC):
         state: Any = None,
         *,
         lengths: Tensor | list[int] | None = None,
+        at: Tensor | None = None,
         trace: bool = False,
     ) -> Any:
         """Run a whole sequence.
@@ -311,16 +326,22 @@ class Circuit(Component, nn.Module, ABC):
             state: where to start; None starts from :meth:`initial_state`. A single sequence has a batch of one.
             lengths: steps of each sequence ``[B]`` where they differ: outputs after a sequence's end are zero, and its
                 state is the one at its own end. None runs all steps of all.
+            at: steps of each sequence whose outputs are wanted, whole numbers below T, ``[M, B]``: where outputs have
+                many channels, leaving out the others saves most of the work. None wants all. Time-major, and without
+                ``lengths`` and ``trace``.
             trace: also return a :class:`~papertape.core.trace.Trace` of what the heads did at each step (eager speed).
 
         Returns:
-            Logits ``[T, B, O]`` (or as the inputs are) and the last state; with ``trace`` the trace as a third.
+            Logits ``[T, B, O]`` (or as the inputs are; with ``at`` ``[M, B, O]``) and the last state; with ``trace``
+            the trace as a third.
 
         Raises:
             ValueError: inputs, state or lengths have the wrong shape or type, inputs are of a type that would lose
                 precision in the circuit's, tokens are out of range, there is an embedding and inputs are no tokens, or
                 the state is none of this circuit.
         """
+        if at is not None and (self.batch_first or lengths is not None or trace or not isinstance(inputs, Tensor)):
+            raise ValueError("at: got some; allowed for time-major tensors alone, without lengths and trace")
         if isinstance(inputs, PackedSequence):
             return self._forward_packed(inputs, state, lengths, trace)
         single = isinstance(inputs, Tensor) and inputs.dim() == (1 if is_whole(inputs) else 2)
@@ -338,7 +359,9 @@ class Circuit(Component, nn.Module, ABC):
         function: Any = self._run_traced_together if trace else self.run
         answered: Any
         with self.precision(inputs):
-            if lengths is None:
+            if at is not None:
+                answered, state = self.run_at(inputs, state, self._check_at(at, inputs))
+            elif lengths is None:
                 answered, state = function(inputs, state)
             else:
                 ends = check_lengths(lengths, *inputs.shape[:2])
@@ -363,6 +386,15 @@ class Circuit(Component, nn.Module, ABC):
             outputs, ends = outputs.index_select(0 if self.batch_first else 1, order), ends[order.cpu()]
         data = pack_padded_sequence(outputs, ends, batch_first=self.batch_first).data
         return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices), *rest
+
+    def _check_at(self, at: Tensor, inputs: Tensor) -> Tensor:
+        steps, count = inputs.shape[:2]
+        if not isinstance(at, Tensor) or not is_whole(at) or at.dim() != 2 or at.shape[1] != count:
+            found = f"{at.dtype} of shape {list(at.shape)}" if isinstance(at, Tensor) else f"a {type(at).__name__}"
+            raise ValueError(f"at: got {found}; expected whole numbers [M, {count}]")
+        if at.numel() and not bool(((at >= 0) & (at < steps)).all()):
+            raise ValueError(f"at: got {int(at.min())} to {int(at.max())}; allowed are steps from 0 to {steps - 1}")
+        return at.long()
 
     def check_inputs(self, inputs: Tensor, shape: str) -> Tensor:
         """The inputs as vectors in the circuit's type.

@@ -110,6 +110,18 @@ class Env(Task):
                 inside = bool(((tensor >= 0) & (tensor < size)).all())
                 expect(inside, f"{where}: {part}", found, f"whole numbers below {size}")
 
+    def counted(self, batch: Batch) -> tuple[Tensor, Batch] | None:
+        """The steps that count alone, where answers to the others cost much and change nothing; here, never: None.
+
+        Args:
+            batch: of T steps.
+
+        Returns:
+            Which steps they are, ``[M, B]``, and a batch of these alone. A sequence with fewer than M is filled up with
+            steps that do not count.
+        """
+        return None
+
     def silence(self, batch: Batch) -> Tensor:
         """Answers to a batch that are all zero, ``[T, B, O]``."""
         return batch.mask.new_zeros(*batch.mask.shape, self.output_size)

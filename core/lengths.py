@@ -1,4 +1,4 @@
-"""Sequences of different lengths in one batch: each row stops at its own end, as in torch.nn.LSTM."""
+"""Sequences of different lengths in one batch: each row stops at its own end, as in torch.nn.LSTM; some steps alone."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ def check_lengths(lengths: Any, steps: int, batch_size: int) -> Tensor:
             f"each of {batch_size} sequences"
         )
     return found
+
+
+def picked(sequences: Tensor, at: Tensor) -> Tensor:
+    """Some steps of each sequence: of ``[T, B, …]`` those that ``at`` ``[M, B]`` names, ``[M, B, …]``."""
+    index = at.reshape(*at.shape, *[1] * (sequences.dim() - 2))
+    return sequences.gather(0, index.expand(*at.shape, *sequences.shape[2:]))
 
 
 def run_each_to_its_end(run: Run, inputs: Tensor, lengths: Tensor, state: Any) -> tuple[Any, Any]:

@@ -11,7 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from .env import Batch, Env
+from .lengths import picked
 from .trace_field import Channels
+
+MANY_CLASSES = 64
+"""From so many on, steps that do not count are left out; below, the answers to them cost next to nothing."""
 
 
 class TokenEnv(Env):
@@ -81,6 +85,14 @@ class TokenEnv(Env):
     def extra_names(self) -> tuple[str, ...]:
         """Names of the tokens that :meth:`asked` needs beside those of questions: the last of the I tokens."""
         return ("think", "answer") if self.steps_to_think(1) else ("answer",)
+
+    def counted(self, batch: Batch) -> tuple[Tensor, Batch] | None:
+        """See :meth:`Env.counted`: where there are many classes, and no more than half of the steps count."""
+        most = int(batch.mask.count_nonzero(0).max())
+        if self.output_size < MANY_CLASSES or 2 * most > batch.mask.shape[0]:
+            return None
+        at = (batch.mask == 0).byte().argsort(dim=0, stable=True)[:most]
+        return at, Batch(*(picked(part, at) for part in batch))
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Masked cross-entropy of each answer in nats.

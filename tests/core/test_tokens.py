@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import papertape
 from papertape.agents import BackpropAgent, EvolutionAgent
+from papertape.agents.evaluation import evaluate
 from papertape.circuits import ModuleCircuit
 from papertape.core.env import Batch
 from papertape.core.token_env import TokenEnv
@@ -265,6 +266,89 @@ def test_backprop_learns_what_came_last():
     circuit = papertape.NTM(env.input_size, 3, embedding_size=4, **SIZES)
     agent = BackpropAgent(env, circuit, steps=250, batch_size=16, lr=1e-2, evaluation_sequences=64)
     assert agent.fit()["validation/trained/error_rate"] == 0
+
+
+@each_embedding
+@each_circuit
+def test_answers_at_some_steps_are_those_among_all(name, embedding_size):
+    circuit, given = make(name, embedding_size), tokens(7, 3)
+    at = torch.tensor([[6, 0, 2], [1, 0, 5]])
+    alone, last = circuit(given, at=at)
+    outputs, state = circuit(given)
+    torch.testing.assert_close(alone, torch.stack([outputs[at[:, row], row] for row in range(3)], 1))
+    papertape.core.state.map_state(torch.testing.assert_close, last, state)
+    assert circuit(given, at=at[:0])[0].shape == (0, 3, OUTPUTS)
+    if alone.requires_grad:
+        found, wanted = [
+            torch.autograd.grad(loss, list(circuit.parameters()), allow_unused=True, materialize_grads=True)
+            for loss in (alone.square().sum(), outputs.gather(0, at[..., None].expand(2, 3, OUTPUTS)).square().sum())
+        ]
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("at", "more", "message"),
+    [
+        (torch.tensor([[7, 0, 0]]), {}, r"at: got 0 to 7; allowed are steps from 0 to 6"),
+        (torch.tensor([[-1, 0, 0]]), {}, r"at: got -1 to 0"),
+        (
+            torch.zeros(1, 2, dtype=torch.long),
+            {},
+            r"at: got torch.int64 of shape \[1, 2\]; expected whole numbers \[M, 3\]",
+        ),
+        (torch.zeros(1, 3), {}, "at: got torch.float32"),
+        ([[0, 0, 0]], {}, "at: got a list"),
+        (torch.zeros(1, 3, dtype=torch.long), {"lengths": [7, 7, 7]}, "at: got some; allowed for"),
+        (torch.zeros(1, 3, dtype=torch.long), {"trace": True}, "at: got some; allowed for"),
+    ],
+)
+def test_steps_that_are_not_there_are_refused(at, more, message):
+    with pytest.raises(ValueError, match=message):
+        make("lstm", None)(tokens(7, 3), at=at, **more)
+
+
+@pytest.mark.parametrize("truncate", [None, 3])
+def test_of_many_classes_those_that_count_alone_are_answered(truncate, monkeypatch):
+    """The same losses, gradients and metrics as with answers to all steps, but for rounding."""
+
+    def learned() -> tuple[BackpropAgent, dict[str, float]]:
+        torch.manual_seed(3)
+        env = papertape.envs.MQAREnv(length=16, pairs=2, vocabulary=80)
+        circuit = papertape.NTM(80, 80, embedding_size=4, **SIZES, dtype=torch.float64)
+        agent = BackpropAgent(env, circuit, batch_size=3, lr=1e-2, steps=4, log_every=2, seed=5, truncate=truncate)
+        rows = [agent.train_step() for _ in range(4)]
+        return agent, rows[-1] | evaluate(env, circuit, sequences=5, batch_size=3, seed=1)
+
+    seen: list[int] = []
+    answer = papertape.NTM.answer
+    monkeypatch.setattr(papertape.NTM, "answer", lambda self, x: seen.append(len(x)) or answer(self, x))
+    agent, values = learned()
+    assert set(seen) <= {0, 1, 2}
+    monkeypatch.setattr(TokenEnv, "counted", lambda self, batch: None)
+    other, expected = learned()
+    assert max(seen) == 16
+    assert values == pytest.approx(expected, rel=1e-5)
+    for found, wanted in zip(agent.circuit.parameters(), other.circuit.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_steps_that_count_come_first_and_what_is_filled_up_does_not():
+    env = papertape.envs.MQAREnv(length=16, pairs=2, vocabulary=80)
+    batch = env.sample(3, torch.Generator().manual_seed(0))
+    batch.mask[:, 1] = 0
+    batch.mask[5, 1] = 1
+    found = env.counted(batch)
+    assert found is not None
+    at, alone = found
+    assert at.shape == (2, 3) and at[0, 1] == 5
+    assert alone.mask.tolist() == [[1, 1, 1], [1, 0, 1]]
+    for row in range(3):
+        right = batch.mask[:, row].nonzero()[:, 0]
+        assert torch.equal(at[: len(right), row], right)
+        assert torch.equal(alone.targets[:, row], batch.targets[at[:, row], row])
+        assert torch.equal(alone.inputs[:, row], batch.inputs[at[:, row], row])
+    assert papertape.envs.MQAREnv(length=16, pairs=4, vocabulary=60).counted(batch) is None  # few classes
+    assert env.counted(batch._replace(mask=torch.ones_like(batch.mask))) is None  # all count
 
 
 def test_an_embedding_needs_a_task_of_tokens():
