@@ -86,7 +86,7 @@ def errors_on_test(directory: Path, sequences: int, assignments: Sequence[str] =
     Args:
         directory: of the run.
         sequences: of each set.
-        assignments: ``key=value`` for the test alone, such as ``env.test_lengths=[50]``.
+        assignments: ``key=value`` for the test alone, such as ``env.test_lengths=[50]`` or ``circuit.memory_size=256``.
 
     Raises:
         OptionsError: the run has no checkpoint, or an option is wrong.
@@ -107,7 +107,7 @@ def errors_on_test(directory: Path, sequences: int, assignments: Sequence[str] =
     chosen = factory.parse(values)
     task = factory.build_task(chosen, factory.resolve_device(chosen.device))
     try:
-        circuit = factory.load_circuit(path, device=str(task.device))
+        circuit = factory.load_circuit(path, device=str(task.device), options=chosen.circuit)
         metrics = evaluate_all(
             task, circuit, "test", sequences=sequences, batch_size=TESTED_AT_A_TIME, seed=chosen.seed
         )

@@ -422,7 +422,12 @@ def differences(theirs: Any, ours: Any, path: str = "") -> list[tuple[str, Any, 
 
 
 def load_circuit(
-    path: str | Path, *, backend: str = "auto", device: torch.device | str = "cpu", imports: Sequence[str] | None = None
+    path: str | Path,
+    *,
+    backend: str = "auto",
+    device: torch.device | str = "cpu",
+    imports: Sequence[str] | None = None,
+    options: Options | None = None,
 ) -> Circuit:
     """The circuit of a checkpoint file, built from the options saved with it, with its trained weights.
 
@@ -436,6 +441,7 @@ def load_circuit(
         device: where to; ``auto`` takes a CUDA device where there is one.
         imports: modules that register what the circuit is made of, in place of those that the checkpoint names; these
             are imported only if the circuit has a part that is not known yet. ``[]`` imports nothing.
+        options: of the circuit, in place of those saved with it; for what its weights fit to, such as a larger memory.
 
     Raises:
         OptionsError: no such device here, or a module cannot be imported.
@@ -445,14 +451,14 @@ def load_circuit(
     registry.import_modules(imports or ())
     content = checkpoint.load(Path(path), place)
     try:
-        options, saved, sizes = content["options"], content["agent"], content["sizes"]
+        kept, saved, sizes = content["options"], content["agent"], content["sizes"]
         saved["circuit"]
-        values, named = {"circuit": options["circuit"]}, options.get("imports", [])
+        values, named = {"circuit": kept["circuit"]}, kept.get("imports", [])
     except (KeyError, TypeError) as error:
         raise checkpoint.CheckpointError(f"{path}: holds no circuit") from error
     try:
         try:
-            block = _Circuit.model_validate(values).circuit
+            block = _Circuit.model_validate(values).circuit if options is None else options
         except ValidationError:
             if imports is not None or not named:
                 raise
@@ -472,7 +478,7 @@ def load_circuit(
         backend=backend,
         device=place,
         seed=0,
-        precision=options.get("precision", "float32"),
+        precision=kept.get("precision", "float32"),
     )
     load_weights(circuit, saved)
     return circuit

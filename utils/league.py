@@ -31,6 +31,9 @@ class League(Options):
     circuits: dict[Name, dict[str, Any]] = Field(
         min_length=1, description="by name the options that make a circuit and how it learns; they precede the task's"
     )
+    test_options: dict[Name, list[str]] = Field(
+        default={}, description="by circuit key=value for its tests alone, such as circuit.memory_size=1024"
+    )
     common: dict[str, Any] = Field(default={}, description="options of all runs; the others' precede them")
     seeds: list[int] = Field(default=[1, 2, 3], min_length=1, description="a run for each")
     score: Literal["accuracy", "error"] = Field(
@@ -74,6 +77,9 @@ def load(name: str) -> League:
     except ValidationError as error:
         lines = (f"{name}: {'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
         raise OptionsError("\n".join(lines)) from error
+    for circuit in found.test_options:
+        if circuit not in found.circuits:
+            raise OptionsError(f"{name}: test_options: got {circuit!r}; allowed: {', '.join(found.circuits)}")
     for circuit, figures in found.published.items():
         for task in figures:
             if task not in found.tasks:
@@ -98,7 +104,13 @@ def narrowed(league: League, *, tasks: Sequence[str], circuits: Sequence[str], s
         for circuit, scores in league.published.items()
         if not circuits or circuit in circuits or circuit not in league.circuits
     }
-    update = {**kept, "seeds": list(seeds) or league.seeds, "published": {k: v for k, v in figures.items() if v}}
+    tests = {name: words for name, words in league.test_options.items() if name in kept["circuits"]}
+    update = {
+        **kept,
+        "test_options": tests,
+        "seeds": list(seeds) or league.seeds,
+        "published": {k: v for k, v in figures.items() if v},
+    }
     return league.model_copy(update=update)
 
 

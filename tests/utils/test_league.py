@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
+from papertape.agents.evaluation import evaluate_all
+from papertape.core.circuit import Circuit
 from papertape.core.options import OptionsError
+from papertape.core.task import Task
 from papertape.main import main
-from papertape.utils import league
+from papertape.utils import comparison, league
 from papertape.utils.comparison import Outcome
 
 SMALL: dict[str, Any] = {
@@ -68,6 +72,27 @@ def test_all_runs_end_in_one_table_and_go_on(capsys: pytest.CaptureFixture[str],
     assert main(["league", "--resume", "latest", "--sequences", "8"]) == 1
     assert capsys.readouterr().out == text
     assert (directory / "copy,small,seed=4" / "checkpoints" / "latest.pt").stat().st_mtime_ns == before
+
+
+def test_a_circuit_s_test_may_have_a_memory_of_another_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def evaluated(task: Task, circuit: Circuit, *given: Any, **more: Any) -> dict[str, float]:
+        seen.append((circuit.accessor.memory_size, circuit.initial_state(1).accessor.memory.shape[1]))  # type: ignore[union-attr, operator]
+        return evaluate_all(task, circuit, *given, **more)
+
+    file = write(test_options={"small": ["circuit.memory_size=9"]})
+    words = ["--circuits", "small", "--jobs", "1", "--sequences", "4", "agent.steps=1", "agent.evaluate_every=1"]
+    assert main(["league", file, *words]) == 0
+    (directory,) = (folder / "runs").iterdir()
+    kept = json.loads((directory / "copy,small,seed=4" / "tested.json").read_text())
+    assert kept["options"] == ["circuit.memory_size=9"]
+    monkeypatch.setattr(comparison, "evaluate_all", evaluated)
+    (directory / "copy,small,seed=4" / "tested.json").unlink()
+    assert main(["league", "--resume", "latest", "--sequences", "4", "--jobs", "1"]) == 0  # of another process
+    assert comparison.errors_on_test(directory / "copy,small,seed=4", 4) and seen == [(4, 4)]
+    again = comparison.errors_on_test(directory / "copy,small,seed=4", 4, ["circuit.memory_size=9"])
+    assert seen[-1] == (9, 9) and again == kept["errors"]
 
 
 def _csv(directory: Path) -> dict[str, str]:
@@ -129,6 +154,8 @@ def test_what_a_circuit_or_a_task_says_precedes_what_is_common() -> None:
         ({"score": "loss"}, [], "score: "),
         ({"published": {"small": {"recall": 1.0}}}, [], "published.small: got 'recall'; allowed: copy"),
         ({"extra": 1}, [], "extra: "),
+        ({"test_options": {"large": []}}, [], "test_options: got 'large'; allowed: small, wrong"),
+        ({"test_options": {"small": ["circuit.memory=9"]}}, ["--circuits", "small"], "circuit.memory"),
     ],
 )
 def test_bad_leagues_are_refused(

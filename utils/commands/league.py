@@ -66,13 +66,15 @@ def plan(arguments: argparse.Namespace) -> tuple[leagues.League, list[sweep.Run]
         for task in found.tasks:
             for circuit in found.circuits:
                 labels, values, problem = {"task": task, "circuit": circuit}, {}, ""
+                alone = found.test_options.get(circuit, [])
                 try:
                     given = leagues.run_options(found, task, circuit, seed)
                     chosen = read_arguments(assignments, given, arguments.imports)
                     values = chosen.model_dump(mode="json", exclude={"name"})
+                    read_arguments(alone, dict(values))
                 except OptionsError as error:
                     problem = "; ".join(str(error).splitlines())
-                runs.append(sweep.Run(f"{task},{circuit},seed={seed}", labels, values, problem, Path(name).stem))
+                runs.append(sweep.Run(f"{task},{circuit},seed={seed}", labels, values, problem, Path(name).stem, alone))
     sweep.check_runs(runs)
     return found, runs, Path(name).stem
 

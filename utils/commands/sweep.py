@@ -55,6 +55,8 @@ class Run(NamedTuple):
     problem: str
     """What is wrong about its options, in a line; empty if nothing is."""
     preset: str
+    test_options: Sequence[str] = ()
+    """``key=value`` for its test alone; those of the command line precede them."""
 
 
 class Sweep(NamedTuple):
@@ -394,7 +396,7 @@ def outcomes_of(chosen: Sweep, sequences: int, assignments: Sequence[str]) -> li
         summary = read_summary(folder)
         if not problem and summary and summary.done:
             try:
-                errors = comparison.errors_on_test(folder, sequences, assignments)
+                errors = comparison.errors_on_test(folder, sequences, [*run.test_options, *assignments])
             except (ValueError, OSError) as error:
                 problem = "; ".join(str(error).splitlines())
         found.append(comparison.outcome(folder, run.name, run.labels, errors, problem))
@@ -454,13 +456,14 @@ class Runner:
         if not (folder / "options.yaml").is_file():
             replace_text(folder / "options.yaml", yaml.safe_dump(run.options, sort_keys=False))
         (folder / "problem").unlink(missing_ok=True)
+        assignments = [*run.test_options, *self.assignments]
         if self.executor is not None:
             self.running[run.name] = ClusterJob(
-                self.executor.submit(Member(folder.resolve(), run.preset, self.sequences, self.assignments))
+                self.executor.submit(Member(folder.resolve(), run.preset, self.sequences, assignments))
             )
             return
         threads = max(1, cores() // min(self.jobs, len(self.sweep.runs)))
-        self.running[run.name] = Process(folder, run.preset, self.sequences, self.assignments, threads)
+        self.running[run.name] = Process(folder, run.preset, self.sequences, assignments, threads)
 
     def _collect(self, bar: Any) -> None:
         for name, job in list(self.running.items()):
