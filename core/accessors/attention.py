@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..interface import Interface
+from ..kernels.transforms import transform
 from ..registry import register
 from ..state import example, register_state
 from ..trace import TraceField
@@ -91,31 +92,53 @@ class AttentionAccessor(Accessor):
 
     def forward(self, hidden: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState, AttentionHeads]:
         """One step of access; see :meth:`Accessor.forward`."""
-        reads, state, queries, weights = self._attend(hidden.unsqueeze(0), state)
+        reads, state, queries, weights = self._attend(hidden.unsqueeze(0), state, state.keys.shape[2])
         return reads.squeeze(2), state, AttentionHeads(queries.squeeze(2), weights.squeeze(2)[..., 1:])
 
     def run(self, hidden: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
         """All steps at once; see :meth:`Accessor.run`."""
-        reads, state, _, _ = self._attend(hidden, state)
+        reads, state, _, _ = self._attend(hidden, state, _most_seen(state))
         return reads.permute(2, 0, 1, 3), state
 
-    def _attend(self, hidden: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState, Tensor, Tensor]:
-        """Words read ``[B, H, T, V]``, the state after T steps, queries and weights ``[B, H, T, N + T]``."""
+    def _attend(
+        self, hidden: Tensor, state: AttentionState, most: int
+    ) -> tuple[Tensor, AttentionState, Tensor, Tensor]:
+        """Words read ``[B, H, T, V]``, the state after T steps, queries and weights ``[B, H, T, M + T]``.
+
+        Args:
+            hidden: ``[T, B, hidden_size]``.
+            state: from before.
+            most: M, the places at the end of the state that are looked at; those before them are not in use.
+        """
         steps, room = len(hidden), state.keys.shape[2]
         parts = self.interface.parts(self.interface(hidden))
         queries, keys, values = (
             parts[name].unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)
             for name in ("queries", "keys", "values")
         )
-        keys, values = torch.cat([state.keys, keys], dim=2), torch.cat([state.values, values], dim=2)
-        place = torch.arange(room + steps, device=keys.device)
-        lag = place[room:, None] - place
-        used = place >= room - state.seen.unsqueeze(1)
+        unused = room - most
+        keys = torch.cat([state.keys[:, :, unused:], keys], dim=2)
+        values = torch.cat([state.values[:, :, unused:], values], dim=2)
+        place = torch.arange(most + steps, device=keys.device)
+        lag = place[most:, None] - place
+        used = place >= most - state.seen.unsqueeze(1)
         visible = (lag >= 0) & (lag < room) & used[:, None, None]
-        scores = rotated(queries, room) @ rotated(keys).mT / math.sqrt(self.key_size)
+        scores = rotated(queries, most) @ rotated(keys).mT / math.sqrt(self.key_size)
         weights = torch.softmax(scores.masked_fill(~visible, -math.inf), dim=-1)
-        after = AttentionState(keys[:, :, steps:], values[:, :, steps:], (state.seen + steps).clamp(max=room))
+        empty = max(unused - steps, 0)
+        lasting = [
+            torch.cat([before[:, :, unused - empty : unused], words[:, :, empty - room :]], dim=2)
+            for before, words in ((state.keys, keys), (state.values, values))
+        ]
+        after = AttentionState(*lasting, (state.seen + steps).clamp(max=room))
         return weights @ values, after, queries, weights
+
+
+def _most_seen(state: AttentionState) -> int:
+    """How many places at the end are in use in any sequence; all where that cannot be known without waiting."""
+    room = state.keys.shape[2]
+    known = state.seen.device.type == "cpu" and transform([state.seen]) is None
+    return int(state.seen.max()) if known else room
 
 
 def rotated(words: Tensor, first: int = 0) -> Tensor:

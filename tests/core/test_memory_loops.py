@@ -166,6 +166,25 @@ def test_weights_that_change_themselves(scaling: str) -> None:
         close(state.memory, matrices)
 
 
+@pytest.mark.parametrize("pieces", [[1, 1, 5], [2, 3, 2], [7], [4, 3]])
+@pytest.mark.parametrize("size", [3, 5, 20])
+def test_attention_from_places_that_are_in_use_is_that_from_all(size: int, pieces: list[int]) -> None:
+    """Rows have seen different numbers of steps; step by step all places are looked at."""
+    accessor = seeded(AttentionAccessor, num_heads=2, key_size=4, value_size=3, memory_size=size)
+    hidden = sequence(7, rows=3)
+    fresh, ahead = accessor.initial_state(3), accessor.run(sequence(2, rows=3), accessor.initial_state(3))[1]
+    begun = [torch.stack([first[0], *second[1:]]) for first, second in zip(fresh, ahead, strict=True)]
+    state = stepwise = type(fresh)(*begun)
+    assert state.seen.tolist() == [0, 2, 2]
+    for piece in hidden.split(pieces):
+        reads, state = accessor.run(piece, state)
+        for step, x in enumerate(piece):
+            expected, stepwise, _ = accessor(x, stepwise)
+            torch.testing.assert_close(reads[step], expected, atol=1e-12, rtol=1e-10)
+        for found, wanted in zip(state, stepwise, strict=True):
+            torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-10)
+
+
 def test_attention_sees_the_last_steps_by_how_far_they_are() -> None:
     """Against loops that turn each query and key by its place in the whole sequence."""
     accessor = seeded(AttentionAccessor, **ACCESSORS["attention"])
