@@ -27,6 +27,8 @@ from .structure import Change, LayerEdit, Structure, Wire, check_structure, draw
 from .tokens import check_tokens, is_whole
 from .trace import Trace, TraceField
 
+AT = "at: got some; allowed for time-major sequences in a batch, without lengths and trace"
+
 
 @contract("circuit")
 class Circuit(Component, nn.Module, ABC):
@@ -340,15 +342,17 @@ class Circuit(Component, nn.Module, ABC):
                 precision in the circuit's, tokens are out of range, there is an embedding and inputs are no tokens, or
                 the state is none of this circuit.
         """
-        if at is not None and (self.batch_first or lengths is not None or trace or not isinstance(inputs, Tensor)):
-            raise ValueError("at: got some; allowed for time-major tensors alone, without lengths and trace")
         if isinstance(inputs, PackedSequence):
+            if at is not None:
+                raise ValueError(AT)
             return self._forward_packed(inputs, state, lengths, trace)
         single = isinstance(inputs, Tensor) and inputs.dim() == (1 if is_whole(inputs) else 2)
         shape = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
         if self.embedding is not None and isinstance(inputs, Tensor) and not is_whole(inputs):
             raise ValueError(f"inputs: got {inputs.dtype} of shape {list(inputs.shape)}; {self._expected(shape)}")
         inputs = self.check_inputs(inputs, "[T, {}]" if single else shape)
+        if at is not None and (single or self.batch_first or lengths is not None or trace):
+            raise ValueError(AT)
         own = inputs.dtype
 
         def arranged(tensor: Tensor) -> Tensor:

@@ -126,11 +126,12 @@ class AttentionAccessor(Accessor):
         scores = rotated(queries, most) @ rotated(keys).mT / math.sqrt(self.key_size)
         weights = torch.softmax(scores.masked_fill(~visible, -math.inf), dim=-1)
         empty = max(unused - steps, 0)
-        lasting = [
-            torch.cat([before[:, :, unused - empty : unused], words[:, :, empty - room :]], dim=2)
-            for before, words in ((state.keys, keys), (state.values, values))
-        ]
-        after = AttentionState(*lasting, (state.seen + steps).clamp(max=room))
+
+        def last(before: Tensor, words: Tensor) -> Tensor:
+            return torch.cat([before[:, :, unused - empty : unused], words[:, :, empty - room :]], dim=2)
+
+        seen = (state.seen + steps).clamp(max=room)
+        after = AttentionState(last(state.keys, keys), last(state.values, values), seen)
         return weights @ values, after, queries, weights
 
 
