@@ -11,7 +11,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.accessors import AnyAccessor
-from ..core.circuit import Circuit
 from ..core.component import build, options_of, validated
 from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
@@ -26,11 +25,12 @@ from ..core.registry import lookup, register
 from ..core.state import CircuitState, example, map_state
 from ..core.structure import Change, Structure, Wire, follow_layers, resized, unlike_linear
 from ..core.tied_bits import TiedBitsLinear
+from ..core.tied_embedding import TiedEmbedding
 from ..core.trace import TraceField
 
 
 @register("circuit", "memory")
-class MemoryCircuit(Circuit):
+class MemoryCircuit(TiedEmbedding):
     """Any controller with any memory: controller(x_t, r_{t-1}) -> h_t; heads(h_t) write, then read r_t; y_t(h_t, r_t).
 
     Without ``read_feedback`` the controller sees x_t alone. Then it runs over the whole sequence first, and the memory
@@ -99,7 +99,7 @@ class MemoryCircuit(Circuit):
             if is_outside(type(part)):
                 part.check()
         self.hidden_size = self.controller.hidden_size
-        self.output: nn.Linear | TiedBitsLinear = nn.Linear(self.hidden_size + reads * word, self.output_size)
+        self.output: nn.Linear | TiedBitsLinear = self.output_layer(self.hidden_size + reads * word)
         self.differentiable = self.accessor.differentiable and self.controller.differentiable
         shared = sorted(self.accessor.trace_fields.keys() & self.controller.trace_fields.keys())
         if shared:
@@ -145,7 +145,7 @@ class MemoryCircuit(Circuit):
         interface = self.accessor.interface.linear
         resized(interface, self.hidden_size, interface.out_features)
         reads, word = self.read_shape
-        resized(self.output, self.hidden_size + reads * word, self.output_size)  # type: ignore[arg-type]
+        resized(self.output, self.hidden_size + reads * word, self.output.out_features)  # type: ignore[arg-type]
         if isinstance(self.controller.options, Options):
             self.options = self.options.model_copy(update={"controller": self.controller.options})
 
@@ -250,7 +250,7 @@ class MemoryCircuit(Circuit):
     def answer(self, features: Tensor) -> Tensor:
         """Logits from features, ``[…, F]`` -> ``[…, O]``."""
         with contextlib.nullcontext() if self.differentiable else torch.no_grad():
-            outputs = self.output(features).to(features.dtype)
+            outputs = self.compared(self.output(features)).to(features.dtype)
             return outputs if self.clip is None else torch.clamp(outputs, -self.clip, self.clip)
 
     def initial_state_like(self, state: Any) -> CircuitState:
@@ -293,6 +293,8 @@ class MemoryCircuit(Circuit):
 
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
         """The answers of many members at once, through the chosen backend; see :meth:`Circuit.run_population`."""
+        if self.tied_embedding:  # kernels know an output layer with weights of its own
+            return super().run_population(parameters, inputs)
         return dispatch.run_population(self, parameters, self.shared_inputs(inputs))
 
     def run_traced(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, dict[str, Tensor]]:

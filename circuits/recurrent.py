@@ -6,19 +6,19 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..core.circuit import Circuit
 from ..core.component import build, options_of, validated
 from ..core.contracts import check_whole, is_outside
 from ..core.controllers import AnyController
 from ..core.controllers.base import LayeredOptions
 from ..core.lengths import picked
 from ..core.registry import lookup, register
+from ..core.tied_embedding import TiedEmbedding
 
 
 @register("circuit", "recurrent")
-class RecurrentCircuit(Circuit):
+class RecurrentCircuit(TiedEmbedding):
     """Any controller with an output layer: controller(x_t) -> h_t; y_t = Linear(h_t). Its state is the controller's.
 
     Under ``torch.autocast`` the matrix products take the lower precision; outputs and states keep the circuit's type.
@@ -47,7 +47,7 @@ class RecurrentCircuit(Circuit):
         check_whole(type(self.controller), "hidden_size", getattr(self.controller, "hidden_size", None))
         if is_outside(type(self.controller)):
             self.controller.check()
-        self.output = nn.Linear(self.controller.hidden_size, self.output_size)
+        self.output = self.output_layer(self.controller.hidden_size)
         self.differentiable = self.controller.differentiable
         self.trace_fields = self.controller.trace_fields  # type: ignore[misc]  # what its controller shows
 
@@ -88,7 +88,7 @@ class RecurrentCircuit(Circuit):
         return self._answer(torch.stack(hiddens)), state, recorded
 
     def _answer(self, hidden: Tensor) -> Tensor:
-        outputs: Tensor = self.output(hidden)
+        outputs = self.compared(self.output(hidden))
         return outputs if self.clip is None else torch.clamp(outputs, -self.clip, self.clip)
 
 

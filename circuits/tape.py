@@ -30,6 +30,7 @@ class Tape(TapeOptions, MemoryCircuit):
     controller: AnyController = "direct"
     accessor: Any = Field(default="tape", init=False)
     recompute_every: int | None = Field(default=None, init=False)
+    tied_embedding: bool = Field(default=False, init=False)
     tied_bits: bool = Field(
         default=False,
         description="with a direct controller: the O outputs and the first O elements of input, of the word to write "

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..core.accessors import AnyAccessor
-from ..core.circuit import Circuit
 from ..core.component import build
 from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
@@ -18,6 +17,7 @@ from ..core.lengths import picked
 from ..core.options import Options, check_sizes
 from ..core.registry import register
 from ..core.state import map_state, register_state
+from ..core.tied_embedding import TiedEmbedding
 from ..core.trace import TraceField
 from .memory import precisely
 
@@ -74,7 +74,7 @@ class Block(nn.Module):
 
 
 @register("circuit", "transformer")
-class Transformer(Circuit):
+class Transformer(TiedEmbedding):
     """Layers that each add to x what their memory reads, and what an MLP makes of x; norms come first (GPT-2).
 
     The memory is attention with rotary positions over the last steps by default. With ``accessor: delta`` and
@@ -109,7 +109,7 @@ class Transformer(Circuit):
         self.input = nn.Linear(self.vector_size, self.model_size)
         self.layers = nn.ModuleList(self._layer() for _ in range(self.num_layers))
         self.norm = nn.LayerNorm(self.model_size)
-        self.output = nn.Linear(self.model_size, self.output_size)
+        self.output = self.output_layer(self.model_size)
         first: Any = self.layers[0]
         del self.accessor, self.controller
         self.differentiable = first.accessor.differentiable and first.controller.differentiable
@@ -176,8 +176,7 @@ class Transformer(Circuit):
         return self._answer(picked(features, at)), state
 
     def _answer(self, features: Tensor) -> Tensor:
-        outputs: Tensor = self.output(self.norm(features))
-        return outputs
+        return self.compared(self.output(self.norm(features)))
 
     def _through(
         self, x: Tensor, state: TransformerState, *, whole: bool
