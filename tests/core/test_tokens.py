@@ -351,6 +351,49 @@ def test_steps_that_count_come_first_and_what_is_filled_up_does_not():
     assert env.counted(batch._replace(mask=torch.ones_like(batch.mask))) is None  # all count
 
 
+@pytest.mark.parametrize("name", ["ntm", "sam", "lstm", "tape-rnn", "transformer"])
+def test_tied_answers_are_products_with_the_vectors_of_tokens(name):
+    circuit, given = make(name, 4, tied_embedding=True), tokens(7, 3)
+    made = []
+    circuit.output.register_forward_hook(lambda module, inputs, output: made.append(output))
+    outputs, _ = circuit(given)
+    (vectors,) = made
+    assert vectors.shape == (7, 3, 4) and circuit.output.out_features == 4
+    for step, row, number in ((0, 0, 0), (3, 1, 1), (6, 2, 0)):
+        pairs = zip(vectors[step, row].tolist(), circuit.embedding.weight[number].tolist(), strict=True)
+        product = sum(a * b for a, b in pairs)
+        assert outputs[step, row, number].item() == pytest.approx(product / 2)
+    state, stepped = None, []
+    for x in given:
+        output, state = circuit.step(x, state)
+        stepped.append(output)
+    torch.testing.assert_close(torch.stack(stepped), outputs)
+    members = {key: torch.stack([value, value * 0.9]).detach() for key, value in circuit.named_parameters()}
+    answers = circuit.run_population(members, given)
+    torch.testing.assert_close(answers[:, 0], outputs)
+    other = functional_call(circuit, {key: value[1] for key, value in members.items()}, (given,))[0]
+    torch.testing.assert_close(answers[:, 1], other)
+    outputs[..., 1].sum().backward()
+    assert circuit.embedding.weight.grad is not None and circuit.embedding.weight.grad[1].any()
+
+
+def test_what_cannot_be_tied_is_refused():
+    with pytest.raises(ValueError, match="tied_embedding: got True without embedding_size; allowed: False"):
+        make("ntm", None, tied_embedding=True)
+    with pytest.raises(ValueError, match="tied_embedding: got True for 6 classes and 5 tokens"):
+        papertape.LSTM(5, 6, embedding_size=3, tied_embedding=True)
+
+
+def test_a_tied_circuit_that_changes_its_structure_still_answers():
+    circuit, given = make("ntm", 4, tied_embedding=True), tokens(7, 3)
+    outputs, _ = circuit(given)
+    circuit.edit(
+        papertape.core.structure.widened(circuit.structure(), {0: [1]}), None, torch.Generator().manual_seed(0)
+    )
+    assert circuit.output.out_features == 4
+    torch.testing.assert_close(circuit(given)[0], outputs)
+
+
 def test_an_embedding_needs_a_task_of_tokens():
     env = papertape.envs.CopyEnv()
     with pytest.raises(ValueError, match="embedding_size: got 4; inputs of the env are no tokens, allowed is null"):

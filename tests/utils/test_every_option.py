@@ -105,7 +105,9 @@ def homes() -> Iterator[tuple[str, Blocks]]:
         circuit = FEEDFORWARD if name in ("images", "letters", "xor", "gym") else NTM
         yield "env", {"env": {**given, "type": name}, "circuit": circuit, "agent": agent}
     tokens = {"type": "even-pairs", **strings}
-    yield "circuit", {"env": tokens, "circuit": {**NTM, "embedding_size": 3}, "agent": BACKPROP}
+    for tied in (False, True):
+        circuit = {**NTM, "embedding_size": 3, "tied_embedding": tied}
+        yield "circuit", {"env": tokens, "circuit": circuit, "agent": BACKPROP}
     sparse = {**NTM, "memory_size": 12, "num_reads": 2, "slots_per_read": 2}
     dnc = {**NTM, "type": "dnc", "num_reads": 2}
     circuits: Blocks = {"ntm": NTM, "dnc": dnc, "sam": sparse, "sdnc": {**sparse, "links_per_slot": 3}}
@@ -241,8 +243,8 @@ SPECIAL: dict[str, Any] = {
 
 NEED_TARGET = ("agent.target_error_beyond", "agent.retry_every")
 """Options that only a run with a target error can have."""
-NEEDS_TOKENS = "circuit.embedding_size"
-"""An option that only a run with a task of tokens can have."""
+NEED_TOKENS = ("circuit.embedding_size", "circuit.tied_embedding")
+"""Options that only a run with a task of tokens can have."""
 
 
 def changes(options: Any, where: str) -> Iterator[tuple[str, list[Any]]]:
@@ -348,7 +350,7 @@ def test_a_changed_option_holds_or_is_refused(
                 valid.append((value, factory.parse(changed)))
                 break
         lacks = (path in NEED_TARGET and before.agent.target_error is None) or (  # type: ignore[attr-defined]
-            path == NEEDS_TOKENS and not fresh.env.token_inputs
+            path in NEED_TOKENS and not fresh.env.token_inputs
         )
         if values and not valid and not lacks:
             problems.append(f"{path}: no other value was found among {values}")
