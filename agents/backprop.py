@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -19,7 +19,7 @@ from ..core.options import LARGEST_STEP
 from ..core.registry import register
 from ..core.state import detach
 from .descent import DescentAgent
-from .evaluation import answered
+from .evaluation import Answered, answered
 from .plasticity import DORMANT, AnyPlasticity, Update, Upkeep, dormant_share, watched
 
 LOOK_EVERY, LOOKS = 20, 3
@@ -28,15 +28,6 @@ DIVERGED = 1.2
 """Times the loss of answers that are all zero."""
 DORMANT_EVERY, DORMANT_ROWS = 500, (8, 16)
 """Where a look at the units is a run of its own: least steps between two, and steps of time and sequences of one."""
-
-
-class Answered(NamedTuple):
-    """Answers, and what they are answers to."""
-
-    outputs: Tensor
-    """Logits, detached, ``[M, B, O]``"""
-    batch: Batch
-    """Of M steps: all T, or those that count"""
 
 
 @register("agent", "backprop")
@@ -177,22 +168,22 @@ class BackpropAgent(DescentAgent):
         return circuit is self.circuit and (self.step + 1) % every == 0 and bool(circuit.structure())
 
     def _backward(self, circuit: Circuit, batch: Batch, normaliser: Tensor) -> tuple[Tensor, Answered]:
-        """Accumulate the gradients of a batch; the loss, a scalar, and the answers."""
+        """Accumulate the gradients of a batch; the loss, a scalar, and the answers, detached."""
         length = batch.inputs.shape[0]
         chunk = self.truncate or length
-        state, outputs, answers_to = None, [], []
+        state, parts = None, []
         total = torch.zeros_like(normaliser)
         for start in range(0, length, chunk):
             part = Batch(*(tensor[start : start + chunk] for tensor in batch))
-            output, part, state = answered(self.env, circuit, part, state)
-            loss = self.env.losses(output, part).sum() / normaliser
+            answers, state = answered(self.env, circuit, part, state)
+            loss = self.env.losses(*answers).sum() / normaliser
             if loss.requires_grad:
                 loss.backward()
             state = detach(state)
-            outputs.append(output.detach())
-            answers_to.append(part)
+            parts.append(Answered(answers.outputs.detach(), answers.batch))
             total += loss.detach()
-        return total, Answered(torch.cat(outputs), Batch(*map(torch.cat, zip(*answers_to, strict=True))))
+        outputs, batches = zip(*parts, strict=True)
+        return total, Answered(torch.cat(outputs), Batch(*map(torch.cat, zip(*batches, strict=True))))
 
     def train_step(self) -> dict[str, float]:
         """One update; objective, learning rate and gradient norm, with the env's metrics every ``log_every`` steps.

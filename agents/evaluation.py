@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,29 +50,38 @@ def evaluate(task: Task, circuit: Circuit, *, sequences: int, batch_size: int, s
     env = _env(task)
     totals: dict[str, tuple[float, float]] = {}
     for batch in env.batches(batch_size) or env.drawn(sequences, batch_size, generator):
-        outputs, batch, _ = answered(env, circuit, batch)
-        for name, (total, count) in env.tallies(outputs, batch).items():
+        answers, _ = answered(env, circuit, batch)
+        for name, (total, count) in env.tallies(*answers).items():
             old_total, old_count = totals.get(name, (0.0, 0.0))
             totals[name] = (old_total + float(total), old_count + float(count))
     return {name: total / count for name, (total, count) in totals.items() if count > 0}
 
 
-def answered(env: Env, circuit: Circuit, batch: Batch, state: Any = None) -> tuple[Tensor, Batch, Any]:
-    """Answers to a batch, what they are answers to, and the last state; steps that do not count may be left out.
+class Answered(NamedTuple):
+    """Answers, and what they are answers to."""
+
+    outputs: Tensor
+    """Logits, ``[M, B, O]``"""
+    batch: Batch
+    """Of M steps: all T, or those alone that count"""
+
+
+def answered(env: Env, circuit: Circuit, batch: Batch, state: Any = None) -> tuple[Answered, Any]:
+    """Answers to a batch, and the state after it; steps that do not count are left out where that pays.
 
     Args:
-        env: says which steps are worth an answer, by :meth:`Env.counted`.
+        env: says where it does, by :meth:`Env.counted`.
         circuit: answers.
         batch: of T steps.
         state: where to start.
-
-    Returns:
-        Logits ``[M, B, O]``, a batch of as many steps, and the state after all T.
     """
     counted = env.counted(batch)
-    at, alone = (None, batch) if counted is None else counted
-    outputs, state = circuit(batch.inputs, state) if at is None else circuit(batch.inputs, state, at=at)
-    return outputs, alone, state
+    if counted is None:
+        outputs, state = circuit(batch.inputs, state)
+        return Answered(outputs, batch), state
+    at, alone = counted
+    outputs, state = circuit(batch.inputs, state, at=at)
+    return Answered(outputs, alone), state
 
 
 def _env(task: Task) -> Env:

@@ -14,8 +14,8 @@ from ..core.circuit import Circuit
 from ..core.distributed import Processes
 from ..core.env import Batch
 from ..core.registry import register
-from .backprop import Answered, BackpropAgent
-from .evaluation import refuse_dropout
+from .backprop import BackpropAgent
+from .evaluation import Answered, refuse_dropout
 
 
 class _Call(NamedTuple):

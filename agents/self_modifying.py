@@ -19,8 +19,8 @@ from ..core.options import LARGEST_STEP
 from ..core.registry import register
 from ..core.streams import stream_seed
 from ..core.structure import Change, Structure, follow_optimiser, follow_units
-from .backprop import Answered, BackpropAgent
-from .evaluation import load_weights, weights_of
+from .backprop import BackpropAgent
+from .evaluation import Answered, load_weights, weights_of
 from .plasticity import Update, Upkeep
 from .structure.grades import GRADES, Grades, check_grades, reward
 from .structure.policy import PolicyName, make_policy
