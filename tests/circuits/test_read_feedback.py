@@ -11,7 +11,7 @@ from torch import Tensor
 from papertape import MemoryCircuit
 from papertape.core.accessors import StaticAccessor
 from papertape.core.controllers import DirectController
-from papertape.core.kernels import dispatch
+from papertape.core.kernels import dispatch, native
 from papertape.core.members import map_members
 from papertape.core.options import ContractError
 from papertape.core.state import leaves
@@ -19,14 +19,18 @@ from papertape.core.state import leaves
 SIZES = {"memory_size": 6, "word_size": 3}
 
 
+HEADS = ("num_reads", "memory_wipe")
+
+
 def made(controller: Any = "lstm", accessor: Any = "static", **more: Any) -> MemoryCircuit:
     torch.manual_seed(0)
     sizes = {} if controller == "direct" else {"hidden_size": 5}
+    heads = {name: more.pop(name) for name in HEADS if name in more}
     return MemoryCircuit(
         4,
         2,
         controller={"type": controller, **sizes},
-        accessor={"type": accessor, **SIZES},
+        accessor={"type": accessor, **SIZES, **heads},
         read_feedback=False,
         dtype=torch.float64,
         **more,
@@ -58,13 +62,54 @@ def test_what_was_read_does_not_reach_the_controller() -> None:
         assert torch.equal(one, other)
 
 
-def test_kernels_step_aside_and_say_so() -> None:
-    circuit, inputs = made(), torch.randn(5, 3, 4, dtype=torch.float64)
-    circuit(inputs)
+needs_native = pytest.mark.skipif(isinstance(native.library.load(), str), reason="the native library is not built")
+
+
+@needs_native
+@pytest.mark.parametrize("accessor", [{"type": "static", "num_reads": 2}, {"type": "dynamic", "memory_wipe": True}])
+@pytest.mark.parametrize("controller", ["direct", "convolution", "lstm", "gru", "feedforward", "rnn"])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-4), (torch.float64, 1e-12)])
+def test_the_memory_runs_natively_after_its_controller(
+    controller: str, accessor: dict[str, Any], dtype: torch.dtype, close: float
+) -> None:
+    """Outputs, states and gradients are those of steps; also from a state that was carried over, and to one."""
+    results = []
+    for backend in ("eager", "auto"):
+        circuit = made(
+            controller, accessor["type"], backend=backend, **{k: v for k, v in accessor.items() if k != "type"}
+        ).to(dtype)
+        inputs = torch.randn(2, 17, 3, 4, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+        _, state = circuit(inputs[0])
+        outputs, last = circuit(inputs[1], state)
+        assert circuit.chosen_backend == ("native" if backend == "auto" else "eager")
+        total = sum(leaf.square().sum() for leaf in leaves(last)) + outputs.square().sum()
+        gradients = torch.autograd.grad(total, [inputs, *circuit.parameters()])
+        with torch.no_grad():
+            without = circuit(inputs[1], state)[0]
+        torch.testing.assert_close(without, outputs.detach())
+        results.append([outputs, *leaves(last), *gradients])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=close, rtol=close)
+
+
+@needs_native
+def test_kernels_step_aside_where_the_controller_or_the_heads_are_not_as_they_were() -> None:
+    inputs, seen = torch.randn(5, 3, 4, dtype=torch.float64), []
+    circuit = made()
     circuit.step(inputs[0], circuit.initial_state(3))
+    assert circuit.chosen_backend is None
+    expected = circuit(inputs)[0]
+    assert circuit.chosen_backend == "native"
+    handle = circuit.controller.register_forward_hook(lambda *arguments: seen.append(1))
+    torch.testing.assert_close(circuit(inputs)[0], expected)
+    assert circuit.chosen_backend == "eager" and len(seen) == 5
+    handle.remove()
+    torch.nn.utils.parametrizations.weight_norm(circuit.accessor.interface.linear)
+    torch.testing.assert_close(circuit(inputs)[0], expected)
     assert circuit.chosen_backend == "eager"
-    with pytest.raises(dispatch.BackendError, match="it feeds the words read back to the controller, which this"):
-        made(backend="native")(inputs)
+    circuit.backend = "native"
+    with pytest.raises(dispatch.BackendError, match="native"):
+        circuit(inputs)
 
 
 def test_populations_and_a_replaced_transition() -> None:

@@ -1,5 +1,6 @@
 """The native backend: a whole sequence, forward and backward, in C++ on the CPU; of sparse access, the lookups; of the
-delta rule, where no word read is fed back, the rule.
+delta rule, where no word read is fed back, the rule. Where none is, any controller may drive the heads of an NTM or a
+DNC: it runs first, as it is, and the memory natively after it.
 
 Controller, heads and memory of a row of the batch stay in cache for all time steps. The memory (and the DNC's link
 matrix) is stored only every few steps and computed again between, which costs little and saves most of the space.
@@ -16,6 +17,7 @@ batch and other members of a population are never affected.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,7 @@ from ...controllers.lstm import LSTMState
 from ...members import map_initial_state
 from ...state import CircuitState, leaves
 from .. import eager, guard, trial
-from ..formulas import replaced
+from ..formulas import Skipped, hooked, replaced
 from . import library
 from .delta import delta_rule
 from .nearest import nearest
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
 CONTROLLERS = {"lstm": 0, "gru": 1, "feedforward": 2}
 """The number of each controller in source/controller.h."""
+GIVEN = 3
+"""There, that of hidden vectors which a controller made before."""
 
 ACCESSORS: dict[str, guard.Options] = {"static": guard.STATIC, "dynamic": guard.DYNAMIC}
 """What sequences understand."""
@@ -72,6 +76,9 @@ def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> st
     elif circuit.accessor.kind in RULES:
         known = guard.known("rules", circuit, RULES, None)
         reason = _unavailable_rule(circuit, known, inputs, state)
+    elif not circuit.read_feedback:
+        known = guard.known("memory alone", circuit, ACCESSORS, None)
+        reason = _unavailable_memory(circuit, known, inputs, state)
     else:
         known = _known(circuit)
         reason = known.unavailable(circuit, inputs, state) or _unknown_part(circuit)
@@ -119,6 +126,24 @@ def _unavailable_rule(circuit: CircuitView, known: guard.Known, inputs: Tensor, 
     return reason or guard.unfit([state.accessor.memory], [("memory", shape)], inputs)
 
 
+def _unavailable_memory(circuit: CircuitView, known: guard.Known, inputs: Tensor, state: CircuitState) -> str | None:
+    """Why a memory whose words are not fed back cannot run natively after its controller, or None."""
+    reason = eager.recorded(circuit, inputs, state) or known.unavailable(circuit, inputs, state)
+    if reason is not None:
+        return reason
+    interface: Any = circuit.accessor.interface
+    linear = interface.linear
+    if not isinstance(linear, nn.Linear):
+        return f"it needs Linear layers, not {type(linear).__name__}"
+    shapes = [("weight of the interface", (interface.size, circuit.accessor.hidden_size)), ("bias", (interface.size,))]
+    return (
+        replaced((interface, linear))
+        or (Skipped("its controller is watched step by step") if hooked(circuit.controller) else None)
+        or guard.unfit([linear.weight, linear.bias], shapes, inputs)
+        or _unknown_part(circuit)
+    )
+
+
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
     """Features ``[T, B, F]`` and the last state; of sparse access and the delta rule only what takes time is native."""
     accessor: Any = circuit.accessor
@@ -126,6 +151,8 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
         native = nearest if accessor.kind in LOOKUPS else delta_rule
         begun = accessor.begin(state.accessor, len(inputs), native)
         return eager.run_steps(circuit, inputs, state._replace(accessor=begun))
+    if not circuit.read_feedback:
+        return _run_memory(circuit, inputs, state)
     weights = _own_weights(_known(circuit))
     first = _state(state)
     problem = make_problem(inputs, weights, state.accessor.memory, **_options(circuit))
@@ -135,6 +162,20 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
         controller_state = LSTMState(last.hidden, last.cell)
     elif last.hidden is not None:
         controller_state = GRUState(last.hidden)
+    return features, CircuitState(controller_state, type(state.accessor)(*last.leaves), last.reads)
+
+
+def _run_memory(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
+    """The same where no word is fed back: the controller as it is, over the whole sequence; then the memory."""
+    accessor: Any = circuit.accessor
+    hidden, controller_state = circuit.controller.run(inputs, state.controller)
+    size, words = hidden.shape[-1], math.prod(state.reads.shape[1:])
+    handed_on = Layer(torch.eye(size, size + words, dtype=hidden.dtype), hidden.new_zeros(size), None, None)
+    weights = Weights((handed_on,), accessor.interface.linear.weight, accessor.interface.linear.bias)
+    options = _memory_options(circuit) | {"controller": GIVEN, "clip": math.inf}
+    problem = make_problem(hidden, weights, state.accessor.memory, **options)
+    first = State(None, None, state.reads, tuple(state.accessor))
+    features, last = run_sequence(_accessor_name(circuit), problem, hidden, weights, first)
     return features, CircuitState(controller_state, type(state.accessor)(*last.leaves), last.reads)
 
 
@@ -149,7 +190,9 @@ def step(circuit: CircuitView, x: Tensor, state: CircuitState, checked: bool) ->
         state: likewise.
         checked: whether inputs and state are what the circuit takes. If not, it runs only what ran before.
     """
-    if type(x) is not Tensor or not isinstance(state, CircuitState) or circuit.accessor.kind not in ACCESSORS:
+    if type(x) is not Tensor or not isinstance(state, CircuitState):
+        return None
+    if circuit.accessor.kind not in ACCESSORS or not circuit.read_feedback:
         return None
     if _unavailable_here(x) is not None or torch._C._len_torch_dispatch_stack():
         return None
@@ -216,12 +259,16 @@ def _accessor_name(circuit: CircuitView) -> str:
 def _options(circuit: CircuitView) -> dict[str, Any]:
     """Fields of :class:`~.library.Problem` that are not sizes."""
     controller: Any = circuit.controller
+    clip = math.inf if controller.clip is None else controller.clip
+    return _memory_options(circuit) | {"controller": CONTROLLERS[controller.kind], "clip": clip}
+
+
+def _memory_options(circuit: CircuitView) -> dict[str, Any]:
+    """Those of them that belong to the memory and its heads."""
     accessor: Any = circuit.accessor
     options = {
-        "controller": CONTROLLERS[controller.kind],
         "reads": accessor.num_reads,
         "writes": accessor.num_writes,
-        "clip": float("inf") if controller.clip is None else controller.clip,
         "masked_content": accessor.masked_content,
         "places": library.places(*accessor.interface.sizes.items()),
         "norm_epsilon": addressing.NORM_EPSILON,

@@ -239,7 +239,7 @@ def _run_forward(accessor: str, text: str, arguments: Sequence[Tensor | None]) -
 def _shapes(accessor: str, problem: Problem) -> list[tuple[int, ...]]:
     """Of all that a sequence takes, in order."""
     p = problem
-    gates = tuple(GATES.values())[p.controller] * p.hidden
+    gates = (*GATES.values(), 1)[p.controller] * p.hidden
     layer = ((gates, p.hidden), (gates,), (gates, p.hidden), (gates,))
     carried = (p.batch, p.layers, p.hidden)
     memory, heads = (p.batch, p.slots, p.word), [(p.batch, count, p.slots) for count in (p.reads, p.writes)]

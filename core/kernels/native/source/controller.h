@@ -1,13 +1,17 @@
 // One step of a controller for one row of the batch: gate activations and their derivatives (core/controllers).
 #pragma once
+#include <cstring>
+
 #include "simd.h"
 
 namespace native {
 
-enum ControllerKind { LSTM = 0, GRU = 1, FEEDFORWARD = 2 };
+// GIVEN: the inputs are the hidden vectors, of a controller that ran before.
+enum ControllerKind { LSTM = 0, GRU = 1, FEEDFORWARD = 2, GIVEN = 3 };
+inline bool feeds_forward(int64_t kind) { return kind == FEEDFORWARD || kind == GIVEN; }
 
 // Rows of the combined weight matrix. GRU: reset, update, the input's and the recurrent share of the candidate.
-inline int gate_blocks(int kind) { return kind == FEEDFORWARD ? 1 : 4; }
+inline int gate_blocks(int kind) { return feeds_forward(kind) ? 1 : 4; }
 
 template <class T> inline Vec<T> clipped(Vec<T> x, T clip) { return at_most(at_least(x, splat(-clip)), splat(clip)); }
 // Gradient of clipping: passes up to and including the limits, as torch.clamp; without a limit whatever was clipped.
@@ -38,6 +42,8 @@ void controller_forward(int kind, int size, T clip, T* gates, const T* last_hidd
             io.store(g0 + i, reset), io.store(g1 + i, update), io.store(g2 + i, candidate);
             io.store(hidden + i, clipped<T>(candidate + update * (io.load(last_hidden + i) - candidate), clip));
         });
+    } else if (kind == GIVEN) {
+        std::memcpy(hidden, g0, size * sizeof(T));
     } else {
         sweep<T>(size, [&](int i, auto io) {
             const Vec<T> x = hyperbolic(io.load(g0 + i));
@@ -78,6 +84,8 @@ void controller_backward(int kind, int size, T clip, const T* gates, const T* la
             io.store(d3 + i, d_candidate * reset);
             io.store(d_last_hidden + i, h * update);
         });
+    } else if (kind == GIVEN) {
+        std::memcpy(d0, d_hidden, size * sizeof(T));
     } else {
         sweep<T>(size, [&](int i, auto io) {
             const Vec<T> x = io.load(g0 + i);

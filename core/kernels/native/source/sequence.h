@@ -148,8 +148,8 @@ template <class T> struct Records {
     Records(const Problem& p, T* where, int64_t accessor_size, int64_t kept, int64_t rows)
         : base(where), batch(rows), ring(kept), hidden((int)p.hidden), layers((int)p.layers),
           features(hidden + int(p.reads * p.word)), gates(gate_blocks((int)p.controller) * hidden),
-          skipped(p.controller == FEEDFORWARD ? hidden : 0),  // a feed-forward controller sees only the reads
-          seen(features - skipped), feed_forward(p.controller == FEEDFORWARD), gates_size(round_up<T>(gates)),
+          skipped(feeds_forward(p.controller) ? hidden : 0),  // a feed-forward controller sees only the reads
+          seen(features - skipped), feed_forward(feeds_forward(p.controller)), gates_size(round_up<T>(gates)),
           hidden_size(round_up<T>(hidden)), lower_size(round_up<T>(features)), cell_part(layers * gates_size),
           lower_part(cell_part + layers * hidden_size), interface_part(lower_part + (layers - 1) * lower_size),
           accessor_part(interface_part + round_up<T>((int)p.interface)), size(accessor_part + accessor_size) {}
