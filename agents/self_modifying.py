@@ -81,7 +81,7 @@ class SelfModifyingAgent(BackpropAgent):
     harm: float = Field(
         default=3.0,
         gt=0,
-        description="standard errors by which the loss has to be more than 2 % above that without a change, to prove harm",
+        description="standard errors beyond a loss 2 % above that without the change, which prove harm",
     )
     forgetting: float = Field(
         default=0.98, gt=0, le=1, description="share of what thompson knows of a strategy that it keeps at each outcome"
