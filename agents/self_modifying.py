@@ -78,7 +78,11 @@ class SelfModifyingAgent(BackpropAgent):
         "whether the reward of the changed circuit drops by more than 0.5",
     )
     trial_steps: int = Field(default=250, ge=2, description="steps of a trial")
-    harm: float = Field(default=3.0, gt=0, description="standard errors of paired losses that prove harm")
+    harm: float = Field(
+        default=3.0,
+        gt=0,
+        description="standard errors beyond a loss 2 % above that without the change, which prove harm",
+    )
     forgetting: float = Field(
         default=0.98, gt=0, le=1, description="share of what thompson knows of a strategy that it keeps at each outcome"
     )

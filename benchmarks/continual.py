@@ -275,7 +275,7 @@ def _flagged_told(seeds: Sequence[Measured]) -> str:
 
 
 TWO, WIDE = "circuit.hidden_sizes=[2,2]", "circuit.hidden_sizes=[15,15]"
-FIXED, RANDOM = "agent.policy=none", "agent.policy=random"
+FIXED, RANDOM, ALONE = "agent.policy=none", "agent.policy=random", "agent.plasticity=null"
 ROWS: dict[str, Row] = {
     "arithmetic-fixed": Row("arithmetic, 200,000 samples, fixed 2×15", "", arithmetic(WIDE, FIXED), _arithmetic_told),
     "arithmetic": Row(
@@ -312,10 +312,13 @@ ROWS: dict[str, Row] = {
         _flagged_told,
     ),
     "slowly-changing-fixed": Row(
-        "slowly-changing regression, 111 weights, fixed", "", slowly_changing(FIXED), _slowly_told
+        "slowly-changing regression, 111 weights, fixed", "", slowly_changing(FIXED, ALONE), _slowly_told
+    ),
+    "slowly-changing-continual-backprop": Row(
+        "continual backprop", "≤ 0.60", slowly_changing(FIXED), _slowly_told, "slowly-changing-fixed"
     ),
     "slowly-changing": Row(
-        "the same, self-modifying",
+        "continual backprop, self-modifying",
         "≤ 0.60 at ≤ 1.2 × compute",
         slowly_changing(),
         _slowly_told,

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 LOOK_EVERY = 50
 """Steps from one look at whether harm is proven to the next: so many show damage, though not yet gain."""
 TOLERANCE = 1.02
-"""Times the loss without it, up to which a change that adds nothing is kept."""
+"""Times the loss without it, up to which a change does no harm: copies that begin alike soon differ by that much."""
+BLOCKS = 10
+"""Of steps, as which the losses of a trial are compared."""
 LOST = 0.5
 """Drop of the mean reward from which on the original's rule takes a change back."""
 
@@ -98,26 +100,42 @@ def gain_of(without: list[float], changed: list[float]) -> float:
     return max(-1.0, min(1.0, math.log(means[0] / means[1]))) if all(map(math.isfinite, means)) else -1.0
 
 
-def paired_t(without: list[float], changed: list[float]) -> float:
-    """Student's t of the differences of two paired series: how surely the second is larger."""
-    differences = torch.tensor(changed, dtype=torch.float64) - torch.tensor(without, dtype=torch.float64)
-    if not bool(differences.isfinite().all()):
+def harm_of(without: list[float], changed: list[float]) -> float:
+    """How surely a loss is more than :data:`TOLERANCE` times another, in standard errors.
+
+    Both series are cut into :data:`BLOCKS` of steps, since what a change does to one batch it does to the next as well:
+    single steps would count as far more evidence than they are (the method of batch means: Law & Kelton, "Simulation
+    modeling and analysis"). Of each block counts the logarithm of the ratio of its mean losses.
+
+    Args:
+        without: losses of batches.
+        changed: losses of the same batches with a change.
+
+    Returns:
+        The mean over blocks, less the logarithm of the tolerance, in standard errors; infinite where a loss is not
+        finite, 0 where there is only one.
+    """
+    both = torch.tensor([changed, without], dtype=torch.float64)
+    if not bool(both.isfinite().all()):
         return math.inf
-    if len(differences) < 2:
+    blocks = min(BLOCKS, len(without))
+    if blocks < 2:
         return 0.0
-    mean, spread = float(differences.mean()), float(differences.std())
+    means = torch.stack([part.mean(1) for part in both.tensor_split(blocks, dim=1)]).clamp(min=1e-12).log()
+    ratios = means[:, 0] - means[:, 1] - math.log(TOLERANCE)
+    mean, spread = float(ratios.mean()), float(ratios.std())
     if spread == 0:
-        return math.copysign(math.inf, mean) if mean else 0.0
-    return mean / (spread / math.sqrt(len(differences)))
+        return math.copysign(math.inf, mean)
+    return mean / (spread / math.sqrt(blocks))
 
 
 class PairedTrial:
     """A changed copy learns beside the circuit, from the same batches; the circuit serves until the verdict is in.
 
-    Taken back is what does proven harm: at a look every :data:`LOOK_EVERY` steps, or over the last half of the trial,
-    the paired differences of the losses say so by more than ``harm`` standard errors. A change that adds nothing is
-    also taken back if at last the loss is more than :data:`TOLERANCE` times that without it. Whatever the verdict, the
-    circuit has learned as if there had been no trial.
+    Taken back is what does proven harm: at a look every :data:`LOOK_EVERY` steps, or at the end of the trial, the loss
+    is more than :data:`TOLERANCE` times that without the change by more than ``harm`` standard errors; see
+    :func:`harm_of`. A change that adds nothing is also taken back if the loss over the last half of the trial is more
+    than that, proven or not. Whatever the verdict, the circuit has learned as if there had been no trial.
     """
 
     def __init__(
@@ -153,15 +171,15 @@ class PairedTrial:
         late = self.without[half], self.changed[half]
         if not math.isfinite(changed):
             return Verdict(False, -1.0)
-        if count % LOOK_EVERY == 0 and paired_t(self.without, self.changed) > self.harm:
-            return Verdict(False, min(gain_of(*late), 0.0))
-        if count < self.steps:
+        ends = count >= self.steps
+        if not ends and count % LOOK_EVERY:
             return None
         gain = gain_of(*late)
-        harmed = paired_t(*late) > self.harm
-        if not self.proposal.grows:
-            harmed = harmed or gain < -math.log(TOLERANCE)
-        return Verdict(not harmed, gain)
+        if harm_of(self.without, self.changed) > self.harm:
+            return Verdict(False, min(gain, 0.0))
+        if not ends:
+            return None
+        return Verdict(self.proposal.grows or gain >= -math.log(TOLERANCE), gain)
 
 
 class RewardTrial:

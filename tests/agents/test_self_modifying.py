@@ -24,7 +24,7 @@ from papertape.agents.structure.grades import GRADES
 from papertape.agents.structure.policy import EpsilonGreedyPolicy, RandomPolicy, ThompsonPolicy
 from papertape.agents.structure.strategies import utilities
 from papertape.agents.structure.tracker import TRAJECTORY, Record, thinned
-from papertape.agents.structure.trial import RewardTrial, gain_of, paired_t
+from papertape.agents.structure.trial import BLOCKS, TOLERANCE, RewardTrial, gain_of, harm_of
 from papertape.circuits import FeedForwardCircuit
 from papertape.core.circuit import Circuit
 from papertape.core.distributed import Processes
@@ -451,14 +451,36 @@ def test_the_thresholds_that_are_furthest_off_are_centred(case: str) -> None:
 # ---------------------------------------------------------------------------------------------------- trials, grades
 
 
-@given(st.lists(st.tuples(st.floats(0.1, 9), st.floats(0.1, 9)), min_size=2, max_size=20))
-def test_student_of_paired_differences(pairs: list[tuple[float, float]]) -> None:
-    without, changed = map(list, zip(*pairs, strict=True))
-    differences = [after - before for before, after in pairs]
-    spread = statistics.stdev(differences)
-    if spread > 1e-9:
-        expected = statistics.mean(differences) / (spread / math.sqrt(len(pairs)))
-        assert paired_t(without, changed) == pytest.approx(expected, rel=1e-6)
+@given(st.integers(20, 60), st.integers(0, 1000))
+def test_harm_is_student_of_blocks(steps: int, seed: int) -> None:
+    without, changed = (0.1 + 9 * torch.rand(2, steps, generator=torch.Generator().manual_seed(seed))).tolist()
+    longer, length = steps % BLOCKS, steps // BLOCKS
+    ratios, start = [], 0
+    for block in range(BLOCKS):
+        end = start + length + (block < longer)
+        ratios.append(math.log(sum(changed[start:end]) / sum(without[start:end]) / TOLERANCE))
+        start = end
+    expected = statistics.mean(ratios) / (statistics.stdev(ratios) / math.sqrt(BLOCKS))
+    assert harm_of(without, changed) == pytest.approx(expected, rel=1e-6)
+
+
+def test_harm_of_series_that_are_short_equal_or_not_finite() -> None:
+    assert harm_of([1.0], [9.0]) == 0
+    assert harm_of([1.0, 2.0], [1.0, 2.0]) < 0
+    assert harm_of([0.0] * 50, [0.0] * 50) == -math.inf
+    assert harm_of([1.0, 1.0], [1.0, math.inf]) == math.inf
+
+
+def test_copies_that_wander_apart_do_no_harm() -> None:
+    generator, found, paired = torch.Generator().manual_seed(0), 0, 0
+    for _ in range(400):
+        apart, differences = 0.0, []
+        for _ in range(50):  # the next batch tells much the same as the last
+            apart = 0.9 * apart + 0.01 * float(torch.randn((), generator=generator))
+            differences.append(apart)
+        found += harm_of([1.0] * 50, [1 + each for each in differences]) > 3
+        paired += statistics.mean(differences) / statistics.stdev(differences) * math.sqrt(50) > 3
+    assert found / 400 <= 0.05 < paired / 400
 
 
 def test_verdicts() -> None:
@@ -474,6 +496,7 @@ def test_verdicts() -> None:
         raise AssertionError("no verdict")
 
     assert verdict(lambda loss, noise: loss + noise)[0].kept
+    assert verdict(lambda loss, noise: loss + noise + 0.01)[0].kept  # as copies that begin alike differ
     assert verdict(lambda loss, noise: loss + noise + 0.05) == (Verdict(False, pytest.approx(-0.05, abs=0.02)), 50)
     better, at = verdict(lambda loss, noise: 0.5 * loss)
     assert better == Verdict(True, pytest.approx(math.log(2)))
