@@ -94,7 +94,9 @@ class SelfReferentialAccessor(Accessor):
         self.rows = [self.word_size, self.word_size, self.word_size, len(PARTS)]
         self.initial = nn.Parameter(torch.empty(self.num_heads, sum(self.rows), self.word_size))
         self.rate_biases = nn.Parameter(torch.empty(self.num_heads, len(PARTS)))
-        of_rows = torch.eye(len(PARTS)).repeat_interleave(torch.tensor(self.rows), dim=1)
+        of_rows = torch.cat(
+            [one.unsqueeze(1).expand(-1, rows) for one, rows in zip(torch.eye(len(PARTS)), self.rows, strict=True)], 1
+        )
         self.register_buffer("of_rows", of_rows, persistent=False)
         self._draw()
 
@@ -140,8 +142,8 @@ class SelfReferentialAccessor(Accessor):
 
     def _step(self, inputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         """What is read, the memory after it, and keys, queries and rates."""
-        output, places, rates = (memory @ inputs.unsqueeze(-1)).squeeze(-1).split(
-            [self.word_size, 2 * self.word_size, len(PARTS)], dim=-1
+        output, places, rates = (
+            (memory @ inputs.unsqueeze(-1)).squeeze(-1).split([self.word_size, 2 * self.word_size, len(PARTS)], dim=-1)
         )
         query, key = torch.softmax(places.unflatten(-1, (2, -1)), dim=-1).unbind(-2)
         rates = torch.sigmoid(rates + self.rate_biases)
