@@ -97,6 +97,8 @@ class SelfReferentialAccessor(Accessor):
         of_rows = torch.cat(
             [one.unsqueeze(1).expand(-1, rows) for one, rows in zip(torch.eye(len(PARTS)), self.rows, strict=True)], 1
         )
+        self.of_rows: Tensor
+        """Which part each row belongs to, ``[4, 3 W + 4]``"""
         self.register_buffer("of_rows", of_rows, persistent=False)
         self._draw()
 
