@@ -22,8 +22,12 @@ from .base import Accessor
 
 PARTS = ("output", "query", "key", "rates")
 """What a matrix gives, one below the other, each with a learning rate of its own."""
-FIRST_RATE = -1.0
-"""Mean of the weights that give the learning rates, before a sigmoid (the authors' code)."""
+FIRST_RATES = (0.0, -3.0, -3.0, -3.0)
+"""Biases of the learning rates of :data:`PARTS` at first, before a sigmoid: outputs change, and little else does."""
+FIRST_SHARPNESS = 3.0
+"""What keys are at first, before a softmax: the input times this,"""
+FIRST_KEY_NOISE = 0.1
+"""and this times what random weights make of it."""
 
 
 @register_state
@@ -51,9 +55,13 @@ class SelfReferentialHeads(NamedTuple):
 class SelfReferentialAccessor(Accessor):
     """A matrix for each head that gives an output, and how it is to be changed; what it learns before is its start.
 
-    With f the softmax: y, q, k, b = M f(x), then M = M + sigmoid(b) (M f(q) - M f(k)) f(k)ᵀ, where each of the four
-    parts of the rows has its own b. What is read is y (equations 5 to 8). Here x itself is by default not squeezed by
-    f, but brought to mean 0 and variance 1: else, at first, all keys are nearly alike, and it hardly learns.
+    With f the softmax: y, q, k, b = M x, then M = M + sigmoid(b + c) (M f(q) - M f(k)) f(k)ᵀ, where each of the four
+    parts of the rows has its own b and c. What is read is y (equations 5 to 8).
+
+    Three things are not as published, by which it learns to recall far sooner. x is not squeezed by f, but brought to
+    mean 0 and variance 1. A bias c is learned: such an x gives b no mean of its own. And keys start as a multiple of x
+    rather than at random, so that a matrix changes where x reads: random keys are nearly alike at first, and what they
+    write changes what is read by about one part in a hundred.
     """
 
     num_heads: int = Field(default=4, ge=1, description="H, matrices, each with an input of its own")
@@ -61,6 +69,10 @@ class SelfReferentialAccessor(Accessor):
     input_scaling: Literal["norm", "softmax", "none"] = Field(
         default="norm",
         description="what a matrix is given: x of mean 0 and variance 1, its softmax, or x as it is",
+    )
+    first_keys: Literal["inputs", "drawn"] = Field(
+        default="inputs",
+        description="where a matrix changes itself before anything is learned: where its input reads, or at random",
     )
 
     trace_fields = {
@@ -81,6 +93,13 @@ class SelfReferentialAccessor(Accessor):
         self.interface = Interface(self.hidden_size, {"inputs": self.num_heads * self.word_size})
         self.rows = [self.word_size, self.word_size, self.word_size, len(PARTS)]
         self.initial = nn.Parameter(torch.empty(self.num_heads, sum(self.rows), self.word_size))
+        self.rate_biases = nn.Parameter(torch.empty(self.num_heads, len(PARTS)))
+        of_rows = torch.cat(
+            [one.unsqueeze(1).expand(-1, rows) for one, rows in zip(torch.eye(len(PARTS)), self.rows, strict=True)], 1
+        )
+        self.of_rows: Tensor
+        """Which part each row belongs to, ``[4, 3 W + 4]``"""
+        self.register_buffer("of_rows", of_rows, persistent=False)
         self._draw()
 
     def reset_parameters(self) -> None:
@@ -91,7 +110,10 @@ class SelfReferentialAccessor(Accessor):
     @torch.no_grad()
     def _draw(self) -> None:
         nn.init.normal_(self.initial, std=1 / math.sqrt(self.word_size))
-        self.initial[:, -len(PARTS) :] += FIRST_RATE
+        if self.first_keys == "inputs":
+            keys = self.initial[:, 2 * self.word_size : 3 * self.word_size]
+            keys.mul_(FIRST_KEY_NOISE).diagonal(dim1=-2, dim2=-1).add_(FIRST_SHARPNESS)
+        self.rate_biases.copy_(torch.tensor(FIRST_RATES))
 
     def initial_state(self, batch_size: int) -> SelfReferentialState:
         """The weights that were learned."""
@@ -101,17 +123,32 @@ class SelfReferentialAccessor(Accessor):
         self, hidden: Tensor, state: SelfReferentialState
     ) -> tuple[Tensor, SelfReferentialState, SelfReferentialHeads]:
         """One step of access; see :meth:`Accessor.forward`."""
-        memory = state.memory
+        inputs = self._inputs(hidden)
+        output, memory, (keys, queries, rates) = self._step(inputs, state.memory)
+        return output, SelfReferentialState(memory), SelfReferentialHeads(inputs, keys, queries, rates)
+
+    def run(self, hidden: Tensor, state: SelfReferentialState) -> tuple[Tensor, SelfReferentialState]:
+        """The inputs of a whole sequence at once, then step by step; see :meth:`Accessor.run`."""
+        outputs, memory = [], state.memory
+        for inputs in self._inputs(hidden).unbind(0):
+            output, memory, _ = self._step(inputs, memory)
+            outputs.append(output)
+        return torch.stack(outputs), SelfReferentialState(memory)
+
+    def _inputs(self, hidden: Tensor) -> Tensor:
+        """What matrices are given, ``[…, H, W]``."""
         x = self.interface(hidden).unflatten(-1, (self.num_heads, -1))
         if self.input_scaling == "norm":
-            x = functional.layer_norm(x, (self.word_size,))
-        elif self.input_scaling == "softmax":
-            x = torch.softmax(x, dim=-1)
-        output, query, key, rates = (memory @ x.unsqueeze(-1)).squeeze(-1).split(self.rows, dim=-1)
-        query, key, rates = torch.softmax(query, dim=-1), torch.softmax(key, dim=-1), torch.sigmoid(rates)
-        each = torch.cat(
-            [rate.expand(-1, -1, rows) for rate, rows in zip(rates.split(1, -1), self.rows, strict=True)], -1
+            return functional.layer_norm(x, (self.word_size,))
+        return torch.softmax(x, dim=-1) if self.input_scaling == "softmax" else x
+
+    def _step(self, inputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """What is read, the memory after it, and keys, queries and rates."""
+        output, places, rates = (
+            (memory @ inputs.unsqueeze(-1)).squeeze(-1).split([self.word_size, 2 * self.word_size, len(PARTS)], dim=-1)
         )
-        change = each * (memory @ (query - key).unsqueeze(-1)).squeeze(-1)
-        memory = memory + change.unsqueeze(-1) * key.unsqueeze(-2)
-        return output, SelfReferentialState(memory), SelfReferentialHeads(x, key, query, rates)
+        query, key = torch.softmax(places.unflatten(-1, (2, -1)), dim=-1).unbind(-2)
+        rates = torch.sigmoid(rates + self.rate_biases)
+        difference = (memory @ (query - key).unsqueeze(-1)).squeeze(-1)
+        change = (rates @ self.of_rows * difference).unsqueeze(-1) * key.unsqueeze(-2)
+        return output, memory + change, (key, query, rates)

@@ -134,17 +134,20 @@ def test_the_circuit_counts_its_input_up_to_the_end(embedding_size: int | None) 
         TapeRNN(5, 2, end_channels=6)
 
 
+@pytest.mark.parametrize("first_keys", ["inputs", "drawn"])
 @pytest.mark.parametrize("scaling", ["norm", "softmax", "none"])
-def test_weights_that_change_themselves(scaling: str) -> None:
-    """Equations 5 to 8, against loops."""
-    accessor = seeded(SelfReferentialAccessor, **ACCESSORS["srwm"], input_scaling=scaling)
-    state = accessor.initial_state(2)
+def test_weights_that_change_themselves(scaling: str, first_keys: str) -> None:
+    """Equations 5 to 8, with biases of the rates, against loops; step by step and all steps at once."""
+    accessor = seeded(SelfReferentialAccessor, **ACCESSORS["srwm"], input_scaling=scaling, first_keys=first_keys)
+    torch.nn.init.normal_(accessor.rate_biases)
+    steps, state = sequence(), accessor.initial_state(2)
+    _, at_once = accessor.run(steps, state)
     matrices = [[accessor.initial[head].tolist() for head in range(2)] for _ in range(2)]
 
     def times(matrix: list[list[float]], vector: list[float]) -> list[float]:
         return [sum(weight * x for weight, x in zip(line, vector, strict=True)) for line in matrix]
 
-    for hidden in sequence():
+    for hidden in steps:
         reads, state, _ = accessor(hidden, state)
         for row in range(2):
             for head in range(2):
@@ -156,7 +159,8 @@ def test_weights_that_change_themselves(scaling: str) -> None:
                     x = [(number - mean) / deviation for number in x]
                 made = times(matrix, softmax(x) if scaling == "softmax" else x)
                 query, key = softmax(made[3:6]), softmax(made[6:9])
-                rates = [1 / (1 + math.exp(-rate)) for rate in made[9:]]
+                biases = accessor.rate_biases[head].tolist()
+                rates = [1 / (1 + math.exp(-rate - bias)) for rate, bias in zip(made[9:], biases, strict=True)]
                 wanted, found = times(matrix, query), times(matrix, key)
                 of_row = [rates[0]] * 3 + [rates[1]] * 3 + [rates[2]] * 3 + [rates[3]] * 4
                 matrices[row][head] = [
@@ -164,6 +168,29 @@ def test_weights_that_change_themselves(scaling: str) -> None:
                 ]
                 close(reads[row, head], made[:3])
         close(state.memory, matrices)
+    close(at_once.memory, matrices)
+
+
+def test_weights_change_where_they_are_read_before_anything_is_learned() -> None:
+    """Random keys are nearly alike: they change what is read as little for the same input as for any other."""
+
+    def changes(first_keys: str) -> tuple[float, float]:
+        accessor = seeded(SelfReferentialAccessor, num_heads=8, word_size=16, first_keys=first_keys)
+        before = accessor.initial_state(32)
+        hidden, other = torch.randn(2, 32, 6, dtype=torch.float64)
+        _, after, _ = accessor(hidden, before)
+
+        def change(asked: torch.Tensor) -> float:
+            now, then = accessor(asked, after)[0], accessor(asked, before)[0]
+            return float((now - then).norm() / then.norm())
+
+        with torch.no_grad():
+            return change(hidden), change(other)
+
+    there, elsewhere = changes("inputs")
+    assert there > 0.12
+    assert there > 1.5 * elsewhere
+    assert max(changes("drawn")) < 0.03
 
 
 @pytest.mark.parametrize("pieces", [[1, 1, 5], [2, 3, 2], [7], [4, 3]])
