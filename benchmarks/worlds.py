@@ -9,17 +9,20 @@ like, which goes on where it was cut off.
 
 waste: steps of environments, counted in each, to steps of episodes, with 200 random linear policies. speed: steps of
 episodes in a second of CPU time, of training as ``papertape train swimmer`` does it. workers: time of the same episodes
-with one process and with two, in turn, whose returns have to be equal to the last bit. search: evaluations until a
+with one process and with two, in turn, whose returns have to be equal to the last bit; and, on Linux, processor time of
+this process and of the busiest of the others, which on idle cores is what one waits for. search: evaluations until a
 function falls to 1e-9, median over seeds, from the same points and step sizes.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -33,9 +36,14 @@ from papertape.agents.population import Population
 from papertape.agents.strategies import minimise
 from papertape.circuits import FeedForwardCircuit
 from papertape.envs import GymWorld
+from papertape.utils.vector_environments import Workers
 
 WASTE = ("Hopper-v5", "Walker2d-v5", "CartPole-v1")
 POLICIES = 200
+MEMBERS = (16, 64, 160)
+"""That play in one process and in two."""
+WORKERS_STEPS = 16_000
+"""Of all of them together."""
 GOAL = 1e-9
 SIZES = (10, 40)
 
@@ -94,27 +102,47 @@ def speed(rounds: int = 3) -> None:
     print(f"speed: Swimmer-v5, 12 members: {statistics.median(rates):,.0f} useful steps per CPU second", flush=True)
 
 
-def workers(rounds: int = 3, members: int = 16) -> None:
+def workers(rounds: int = 3) -> None:
     """One process and two, in turn."""
-    worlds = {count: GymWorld(id="Swimmer-v5", action="clip", vectorization="async", workers=count) for count in (1, 2)}
-    population, stacks = policies(worlds[1], members)
-    seconds: dict[int, list[float]] = {count: [] for count in worlds}
-    returns = {}
-    for turn in range(rounds + 1):
-        for count, world in worlds.items():
-            started = time.perf_counter()
-            returns[count] = population.play(stacks, world, 1, seed=turn).returns
-            if turn:  # the first starts the processes
-                seconds[count].append(time.perf_counter() - started)
-        assert torch.equal(returns[1], returns[2])
-    ratio = statistics.median(one / two for one, two in zip(seconds[1], seconds[2], strict=True))
-    print(
-        f"workers: Swimmer-v5, {members} members: {statistics.median(seconds[1]):.2f} s with one process, "
-        f"{statistics.median(seconds[2]):.2f} s with two, {ratio:.2f} times as fast; the same returns",
-        flush=True,
-    )
-    for world in worlds.values():
-        world.close()
+    for members in MEMBERS:
+        steps = WORKERS_STEPS // members
+        worlds = {
+            count: GymWorld(id="Swimmer-v5", action="clip", vectorization="async", workers=count, max_steps=steps)
+            for count in (1, 2)
+        }
+        population, stacks = policies(worlds[1], members)
+        seconds: dict[int, list[float]] = {count: [] for count in worlds}
+        busy: dict[int, list[float]] = {count: [] for count in worlds}
+        returns = {}
+        for turn in range(rounds + 1):
+            for count, world in worlds.items():
+                started, before = time.perf_counter(), _busy(world)
+                returns[count] = population.play(stacks, world, 1, seed=turn).returns
+                if turn:  # the first starts the processes
+                    seconds[count].append(time.perf_counter() - started)
+                    spent = [after - once for after, once in zip(_busy(world), before, strict=True)]
+                    busy[count].append(spent[0] + max(spent[1:]))
+            assert torch.equal(returns[1], returns[2])
+        told = []
+        for what, found in (("", seconds), (" of processor time", busy)):
+            ratio = statistics.median(one / two for one, two in zip(found[1], found[2], strict=True))
+            middle = {count: statistics.median(values) for count, values in found.items()}
+            told.append(
+                f"{middle[1]:.2f} s{what} with one process, {middle[2]:.2f} s with two, {ratio:.2f} times as fast"
+            )
+        print(f"workers: Swimmer-v5, {members} members: {'; '.join(told)}; the same returns", flush=True)
+        for world in worlds.values():
+            world.close()
+
+
+def _busy(world: GymWorld) -> list[float]:
+    """Processor time so far of this process, and of each that steps a world (by /proc, so on Linux alone)."""
+    assert isinstance(world._episodes, Workers)
+    found = [time.process_time()]
+    for process in world._episodes.processes:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        found.append(sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK"))
+    return found
 
 
 def sphere(x: Tensor) -> Tensor:

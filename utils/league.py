@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import Field, ValidationError
@@ -19,6 +19,25 @@ from .files import replace_text
 
 LEAGUES = options.PRESETS / "leagues"
 """Those that come with the package."""
+
+
+class Score(NamedTuple):
+    """What a league's numbers are."""
+
+    name: str
+    of: Callable[[float], float]
+    """From an error."""
+    rises: bool
+    """Whether higher is better."""
+    digits: str
+    """How it is written."""
+
+
+SCORES = {
+    "accuracy": Score("accuracy in percent", lambda error: 100 * (1 - error), True, ".1f"),
+    "return": Score("return", lambda error: 1 - error, True, ".3f"),
+    "error": Score("error", lambda error: error, False, ".4g"),
+}
 
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 
@@ -36,8 +55,10 @@ class League(Options):
     )
     common: dict[str, Any] = Field(default={}, description="options of all runs; the others' precede them")
     seeds: list[int] = Field(default=[1, 2, 3], min_length=1, description="a run for each")
-    score: Literal["accuracy", "error"] = Field(
-        default="accuracy", description="accuracy: 100 (1 - error), for errors that are a share; error: as it is"
+    score: Literal["accuracy", "return", "error"] = Field(
+        default="accuracy",
+        description="accuracy: 100 (1 - error), for errors that are a share; return: 1 - error, for worlds whose error "
+        "is what a return lacks of 1; error: as it is",
     )
     judged: Literal["last", "beyond", "all"] = Field(
         default="beyond",
@@ -143,8 +164,7 @@ def score(league: League, outcome: Outcome) -> float | None:
     errors = list(outcome.errors.values())
     if len(errors) > 1:
         errors = {"last": errors[-1:], "beyond": errors[1:], "all": errors}[league.judged]
-    error = statistics.fmean(errors)
-    return 100 * (1 - error) if league.score == "accuracy" else error
+    return SCORES[league.score].of(statistics.fmean(errors))
 
 
 def best(league: League, scores: Sequence[float]) -> float:
@@ -152,14 +172,14 @@ def best(league: League, scores: Sequence[float]) -> float:
     known = [each for each in scores if not math.isnan(each)]
     if not known:
         return math.nan
-    return max(known) if league.score == "accuracy" else min(known)
+    return max(known) if SCORES[league.score].rises else min(known)
 
 
 def worst(league: League, scores: Sequence[float]) -> float:
     """The worst of several scores; one that is no number is worse than any."""
     if any(math.isnan(each) for each in scores):
         return math.nan
-    return min(scores) if league.score == "accuracy" else max(scores)
+    return min(scores) if SCORES[league.score].rises else max(scores)
 
 
 def table(league: League, outcomes: Sequence[Outcome]) -> str:
@@ -191,14 +211,13 @@ def table(league: League, outcomes: Sequence[Outcome]) -> str:
         lines.append([f"solved, of {len(league.tasks)}", *map(str, solved.values())])
     count = len(league.seeds)
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    what = "accuracy in percent" if league.score == "accuracy" else "error"
     where = {
         "last": "on the last set of the test",
         "beyond": "over the sets of the test beyond the training range",
         "all": "over all sets of the test",
     }[league.judged]
     best_of = f"the best of {count} seeds (their mean, the worst)" if count > 1 else "one seed"
-    text = f"{' '.join(league.about.split())}\n\nMean {what} {where}; {best_of}.\n\n{text}\n"
+    text = f"{' '.join(league.about.split())}\n\nMean {SCORES[league.score].name} {where}; {best_of}.\n\n{text}\n"
     if failed:
         text += f"\n{len(failed)} failed:\n\n" + "".join(f"- {each.name}: {each.problem}\n" for each in failed)
     return text
@@ -207,13 +226,13 @@ def table(league: League, outcomes: Sequence[Outcome]) -> str:
 def _is_solved(league: League, figure: float) -> bool:
     if league.solved is None or math.isnan(figure):
         return False
-    return figure >= league.solved if league.score == "accuracy" else figure <= league.solved
+    return figure >= league.solved if SCORES[league.score].rises else figure <= league.solved
 
 
 def _cell(league: League, scores: Sequence[float], count: int) -> str:
     if not scores:
         return ""
-    digits = ".1f" if league.score == "accuracy" else ".4g"
+    digits = SCORES[league.score].digits
     text = format(best(league, scores), digits)
     if len(scores) > 1:
         text += f" ({statistics.fmean(scores):{digits}}, {worst(league, scores):{digits}})"
@@ -234,13 +253,9 @@ def write(folder: Path, league: League, outcomes: Sequence[Outcome]) -> str:
             if of:
                 sets = list(of[0].errors)
                 middle = [statistics.median(each.errors[name] for each in of) for name in sets]
-                if league.score == "accuracy":
-                    middle = [100 * (1 - error) for error in middle]
-                drawn.setdefault(task, {})[circuit] = sets, middle
+                drawn.setdefault(task, {})[circuit] = sets, [SCORES[league.score].of(error) for error in middle]
     if drawn:
-        lengths_figure(drawn, "accuracy in percent" if league.score == "accuracy" else "error").savefig(
-            folder / "lengths.png"
-        )
+        lengths_figure(drawn, SCORES[league.score].name).savefig(folder / "lengths.png")
     return text
 
 

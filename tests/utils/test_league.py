@@ -125,6 +125,19 @@ def test_a_cell_is_the_best_the_mean_and_the_worst() -> None:
     assert league.score(chosen.model_copy(update={"judged": "last"}), outcomes[0]) == pytest.approx(96.0)
 
 
+def test_a_return_is_one_less_the_error_and_the_highest_is_the_best() -> None:
+    given: dict[str, Any] = {"about": "x", "tasks": {"a": {}}, "circuits": {"dnc": {}}, "seeds": [1, 2], "solved": 0.9}
+    chosen = league.League(**given, score="return", published={"best": {"a": 0.789}})
+    lines = league.table(chosen, [outcome("a", "dnc", 1, 0.0625), outcome("a", "dnc", 2, 1.25)]).splitlines()
+    assert "Mean return over the sets" in lines[2]
+    assert lines[4:] == [
+        "| task | dnc | best, published |",
+        "| --- | ---: | ---: |",
+        "| a | 0.938 (0.344, -0.250) | 0.789 |",
+        "| solved, of 1 | 1 | 0 |",
+    ]
+
+
 def test_what_a_circuit_or_a_task_says_precedes_what_is_common() -> None:
     chosen = league.League(
         about="x",
