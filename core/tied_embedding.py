@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -24,16 +25,21 @@ class TiedEmbedding(Circuit):
         "rather than with weights of their own",
     )
 
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """See :meth:`Component.check_options`."""
+        super().check_options(options)
+        if getattr(options, "tied_embedding", False) and options.embedding_size is None:  # a Tape has no such option
+            raise ValueError("tied_embedding: got True without embedding_size; allowed: False")
+
     def output_layer(self, features: int) -> nn.Linear:
         """What makes answers of F features, or with ``tied_embedding`` vectors of E elements.
 
         Raises:
-            ValueError: there is no embedding, or not one of so many tokens.
+            ValueError: there are more classes than tokens.
         """
-        if not self.tied_embedding:
+        if not self.tied_embedding or self.embedding_size is None:
             return nn.Linear(features, self.output_size)
-        if self.embedding_size is None:
-            raise ValueError("tied_embedding: got True without embedding_size; allowed: False")
         if self.output_size > self.input_size:
             raise ValueError(
                 f"tied_embedding: got True for {self.output_size} classes and {self.input_size} tokens; allowed with "

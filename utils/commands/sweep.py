@@ -55,7 +55,7 @@ class Run(NamedTuple):
     problem: str
     """What is wrong about its options, in a line; empty if nothing is."""
     preset: str
-    test_options: Sequence[str] = ()
+    test_options: list[str] = []  # a list, as in the file that tells whether a sweep has the same runs
     """``key=value`` for its test alone; those of the command line precede them."""
 
 
