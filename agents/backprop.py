@@ -182,6 +182,8 @@ class BackpropAgent(DescentAgent):
             state = detach(state)
             parts.append(Answered(answers.outputs.detach(), answers.batch))
             total += loss.detach()
+        if len(parts) == 1:  # as without truncation: nothing has to be copied
+            return total, parts[0]
         outputs, batches = zip(*parts, strict=True)
         return total, Answered(torch.cat(outputs), Batch(*map(torch.cat, zip(*batches, strict=True))))
 

@@ -88,8 +88,10 @@ class TokenEnv(Env):
 
     def counted(self, batch: Batch) -> tuple[Tensor, Batch] | None:
         """See :meth:`Env.counted`: where there are many classes, and no more than half of the steps count."""
+        if self.output_size < MANY_CLASSES:  # first: to count, a GPU would be waited for
+            return None
         most = int(batch.mask.count_nonzero(0).max())
-        if self.output_size < MANY_CLASSES or 2 * most > batch.mask.shape[0]:
+        if 2 * most > batch.mask.shape[0]:
             return None
         at = (batch.mask == 0).byte().argsort(dim=0, stable=True)[:most]
         return at, Batch(*(picked(part, at) for part in batch))
