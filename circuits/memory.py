@@ -204,6 +204,17 @@ class MemoryCircuit(TiedEmbedding):
             example(self.output).new_zeros(batch_size, *self.read_shape),
         )
 
+    def ended(self, inputs: Tensor) -> Tensor | None:
+        """Which steps are beyond the input, for a memory that asks (:meth:`SoftTapeAccessor.end_input`); here, None.
+
+        Args:
+            inputs: of one step or of many, ``[…, B, I]``.
+
+        Returns:
+            ``[…, B]``, or None: the memory is told nothing.
+        """
+        return None
+
     def transition(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Any]:
         """One step without the output layer.
 
@@ -217,7 +228,10 @@ class MemoryCircuit(TiedEmbedding):
         with contextlib.nullcontext() if self.differentiable else torch.no_grad():
             seen = torch.cat([x, state.reads.flatten(1)], dim=-1) if self.read_feedback else x
             hidden, controller_state = self.controller(seen, state.controller)
-            hidden, (reads, accessor_state, heads) = precisely(self.accessor, hidden, state.accessor, state.reads.dtype)
+            memory, ended = state.accessor, self.ended(x)
+            if ended is not None:
+                memory = self.accessor.end_input(memory, ended)
+            hidden, (reads, accessor_state, heads) = precisely(self.accessor, hidden, memory, state.reads.dtype)
         features = torch.cat([hidden, reads.flatten(1)], dim=-1)
         return features, CircuitState(controller_state, accessor_state, reads), heads
 
@@ -231,7 +245,9 @@ class MemoryCircuit(TiedEmbedding):
         Returns:
             Features ``[T, B, F]`` and the last state.
         """
-        if self.read_feedback or self.changed_transition or hooked(self.controller) or hooked(self.accessor):
+        told = self.ended(inputs[:1]) is not None
+        watched = self.changed_transition or hooked(self.controller) or hooked(self.accessor)
+        if self.read_feedback or told or watched:
             features = []
             for x in inputs.unbind(0):
                 feature, state, _ = self.transition(x, state)

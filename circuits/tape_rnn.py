@@ -10,7 +10,6 @@ from torch import Tensor
 from ..core.accessors.soft_tape import SoftTapeOptions
 from ..core.controllers import AnyController
 from ..core.registry import register
-from ..core.state import CircuitState
 from .memory import MemoryCircuit
 
 
@@ -43,12 +42,11 @@ class TapeRNN(SoftTapeOptions, MemoryCircuit):
             )
         super().setup()
 
-    def transition(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Any]:
-        """One step without the output layer; see :meth:`MemoryCircuit.transition`."""
-        if self.end_channels:
-            if self.embedding is None:
-                ended = (x[:, -self.end_channels :] > 0.5).any(-1)
-            else:  # the vector of a token is its row, to the last bit
-                ended = (x.unsqueeze(1) == self.embedding.weight[-self.end_channels :]).all(-1).any(-1)
-            state = state._replace(accessor=self.accessor.end_input(state.accessor, ended))
-        return super().transition(x, state)
+    def ended(self, inputs: Tensor) -> Tensor | None:
+        """See :meth:`MemoryCircuit.ended`."""
+        if not self.end_channels:
+            return None
+        if self.embedding is None:
+            return (inputs[..., -self.end_channels :] > 0.5).any(-1)
+        # The vector of a token is its row, to the last bit.
+        return (inputs.unsqueeze(-2) == self.embedding.weight[-self.end_channels :]).all(-1).any(-1)

@@ -32,9 +32,10 @@ class SoftTapeOptions(Component):
     )
     word_size: int = Field(default=20, ge=1, description="W, length of a cell")
     write_layers: list[Annotated[int, Field(ge=1)]] = Field(
-        default=[64, 64],
+        default=[],
         strict=False,
-        description="hidden layers, of ReLU, that make the word to write; none is linear",
+        description="hidden layers, of ReLU, that make the word to write, [64, 64] in the paper; without any words are "
+        "linear in the hidden vector, which runs natively",
     )
 
 
@@ -71,6 +72,8 @@ class SoftTapeAccessor(SoftTapeOptions, Accessor):
     is the steps so far, which :meth:`end_input` stops, as :class:`papertape.TapeRNN` does at the end of the input: from
     there on both are the same.
     """
+
+    kind = "soft-tape"
 
     trace_fields = {
         "moves": TraceField("H A", "weighting", "shares of the moves", MOVES),
@@ -113,6 +116,23 @@ class SoftTapeAccessor(SoftTapeOptions, Accessor):
             ended: of which sequences, ``[B]``.
         """
         return state._replace(input_ended=state.input_ended | ended)
+
+    def jumps(self, state: SoftTapeState, ended: Tensor | None, steps: int) -> tuple[Tensor, SoftTapeState]:
+        """How far a jump goes at each of many steps.
+
+        Args:
+            state: before the first step.
+            ended: of which steps :meth:`end_input` would be told, ``[T, B]``; None: of none.
+            steps: T.
+
+        Returns:
+            Cells ``[T, B]``, and the state after the last step but for the memory.
+        """
+        over = state.input_ended.expand(steps, -1)
+        if ended is not None:
+            over = over | (ended.cumsum(0) > 0)
+        lengths = state.input_length + (~over).cumsum(0)
+        return lengths, state._replace(input_length=lengths[-1], input_ended=over[-1])
 
     def heads(self, hidden: Tensor) -> SoftTapeHeads:
         """What to do, from the controller's output ``[B, hidden_size]``."""

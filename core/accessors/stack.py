@@ -56,6 +56,8 @@ class StackHeads(NamedTuple):
 class StackAccessor(StackOptions, Accessor):
     """Stacks whose next contents are a mixture of those after a push, after a pop, and as they are; the top is read."""
 
+    kind = "stack"
+
     trace_fields = {
         "actions": TraceField("S A", "weighting", "shares of push, pop and neither", ACTIONS),
         "memory": TraceField("S N W", "memory", "contents after the step, the top first"),

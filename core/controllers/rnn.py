@@ -25,6 +25,8 @@ class RNNState(NamedTuple):
 class RNNController(GatedController):
     """Recurrent layers without gates, h = tanh(W x + U h), as torch.nn.RNN; with relu, as Haiku's VanillaRNN."""
 
+    kind = "rnn"
+
     nonlinearity: Literal["tanh", "relu"] = Field(default="tanh", description="of all units")
 
     def setup(self) -> None:

@@ -1,11 +1,13 @@
 """The formulas that the kernels agree with; written by formulas.py."""
 
 AGREED = {
-    "circuits/memory.py": "32ab01279eea",
+    "circuits/memory.py": "59bc8de17ce4",
     "core/accessors/base.py": "0ff835c0e523",
     "core/accessors/delta.py": "869f194370d8",
     "core/accessors/dynamic.py": "4d9c8006cc93",
+    "core/accessors/soft_tape.py": "701e22c04112",
     "core/accessors/sparse.py": "5b0471a780da",
+    "core/accessors/stack.py": "455425030f7a",
     "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "6f2258efbf53",
     "core/component.py": "84463ef824cf",
@@ -13,6 +15,7 @@ AGREED = {
     "core/controllers/feedforward.py": "6007500a931f",
     "core/controllers/gru.py": "8c6c0d9a8f1e",
     "core/controllers/lstm.py": "a5307bb3b489",
+    "core/controllers/rnn.py": "f2079cc76ad3",
     "core/interface.py": "526679bb4ea2",
     "core/sparse_addressing.py": "a6a3ea07ddfa",
     "core/sparse_memory.py": "d3a1c0f18a76",

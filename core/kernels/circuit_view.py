@@ -55,6 +55,9 @@ class CircuitView(Protocol):
     def changed_transition(self) -> bool:
         """Whether a subclass or a user replaced :meth:`transition`, so that no kernel knows what a step is."""
 
+    def ended(self, inputs: Tensor) -> Tensor | None:
+        """Of which steps ``[…, B]`` of the inputs ``[…, B, I]`` the memory is told that they are beyond the input."""
+
     def transition(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, Any]:
         """One step without the output layer: features ``[B, F]``, next state, head parameters."""
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Options = dict[str, Container[Any]]
 """Options by name, with the values of each that are known."""
 
-GATES = {"lstm": 4, "gru": 3, "feedforward": 1}
+GATES = {"lstm": 4, "gru": 3, "feedforward": 1, "rnn": 1}
 """Blocks of rows, of ``hidden_size`` each, in the weights of a controller's layer."""
 
 
@@ -61,11 +61,20 @@ DYNAMIC: Options = ACCESSOR | {
     "squash": ("none", "tanh"),
     **dict.fromkeys(("masked_content", "memory_wipe", "link_sharpening", "usage_gradient"), SWITCH),
 }
+STACK: Options = dict.fromkeys(("hidden_size", "memory_size", "word_size", "num_stacks"), SIZE)
+SOFT_TAPE: Options = {
+    **dict.fromkeys(("hidden_size", "memory_size", "word_size", "num_tapes"), SIZE),
+    "write_layers": ([],),
+}
 DELTA: Options = {
     **dict.fromkeys(("hidden_size", "num_heads", "key_size", "value_size", "num_rules"), SIZE),
     **dict.fromkeys(("decay", "negative_eigenvalues"), SWITCH),
     "chunk_size": NOT_OURS,
 }
+
+
+COUNTS = ("input_length", "input_ended")
+"""Parts of a state that kernels do not read: what follows from them is given to them."""
 
 
 def ununderstood(part: Any, understood: Mapping[str, Options]) -> str | None:
@@ -121,6 +130,8 @@ class Known:
             self.layers = {f"controller.inputs.{index}": layer for index, layer in enumerate(controller.inputs)}
             self.layers |= {f"controller.recurrents.{index}": layer for index, layer in enumerate(recurrents)}
             self.layers["accessor.interface.linear"] = accessor.interface.linear
+            words = getattr(accessor, "layers", ())
+            self.layers |= {f"accessor.layers.{index}": layer for index, layer in enumerate(words)}
             self.modules = (controller, accessor, accessor.interface, *self.layers.values())
             strange = [layer for layer in self.layers.values() if not isinstance(layer, nn.Linear)]
             if strange:
@@ -176,11 +187,13 @@ class Known:
         controller: Any = circuit.controller
         accessor: Any = circuit.accessor
         steps, batch, _ = inputs.shape
-        reads, writes, word = accessor.num_reads, accessor.num_writes, accessor.word_size
+        (reads, word), writes = accessor.read_shape(accessor), getattr(accessor, "num_writes", 0)
         hidden = controller.hidden_size
-        slots = state.accessor.memory.shape[1] if state.accessor.memory.dim() == 3 else 0
+        # Heads share a memory, or each has its own.
+        of_one = (batch,) if writes else (batch, reads)
+        slots = state.accessor.memory.shape[-2] if state.accessor.memory.dim() == len(of_one) + 2 else 0
         of_state: dict[str, tuple[int, ...]] = {
-            "memory": (batch, slots, word),
+            "memory": (*of_one, slots, word),
             "usage": (batch, slots),
             "link": (batch, writes, slots, slots),
             "precedence": (batch, writes, slots),
@@ -191,11 +204,12 @@ class Known:
             ("inputs", (steps, batch, circuit.vector_size)),
             ("reads", (batch, reads, word)),
         ]
-        shapes += [(name, of_state[name]) for name in state.accessor._fields]
+        shapes += [(name, of_state[name]) for name in state.accessor._fields if name not in COUNTS]
         if self.layers:
             shapes += [(name, (batch, controller.num_layers, hidden)) for name in state.controller._fields]
         for name in self.layers:
-            rows = accessor.interface.size if name.startswith("accessor") else GATES[controller.kind] * hidden
+            rows = GATES[controller.kind] * hidden if name.startswith("controller") else reads * word
+            rows = accessor.interface.size if name == "accessor.interface.linear" else rows
             columns = circuit.vector_size + reads * word if name == "controller.inputs.0" else hidden
             shapes += [(f"weight of {name}", (rows, columns)), (f"bias of {name}", (rows,))]
         return shapes
@@ -216,7 +230,8 @@ class Known:
 
     def unfit(self, circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
         """Why kernels cannot read the tensors of a sequence, or None."""
-        tensors = [inputs, state.reads, *state.accessor]
+        leaves = zip(state.accessor._fields, state.accessor, strict=True)
+        tensors = [inputs, state.reads, *(leaf for name, leaf in leaves if name not in COUNTS)]
         if self.layers:
             tensors += (*state.controller, *self.parameters())
         return unfit(tensors, self.shapes(circuit, inputs, state), inputs)

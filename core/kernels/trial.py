@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 Run = Callable[["CircuitView", Tensor, CircuitState], tuple[Tensor, CircuitState]]
 RunPopulation = Callable[["CircuitView", Mapping[str, Tensor], Tensor], Tensor]
 
-STEPS = {"static": 5, "dynamic": 5, "sparse": 3, "delta": 11}
+STEPS = {"static": 5, "dynamic": 5, "sparse": 3, "delta": 11, "stack": 5, "soft-tape": 5}
 """Of each kind of memory: more than between two memories that kernels store, where they store any."""
 BATCH, INPUTS, OUTPUTS, MEMBERS = 2, 3, 2, 2
 SMALL = {"memory_size": 19, "word_size": 5, "key_size": 6, "value_size": 5, "hidden_size": 9}
 """Sizes of a trial: whole vectors and parts of one."""
 MOST = {"num_reads": 2, "num_writes": 2, "num_layers": 2, "shift_range": 2, "slots_per_read": 3, "links_per_slot": 3}
-MOST |= {"num_heads": 2, "num_rules": 2}
+MOST |= {"num_heads": 2, "num_rules": 2, "num_stacks": 2, "num_tapes": 2}
 """Sizes of a trial where the circuit's own are larger."""
 NOT_OURS = {"memory_init": "constant", "weight_init": "first", "head_init": "uniform"}
 """Options that matter only before a sequence begins."""
@@ -307,8 +307,8 @@ def _results(probe: Any, run: Run, inputs: Tensor, state: CircuitState) -> tuple
         **{f"leaf {index} of the last state": leaf for index, leaf in enumerate(leaves(last))},
     }
     generator = torch.Generator().manual_seed(SEED + 1)
-    weights = [_random(part, generator) - 0.5 for part in made.values()]
-    total = sum((p * w).sum() for p, w in zip(made.values(), weights, strict=True) if p.requires_grad)
+    due = [part for part in made.values() if part.requires_grad]
+    total = sum((part * (_random(part, generator) - 0.5)).sum() for part in due)
     wanted = {"inputs": inputs}
     wanted |= {f"leaf {index} of the state": leaf for index, leaf in enumerate(leaves(first)) if leaf.requires_grad}
     wanted |= {name: p for name, p in probe.named_parameters() if not name.startswith("output.")}
@@ -364,15 +364,15 @@ def _answers(probe: Any, member: dict[str, Tensor], inputs: Tensor) -> Tensor:
 
 def _difference(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> str | None:
     """What is not as expected, or None. Relative to the largest value; what is small beside others may differ more."""
-    largest = max((float(part.abs().max()) for part in expected.values()), default=0.0)
+    largest = max((float(part.double().abs().max()) for part in expected.values()), default=0.0)
     for name in {**expected, **found}:
         if name not in found or name not in expected:
             part = (found if name in found else expected)[name]
             if part.any():
                 return f"a small sequence has {'a' if name in found else 'no'} {name}, unlike eager"
             continue
-        reference = expected[name]
-        difference = float((found[name].double() - reference.double()).abs().max())
+        reference = expected[name].double()
+        difference = float((found[name].double() - reference).abs().max())
         bound = tolerance * (float(reference.abs().max()) + 0.01 * largest)
         if not difference <= bound:
             return f"of a small sequence the {name} differs from eager's by {difference:.1e}, more than {bound:.1e}"

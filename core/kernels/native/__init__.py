@@ -1,6 +1,6 @@
 """The native backend: a whole sequence, forward and backward, in C++ on the CPU; of sparse access, the lookups; of the
-delta rule, where no word read is fed back, the rule. Where none is, any controller may drive the heads of an NTM or a
-DNC: it runs first, as it is, and the memory natively after it.
+delta rule, where no word read is fed back, the rule. Where none is, any controller may drive the heads of an NTM, a
+DNC, a stack or a soft tape: it runs first, as it is, and the memory natively after it.
 
 Controller, heads and memory of a row of the batch stay in cache for all time steps. The memory (and the DNC's link
 matrix) is stored only every few steps and computed again between, which costs little and saves most of the space.
@@ -18,16 +18,13 @@ batch and other members of a population are never affected.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ... import addressing, interface
-from ...controllers.feedforward import FeedForwardState
-from ...controllers.gru import GRUState
-from ...controllers.lstm import LSTMState
 from ...members import map_initial_state
 from ...state import CircuitState, leaves
 from .. import eager, guard, trial
@@ -42,13 +39,22 @@ from .step import Step
 if TYPE_CHECKING:
     from ..circuit_view import CircuitView
 
-CONTROLLERS = {"lstm": 0, "gru": 1, "feedforward": 2}
+CONTROLLERS = {"lstm": 0, "gru": 1, "feedforward": 2, "rnn": 3}
 """The number of each controller in source/controller.h."""
-GIVEN = 3
+NAMES = {"values": "words", "actions": "moves"}
+"""Parts of an interface vector that the library knows by another name."""
+GIVEN = 4
 """There, that of hidden vectors which a controller made before."""
 
-ACCESSORS: dict[str, guard.Options] = {"static": guard.STATIC, "dynamic": guard.DYNAMIC}
+ACCESSORS: dict[str, guard.Options] = {
+    "static": guard.STATIC,
+    "dynamic": guard.DYNAMIC,
+    "stack": guard.STACK,
+    "soft-tape": guard.SOFT_TAPE,
+}
 """What sequences understand."""
+STEPS = ("static", "dynamic", "stack")
+"""What single steps, and populations, understand of it."""
 
 LOOKUPS: dict[str, guard.Options] = {
     "sparse": guard.ACCESSOR
@@ -63,6 +69,7 @@ MOST_STEPS = 8
 """Shapes of single steps that are remembered of a circuit, each with its scratch space."""
 
 UNDERSTOOD_CONTROLLERS = dict.fromkeys(CONTROLLERS, guard.CONTROLLER)
+UNDERSTOOD_CONTROLLERS["rnn"] = guard.CONTROLLER | {"nonlinearity": ("tanh",)}
 
 
 def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
@@ -85,9 +92,15 @@ def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> st
     return reason or _library_reason() or trial.mistrusted("native", library.identity, run, circuit, known, inputs)
 
 
-def _unknown_part(circuit: CircuitView) -> str | None:
+def _parts(circuit: CircuitView) -> dict[str, int]:
+    """Names and sizes of the parts of an interface vector, in order; the words of a soft tape have their own layer."""
     accessor: Any = circuit.accessor
-    for name in accessor.interface.sizes:
+    parts = {NAMES.get(name, name): size for name, size in accessor.interface.sizes.items()}
+    return parts | ({"words": math.prod(accessor.read_shape(accessor))} if hasattr(accessor, "layers") else {})
+
+
+def _unknown_part(circuit: CircuitView) -> str | None:
+    for name in _parts(circuit):
         if name not in library.PARTS:
             return f"it does not know the part {name!r} of the interface vector"
     return None
@@ -131,17 +144,30 @@ def _unavailable_memory(circuit: CircuitView, known: guard.Known, inputs: Tensor
     reason = eager.recorded(circuit, inputs, state) or known.unavailable(circuit, inputs, state)
     if reason is not None:
         return reason
-    interface: Any = circuit.accessor.interface
-    linear = interface.linear
-    if not isinstance(linear, nn.Linear):
-        return f"it needs Linear layers, not {type(linear).__name__}"
-    shapes = [("weight of the interface", (interface.size, circuit.accessor.hidden_size)), ("bias", (interface.size,))]
+    accessor: Any = circuit.accessor
+    for linear in _of_interface(accessor):
+        if not isinstance(linear, nn.Linear):
+            return f"it needs Linear layers, not {type(linear).__name__}"
+    size = sum(_parts(circuit).values())
+    shapes = [("weight of the interface", (size, accessor.hidden_size)), ("bias", (size,))]
     return (
-        replaced((interface, linear))
+        replaced((accessor.interface, *_of_interface(accessor)))
         or (Skipped("its controller is watched step by step") if hooked(circuit.controller) else None)
-        or guard.unfit([linear.weight, linear.bias], shapes, inputs)
+        or guard.unfit(_joined(_of_interface(accessor)), shapes, inputs)
         or _unknown_part(circuit)
     )
+
+
+def _of_interface(accessor: Any) -> tuple[Any, ...]:
+    """The layers that make the interface vector, each from the hidden vector."""
+    return (accessor.interface.linear, *getattr(accessor, "layers", ()))
+
+
+def _joined(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one layer that does what these do side by side."""
+    if len(layers) == 1:
+        return layers[0].weight, layers[0].bias
+    return torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
 
 
 def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
@@ -154,15 +180,22 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
     if not circuit.read_feedback:
         return _run_memory(circuit, inputs, state)
     weights = _own_weights(_known(circuit))
-    first = _state(state)
+    given, next_state = _of_accessor(circuit, inputs, state)
     problem = make_problem(inputs, weights, state.accessor.memory, **_options(circuit))
-    features, last = run_sequence(_accessor_name(circuit), problem, inputs, weights, first)
-    controller_state: LSTMState | GRUState | FeedForwardState = FeedForwardState()
-    if last.hidden is not None and last.cell is not None:
-        controller_state = LSTMState(last.hidden, last.cell)
-    elif last.hidden is not None:
-        controller_state = GRUState(last.hidden)
-    return features, CircuitState(controller_state, type(state.accessor)(*last.leaves), last.reads)
+    features, last = run_sequence(_accessor_name(circuit), problem, inputs, weights, _state(state, given))
+    carried = (part for part in (last.hidden, last.cell) if part is not None)
+    return features, CircuitState(type(state.controller)(*carried), next_state(last.leaves), last.reads)
+
+
+def _of_accessor(
+    circuit: CircuitView, inputs: Tensor, state: CircuitState
+) -> tuple[tuple[Tensor, ...], Callable[[Sequence[Tensor]], Any]]:
+    """What the library takes of an accessor's state, and what makes the next one of what it gives back."""
+    accessor: Any = circuit.accessor
+    if accessor.kind != "soft-tape":
+        return tuple(state.accessor), lambda leaves: type(state.accessor)(*leaves)
+    jumps, last = accessor.jumps(state.accessor, circuit.ended(inputs), len(inputs))
+    return (state.accessor.memory, jumps.to(inputs)), lambda leaves: last._replace(memory=leaves[0])
 
 
 def _run_memory(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
@@ -171,12 +204,13 @@ def _run_memory(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tu
     hidden, controller_state = circuit.controller.run(inputs, state.controller)
     size, words = hidden.shape[-1], math.prod(state.reads.shape[1:])
     handed_on = Layer(torch.eye(size, size + words, dtype=hidden.dtype), hidden.new_zeros(size), None, None)
-    weights = Weights((handed_on,), accessor.interface.linear.weight, accessor.interface.linear.bias)
+    weights = Weights((handed_on,), *_joined(_of_interface(accessor)))
     options = _memory_options(circuit) | {"controller": GIVEN, "clip": math.inf}
+    given, next_state = _of_accessor(circuit, inputs, state)
     problem = make_problem(hidden, weights, state.accessor.memory, **options)
-    first = State(None, None, state.reads, tuple(state.accessor))
+    first = State(None, None, state.reads, given)
     features, last = run_sequence(_accessor_name(circuit), problem, hidden, weights, first)
-    return features, CircuitState(controller_state, type(state.accessor)(*last.leaves), last.reads)
+    return features, CircuitState(controller_state, next_state(last.leaves), last.reads)
 
 
 def step(circuit: CircuitView, x: Tensor, state: CircuitState, checked: bool) -> tuple[Tensor, CircuitState] | None:
@@ -192,7 +226,7 @@ def step(circuit: CircuitView, x: Tensor, state: CircuitState, checked: bool) ->
     """
     if type(x) is not Tensor or not isinstance(state, CircuitState):
         return None
-    if circuit.accessor.kind not in ACCESSORS or not circuit.read_feedback:
+    if circuit.accessor.kind not in STEPS or not circuit.read_feedback:
         return None
     if _unavailable_here(x) is not None or torch._C._len_torch_dispatch_stack():
         return None
@@ -220,6 +254,8 @@ def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor
     output: Any = circuit.output
     known = _known(circuit)
     reason = _unavailable_here(inputs) or known.changed(circuit) or _unknown_part(circuit) or replaced((output,))
+    if reason is None and circuit.accessor.kind not in STEPS:
+        reason = f"it runs no populations with a {type(circuit.accessor).__name__}"
     if reason is None and not isinstance(output, nn.Linear):
         reason = f"it needs a Linear layer for the outputs, not {type(output).__name__}"
     if reason is not None:
@@ -244,7 +280,7 @@ def run_population(circuit: CircuitView, parameters: Mapping[str, Tensor], input
         ``[T, P, B, O]``, clipped.
     """
     start = map_initial_state(circuit, parameters)
-    first = _state(start)
+    first = _state(start, tuple(start.accessor))
     weights = _weights(circuit, parameters)
     problem = make_problem(inputs, weights, start.accessor.memory, **_options(circuit))
     output = (parameters["output.weight"], parameters["output.bias"])
@@ -253,7 +289,7 @@ def run_population(circuit: CircuitView, parameters: Mapping[str, Tensor], input
 
 
 def _accessor_name(circuit: CircuitView) -> str:
-    return str(circuit.accessor.kind)
+    return str(circuit.accessor.kind).replace("-", "_")
 
 
 def _options(circuit: CircuitView) -> dict[str, Any]:
@@ -267,15 +303,16 @@ def _memory_options(circuit: CircuitView) -> dict[str, Any]:
     """Those of them that belong to the memory and its heads."""
     accessor: Any = circuit.accessor
     options = {
-        "reads": accessor.num_reads,
-        "writes": accessor.num_writes,
-        "masked_content": accessor.masked_content,
-        "places": library.places(*accessor.interface.sizes.items()),
+        "reads": accessor.read_shape(accessor)[0],
+        "places": library.places(*_parts(circuit).items()),
         "norm_epsilon": addressing.NORM_EPSILON,
         "usage_epsilon": addressing.USAGE_EPSILON,
         "sharpen_epsilon": addressing.SHARPEN_EPSILON,
         "mask_min": interface.MASK_MIN,
     }
+    if accessor.kind in ("stack", "soft-tape"):
+        return options | {"keep_every": 1}
+    options |= {"writes": accessor.num_writes, "masked_content": accessor.masked_content}
     if accessor.kind == "static":
         return options | {"shift_range": accessor.shift_range}
     return options | {
@@ -286,10 +323,10 @@ def _memory_options(circuit: CircuitView) -> dict[str, Any]:
     }
 
 
-def _state(state: CircuitState) -> State:
+def _state(state: CircuitState, of_accessor: tuple[Tensor, ...]) -> State:
     """A state as the library takes it."""
     hidden, cell = (getattr(state.controller, name, None) for name in ("hidden", "cell"))
-    return State(hidden, cell, state.reads, tuple(state.accessor))
+    return State(hidden, cell, state.reads, of_accessor)
 
 
 def _named(known: guard.Known) -> dict[str, Tensor]:
@@ -301,15 +338,18 @@ def _named(known: guard.Known) -> dict[str, Tensor]:
 def _own_weights(known: guard.Known) -> Weights:
     """All weights of a circuit as the library takes them."""
     flat = known.parameters()
-    inputs, recurrents, interface = [], [], (flat[-2], flat[-1])
+    inputs, recurrents, interface = [], [], []
     for name, *layer in zip(known.layers, flat[::2], flat[1::2], strict=True):
         if name.startswith("controller.inputs"):
             inputs.append(layer)
         elif name.startswith("controller.recurrents"):
             recurrents.append(layer)
+        else:
+            interface.append(layer)
     without: list[Any] = [(None, None)] * len(inputs)
     layers = (Layer(*below, *own) for below, own in zip(inputs, recurrents or without, strict=True))
-    return Weights(tuple(layers), *interface)
+    joined = interface[0] if len(interface) == 1 else map(torch.cat, zip(*interface, strict=True))
+    return Weights(tuple(layers), *joined)
 
 
 def _weights(circuit: CircuitView, parameters: Mapping[str, Tensor]) -> Weights:

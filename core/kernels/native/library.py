@@ -33,6 +33,7 @@ PARTS = (
     *("keys", "strengths", "gate", "shift", "sharpness", "mask", "erase", "add", "read_keys", "read_strengths"),
     *("write_keys", "write_strengths", "free_gates", "allocation_gates", "write_gates", "read_modes"),
     *("read_mask", "write_mask", "link_powers"),
+    *("words", "moves"),
 )
 """The parts of an interface vector that the library knows."""
 

@@ -85,9 +85,8 @@ def make_problem(inputs: Tensor, weights: Weights, memory: Tensor, **options: An
         interface=weights.interface_bias.shape[-1],
         threads=torch.get_num_threads(),
         members=1,
-        keep_every=keep_every(memory.shape[-2]),
         block=BLOCK,
-        **options,
+        **{"keep_every": keep_every(memory.shape[-2])} | options,
     )
 
 
@@ -97,7 +96,7 @@ def run_sequence(
     """Run a sequence; differentiable once in every tensor.
 
     Args:
-        accessor: which functions of the library, ``static`` (NTM) or ``dynamic`` (DNC).
+        accessor: which functions of the library, ``static`` (NTM), ``dynamic`` (DNC), ``stack`` or ``soft_tape``.
         problem: from :func:`make_problem`.
         inputs: ``[T, B, I]``.
         weights: see :class:`Weights`.
@@ -244,13 +243,20 @@ def _shapes(accessor: str, problem: Problem) -> list[tuple[int, ...]]:
     carried = (p.batch, p.layers, p.hidden)
     memory, heads = (p.batch, p.slots, p.word), [(p.batch, count, p.slots) for count in (p.reads, p.writes)]
     linked = ((p.batch, p.slots), (p.batch, p.writes, p.slots, p.slots), (p.batch, p.writes, p.slots))
+    own = (p.batch, p.reads, p.slots, p.word)
+    leaves = {
+        "static": (memory, *heads),
+        "dynamic": (memory, *linked, *heads),
+        "stack": (own,),
+        "soft_tape": (own, (p.steps, p.batch)),
+    }
     return [
         (p.steps, p.batch, p.inputs),
         *((p.interface, p.hidden), (p.interface,)),
         *(carried, carried, (p.batch, p.reads, p.word)),
         *((gates, p.inputs + p.reads * p.word), *layer[1:]),
         *(layer * (p.layers - 1)),
-        *(memory, *(linked if accessor == "dynamic" else ()), *heads),
+        *leaves[accessor],
     ]
 
 

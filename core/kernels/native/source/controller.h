@@ -7,11 +7,11 @@
 namespace native {
 
 // GIVEN: the inputs are the hidden vectors, of a controller that ran before.
-enum ControllerKind { LSTM = 0, GRU = 1, FEEDFORWARD = 2, GIVEN = 3 };
+enum ControllerKind { LSTM = 0, GRU = 1, FEEDFORWARD = 2, RNN = 3, GIVEN = 4 };
 inline bool feeds_forward(int64_t kind) { return kind == FEEDFORWARD || kind == GIVEN; }
 
 // Rows of the combined weight matrix. GRU: reset, update, the input's and the recurrent share of the candidate.
-inline int gate_blocks(int kind) { return feeds_forward(kind) ? 1 : 4; }
+inline int gate_blocks(int kind) { return kind == LSTM || kind == GRU ? 4 : 1; }
 
 template <class T> inline Vec<T> clipped(Vec<T> x, T clip) { return at_most(at_least(x, splat(-clip)), splat(clip)); }
 // Gradient of clipping: passes up to and including the limits, as torch.clamp; without a limit whatever was clipped.

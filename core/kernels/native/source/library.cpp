@@ -2,6 +2,7 @@
 #include "delta.h"
 #include "dynamic.h"
 #include "nearest.h"
+#include "shift.h"
 #include "static.h"
 
 namespace native {
@@ -36,6 +37,10 @@ INTERFACE(static_float32, float, StaticAccessor)
 INTERFACE(static_float64, double, StaticAccessor)
 INTERFACE(dynamic_float32, float, DynamicAccessor)
 INTERFACE(dynamic_float64, double, DynamicAccessor)
+INTERFACE(stack_float32, float, StackAccessor)
+INTERFACE(stack_float64, double, StackAccessor)
+INTERFACE(soft_tape_float32, float, SoftTapeAccessor)
+INTERFACE(soft_tape_float64, double, SoftTapeAccessor)
 
 #define LOOKUP(NAME, TYPE)                                                                                           \
     EXPORT int nearest_##NAME(const native::Search* p, const TYPE* memory, const TYPE* norms, const TYPE* keys,      \
