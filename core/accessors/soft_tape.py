@@ -37,6 +37,11 @@ class SoftTapeOptions(Component):
         description="hidden layers, of ReLU, that make the word to write, [64, 64] in the paper; without any words are "
         "linear in the hidden vector, which runs natively",
     )
+    gated_write: bool = Field(
+        default=False,
+        description="a gate says to which degree the cell under the head is replaced; in the paper it always is, so "
+        "that what is read must be written again",
+    )
 
 
 @register_state
@@ -58,15 +63,17 @@ class SoftTapeHeads(NamedTuple):
     """What is written to the cell under each head, ``[B, H, W]``"""
     moves: Tensor
     """Shares of :data:`MOVES`, ``[B, H, 5]``"""
+    write_gates: Tensor
+    """To which degree the words replace what is there, ``[B, H]``; 1 without ``gated_write``"""
 
 
 @register("accessor", "soft-tape")
 class SoftTapeAccessor(SoftTapeOptions, Accessor):
     """Tapes with one head each, which writes, moves by degrees, and reads.
 
-    Each step: the cell under the head is replaced by a new word; the next contents are a mixture of the tape moved by
-    one cell to either side, by none, and by the length of the input to either side; the cell then under the head is
-    read. The tape starts empty (zeros).
+    Each step: the cell under the head is replaced by a new word, or moved towards it as far as a gate says; the next
+    contents are a mixture of the tape moved by one cell to either side, by none, and by the length of the input to
+    either side; the cell then under the head is read. The tape starts empty (zeros).
 
     The length of the input is that of the paper, known from the start, where ``initial_state`` is told of it. Else it
     is the steps so far, which :meth:`end_input` stops, as :class:`papertape.TapeRNN` does at the end of the input: from
@@ -79,6 +86,7 @@ class SoftTapeAccessor(SoftTapeOptions, Accessor):
         "moves": TraceField("H A", "weighting", "shares of the moves", MOVES),
         "memory": TraceField("H N W", "memory", "contents after the step, the cell under the head first"),
         "words": TraceField("H W", "words", "words written"),
+        "write_gates": TraceField("H", "gate", "degree to which a word replaces what is under the head"),
         "input_length": TraceField("", "gate", "cells of a jump"),
     }
 
@@ -89,7 +97,8 @@ class SoftTapeAccessor(SoftTapeOptions, Accessor):
 
     def setup(self) -> None:
         """Make the interface, which says where to move, and the layers that say what to write."""
-        self.interface = Interface(self.hidden_size, {"moves": self.num_tapes * len(MOVES)})
+        gates = {"write_gates": self.num_tapes} if self.gated_write else {}
+        self.interface = Interface(self.hidden_size, {"moves": self.num_tapes * len(MOVES)} | gates)
         sizes = [self.hidden_size, *self.write_layers, self.num_tapes * self.word_size]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
 
@@ -140,13 +149,18 @@ class SoftTapeAccessor(SoftTapeOptions, Accessor):
         for layer in self.layers[:-1]:
             words = torch.relu(layer(words))
         words = self.layers[-1](words).unflatten(-1, (self.num_tapes, -1))
-        moves = self.interface(hidden).unflatten(-1, (self.num_tapes, -1))
-        return SoftTapeHeads(words, torch.softmax(moves, dim=-1))
+        parts = self.interface.parts(self.interface(hidden))
+        moves = torch.softmax(parts["moves"].unflatten(-1, (self.num_tapes, -1)), dim=-1)
+        gates = torch.sigmoid(parts["write_gates"]) if self.gated_write else torch.ones_like(moves[..., 0])
+        return SoftTapeHeads(words, moves, gates)
 
     def forward(self, hidden: Tensor, state: SoftTapeState) -> tuple[Tensor, SoftTapeState, SoftTapeHeads]:
         """One step of access; see :meth:`Accessor.forward`."""
         heads = self.heads(hidden)
-        memory = torch.cat([heads.words.unsqueeze(2), state.memory[:, :, 1:]], dim=2)
+        words = heads.words
+        if self.gated_write:
+            words = torch.lerp(state.memory[:, :, 0], words, heads.write_gates.unsqueeze(-1))
+        memory = torch.cat([words.unsqueeze(2), state.memory[:, :, 1:]], dim=2)
         length = state.input_length + (~state.input_ended).to(state.input_length.dtype)
         cells = torch.arange(memory.shape[2], device=memory.device)
         far = [(cells + way * length.unsqueeze(1)) % len(cells) for way in (-1, 1)]

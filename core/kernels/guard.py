@@ -65,6 +65,7 @@ STACK: Options = dict.fromkeys(("hidden_size", "memory_size", "word_size", "num_
 SOFT_TAPE: Options = {
     **dict.fromkeys(("hidden_size", "memory_size", "word_size", "num_tapes"), SIZE),
     "write_layers": ([],),
+    "gated_write": SWITCH,
 }
 DELTA: Options = {
     **dict.fromkeys(("hidden_size", "num_heads", "key_size", "value_size", "num_rules"), SIZE),

@@ -90,9 +90,10 @@ def test_whole_pushes_and_pops_are_those_of_a_stack() -> None:
 
 
 @pytest.mark.parametrize("given", [None, 2])
-def test_a_soft_tape_writes_moves_and_reads(given: int | None) -> None:
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_soft_tape_writes_moves_and_reads(given: int | None, gated: bool) -> None:
     """Against a loop; the input of the first row ends before step 2, that of the other goes on."""
-    accessor = seeded(SoftTapeAccessor, **ACCESSORS["soft-tape"])
+    accessor = seeded(SoftTapeAccessor, **ACCESSORS["soft-tape"], gated_write=gated)
     state = accessor.initial_state(2, input_length=given)
     tapes = [[[[0.0] * 3 for _ in range(4)] for _ in range(2)] for _ in range(2)]
     for step, hidden in enumerate(sequence(6)):
@@ -104,7 +105,12 @@ def test_a_soft_tape_writes_moves_and_reads(given: int | None) -> None:
             moves = linear(accessor.interface.linear, hidden[row])
             length = given if given is not None else step + 1 if row else min(step + 1, 2)
             for tape in range(2):
-                old = [words[3 * tape : 3 * tape + 3].tolist(), *tapes[row][tape][1:]]
+                gate = float(torch.sigmoid(moves[10 + tape].detach())) if gated else 1.0
+                new = [
+                    (1 - gate) * cell + gate * word
+                    for cell, word in zip(tapes[row][tape][0], words[3 * tape : 3 * tape + 3].tolist(), strict=True)
+                ]
+                old = [new, *tapes[row][tape][1:]]
                 shares = softmax(moves[5 * tape : 5 * tape + 5].tolist())
                 # To the left: the cell before comes under the head.
                 starts = [-1, 0, 1, -length, length]

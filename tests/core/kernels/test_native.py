@@ -69,7 +69,8 @@ def tape(shape: tuple[int, ...] = SHAPES[0], **options: Any) -> Circuit:
     """The last channel says that the input is over: where drawn from a normal distribution, at a third of the steps."""
     cells, word, tapes, _, hidden = shape
     cells = max(cells, 2)  # on one cell all moves are one: the gradients of their shares are rounding alone
-    sizes = {"memory_size": cells, "word_size": word, "num_tapes": tapes, "hidden_size": hidden, "write_layers": []}
+    sizes = {"memory_size": cells, "word_size": word, "num_tapes": tapes, "hidden_size": hidden}
+    sizes |= {"gated_write": hidden % 2 == 1}
     return papertape.TapeRNN(INPUTS, OUTPUTS, **(sizes | options))
 
 

@@ -72,10 +72,16 @@ template <class T, class Moves> class ShiftAccessor {
     int cells, word, units, size;
     int64_t batch, rows_per_state, all;
     Saved<T> saved;
-    int words, shares;  // parts of the interface vector
+    int words, shares, gates;  // parts of the interface vector; -1: words replace all that was there
 
     Moves moves(int64_t t, int64_t b) const {
         return {size, word, Moves::WRITES_FIRST ? int(records.accessor(t + 1, b)[0]) : 0};
+    }
+
+    // Puts a tape's word under its head.
+    void write(const T* a, int unit, T* cell) const {
+        const T *w = a + words + unit * word, g = gates < 0 ? T(1) : a[gates + unit];
+        for (int i = 0; i < word; i++) cell[i] = gates < 0 ? w[i] : cell[i] + g * (w[i] - cell[i]);
     }
 
   public:
@@ -83,7 +89,7 @@ template <class T, class Moves> class ShiftAccessor {
         : x(tensors), records(all_records), cells((int)p.slots), word((int)p.word), units((int)p.reads),
           size(cells * word), batch(p.batch), rows_per_state(p.rows_per_state()), all((int64_t)units * size),
           saved{x.saved, all, p.batch, p.keep_every, p.steps, p.training != 0}, words((int)p.places.words),
-          shares((int)p.places.moves) {}
+          shares((int)p.places.moves), gates((int)p.places.write_gates) {}
     static int64_t record_size(const Problem&) { return Moves::WRITES_FIRST ? LANES<T> : 0; }
     static int64_t history(const Problem&) { return 1; }
     static int64_t saved_size(const Problem& p) { return Saved<T>::length(p) * p.batch * p.reads * p.slots * p.word; }
@@ -98,11 +104,12 @@ template <class T, class Moves> class ShiftAccessor {
         if (Moves::WRITES_FIRST) records.accessor(t + 1, b)[0] = T(int64_t(x.state[JUMPS][t * batch + b]) % cells);
         const Moves by = moves(t, b);
         small_softmax(units, Moves::COUNT, a + shares);
+        if (gates >= 0) apply_logistic(a + gates, units);
         for (int unit = 0; unit < units; unit++) {
             const T *s = a + shares + unit * Moves::COUNT, *w = a + words + unit * word;
             T* after = saved.after(t, b) + unit * size;
             std::copy_n(saved.before(t, b) + unit * size, size, before);
-            if (Moves::WRITES_FIRST) std::copy_n(w, word, before);
+            if (Moves::WRITES_FIRST) write(a, unit, before);
             std::fill_n(after, size, T(0));
             for (int i = 0; i < Moves::COUNT; i++) by.moves[i].add(s[i], before, after);
             if (!Moves::WRITES_FIRST) add_share<T>(word, s[0], w, after);
@@ -129,16 +136,23 @@ template <class T, class Moves> class ShiftAccessor {
             const T *s = a + shares + unit * Moves::COUNT, *w = a + words + unit * word;
             T *d_s = d + shares + unit * Moves::COUNT, *d_w = d + words + unit * word, *d_after = d_memory + unit * size;
             add_share<T>(word, T(1), d_words_read + unit * word, d_after);
-            std::copy_n(saved.before(t, b, (T*)nullptr) + unit * size, size, before);
-            if (Moves::WRITES_FIRST) std::copy_n(w, word, before);
+            const T* old = saved.before(t, b, (T*)nullptr) + unit * size;
+            std::copy_n(old, size, before);
+            if (Moves::WRITES_FIRST) write(a, unit, before);
             std::fill_n(d_before, size, T(0));
             for (int i = 0; i < Moves::COUNT; i++) {
                 d_s[i] = by.moves[i].meet(before, d_after);
                 by.moves[i].add_back(s[i], d_after, d_before);
             }
             if (Moves::WRITES_FIRST) {
-                std::copy_n(d_before, word, d_w);
-                std::fill_n(d_before, word, T(0));
+                const T g = gates < 0 ? T(1) : a[gates + unit];
+                T for_gate = 0;
+                for (int i = 0; i < word; i++) {
+                    for_gate += d_before[i] * (w[i] - old[i]);
+                    d_w[i] = g * d_before[i];
+                    d_before[i] -= d_w[i];
+                }
+                if (gates >= 0) d[gates + unit] = for_gate * g * (1 - g);
             } else {
                 d_s[0] += dot<T>(word, w, d_after);
                 sweep<T>(word, [&](int i, auto io) { io.store(d_w + i, s[0] * io.load(d_after + i)); });
