@@ -35,6 +35,13 @@ class TokenEnv(Env):
         description="what the training loss is the mean of: the summed loss of each sequence, or the loss of each "
         "answer that counts",
     )
+    label_smoothing: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the target that is spread over all classes in the training loss, as in "
+        "torch.nn.CrossEntropyLoss; the loss that is reported has none",
+    )
     think_steps: int = Field(
         default=0, ge=0, description="steps between a question and its answer, with a token of their own"
     )
@@ -97,7 +104,7 @@ class TokenEnv(Env):
         return at, Batch(*(picked(part, at) for part in batch))
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Masked cross-entropy of each answer in nats.
+        """Masked cross-entropy of each answer in nats, with targets smoothed by :attr:`label_smoothing`.
 
         Args:
             outputs: logits, ``[T, B, O]``.
@@ -106,7 +113,12 @@ class TokenEnv(Env):
         Returns:
             ``[T, B]``.
         """
-        lost = functional.cross_entropy(outputs.flatten(0, 1), batch.targets.flatten(), reduction="none")
+        return self._cross_entropy(outputs, batch, self.label_smoothing)
+
+    def _cross_entropy(self, outputs: Tensor, batch: Batch, smoothing: float) -> Tensor:
+        lost = functional.cross_entropy(
+            outputs.flatten(0, 1), batch.targets.flatten(), reduction="none", label_smoothing=smoothing
+        )
         return lost.view(batch.mask.shape) * batch.mask
 
     def right(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -120,14 +132,14 @@ class TokenEnv(Env):
     def tallies(self, outputs: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Sums and counts; see :meth:`Env.tallies`.
 
-        Here: loss per answer that counts, in nats; the share of right answers in each sequence, as a mean over
-        sequences (accuracy), and of wrong ones (error_rate); the share of sequences in which any is wrong
-        (sequences_wrong).
+        Here: loss per answer that counts, in nats and without smoothing; the share of right answers in each sequence,
+        as a mean over sequences (accuracy), and of wrong ones (error_rate); the share of sequences in which any is
+        wrong (sequences_wrong).
         """
         right, counted = self.right(outputs, batch).sum(0), batch.mask.sum(0)
         shares, sequences = (right / counted.clamp(min=1)).sum(), (counted > 0).sum()
         return {
-            "loss": (self.losses(outputs, batch).sum(), counted.sum()),
+            "loss": (self._cross_entropy(outputs, batch, 0.0).sum(), counted.sum()),
             "accuracy": (shares, sequences),
             "error_rate": (sequences - shares, sequences),
             "sequences_wrong": ((right < counted).sum(), sequences),

@@ -239,6 +239,23 @@ def test_losses_and_metrics_against_loops():
     assert float(Last(loss_per="sequence").loss(outputs, batch)) == pytest.approx(sum(losses) / 3)
 
 
+def test_smoothing_spreads_a_share_of_the_target_in_the_training_loss_alone():
+    plain, smooth = Last(), Last(label_smoothing=0.3)
+    batch = drawn(smooth)
+    outputs = torch.randn(5, 3, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    expected = 0.0
+    for b in range(3):
+        logits = outputs[4, b].tolist()
+        total = math.log(sum(map(math.exp, logits)))
+        shares = [0.1 + 0.7 * (number == int(batch.targets[4, b])) for number in range(3)]
+        expected += sum(share * (total - logit) for share, logit in zip(shares, logits, strict=True)) / 3
+    assert float(smooth.loss(outputs, batch)) == pytest.approx(expected)
+    assert smooth.metrics(outputs, batch) == plain.metrics(outputs, batch)
+    for refused in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=f"label_smoothing: got {refused}"):
+            Last(label_smoothing=refused)
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
