@@ -190,7 +190,8 @@ class LearningAgent(Agent):
             self.recorder.message(f"{self.unit} {self.step}: the curriculum moves on")
         errors = self._deciding_errors(values)
         score = sum(errors.values()) / len(errors)
-        if score < self.best_error or self.target_reached:
+        # Of equals the later: where no error is left in validation, more training still makes answers surer.
+        if score <= self.best_error or self.target_reached:
             self.best_error = score
             self.recorder.checkpoint("best", self.state_dict())
 

@@ -316,6 +316,13 @@ def test_sets_beyond_the_training_range_decide_only_where_asked_for(
     assert [state["step"] for name, state in agent.recorder.states if name == "best"] == [*best, end]
 
 
+def test_of_weights_with_the_same_error_the_later_are_the_best() -> None:
+    agent = told((2.0, 0.0), (1.0, 0.0), (1.0, 0.0), (3.0, 0.0), (math.nan, 0.0))
+    agent.fit()
+    assert isinstance(agent.recorder, Keep)
+    assert [state["step"] for name, state in agent.recorder.states if name == "best"] == [2, 4, 6]
+
+
 def test_an_error_that_is_no_number_reaches_no_target() -> None:
     agent = told((math.nan, 0.0), (0.0, math.nan), target_error=1000.0, target_error_beyond=1000.0)
     agent.fit()
