@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -17,6 +18,7 @@ from papertape.core.options import OptionsError
 from papertape.main import main
 from papertape.utils import checkpoint
 from papertape.utils.commands import sweep
+from papertape.utils.commands.league import plan
 from papertape.utils.run import find_directory, read_summary
 
 SMALL = ["env.width=3", "env.max_length=3", "env.test_lengths=[4]", "circuit.controller.hidden_size=8"]
@@ -113,6 +115,23 @@ def test_names_are_folders_whatever_the_values_are() -> None:
     lists = ",".join(f"[{', '.join(map(str, range(1, count)))}]" for count in (90, 91))
     runs = sweep.plan(["ntm-copy", f"env.test_lengths=[5],[5 ],{lists}", "seed=1"])
     assert len({run.name for run in runs}) == len(runs) == 4 and all(len(run.name) < 101 for run in runs)
+
+
+def test_runs_of_a_sweep_and_of_a_league_may_start_with_the_weights_of_another(folder: Path) -> None:
+    options = ["agent.steps=1", "plots=off", "circuit={type: lstm, hidden_size: 3}"]
+    assert main(["train", "chomsky", *options, "agent.warmup_steps=0", "name=begun"]) == 0
+    expected = str(Path("runs", "begun", "checkpoints", "best.pt"))
+    for begun in ("begun", "latest", "runs/begun", str(folder / "runs" / "begun")):
+        words = [f"start={begun}", "circuit={type: lstm, hidden_size: 3}"]
+        run, _ = sweep.plan(["chomsky", "seed=1..2", *words])
+        assert Path(run.options["start"]).resolve() == Path(expected).resolve()
+        arguments = argparse.Namespace(
+            tasks="even-pairs", circuits="lstm", seeds="1", imports=[], arguments=["chomsky", *words]
+        )
+        (run,) = plan(arguments)[1]
+        assert Path(run.options["start"]).resolve() == Path(expected).resolve()
+    with pytest.raises(OptionsError, match="start: got 'nowhere'"):
+        sweep.plan(["chomsky", "seed=1..2", "start=nowhere"])
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from ...core import registry
 from ...core.options import OptionsError
 from .. import factory, options
 from ..log import LOGGER
+from ..run import find_checkpoint
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -65,6 +66,15 @@ def read_arguments(
     for line in options.override(values, others):
         LOGGER.info("%s", line)
     return factory.parse(values)
+
+
+def started(chosen: factory.RunOptions) -> factory.RunOptions:
+    """Options of a run to begin, with ``start`` as the file that it is: the latest run will be another one soon.
+
+    Raises:
+        OptionsError: see :func:`find_checkpoint`.
+    """
+    return chosen.model_copy(update={"start": str(find_checkpoint(chosen.start))}) if chosen.start else chosen
 
 
 def read_saved_arguments(arguments: Sequence[str], saved: dict[str, Any], imports: Sequence[str]) -> factory.RunOptions:

@@ -11,7 +11,7 @@ from .. import comparison
 from .. import league as leagues
 from ..run import find_directory
 from . import sweep
-from .arguments import gives, read_arguments
+from .arguments import gives, read_arguments, started
 
 FILE = "league.yaml"
 DEFAULT = "chomsky"
@@ -69,7 +69,7 @@ def plan(arguments: argparse.Namespace) -> tuple[leagues.League, list[sweep.Run]
                 alone = found.test_options.get(circuit, [])
                 try:
                     given = leagues.run_options(found, task, circuit, seed)
-                    chosen = read_arguments(assignments, given, arguments.imports)
+                    chosen = started(read_arguments(assignments, given, arguments.imports))
                     values = chosen.model_dump(mode="json", exclude={"name"})
                     read_arguments(alone, dict(values))
                 except OptionsError as error:

@@ -30,7 +30,7 @@ from ..files import replace_text
 from ..log import LOGGER
 from ..run import RUNS, find_directory, locked, new_directory, read_summary
 from ..vector_environments import cores
-from .arguments import preset_name, read_arguments, split_arguments
+from .arguments import preset_name, read_arguments, split_arguments, started
 from .member import Member
 from .report import FAILED, INTERRUPTED
 from .train import QUIET, asked_to_stop
@@ -147,7 +147,7 @@ def plan(arguments: Sequence[str], imports: Sequence[str] = ()) -> list[Run]:
         words = [*([preset] if preset else []), *(f"{key}={value}" for key, value in given.items())]
         values, problem = {}, ""
         try:
-            values = read_arguments(words, imports=imports).model_dump(mode="json", exclude={"name"})
+            values = started(read_arguments(words, imports=imports)).model_dump(mode="json", exclude={"name"})
         except OptionsError as error:
             problem = "; ".join(str(error).splitlines())
         labels.pop("seed", None)

@@ -28,7 +28,6 @@ from ..options import DEFAULT_PRESET
 from ..run import (
     Run,
     check_free,
-    find_checkpoint,
     find_directory,
     find_launch,
     has_checkpoint,
@@ -38,7 +37,7 @@ from ..run import (
     read_options,
     summarised,
 )
-from .arguments import gives, preset_name, read_arguments, read_saved_arguments
+from .arguments import gives, preset_name, read_arguments, read_saved_arguments, started
 
 QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 """What tells the threads of each kind of OpenMP to sleep while they wait."""
@@ -115,9 +114,7 @@ def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
         before = factory.parse(read_options(found))
         if _same(chosen, before):
             return Start(before, found, has_checkpoint(found))
-    if chosen.start:
-        # Recorded as the file that it is: the latest run will be another one soon.
-        chosen = chosen.model_copy(update={"start": str(find_checkpoint(chosen.start))})
+    chosen = started(chosen)
     if chosen.name:
         check_free(chosen.name)
     return Start(chosen, preset=preset_name(arguments.arguments))
