@@ -41,7 +41,8 @@ def test_a_function_is_minimised_as_it_says() -> None:
     names: dict[str, Any] = {}
     run(SEARCH, names)
     found = names["found"]
-    assert f"{found.value:.0e}, {found.evaluations}" in SEARCH
+    # How many exactly depends on how the processor rounds.
+    assert found.value <= 1e-8 and 3800 < found.evaluations < 4800 and "below 1e-8, some 4,300" in SEARCH
     assert (found.point - 1).abs().max() < 1e-4
 
 
