@@ -120,16 +120,16 @@ def test_names_are_folders_whatever_the_values_are() -> None:
 def test_runs_of_a_sweep_and_of_a_league_may_start_with_the_weights_of_another(folder: Path) -> None:
     options = ["agent.steps=1", "plots=off", "circuit={type: lstm, hidden_size: 3}"]
     assert main(["train", "chomsky", *options, "agent.warmup_steps=0", "name=begun"]) == 0
-    expected = str(Path("runs", "begun", "checkpoints", "best.pt"))
+    expected = (folder / "runs" / "begun" / "checkpoints" / "best.pt").resolve()
     for begun in ("begun", "latest", "runs/begun", str(folder / "runs" / "begun")):
         words = [f"start={begun}", "circuit={type: lstm, hidden_size: 3}"]
         run, _ = sweep.plan(["chomsky", "seed=1..2", *words])
-        assert Path(run.options["start"]).resolve() == Path(expected).resolve()
+        assert Path(run.options["start"]).resolve() == expected
         arguments = argparse.Namespace(
             tasks="even-pairs", circuits="lstm", seeds="1", imports=[], arguments=["chomsky", *words]
         )
         (run,) = plan(arguments)[1]
-        assert Path(run.options["start"]).resolve() == Path(expected).resolve()
+        assert Path(run.options["start"]).resolve() == expected
     with pytest.raises(OptionsError, match="start: got 'nowhere'"):
         sweep.plan(["chomsky", "seed=1..2", "start=nowhere"])
 
