@@ -903,6 +903,19 @@ def test_one_cell_of_a_tape_is_whatever_was_written_last() -> None:
     torch.testing.assert_close(last.accessor.memory[:, :, 0], last.reads)
 
 
+@pytest.mark.parametrize("backend", ["native", "eager"])
+def test_a_cell_that_was_replaced_gets_no_gradient_even_from_one_without_bounds(backend: str) -> None:
+    circuit = papertape.TapeRNN(INPUTS, OUTPUTS, memory_size=4, word_size=3, backend=backend)
+    state = circuit.initial_state(BATCH)
+    memory = torch.randn(BATCH, 1, 4, 3).requires_grad_()
+    state = state._replace(accessor=state.accessor._replace(memory=memory))
+    _, last = circuit(torch.randn(1, BATCH, INPUTS), state)
+    last.accessor.memory.backward(torch.full_like(memory, torch.inf))
+    assert memory.grad is not None
+    assert (memory.grad[:, :, 0] == 0).all()
+    assert (memory.grad[:, :, 1:] == torch.inf).all()
+
+
 def test_layers_that_make_a_tape_s_words_run_as_they_are_written() -> None:
     circuit = papertape.TapeRNN(INPUTS, OUTPUTS, write_layers=[4])
     inputs = torch.randn(STEPS, BATCH, INPUTS)

@@ -80,8 +80,31 @@ template <class T, class Moves> class ShiftAccessor {
 
     // Puts a tape's word under its head.
     void write(const T* a, int unit, T* cell) const {
-        const T *w = a + words + unit * word, g = gates < 0 ? T(1) : a[gates + unit];
-        for (int i = 0; i < word; i++) cell[i] = gates < 0 ? w[i] : cell[i] + g * (w[i] - cell[i]);
+        const T* w = a + words + unit * word;
+        if (gates < 0) {
+            std::copy_n(w, word, cell);
+            return;
+        }
+        const T g = a[gates + unit];
+        for (int i = 0; i < word; i++) cell[i] += g * (w[i] - cell[i]);
+    }
+    // The way back: d_cell is of the cell after writing, then of the cell before; d is of the interface vector.
+    void write_back(const T* a, int unit, const T* cell, T* d_cell, T* d) const {
+        const T* w = a + words + unit * word;
+        T* d_w = d + words + unit * word;
+        if (gates < 0) {
+            std::copy_n(d_cell, word, d_w);
+            std::fill_n(d_cell, word, T(0));
+            return;
+        }
+        const T g = a[gates + unit];
+        T for_gate = 0;
+        for (int i = 0; i < word; i++) {
+            for_gate += d_cell[i] * (w[i] - cell[i]);
+            d_w[i] = g * d_cell[i];
+            d_cell[i] *= 1 - g;
+        }
+        d[gates + unit] = for_gate * g * (1 - g);
     }
 
   public:
@@ -145,14 +168,7 @@ template <class T, class Moves> class ShiftAccessor {
                 by.moves[i].add_back(s[i], d_after, d_before);
             }
             if (Moves::WRITES_FIRST) {
-                const T g = gates < 0 ? T(1) : a[gates + unit];
-                T for_gate = 0;
-                for (int i = 0; i < word; i++) {
-                    for_gate += d_before[i] * (w[i] - old[i]);
-                    d_w[i] = g * d_before[i];
-                    d_before[i] -= d_w[i];
-                }
-                if (gates >= 0) d[gates + unit] = for_gate * g * (1 - g);
+                write_back(a, unit, old, d_before, d);
             } else {
                 d_s[0] += dot<T>(word, w, d_after);
                 sweep<T>(word, [&](int i, auto io) { io.store(d_w + i, s[0] * io.load(d_after + i)); });
