@@ -41,9 +41,11 @@ if TYPE_CHECKING:
 
 CONTROLLERS = {"lstm": 0, "gru": 1, "feedforward": 2, "rnn": 3}
 """The number of each controller in source/controller.h."""
+RELU_RNN = 4
+"""There, that of ``rnn`` with relu."""
 NAMES = {"values": "words", "actions": "moves"}
 """Parts of an interface vector that the library knows by another name."""
-GIVEN = 4
+GIVEN = 5
 """There, that of hidden vectors which a controller made before."""
 
 ACCESSORS: dict[str, guard.Options] = {
@@ -69,7 +71,7 @@ MOST_STEPS = 8
 """Shapes of single steps that are remembered of a circuit, each with its scratch space."""
 
 UNDERSTOOD_CONTROLLERS = dict.fromkeys(CONTROLLERS, guard.CONTROLLER)
-UNDERSTOOD_CONTROLLERS["rnn"] = guard.CONTROLLER | {"nonlinearity": ("tanh",)}
+UNDERSTOOD_CONTROLLERS["rnn"] = guard.CONTROLLER | {"nonlinearity": ("tanh", "relu")}
 
 
 def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
@@ -296,7 +298,8 @@ def _options(circuit: CircuitView) -> dict[str, Any]:
     """Fields of :class:`~.library.Problem` that are not sizes."""
     controller: Any = circuit.controller
     clip = math.inf if controller.clip is None else controller.clip
-    return _memory_options(circuit) | {"controller": CONTROLLERS[controller.kind], "clip": clip}
+    number = RELU_RNN if getattr(controller, "nonlinearity", "tanh") == "relu" else CONTROLLERS[controller.kind]
+    return _memory_options(circuit) | {"controller": number, "clip": clip}
 
 
 def _memory_options(circuit: CircuitView) -> dict[str, Any]:

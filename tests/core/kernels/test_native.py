@@ -77,6 +77,11 @@ def tape(shape: tuple[int, ...] = SHAPES[0], **options: Any) -> Circuit:
 ADDRESSED: dict[str, Callable[..., Circuit]] = {"ntm": ntm, "dnc": dnc}
 STEPPED = ADDRESSED | {"stack": stack}
 BUILDERS = STEPPED | {"tape": tape}
+CONTROLLERS: dict[str, dict[str, Any]] = {
+    **{name: {"controller": name} for name in ("lstm", "gru", "feedforward", "rnn")},
+    "relu": {"controller": {"type": "rnn", "nonlinearity": "relu"}},
+}
+each_controller = pytest.mark.parametrize("controller", CONTROLLERS)
 each_addressed = pytest.mark.parametrize("build", ADDRESSED.values(), ids=ADDRESSED.keys())
 each_stepped = pytest.mark.parametrize("build", STEPPED.values(), ids=STEPPED.keys())
 each_circuit = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS.keys())
@@ -158,23 +163,23 @@ def assert_agrees(circuit: Circuit, steps: int = STEPS, batch: int = BATCH) -> N
 
 @each_circuit
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward", "rnn"])
+@each_controller
 @pytest.mark.parametrize("shape", SHAPES)
 def test_agrees_with_eager(
     build: Callable[..., Circuit], shape: tuple[int, ...], controller: str, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
-    assert_agrees(prepare(build(shape, controller=controller), dtype))
+    assert_agrees(prepare(build(shape, **CONTROLLERS[controller]), dtype))
 
 
 @each_circuit
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("layers", [2, 3])
-@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward", "rnn"])
+@each_controller
 def test_layers(build: Callable[..., Circuit], controller: str, layers: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     for shape in SHAPES[:3]:
-        assert_agrees(prepare(build(shape, controller=controller, num_layers=layers, clip=0.5), dtype))
+        assert_agrees(prepare(build(shape, **CONTROLLERS[controller], num_layers=layers, clip=0.5), dtype))
 
 
 @pytest.mark.parametrize("shift_range", [0, 1, 2, 9])
@@ -267,10 +272,10 @@ def test_populations_with_every_instruction_set(build: Callable[..., Circuit]) -
 
 @each_circuit
 @pytest.mark.parametrize("clip", [None, 0.05, 20.0])
-@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward", "rnn"])
+@each_controller
 def test_clip_and_its_gradient(build: Callable[..., Circuit], controller: str, clip: float | None) -> None:
     torch.manual_seed(0)
-    assert_agrees(prepare(build(controller=controller, clip=clip)))
+    assert_agrees(prepare(build(**CONTROLLERS[controller], clip=clip)))
 
 
 @each_circuit
@@ -799,13 +804,13 @@ def one_by_one(circuit: Circuit, population: dict[str, Tensor], inputs: Tensor) 
 @each_stepped
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward", "rnn"])
+@each_controller
 def test_population_agrees_with_a_loop_over_members(
     build: Callable[..., Circuit], controller: str, layers: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
     memory = {"memory_init": "learned"} if build is ntm else {}
-    circuit = build(SHAPES[2], controller=controller, num_layers=layers, clip=0.7, **memory).to(dtype)
+    circuit = build(SHAPES[2], **CONTROLLERS[controller], num_layers=layers, clip=0.7, **memory).to(dtype)
     population = population_of(circuit, 4)
     inputs = torch.randn(STEPS, 19, INPUTS, dtype=dtype)
     answers = circuit.run_population(population, inputs)

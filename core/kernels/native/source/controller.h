@@ -7,8 +7,10 @@
 namespace native {
 
 // GIVEN: the inputs are the hidden vectors, of a controller that ran before.
-enum ControllerKind { LSTM = 0, GRU = 1, FEEDFORWARD = 2, RNN = 3, GIVEN = 4 };
+enum ControllerKind { LSTM = 0, GRU = 1, FEEDFORWARD = 2, RNN = 3, RELU_RNN = 4, GIVEN = 5 };
 inline bool feeds_forward(int64_t kind) { return kind == FEEDFORWARD || kind == GIVEN; }
+// All weights meet all gates: one product for them.
+inline bool is_joined(int64_t kind) { return kind == LSTM || kind == RNN || kind == RELU_RNN; }
 
 // Rows of the combined weight matrix. GRU: reset, update, the input's and the recurrent share of the candidate.
 inline int gate_blocks(int kind) { return kind == LSTM || kind == GRU ? 4 : 1; }
@@ -44,6 +46,11 @@ void controller_forward(int kind, int size, T clip, T* gates, const T* last_hidd
         });
     } else if (kind == GIVEN) {
         std::memcpy(hidden, g0, size * sizeof(T));
+    } else if (kind == RELU_RNN) {
+        sweep<T>(size, [&](int i, auto io) {
+            const Vec<T> x = at_least(io.load(g0 + i), Vec<T>{});
+            io.store(g0 + i, x), io.store(hidden + i, clipped<T>(x, clip));
+        });
     } else {
         sweep<T>(size, [&](int i, auto io) {
             const Vec<T> x = hyperbolic(io.load(g0 + i));
@@ -86,6 +93,11 @@ void controller_backward(int kind, int size, T clip, const T* gates, const T* la
         });
     } else if (kind == GIVEN) {
         std::memcpy(d0, d_hidden, size * sizeof(T));
+    } else if (kind == RELU_RNN) {
+        sweep<T>(size, [&](int i, auto io) {
+            const Vec<T> x = io.load(g0 + i), d = clip_gradient<T>(io.load(d_hidden + i), x, clip);
+            io.store(d0 + i, x <= Vec<T>{} ? Vec<T>{} : d);
+        });
     } else {
         sweep<T>(size, [&](int i, auto io) {
             const Vec<T> x = io.load(g0 + i);

@@ -197,7 +197,7 @@ struct LayerShape {
         : rows(int(p.controller == GRU ? 3 * p.hidden : gate_blocks((int)p.controller) * p.hidden)),
           below(int(layer ? p.hidden : p.inputs + p.reads * p.word)), input{{0, 0, rows}} {
         const int hidden = (int)p.hidden;
-        if (p.controller == LSTM || p.controller == RNN) recurrent = input;
+        if (is_joined(p.controller)) recurrent = input;
         if (p.controller == GRU) recurrent = {{0, 0, 2 * hidden}, {2 * hidden, 3 * hidden, hidden}};
     }
 };
@@ -538,7 +538,7 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
             add({x.inputs, p.inputs}, inputs, 0);
             add({seen.first + own, seen.stride}, words, inputs);
         }
-        if (p.controller == LSTM || p.controller == RNN) {  // all weights meet all gates: one product
+        if (is_joined(p.controller)) {
             for_input.insert(for_input.end(), for_recurrent.begin(), for_recurrent.end());
             for_recurrent.clear();
         }
