@@ -17,7 +17,7 @@ from ..core import install
 from ..core.registry import register
 from ..core.streams import Stream
 from ..core.trace_field import Channels
-from ..core.world import ActionPart, Step, World, WorldError, check_episodes
+from ..core.world import ActionPart, Episodes, Step, World, WorldError, check_episodes
 from ..utils.vector_environments import Separate, Together, Workers, cores
 from .spaces import Actions, Refused, Squash, as_floats, observation_channels
 
@@ -43,6 +43,8 @@ class GymWorld(World):
     clipped or without bounds, the output is rounded.
 
     Where a reward or an observation is no finite number, the return of its episode is none, either.
+
+    Metrics: shortfall, how far the mean return is below ``target``, besides reward and steps.
     """
 
     error_metric: ClassVar[str] = "shortfall"
@@ -86,7 +88,7 @@ class GymWorld(World):
     target: float | None = Field(
         default=None,
         allow_inf_nan=False,
-        description="return from which on the task counts as solved; null takes the reward threshold that gymnasium "
+        description="mean return from which on the task counts as solved; null takes the reward threshold that gymnasium "
         "gives, or 0 where it gives none: the shortfall is then the negative return",
     )
     make: Callable[[int], Any] | None = Field(
@@ -177,16 +179,15 @@ class GymWorld(World):
         seeds = torch.randint(2**31, (episodes,), generator=generator, device=generator.device).repeat(copies).tolist()
         with self._named("the beginning"):
             observations = self._episodes.reset(seeds)
-        self._returns = torch.zeros(len(seeds), dtype=torch.float64, device=self.device)
         self._terminated = torch.zeros(len(seeds), dtype=torch.bool, device=self.device)
         self._truncated = torch.zeros_like(self._terminated)
-        self._steps = torch.zeros_like(self._returns, dtype=torch.long)
+        self._steps = torch.zeros(len(seeds), dtype=torch.long, device=self.device)
         if self.action == "sample":
             self._chance = torch.Generator(self.device).manual_seed(seeds[0])
             self._episode_of = torch.arange(episodes, device=self.device).repeat(copies)
             self._different = episodes
         self._begun = True
-        return self._observations(observations), self._info()
+        return self._observations(observations), {}
 
     def step(self, actions: Tensor) -> Step:
         """Pass the actions on to the environments; see :meth:`World.step`.
@@ -201,7 +202,6 @@ class GymWorld(World):
         rewarded, terminated, truncated = (torch.as_tensor(part, device=self.device) for part in told)
         self._steps = self._steps + ~over
         rewards = (rewarded.double() + self.reward_shift).masked_fill(over, 0)
-        self._returns = self._returns + rewards
         self._terminated = self._terminated | (terminated & ~over)
         cut = (truncated | (self._steps >= self.step_limit)) & ~over & ~self._terminated
         self._truncated = self._truncated | cut
@@ -211,14 +211,14 @@ class GymWorld(World):
             rewards,
             self._terminated,
             self._truncated,
-            self._info(),
+            {},
         )
 
     def keep(self, rows: Tensor) -> None:
         """See :meth:`World.keep`."""
         self._expect_reset("keep")
         self._episodes.keep(rows.cpu().numpy())
-        self._returns, self._steps = self._returns[rows], self._steps[rows]
+        self._steps = self._steps[rows]
         self._terminated, self._truncated = self._terminated[rows], self._truncated[rows]
         if self.action == "sample":
             self._episode_of = self._episode_of[rows]
@@ -238,7 +238,7 @@ class GymWorld(World):
             with self._named("the beginning"):
                 begun = self._episodes.renew(rows.cpu().numpy(), seeds)
             shown[rows] = self._observations(begun)
-        self._returns, self._steps = self._returns.masked_fill(over, 0), self._steps.masked_fill(over, 0)
+        self._steps = self._steps.masked_fill(over, 0)
         self._terminated, self._truncated = self._terminated & ~over, self._truncated & ~over
         return shown
 
@@ -310,6 +310,12 @@ class GymWorld(World):
                     logger.warning("env: there are no pictures of %s, for it cannot be drawn here: %s", self.id, reason)
         return self._drawn
 
+    def metrics(self, episodes: Episodes) -> dict[str, float]:
+        """See the class."""
+        found = super().metrics(episodes)
+        short = -found["reward"] if self.solved_at is None else max(self.solved_at - found["reward"], 0.0)
+        return {**found, "shortfall": short}
+
     def picture(self) -> Tensor | None:
         """What gymnasium renders; see :meth:`World.picture`."""
         frame = self._episodes.render()
@@ -326,7 +332,3 @@ class GymWorld(World):
 
     def _observations(self, observations: np.ndarray) -> Tensor:
         return torch.as_tensor(as_floats(observations, torch.get_default_dtype()), device=self.device)
-
-    def _info(self) -> dict[str, Tensor]:
-        short = -self._returns if self.solved_at is None else (self.solved_at - self._returns).clamp(min=0)
-        return {"shortfall": short}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 import subprocess
@@ -21,7 +22,7 @@ from papertape.agents.learning import TrainingError
 from papertape.circuits import FeedForwardCircuit
 from papertape.core import install
 from papertape.core.recorder import Recorder
-from papertape.core.world import WorldError
+from papertape.core.world import Episodes, WorldError
 from papertape.envs import GymWorld
 from papertape.utils.vector_environments import Separate, Workers, cores
 
@@ -165,7 +166,7 @@ def test_single_episodes_are_dropped_and_begun_anew(kind: str) -> None:
     world.keep(rows)
     found, expected = world.step(right[rows]), whole.step(right)
     assert torch.equal(found.observations, expected.observations[rows])
-    assert torch.equal(found.info["shortfall"], expected.info["shortfall"][rows])
+    assert torch.equal(found.rewards, expected.rewards[rows])
     over = torch.tensor([True, False, True])
     first = world.renew(over, generator(2))
     fresh, other = GymWorld(), torch.ones(2, dtype=torch.long)
@@ -527,11 +528,22 @@ def test_rewards_are_shifted_in_training_alone() -> None:
     assert plain.sets("test") == {"trained": plain}
 
 
+def test_the_shortfall_is_that_of_the_mean_as_thresholds_are_meant() -> None:
+    """One poor episode among good ones leaves a task solved; a mean that is not a number is no success."""
+    world = GymWorld(target=100.0)
+    metrics = []
+    for last in (120.0, 100.0, math.nan):
+        returns = torch.tensor([[90.0, last]], dtype=torch.float64)
+        metrics.append(world.metrics(Episodes(returns, torch.ones(1, 2), {})))
+    assert [found["shortfall"] for found in metrics[:2]] == [0.0, 5.0]
+    assert math.isnan(metrics[2]["shortfall"])
+
+
 def test_without_a_target_the_shortfall_is_the_negative_return() -> None:
     world = GymWorld(id="Pendulum-v1", max_steps=5)
     assert world.solved_at is None
     played = world.play(lambda seen: torch.zeros(2, 1), 2, generator())
-    assert torch.equal(played.info["shortfall"], -played.returns) and (played.returns < 0).all()
+    assert world.metrics(played)["shortfall"] == -world.metrics(played)["reward"] > 0
 
 
 def test_a_custom_vector_environment_is_shared_out_over_processes() -> None:
