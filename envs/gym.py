@@ -88,8 +88,8 @@ class GymWorld(World):
     target: float | None = Field(
         default=None,
         allow_inf_nan=False,
-        description="mean return from which on the task counts as solved; null takes the reward threshold that gymnasium "
-        "gives, or 0 where it gives none: the shortfall is then the negative return",
+        description="mean return from which on the task counts as solved; null takes the reward threshold that "
+        "gymnasium gives, or 0 where it gives none: the shortfall is then the negative return",
     )
     make: Callable[[int], Any] | None = Field(
         default=None,
