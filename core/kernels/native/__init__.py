@@ -31,6 +31,7 @@ from .. import eager, guard, trial
 from ..formulas import Skipped, hooked, replaced
 from . import library
 from .delta import delta_rule
+from .library import CONTROLLERS, GIVEN, RELU_RNN
 from .nearest import nearest
 from .sequence import Layer, State, Weights, make_problem, run_sequence
 from .sequence import run_population as run_members
@@ -39,14 +40,8 @@ from .step import Step
 if TYPE_CHECKING:
     from ..circuit_view import CircuitView
 
-CONTROLLERS = {"lstm": 0, "gru": 1, "feedforward": 2, "rnn": 3}
-"""The number of each controller in source/controller.h."""
-RELU_RNN = 4
-"""There, that of ``rnn`` with relu."""
 NAMES = {"values": "words", "actions": "moves"}
 """Parts of an interface vector that the library knows by another name."""
-GIVEN = 5
-"""There, that of hidden vectors which a controller made before."""
 
 ACCESSORS: dict[str, guard.Options] = {
     "static": guard.STATIC,

@@ -37,6 +37,13 @@ PARTS = (
 )
 """The parts of an interface vector that the library knows."""
 
+CONTROLLERS = {"lstm": 0, "gru": 1, "feedforward": 2, "rnn": 3}
+"""The number of each controller in source/controller.h."""
+RELU_RNN = 4
+"""There, that of ``rnn`` with relu."""
+GIVEN = 5
+"""There, that of hidden vectors which a controller made before."""
+
 
 class Places(ctypes.Structure):
     """Where the parts of the interface vector begin, -1 for none; mirrors ``Places`` in source/sequence.h."""

@@ -238,8 +238,9 @@ def _run_forward(accessor: str, text: str, arguments: Sequence[Tensor | None]) -
 def _shapes(accessor: str, problem: Problem) -> list[tuple[int, ...]]:
     """Of all that a sequence takes, in order."""
     p = problem
-    # By the numbers of source/controller.h; whatever else there is has one block of rows.
-    gates = {0: GATES["lstm"], 1: GATES["gru"]}.get(p.controller, 1) * p.hidden
+    # What the library tells apart further, by other numbers, has one block of rows.
+    blocks = {library.CONTROLLERS[kind]: count for kind, count in GATES.items()}
+    gates = blocks.get(p.controller, 1) * p.hidden
     layer = ((gates, p.hidden), (gates,), (gates, p.hidden), (gates,))
     carried = (p.batch, p.layers, p.hidden)
     memory, heads = (p.batch, p.slots, p.word), [(p.batch, count, p.slots) for count in (p.reads, p.writes)]

@@ -9,8 +9,6 @@ namespace native {
 // GIVEN: the inputs are the hidden vectors, of a controller that ran before.
 enum ControllerKind { LSTM = 0, GRU = 1, FEEDFORWARD = 2, RNN = 3, RELU_RNN = 4, GIVEN = 5 };
 inline bool feeds_forward(int64_t kind) { return kind == FEEDFORWARD || kind == GIVEN; }
-// All weights meet all gates: one product for them.
-inline bool is_joined(int64_t kind) { return kind == LSTM || kind == RNN || kind == RELU_RNN; }
 
 // Rows of the combined weight matrix. GRU: reset, update, the input's and the recurrent share of the candidate.
 inline int gate_blocks(int kind) { return kind == LSTM || kind == GRU ? 4 : 1; }

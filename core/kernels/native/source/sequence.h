@@ -189,6 +189,8 @@ struct GateBlock {
 };
 // Whether every weight of a layer takes part in all of its gates.
 inline bool all_gates(const Problem& p) { return p.controller != GRU; }
+// Whether the recurrent weights meet the gates that the input's meet: one product for both.
+inline bool is_joined(const Problem& p) { return all_gates(p) && !feeds_forward(p.controller); }
 struct LayerShape {
     int rows, below;  // of the input's weight; the recurrent one has as many rows, and columns for the hidden vector
     std::vector<GateBlock> input, recurrent;
@@ -197,7 +199,7 @@ struct LayerShape {
         : rows(int(p.controller == GRU ? 3 * p.hidden : gate_blocks((int)p.controller) * p.hidden)),
           below(int(layer ? p.hidden : p.inputs + p.reads * p.word)), input{{0, 0, rows}} {
         const int hidden = (int)p.hidden;
-        if (is_joined(p.controller)) recurrent = input;
+        if (is_joined(p)) recurrent = input;
         if (p.controller == GRU) recurrent = {{0, 0, 2 * hidden}, {2 * hidden, 3 * hidden, hidden}};
     }
 };
@@ -538,7 +540,7 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
             add({x.inputs, p.inputs}, inputs, 0);
             add({seen.first + own, seen.stride}, words, inputs);
         }
-        if (is_joined(p.controller)) {
+        if (is_joined(p)) {
             for_input.insert(for_input.end(), for_recurrent.begin(), for_recurrent.end());
             for_recurrent.clear();
         }

@@ -156,8 +156,8 @@ template <class T, class Moves> class ShiftAccessor {
         const Moves by = moves(t, b);
         T *before = scratch, *d_before = scratch + size;
         for (int unit = 0; unit < units; unit++) {
-            const T *s = a + shares + unit * Moves::COUNT, *w = a + words + unit * word;
-            T *d_s = d + shares + unit * Moves::COUNT, *d_w = d + words + unit * word, *d_after = d_memory + unit * size;
+            const T* s = a + shares + unit * Moves::COUNT;
+            T *d_s = d + shares + unit * Moves::COUNT, *d_after = d_memory + unit * size;
             add_share<T>(word, T(1), d_words_read + unit * word, d_after);
             const T* old = saved.before(t, b, (T*)nullptr) + unit * size;
             std::copy_n(old, size, before);
@@ -170,7 +170,8 @@ template <class T, class Moves> class ShiftAccessor {
             if (Moves::WRITES_FIRST) {
                 write_back(a, unit, old, d_before, d);
             } else {
-                d_s[0] += dot<T>(word, w, d_after);
+                T* d_w = d + words + unit * word;
+                d_s[0] += dot<T>(word, a + words + unit * word, d_after);
                 sweep<T>(word, [&](int i, auto io) { io.store(d_w + i, s[0] * io.load(d_after + i)); });
             }
             std::copy_n(d_before, size, d_after);
