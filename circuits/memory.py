@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.accessors import AnyAccessor
+from ..core.clipping import clipped
 from ..core.component import build, options_of, validated
 from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
@@ -267,7 +268,7 @@ class MemoryCircuit(TiedEmbedding):
         """Logits from features, ``[…, F]`` -> ``[…, O]``."""
         with contextlib.nullcontext() if self.differentiable else torch.no_grad():
             outputs = self.compared(self.output(features)).to(features.dtype)
-            return outputs if self.clip is None else torch.clamp(outputs, -self.clip, self.clip)
+            return clipped(outputs, self.clip)
 
     def initial_state_like(self, state: Any) -> CircuitState:
         """An initial state of one sequence, with a memory as large as this one's."""

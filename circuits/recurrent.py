@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..core.clipping import clipped
 from ..core.component import build, options_of, validated
 from ..core.contracts import check_whole, is_outside
 from ..core.controllers import AnyController
@@ -88,8 +89,7 @@ class RecurrentCircuit(TiedEmbedding):
         return self._answer(torch.stack(hiddens)), state, recorded
 
     def _answer(self, hidden: Tensor) -> Tensor:
-        outputs = self.compared(self.output(hidden))
-        return outputs if self.clip is None else torch.clamp(outputs, -self.clip, self.clip)
+        return clipped(self.compared(self.output(hidden)), self.clip)
 
 
 @register("circuit", "lstm")

@@ -1,0 +1,48 @@
+"""Outputs that are kept in a range, with a gradient that leads back into it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+class _Clipped(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(outputs: Tensor, bound: float) -> Tensor:
+        return outputs.clamp(-bound, bound)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        outputs, ctx.bound = inputs
+        ctx.save_for_backward(outputs)
+        ctx.save_for_forward(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (outputs,) = ctx.saved_tensors
+        outwards = ((outputs > ctx.bound) & (gradient < 0)) | ((outputs < -ctx.bound) & (gradient > 0))
+        return gradient.masked_fill(outwards, 0), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        (outputs,) = ctx.saved_tensors
+        return tangent.masked_fill(outputs.abs() > ctx.bound, 0)
+
+
+def clipped(outputs: Tensor, clip: float | None) -> Tensor:
+    """Outputs in [-clip, clip], of any shape, as the DNC's published code keeps them; as they are, where it is None.
+
+    Those beyond the range have the gradient of those at its edge where a step against it leads back, and none where it
+    would lead on. With none at all, answers whose classes have all left the range would stay what they are for ever.
+    """
+    if clip is None:
+        return outputs
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]  # TorchScript cannot save one of Python
+        return outputs.clamp(-clip, clip)
+    made: Tensor = _Clipped.apply(outputs, clip)  # type: ignore[no-untyped-call]
+    return made
