@@ -13,6 +13,7 @@ from ..core.component import build, options_of, validated
 from ..core.contracts import check_whole, is_outside
 from ..core.controllers import AnyController
 from ..core.controllers.base import LayeredOptions
+from ..core.kernels import fused
 from ..core.lengths import picked
 from ..core.registry import lookup, register
 from ..core.tied_embedding import TiedEmbedding
@@ -65,14 +66,19 @@ class RecurrentCircuit(TiedEmbedding):
             return self._answer(hidden).to(x.dtype), state
 
     def _run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
-        hidden, state = self.controller.run(inputs, state)
+        hidden, state = self._hiddens(inputs, state)
         return self._answer(hidden), state
+
+    def _hiddens(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        if self.backend == "auto" and fused.unavailable(self.controller, inputs, state) is None:
+            return fused.run(self.controller, inputs, state)
+        return self.controller.run(inputs, state)
 
     def run_at(self, inputs: Tensor, state: Any, at: Tensor) -> tuple[Tensor, Any]:
         """See :meth:`Circuit.run_at`: the output layer sees these steps alone, where no graph of all is recorded."""
         if inputs.is_cuda or torch.compiler.is_compiling():
             return super().run_at(inputs, state, at)
-        hidden, state = self.controller.run(inputs, state)
+        hidden, state = self._hiddens(inputs, state)
         return self._answer(picked(hidden, at)), state
 
     def run_traced(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any, dict[str, Tensor]]:
