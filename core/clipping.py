@@ -20,13 +20,21 @@ class _Clipped(Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
         outputs, ctx.bound = inputs
         ctx.save_for_backward(outputs)
-        ctx.save_for_forward(outputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (outputs,) = ctx.saved_tensors
         outwards = ((outputs > ctx.bound) & (gradient < 0)) | ((outputs < -ctx.bound) & (gradient > 0))
         return gradient.masked_fill(outwards, 0), None
+
+
+class _WithTangents(_Clipped):
+    """The same for forward-mode derivatives as well, which torch.compile does not know."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        _Clipped.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0])
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
@@ -44,5 +52,6 @@ def clipped(outputs: Tensor, clip: float | None) -> Tensor:
         return outputs
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]  # TorchScript cannot save one of Python
         return outputs.clamp(-clip, clip)
-    made: Tensor = _Clipped.apply(outputs, clip)  # type: ignore[no-untyped-call]
+    function = _Clipped if torch.compiler.is_compiling() else _WithTangents
+    made: Tensor = function.apply(outputs, clip)  # type: ignore[no-untyped-call]
     return made
