@@ -315,10 +315,10 @@ ROWS: dict[str, Row] = {
         "slowly-changing regression, 111 weights, fixed", "", slowly_changing(FIXED, ALONE), _slowly_told
     ),
     "slowly-changing-continual-backprop": Row(
-        "continual backprop and L2-init", "≤ 0.60", slowly_changing(FIXED), _slowly_told, "slowly-changing-fixed"
+        "continual backprop", "≤ 0.60", slowly_changing(FIXED), _slowly_told, "slowly-changing-fixed"
     ),
     "slowly-changing": Row(
-        "continual backprop and L2-init, self-modifying",
+        "continual backprop, self-modifying",
         "≤ 0.60 at ≤ 1.2 × compute",
         slowly_changing(),
         _slowly_told,
