@@ -50,7 +50,8 @@ def clipped(outputs: Tensor, clip: float | None) -> Tensor:
     """
     if clip is None:
         return outputs
-    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]  # TorchScript cannot save one of Python
+    # Where no gradient is due, as when a circuit acts, and for TorchScript, which cannot save one that is Python.
+    if not torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return outputs.clamp(-clip, clip)
     function = _Clipped if torch.compiler.is_compiling() else _WithTangents
     made: Tensor = function.apply(outputs, clip)  # type: ignore[no-untyped-call]

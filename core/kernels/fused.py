@@ -34,18 +34,18 @@ def unavailable(controller: Any, inputs: Tensor, state: Any) -> str | None:
     tensors = [inputs, *state, *controller.parameters()]
     if any(type(tensor) not in (Tensor, nn.Parameter) or tensor.dtype != inputs.dtype for tensor in tensors):
         return "its tensors differ in type"
-    if reason := transforms.transform(tensors):
-        return reason
-    return None if _safe_steps(controller, state) else "clip may cut its states"
+    if controller.clip is not None and (controller.clip < 1 or getattr(controller, "nonlinearity", None) == "relu"):
+        return "clip may cut its states"
+    return transforms.transform(tensors)
 
 
 def run(controller: Any, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
     """A whole sequence, as :meth:`Controller.run`; only where it is not :func:`unavailable`."""
     made, done = [], 0
     while done < len(inputs):
-        count = min(_safe_steps(controller, state), len(inputs) - done)
+        count = _safe_steps(controller, state, len(inputs) - done)
         if count:
-            hidden, state = _steps(controller, inputs[done : done + int(count)], state)
+            hidden, state = _steps(controller, inputs[done : done + count], state)
         else:
             hidden, state = controller(inputs[done], state)
             hidden = hidden.unsqueeze(0)
@@ -54,16 +54,14 @@ def run(controller: Any, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
     return torch.cat(made) if len(made) > 1 else made[0], state
 
 
-def _safe_steps(controller: Any, state: Any) -> float:
-    """How many steps cannot reach ``clip``; 0 where that is not known."""
+def _safe_steps(controller: Any, state: Any, most: int) -> int:
+    """How many steps cannot reach ``clip``, at most ``most``; 0 where that is not known, as of what is no number."""
     if controller.clip is None:
-        return math.inf
+        return most
     if controller.kind == "lstm":
         left = controller.clip - float(state.cell.detach().abs().amax())
-        return math.floor(left) if left >= 1 else 0  # nor where a cell is no number
-    bounded = controller.kind == "gru" or controller.nonlinearity == "tanh"
-    within = bounded and controller.clip >= 1 and bool(state.hidden.detach().abs().amax() <= controller.clip)
-    return math.inf if within else 0
+        return min(math.floor(left), most) if left >= 1 else 0
+    return most if state.hidden.detach().abs().amax() <= controller.clip else 0
 
 
 def _steps(controller: Any, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
