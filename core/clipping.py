@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from .kernels.transforms import transform
+
 
 class _Clipped(Function):
     generate_vmap_rule = True
@@ -53,6 +55,16 @@ def clipped(outputs: Tensor, clip: float | None) -> Tensor:
     # Where no gradient is due, as when a circuit acts, and for TorchScript, which cannot save one that is Python.
     if not torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return outputs.clamp(-clip, clip)
+    if _within(outputs, clip):
+        return outputs
     function = _Clipped if torch.compiler.is_compiling() else _WithTangents
     made: Tensor = function.apply(outputs, clip)  # type: ignore[no-untyped-call]
     return made
+
+
+def _within(outputs: Tensor, clip: float) -> bool:
+    """Whether all are known to be in the range: a look that is cheaper than a function of autograd, on a CPU."""
+    if not outputs.is_cpu or not outputs.numel() or transform([outputs]) is not None:
+        return False
+    lowest, highest = outputs.detach().aminmax()
+    return -clip <= lowest.item() and highest.item() <= clip

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
 from papertape import LSTM, NTM, RecurrentCircuit
@@ -71,3 +72,21 @@ def test_a_circuit_whose_classes_have_all_left_the_range_still_learns(circuit):
         losses.append(loss.item())
     assert losses[0] == pytest.approx(torch.tensor(4.0).log().item())  # a guess among equals
     assert losses[-1] < losses[0] - 0.05
+
+
+def test_what_is_in_the_range_costs_no_function_of_autograd():
+    outputs = torch.tensor([-2.0, 2.0], requires_grad=True) * 1
+    assert clipped(outputs, 2.0) is outputs
+    assert clipped(outputs, 1.9) is not outputs
+
+
+def test_nothing_and_what_is_no_number_are_clamped_as_by_torch():
+    assert clipped(torch.empty(0, 3, requires_grad=True), 2.0).shape == (0, 3)
+    outputs = torch.tensor([float("nan"), 3.0], requires_grad=True)
+    assert torch.equal(clipped(outputs, 2.0).isnan(), torch.tensor([True, False]))
+    assert clipped(outputs, 2.0)[1] == 2.0
+
+
+def test_recorded_it_does_not_look_at_values():
+    recorded = make_fx(lambda x: clipped(x, 2.0))(torch.tensor([1.0]))
+    assert torch.equal(recorded(torch.tensor([3.0])), torch.tensor([2.0]))
