@@ -29,11 +29,11 @@ class AttentionState(NamedTuple):
     """Keys and values of the last steps, the latest last."""
 
     keys: Tensor
-    """Not yet rotated, ``[B, H, N, K]``"""
+    """Rotated by their positions, from the first step on, ``[B, H, N, K]``"""
     values: Tensor
     """``[B, H, N, V]``"""
     seen: Tensor
-    """How many of the places at the end are in use, ``[B]``"""
+    """Steps until now, ``[B]``; of the places at the end so many are in use"""
 
 
 class AttentionHeads(NamedTuple):
@@ -86,6 +86,12 @@ class AttentionAccessor(Accessor):
             torch.zeros(batch_size, dtype=torch.int64, device=weight.device),
         )
 
+    def observed(self, heads: AttentionHeads, state: AttentionState) -> dict[str, Tensor]:
+        """See :meth:`Accessor.observed`; keys are as they were before they were rotated."""
+        steps = state.keys.shape[2]
+        places = state.seen.unsqueeze(1) - steps + torch.arange(steps, device=state.keys.device)
+        return super().observed(heads, state._replace(keys=rotated(state.keys, -places.unsqueeze(1))))
+
     def sizes_of(self, state: AttentionState) -> dict[str, int]:
         """The number of steps that are seen."""
         return {"memory_size": state.keys.shape[2]}
@@ -116,22 +122,25 @@ class AttentionAccessor(Accessor):
             parts[name].unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0, 3)
             for name in ("queries", "keys", "values")
         )
+        positions = (state.seen.unsqueeze(1) + torch.arange(steps, device=keys.device)).unsqueeze(1)
+        turned = rotated(torch.cat([queries, keys], dim=1), positions)
         unused = room - most
-        keys = torch.cat([state.keys[:, :, unused:], keys], dim=2)
+        keys = torch.cat([state.keys[:, :, unused:], turned[:, self.num_heads :]], dim=2)
         values = torch.cat([state.values[:, :, unused:], values], dim=2)
         place = torch.arange(most + steps, device=keys.device)
         lag = place[most:, None] - place
         used = place >= most - state.seen.unsqueeze(1)
         visible = (lag >= 0) & (lag < room) & used[:, None, None]
-        scores = rotated(queries, most) @ rotated(keys).mT / math.sqrt(self.key_size)
+        scores = turned[:, : self.num_heads] @ keys.mT / math.sqrt(self.key_size)
         weights = torch.softmax(scores.masked_fill(~visible, -math.inf), dim=-1)
         empty = max(unused - steps, 0)
 
         def last(before: Tensor, words: Tensor) -> Tensor:
+            if steps == 1 and not unused:
+                return words[:, :, 1:]
             return torch.cat([before[:, :, unused - empty : unused], words[:, :, empty - room :]], dim=2)
 
-        seen = (state.seen + steps).clamp(max=room)
-        after = AttentionState(last(state.keys, keys), last(state.values, values), seen)
+        after = AttentionState(last(state.keys, keys), last(state.values, values), state.seen + steps)
         return weights @ values, after, queries, weights
 
 
@@ -139,19 +148,21 @@ def _most_seen(state: AttentionState) -> int:
     """How many places at the end are in use in any sequence; all where that cannot be known without waiting."""
     room = state.keys.shape[2]
     known = state.seen.device.type == "cpu" and transform([state.seen]) is None
-    return int(state.seen.max()) if known else room
+    return min(int(state.seen.max()), room) if known else room
 
 
-def rotated(words: Tensor, first: int = 0) -> Tensor:
+def rotated(words: Tensor, positions: Tensor) -> Tensor:
     """Words ``[…, T, K]`` turned by their positions, by which products of two depend on how far they are apart.
 
     Args:
         words: K is even: element i and element K / 2 + i are a pair that is turned.
-        first: position of the first.
+        positions: whole numbers, ``[…, T]``.
     """
     pairs = words.shape[-1] // 2
-    pace = LONGEST_WAVE ** (-torch.arange(pairs, dtype=words.dtype, device=words.device) / pairs)
-    angle = torch.arange(first, first + words.shape[-2], dtype=words.dtype, device=words.device).unsqueeze(1) * pace
-    cosine, sine = angle.cos(), angle.sin()
+    # Angles of thousands of steps need more digits than words do.
+    exact = torch.float32 if words.device.type == "mps" else torch.float64
+    pace = torch.logspace(0, 1 / pairs - 1, pairs, LONGEST_WAVE, dtype=exact, device=words.device)
+    angle = positions.unsqueeze(-1).to(exact) * pace
+    cosine, sine = angle.cos().to(words.dtype), angle.sin().to(words.dtype)
     one, other = words.chunk(2, dim=-1)
     return torch.cat([one * cosine - other * sine, one * sine + other * cosine], dim=-1)

@@ -115,6 +115,33 @@ def test_it_sees_so_many_steps_and_no_more() -> None:
     assert circuit(inputs, circuit(inputs, longer)[1])[0].isfinite().all()
 
 
+def test_a_key_is_turned_once_and_shown_as_it_was() -> None:
+    torch.manual_seed(0)
+    accessor = AttentionAccessor(5, num_heads=2, key_size=4, value_size=3, memory_size=4).double()
+    state, keys = accessor.initial_state(2), []
+    for hidden in torch.randn(7, 2, 5, dtype=torch.float64):
+        before = state
+        _, state, heads = accessor(hidden, state)
+        torch.testing.assert_close(state.keys[:, :, :-1], before.keys[:, :, 1:], rtol=0, atol=0)
+        keys.append(accessor.interface.parts(accessor.interface(hidden))["keys"].view(2, 2, 4))
+    torch.testing.assert_close(accessor.observed(heads, state)["keys"], torch.stack(keys[3:], dim=2))
+    assert state.seen.tolist() == [7, 7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sequence_without_end_is_as_exact_as_its_beginning(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    accessor = AttentionAccessor(5, num_heads=2, key_size=8, value_size=3, memory_size=6).to(dtype)
+    hidden = torch.randn(12, 2, 5, dtype=dtype)
+    early = accessor.initial_state(2)
+    late = early._replace(seen=early.seen + 10_000_000)
+    for x in hidden:
+        expected, early, _ = accessor(x, early)
+        reads, late, _ = accessor(x, late)
+        if early.seen[0] > 6:  # until then the late one sees zeros
+            torch.testing.assert_close(reads, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_dropout_is_for_training_alone() -> None:
     circuit, inputs = made(dropout=0.5), sequence()
     assert not torch.equal(circuit(inputs)[0], circuit(inputs)[0])
