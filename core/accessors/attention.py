@@ -137,7 +137,7 @@ class AttentionAccessor(Accessor):
 
         def last(before: Tensor, words: Tensor) -> Tensor:
             if steps == 1 and not unused:
-                return words[:, :, 1:]
+                return words[:, :, 1:]  # a view: one place more is kept, and nothing copied
             return torch.cat([before[:, :, unused - empty : unused], words[:, :, empty - room :]], dim=2)
 
         after = AttentionState(last(state.keys, keys), last(state.values, values), state.seen + steps)
