@@ -295,8 +295,10 @@ class LearningAgent(Agent):
 
     def _stops(self) -> bool:
         """Whether any process was asked to stop; all stop at the same step."""
-        self.stop_requested = self.processes.any(self.stop_requested)
-        return self.stop_requested
+        stops = self.processes.any(self.stop_requested)
+        if stops:  # else it is left alone: a signal may have set it meanwhile, for the next step
+            self.stop_requested = True
+        return stops
 
     def test(self) -> dict[str, float]:
         """Metrics and pictures of the test stream, without learning."""

@@ -443,6 +443,22 @@ def test_stops_when_asked_and_goes_on() -> None:
     assert agent.step == 6
 
 
+def test_a_signal_while_processes_agree_is_kept_for_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All answer no before it; this process alone must not stop at this step, nor forget it."""
+    agent = make(steps=6)
+    answers = []
+
+    def agree(flag: bool) -> bool:
+        agent.stop_requested = True
+        answers.append(flag)
+        return flag
+
+    monkeypatch.setattr(agent.processes, "any", agree)
+    agent.fit()
+    assert answers == [False, True]
+    assert agent.step == 1
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [("constant", [0.5, 1.0, 1.0, 1.0]), ("linear", [0.5, 1.0, 1.0, 0.6]), ("cosine", [0.5, 1.0, 1.0, 0.6])],

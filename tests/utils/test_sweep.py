@@ -235,6 +235,26 @@ def test_a_sweep_that_is_cut_off_goes_on(folder: Path, number: signal.Signals) -
     assert "| all | 2 | median |" in out
 
 
+def test_a_signal_while_a_run_is_being_started_stops_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[bool] = []
+
+    class Job:
+        def __init__(self, *arguments: object) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            self.polls = 0
+
+        def ended(self) -> str | None:
+            self.polls += 1
+            return "" if stopped else None if self.polls < 10 else "was not stopped"
+
+        def stop(self, *, at_once: bool) -> None:
+            stopped.append(at_once)
+
+    monkeypatch.setattr(sweep, "Process", Job)
+    assert main(["sweep", "ntm-copy", *SMALL, "seed=1..2", "--jobs", "1"]) == 130
+    assert stopped == [False]
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_is_named_and_the_rest_goes_on(folder: Path) -> None:
     process = start(folder, "ntm-copy", *SMALL, "agent.steps=100000", "seed=1..2", "--jobs", "1", "--sequences", "8")

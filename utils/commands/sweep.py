@@ -424,7 +424,7 @@ class Runner:
             folder = chosen.directory / "jobs"
             self.executor = cluster(arguments.cluster, arguments.cluster_option, folder, arguments.jobs)
         self.running: dict[str, Job] = {}
-        self.stopping = False
+        self.stop_requests = 0
 
     def train_all(self) -> bool:
         """Train what is not done; whether it was asked to stop."""
@@ -438,13 +438,18 @@ class Runner:
         for run in wrong:
             LOGGER.info("%s failed: %s", run.name, run.problem)
         bar = tqdm(total=total, initial=already + len(wrong), unit="run", dynamic_ncols=True, disable=None)
-        with bar, asked_to_stop(self._stop):
-            while (waiting and not self.stopping) or self.running:
-                while waiting and len(self.running) < self.jobs and not self.stopping:
+        passed_on = 0
+        with bar, asked_to_stop(self._ask):
+            while (waiting and not self.stop_requests) or self.running:
+                while waiting and len(self.running) < self.jobs and not self.stop_requests:
                     self._start(waiting.popleft())
                 time.sleep(POLL_SECONDS)
+                # Here and not where the signal arrives, which may be while a run is being started.
+                if passed_on < self.stop_requests:
+                    passed_on = self.stop_requests
+                    self._stop(at_once=passed_on > 1)
                 self._collect(bar)
-        return self.stopping
+        return self.stop_requests > 0
 
     def _is_done(self, run: Run) -> bool:
         summary = read_summary(self.sweep.folder(run))
@@ -473,7 +478,7 @@ class Runner:
             del self.running[name]
             folder = self.sweep.directory / name
             summary = read_summary(folder)
-            if not problem and not (summary and summary.done) and not self.stopping:
+            if not problem and not (summary and summary.done) and not self.stop_requests:
                 problem = "was stopped"
             if problem:
                 replace_text(folder / "problem", problem)
@@ -486,10 +491,12 @@ class Runner:
         bar.set_postfix_str(", ".join(self.running), refresh=False)
         bar.refresh()
 
-    def _stop(self, number: int, frame: object) -> None:
-        """Have the runs save and stop; a second time, end them at once."""
-        for job in self.running.values():
-            job.stop(at_once=self.stopping)
-        if not self.stopping:
+    def _ask(self, number: int, frame: object) -> None:
+        self.stop_requests += 1
+
+    def _stop(self, *, at_once: bool) -> None:
+        """Have the runs save and stop, or end them at once."""
+        if not at_once:
             LOGGER.info("stopping %d runs after their steps; once more to stop at once", len(self.running))
-        self.stopping = True
+        for job in self.running.values():
+            job.stop(at_once=at_once)
