@@ -149,14 +149,6 @@ class _Record:
         """Whether more names change nothing, as in a module."""
         self.size = len(namespace)
 
-    def same(self) -> bool:
-        """Whether nothing was replaced, nor put into a class; quick, for it is asked at every call."""
-        try:
-            unchanged: bool = self.get(self.namespace) == self.values
-        except KeyError:
-            return False
-        return unchanged and (self.grows or self.size == len(self.namespace))
-
     def changed(self) -> str | None:
         """The name of something that is not what was written, or None."""
         added = () if self.grows or self.owner in _TORCH else set(self.namespace) - _ABOUT
@@ -210,9 +202,41 @@ def _ancestry(kind: Any) -> tuple[frozenset[str], tuple[type, ...]]:
     return frozenset(names - {"__init__"}) | {"__getattribute__"}, tuple(strange)
 
 
+class _Records:
+    """All that was written of some classes of layers."""
+
+    def __init__(self, kinds: tuple[type, ...]) -> None:
+        """
+        Args:
+            kinds: the classes.
+        """
+        self.records = _records(kinds)
+        self.ancestries = tuple(map(_ancestry, kinds))
+        self._getters = [(record.get, record.namespace) for record in self.records]
+        self._values = [record.values for record in self.records]
+        self._classes = [record for record in self.records if not record.grows]
+        self._namespaces = [record.namespace for record in self._classes]
+        self._sizes = [record.size for record in self._classes]
+
+    def changed(self) -> str | None:
+        """The name of something that is not what was written, or None; quick, for it is asked at every call."""
+        try:
+            same = [get(namespace) for get, namespace in self._getters] == self._values
+        except KeyError:
+            same = False
+        if same and list(map(len, self._namespaces)) == self._sizes:
+            return None
+        name = next((name for record in self.records if (name := record.changed()) is not None), None)
+        self._sizes = [record.size for record in self._classes]
+        return name
+
+
+_records_of = functools.cache(_Records)
+
+
 @functools.cache
 def _records(kinds: tuple[type, ...]) -> tuple[_Record, ...]:
-    """All that was written of these classes."""
+    """The same, one for each owner."""
     owners: dict[Any, None] = {}
     for kind in kinds:
         for part in kind.__mro__:
@@ -227,19 +251,17 @@ def _records(kinds: tuple[type, ...]) -> tuple[_Record, ...]:
 
 def replaced(layers: Sequence[nn.Module]) -> Skipped | None:
     """Which part of these layers was replaced or has hooks, or None."""
-    kinds: Any = tuple(map(type, layers))
-    for record in _records(kinds):
-        if not record.same() and (name := record.changed()) is not None:
-            return Skipped(f"it would skip the replaced {name}")
+    written = _records_of(tuple(map(type, layers)))
+    name = written.changed()
+    if name is not None:
+        return Skipped(f"it would skip the replaced {name}")
     if _hooks_everywhere():
         return Skipped("it would skip hooks on all modules")
-    for layer in layers:
+    for layer, (names, strange) in zip(layers, written.ancestries, strict=True):
         own = vars(layer)
         if _hooks_of(own):
             return Skipped(f"it would skip hooks of {type(layer).__name__}")
-        kind: Any = type(layer)
-        names, strange = _ancestry(kind)
-        if not own.keys().isdisjoint(names):
+        if not names.isdisjoint(own):
             name = next(name for name in names if name in own)
             return Skipped(f"it would skip the {name} put into this {type(layer).__name__}")
         for other in strange:
@@ -251,7 +273,7 @@ def replaced(layers: Sequence[nn.Module]) -> Skipped | None:
 
 def as_written(kinds: tuple[type, ...]) -> bool:
     """Whether nothing of what was written of these classes was replaced."""
-    return all(record.same() or record.changed() is None for record in _records(kinds))
+    return _records_of(kinds).changed() is None
 
 
 def other_constants() -> Skipped | None:

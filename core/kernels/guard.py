@@ -141,6 +141,8 @@ class Known:
         """What :mod:`.trial` found out about such a circuit, by way, type and device."""
         self.steps: dict[Any, Any] = {}
         """What the native backend found out about single steps, by shape and type of their inputs."""
+        self.problems: dict[Any, Any] = {}
+        """What it tells its library of sequences, by their sizes."""
         owners = [cast("nn.Module", circuit), *controller.modules(), *accessor.modules()]
         self._children = [(owner._modules, dict(owner._modules)) for owner in owners]
         self._options = []

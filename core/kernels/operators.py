@@ -17,7 +17,13 @@ _LIBRARY = Library("papertape", "FRAGMENT")
 
 
 def operator(
-    schema: str, device: str, kernel: Callable[..., Any], fake: Callable[..., Any], autograd: Any = None
+    schema: str,
+    device: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    autograd: Any = None,
+    *,
+    on_memory: bool = False,
 ) -> Callable[..., Any]:
     """Register an operator ``papertape::name``; under ``torch.func.vmap`` it runs for one member after another.
 
@@ -27,6 +33,8 @@ def operator(
         kernel: what it does; must not return what it was given, nor views of one tensor twice.
         fake: results of the same shapes, without values, for tensors without values.
         autograd: the same as the kernel, differentiable; None where it has no gradient.
+        on_memory: whether callers give it tensors in memory alone, and want no gradient. Then the kernel is called as
+            it is while torch does not watch, which saves the way through its dispatcher.
 
     Returns:
         What calls it.
@@ -46,7 +54,22 @@ def operator(
         return [torch.stack(parts) for parts in zip(*made, strict=True)], [0 for _ in made[0]]
 
     register_vmap(f"papertape::{name}", each_member, lib=_LIBRARY)
-    return registered
+    if not on_memory:
+        return registered
+
+    def call(*arguments: Any) -> Any:
+        return registered(*arguments) if _watched() else kernel(*arguments)
+
+    return call
+
+
+def _watched() -> bool:
+    """Whether operations are seen one by one: by a mode, a transform of torch.func or a profiler."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined,unused-ignore]
+        or torch.autograd._profiler_enabled()  # type: ignore[attr-defined,unused-ignore]
+    )
 
 
 def _member(argument: Any, dim: Any, index: int) -> Any:

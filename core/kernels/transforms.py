@@ -65,8 +65,11 @@ def in_memory(tensor: Tensor) -> bool:
 
 
 def _forward_mode() -> bool:
-    """Whether some tensor may have a tangent: torch does not say, but makes one only within ``dual_level``."""
-    try:
+    """Whether some tensor may have a tangent: torch makes one only within ``dual_level``."""
+    level: int | None = getattr(forward_ad, "_current_level", None)
+    if level is not None:
+        return level >= 0
+    try:  # a torch that does not say
         forward_ad.make_dual(_ONE, _ONE)
     except RuntimeError:
         return False

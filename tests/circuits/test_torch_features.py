@@ -270,10 +270,9 @@ def test_gradients_within_a_transform_of_something_else(name: str) -> None:
 
 def test_a_sequence_is_one_operation_with_a_shape_to_fake_tensors() -> None:
     """Whoever calls the operators themselves: torch's own checks of schema, shapes and registration."""
-    from papertape.core.kernels.native.nearest import _nearest
-
     memory, keys = torch.rand(2, 9, 3), torch.rand(2, 4, 3)
-    torch.library.opcheck(_nearest, (memory, memory.norm(dim=-1), keys, keys.norm(dim=-1), 2))
+    nearest = torch.ops.papertape.native_nearest.default
+    torch.library.opcheck(nearest, (memory, memory.norm(dim=-1), keys, keys.norm(dim=-1), 2))
 
 
 # ---- what is loaded ----------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ batch and other members of a population are never affected.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ from .. import eager, guard, trial
 from ..formulas import Skipped, hooked, replaced
 from . import library
 from .delta import delta_rule
-from .library import CONTROLLERS, GIVEN, RELU_RNN
+from .library import CONTROLLERS, GIVEN, RELU_RNN, Problem
 from .nearest import nearest
 from .sequence import Layer, State, Weights, make_problem, run_sequence
 from .sequence import run_population as run_members
@@ -64,6 +65,8 @@ RULES: dict[str, guard.Options] = {"delta": guard.DELTA}
 
 MOST_STEPS = 8
 """Shapes of single steps that are remembered of a circuit, each with its scratch space."""
+MOST_PROBLEMS = 64
+"""Sizes of sequences that are remembered of a circuit."""
 
 UNDERSTOOD_CONTROLLERS = dict.fromkeys(CONTROLLERS, guard.CONTROLLER)
 UNDERSTOOD_CONTROLLERS["rnn"] = guard.CONTROLLER | {"nonlinearity": ("tanh", "relu")}
@@ -97,8 +100,15 @@ def _parts(circuit: CircuitView) -> dict[str, int]:
 
 
 def _unknown_part(circuit: CircuitView) -> str | None:
-    for name in _parts(circuit):
-        if name not in library.PARTS:
+    accessor: Any = circuit.accessor
+    return _unknown(tuple(accessor.interface.sizes))
+
+
+@functools.cache
+def _unknown(names: tuple[str, ...]) -> str | None:
+    """Why the library does not know an interface vector with these parts, or None."""
+    for name in names:
+        if NAMES.get(name, name) not in library.PARTS:
             return f"it does not know the part {name!r} of the interface vector"
     return None
 
@@ -176,12 +186,26 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
         return eager.run_steps(circuit, inputs, state._replace(accessor=begun))
     if not circuit.read_feedback:
         return _run_memory(circuit, inputs, state)
-    weights = _own_weights(_known(circuit))
+    known = _known(circuit)
+    weights = _own_weights(known)
     given, next_state = _of_accessor(circuit, inputs, state)
-    problem = make_problem(inputs, weights, state.accessor.memory, **_options(circuit))
+    problem = _problem(circuit, known, inputs, weights, state.accessor.memory)
     features, last = run_sequence(_accessor_name(circuit), problem, inputs, weights, _state(state, given))
     carried = (part for part in (last.hidden, last.cell) if part is not None)
     return features, CircuitState(type(state.controller)(*carried), next_state(last.leaves), last.reads)
+
+
+def _problem(circuit: CircuitView, known: guard.Known, inputs: Tensor, weights: Weights, memory: Tensor) -> Problem:
+    """What the library is told of a sequence; put together once for each size, for that takes time, too."""
+    accessor: Any = circuit.accessor
+    own = (*accessor.interface.sizes.items(), *_constants())
+    key = (inputs.shape, memory.shape, torch.get_num_threads(), *own)
+    if key not in known.problems:
+        if len(known.problems) >= MOST_PROBLEMS:
+            known.problems.clear()
+        known.problems[key] = make_problem(inputs, weights, memory, **_options(circuit))
+    kept: Problem = known.problems[key]
+    return Problem.from_buffer_copy(kept)
 
 
 def _of_accessor(
@@ -303,10 +327,7 @@ def _memory_options(circuit: CircuitView) -> dict[str, Any]:
     options = {
         "reads": accessor.read_shape(accessor)[0],
         "places": library.places(*_parts(circuit).items()),
-        "norm_epsilon": addressing.NORM_EPSILON,
-        "usage_epsilon": addressing.USAGE_EPSILON,
-        "sharpen_epsilon": addressing.SHARPEN_EPSILON,
-        "mask_min": interface.MASK_MIN,
+        **dict(zip(("norm_epsilon", "usage_epsilon", "sharpen_epsilon", "mask_min"), _constants(), strict=True)),
     }
     if accessor.kind in ("stack", "soft-tape"):
         return options | {"keep_every": 1}
@@ -319,6 +340,11 @@ def _memory_options(circuit: CircuitView) -> dict[str, Any]:
         "link_sharpening": accessor.link_sharpening,
         "usage_gradient": accessor.usage_gradient,
     }
+
+
+def _constants() -> tuple[float, ...]:
+    """Of the equations, as they are now."""
+    return addressing.NORM_EPSILON, addressing.USAGE_EPSILON, addressing.SHARPEN_EPSILON, interface.MASK_MIN
 
 
 def _state(state: CircuitState, of_accessor: tuple[Tensor, ...]) -> State:

@@ -79,4 +79,5 @@ _nearest = operator(
     "CPU",
     _search,
     _empty_slots,
+    on_memory=True,
 )

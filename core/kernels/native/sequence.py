@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,6 +20,10 @@ from .library import Problem, Tensors
 
 BLOCK = 8
 """Rows of the batch that go through the sequence together; enough for the products, few enough for the cache."""
+
+
+KEPT = 256
+"""Problems of which sizes and shapes are remembered."""
 
 
 def keep_every(slots: int) -> int:
@@ -166,9 +171,16 @@ def _library() -> ctypes.CDLL:
     return loaded
 
 
+@functools.lru_cache(maxsize=KEPT)
 def _problem(text: str) -> Problem:
-    """A problem from the text that operators take: its bytes."""
+    """A problem from the text that operators take, its bytes; not to be changed."""
     return Problem.from_buffer_copy(bytes.fromhex(text))
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _sizes(loaded: ctypes.CDLL, accessor: str, text: str, dtype: torch.dtype) -> tuple[int, int]:
+    """Elements of the records, and of the saved memories and links."""
+    return library.sizes(loaded, accessor, _problem(text), dtype)
 
 
 def _tensors(workspace: Tensor, record_size: int) -> Tensors:
@@ -196,11 +208,11 @@ class _Room(NamedTuple):
     record_size: int
 
     @classmethod
-    def make(cls, accessor: str, problem: Problem, arguments: Sequence[Tensor | None]) -> _Room:
-        inputs = arguments[0]
+    def make(cls, accessor: str, text: str, arguments: Sequence[Tensor | None]) -> _Room:
+        problem, inputs = _problem(text), arguments[0]
         assert inputs is not None
         features = inputs.new_empty(problem.steps + 1, problem.batch, problem.hidden + problem.reads * problem.word)
-        record_size, saved_size = library.sizes(_library(), accessor, problem, inputs.dtype)
+        record_size, saved_size = _sizes(_library(), accessor, text, inputs.dtype)
         # One block, not two: what malloc gave and got back in one piece it keeps for the next call.
         workspace = inputs.new_empty(record_size + saved_size)
         state = (*arguments[3 : len(_ARGUMENTS)], *arguments[_layers_end(problem) :])
@@ -213,14 +225,14 @@ class _Room(NamedTuple):
 
 def _empty(accessor: str, text: str, arguments: Sequence[Tensor | None]) -> list[Tensor]:
     """Room for what a forward pass leaves; see :class:`_Room`."""
-    return _Room.make(accessor, _problem(text), [_plain(t) for t in arguments]).results()
+    return _Room.make(accessor, text, [_plain(t) for t in arguments]).results()
 
 
 def _run_forward(accessor: str, text: str, arguments: Sequence[Tensor | None]) -> list[Tensor]:
     """Run a sequence; features ``[T + 1, B, F]``, the workspace, and the last state."""
     problem = _problem(text)
     given = [_plain(t) for t in arguments]
-    room = _Room.make(accessor, problem, given)
+    room = _Room.make(accessor, text, given)
     end = _layers_end(problem)
     x = _tensors(room.workspace, room.record_size)
     carried = given[3 : len(_ARGUMENTS)]
@@ -235,9 +247,10 @@ def _run_forward(accessor: str, text: str, arguments: Sequence[Tensor | None]) -
     return room.results()
 
 
-def _shapes(accessor: str, problem: Problem) -> list[tuple[int, ...]]:
+@functools.lru_cache(maxsize=KEPT)
+def _shapes(accessor: str, text: str) -> tuple[tuple[int, ...], ...]:
     """Of all that a sequence takes, in order."""
-    p = problem
+    p = _problem(text)
     # What the library tells apart further, by other numbers, has one block of rows.
     blocks = {library.CONTROLLERS[kind]: count for kind, count in GATES.items()}
     gates = blocks.get(p.controller, 1) * p.hidden
@@ -252,14 +265,14 @@ def _shapes(accessor: str, problem: Problem) -> list[tuple[int, ...]]:
         "stack": (own,),
         "soft_tape": (own, (p.steps, p.batch)),
     }
-    return [
+    return (
         (p.steps, p.batch, p.inputs),
         *((p.interface, p.hidden), (p.interface,)),
         *(carried, carried, (p.batch, p.reads, p.word)),
         *((gates, p.inputs + p.reads * p.word), *layer[1:]),
         *(layer * (p.layers - 1)),
         *leaves[accessor],
-    ]
+    )
 
 
 def _empty_gradients(
@@ -268,7 +281,7 @@ def _empty_gradients(
     """Room for the gradients of the arguments that want one."""
     features = saved[-2]
     assert features is not None
-    shapes = _shapes(accessor, _problem(text))
+    shapes = _shapes(accessor, text)
     return [features.new_empty(shape) for shape, want in zip(shapes, wanted, strict=True) if want]
 
 
@@ -286,7 +299,7 @@ def _run_backward(
     given = [next(remaining) if want else None for want in wanted]
     end = _layers_end(problem)
     loaded = _library()
-    x = _tensors(workspace, library.sizes(loaded, accessor, problem, features.dtype)[0])
+    x = _tensors(workspace, _sizes(loaded, accessor, text, features.dtype)[0])
     x.give(inputs=inputs, interface_weight=interface_weight, features=features)
     x.give_layers("layers", layers)
     x.give(d_features=d_features, d_last_hidden=d_last_hidden, d_last_cell=d_last_cell, d_last_reads=d_last_reads)
@@ -315,7 +328,7 @@ def _run_population(accessor: str, text: str, tensors: Sequence[Tensor | None]) 
     answers = _empty_answers(accessor, text, tensors)
     two_steps = inputs.new_empty(2, problem.batch, output_weight.shape[2])
     loaded = _library()
-    record_size, saved_size = library.sizes(loaded, accessor, problem, inputs.dtype)
+    record_size, saved_size = _sizes(loaded, accessor, text, inputs.dtype)
     workspace = inputs.new_empty(record_size + saved_size)
     x = _tensors(workspace, record_size)
     x.give(inputs=inputs, interface_weight=interface_weight, interface_bias=interface_bias)
@@ -346,13 +359,18 @@ def _empty_sequence(accessor: str, text: str, arguments: Sequence[Tensor | None]
 
 
 _forward = operator(
-    "native_forward(str accessor, str problem, Tensor?[] arguments) -> Tensor[]", "CPU", _run_forward, _empty
+    "native_forward(str accessor, str problem, Tensor?[] arguments) -> Tensor[]",
+    "CPU",
+    _run_forward,
+    _empty,
+    on_memory=True,
 )
 _backward = operator(
     "native_backward(str accessor, str problem, bool[] wanted, Tensor?[] saved, Tensor?[] gradients) -> Tensor[]",
     "CPU",
     _run_backward,
     _empty_gradients,
+    on_memory=True,
 )
 _GRADIENTS = [f"d_{index}" for index in range(4 + library.MOST_LEAVES)]
 """Names of the gradients of features, hidden vectors, cell, words read, and leaves."""
@@ -404,7 +422,7 @@ class _Sequence(torch.autograd.Function):
         if all(d is None or in_memory(d) for d in gradients):
             made = iter(_backward(*about, gradients))
         else:
-            every = _shapes(ctx.accessor, _problem(ctx.text))
+            every = _shapes(ctx.accessor, ctx.text)
             shapes = [shape for shape, want in zip(every, wanted, strict=True) if want]
             flat = _flat_backward(*about, *gradients, *(None,) * (len(_GRADIENTS) - len(gradients)))
             made = iter(
