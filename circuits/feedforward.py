@@ -38,7 +38,9 @@ class FeedForwardCircuit(Circuit):
         default=0.0, description="subtracted from every input, which is then divided by input_std"
     )
     input_std: float = Field(default=1.0, gt=0, description="see input_mean")
-
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of what each hidden layer gives that training sets to 0"
+    )
     zero_outputs: bool = Field(
         default=False,
         description="whether the last layer starts with zeros, so that a linear policy begins by doing nothing",
@@ -108,9 +110,12 @@ class FeedForwardCircuit(Circuit):
     def _passed_on(self, made: Tensor, got: Tensor, layer: int) -> Tensor:
         """What a layer gives to the next: what it made, added to what it got where it is residual."""
         made = self._activate(made)
-        if layer not in self.residual:
-            return made
-        return got + (made - 0.5 if self.activation == "sigmoid" else made)  # so that zero weights add nothing
+        residual = layer in self.residual
+        if residual and self.activation == "sigmoid":
+            made = made - 0.5  # so that zero weights add nothing
+        if self.dropout and self.training:
+            made = nn.functional.dropout(made, self.dropout)
+        return got + made if residual else made
 
     def initial_state(self, batch_size: int) -> FeedForwardCircuitState:
         """Nothing."""

@@ -40,6 +40,20 @@ def test_inputs_are_standardised_for_one_and_for_many():
     torch.testing.assert_close(circuit.run_population(stacks, inputs)[:, 0], expected)
 
 
+def test_dropout_in_training_alone_and_in_expectation_nothing():
+    torch.manual_seed(0)
+    circuit = FeedForwardCircuit(4, 3, hidden_sizes=[64], dropout=0.25)
+    x = torch.randn(1, 1, 4)
+    hidden = circuit.layers[0](x).tanh()
+    outputs = circuit(x.expand(1, 20_000, 4))[0][0]
+    assert len(outputs.unique(dim=0)) > 1_000
+    torch.testing.assert_close(outputs.mean(0), circuit.layers[1](hidden)[0, 0], atol=0.02, rtol=0)
+    spread = ((hidden[0, 0] * circuit.layers[1].weight) ** 2).sum(1) * 0.25 / 0.75
+    torch.testing.assert_close(outputs.var(0), spread, atol=0, rtol=0.1)
+    circuit.eval()
+    assert torch.equal(circuit(x)[0], circuit.layers[1](hidden))
+
+
 def test_batch_first_and_trace():
     circuit = FeedForwardCircuit(4, 3, batch_first=True)
     outputs, _, trace = circuit(torch.randn(2, 5, 4), trace=True)
@@ -57,6 +71,7 @@ def test_learns_by_backprop_as_well():
     ("values", "message"),
     [
         ({"hidden_sizes": [0]}, "hidden_sizes.0: got 0"),
+        ({"dropout": 1.0}, "dropout: got 1"),
         ({"hidden_sizes": [4, True]}, "hidden_sizes.1: got True"),
         ({"activation": "step"}, "activation: got 'step'; allowed: 'tanh', 'relu', 'sigmoid' or 'gelu'"),
         ({"input_std": 0.0}, "input_std: got 0.0; allowed: greater than 0"),
