@@ -69,6 +69,7 @@ class Problem(ctypes.Structure):
                 *("steps", "batch", "inputs", "hidden", "layers", "slots", "word", "reads", "writes", "interface"),
                 *("outputs", "controller", "threads", "members", "training", "keep_every", "block"),
                 *("shift_range", "squash", "masked_content", "memory_wipe", "link_sharpening", "usage_gradient"),
+                *("given_columns", "last_columns"),
             )
         ),
         ("places", Places),

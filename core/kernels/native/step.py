@@ -22,6 +22,11 @@ from .sequence import Weights, make_problem
 if TYPE_CHECKING:
     from ..circuit_view import CircuitView
 
+WHOLE = 16
+"""Slots that fill whole vectors in every instruction set and type."""
+LARGE = 2**15
+"""Elements of a memory which take longer to be turned into columns and back than a step takes to look for columns."""
+
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
 _COUNT = ctypes.sizeof(Tensors) // _POINTER
 _Addresses = ctypes.c_void_p * _COUNT
@@ -76,9 +81,16 @@ class Step:
         self.kinds = type(state), type(state.controller), type(state.accessor)
         self.shapes = [tensor.shape for tensor in (x, state.reads, *state.controller, *state.accessor)]
         self.carried = len(state.controller)
-        self.problem = make_problem(x.unsqueeze(0), weights, state.accessor.memory, **options)
+        memory = state.accessor.memory
+        self.in_columns = circuit.accessor.kind != "stack" and memory.shape[1] % WHOLE == 0 and memory.numel() >= LARGE
+        """Whether the memory is left as the library works on it, ``[B, W, N]``, and seen as ``[B, N, W]``."""
+        self.problem = make_problem(x.unsqueeze(0), weights, memory, **options)
         # The same measure as for sums of gradients in source/sequence.h.
         self.problem.threads = min(self.threads, 1 + x.shape[0] * sum(map(Tensor.numel, known.parameters())) // 2**22)
+        self.problem.last_columns = self.in_columns
+        self.going_on = library.Problem.from_buffer_copy(self.problem)
+        """The same with a memory that a step has left."""
+        self.going_on.given_columns = self.in_columns
         self.features = 2, x.shape[0], self.problem.hidden + state.reads[0].numel()
         self.record_size, saved_size = library.sizes(loaded, circuit.accessor.kind, self.problem, x.dtype)
         self.workspace_size = self.record_size + saved_size
@@ -122,10 +134,14 @@ class Step:
         """Features ``[B, F]`` and the next state."""
         x, reads = x.contiguous(), state.reads.contiguous()
         controller = [part.contiguous() for part in state.controller]
-        leaves = [leaf.contiguous() for leaf in state.accessor]
+        memory = state.accessor[0]
+        goes_on = self.in_columns and memory.mT.is_contiguous()
+        leaves = [leaf if goes_on and leaf is memory else leaf.contiguous() for leaf in state.accessor]
         features, next_reads = x.new_empty(self.features), torch.empty_like(reads)
         next_controller = [torch.empty_like(part) for part in controller]
         next_leaves = [torch.empty_like(leaf) for leaf in leaves]
+        if self.in_columns and not goes_on:
+            next_leaves[0] = torch.empty_like(memory.mT, memory_format=torch.contiguous_format).mT
         try:
             workspace = self.workspaces.pop()
         except IndexError:
@@ -143,7 +159,8 @@ class Step:
             tensors[_LAST_STATE + index] = next_leaf.data_ptr()
         tensors[_RECORDS] = records = workspace.data_ptr()
         tensors[_SAVED] = records + self.record_size * x.element_size()
-        if self.function(ctypes.byref(self.problem), ctypes.byref(tensors)):
+        problem = self.going_on if goes_on else self.problem
+        if self.function(ctypes.byref(problem), ctypes.byref(tensors)):
             raise MemoryError("native backend: no memory for the scratch space of a step")
         if not self.workspaces:
             self.workspaces.append(workspace)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +44,17 @@ CIRCUITS: dict[str, Callable[..., Circuit]] = {
     ),
 }
 each_circuit = pytest.mark.parametrize("build", CIRCUITS.values(), ids=CIRCUITS.keys())
+
+
+@pytest.fixture(params=["rows", "columns"])
+def memories(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a step leaves a memory of 16 or 32 slots: large ones stay as the library works on them."""
+    if request.param == "columns":
+        monkeypatch.setattr(sys.modules[Step.__module__], "LARGE", 0)
+    return str(request.param)
+
+
+either_memory = pytest.mark.usefixtures("memories")
 
 
 @pytest.fixture
@@ -88,6 +101,7 @@ def assert_like_eager(circuit: Circuit, inputs: Tensor, state: Any = None) -> No
         )
 
 
+@either_memory
 @each_circuit
 @pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward"])
 @pytest.mark.parametrize("layers", [1, 2])
@@ -104,6 +118,7 @@ def test_steps_are_those_of_eager(
     assert circuit.chosen_backend == "native"
 
 
+@either_memory
 @pytest.mark.parametrize("name", library.INSTRUCTION_SETS)
 @pytest.mark.parametrize("batch", [1, 4, 7])
 @each_circuit
@@ -123,6 +138,7 @@ def test_every_instruction_set(
     assert len(steps) == 4
 
 
+@either_memory
 @each_circuit
 def test_steps_are_those_of_a_sequence(build: Callable[..., Circuit], steps: list[Any]) -> None:
     torch.manual_seed(0)
@@ -135,6 +151,7 @@ def test_steps_are_those_of_a_sequence(build: Callable[..., Circuit], steps: lis
     assert len(steps) == 7
 
 
+@either_memory
 @each_circuit
 def test_the_state_is_left_as_it_was(build: Callable[..., Circuit], steps: list[Any]) -> None:
     torch.manual_seed(0)
@@ -300,6 +317,34 @@ def test_other_batches_memories_and_layouts(steps: list[Any]) -> None:
         )
         assert_like_eager(circuit, x[None], state)
     assert len(steps) == 13
+
+
+@pytest.mark.parametrize("name", ["ntm-heads", "dnc-improved"])
+def test_a_memory_in_columns_goes_wherever_one_in_rows_does(
+    name: str, memories: str, steps: list[Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    circuit, inputs = CIRCUITS[name](dtype=torch.float64), torch.randn(5, 3, INPUTS, dtype=torch.float64)
+    with torch.no_grad():
+        _, state = circuit.step(inputs[0])
+        _, state = circuit.step(inputs[1], state)
+        assert state.accessor.memory.is_contiguous() == (memories == "rows")
+        expected = acted(circuit, inputs, state)
+        in_rows = map_state(lambda leaf: leaf.contiguous(), state)
+        torch.save(list(leaves(state)), tmp_path / "state.pt")
+        saved = iter(torch.load(tmp_path / "state.pt", weights_only=True))
+        for other in (in_rows, map_state(Tensor.clone, state), map_state(lambda leaf: next(saved), state)):
+            assert all(map(torch.equal, acted(circuit, inputs, other), expected))
+        some = acted(circuit, inputs[:, [2, 0]], map_state(lambda leaf: leaf[[2, 0]], state))
+        outputs, last = circuit(inputs, state)
+        circuit.backend = "eager"
+        as_written = acted(circuit, inputs, state)
+    for part, whole in zip(some, expected, strict=True):
+        torch.testing.assert_close(part, whole[:, [2, 0]] if part is some[0] else whole[[2, 0]], rtol=0, atol=1e-12)
+    for found in ([outputs, *leaves(last)], as_written):
+        for part, reference in zip(found, expected, strict=True):
+            torch.testing.assert_close(part, reference, rtol=0, atol=1e-10)
+    assert len(steps) == 2 + 4 * 5 + 5
 
 
 def test_many_batches_are_not_all_remembered(steps: list[Any]) -> None:

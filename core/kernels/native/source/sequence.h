@@ -32,6 +32,7 @@ struct Problem {
     int64_t keep_every;  // steps between two stored memories; those between are computed again
     int64_t block;       // rows of the batch that go through the sequence together
     int64_t shift_range, squash, masked_content, memory_wipe, link_sharpening, usage_gradient;
+    int64_t given_columns, last_columns;  // a single step reads, leaves the memory in the state: [B, word, slots]
     Places places;
     double clip, norm_epsilon, usage_epsilon, sharpen_epsilon, mask_min;
 
