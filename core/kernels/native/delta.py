@@ -80,23 +80,33 @@ def _call(direction: str, problem: Delta, *tensors: Tensor | None) -> None:
 
 
 def _room(text: str, vectors: Tensor, log_decay: Tensor | None, memory: Tensor, training: bool) -> list[Tensor]:
-    """Room for words read ``[T, B, H, V]``, the last memory, and memories for the way back."""
+    """Room for words read ``[T, B, H, V]``, the last memory, and for the way back memories and what rules changed."""
     problem = _read(text)
+    each = (problem.steps, problem.batch, problem.heads)
     count = -(-problem.steps // problem.every) if training else 0
-    reads = vectors.new_empty(problem.steps, problem.batch, problem.heads, problem.value)
-    return [reads, torch.empty_like(memory), memory.new_empty(count, *memory.shape)]
+    saved, changes = (
+        memory.new_empty(count, *memory.shape),
+        memory.new_empty(*each, problem.rules * training, problem.value),
+    )
+    return [vectors.new_empty(*each, problem.value), torch.empty_like(memory), saved, changes]
 
 
 def _run_forward(text: str, vectors: Tensor, log_decay: Tensor | None, memory: Tensor, training: bool) -> list[Tensor]:
     vectors, memory = vectors.contiguous(), memory.contiguous()
     log_decay = None if log_decay is None else log_decay.contiguous()
-    reads, last, saved = _room(text, vectors, log_decay, memory, training)
-    _call("forward", _read(text), vectors, log_decay, memory, reads, saved if training else None, last)
-    return [reads, last, saved]
+    reads, last, *kept = made = _room(text, vectors, log_decay, memory, training)
+    _call("forward", _read(text), vectors, log_decay, memory, reads, *(kept if training else (None, None)), last)
+    return made
 
 
 def _gradients(
-    text: str, vectors: Tensor, log_decay: Tensor | None, saved: Tensor, d_reads: Tensor, d_last: Tensor
+    text: str,
+    vectors: Tensor,
+    log_decay: Tensor | None,
+    saved: Tensor,
+    changes: Tensor,
+    d_reads: Tensor,
+    d_last: Tensor,
 ) -> list[Tensor]:
     """Room for the gradients of vectors, decay (empty without) and memory."""
     # The part of the decay is not among what the library writes.
@@ -105,14 +115,21 @@ def _gradients(
 
 
 def _run_backward(
-    text: str, vectors: Tensor, log_decay: Tensor | None, saved: Tensor, d_reads: Tensor, d_last: Tensor
+    text: str,
+    vectors: Tensor,
+    log_decay: Tensor | None,
+    saved: Tensor,
+    changes: Tensor,
+    d_reads: Tensor,
+    d_last: Tensor,
 ) -> list[Tensor]:
-    vectors, saved, d_reads, d_last = (part.contiguous() for part in (vectors, saved, d_reads, d_last))
+    given = vectors, saved, changes, d_reads, d_last
+    vectors, saved, changes, d_reads, d_last = (part.contiguous() for part in given)
     log_decay = None if log_decay is None else log_decay.contiguous()
-    made = _gradients(text, vectors, log_decay, saved, d_reads, d_last)
+    made = _gradients(text, vectors, log_decay, saved, changes, d_reads, d_last)
     d_vectors, d_log_decay, d_first = made
     of_decay = None if log_decay is None else d_log_decay
-    _call("backward", _read(text), vectors, log_decay, saved, d_reads, d_last, d_vectors, of_decay, d_first)
+    _call("backward", _read(text), vectors, log_decay, saved, changes, d_reads, d_last, d_vectors, of_decay, d_first)
     return made
 
 
@@ -123,8 +140,8 @@ _forward = operator(
     _room,
 )
 _backward = operator(
-    "native_delta_backward(str problem, Tensor vectors, Tensor? log_decay, Tensor saved, Tensor d_reads, "
-    "Tensor d_last) -> Tensor[]",
+    "native_delta_backward(str problem, Tensor vectors, Tensor? log_decay, Tensor saved, Tensor changes, "
+    "Tensor d_reads, Tensor d_last) -> Tensor[]",
     "CPU",
     _run_backward,
     _gradients,
@@ -134,14 +151,14 @@ _backward = operator(
 class _DeltaRule(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, text: str, vectors: Tensor, log_decay: Tensor | None, memory: Tensor) -> tuple[Tensor, ...]:
-        reads, last, saved = _forward(text, vectors, log_decay, memory, any(ctx.needs_input_grad))
+        reads, last, *kept = _forward(text, vectors, log_decay, memory, any(ctx.needs_input_grad))
         ctx.text = text
-        ctx.save_for_backward(vectors, log_decay, saved)
+        ctx.save_for_backward(vectors, log_decay, *kept)
         return reads, last
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_reads: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
-        vectors, log_decay, saved = ctx.saved_tensors
-        d_vectors, d_log_decay, d_memory = _backward(ctx.text, vectors, log_decay, saved, d_reads, d_last)
+        vectors, log_decay, *kept = ctx.saved_tensors
+        d_vectors, d_log_decay, d_memory = _backward(ctx.text, vectors, log_decay, *kept, d_reads, d_last)
         return None, d_vectors, None if log_decay is None else d_log_decay, d_memory

@@ -53,16 +53,16 @@ LOOKUP(float64, double)
 
 #define DELTA(NAME, TYPE)                                                                                            \
     EXPORT int delta_##NAME##_forward(const native::Delta* p, const TYPE* vectors, const TYPE* log_decay,            \
-                                      const TYPE* first, TYPE* reads, TYPE* saved, TYPE* last) {                     \
+                                      const TYPE* first, TYPE* reads, TYPE* saved, TYPE* changes, TYPE* last) {      \
         return native::status(                                                                                       \
-            [&] { native::delta_forward<TYPE>(*p, vectors, log_decay, first, reads, saved, last); });                \
+            [&] { native::delta_forward<TYPE>(*p, vectors, log_decay, first, reads, saved, changes, last); });       \
     }                                                                                                                \
     EXPORT int delta_##NAME##_backward(const native::Delta* p, const TYPE* vectors, const TYPE* log_decay,           \
-                                       const TYPE* saved, const TYPE* d_reads, const TYPE* d_last, TYPE* d_vectors,  \
-                                       TYPE* d_log_decay, TYPE* d_first) {                                           \
+                                       const TYPE* saved, const TYPE* changes, const TYPE* d_reads,                  \
+                                       const TYPE* d_last, TYPE* d_vectors, TYPE* d_log_decay, TYPE* d_first) {      \
         return native::status([&] {                                                                                  \
-            native::delta_backward<TYPE>(*p, vectors, log_decay, saved, d_reads, d_last, d_vectors, d_log_decay,     \
-                                         d_first);                                                                   \
+            native::delta_backward<TYPE>(*p, vectors, log_decay, saved, changes, d_reads, d_last, d_vectors,         \
+                                         d_log_decay, d_first);                                                      \
         });                                                                                                          \
     }
 

@@ -129,13 +129,6 @@ inline void prefer_large_pages(void* start, int64_t bytes) {
 #endif
 }
 
-// Asks for what will soon be needed, unless it would push what is needed now out of the cache.
-template <bool TO_WRITE, class T> inline void prefetch(const T* start, int64_t count) {
-    if (count * (int64_t)sizeof(T) > 16384) return;
-    asm volatile("");  // GCC drops calls of functions that do nothing but prefetch
-    for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(start + i, TO_WRITE);
-}
-
 // What every step leaves: gates, cell state and hidden vector of each layer, activated interface vector and the
 // accessor's own part, for each row of the batch. Record s holds what step s - 1 made, record 0 the first state.
 // The last layer's hidden vector is among the features.

@@ -77,6 +77,16 @@ template <class T> inline Vec<T> lane_numbers() {
     return v;
 }
 
+// Asks for what will soon be needed, unless it would push what is needed now out of the cache.
+template <bool TO_WRITE, class T> inline void prefetch(const T* start, int64_t count) {
+    if (count * (int64_t)sizeof(T) > 16384) return;
+    asm volatile("");  // GCC drops calls of functions that do nothing but prefetch
+    for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(start + i, TO_WRITE);
+}
+
+// A loop of LANES rounds at most: what GCC leaves as a loop keeps its vectors in memory.
+#define UNROLLED _Pragma("GCC unroll 16")
+
 // ---- a sweep over n values that need not fill the last vector ----
 template <class T> struct Whole {
     Vec<T> load(const T* p) const { return native::load(p); }
@@ -97,6 +107,18 @@ template <> inline Vec<float> Part<float>::load(const float* p) const {
 }
 template <> inline void Part<float>::store(float* p, Vec<float> v) const {
     _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
+}
+#elif defined(__AVX2__)
+// The mask of the first `count` lanes: that many ones before zeros.
+inline __m256i first_lanes(int count) {
+    static const int32_t ones_and_zeros[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return _mm256_loadu_si256((const __m256i*)(ones_and_zeros + 8 - count));
+}
+template <> inline Vec<float> Part<float>::load(const float* p) const {
+    return (Vec<float>)_mm256_maskload_ps(p, first_lanes(count));
+}
+template <> inline void Part<float>::store(float* p, Vec<float> v) const {
+    _mm256_maskstore_ps(p, first_lanes(count), (__m256)v);
 }
 #endif
 template <class T, class F> inline void sweep(int n, F&& body) {
@@ -209,7 +231,7 @@ template <class T, int HALF, int SHIFT> ALWAYS_INLINE Vec<T> exchange(Vec<T> a, 
 #endif
 }
 template <class T, int HALF = LANES<T> / 2> ALWAYS_INLINE void transpose(Vec<T> (&square)[LANES<T>]) {
-    for (int i = 0; i < LANES<T>; i++) {
+    UNROLLED for (int i = 0; i < LANES<T>; i++) {
         if (i & HALF) continue;
         const Vec<T> a = square[i], b = square[i + HALF];
         square[i] = exchange<T, HALF, 0>(a, b);
@@ -231,9 +253,9 @@ void transpose(int rows, int columns, const T* from, int64_t from_stride, T* to,
         for (int j = 0; j < columns; j += LANES<T>) {
             const int column = std::min(j, columns - LANES<T>);
             Vec<T> square[LANES<T>];
-            for (int lane = 0; lane < LANES<T>; lane++) square[lane] = load(from + (row + lane) * from_stride + column);
+            UNROLLED for (int lane = 0; lane < LANES<T>; lane++) square[lane] = load(from + (row + lane) * from_stride + column);
             transpose<T>(square);
-            for (int lane = 0; lane < LANES<T>; lane++) store(to + (column + lane) * to_stride + row, square[lane]);
+            UNROLLED for (int lane = 0; lane < LANES<T>; lane++) store(to + (column + lane) * to_stride + row, square[lane]);
         }
     }
 }
