@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ from ..core.options import LARGEST_STEP, Options
 from ..core.registry import register
 from ..core.streams import stream_seed
 from ..core.task import Task
-from ..core.world import World
+from ..core.world import World, WorldError
 from .fitness import AnyFitness
 from .learning import LearningAgent, TrainingError
 from .population import Population
@@ -184,7 +185,18 @@ class EvolutionAgent(LearningAgent):
 
         Raises:
             TrainingError: too many generations in a row had no finite fitness at all.
+            WorldError: the world has failed; the agent is as it was before.
         """
+        if not isinstance(self.env, World):
+            return self._generation()
+        before = copy.deepcopy(self.state_dict())
+        try:
+            return self._generation()
+        except WorldError:
+            self.load_state_dict(before)
+            raise
+
+    def _generation(self) -> dict[str, float]:
         if self.tries_again():
             seed = int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
             self.strategy = self._build_strategy(self.strategy.genome, seed)

@@ -258,6 +258,8 @@ class LearningAgent(Agent):
             TrainingError: see :meth:`train_step`; or an episode could not go on.
             LostProcessError: another process that shares the work is gone.
         """
+        if self.step and not self.last_validation and self._is_judged_now():
+            self._judge_or_save()  # as it could not be when the run was saved
         started, steps = time.monotonic(), 0
         while not (self.is_done() or self._stops()):
             values = self._step_or_save()
@@ -268,8 +270,8 @@ class LearningAgent(Agent):
                 values |= {f"{self.counted}_per_second": steps * self.answers_per_step / (now - started)}
                 self.recorder.metrics(self.step, {f"train/{name}": value for name, value in values.items()})
                 started, steps = now, 0
-            if self.step % self.evaluate_every == 0 or self.step == self.last_step:
-                self.judge()
+            if self._is_judged_now():
+                self._judge_or_save()
                 started, steps = time.monotonic(), 0
             if self.step % self.save_every == 0:
                 self.recorder.checkpoint("latest", self.state_dict())
@@ -292,6 +294,19 @@ class LearningAgent(Agent):
             self.generator.set_state(drawn)
             self.recorder.checkpoint("latest", self.state_dict())
             raise TrainingError(f"{self.unit} {self.step + 1}: {error}; saved as of {self.unit} {self.step}") from error
+
+    def _is_judged_now(self) -> bool:
+        return self.step % self.evaluate_every == 0 or self.step == self.last_step
+
+    def _judge_or_save(self) -> None:
+        """Judge; where a world fails, the run is saved, and judged when it goes on."""
+        try:
+            self.judge()
+        except WorldError as error:
+            self.recorder.checkpoint("latest", {**self.state_dict(), "last_validation": {}})
+            raise TrainingError(
+                f"{self.unit} {self.step}: validation: {error}; saved as of {self.unit} {self.step}"
+            ) from error
 
     def _stops(self) -> bool:
         """Whether any process was asked to stop; all stop at the same step."""

@@ -237,6 +237,7 @@ class PPOAgent(DescentAgent):
         """Also begin with other episodes, and know nothing of values."""
         super()._begin_again()
         self.actors = Actors(self.actors.world, self.batch_size)
+        self._unfinished = {}
         self.value_count, self.value_mean, self.value_squares = 0, 0.0, 0.0
 
     @property

@@ -74,14 +74,15 @@ class Actors:
 
     def begin(self, generator: torch.Generator) -> None:
         """Begin all episodes."""
+        self._actions = None
         self._seed = draw_seed(generator)
-        self._actions = []
         self._chance = torch.Generator(self.world.device).manual_seed(self._seed)
         self._observations, _ = self.world.reset(self.count, self._chance)
         self._first = torch.ones(self.count, dtype=torch.bool, device=self._observations.device)
         self._state: Any = None
         self._returns = torch.zeros(self.count, dtype=torch.float64, device=self._observations.device)
         self._lengths = torch.zeros_like(self._returns)
+        self._actions = []
 
     @torch.no_grad()
     def act(self, circuit: Circuit, steps: int, segment: int, generator: torch.Generator) -> Rollout:

@@ -16,7 +16,7 @@ from ..core.env import Batch, Env
 from ..core.members import Stack
 from ..core.task import Task
 from ..core.world import World, carrying
-from .fitness import LossFitness, check_fitness, earned, made
+from .fitness import Fitness, LossFitness, check_fitness, earned, made
 from .population import Population
 
 _SEEDS = 2**62
@@ -148,6 +148,8 @@ def scoring_of(task: Task, population: Population, fitness: Any | None) -> Scori
         if is_outside(worth if hasattr(worth, "__qualname__") else type(worth)):
             with under("fitness"):
                 check_fitness(worth, task)
+        if isinstance(worth, Fitness):
+            worth.check(task)
         return BatchScoring(task, population, worth)
     assert isinstance(task, World)
     if fitness is not None:

@@ -139,6 +139,21 @@ class Env(Task):
         bits = functional.binary_cross_entropy_with_logits(outputs, batch.targets.to(outputs.dtype), reduction="none")
         return bits.sum(-1) * batch.mask
 
+    def surprises(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Minus the logarithm of the probability that outputs give to each position's right answer, in nats.
+
+        Args:
+            outputs: logits, ``[T, B, O]``.
+            batch: the batch that was answered.
+
+        Returns:
+            ``[T, B]``, 0 where the position does not count.
+
+        Raises:
+            ValueError: the answers have no probabilities.
+        """
+        return self.losses(outputs, batch)
+
     def right(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Share of each position's bits that are right, 0 where the position does not count.
 

@@ -138,6 +138,17 @@ class Wire(NamedTuple):
     """Rows of each unit, such as its gates, block by block."""
     quiet: int = 0
     """The block that is zero in a fresh residual layer, so that the layer adds nothing yet."""
+    by_units: bool = False
+    """Whether its weights begin as those of torch.nn.LSTM do, by the units of its layer, not by its columns."""
+
+    def fan(self, columns: int, units: int) -> int:
+        """The number over whose root of 1 its weights and biases begin at most; see :func:`draw`.
+
+        Args:
+            columns: of its weight.
+            units: of its layer.
+        """
+        return units if self.by_units else columns
 
 
 Fill = Literal["zero", "one", "mean", "parameter"]
@@ -511,17 +522,22 @@ def resized_list(linears: nn.ModuleList, sizes: Sequence[tuple[int, int]]) -> No
         resized(linear, inputs, outputs)  # type: ignore[arg-type]
 
 
-def draw(shape: Sequence[int], columns: int, generator: torch.Generator | None) -> Tensor:
-    """Weights or biases as a torch.nn.Linear of so many columns begins with, in float64."""
-    bound = columns**-0.5
+def draw(shape: Sequence[int], fan: int, generator: torch.Generator | None) -> Tensor:
+    """Weights or biases as a torch.nn.Linear of so many columns begins with, in float64; see :meth:`Wire.fan`."""
+    bound = fan**-0.5
     return (2 * torch.rand(tuple(shape), generator=generator, dtype=torch.float64) - 1) * bound
 
 
 def draw_all(circuit: Circuit) -> None:
-    """Draw the weights of all that depends on the structure of a circuit, as a torch.nn.Linear does."""
-    for wire in circuit.wires(circuit.structure()):
+    """Draw the weights of all that depends on the structure of a circuit, as they begin; see :meth:`Wire.fan`."""
+    structure = circuit.structure()
+    for wire in circuit.wires(structure):
         linear: Any = circuit.get_submodule(wire.name)
         linear.reset_parameters()
+        if wire.by_units and wire.layer is not None:
+            bound = structure[wire.layer].size ** -0.5
+            for parameter in linear.parameters():
+                nn.init.uniform_(parameter, -bound, bound)
 
 
 def make_change(
@@ -705,7 +721,8 @@ class _Rewiring:
             FRESH if parent == FRESH else block * size + parent for block in range(wire.blocks) for parent in parents
         )
         columns = weight.shape[1]
-        drawn = draw((len(rows), columns), columns, self.generator), draw((len(rows),), columns, self.generator)
+        fan = wire.fan(columns, len(edit.units))
+        drawn = draw((len(rows), columns), fan, self.generator), draw((len(rows),), fan, self.generator)
         noise = (
             HEIR_NOISE
             * weight.std(correction=0)

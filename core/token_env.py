@@ -115,6 +115,10 @@ class TokenEnv(Env):
         """
         return self._cross_entropy(outputs, batch, self.label_smoothing)
 
+    def surprises(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """See :meth:`Env.surprises`: without smoothing."""
+        return self._cross_entropy(outputs, batch, 0.0)
+
     def _cross_entropy(self, outputs: Tensor, batch: Batch, smoothing: float) -> Tensor:
         lost = functional.cross_entropy(
             outputs.flatten(0, 1), batch.targets.flatten(), reduction="none", label_smoothing=smoothing

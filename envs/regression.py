@@ -32,6 +32,10 @@ class RegressionEnv(Env):
         """
         return (outputs - batch.targets).square().mean(-1) * batch.mask
 
+    def surprises(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """See :meth:`Env.surprises`; there are none."""
+        raise ValueError(f"answers of {type(self).__name__} are numbers, which have no probabilities")
+
     def errors(self, outputs: Tensor, batch: Batch) -> Tensor:
         """How far each position's numbers are off, as shares of what they are to be, or of 1 where that is less.
 

@@ -167,6 +167,10 @@ class StreamEnv(ChangingEnv):
         """Those of the current env; see :meth:`Env.losses`."""
         return self.current.losses(*self._own(outputs, batch))
 
+    def surprises(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """As the current env says; see :meth:`Env.surprises`."""
+        return self.current.surprises(*self._own(outputs, batch))
+
     def right(self, outputs: Tensor, batch: Batch) -> Tensor:
         """As the current env says; see :meth:`Env.right`."""
         return self.current.right(*self._own(outputs, batch))

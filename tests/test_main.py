@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -490,7 +491,7 @@ def test_full_disk_does_not_stop_training(
     assert main(["train", *SMALL, "agent.steps=10", "plots=off"]) == 0
     error = capsys.readouterr().err
     assert error.count("checkpoint latest cannot be written") == 1
-    assert "done at step 10" in error
+    assert "not saved at step 10; go on with: " in error
 
 
 def test_circuit_from_a_checkpoint(folder: Path) -> None:
@@ -714,3 +715,47 @@ def test_memory_that_a_run_takes_is_said(monkeypatch: pytest.MonkeyPatch, caplog
     caplog.clear()
     factory.build(read_arguments(["dnc-copy", "device=cpu"]))
     assert not caplog.messages
+
+
+def test_ctrl_c_that_is_ignored_at_the_start_stays_ignored(folder: Path) -> None:
+    """As it is for what a shell's script runs in the background; SIGTERM stops it."""
+    command = [sys.executable, "-c", PROGRAM, "train", "ntm-copy", *SMALL, "threads=1", "plots=off", "name=run"]
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_deaf
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "runs/run/checkpoints/latest.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0 and said.count("stopping after this step") == 1
+
+
+def _deaf() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def test_a_signal_while_a_line_is_being_written_saves_and_stops(folder: Path) -> None:
+    """The terminal, or what reads the lines in its place, takes no more of them at that moment."""
+    reads, writes = os.pipe()
+    fcntl.fcntl(writes, 1031, 4096)  # F_SETPIPE_SZ
+    command = [sys.executable, "-c", PROGRAM, "train", "ntm-copy", *SMALL, "threads=1", "plots=off", "name=run"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(command, cwd=folder, stdout=writes, stderr=writes, env=environment)
+    os.close(writes)
+    log, size, same = folder / "runs/run/log", -1, 0
+    deadline = time.monotonic() + 120
+    while same < 8 and time.monotonic() < deadline:  # until the pipe is full
+        time.sleep(0.25)
+        now = log.stat().st_size if log.exists() else -1
+        size, same = now, same + 1 if now == size > 2000 else 0
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    with open(reads, "rb") as file:
+        said = file.read().decode()
+    assert process.wait(60) == 0, said
+    assert "Traceback" not in said and "go on with: " in said
+    assert (folder / "runs/run/checkpoints/latest.pt").exists()

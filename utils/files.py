@@ -84,9 +84,30 @@ def lock(path: Path) -> Iterator[str]:
 
 
 def clear_parts(directory: Path) -> None:
-    """Remove what killed writers have left in a folder and in those below it."""
-    for path in directory.rglob(f".*{PART}"):
-        path.unlink(missing_ok=True)
+    """Remove what killed writers have left in a folder and in those below it, but not in runs, which do so themselves.
+
+    What another process of this machine is writing, such as a test of the run, is left alone.
+    """
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            if not (path / "lock").exists():
+                clear_parts(path)
+        elif path.name.startswith(".") and path.name.endswith(PART) and not _is_written(path):
+            path.unlink(missing_ok=True)
+
+
+def _is_written(part: Path) -> bool:
+    """Whether the process that began this file is another one that lives."""
+    number = part.name.removesuffix(PART).rpartition(".")[2]
+    if not number.isdecimal() or int(number) == os.getpid():  # in a container every program may have the same number
+        return False
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _reach_disk(path: Path) -> None:

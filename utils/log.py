@@ -18,7 +18,8 @@ LOGGER = logging.getLogger("papertape")
 
 class _TerminalHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError, ValueError):
+        # RuntimeError: this line is about a signal, which has come while a line before it was being written.
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
             tqdm.write(self.format(record), file=sys.stderr)
 
 

@@ -55,7 +55,7 @@ def new_directory(preset: str, name: str | None = None, root: Path = RUNS) -> Pa
     root.mkdir(parents=True, exist_ok=True)
     if name is not None:
         check_free(name, root)
-        (root / name).mkdir()
+        (root / name).mkdir(exist_ok=True)
         return root / name
     plain = re.sub(r"[^A-Za-z0-9.-]+", "-", preset).strip(".-") or "run"
     stamped = f"{plain}_{time.strftime('%y%m%d%H%M%S')}"
@@ -71,6 +71,8 @@ def new_directory(preset: str, name: str | None = None, root: Path = RUNS) -> Pa
 
 def check_free(name: str, root: Path = RUNS) -> None:
     """Raise OptionsError if something of that name is there already."""
+    if (root / name).is_dir() and not any((root / name).iterdir()):
+        return  # of what was killed as it began
     if (root / name).exists():
         go_on = f", --resume {root / name} goes on with it" if (root / name / "options.yaml").is_file() else ""
         raise OptionsError(f"name: got {name!r}; {root / name} is there already{go_on}; give another name, or none")
@@ -103,13 +105,14 @@ def read_summary(directory: Path) -> Summary | None:
 
 
 @contextlib.contextmanager
-def summarised(directory: Path, preset: str, agent: Agent) -> Iterator[None]:
+def summarised(directory: Path, preset: str, agent: Agent, run: Run) -> Iterator[None]:
     """Within the block, in which an agent learns, the run has a summary; after it, one that says how far it came.
 
     Args:
         directory: of the run.
         preset: what the run began with; one that goes on keeps what its summary says.
         agent: that learns.
+        run: records it; one whose last checkpoint could not be written is not done.
     """
     before, started = read_summary(directory), time.monotonic()
     task = agent.env
@@ -136,7 +139,7 @@ def summarised(directory: Path, preset: str, agent: Agent) -> Iterator[None]:
     except BaseException:
         write(done=False)
         raise
-    write(done=not agent.stop_requested)
+    write(done=run.saved and not agent.stop_requested)
 
 
 def find_directory(name: str, root: Path = RUNS, *, what: str = "run", file: str = "options.yaml") -> Path:
@@ -356,6 +359,11 @@ class Run(Recorder):
     def chart(self, step: int, name: str, chart: Chart) -> None:
         """Draw plain data."""
         self.sinks.chart(step, name, chart)
+
+    @property
+    def saved(self) -> bool:
+        """Whether the last checkpoint to resume from was written."""
+        return "checkpoint latest" not in self._failed
 
     def checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
         """Save the agent's state and the run's options; when the disk fails, the last checkpoint stays as it is."""

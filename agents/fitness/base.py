@@ -31,6 +31,9 @@ class Fitness(Component, ABC):
         """Whether it draws something at random: :meth:`__call__` is then given a generator."""
         return False
 
+    def check(self, env: Env) -> None:
+        """Raise ValueError if it cannot judge the answers to an env; says why."""
+
     @abstractmethod
     def __call__(self, env: Env, outputs: Tensor, batch: Batch) -> Tensor:
         """

@@ -31,13 +31,25 @@ class RewardFitness(Fitness):
         """See :attr:`Fitness.drawn`."""
         return self.prediction == "sampled"
 
+    def check(self, env: Env) -> None:
+        """See :meth:`Fitness.check`."""
+        if self.prediction == "likeliest":
+            return
+        batch = env.sample(1, torch.Generator(env.device).manual_seed(0))
+        try:
+            env.surprises(env.silence(batch), batch)
+        except ValueError as error:
+            raise ValueError(
+                f"agent.fitness.prediction: got {self.prediction!r}; {error}: allowed is 'likeliest'"
+            ) from error
+
     def __call__(self, env: Env, outputs: Tensor, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         """``[P, B]``; see :class:`Fitness`."""
         if self.prediction == "likeliest":
             # A position is right when none of its bits is wrong.
             probability = (vmap(env.right, in_dims=(1, None), out_dims=1)(outputs, batch) >= 1).to(outputs.dtype)
         else:
-            probability = torch.exp(-vmap(env.losses, in_dims=(1, None), out_dims=1)(outputs, batch))
+            probability = torch.exp(-vmap(env.surprises, in_dims=(1, None), out_dims=1)(outputs, batch))
             if self.drawn:
                 draws = torch.rand(probability.shape, generator=generator, device=outputs.device, dtype=outputs.dtype)
                 probability = (draws < probability).to(outputs.dtype)

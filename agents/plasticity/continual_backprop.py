@@ -28,7 +28,7 @@ class ContinualBackprop(PlasticityMethod):
     What layers give is free to see in a feed-forward circuit; in another one a look is one more forward pass.
     """
 
-    remembered: ClassVar[tuple[str, ...]] = ("utilities", "means", "ages", "due")
+    remembered: ClassVar[tuple[str, ...]] = ("utilities", "means", "ages", "times_seen", "due")
     judges_units: ClassVar[bool] = True
 
     replacement_rate: float = Field(
@@ -51,6 +51,8 @@ class ContinualBackprop(PlasticityMethod):
         """Average of what each unit of each layer gives."""
         self.ages = [torch.zeros(layer.size, dtype=torch.long, device=like.device) for layer in structure]
         """Updates since each unit of each layer was new."""
+        self.times_seen = [age.clone() for age in self.ages]
+        """Looks at it since then."""
         self.due = [0.0] * len(structure)
         """Units of each layer that are to be made new, a share of one."""
 
@@ -69,30 +71,30 @@ class ContinualBackprop(PlasticityMethod):
             if activity:
                 worth = contributions(update.circuit, group, activity)
                 self.utilities[lowest].mul_(self.decay).add_(worth, alpha=1 - self.decay)
+                self.times_seen[lowest] += 1
             age = self.ages[lowest].add_(1)
             ready = (age > self.maturity).nonzero().flatten()
             self.due[lowest] += self.replacement_rate * len(ready)
             count = min(int(self.due[lowest]), len(ready))
             if count:
                 self.due[lowest] -= count
-                ranked = (self.utilities[lowest] / self._seen(age))[ready].argsort(stable=True)
+                ranked = (self.utilities[lowest] / self._seen(lowest))[ready].argsort(stable=True)
                 chosen.append((group, ready[ranked[:count]].sort().values))
         generator = update.generator() if chosen else None
         for group, units in chosen:
             self._renew(update, group, units, generator)
 
-    def _seen(self, age: Tensor) -> Tensor:
-        """How much of an average is what was seen, for units of these ages."""
-        looks = torch.div(age, self.look_every, rounding_mode="floor").clamp(min=1)
-        seen: Tensor = 1 - self.decay ** looks.to(self.means[0])
+    def _seen(self, layer: int) -> Tensor:
+        """How much of its averages is what was seen of each unit of a layer, the lowest of its group."""
+        seen: Tensor = 1 - self.decay ** self.times_seen[layer].clamp(min=1).to(self.means[0])
         return seen
 
     def _renew(self, update: Update, group: Group, units: Tensor, generator: Any) -> None:
-        seen = self._seen(self.ages[group.layers[0]])
+        seen = self._seen(group.layers[0])
         means = [mean / seen if index in group.layers else mean for index, mean in enumerate(self.means)]
         renew(update.circuit, update.optimiser, group, units, generator, means)
         for layer in group.layers:
-            for kept in (self.utilities[layer], self.means[layer], self.ages[layer]):
+            for kept in (self.utilities[layer], self.means[layer], self.ages[layer], self.times_seen[layer]):
                 kept[units] = 0
 
     def follow(self, change: Change) -> None:
@@ -100,4 +102,5 @@ class ContinualBackprop(PlasticityMethod):
         self.utilities = follow_units(change, self.utilities)
         self.means = follow_units(change, self.means)
         self.ages = follow_units(change, self.ages)
+        self.times_seen = follow_units(change, self.times_seen)
         self.due = [self.due[edit.source] if edit.source != FRESH else 0.0 for edit in change.layers]

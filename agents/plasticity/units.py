@@ -200,8 +200,9 @@ def renew(
         bias, bias_mask = parameter_and_mask(f"{wire.name}.bias")
         rows = torch.cat([block * group.size + units for block in range(wire.blocks)])
         columns = weight.shape[1]
-        weight[rows] = draw((len(rows), columns), columns, generator).to(weight)
-        bias[rows] = draw((len(rows),), columns, generator).to(bias)
+        fan = wire.fan(columns, group.size)
+        weight[rows] = draw((len(rows), columns), fan, generator).to(weight)
+        bias[rows] = draw((len(rows),), fan, generator).to(bias)
         if wire.layer != group.layers[0]:  # residual: it adds nothing to what the unit gives
             quiet = wire.quiet * group.size + units
             weight[quiet] = 0

@@ -22,7 +22,10 @@ MOST_ROUNDED = 1e14
 SMALLEST_CHANGE = 1e-12
 """Of fitness, or of the first step size, under which a search has come to rest (Auger & Hansen 2005)."""
 
-RESTARTS = ("population", "restarts_done", "began_at", "history", "large", "spent", "kept_mean", "kept_fitness")
+RESTARTS = (
+    *("population", "restarts_done", "began_at", "history"),
+    *("large", "spent", "last_large", "kept_mean", "kept_fitness"),
+)
 """Attributes that restarts need."""
 
 
@@ -110,7 +113,8 @@ class CMAES(Strategy):
         default="none",
         description="whether a search that has come to rest begins again around the first weights: ipop with twice the "
         "population each time (Auger & Hansen 2005), bipop in turn with that and with small populations and small "
-        "steps, as many evaluations for each (Hansen 2009). For fitness without noise, which never rests",
+        "steps, as many evaluations for each, and for a small one at most half of the last large one's (Hansen 2009). "
+        "For fitness without noise, which never rests",
     )
 
     separable = False
@@ -130,6 +134,8 @@ class CMAES(Strategy):
         """Whether this search is one of those with a growing population."""
         self.spent = (0, 0)
         """Evaluations that bipop has spent on large and on small populations."""
+        self.last_large = 0
+        """Evaluations of the last search with a large population."""
         self.kept_mean = self.genome.double()
         """Where the best search so far has come to rest, ``[D]``."""
         self.kept_fitness = -math.inf
@@ -170,13 +176,21 @@ class CMAES(Strategy):
         lost = bool((self.mean == self.mean + 0.2 * self.sigma * self.scales.min()).any())
         return flat or short or rounded or lost
 
+    @property
+    def _evaluations(self) -> int:
+        """Of this search, those of the generation that ends included."""
+        assert self.population is not None
+        return (self.generation + 1 - self.began_at) * self.population
+
     def _begin_again(self) -> None:
         """Begin another search, around the first weights."""
         if max(self.history) > self.kept_fitness:
             self.kept_fitness, self.kept_mean = max(self.history), self.mean
         assert self.population is not None
         first = self.options.population or 4 + math.floor(3 * math.log(len(self.mean)))
-        evaluations = (self.generation + 1 - self.began_at) * self.population
+        evaluations = self._evaluations
+        if self.large:
+            self.last_large = evaluations
         large, small = self.spent
         self.spent = (large + self.large * evaluations, small + (not self.large) * evaluations)
         wanted = first * 2 ** (self.restarts_done + 1)
@@ -271,8 +285,10 @@ class CMAES(Strategy):
         decay = 1 + r.c_1 * (1 - on_path) * r.c_c * (2 - r.c_c) - r.c_1 - r.c_mu * float(r.weights.sum())
         self._learn_covariance(decay, weights, steps)
         self.sigma *= math.exp(min(1.0, r.c_sigma / r.d_sigma * (norm / r.expected_norm - 1)))
-        if self.restarts != "none" and self.at_rest(fitness):
-            self._begin_again()
+        if self.restarts != "none":
+            used_up = not self.large and 2 * self._evaluations >= self.last_large
+            if self.at_rest(fitness) or used_up:
+                self._begin_again()
 
     @property
     def best(self) -> Tensor:

@@ -300,7 +300,9 @@ def _rewire(subject: Subject) -> Done:
         weakest = strength.flatten().topk(count, largest=False).indices
         gone = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
         gone[weakest] = True
-        fresh = draw(weight.shape, weight.shape[1], subject.generator).to(weight)
+        assert wire.layer is not None
+        fan = wire.fan(weight.shape[1], subject.structure[wire.layer].size)
+        fresh = draw(weight.shape, fan, subject.generator).to(weight)
         weight.copy_(torch.where(gone.view_as(weight), fresh, weight))
         reset[subject.named(f"{wire.name}.weight")] = gone.view_as(weight)
     return Done(change, reset)

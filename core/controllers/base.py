@@ -143,6 +143,8 @@ class LayeredController(LayeredOptions, Controller):
     """Whether its layers can change; it then makes them by :meth:`linear_layers` and calls :meth:`passed_on`."""
     quiet: ClassVar[int] = 0
     """The block of rows of a layer that makes its output zero when it is zero."""
+    by_units: ClassVar[bool] = False
+    """Whether weights begin by the units of a layer; see :class:`~papertape.core.structure.Wire`."""
 
     def passed_on(self, made: Tensor, got: Tensor, layer: int) -> Tensor:
         """What a layer gives to the next: what it made, added to what it got where it is residual, after dropout."""
@@ -180,7 +182,7 @@ class LayeredController(LayeredOptions, Controller):
     def wires(self, structure: Structure) -> list[Wire]:
         """Every Linear of the layers, for a structure; see :class:`~papertape.core.structure.Wire`."""
         return [
-            Wire(f"inputs.{layer}", "inputs", layer - 1, layer, self.gates, self.quiet)
+            Wire(f"inputs.{layer}", "inputs", layer - 1, layer, self.gates, self.quiet, self.by_units)
             for layer in range(len(structure))
         ]
 
@@ -199,6 +201,7 @@ class GatedController(LayeredController):
     """A controller of gated layers, with weights that start as in torch.nn."""
 
     quiet = 2  # the candidate, of LSTM and GRU alike
+    by_units = True
 
     def build(self, gates: int) -> None:
         """Make the input and the recurrent Linear of each layer."""
@@ -212,7 +215,7 @@ class GatedController(LayeredController):
         """See :meth:`LayeredController.wires`; each layer also gets what it gave itself."""
         inputs = super().wires(structure)
         return inputs + [
-            Wire(f"recurrents.{wire.layer}", "recurrents", index, index, wire.blocks, wire.quiet)
+            Wire(f"recurrents.{wire.layer}", "recurrents", index, index, wire.blocks, wire.quiet, wire.by_units)
             for index, wire in enumerate(inputs)
         ]
 

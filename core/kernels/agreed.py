@@ -11,7 +11,7 @@ AGREED = {
     "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "6f2258efbf53",
     "core/component.py": "84463ef824cf",
-    "core/controllers/base.py": "9e8299c9e5fa",
+    "core/controllers/base.py": "869ca17b4fcd",
     "core/controllers/feedforward.py": "6007500a931f",
     "core/controllers/gru.py": "8c6c0d9a8f1e",
     "core/controllers/lstm.py": "a5307bb3b489",

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from states import same
 from torch import Tensor
 
 import papertape
@@ -64,17 +65,6 @@ def make(
     sizes: dict[str, Any] = {"hidden_size": 8, "memory_size": 6, "word_size": 4}
     built = papertape.NTM(5, 3, **sizes) if circuit == "ntm" else papertape.DNC(5, 3, num_reads=2, **sizes)
     return kind(env, built, **{**SMALL, **options}, seed=seed, recorder=recorder)
-
-
-def same(left: Any, right: Any) -> bool:
-    """Bit-for-bit equality of nested states."""
-    if isinstance(left, Tensor):
-        return isinstance(right, Tensor) and torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(same(*pair) for pair in zip(left, right, strict=True))
-    return bool(left == right) or (isinstance(left, float) and math.isnan(left) and math.isnan(right))
 
 
 @pytest.mark.parametrize("circuit", ["ntm", "dnc"])

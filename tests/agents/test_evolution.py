@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from states import same
 
 import papertape
 from papertape.agents import BackpropAgent
@@ -82,17 +82,6 @@ def make(strategy="openai-es", *, seed=0, recorder=None, env=None, kind="ntm", w
         block = {"truncation": 3, "elite_candidates": 2, "elite_sequences": 3, **block}
     options = {**SMALL, "strategy": block, **values}
     return EvolutionAgent(env, circuit, **options, seed=seed, recorder=recorder)
-
-
-def same(left: Any, right: Any) -> bool:
-    """Bit-for-bit equality of nested states."""
-    if isinstance(left, Tensor):
-        return isinstance(right, Tensor) and torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(same(*pair) for pair in zip(left, right, strict=True))
-    return bool(left == right) or (isinstance(left, float) and math.isnan(left) and math.isnan(right))
 
 
 def through_a_file(state):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -7,6 +9,7 @@ from papertape.agents import EvolutionAgent
 from papertape.agents.fitness import AccuracyFitness, AnyFitness, LossFitness, RewardFitness, earned
 from papertape.circuits import FeedForwardCircuit
 from papertape.core.env import Batch
+from papertape.envs.chomsky import ParityCheckEnv
 
 MEMBERS, SIZE = 5, 6
 NAMES = ("Copy", "RepeatCopy", "AssociativeRecall", "DynamicNGrams", "PrioritySort", "Letters")
@@ -153,3 +156,22 @@ def test_a_function_earns_nothing_for_an_answer_that_is_no_number():
     assert each.isnan().nonzero().tolist() == [[1, 2]]
     whole = earned(lambda env, outputs, batch: outputs.nan_to_num().sum((0, 2, 3)), env, outputs, batch)
     assert whole.shape == (MEMBERS, 1) and whole.isnan().nonzero().tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_probabilities_are_those_of_the_outputs_whatever_smooths_the_loss(smoothing):
+    env = ParityCheckEnv(label_smoothing=smoothing)
+    batch = env.sample(SIZE, torch.Generator().manual_seed(1))
+    sure = 4 * torch.nn.functional.one_hot(batch.targets, env.output_size).float().unsqueeze(1)
+    found = earned(RewardFitness(right=1.0, wrong=0.0, prediction="expected"), env, sure, batch)
+    right = math.exp(4) / (math.exp(4) + env.output_size - 1)
+    torch.testing.assert_close(found[0], right * batch.mask.sum(0).double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", ["expected", "sampled"])
+def test_answers_without_probabilities_are_refused(prediction):
+    env = envs.ArithmeticEnv()
+    circuit = FeedForwardCircuit(env.input_size, env.output_size)
+    EvolutionAgent(env, circuit, fitness=RewardFitness())
+    with pytest.raises(ValueError, match=rf"agent.fitness.prediction: got '{prediction}'; .* allowed is 'likeliest'"):
+        EvolutionAgent(env, circuit, fitness=RewardFitness(prediction=prediction))

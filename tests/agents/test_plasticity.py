@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from states import flat, saved
 from torch import Tensor
 
 import papertape
@@ -32,12 +32,12 @@ from papertape.agents.plasticity import (
 )
 from papertape.agents.plasticity.base import generator_of
 from papertape.agents.plasticity.sparse import hidden_weights, largest, spread
-from papertape.agents.plasticity.units import contributions, groups_of
+from papertape.agents.plasticity.units import Activity, contributions, groups_of, renew
 from papertape.agents.structure.strategies import utilities
 from papertape.circuits import FeedForwardCircuit
 from papertape.core.circuit import Circuit
 from papertape.core.env import Batch, Env
-from papertape.core.structure import deepened, draw, narrowed, unchanged, widened
+from papertape.core.structure import FRESH, LayerEdit, deepened, draw, narrowed, unchanged, widened
 from papertape.envs import CopyEnv
 from papertape.main import main
 from papertape.utils.run import read_metrics
@@ -118,22 +118,6 @@ def run(agent: Any, steps: int) -> Any:
     for _ in range(steps):
         agent.train_step()
     return agent
-
-
-def flat(part: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(part, Tensor):
-        return {path: part.tolist()}
-    if isinstance(part, dict | list | tuple):
-        items = part.items() if isinstance(part, dict) else enumerate(part)
-        return {name: leaf for key, inner in items for name, leaf in flat(inner, f"{path}.{key}").items()}
-    return {path: part}
-
-
-def saved(agent: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(agent.state_dict(), file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 # ------------------------------------------------------------------------------------------- against slow loops
@@ -939,3 +923,46 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "agent.plasticity.1.type: got 'set', which draws connections" in capsys.readouterr().err
     for name, row in (("whole", 4), ("part", 12)):
         assert any(found["step"] == row for found in read_metrics(Path(f"runs/{name}/metrics.jsonl")))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "feedforward"])
+@pytest.mark.parametrize("way", ["renewed", "grown", "restructured"])
+def test_new_units_begin_as_the_first_ones_do(kind: str, way: str) -> None:
+    """By the units of a gated layer, as in torch.nn.LSTM, however many columns its weights have."""
+    torch.manual_seed(0)
+    circuit = papertape.NTM(3, 3, controller=kind, hidden_size=100, memory_size=4, word_size=4, num_reads=1)
+    linear = circuit.get_submodule("controller.inputs.0")
+    begun = [float(part.detach().abs().max()) for part in (linear.weight, linear.bias)]
+    with torch.no_grad():
+        linear.weight.zero_(), linear.bias.zero_()
+    if way == "renewed":
+        (group,) = groups_of(circuit)
+        optimiser = torch.optim.Adam(circuit.parameters())
+        renew(circuit, optimiser, group, torch.arange(100), torch.Generator().manual_seed(1))
+    elif way == "grown":
+        edit = LayerEdit(0, (*range(100), *[FRESH] * 100))
+        circuit.edit([edit], generator=torch.Generator().manual_seed(1))
+        begun = [value / (1 if kind == "feedforward" else 2**0.5) for value in begun]
+    else:
+        circuit.restructure([(100, False), (100, False)])
+    linear = circuit.get_submodule("controller.inputs.0")
+    found = [float(part.detach().abs().max()) for part in (linear.weight, linear.bias)]
+    assert found == pytest.approx(begun, rel=0.05)
+
+
+def test_averages_are_corrected_by_how_often_a_unit_was_seen() -> None:
+    """Units made new between two looks have been seen at the later one, whatever their age."""
+    circuit = FeedForwardCircuit(3, 2, hidden_sizes=[4])
+    optimiser, env = torch.optim.Adam(circuit.parameters()), CopyEnv()
+    batch = env.sample(1, torch.Generator())
+    kept = ContinualBackprop(look_every=10, decay=0.9, maturity=0, replacement_rate=1e-9)
+    kept.begin(circuit, torch.Generator())
+    ones = Activity([torch.ones(4)], [torch.ones(4)])
+    for step in range(1, 26):
+        if step == 6:
+            for part in (kept.utilities, kept.means, kept.ages, kept.times_seen):
+                part[0][1] = 0
+        kept.after_update(
+            Update(circuit, optimiser, env, batch, step, seed=0, activity=ones if kept.looks(step) else None)
+        )
+    torch.testing.assert_close(kept.means[0] / kept._seen(0), torch.ones(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from pydantic import Field
+from states import same
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
@@ -26,7 +28,7 @@ from papertape.core.distributed import Processes
 from papertape.core.recorder import Recorder
 from papertape.core.registry import lookup
 from papertape.core.state import register_state
-from papertape.core.world import ActionKind, ActionPart, Step, World, check_episodes
+from papertape.core.world import ActionKind, ActionPart, Step, World, WorldError, check_episodes
 from papertape.envs import CopyEnv, CuedTMazeWorld, GymWorld, TMazeWorld
 from papertape.main import main
 
@@ -626,3 +628,34 @@ def test_another_try_knows_nothing_of_the_last() -> None:
     for mine, other in zip(again.circuit.parameters(), fresh.circuit.parameters(), strict=True):
         assert torch.equal(mine, other)
     assert (again.value_count, again.value_mean) == (fresh.value_count, fresh.value_mean)
+
+
+def test_a_run_resumed_where_another_try_begins_is_the_unbroken_one() -> None:
+    unbroken, stopped, resumed = (make(retry_every=2, target_error=0.0) for _ in range(3))
+    for _ in range(4):
+        unbroken.train_step()
+    for _ in range(2):
+        stopped.train_step()
+    resumed.load_state_dict(copy.deepcopy(stopped.state_dict()))
+    for _ in range(2):
+        resumed.train_step()
+    assert same(resumed.state_dict(), unbroken.state_dict())
+
+
+def test_a_world_that_fails_as_it_begins_can_be_taken_up_again() -> None:
+    class Failing(Anything):
+        fails = False
+
+        def reset(self, episodes: int, generator: torch.Generator, *, copies: int = 1) -> Any:
+            if Failing.fails:
+                raise WorldError("it does not start")
+            return super().reset(episodes, generator, copies=copies)
+
+    agent, fresh = make(world=Failing(), recorder=Keep()), make()
+    Failing.fails = True
+    with pytest.raises(TrainingError, match="update 1: it does not start; saved as of update 0"):
+        agent.fit()
+    Failing.fails = False
+    agent.train_step()
+    fresh.train_step()
+    assert same(agent.state_dict(), fresh.state_dict())

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from states import same
 
 import papertape
 from papertape.agents import BackpropAgent, EvolutionAgent, NodePerturbationAgent, SelfModifyingAgent
@@ -51,23 +52,6 @@ def answers(agent: Any, task: int) -> torch.Tensor:
     agent.circuit.eval()
     with torch.no_grad():
         return agent.circuit(batch.inputs)[0]
-
-
-def flat(part: Any, path: str = "") -> dict[str, Any]:
-    """Every tensor and number of a state by its path."""
-    if isinstance(part, dict):
-        return {name: leaf for key, inner in part.items() for name, leaf in flat(inner, f"{path}/{key}").items()}
-    if isinstance(part, (list, tuple)):
-        return flat(dict(enumerate(part)), path)
-    return {path: part}
-
-
-def same(one: Any, other: Any) -> None:
-    left, right = flat(one), flat(other)
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        equal = torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name]
-        assert equal or value != value, name
 
 
 @pytest.mark.parametrize("kind", [BackpropAgent, SelfModifyingAgent])
@@ -159,10 +143,10 @@ def test_it_resumes_bit_for_bit_whatever_has_come(options: dict[str, Any]) -> No
     for step in (3, 9, 10, 11, 13, 20, 22):
         part = make(steps=26, **TRIALS, **options)
         part.load_state_dict(copy.deepcopy(states[step]))
-        same(part.state_dict(), states[step])
+        assert same(part.state_dict(), states[step])
         while part.step < 26:
             part.train_step()
-        same(part.state_dict(), states[26])
+        assert same(part.state_dict(), states[26])
 
 
 def test_without_a_policy_it_is_backprop_bit_for_bit() -> None:
@@ -171,7 +155,7 @@ def test_without_a_policy_it_is_backprop_bit_for_bit() -> None:
         while agent.step < 25:
             agent.train_step()
     assert agents[0].circuit.structure() == agents[1].circuit.structure() == (Layer(18, False, (6, 6, 6)),)
-    same(agents[0].circuit.state_dict(), agents[1].circuit.state_dict())
+    assert same(agents[0].circuit.state_dict(), agents[1].circuit.state_dict())
 
 
 def test_a_trial_ends_undecided_when_a_task_comes() -> None:

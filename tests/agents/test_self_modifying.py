@@ -15,6 +15,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from states import flat, saved
 from torch import Tensor
 
 import papertape
@@ -62,24 +63,6 @@ def make(kind: Any = SelfModifyingAgent, *, layers: int = 2, recorder: Recorder 
     if kind is SelfModifyingAgent:
         options = {"steps": 20, **OFTEN, **options}
     return kind(env, circuit.double(), **{**SMALL, **options}, seed=3, recorder=recorder)
-
-
-def flat(part: Any, path: str = "") -> dict[str, Any]:
-    """All that a state holds by its path."""
-    if isinstance(part, Tensor):
-        return {path: part.tolist()}
-    if isinstance(part, dict | list | tuple):
-        items = part.items() if isinstance(part, dict) else enumerate(part)
-        return {name: leaf for key, inner in items for name, leaf in flat(inner, f"{path}.{key}").items()}
-    return {path: part}
-
-
-def saved(agent: Any) -> Any:
-    """Its state, once through a file."""
-    file = io.BytesIO()
-    torch.save(agent.state_dict(), file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 # ---------------------------------------------------------------------------------------------------- the agent
@@ -231,7 +214,7 @@ def test_a_million_steps_take_no_more_memory_than_a_thousand() -> None:
 def test_what_replaces_units_at_the_cap_has_to_add_something() -> None:
     agent = make(policy="random", steps=None, max_units=5)
     grows = {}
-    for _ in range(120):
+    for _ in range(300):
         agent.train_step()
         if agent.trial is not None and agent.trial.proposal.strategy == "add-neuron":
             proposal = agent.trial.proposal

@@ -7,16 +7,18 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from states import same
 from torch import Tensor
 
 import papertape
 from papertape.agents import BackpropAgent, EvolutionAgent
 from papertape.agents.evaluation import evaluate, show_episodes
+from papertape.agents.learning import TrainingError
 from papertape.agents.population import Population
 from papertape.circuits import FeedForwardCircuit, NormalisedCircuit
 from papertape.core.recorder import Recorder
 from papertape.core.streams import stream_seed
-from papertape.core.world import Step, World, carrying, check_episodes
+from papertape.core.world import Step, World, WorldError, carrying, check_episodes
 from papertape.envs import TMazeWorld
 
 SMALL = {"batch_size": 3, "log_every": 2, "evaluate_every": 3, "save_every": 4, "evaluation_sequences": 5}
@@ -327,3 +329,34 @@ def test_a_normalised_circuit_needs_a_world():
     env = papertape.envs.CopyEnv()
     with pytest.raises(ValueError, match="circuit.type: got normalised, whose inputs are the observations of a world"):
         BackpropAgent(env, NormalisedCircuit(env.input_size, env.output_size))
+
+
+class Failing(TMazeWorld):
+    """Fails when it is begun for the n-th time."""
+
+    begun, fails_at = 0, 0
+
+    def reset(self, *arguments, **options):
+        self.begun += 1
+        if self.begun == self.fails_at:
+            raise WorldError("it is gone")
+        return super().reset(*arguments, **options)
+
+
+@pytest.mark.parametrize("strategy", ["openai-es", {"type": "deep-ga", "population": 8, "elite_candidates": 3}])
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_generation_in_which_the_world_fails_is_not_taken(strategy, at):
+    """Wherever in it: while members play, while the best are judged again, or for the metrics. So is a validation."""
+    options = {"trials": 6, "min_stay": 2, "max_stay": 3, "test_trials": []}
+    settings = {"generations": 4, "log_every": 1, "evaluate_every": 2}
+    unbroken = make(strategy, task=Failing(**options), **settings)
+    unbroken.fit()
+    kept, task = Keep(), Failing(**options)
+    failing = make(strategy, task=task, recorder=kept, **settings)
+    task.begun, task.fails_at = 0, at
+    with pytest.raises(TrainingError, match=r"generation (\d): (validation: )?it is gone; saved as of generation (\d)"):
+        failing.fit()
+    resumed = make(strategy, task=Failing(**options), **settings)
+    resumed.load_state_dict(kept.states[-1][1])
+    resumed.fit()
+    assert same(resumed.state_dict(), unbroken.state_dict())

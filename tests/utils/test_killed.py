@@ -23,7 +23,7 @@ from papertape.core.options import OptionsError
 from papertape.main import main
 from papertape.utils import checkpoint
 from papertape.utils.files import append_line, replace_text
-from papertape.utils.run import locked
+from papertape.utils.run import locked, read_summary
 
 STARTS = multiprocessing.get_context("forkserver")
 """Its children begin with everything imported: a kill may come within the first milliseconds of a run."""
@@ -292,3 +292,37 @@ def test_half_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(OSError, match="no room"):
         append_line(path, "second")
     assert path.read_text() == "first\n"
+
+
+def test_a_run_whose_end_could_not_be_saved_is_not_done(folder: Path) -> None:
+    process = STARTS.Process(target=on_a_small_disk, args=(["train", *TINY, "agent.steps=6"], 6_000))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    said = (folder / "said").read_text()
+    assert said.count("checkpoint latest cannot be written") == 1 and "not saved at step 6; go on with: " in said
+    (directory,) = runs(folder)
+    summary = read_summary(directory)
+    assert summary is not None and summary.step == 6 and not summary.done
+    assert main(["train", "--resume", "latest"]) == 0
+    summary = read_summary(directory)
+    assert summary is not None and summary.done
+    assert checkpoint.load(directory / "checkpoints" / "latest.pt")["agent"]["step"] == 6
+
+
+def test_what_others_write_is_not_cleared_away(folder: Path) -> None:
+    """Not in the runs of a sweep, which have locks of their own, nor what a living process writes."""
+    sweep, run = folder / "sweep", folder / "sweep" / "seed=1"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "lock").touch()
+    (sweep / "jobs").mkdir()
+    kept = run / "checkpoints" / ".latest.pt.999999999.part"
+    dead, living = sweep / "jobs" / ".a.999999999.part", sweep / "jobs" / f".b.{os.getppid()}.part"
+    own = sweep / f".c.{os.getpid()}.part"
+    for path in (kept, dead, living, own):
+        path.touch()
+    with locked(sweep):
+        assert kept.exists() and living.exists()
+        assert not dead.exists() and not own.exists()
+    with locked(run):
+        assert not kept.exists()

@@ -275,3 +275,25 @@ def test_a_sweep_whose_file_is_damaged(folder: Path, capsys: pytest.CaptureFixtu
     assert "papertape: runs/x/sweep.json: cannot be read" in capsys.readouterr().err
     with pytest.raises(OptionsError):
         find_directory("y", what="sweep", file=sweep.FILE)
+
+
+def test_a_sweep_that_cannot_begin_leaves_its_name_free(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["ntm-copy", *SMALL, "seed=1..2", "name=mine"]
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep, "replace_text", full)
+        assert main(["sweep", *words]) == 2
+    assert not (folder / "runs" / "mine").exists()
+    (folder / "runs" / "mine").mkdir()  # as by a kill at that moment
+    assert sweep.find_or_begin(sweep.plan(words[:-1], []), "mine", "mine").directory == Path("runs/mine")
+
+
+def test_a_damaged_sweep_does_not_keep_others_from_beginning(folder: Path) -> None:
+    for name, text in (("cut", '[{"name": '), ("other", '[{"of": "another version"}]')):
+        (folder / "runs" / name).mkdir(parents=True)
+        (folder / "runs" / name / "sweep.json").write_text(text)
+    begun = sweep.find_or_begin(sweep.plan(["ntm-copy", *SMALL, "seed=1..2"], []), "new", None)
+    assert begun.directory.name.startswith("new_")

@@ -212,12 +212,21 @@ def find_or_begin(runs: Sequence[Run], kind: str, name: str | None) -> Sweep:
     for path in sorted(RUNS.glob(f"*/{FILE}")) if name is None else [RUNS / name / FILE]:
         if not path.is_file():
             continue
-        before = read(path.parent)
+        try:
+            before = read(path.parent)
+        except OptionsError:
+            if name is not None:
+                raise
+            continue  # a sweep of another kind, or damaged: this one begins anew
         if before.runs == runs and (name is not None or not (path.parent / "table.md").is_file()):
             LOGGER.info("%s has the same runs: it goes on", before.directory)
             return before
     directory = new_directory(kind, name)
-    replace_text(directory / FILE, json.dumps([run._asdict() for run in runs], indent=1))
+    try:
+        replace_text(directory / FILE, json.dumps([run._asdict() for run in runs], indent=1))
+    except BaseException:
+        directory.rmdir()
+        raise
     return Sweep(directory, list(runs))
 
 

@@ -47,8 +47,12 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def asked_to_stop(act: Callable[[int, object], None]) -> Iterator[None]:
-    """Within the block, Ctrl-C and SIGTERM call a function with the number of the signal and the frame."""
-    old = {number: signal.signal(number, act) for number in STOPPING}
+    """Within the block, Ctrl-C and SIGTERM call a function with the number of the signal and the frame.
+
+    A signal that is ignored, as Ctrl-C is for a shell's programs in the background, stays so.
+    """
+    heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    old = {number: signal.signal(number, act) for number in heard}
     try:
         yield
     finally:
@@ -248,11 +252,12 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
         run.text("circuit", f"{description}\n\n{parts.circuit}")
         if resumed:
             run.forget_after(agent.step)
-        with stop_on_signal(agent), summarised(directory, begin.preset, agent):
+        with stop_on_signal(agent), summarised(directory, begin.preset, agent, run):
             agent.fit()
-        if agent.stop_requested:
+        if agent.stop_requested or not run.saved:
             hint = install.here(f"papertape train --resume {shlex.quote(str(directory))}")
-            LOGGER.info("stopped at step %d; go on with: %s", agent.step, hint)
+            what = "stopped" if agent.stop_requested else "not saved"
+            LOGGER.info("%s at step %d; go on with: %s", what, agent.step, hint)
         else:
             hint = install.here(f"papertape test {shlex.quote(str(directory))}")
             LOGGER.info("done at step %d; look closer with: %s", agent.step, hint)

@@ -123,3 +123,23 @@ def test_a_restart_doubles_the_population_and_keeps_the_best_mean():
     resumed = CMAES(torch.full((2,), 2.0, dtype=torch.float64), sigma=0.3, population=6, restarts="ipop", seed=1)
     resumed.load_state_dict(strategy.state_dict())
     assert torch.equal(resumed.ask(), strategy.ask())
+
+
+def test_small_searches_take_at_most_half_of_what_the_last_large_one_took():
+    def noisy(x):
+        return rastrigin(x) + torch.rand(len(x), generator=chance)
+
+    chance = torch.Generator().manual_seed(1)
+    strategy = CMAES(torch.full((3,), 2.0, dtype=torch.float64), sigma=0.3, population=6, restarts="bipop", seed=1)
+    searches, spent = [], (0, 0)
+    for _ in range(3_000):
+        # Noise keeps a search from coming to rest; it ends in the second of the large ones.
+        strategy.tell(-(rastrigin if strategy.large else noisy)(strategy.ask()))
+        if strategy.spent != spent:
+            searches.append((strategy.spent[0] - spent[0], strategy.spent[1] - spent[1], strategy.last_large))
+            spent = strategy.spent
+        if len(searches) == 8:
+            break
+    small = [(taken, large) for _, taken, large in searches if taken]
+    assert len(searches) == 8 and len(small) >= 3
+    assert all(large / 2 <= taken < large / 2 + 200 for taken, large in small)
