@@ -112,8 +112,14 @@ def parser() -> argparse.ArgumentParser:
         choices=("start", "stop", "fetch"),
         help="stop: all servers that runs have started on this machine; fetch: the scripts that the page needs",
     )
-    page.add_argument("--port", type=int, default=8097, help="where the server listens (default: %(default)s)")
+    page.add_argument("--port", type=_port, default=8097, help="where the server listens (default: %(default)s)")
     return top
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: 1 to 65535")
+    return int(text)
 
 
 def parse_arguments(given: Sequence[str]) -> argparse.Namespace:

@@ -112,7 +112,7 @@ class NodePerturbationAgent(BackpropAgent):
         for layer, inputs, noise in calls:
             change = (slope[:, None] * noise).flatten(0, -2)
             assert layer.weight.grad is not None
-            layer.weight.grad.addmm_(change.T, inputs.flatten(0, -2))
+            layer.weight.grad.addmm_(change.T, inputs.flatten(0, -2).to(change))
             if layer.bias is not None:
                 assert layer.bias.grad is not None
                 layer.bias.grad += change.sum(0)

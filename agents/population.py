@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from ..circuits.module import ModuleCircuit
 from ..core.circuit import Circuit
 from ..core.members import Stack, dense, mapping_of
+from ..core.state import example
 from ..core.world import Episodes, World, join_episodes
 from .genome import Layout
 
@@ -44,7 +45,7 @@ class Players:
     @torch.no_grad()
     def __call__(self, observations: Tensor) -> Tensor:
         """Observations ``[P·E, I]``, member by member, to outputs ``[P·E, O]``."""
-        given = observations.unflatten(0, (-1, self._episodes))
+        given = observations.to(example(self._step.circuit)).unflatten(0, (-1, self._episodes))
         mapping = mapping_of(self._step.circuit, self._stacks, given[0].unsqueeze(0))
         outputs, after = mapping(self._answer)(self._parameters, given, *self._state)
         self._state = (after,)

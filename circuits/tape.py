@@ -57,7 +57,8 @@ class Tape(TapeOptions, MemoryCircuit):
                     f"{name}: got {size}; allowed with tied_bits is at least output_size ({self.output_size})"
                 )
         word = [self.output_size] + [1] * (self.word_size - self.output_size)
-        hidden = [self.output_size] + [1] * (self.vector_size - self.output_size) + word
+        hidden = [self.output_size] + [1] * (self.vector_size - self.output_size)
+        hidden += word if self.read_feedback else []
         interface = self.accessor.interface
         interface.linear = TiedBitsLinear(hidden, word + [1] * (interface.size - self.word_size))
         self.output = TiedBitsLinear(hidden + word, [self.output_size])
@@ -85,7 +86,9 @@ class Tape(TapeOptions, MemoryCircuit):
         reads = inputs.new_zeros(members, batch, self.accessor.word_size)
         features = []
         for x in inputs.unbind(0):
-            hidden, controller = control(own, (torch.cat([x.expand(members, -1, -1), reads], dim=-1), controller))
+            seen = x.expand(members, -1, -1)
+            seen = torch.cat([seen, reads], dim=-1) if self.read_feedback else seen
+            hidden, controller = control(own, (seen, controller))
             vector = linear(hidden, *interface).flatten(0, 1)
             words, tape = self.accessor.access(self.accessor.heads(vector), tape)
             reads = words.view_as(reads)

@@ -413,12 +413,15 @@ class Circuit(Component, nn.Module, ABC):
         """
         if not isinstance(inputs, Tensor):
             raise ValueError(f"inputs: got a {type(inputs).__name__}; {self._expected(shape)}, in one torch.Tensor")
+        like = example(self)
+        if inputs.device != like.device:
+            raise ValueError(f"inputs: got {inputs.device}; the circuit is on {like.device} (move either with .to)")
         if is_whole(inputs) and inputs.dim() == shape.count(",") and 0 not in inputs.shape:
             check_tokens(inputs, self.input_size)
             return self.embed(inputs)
         if inputs.dim() != shape.count(",") + 1 or inputs.shape[-1] != self.vector_size or 0 in inputs.shape:
             raise ValueError(f"inputs: got shape {list(inputs.shape)}; {self._expected(shape)}")
-        own = example(self).dtype
+        own = like.dtype
         if inputs.dtype != own and torch.promote_types(inputs.dtype, own) != own:  # torch 2.6 cannot export the latter
             raise ValueError(f"inputs: got {inputs.dtype}; the circuit has {own} (convert either with .to)")
         return inputs.to(own)

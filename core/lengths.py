@@ -20,12 +20,18 @@ def check_lengths(lengths: Any, steps: int, batch_size: int) -> Tensor:
     Raises:
         ValueError: not one whole number from 1 to T for each sequence.
     """
-    found = torch.as_tensor(lengths).cpu()
+    try:
+        found = torch.as_tensor(lengths).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        found = torch.empty(0)
+    if isinstance(lengths, (list, tuple)) and any(isinstance(length, bool) for length in lengths):
+        found = found.bool()
     right = found.shape == (batch_size,) and not (found.is_floating_point() or found.is_complex())
     if not right or found.dtype == torch.bool or not bool(((found >= 1) & (found <= steps)).all()):
+        given = lengths.tolist() if isinstance(lengths, Tensor) else lengths
         raise ValueError(
-            f"lengths: got {found.tolist()}; expected a whole number from 1 to {steps} (the steps of the inputs) for "
-            f"each of {batch_size} sequences"
+            f"lengths: got {given}; expected a whole number from 1 to {steps} (the steps of the inputs) for each of "
+            f"{batch_size} sequences"
         )
     return found
 

@@ -759,3 +759,48 @@ def test_a_signal_while_a_line_is_being_written_saves_and_stops(folder: Path) ->
     assert process.wait(60) == 0, said
     assert "Traceback" not in said and "go on with: " in said
     assert (folder / "runs/run/checkpoints/latest.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--resume", ""], "run: got ''"),
+        (["sweep", "--resume", ""], "sweep: got ''"),
+        (["league", "--resume", ""], "league: got ''"),
+        (["league", "--circuits", ""], "--circuits: got "),
+        (["league", "--tasks", ""], "--tasks: got "),
+        (["league", "--seeds", ""], "--seeds"),
+        (["show", ""], "got ''"),
+        (["train", "device=cuda:99999999999999999999"], "device: got 'cuda:99999999999999999999'; allowed"),
+        (["train", "device=cuda:\u0663"], "allowed: auto"),
+        (["train", "one-shot", "env.data=nope"], "env.data: got 'nope'"),
+        (["train", "permuted-mnist", "env.images=copy"], "env.images: got a CopyEnv"),
+        (["page", "--port", "99999999"], "'99999999'; allowed: 1 to 65535"),
+        (["page", "--port", "-1"], "--port"),
+    ],
+)
+def test_what_is_empty_or_out_of_range_is_refused(
+    words: list[str], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = main(words)
+    except SystemExit as error:
+        status = error.code
+    assert status == 2
+    assert said in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+
+
+def test_options_of_a_test_that_there_are_not_are_refused_before_runs_are_compared(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *SMALL, "agent.steps=2", "plots=off", "name=run"]) == 0
+    assert main(["compare", "run", "--test-option", "foo=1"]) == 2
+    assert "foo" in capsys.readouterr().err
+    assert [path.name for path in (folder / "runs").iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("options", [[], ["circuit.tied_bits=false"]])
+def test_a_tape_whose_words_are_not_fed_back_evolves(folder: Path, options: list[str]) -> None:
+    words = ["tape-copy", "plots=off", "agent.generations=1", "circuit.read_feedback=false", "agent.batch_size=4"]
+    assert main(["train", *words, *options]) == 0

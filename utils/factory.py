@@ -70,7 +70,7 @@ MOST_THREADS = 1024
 
 Precision = Literal["float32", "bfloat16", "float64"]
 
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,2})?|mps")
 _NAME = re.compile(r"[^\W_][\w.=,+-]{0,99}")
 _HOST = re.compile(r"[\w.-]+|[\da-fA-F:.]+")
 
@@ -257,7 +257,12 @@ def build_task(options: RunOptions, device: torch.device) -> Task:
         ValueError: it cannot be built, or the agent cannot take it.
     """
     with under("env"):
-        env = build_env(options.env, device)
+        try:
+            env = build_env(options.env, device)
+        except ValueError as error:
+            if str(error).partition(":")[0] in type(options.env).model_fields:
+                raise OptionsError(f"env.{error}") from error
+            raise
     agent: type[Agent] = component_of(options.agent)
     return agent.task_of(options.agent, env)
 

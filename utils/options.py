@@ -72,6 +72,9 @@ def parse_yaml(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}, line {mark.line + 1}" if mark else source
         raise OptionsError(f"{where}: {getattr(error, 'problem', None) or error}") from error
+    except (ValueError, KeyError, AttributeError, RecursionError) as error:
+        # What the loader does not foresee: a date that there is not, a tag for something else, thousands of brackets.
+        raise OptionsError(f"{source}: cannot be read: {type(error).__name__}: {error}") from error
 
 
 def preset_names() -> list[str]:

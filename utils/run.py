@@ -157,7 +157,7 @@ def find_directory(name: str, root: Path = RUNS, *, what: str = "run", file: str
     found = sorted((path.parent for path in root.glob(f"*/{file}")), key=lambda path: path.stat().st_mtime)
     if name == "latest" and found:
         return found[-1]
-    for directory in (Path(name), root / name):
+    for directory in (Path(name), root / name) if name else ():
         if (directory / file).is_file():
             return directory
     raise OptionsError(

@@ -100,9 +100,12 @@ def _search(
     batched: bool,
     seed: int,
 ) -> Found:
-    start = x0 if isinstance(x0, Tensor) else torch.as_tensor(x0, dtype=torch.float64)
-    strategy = _build(chosen, start, seed)
+    strategy = _build(chosen, _point(x0), seed)
     box = None if bounds is None else Box(bounds, strategy.genome)
+    if isinstance(evaluations, bool) or not isinstance(evaluations, int):
+        raise ValueError(f"evaluations: got {evaluations!r}; allowed is a whole number")
+    if not (target is None or (isinstance(target, (int, float)) and not math.isnan(target))):
+        raise ValueError(f"target: got {target!r}; allowed is a number, or None")
     if evaluations < 1 + strategy.population:
         raise ValueError(
             f"evaluations: got {evaluations}; allowed is at least {1 + strategy.population}, the first point and a "
@@ -134,6 +137,22 @@ def _search(
     if best_fitness == -math.inf:
         raise ValueError(f"function: got no finite number in {used} evaluations")
     return Found(best, sign * best_fitness + 0.0, used, strategy.generation, bad)
+
+
+def _point(x0: Any) -> Tensor:
+    """Where to start, ``[D]``; what is no tensor becomes one of float64."""
+    expected = "expected a vector of one or more finite numbers, such as [0.0, 0.0]"
+    try:
+        start = x0 if isinstance(x0, Tensor) else torch.as_tensor(x0, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"x0: got {x0!r}; {expected}") from error
+    if start.dim() != 1 or not len(start):
+        raise ValueError(f"x0: got shape {list(start.shape)}; {expected}")
+    if not start.is_floating_point():
+        raise ValueError(f"x0: got {start.dtype}; {expected}")
+    if not bool(start.isfinite().all()):
+        raise ValueError(f"x0: got {start.tolist()}; {expected}")
+    return start
 
 
 class _Search(Options):
@@ -182,11 +201,16 @@ class Box:
         Raises:
             ValueError: not two, of another size, the wrong way round, or the point lies outside.
         """
-        if len(bounds) != 2:
-            raise ValueError(f"bounds: got {len(bounds)}; expected two, the least and the greatest values")
-        low, high = (torch.as_tensor(bound, dtype=start.dtype, device=start.device) for bound in bounds)
+        try:
+            low, high = (torch.as_tensor(bound, dtype=start.dtype, device=start.device) for bound in bounds)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"bounds: got {bounds!r}; expected two, the least and the greatest values, numbers or vectors"
+            ) from error
         for bound in (low, high):
-            if (bound.dim() and bound.shape != start.shape) or bound.isnan().any():
+            if bound.isnan().any():
+                raise ValueError("bounds: got nan; allowed are numbers, infinite where there is no bound")
+            if bound.dim() and bound.shape != start.shape:
                 raise ValueError(
                     f"bounds: got shape {list(bound.shape)}; allowed are numbers, or one for each of {len(start)}"
                 )

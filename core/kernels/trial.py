@@ -255,6 +255,8 @@ def _of_kind(part: Any) -> tuple[Any, dict[str, Any]]:
             options[name] = min(value, MOST[name])
         elif name == "clip" and value is not None:
             options[name] = 1.0
+        elif name == "dropout":  # two runs would leave out different units
+            options[name] = 0.0
     return cls, options
 
 

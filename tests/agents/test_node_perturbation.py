@@ -12,6 +12,7 @@ from papertape.core.circuit import Circuit
 from papertape.core.distributed import Processes
 from papertape.core.env import Env
 from papertape.envs import CopyEnv
+from papertape.main import main
 from papertape.utils import factory, options
 
 
@@ -110,3 +111,9 @@ def test_dropout_is_refused() -> None:
     )
     with pytest.raises(ValueError, match=r"circuit: it has dropout 0\.2, .* allowed with node-perturbation is none"):
         NodePerturbationAgent(env, circuit)
+
+
+def test_half_precision(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["circuit.type=feedforward", "agent.type=node-perturbation", "precision=bfloat16", "agent.steps=2"]
+    assert main(["train", "neat-xor", "plots=off", *words]) == 0

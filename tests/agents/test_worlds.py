@@ -17,6 +17,7 @@ from papertape.agents.learning import TrainingError
 from papertape.agents.population import Population
 from papertape.circuits import FeedForwardCircuit, NormalisedCircuit
 from papertape.core.recorder import Recorder
+from papertape.core.registry import lookup
 from papertape.core.streams import stream_seed
 from papertape.core.world import Step, World, WorldError, carrying, check_episodes
 from papertape.envs import TMazeWorld
@@ -360,3 +361,19 @@ def test_a_generation_in_which_the_world_fails_is_not_taken(strategy, at):
     resumed.load_state_dict(kept.states[-1][1])
     resumed.fit()
     assert same(resumed.state_dict(), unbroken.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "transformer", "normalised", "ntm"])
+def test_populations_act_in_float64_as_well(kind):
+    options = {
+        "lstm": {"hidden_size": 4},
+        "gru": {"hidden_size": 4},
+        "transformer": {"model_size": 8, "accessor": {"type": "attention", "memory_size": 8, "num_heads": 2}},
+        "normalised": {"circuit": {"type": "lstm", "hidden_size": 4}},
+        "ntm": {"memory_size": 4, "word_size": 3, "read_feedback": False},
+    }
+    task = world()
+    circuit = lookup("circuit", kind)(task.input_size, task.output_size, **options[kind]).double()
+    agent = EvolutionAgent(task, circuit, strategy={"type": "snes", "population": 6}, generations=1, **SMALL)
+    agent.fit()
+    assert agent.step == 1

@@ -123,3 +123,9 @@ def test_a_trace_stops_with_its_sequence():
 def test_lengths_that_are_none_are_refused(lengths):
     with pytest.raises(ValueError, match="lengths: got .*; expected a whole number from 1 to 6"):
         NTM(3, 2, **SIZES)(torch.rand(6, 4, 3), lengths=lengths)
+
+
+@pytest.mark.parametrize("lengths", [[None, 2], "ab", [True, 5], [[1, 2]], {1: 2}])
+def test_lengths_that_are_no_whole_numbers_are_said(lengths):
+    with pytest.raises(ValueError, match=r"^lengths: got .*; expected a whole number from 1 to 5"):
+        NTM(3, 2, memory_size=4, word_size=3, hidden_size=4)(torch.zeros(5, 2, 3), lengths=lengths)

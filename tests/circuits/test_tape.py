@@ -178,3 +178,20 @@ def test_evolution_finds_how_to_copy():
     agent.fit()
     assert agent.target_reached
     assert agent.test()["test/length 100/bits_wrong"] == 0
+
+
+@pytest.mark.parametrize("controller", ["direct", {"type": "lstm", "hidden_size": 6}])
+@pytest.mark.parametrize("read_feedback", [True, False])
+@pytest.mark.parametrize("tied_bits", [True, False])
+def test_a_population_answers_as_its_members_do_with_and_without_feedback(controller, read_feedback, tied_bits):
+    if tied_bits and controller != "direct":
+        return
+    torch.manual_seed(0)
+    options = {"controller": controller, "read_feedback": read_feedback, "tied_bits": tied_bits}
+    circuit = Tape(6, 4, memory_size=8, word_size=5, **options)
+    inputs = torch.rand(7, 3, 6)
+    stacks = {name: torch.randn(4, *part.shape) for name, part in circuit.named_parameters()}
+    found = circuit.run_population(stacks, inputs)
+    for member in range(4):
+        own = {name: stack[member] for name, stack in stacks.items()}
+        torch.testing.assert_close(found[:, member], torch.func.functional_call(circuit, own, (inputs,))[0])

@@ -439,3 +439,9 @@ def test_swapping_a_controller_keeps_its_size() -> None:
     chosen = parse("circuit.controller.type=gru")
     assert chosen.circuit.controller.type == "gru"
     assert chosen.circuit.controller.hidden_size == 100
+
+
+@pytest.mark.parametrize("text", ["!!bool x", "!!timestamp x", "2020-13-45", '!!int "x"', "[" * 5000, "1" * 5000])
+def test_what_the_loader_does_not_foresee_names_the_source(text: str) -> None:
+    with pytest.raises(OptionsError, match=r"^seed: "):
+        options.parse_yaml(text, "seed")

@@ -30,7 +30,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def preset_name(arguments: Sequence[str]) -> str:
     """What a run that begins with these words is called after: its preset, or the file in place of one."""
-    return Path(split_arguments(arguments)[0] or options.DEFAULT_PRESET).stem
+    preset, _ = split_arguments(arguments)
+    return Path(options.DEFAULT_PRESET if preset is None else preset).stem
 
 
 def read_arguments(
@@ -48,7 +49,7 @@ def read_arguments(
     """
     preset, assignments = split_arguments(arguments)
     if values is None:
-        values = options.load_file(preset or options.DEFAULT_PRESET)
+        values = options.load_file(options.DEFAULT_PRESET if preset is None else preset)
     elif preset is not None:
         raise OptionsError(
             f"{preset!r}: expected key=value, such as agent.lr=3e-4; a run that there is has its preset already: leave "

@@ -20,8 +20,8 @@ DEFAULT = "chomsky"
 def league(arguments: argparse.Namespace) -> int:
     """Train all runs of a league that are not done, and leave its table and a picture beside those of a sweep."""
     sweep.check(arguments)
-    if arguments.resume:
-        if arguments.arguments or arguments.tasks or arguments.circuits or arguments.seeds:
+    if arguments.resume is not None:
+        if arguments.arguments or {arguments.tasks, arguments.circuits, arguments.seeds} != {None}:
             raise OptionsError("--resume: a league that goes on has its options already: leave them out")
         folder = find_directory(arguments.resume, what="league", file=FILE)
         chosen, found = sweep.read(folder), leagues.load(str(folder / FILE))
@@ -48,7 +48,7 @@ def plan(arguments: argparse.Namespace) -> tuple[leagues.League, list[sweep.Run]
         raise OptionsError(f"{words[1]!r}: expected key=value, such as agent.steps=1000; the league is {words[0]!r}")
     name = words[0] if words else DEFAULT
     assignments = [word for word in arguments.arguments if "=" in word]
-    _, seeds = sweep.values_of(f"--seeds={arguments.seeds}") if arguments.seeds else ("", [])
+    _, seeds = sweep.values_of(f"--seeds={arguments.seeds}") if arguments.seeds is not None else ("", [])
     wrong = [seed for seed in seeds if not seed.isdigit()]
     if wrong:
         raise OptionsError(f"--seeds: got {wrong[0]}; allowed: whole numbers, such as 1,2,5 or 1..10")
@@ -80,4 +80,4 @@ def plan(arguments: argparse.Namespace) -> tuple[leagues.League, list[sweep.Run]
 
 
 def _names(text: str | None) -> list[str]:
-    return [word.strip() for word in text.split(",")] if text else []
+    return [word.strip() for word in text.split(",")] if text is not None else []

@@ -186,7 +186,7 @@ def begin(arguments: argparse.Namespace) -> Sweep:
     Raises:
         OptionsError: see :func:`plan` and :func:`~papertape.utils.run.find_directory`.
     """
-    if arguments.resume:
+    if arguments.resume is not None:
         if arguments.arguments:
             raise OptionsError(
                 f"{arguments.arguments[0]!r}: a sweep that goes on has its options already: leave it out"

@@ -105,7 +105,7 @@ def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
     Raises:
         OptionsError: lists every problem.
     """
-    if arguments.resume:
+    if arguments.resume is not None:
         directory = find_directory(arguments.resume)
         held.enter_context(locked(directory))
         begun = choose_resumed(arguments.arguments, directory, arguments.imports)

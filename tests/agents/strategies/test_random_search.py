@@ -143,3 +143,32 @@ def test_small_searches_take_at_most_half_of_what_the_last_large_one_took():
     small = [(taken, large) for _, taken, large in searches if taken]
     assert len(searches) == 8 and len(small) >= 3
     assert all(large / 2 <= taken < large / 2 + 200 for taken, large in small)
+
+
+@pytest.mark.parametrize("strategy", ["cma-es", "snes", "pgpe", "trust", "ars", "openai-es"])
+@pytest.mark.parametrize(
+    "x0", [3, 3.0, [], None, "abc", ["a"], {}, [1 + 2j], torch.tensor([1, 2]), [math.inf], [[1.0]]]
+)
+def test_where_to_start_is_a_vector_of_numbers(x0, strategy):
+    with pytest.raises(ValueError, match=r"^x0: got .*; expected a vector of one or more finite numbers"):
+        minimise(lambda x: x.square().sum(), x0, strategy=strategy)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("bounds", 1, "bounds: got 1; expected two"),
+        ("bounds", "ab", "bounds: got 'ab'; expected two"),
+        ("bounds", (None, 1), r"bounds: got \(None, 1\); expected two"),
+        ("bounds", (-1, 0, 1), r"bounds: got \(-1, 0, 1\); expected two"),
+        ("bounds", (math.nan, 1), "bounds: got nan"),
+        ("evaluations", "x", "evaluations: got 'x'; allowed is a whole number"),
+        ("evaluations", math.nan, "evaluations: got nan"),
+        ("evaluations", None, "evaluations: got None"),
+        ("target", "x", "target: got 'x'; allowed is a number"),
+        ("target", math.nan, "target: got nan"),
+    ],
+)
+def test_arguments_that_are_none_are_said(name, value, said):
+    with pytest.raises(ValueError, match=f"^{said}"):
+        minimise(lambda x: x.square().sum(), [0.0, 0.0], **{name: value})

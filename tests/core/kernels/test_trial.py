@@ -448,3 +448,19 @@ def test_tritons_ways_are_like_eager(kind: Any) -> None:
     parts = [trial._of_kind(part) for part in (circuit.controller, circuit.accessor)]
     for run in (sequences.run, steps.run):
         assert trial._try_sequence(trial._probe(circuit, parts, inputs), run) is None
+
+
+@pytest.mark.parametrize("kind", ["SAM", "SDNC"])
+def test_a_circuit_with_dropout_is_tried_without_and_nothing_is_drawn(kind: str) -> None:
+    torch.manual_seed(5)
+    controller = {"type": "lstm", "hidden_size": 4, "num_layers": 2, "dropout": 0.3}
+    sizes = {"num_reads": 2, "memory_size": 12, "word_size": 4, "slots_per_read": 2}
+    circuit = {"SAM": SAM, "SDNC": SDNC}[kind](3, 2, controller=controller, **sizes)
+    state = torch.get_rng_state()
+    found = []
+    for backend in ("auto", "native", "auto"):
+        circuit.backend = backend
+        torch.set_rng_state(state)
+        found.append(circuit(torch.ones(4, 2, 3))[0])
+        assert circuit.chosen_backend == "native"
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
