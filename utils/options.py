@@ -180,9 +180,12 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> list[str]:
             below = ".".join(path[: depth + 1])
             if isinstance(block, list):
                 kind, inner = None, block[_place(path, depth, block)]
+                inner = {"type": inner} if isinstance(inner, str) else inner
             else:
                 kind, inner = _inner(kind, block, part)
                 inner = {} if inner is None else inner
+            if isinstance(inner, dict) and path[depth + 1].isdecimal():  # one, or none, where there may be several
+                inner = [inner] if inner else []
             if isinstance(inner, dict):
                 inner = dict(inner)
             elif isinstance(inner, list | tuple):

@@ -445,3 +445,26 @@ def test_swapping_a_controller_keeps_its_size() -> None:
 def test_what_the_loader_does_not_foresee_names_the_source(text: str) -> None:
     with pytest.raises(OptionsError, match=r"^seed: "):
         options.parse_yaml(text, "seed")
+
+
+@pytest.mark.parametrize(
+    ("assignments", "expected"),
+    [
+        (["plasticity=[redo]", "plasticity.0.every=5"], [{"type": "redo", "every": 5}]),
+        (["plasticity=redo", "plasticity.0.every=5"], [{"type": "redo", "every": 5}]),
+        (["plasticity=redo", "plasticity.every=5"], {"type": "redo", "every": 5}),
+        (["plasticity=[redo, l2-init]", "plasticity.1=ewc"], ["redo", "ewc"]),
+        (["plasticity=redo", "plasticity.0=ewc"], ["ewc"]),
+    ],
+)
+def test_one_of_several_components_is_named_by_its_number(assignments: list[str], expected: Any) -> None:
+    values = options.load_file("ntm-copy")
+    options.override(values, [f"agent.{assignment}" for assignment in assignments])
+    assert values["agent"]["plasticity"] == expected
+    factory.parse(values)
+
+
+@pytest.mark.parametrize("assignment", ["agent.plasticity.0=redo", "agent.plasticity.0.every=5"])
+def test_a_number_where_there_are_none_is_refused(assignment: str) -> None:
+    with pytest.raises(OptionsError, match=r"agent.plasticity is the list \[\]; .* nothing, it is empty"):
+        options.override(options.load_file("ntm-copy"), [assignment])
