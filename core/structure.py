@@ -142,7 +142,7 @@ class Wire(NamedTuple):
     """Whether its weights begin as those of torch.nn.LSTM do, by the units of its layer, not by its columns."""
 
     def fan(self, columns: int, units: int) -> int:
-        """The number over whose root of 1 its weights and biases begin at most; see :func:`draw`.
+        """F, where its weights and biases begin between -1/√F and 1/√F; see :func:`draw`.
 
         Args:
             columns: of its weight.
@@ -523,7 +523,7 @@ def resized_list(linears: nn.ModuleList, sizes: Sequence[tuple[int, int]]) -> No
 
 
 def draw(shape: Sequence[int], fan: int, generator: torch.Generator | None) -> Tensor:
-    """Weights or biases as a torch.nn.Linear of so many columns begins with, in float64; see :meth:`Wire.fan`."""
+    """Weights or biases between -1/√F and 1/√F, of F = fan, in float64; see :meth:`Wire.fan`."""
     bound = fan**-0.5
     return (2 * torch.rand(tuple(shape), generator=generator, dtype=torch.float64) - 1) * bound
 

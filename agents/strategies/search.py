@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -95,16 +96,16 @@ def _search(
     sign: float,
     chosen: Any,
     bounds: tuple[Bound, Bound] | None,
-    evaluations: int,
-    target: float | None,
+    evaluations: Any,
+    target: Any,
     batched: bool,
     seed: int,
 ) -> Found:
     strategy = _build(chosen, _point(x0), seed)
     box = None if bounds is None else Box(bounds, strategy.genome)
-    if isinstance(evaluations, bool) or not isinstance(evaluations, int):
+    if isinstance(evaluations, bool) or not isinstance(evaluations, numbers.Integral):
         raise ValueError(f"evaluations: got {evaluations!r}; allowed is a whole number")
-    if not (target is None or (isinstance(target, (int, float)) and not math.isnan(target))):
+    if not (target is None or (isinstance(target, numbers.Real) and not math.isnan(target))):
         raise ValueError(f"target: got {target!r}; allowed is a number, or None")
     if evaluations < 1 + strategy.population:
         raise ValueError(
