@@ -107,12 +107,13 @@ def _search(
         raise ValueError(f"evaluations: got {evaluations!r}; allowed is a whole number")
     if not (target is None or (isinstance(target, numbers.Real) and not math.isnan(target))):
         raise ValueError(f"target: got {target!r}; allowed is a number, or None")
-    if evaluations < 1 + strategy.population:
+    most = int(evaluations)
+    if most < 1 + strategy.population:
         raise ValueError(
-            f"evaluations: got {evaluations}; allowed is at least {1 + strategy.population}, the first point and a "
+            f"evaluations: got {most}; allowed is at least {1 + strategy.population}, the first point and a "
             f"generation of {strategy.population}"
         )
-    goal = math.inf if target is None else sign * target
+    goal = math.inf if target is None else sign * float(target)
     best, best_fitness, used, bad = strategy.genome, -math.inf, 0, 0
 
     def judged(genomes: Tensor) -> Tensor:
@@ -129,11 +130,11 @@ def _search(
         return fitness
 
     judged(strategy.genome.unsqueeze(0))
-    while best_fitness < goal and used + strategy.population <= evaluations:
+    while best_fitness < goal and used + strategy.population <= most:
         fitness = judged(strategy.ask())
         strategy.tell(fitness.unsqueeze(1) if strategy.per_sample else fitness)
         candidates = strategy.candidates()
-        if candidates is not None and used + len(candidates) <= evaluations:
+        if candidates is not None and used + len(candidates) <= most:
             strategy.confirm(judged(candidates))
     if best_fitness == -math.inf:
         raise ValueError(f"function: got no finite number in {used} evaluations")
