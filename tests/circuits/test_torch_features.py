@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import papertape
 from papertape import DNC, NTM, SAM, SDNC, FeedForwardCircuit, NeatCircuit, Tape
 from papertape.core.circuit import Circuit
+from papertape.core.kernels.native import library
 from papertape.core.state import CircuitState, leaves
 
 MEMORIES: dict[str, Any] = {"ntm": NTM, "dnc": DNC, "sam": SAM, "sdnc": SDNC, "tape": Tape}
@@ -266,6 +268,29 @@ def test_gradients_within_a_transform_of_something_else(name: str) -> None:
     circuit.zero_grad()
     circuit(sequence())[0].sum().backward()
     torch.testing.assert_close(gradients, [parameter.grad for parameter in circuit.parameters()])
+
+
+@pytest.mark.skipif(isinstance(library.load(), str), reason=str(library.load()))
+def test_a_profiler_and_modes_see_the_operators() -> None:
+    """Which are otherwise called past torch's dispatcher."""
+
+    class Seen(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: set[str] = set()
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.names.add(str(func))
+            return func(*args, **(kwargs or {}))
+
+    circuit = papertape.NTM(2, 2, memory_size=5, word_size=3, hidden_size=4)
+    with torch.profiler.profile() as profile:
+        circuit(torch.rand(3, 2, 2))[0].sum().backward()
+    profiled = {event.key for event in profile.key_averages()}
+    assert {"papertape::native_forward", "papertape::native_backward"} <= profiled
+    with Seen() as seen, torch.no_grad():
+        circuit(torch.rand(3, 2, 2))
+    assert "papertape.native_forward.default" in seen.names
 
 
 def test_a_sequence_is_one_operation_with_a_shape_to_fake_tensors() -> None:
