@@ -234,7 +234,6 @@ class _Records:
 _records_of = functools.cache(_Records)
 
 
-@functools.cache
 def _records(kinds: tuple[type, ...]) -> tuple[_Record, ...]:
     """The same, one for each owner."""
     owners: dict[Any, None] = {}

@@ -7,9 +7,9 @@ the values that it knows. A part with another option or another value runs eager
 from __future__ import annotations
 
 import weakref
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from .transforms import in_memory, transform
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView
+
+Made = TypeVar("Made")
 
 Options = dict[str, Container[Any]]
 """Options by name, with the values of each that are known."""
@@ -103,6 +105,19 @@ def ununderstood(part: Any, understood: Mapping[str, Options]) -> str | None:
     return None
 
 
+MOST_SIZES = 64
+"""Sizes of sequences of which something is remembered of a circuit."""
+
+
+def remembered(kept: dict[Any, Made], key: Any, make: Callable[[], Made]) -> Made:
+    """What was made for a key, made once; before there are too many keys all are forgotten."""
+    if key not in kept:
+        if len(kept) >= MOST_SIZES:
+            kept.clear()
+        kept[key] = make()
+    return kept[key]
+
+
 class Known:
     """What kernels need to know about a circuit; valid until its parts or their options change."""
 
@@ -180,11 +195,7 @@ class Known:
         """Names and shapes of inputs, state and parameters, in the order of :func:`unfit`."""
         memory = state.accessor.memory
         key = (inputs.shape, memory.shape)
-        if key not in self._shapes:
-            if len(self._shapes) > 64:
-                self._shapes.clear()
-            self._shapes[key] = self._find_shapes(circuit, inputs, state)
-        return self._shapes[key]
+        return remembered(self._shapes, key, lambda: self._find_shapes(circuit, inputs, state))
 
     def _find_shapes(self, circuit: CircuitView, inputs: Tensor, state: CircuitState) -> Any:
         controller: Any = circuit.controller

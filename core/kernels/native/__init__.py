@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ... import addressing, interface
 from ...members import map_initial_state
 from ...state import CircuitState, leaves
 from .. import eager, guard, trial
@@ -36,7 +35,7 @@ from .library import CONTROLLERS, GIVEN, RELU_RNN, Problem
 from .nearest import nearest
 from .sequence import Layer, State, Weights, make_problem, run_sequence
 from .sequence import run_population as run_members
-from .step import Step
+from .step import Step, constants
 
 if TYPE_CHECKING:
     from ..circuit_view import CircuitView
@@ -65,8 +64,6 @@ RULES: dict[str, guard.Options] = {"delta": guard.DELTA}
 
 MOST_STEPS = 8
 """Shapes of single steps that are remembered of a circuit, each with its scratch space."""
-MOST_PROBLEMS = 64
-"""Sizes of sequences that are remembered of a circuit."""
 
 UNDERSTOOD_CONTROLLERS = dict.fromkeys(CONTROLLERS, guard.CONTROLLER)
 UNDERSTOOD_CONTROLLERS["rnn"] = guard.CONTROLLER | {"nonlinearity": ("tanh", "relu")}
@@ -198,14 +195,10 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
 def _problem(circuit: CircuitView, known: guard.Known, inputs: Tensor, weights: Weights, memory: Tensor) -> Problem:
     """What the library is told of a sequence; put together once for each size, for that takes time, too."""
     accessor: Any = circuit.accessor
-    own = (*accessor.interface.sizes.items(), *_constants())
+    own = (*accessor.interface.sizes.items(), *constants())
     key = (inputs.shape, memory.shape, torch.get_num_threads(), *own)
-    if key not in known.problems:
-        if len(known.problems) >= MOST_PROBLEMS:
-            known.problems.clear()
-        known.problems[key] = make_problem(inputs, weights, memory, **_options(circuit))
-    kept: Problem = known.problems[key]
-    return Problem.from_buffer_copy(kept)
+    made = guard.remembered(known.problems, key, lambda: make_problem(inputs, weights, memory, **_options(circuit)))
+    return Problem.from_buffer_copy(made)
 
 
 def _of_accessor(
@@ -327,7 +320,7 @@ def _memory_options(circuit: CircuitView) -> dict[str, Any]:
     options = {
         "reads": accessor.read_shape(accessor)[0],
         "places": library.places(*_parts(circuit).items()),
-        **dict(zip(("norm_epsilon", "usage_epsilon", "sharpen_epsilon", "mask_min"), _constants(), strict=True)),
+        **dict(zip(("norm_epsilon", "usage_epsilon", "sharpen_epsilon", "mask_min"), constants(), strict=True)),
     }
     if accessor.kind in ("stack", "soft-tape"):
         return options | {"keep_every": 1}
@@ -340,11 +333,6 @@ def _memory_options(circuit: CircuitView) -> dict[str, Any]:
         "link_sharpening": accessor.link_sharpening,
         "usage_gradient": accessor.usage_gradient,
     }
-
-
-def _constants() -> tuple[float, ...]:
-    """Of the equations, as they are now."""
-    return addressing.NORM_EPSILON, addressing.USAGE_EPSILON, addressing.SHARPEN_EPSILON, interface.MASK_MIN
 
 
 def _state(state: CircuitState, of_accessor: tuple[Tensor, ...]) -> State:

@@ -84,11 +84,8 @@ def _room(text: str, vectors: Tensor, log_decay: Tensor | None, memory: Tensor, 
     problem = _read(text)
     each = (problem.steps, problem.batch, problem.heads)
     count = -(-problem.steps // problem.every) if training else 0
-    saved, changes = (
-        memory.new_empty(count, *memory.shape),
-        memory.new_empty(*each, problem.rules * training, problem.value),
-    )
-    return [vectors.new_empty(*each, problem.value), torch.empty_like(memory), saved, changes]
+    kept = memory.new_empty(count, *memory.shape), memory.new_empty(*each, problem.rules * training, problem.value)
+    return [vectors.new_empty(*each, problem.value), torch.empty_like(memory), *kept]
 
 
 def _run_forward(text: str, vectors: Tensor, log_decay: Tensor | None, memory: Tensor, training: bool) -> list[Tensor]:
@@ -99,37 +96,25 @@ def _run_forward(text: str, vectors: Tensor, log_decay: Tensor | None, memory: T
     return made
 
 
-def _gradients(
-    text: str,
-    vectors: Tensor,
-    log_decay: Tensor | None,
-    saved: Tensor,
-    changes: Tensor,
-    d_reads: Tensor,
-    d_last: Tensor,
-) -> list[Tensor]:
-    """Room for the gradients of vectors, decay (empty without) and memory."""
+def _gradients(text: str, vectors: Tensor, log_decay: Tensor | None, *others: Tensor) -> list[Tensor]:
+    """Room for the gradients of vectors, decay (empty without) and memory; the last of the others is as large as it."""
     # The part of the decay is not among what the library writes.
     made = torch.empty_like(vectors) if log_decay is None else torch.zeros_like(vectors)
-    return [made, vectors.new_empty(0) if log_decay is None else torch.empty_like(log_decay), torch.empty_like(d_last)]
+    return [
+        made,
+        vectors.new_empty(0) if log_decay is None else torch.empty_like(log_decay),
+        torch.empty_like(others[-1]),
+    ]
 
 
-def _run_backward(
-    text: str,
-    vectors: Tensor,
-    log_decay: Tensor | None,
-    saved: Tensor,
-    changes: Tensor,
-    d_reads: Tensor,
-    d_last: Tensor,
-) -> list[Tensor]:
-    given = vectors, saved, changes, d_reads, d_last
-    vectors, saved, changes, d_reads, d_last = (part.contiguous() for part in given)
+def _run_backward(text: str, vectors: Tensor, log_decay: Tensor | None, *others: Tensor) -> list[Tensor]:
+    """The others: memories and changes from the way there, and the gradients of words read and of the last memory."""
+    vectors, *others = (part.contiguous() for part in (vectors, *others))  # type: ignore[assignment]
     log_decay = None if log_decay is None else log_decay.contiguous()
-    made = _gradients(text, vectors, log_decay, saved, changes, d_reads, d_last)
+    made = _gradients(text, vectors, log_decay, *others)
     d_vectors, d_log_decay, d_first = made
     of_decay = None if log_decay is None else d_log_decay
-    _call("backward", _read(text), vectors, log_decay, saved, changes, d_reads, d_last, d_vectors, of_decay, d_first)
+    _call("backward", _read(text), vectors, log_decay, *others, d_vectors, of_decay, d_first)
     return made
 
 
