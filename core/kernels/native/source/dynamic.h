@@ -14,7 +14,7 @@ template <class T> class DynamicAccessor {
     const Records<T>& records;
     Slots<T> slots;
     int N, word, reads, writes, ways;
-    bool squash, wipe, sharpening, usage_gradient, given_columns, last_columns;
+    bool squash, wipe, sharpening, usage_gradient;
     bool straight;  // a single step takes the links from the state and leaves them in the next one, without a copy
     int64_t memory_size, link_size, rows_per_state;
     Saved<T> saved, saved_links;
@@ -73,13 +73,6 @@ template <class T> class DynamicAccessor {
                               records.accessor(s, b) + precedence + (int64_t)h * N};
         return count;
     }
-    // Where the memory is before and after a step.
-    const T* before(int64_t t, int64_t b) const {
-        return given_columns ? x.state[MEMORY] + b / rows_per_state * memory_size : saved.before(t, b);
-    }
-    T* after(int64_t t, int64_t b) const {
-        return last_columns ? x.last_state[MEMORY] + b * memory_size : saved.after(t, b);
-    }
     void write_again(int64_t t, int64_t b, T* again, T* kept) const {
         for (int64_t s = t - t % saved.every; s < t; s++) {
             const T *a = records.interface(s + 1, b), *now = records.accessor(s + 1, b);
@@ -92,11 +85,11 @@ template <class T> class DynamicAccessor {
     DynamicAccessor(const Problem& p, const Tensors<T>& tensors, const Records<T>& all_records)
         : x(tensors), records(all_records), slots((int)p.slots), N(slots.padded), word((int)p.word), reads((int)p.reads),
           writes((int)p.writes), ways(1 + 2 * writes), squash(p.squash), wipe(p.memory_wipe),
-          sharpening(p.link_sharpening), usage_gradient(p.usage_gradient), given_columns(p.given_columns),
-          last_columns(p.last_columns),
+          sharpening(p.link_sharpening), usage_gradient(p.usage_gradient),
           straight(p.steps == 1 && !p.training && x.last_state[LINK] && slots.count == N), memory_size((int64_t)word * N),
           link_size((int64_t)slots.count * N), rows_per_state(p.rows_per_state()),
-          saved{x.saved, memory_size, p.batch, p.keep_every, p.steps, p.training != 0},
+          saved{x.saved, memory_size, p.batch, p.keep_every, p.steps, p.training != 0,
+                p.given_columns ? x.state[MEMORY] : nullptr, p.last_columns ? x.last_state[MEMORY] : nullptr},
           saved_links{x.saved + Saved<T>::length(p) * p.batch * memory_size, writes * link_size, p.batch, p.keep_every,
                     p.steps, p.training != 0},
           read_keys((int)p.places.read_keys), read_strengths((int)p.places.read_strengths),
@@ -148,7 +141,7 @@ template <class T> class DynamicAccessor {
         const int64_t given = b / rows_per_state;
         const int64_t n = slots.count;
         T *first = records.accessor(0, b), *links = saved_links.first(b);
-        if (!given_columns) to_columns(slots, word, x.state[MEMORY] + given * n * word, saved.first(b));
+        if (!saved.given) to_columns(slots, word, x.state[MEMORY] + given * n * word, saved.first(b));
         pad(slots, 1, x.state[USAGE] + given * n, first + usage);
         if (!straight) pad(slots, writes * slots.count, x.state[LINK] + given * writes * n * n, links);
         pad(slots, writes, x.state[PRECEDENCE] + given * writes * n, first + precedence);
@@ -156,12 +149,12 @@ template <class T> class DynamicAccessor {
         pad(slots, writes, x.state[WRITE_WEIGHTS] + given * writes * n, first + write_weights);
         // For the norms alone.
         if (!read_lookup.masked())
-            dot_products<T>(slots, word, read_lookup.epsilon, before(0, b), 1, before(0, b), first + behind, first + norms);
+            dot_products<T>(slots, word, read_lookup.epsilon, saved.before(0, b), 1, saved.before(0, b), first + behind, first + norms);
     }
     void forward(int64_t t, int64_t b, T* words_read, T* scratch) const {
         T *a = records.interface(t + 1, b), *now = records.accessor(t + 1, b);
-        const T *last = records.accessor(t, b), *before = this->before(t, b);
-        T *after = this->after(t, b), *kept = scratch, *used = kept + N;
+        const T *last = records.accessor(t, b), *before = saved.before(t, b);
+        T *after = saved.after(t, b), *kept = scratch, *used = kept + N;
         if (squash) {
             apply_hyperbolic(a + read_keys, reads * word);
             apply_hyperbolic(a + write_keys, writes * word);
@@ -238,7 +231,7 @@ template <class T> class DynamicAccessor {
     void finish(int64_t b) const {
         const int64_t n = slots.count;
         const T* now = records.accessor(saved.steps, b);
-        if (!last_columns) to_rows(slots, word, saved.last(b), x.last_state[MEMORY] + b * n * word);
+        if (!saved.left) to_rows(slots, word, saved.last(b), x.last_state[MEMORY] + b * n * word);
         unpad(slots, 1, now + usage, x.last_state[USAGE] + b * n);
         if (!straight) unpad(slots, writes * slots.count, saved_links.last(b), x.last_state[LINK] + b * writes * n * n);
         unpad(slots, writes, now + precedence, x.last_state[PRECEDENCE] + b * writes * n);

@@ -91,14 +91,19 @@ template <class T> struct Saved {
     T* base;
     int64_t size, batch, every, steps;
     bool training;
+    // Of a single step: where a tensor of the first state is read as it is, and one of the last state written; or null.
+    const T* given = nullptr;
+    T* left = nullptr;
 
     static int64_t length(const Problem& p) { return p.training ? (p.steps + p.keep_every - 1) / p.keep_every + 1 : 1; }
     T* kept(int64_t index, int64_t b) const { return base + (index * batch + b) * size; }
     T* first(int64_t b) const { return kept(0, b); }
     T* last(int64_t b) const { return kept(training ? (steps + every - 1) / every : 0, b); }
     // Forward: where step t reads and writes.
-    const T* before(int64_t t, int64_t b) const { return kept(training ? (t + every - 1) / every : 0, b); }
-    T* after(int64_t t, int64_t b) const { return kept(training ? t / every + 1 : 0, b); }
+    const T* before(int64_t t, int64_t b) const {
+        return given ? given + b * size : kept(training ? (t + every - 1) / every : 0, b);
+    }
+    T* after(int64_t t, int64_t b) const { return left ? left + b * size : kept(training ? t / every + 1 : 0, b); }
     // What was stored last before step t.
     const T* base_of(int64_t t, int64_t b) const { return kept(training ? t / every : 0, b); }
     // Backward: the same as before and after, where `again` holds the every - 1 tensors inside the segment of this row.

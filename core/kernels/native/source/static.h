@@ -12,7 +12,6 @@ template <class T> class StaticAccessor {
     const Records<T>& records;
     Slots<T> slots;
     int N, word, reads, writes, heads, shift_range, shifts;
-    bool given_columns, last_columns;
     int64_t memory_size, weights_size, rows_per_state;
     Saved<T> saved;
     // Parts of the interface vector.
@@ -98,13 +97,6 @@ template <class T> class StaticAccessor {
     // The most common access, of which some parts take one pass together.
     bool simple() const { return reads <= 4 && writes == 1 && !read_lookup.masked(); }
     bool ends_segment(int64_t t) const { return t == saved.steps - 1 || t % saved.every == saved.every - 1; }
-    // Where the memory is before and after a step.
-    const T* before(int64_t t, int64_t b) const {
-        return given_columns ? x.state[MEMORY] + b / rows_per_state * memory_size : saved.before(t, b);
-    }
-    T* after(int64_t t, int64_t b) const {
-        return last_columns ? x.last_state[MEMORY] + b * memory_size : saved.after(t, b);
-    }
     // The memories inside the segment that ends with step t.
     void write_again(int64_t t, int64_t b, T* again) const {
         for (int64_t s = t - t % saved.every; s < t; s++) {
@@ -118,9 +110,9 @@ template <class T> class StaticAccessor {
     StaticAccessor(const Problem& p, const Tensors<T>& tensors, const Records<T>& all_records)
         : x(tensors), records(all_records), slots((int)p.slots), N(slots.padded), word((int)p.word), reads((int)p.reads),
           writes((int)p.writes), heads(reads + writes), shift_range((int)p.shift_range), shifts(2 * shift_range + 1),
-          given_columns(p.given_columns), last_columns(p.last_columns), memory_size((int64_t)word * N),
-          weights_size((int64_t)heads * N), rows_per_state(p.rows_per_state()),
-          saved{x.saved, memory_size, p.batch, p.keep_every, p.steps, p.training != 0}, keys((int)p.places.keys),
+          memory_size((int64_t)word * N), weights_size((int64_t)heads * N), rows_per_state(p.rows_per_state()),
+          saved{x.saved, memory_size, p.batch, p.keep_every, p.steps, p.training != 0,
+                p.given_columns ? x.state[MEMORY] : nullptr, p.last_columns ? x.last_state[MEMORY] : nullptr}, keys((int)p.places.keys),
           strengths((int)p.places.strengths), gate((int)p.places.gate), shift((int)p.places.shift),
           sharpness((int)p.places.sharpness), erase((int)p.places.erase), add((int)p.places.add),
           sharpen_epsilon(T(p.sharpen_epsilon)),
@@ -146,23 +138,23 @@ template <class T> class StaticAccessor {
     void begin(int64_t b) const {
         const int64_t given = b / rows_per_state;
         T* first = records.accessor(0, b);
-        if (!given_columns) to_columns(slots, word, x.state[MEMORY] + given * slots.count * word, saved.first(b));
+        if (!saved.given) to_columns(slots, word, x.state[MEMORY] + given * slots.count * word, saved.first(b));
         pad(slots, reads, x.state[READ_WEIGHTS] + given * reads * slots.count, first + weights);
         pad(slots, writes, x.state[WRITE_WEIGHTS] + given * writes * slots.count, first + weights + reads * N);
         // For the norms alone.
         if (!read_lookup.masked())
-            dot_products<T>(slots, word, read_lookup.epsilon, before(0, b), 1, before(0, b), first + content,
+            dot_products<T>(slots, word, read_lookup.epsilon, saved.before(0, b), 1, saved.before(0, b), first + content,
                             first + norms);
     }
     // Asks for what writing will need.
     void expect_forward(int64_t t, int64_t b) const {
-        if (after(t, b) != before(t, b)) prefetch<true>(after(t, b), memory_size);
+        if (saved.after(t, b) != saved.before(t, b)) prefetch<true>(saved.after(t, b), memory_size);
     }
     void forward(int64_t t, int64_t b, T* words_read, T* scratch) const {
         T *a = records.interface(t + 1, b), *now = records.accessor(t + 1, b);
         const T* last = records.accessor(t, b);
-        const T* before = this->before(t, b);
-        T *after = this->after(t, b), *on_ring = ring(scratch);
+        const T* before = saved.before(t, b);
+        T *after = saved.after(t, b), *on_ring = ring(scratch);
         apply_hyperbolic(a + keys, heads * word);
         apply_to_parts<T>(apply_softplus<T>, a, {{strengths, heads}, {sharpness, heads}});
         apply_logistic(a + gate, heads);
@@ -189,7 +181,7 @@ template <class T> class StaticAccessor {
     }
     void finish(int64_t b) const {
         const T* now = records.accessor(saved.steps, b);
-        if (!last_columns) to_rows(slots, word, saved.last(b), x.last_state[MEMORY] + b * slots.count * word);
+        if (!saved.left) to_rows(slots, word, saved.last(b), x.last_state[MEMORY] + b * slots.count * word);
         unpad(slots, reads, now + weights, x.last_state[READ_WEIGHTS] + b * reads * slots.count);
         unpad(slots, writes, now + weights + reads * N, x.last_state[WRITE_WEIGHTS] + b * writes * slots.count);
     }
