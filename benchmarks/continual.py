@@ -178,7 +178,7 @@ TASKS, LATE = 100, 10
 """Tasks of permuted images, and how many of them a mean is over."""
 
 
-def permuted(plasticity: str, tasks: int = TASKS) -> Callable[[int, Sequence[str]], Measured]:
+def permuted(plasticity: str, *fixed: str, tasks: int = TASKS) -> Callable[[int, Sequence[str]], Measured]:
     """A row of the preset permuted-mnist, of all training images, with methods of plasticity; null is none.
 
     Measured is the share of images that are told right before they are learned from, over the first, the middle and the
@@ -188,7 +188,7 @@ def permuted(plasticity: str, tasks: int = TASKS) -> Callable[[int, Sequence[str
     def measure(seed: int, assignments: Sequence[str]) -> Measured:
         values = options.load_file("permuted-mnist")
         words = [f"seed={seed}", "env.images.validation=0", f"agent.plasticity={plasticity}", "device=cpu", "plots=off"]
-        options.override(values, [*words, *assignments])
+        options.override(values, [*words, *fixed, *assignments])
         agent = factory.build(factory.parse(values)).agent
         assert isinstance(agent, BackpropAgent)
         accuracy = []
@@ -276,6 +276,8 @@ def _flagged_told(seeds: Sequence[Measured]) -> str:
 
 TWO, WIDE = "circuit.hidden_sizes=[2,2]", "circuit.hidden_sizes=[15,15]"
 FIXED, RANDOM, ALONE = "agent.policy=none", "agent.policy=random", "agent.plasticity=null"
+# Changes at the size that the circuit begins with, a fifth of the time on trial.
+CHANGING = ["agent.type=self-modifying", "agent.max_layers=2", "agent.max_units=100", "agent.check_every=1250"]
 ROWS: dict[str, Row] = {
     "arithmetic-fixed": Row("arithmetic, 200,000 samples, fixed 2×15", "", arithmetic(WIDE, FIXED), _arithmetic_told),
     "arithmetic": Row(
@@ -337,6 +339,13 @@ ROWS: dict[str, Row] = {
     ),
     "permuted-redo": Row("ReDo", "≥ 86.5 %", permuted("redo"), _permuted_told),
     "permuted-l2-init": Row("L2-init", "≥ 87.5 %", permuted("l2-init"), _permuted_told),
+    "permuted-changing": Row("self-modifying", "≥ 86.5 %", permuted("null", *CHANGING), _permuted_told),
+    "permuted-changing-continual-backprop": Row(
+        "continual backprop, self-modifying", "≥ 86.5 %", permuted("continual-backprop", *CHANGING), _permuted_told
+    ),
+    "permuted-changing-l2-init": Row(
+        "L2-init, self-modifying", "≥ 87.5 %", permuted("l2-init", *CHANGING), _permuted_told
+    ),
 }
 
 

@@ -20,7 +20,7 @@ from papertape.core.component import kind_of, options_of
 from papertape.core.options import Options
 from papertape.core.registry import entries
 from papertape.utils import factory
-from papertape.utils.options import PRESETS, first_sentence, preset_descriptions
+from papertape.utils.options import PRESETS, descriptions, first_sentence
 from papertape.utils.options_help import allowed_of, named
 
 
@@ -72,7 +72,7 @@ def run_options() -> Iterator[str]:
 
 def presets() -> Iterator[str]:
     """Each preset: what it is, and its file."""
-    for name, description in preset_descriptions().items():
+    for name, description in descriptions().items():
         text = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
         yield from (f"(preset-{name})=", f"## {name}", "", description, "", "```yaml", text.rstrip(), "```", "")
 

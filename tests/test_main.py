@@ -182,7 +182,7 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     types = ["backprop", "empty", "ntm", "dnc", "lstm", "gru", "feedforward", "snes", "accuracy", "growing"]
     types += ["static", "tensorflow-rmsprop", "sgd", "visdom"]
-    for name in [*options.preset_names(), *types]:
+    for name in [*options.names(), *options.names(options.LEAGUES), *types]:
         assert re.search(rf"^  {name} +[A-Z]", text, re.MULTILINE), name
     assert "  fashion-mnist\n" in text
     assert "The Neural Turing Machine learns to copy 1 to 20 words of 8 bits (NTM paper, section 4.1).\n" in text

@@ -12,13 +12,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 import yaml
 from pydantic import Field, ValidationError
 
-from ..core.options import Options, OptionsError, near
+from ..core.options import Options, OptionsError
 from . import options
 from .comparison import Outcome
 from .files import replace_text
-
-LEAGUES = options.PRESETS / "leagues"
-"""Those that come with the package."""
 
 
 class Score(NamedTuple):
@@ -71,28 +68,13 @@ class League(Options):
     )
 
 
-def names() -> list[str]:
-    """Of the leagues that come with the package."""
-    return sorted(path.stem for path in LEAGUES.glob("*.yaml"))
-
-
 def load(name: str) -> League:
     """A league of the package, or of a YAML file given by its path.
 
     Raises:
         OptionsError: no such league or file, or not what a league is; lists every problem.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else LEAGUES / f"{name}.yaml"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        if path.parent == LEAGUES:
-            meant = near(name, names())
-            raise OptionsError(
-                f"league: got {name!r}; {f'did you mean {meant!r}? ' if meant else ''}allowed: {', '.join(names())}, "
-                "or a path to a .yaml file"
-            ) from error
-        raise OptionsError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    _, text = options.read("league", name, options.LEAGUES)
     try:
         found = League.model_validate(options.parse_yaml(text, name))
     except ValidationError as error:

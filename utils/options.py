@@ -17,6 +17,7 @@ from ..core.options import Options, OptionsError, near
 from ..core.registry import placed
 
 PRESETS = Path(__file__).resolve().parent.parent / "options"
+LEAGUES = PRESETS / "leagues"
 DEFAULT_PRESET = "ntm-copy"
 """Stands in where none is named."""
 
@@ -77,20 +78,20 @@ def parse_yaml(text: str, source: str) -> Any:
         raise OptionsError(f"{source}: cannot be read: {type(error).__name__}: {error}") from error
 
 
-def preset_names() -> list[str]:
-    """Names of the presets that come with the package."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+def names(folder: Path = PRESETS) -> list[str]:
+    """Of the presets that come with the package, or of the files of another folder of it."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def preset_descriptions() -> dict[str, str]:
-    """The first sentence of the comment that every preset begins with, by the preset's name."""
-    descriptions = {}
-    for name in preset_names():
-        lines = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-        descriptions[name] = first_sentence(
+def descriptions(folder: Path = PRESETS) -> dict[str, str]:
+    """The first sentence of the comment that every preset, or file of another folder, begins with, by its name."""
+    found = {}
+    for name in names(folder):
+        lines = (folder / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        found[name] = first_sentence(
             " ".join(line[1:].strip() for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
         )
-    return descriptions
+    return found
 
 
 def first_sentence(text: str) -> str:
@@ -99,25 +100,36 @@ def first_sentence(text: str) -> str:
     return re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`|``([^`]*)``", lambda found: found[1] or found[2], sentence)
 
 
+def read(kind: str, name: str, folder: Path) -> tuple[Path, str]:
+    """Where a YAML file is, and what it says: one of a folder of the package by its name, or any by its path.
+
+    Args:
+        kind: what errors call it: preset or league
+        name: without ``.yaml``, or a path that ends in ``.yaml`` or ``.yml``
+        folder: of those that come with the package
+
+    Raises:
+        OptionsError: no such file, or it cannot be read.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    try:
+        return path, path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        if path.parent != folder:
+            raise OptionsError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        meant = near(name, names(folder))
+        asked = f"did you mean {meant!r}? " if meant else ""
+        allowed = "what `list` shows" if meant else ", ".join(names(folder))
+        raise OptionsError(f"{kind}: got {name!r}; {asked}allowed: {allowed}, or a path to a .yaml file") from error
+
+
 def load_file(name: str) -> dict[str, Any]:
     """Options of a preset, or of a YAML file given by its path.
 
     Raises:
         OptionsError: no such preset or file, not valid YAML, or not a mapping.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        if path.parent == PRESETS:
-            meant = near(name, preset_names())
-            names = (
-                f"did you mean {meant!r}? allowed: what `list` shows"
-                if meant
-                else f"allowed: {', '.join(preset_names())}"
-            )
-            raise OptionsError(f"preset: got {name!r}; {names}, or a path to a .yaml file") from error
-        raise OptionsError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    path, text = read("preset", name, PRESETS)
     values = parse_yaml(text, name)
     if not isinstance(values, dict):
         raise OptionsError(f"{name}: got {type(values).__name__}; expected a mapping with env, circuit and agent")

@@ -15,7 +15,7 @@ from papertape.core.circuit import Circuit
 from papertape.core.options import OptionsError
 from papertape.core.task import Task
 from papertape.main import main
-from papertape.utils import comparison, league
+from papertape.utils import comparison, league, options
 from papertape.utils.comparison import Outcome
 
 SMALL: dict[str, Any] = {
@@ -180,11 +180,13 @@ def test_bad_leagues_are_refused(
 
 
 def test_an_unknown_league_names_those_that_there_are() -> None:
-    with pytest.raises(OptionsError, match="league: got 'chomski'; .*allowed: .*or a path to a .yaml file"):
+    with pytest.raises(OptionsError, match="league: got 'chomski'; did you mean 'chomsky'.*or a path"):
         league.load("chomski")
+    with pytest.raises(OptionsError, match="league: got 'zebra'; allowed: chomsky, popgym, .*or a path"):
+        league.load("zebra")
 
 
-@pytest.mark.parametrize("name", league.names())
+@pytest.mark.parametrize("name", options.names(options.LEAGUES))
 def test_every_run_of_the_package_s_leagues_has_options(name: str) -> None:
     from papertape.utils import factory
 

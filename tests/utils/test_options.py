@@ -22,7 +22,7 @@ def parse(*assignments: str, preset: str = "ntm-copy") -> factory.RunOptions:
     return factory.parse(values)
 
 
-@pytest.mark.parametrize("preset", options.preset_names())
+@pytest.mark.parametrize("preset", options.names())
 def test_presets_are_valid_and_survive_a_round_trip(preset: str) -> None:
     chosen = parse(preset=preset)
     dumped = yaml.safe_dump(chosen.model_dump(mode="json"))
@@ -33,7 +33,7 @@ NEEDS = {"swimmer": ["mujoco"], "hopper": ["mujoco"], "halfcheetah": ["mujoco"],
 """Modules that the worlds of presets need besides gymnasium."""
 
 
-@pytest.mark.parametrize("preset", options.preset_names())
+@pytest.mark.parametrize("preset", options.names())
 def test_presets_build(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = torch.zeros(6000, 28, 28, dtype=torch.uint8), torch.arange(6000) % 10
     monkeypatch.setattr(images, "load", lambda name: (pictures, pictures))

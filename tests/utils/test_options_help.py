@@ -11,7 +11,7 @@ from papertape.core import registry
 from papertape.core.component import fields_of, help_of
 from papertape.main import main
 from papertape.utils import factory
-from papertape.utils.options import load_file, preset_names
+from papertape.utils.options import load_file, names
 from papertape.utils.options_help import options_help
 
 REGISTERED = [(kind, name) for kind in registry.KINDS for name in registry.entries(kind)]
@@ -33,7 +33,7 @@ def test_every_argument_of_every_constructor_says_what_it_is():
             assert not missing, (kind, name, missing)
 
 
-@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("preset", names())
 def test_all_options_of_a_preset_are_explained(preset, capsys):
     options = factory.parse({**load_file(preset), "device": "cpu"})
     said = list(options_help(options))

@@ -34,9 +34,10 @@ def resolved(chosen: factory.RunOptions) -> str:
 
 
 def list_entries(arguments: argparse.Namespace) -> int:
-    """Print presets and everything that options can name."""
+    """Print presets, leagues and everything that options can name."""
     registry.import_modules(arguments.imports)
-    for title, table in {"presets": options.preset_descriptions(), **factory.entries()}.items():
+    files = {"presets": options.descriptions(), "leagues": options.descriptions(options.LEAGUES)}
+    for title, table in {**files, **factory.entries()}.items():
         print(f"{title}:")
         for name, description in table.items():
             print(f"  {name:23} {description}".rstrip())
