@@ -27,7 +27,10 @@ KEPT = 256
 
 
 def keep_every(slots: int) -> int:
-    """Steps between two stored memories (and links): more where each is large, since memory counts for more there."""
+    """Steps between two stored memories (and links): more where each is large, since memory counts for more there.
+
+    No more than MOST_UPDATES of link.h.
+    """
     return 4 if slots < 512 else 6
 
 

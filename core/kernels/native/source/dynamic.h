@@ -196,12 +196,12 @@ template <class T> class DynamicAccessor {
         write(slots, word, before, after, kept_for_wipe(a, last, kept), writes, now + write_weights, a + erase, a + add);
 
         const bool store_links = t % saved.every == saved.every - 1 || t == saved.steps - 1;
-        std::vector<LinkUpdate<T>> updates(saved.every);
+        LinkUpdate<T> updates[MOST_UPDATES];
         const T* stored = straight ? x.state[LINK] + b / rows_per_state * writes * link_size : saved_links.base_of(t, b);
         T* out = straight ? x.last_state[LINK] + b * writes * link_size : store_links ? saved_links.after(t, b) : nullptr;
         for (int h = 0; h < writes; h++) {
-            const int count = link_updates(t, b, h, updates.data());
-            follow_links(slots, stored + h * link_size, out ? out + h * link_size : nullptr, updates.data(), count, reads,
+            const int count = link_updates(t, b, h, updates);
+            follow_links(slots, stored + h * link_size, out ? out + h * link_size : nullptr, updates, count, reads,
                          last + read_weights, now + ahead + (int64_t)h * reads * N, now + behind + (int64_t)h * reads * N);
         }
         read_lookup.forward(a, after, now + norms, now + norms, now + read_cosine, now + read_content);
@@ -321,11 +321,11 @@ template <class T> class DynamicAccessor {
         // Links and precedence.
         std::memset(d_precedence, 0, writes * N * sizeof(T));
         std::memset(d_read, 0, reads * N * sizeof(T));
-        std::vector<LinkUpdate<T>> updates(saved.every);
+        LinkUpdate<T> updates[MOST_UPDATES];
         for (int h = 0; h < writes; h++) {
             const int64_t head = (int64_t)h * N, way = head * reads;
-            const int count = link_updates(t, b, h, updates.data());
-            follow_links_backward(slots, saved_links.base_of(t, b) + h * link_size, updates.data(), count, reads,
+            const int count = link_updates(t, b, h, updates);
+            follow_links_backward(slots, saved_links.base_of(t, b) + h * link_size, updates, count, reads,
                                   last + read_weights, d_ahead + way, d_behind + way, carried.links + h * link_size,
                                   carried.write_weights + head, d_precedence + head, d_read);
             const T *w = now + write_weights + head, *p = last + precedence + head;
