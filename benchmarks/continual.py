@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -59,10 +59,16 @@ class Row(NamedTuple):
 # ---- running ---------------------------------------------------------------------------------------------------------
 
 
+def override(values: dict[str, Any], assignments: Sequence[str]) -> None:
+    """Set options one after another: those of a row give way to those of the command line."""
+    for assignment in assignments:
+        options.override(values, [assignment])
+
+
 def agent_of(preset: str, seed: int, assignments: Sequence[str]) -> SelfModifyingAgent:
     """The agent of a preset, under other options, with a seed of its own for weights, sequences and tasks."""
     values = options.load_file(preset)
-    options.override(values, [f"seed={seed}", f"env.task_seed={seed}", "device=cpu", "plots=off", *assignments])
+    override(values, [f"seed={seed}", f"env.task_seed={seed}", "device=cpu", "plots=off", *assignments])
     agent = factory.build(factory.parse(values)).agent
     assert isinstance(agent, SelfModifyingAgent)
     return agent
@@ -188,7 +194,7 @@ def permuted(plasticity: str, *fixed: str, tasks: int = TASKS) -> Callable[[int,
     def measure(seed: int, assignments: Sequence[str]) -> Measured:
         values = options.load_file("permuted-mnist")
         words = [f"seed={seed}", "env.images.validation=0", f"agent.plasticity={plasticity}", "device=cpu", "plots=off"]
-        options.override(values, [*words, *fixed, *assignments])
+        override(values, [*words, *fixed, *assignments])
         agent = factory.build(factory.parse(values)).agent
         assert isinstance(agent, BackpropAgent)
         accuracy = []

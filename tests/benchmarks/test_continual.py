@@ -71,14 +71,24 @@ def test_a_plain_removal_is_flagged_and_the_agent_is_as_before(monkeypatch: pyte
     assert all(share in (0.0, 0.5, 1.0) for share in found.values())
 
 
-def test_permuted_images_are_told_before_they_are_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("plasticity", "fixed"),
+    [
+        ("[l2-init, {type: redo, every: 9}]", []),
+        ("l2-init", continual.CHANGING),
+    ],
+)
+def test_permuted_images_are_told_before_they_are_learned_from(
+    monkeypatch: pytest.MonkeyPatch, plasticity: str, fixed: list[str]
+) -> None:
     labels = torch.arange(60) % 10
     drawn = torch.zeros(60, 28, 28, dtype=torch.uint8)
     for index, label in enumerate(labels.tolist()):
         drawn[index, 2 * label : 2 * label + 2] = 255
     monkeypatch.setattr(images, "load", lambda name: ((drawn, labels), (drawn, labels)))
-    measure = continual.permuted("[l2-init, {type: redo, every: 9}]", tasks=4)
-    found = measure(1, ["env.every=320", "agent.log_every=20"])
+    measure = continual.permuted(plasticity, *fixed, tasks=4)
+    quick = ["agent.check_every=10", "agent.trial_steps=5"] if fixed else []
+    found = measure(1, ["env.every=320", "agent.log_every=20", *quick])
     assert all(20 < found[name] < 95 for name in ("first", "middle", "last")), "at first guessed, then known"
     assert 0 <= found["dormant"] <= 100
     told = continual.ROWS["permuted-redo"].tell([found, {**found, "last": 0.0}])
