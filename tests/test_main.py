@@ -26,7 +26,7 @@ from papertape.envs import TMazeWorld
 from papertape.main import main
 from papertape.utils import checkpoint, factory, options
 from papertape.utils.commands.arguments import read_arguments
-from papertape.utils.run import Run, new_directory, read_metrics
+from papertape.utils.run import Run, new_directory, read_metrics, read_options
 
 SMALL = [
     "env.width=3",
@@ -798,6 +798,37 @@ def test_options_of_a_test_that_there_are_not_are_refused_before_runs_are_compar
     assert main(["compare", "run", "--test-option", "foo=1"]) == 2
     assert "foo" in capsys.readouterr().err
     assert [path.name for path in (folder / "runs").iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("env.width=2", "input_size"),
+        ("circuit.word_size=5", "weight"),
+        ("circuit.controller.type=gru", "weight"),
+    ],
+)
+def test_options_of_a_test_that_what_was_trained_does_not_fit_are_named_in_one_line(
+    option: str, why: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *SMALL, "agent.steps=2", "plots=off", "name=run"]) == 0
+    blocks = {
+        name: block for name, block in read_options(Path("runs/run")).items() if name in ("env", "agent", "circuit")
+    }
+    league = {"about": "x", "score": "error", "common": blocks, "tasks": {"copy": {}}, "circuits": {"ntm": {}}}
+    Path("mine.yaml").write_text(yaml.safe_dump(league))
+    for words in (
+        ["test", "run", option],
+        ["compare", "run", "--test-option", option],
+        ["sweep", *SMALL, "agent.steps=2", "seed=1,2", "--test-option", option],
+        ["league", "mine.yaml", "--test-option", option],
+    ):
+        capsys.readouterr()
+        assert main(words) == 2
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("papertape: "))
+        assert line.startswith(f"papertape: {option}: what was trained does not fit a test with that: ")
+        assert words[0] == "test" or why in line
+        assert [path.name for path in (folder / "runs").iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("options", [[], ["circuit.tied_bits=false"]])

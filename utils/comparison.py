@@ -5,6 +5,8 @@ What decides in training is validation; what is compared here is the test, of th
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import csv
 import io
 import json
@@ -14,10 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from ..agents.evaluation import evaluate_all, set_error
+from ..core.options import OptionsError
 from . import checkpoint, factory, options
 from .files import replace_text
+from .log import LOGGER
 from .run import find_checkpoint, read_metrics, read_options, read_summary
 
 THRESHOLDS = (0.1, 0.01)
@@ -80,6 +85,65 @@ def reached(curve: Iterable[tuple[int, float]], threshold: float) -> int | None:
     return since
 
 
+def options_of_test(values: Mapping[str, Any], assignments: Sequence[str]) -> factory.RunOptions:
+    """Options of a run, changed for its test alone; on the CPU where its device is not here.
+
+    Args:
+        values: of the run.
+        assignments: see :func:`errors_on_test`.
+
+    Raises:
+        OptionsError: one is wrong, or what the run has trained would not fit any more.
+    """
+    values = dict(values) if _is_here(values) else {**values, "device": "cpu"}
+    changed = copy.deepcopy(values)
+    options.override(changed, assignments)
+    chosen = factory.parse(changed)
+    if assignments:
+        trained, tested = _sizes(factory.parse(values)), _sizes(chosen)
+        for name in dict.fromkeys([*trained, *tested]):
+            before, now = (sizes.get(name, "none") for sizes in (trained, tested))
+            if before != now:
+                raise OptionsError(
+                    f"{', '.join(assignments)}: what was trained does not fit a test with that: {name} is {before} "
+                    f"there, {now} here"
+                )
+    return chosen
+
+
+def _sizes(chosen: factory.RunOptions) -> dict[str, Any]:
+    """Of inputs, outputs and each weight of a run that need not have begun."""
+    with contextlib.closing(factory.build_task(chosen, torch.device("cpu"))) as task:
+        weights = factory.outline(chosen, task).state_dict()
+        shapes = {f"the shape of weight {name!r}": list(weight.shape) for name, weight in weights.items()}
+        return {"input_size": task.input_size, "output_size": task.output_size, **shapes}
+
+
+def check_options_of_test(runs: Iterable[tuple[Mapping[str, Any], Sequence[str]]], assignments: Sequence[str]) -> None:
+    """Raise OptionsError if none of the runs that can be read can be tested with these.
+
+    Args:
+        runs: the options of each, and the ``key=value`` that its test has besides.
+        assignments: see :func:`errors_on_test`.
+    """
+    refused = None
+    for values, own in runs if assignments else ():
+        try:
+            options_of_test(values, ())
+        except OptionsError:
+            continue
+        try:
+            options_of_test(values, [*own, *assignments])
+        except (ValueError, OSError, ImportError) as error:
+            refused = refused or error
+        else:
+            for line in options.override(copy.deepcopy(dict(values)), [*own, *assignments]):
+                LOGGER.info("%s", line)
+            return
+    if refused is not None:
+        raise refused
+
+
 def errors_on_test(directory: Path, sequences: int, assignments: Sequence[str] = ()) -> dict[str, float]:
     """Error of a run's best weights on every set of the test; what was found once is kept in tested.json.
 
@@ -101,10 +165,7 @@ def errors_on_test(directory: Path, sequences: int, assignments: Sequence[str] =
             return {name: math.nan if error is None else error for name, error in known["errors"].items()}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing is known, or not this
-    values = read_options(directory)
-    values |= {"device": "cpu"} if not _is_here(values) else {}
-    options.override(values, assignments)
-    chosen = factory.parse(values)
+    chosen = options_of_test(read_options(directory), assignments)
     task = factory.build_task(chosen, factory.resolve_device(chosen.device))
     try:
         circuit = factory.load_circuit(path, device=str(task.device), options=chosen.circuit)

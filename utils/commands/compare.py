@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ...core.options import OptionsError
-from .. import comparison, factory
+from .. import comparison
 from ..log import LOGGER
 from ..run import RUNS, find_directory, new_directory, read_options, read_summary
 from . import sweep
-from .arguments import read_arguments
 from .report import FAILED
 
 
@@ -43,6 +40,7 @@ def outcomes_of(arguments: argparse.Namespace) -> list[comparison.Outcome]:
         else:
             directories.append(find_directory(name))
     if len(sweeps) == 1 and not directories:
+        sweep.check_options_of_test(sweeps[0].runs, arguments.test_option)
         return sweep.outcomes_of(sweeps[0], arguments.sequences, arguments.test_option)
     directories += [each.folder(run) for each in sweeps for run in each.runs if each.folder(run).is_dir()]
     directories = list(dict.fromkeys(directories))
@@ -51,7 +49,7 @@ def outcomes_of(arguments: argparse.Namespace) -> list[comparison.Outcome]:
     labels = comparison.told_apart(values)
     if len(set(presets)) > 1:
         labels = [{"preset": preset, **label} for preset, label in zip(presets, labels, strict=True)]
-    _check_test_options(arguments.test_option, values)
+    comparison.check_options_of_test([(own, ()) for own in values], arguments.test_option)
     found = []
     for directory, label in zip(directories, labels, strict=True):
         problem, errors = "", {}
@@ -61,17 +59,6 @@ def outcomes_of(arguments: argparse.Namespace) -> list[comparison.Outcome]:
             problem = "; ".join(str(error).splitlines())
         found.append(comparison.outcome(directory, str(directory), label, errors, problem))
     return found
-
-
-def _check_test_options(assignments: Sequence[str], values: Sequence[dict[str, Any]]) -> None:
-    """Raise OptionsError if the first run that can be read has no such options."""
-    for own in values if assignments else ():
-        try:
-            factory.parse(copy.deepcopy(own))
-        except OptionsError:
-            continue
-        read_arguments(assignments, copy.deepcopy(own))
-        return
 
 
 def list_runs(arguments: argparse.Namespace) -> int:

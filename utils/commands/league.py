@@ -25,8 +25,10 @@ def league(arguments: argparse.Namespace) -> int:
             raise OptionsError("--resume: a league that goes on has its options already: leave them out")
         folder = find_directory(arguments.resume, what="league", file=FILE)
         chosen, found = sweep.read(folder), leagues.load(str(folder / FILE))
+        sweep.check_options_of_test(chosen.runs, arguments.test_option)
     else:
         found, runs, name = plan(arguments)
+        sweep.check_options_of_test(runs, arguments.test_option)
         chosen = sweep.find_or_begin(runs, f"league-{name}", None)
         leagues.save(chosen.directory, found)
 
@@ -71,8 +73,8 @@ def plan(arguments: argparse.Namespace) -> tuple[leagues.League, list[sweep.Run]
                     given = leagues.run_options(found, task, circuit, seed)
                     chosen = started(read_arguments(assignments, given, arguments.imports))
                     values = chosen.model_dump(mode="json", exclude={"name"})
-                    read_arguments(alone, dict(values))
-                except OptionsError as error:
+                    comparison.options_of_test(values, alone)
+                except (ValueError, OSError, ImportError) as error:
                     problem = "; ".join(str(error).splitlines())
                 runs.append(sweep.Run(f"{task},{circuit},seed={seed}", labels, values, problem, Path(name).stem, alone))
     sweep.check_runs(runs)

@@ -184,20 +184,22 @@ def begin(arguments: argparse.Namespace) -> Sweep:
     """The sweep that the command line asks for: a new one, or one of the same runs that was cut off.
 
     Raises:
-        OptionsError: see :func:`plan` and :func:`~papertape.utils.run.find_directory`.
+        OptionsError: see :func:`plan`, :func:`~papertape.utils.run.find_directory` and :func:`check_options_of_test`.
     """
     if arguments.resume is not None:
         if arguments.arguments:
             raise OptionsError(
                 f"{arguments.arguments[0]!r}: a sweep that goes on has its options already: leave it out"
             )
-        return read(find_directory(arguments.resume, what="sweep", file=FILE))
+        chosen = read(find_directory(arguments.resume, what="sweep", file=FILE))
+        check_options_of_test(chosen.runs, arguments.test_option)
+        return chosen
     named = [word.partition("=")[2] for word in arguments.arguments if word.startswith("name=")]
     words = [word for word in arguments.arguments if not word.startswith("name=")]
     if named:  # one word, as for a run
         read_arguments([f"name={named[0]}"])
     runs = plan(words, arguments.imports)
-    read_arguments(arguments.test_option, next(dict(run.options) for run in runs if not run.problem))
+    check_options_of_test(runs, arguments.test_option)
     return find_or_begin(runs, f"sweep-{preset_name(words)}", named[0] if named else None)
 
 
@@ -394,6 +396,11 @@ def check_test(arguments: argparse.Namespace) -> None:
     for word in arguments.test_option:
         if not re.match(r"[^=]+=", word):
             raise OptionsError(f"--test-option: got {word!r}; expected key=value, such as env.test_lengths=[50,100]")
+
+
+def check_options_of_test(runs: Sequence[Run], assignments: Sequence[str]) -> None:
+    """Raise OptionsError if no run can be tested with these options."""
+    comparison.check_options_of_test(((run.options, run.test_options) for run in runs if not run.problem), assignments)
 
 
 def outcomes_of(chosen: Sweep, sequences: int, assignments: Sequence[str]) -> list[comparison.Outcome]:

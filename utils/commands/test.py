@@ -35,7 +35,14 @@ def test(arguments: argparse.Namespace) -> int:
     parts = build(chosen, resumed=True, any_backend=not gives(arguments.arguments, "backend"))
     with contextlib.closing(parts.env):
         use_threads(chosen, parts.env, may_restart=arguments.restarts)
-        take_up(parts.agent, tested.state)
+        try:
+            take_up(parts.agent, tested.state)
+        except ValueError as error:
+            if not arguments.arguments:
+                raise
+            raise OptionsError(
+                f"{', '.join(arguments.arguments)}: what was trained does not fit a test with that: {error}"
+            ) from error
         folder = tested.folder or new_directory(f"test-{Path(tested.name).stem}")
         folder.mkdir(exist_ok=True)
         title = f"{folder.parent.name}_test" if tested.folder else folder.name
