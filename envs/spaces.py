@@ -223,11 +223,14 @@ def _check_whole_numbers(space: Any) -> None:
     if np.issubdtype(space.dtype, np.floating):
         return
     ends = zip(*(map(int, bound.flatten().tolist()) for bound in (space.low, space.high)), strict=True)
-    bounded = (space.bounded_below & space.bounded_above).flatten()
-    for low, high in (pair for pair, known in zip(ends, bounded, strict=True) if known):
-        if high - low >= MOST_WHOLE_NUMBERS or max(-low, high) > LARGEST_WHOLE_NUMBER:
+    known = zip(space.bounded_below.flatten().tolist(), space.bounded_above.flatten().tolist(), strict=True)
+    for (low, high), (below, above) in zip(ends, known, strict=True):
+        # Where there is no end, no output is too large or too small; one that there is must be within reach.
+        too_many = below and above and high - low >= MOST_WHOLE_NUMBERS
+        if too_many or any(there and abs(end) > LARGEST_WHOLE_NUMBER for end, there in ((low, below), (high, above))):
             raise Refused(
-                f"whole numbers from {low} to {high}; allowed are at most {MOST_WHOLE_NUMBERS:,} of them, none beyond "
+                f"whole numbers from {low if below else '-infinity'} to {high if above else 'infinity'}; allowed are "
+                f"at most {MOST_WHOLE_NUMBERS:,} of them, or any where an end is missing, with no end beyond "
                 f"{LARGEST_WHOLE_NUMBER:,}"
             )
 

@@ -281,6 +281,8 @@ def test_every_whole_number_has_an_equal_part(space: Any) -> None:
         gymnasium.spaces.Box(-(2**31), 2**31 - 1, (2, 2), np.int32),
         gymnasium.spaces.Box(0, 2**64 - 1, (1,), np.uint64),
         gymnasium.spaces.Box(2**60, 2**60 + 1, (1,), np.int64),
+        gymnasium.spaces.Box(2**60, np.inf, (1,), np.int64),
+        gymnasium.spaces.Box(-np.inf, -(2**60), (1,), np.int64),
     ],
     ids=str,
 )
