@@ -20,9 +20,10 @@ from .policy import Policy
 class ActorCritic(World):
     """Another world, whose observations and outputs are extended.
 
-    An observation may end with the last action as it was drawn (``[A]``) and with the last reward, zeros at first. An
-    output is what a :class:`~papertape.agents.policy.Policy` takes, and then the value. Actions are samples of that
-    policy: :meth:`decide` draws them, or takes the likeliest.
+    An observation may end with the last action as it was drawn (``[A]``) and with the last reward, zeros at first;
+    what a world adds to rewards in training alone (``reward_shift``) is not in it. An output is what a
+    :class:`~papertape.agents.policy.Policy` takes, and then the value. Actions are samples of that policy:
+    :meth:`decide` draws them, or takes the likeliest.
     """
 
     world: World = Field(kw_only=False, description="in which is acted")
@@ -44,6 +45,7 @@ class ActorCritic(World):
         self.input_size = self.world.input_size + width
         self.output_size = self.policy.size + 1
         self.error_metric = self.world.error_metric  # type: ignore[misc]  # each world's own
+        self._shift = getattr(self.world, "reward_shift", 0.0)
         self._generator = torch.Generator(self.device)
         self._over = torch.empty(0, dtype=torch.bool)
 
@@ -82,7 +84,7 @@ class ActorCritic(World):
         if self.previous_action:
             shown.append(actions)
         if self.previous_reward:
-            shown.append(step.rewards.unsqueeze(-1))
+            shown.append((step.rewards - self._shift).unsqueeze(-1))
         if len(shown) > 1:
             hidden = (self._over | step.terminated).unsqueeze(-1)
             shown[1:] = [part.to(shown[0]).masked_fill(hidden, 0) for part in shown[1:]]

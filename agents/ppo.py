@@ -160,6 +160,11 @@ class PPOAgent(DescentAgent):
             raise ValueError(
                 f"segment_steps: got {segment}; allowed is what divides rollout_steps, which is {options.rollout_steps}"
             )
+        if options.normalise_advantages and options.batch_size * options.rollout_steps == 1:
+            raise ValueError(
+                "normalise_advantages: got True; allowed where batch_size and rollout_steps are 1 is False, for the "
+                "advantage of a single step would always be 0"
+            )
         segments = options.batch_size * (options.rollout_steps // segment)
         if segments % options.minibatches:
             raise ValueError(

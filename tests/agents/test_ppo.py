@@ -428,6 +428,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "input_size: the circuit has 4, the env 7",
     ),
     "segments": (lambda: make(rollout_steps=12, segment_steps=5), "segment_steps: got 5; allowed is what divides"),
+    "one step": (lambda: make(batch_size=1, rollout_steps=1, minibatches=1), "normalise_advantages: got True; allowed"),
     "minibatches": (lambda: make(batch_size=7), "minibatches: got 3; allowed is what divides"),
 }
 
@@ -575,6 +576,17 @@ BLOCKS = {
     "circuit": ["circuit.memory_size=4", "circuit.word_size=3"],
     "agent": [f"agent.{name}={value}" for name, value in SMALL.items()],
 }
+
+
+def test_the_last_reward_is_seen_in_training_as_in_evaluation() -> None:
+    """A shift of rewards is for training alone, and what is seen must be the same."""
+    trained = ActorCritic(GymWorld(reward_shift=-0.25), previous_reward=True)
+    (judged,) = trained.sets("test").values()
+    seen = []
+    for world in (trained, judged):
+        world.reset(2, torch.Generator().manual_seed(0))
+        seen.append(world.step(world.decide(torch.zeros(2, 3))).observations)
+    assert torch.equal(*seen) and seen[0][:, -1].tolist() == [1.0, 1.0]
 
 
 def test_a_run_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
