@@ -129,8 +129,10 @@ class GymWorld(World):
         make = self.make or (lambda count: make_vec(self.id, num_envs=count, vectorization_mode=mode, **self.arguments))
         try:
             envs = make(1)
-        except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-            raise ValueError(f"id: got {self.id!r}; gymnasium says: {' '.join(str(error).split())}") from error
+        except Exception as error:  # environments of other people raise whatever they like
+            known = isinstance(error, gymnasium.error.Error | ImportError | TypeError | ValueError)
+            reason = " ".join(f"{'' if known else f'{type(error).__name__}: '}{error}".split())
+            raise ValueError(f"id: got {self.id!r}; gymnasium says: {reason}") from error
         # One of gymnasium's own that somebody else has made has no spec, its environments have.
         self._spec = envs.spec or getattr(next(iter(getattr(envs, "envs", ())), None), "spec", None)
         self._name = self.id if self.make is None else getattr(self._spec, "id", type(envs).__name__)

@@ -323,6 +323,7 @@ def test_kinds_without_a_tensor_are_refused() -> None:
         ({"id": "Nope-v0"}, "id: got 'Nope-v0'; gymnasium says: .*doesn't exist"),
         ({"id": "nowhere_at_all:Foo-v0"}, "id: got .*gymnasium says: No module named"),
         ({"arguments": {"wheels": 3}}, "gymnasium says: .*wheels"),
+        ({"id": "FrozenLake-v1", "arguments": {"map_name": "3x3"}}, "gymnasium says: KeyError: '3x3'"),
         ({"id": "FrozenLake-v1", "vectorization": "vector_entry_point"}, "gymnasium says: .*vector entry point"),
     ],
 )
