@@ -256,15 +256,15 @@ def build_task(options: RunOptions, device: torch.device) -> Task:
     Raises:
         ValueError: it cannot be built, or the agent cannot take it.
     """
-    with under("env"):
-        try:
-            env = build_env(options.env, device)
-        except ValueError as error:
-            if str(error).partition(":")[0] in type(options.env).model_fields:
-                raise OptionsError(f"env.{error}") from error
-            raise
     agent: type[Agent] = component_of(options.agent)
-    return agent.task_of(options.agent, env)
+    try:
+        with under("env"):
+            env = build_env(options.env, device)
+        return agent.task_of(options.agent, env)
+    except ValueError as error:
+        if str(error).partition(":")[0] in type(options.env).model_fields:
+            raise OptionsError(f"env.{error}") from error
+        raise
 
 
 def build_circuit(

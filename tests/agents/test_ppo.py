@@ -604,6 +604,11 @@ def test_a_run_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (whole.input_size, whole.output_size) == (task.input_size, task.output_size)
 
 
+def test_what_the_agent_refuses_of_an_env_is_named_as_in_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "ppo-tmaze", "env.type=gym", "env.action=sample", "plots=off"]) == 2
+    assert "papertape: env.action: got 'sample'" in capsys.readouterr().err
+
+
 def test_a_task_that_hands_out_batches_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "ntm-copy", "agent.type=ppo"]) == 2
     assert "env.type 'copy' hands out batches, allowed: " in capsys.readouterr().err
