@@ -52,12 +52,24 @@ class Converter:
         self.width, self.kind = math.prod(flat.shape), flat.dtype
 
     def flatten(self, observation: Any) -> np.ndarray:
-        """An observation as one row of numbers, as gymnasium has it."""
+        """An observation as one row of numbers, as gymnasium has it.
+
+        Raises:
+            ValueError: it is of another size than those of its space.
+        """
         if self.plain:
-            return np.asarray(observation).ravel()
+            found = np.asarray(observation)
+            row = found.ravel()
+            self.check_size(row.size, found.shape)
+            return row
         from gymnasium import spaces
 
         return cast("Any", spaces.flatten(self.observations, observation))
+
+    def check_size(self, size: int, shape: tuple[int, ...]) -> None:
+        """Raise ValueError if an observation of this shape has another number of numbers than those of its space."""
+        if size != self.width:
+            raise ValueError(f"got an observation of shape {list(shape)}; its space is {self.observations}")
 
     def actions_of(self, rows: np.ndarray) -> Any:
         """Actions ``[B]`` or ``[B, A]`` in the environment's types and shapes: an array, or a list of nested ones."""
@@ -230,7 +242,9 @@ class Together:
         assert self.envs is not None and self.converter is not None
         if self.converter.plain:
             found = np.asarray(observations)
-            return found.reshape(len(found), -1)
+            rows = found.reshape(len(found), -1)
+            self.converter.check_size(rows.shape[1], found.shape[1:])
+            return rows
         from gymnasium.vector.utils import iterate
 
         shown = iterate(self.envs.observation_space, observations)

@@ -594,6 +594,25 @@ def test_what_is_no_finite_number_spoils_the_return(how: str) -> None:
     assert all(shown.isfinite().all() for shown in seen)
 
 
+@pytest.mark.parametrize("shown", [np.float32(0), np.zeros(3, np.float32)], ids=["fewer numbers", "more numbers"])
+@pytest.mark.parametrize("at", [0, 1])
+def test_observations_of_another_size_than_their_space_are_named(shown: Any, at: int) -> None:
+    class Other(gymnasium.Env):
+        observation_space, action_space = gymnasium.spaces.Box(-1, 1, (2,)), gymnasium.spaces.Discrete(2)
+
+        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+            return (shown if at == 0 else np.zeros(2, np.float32)), {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+            return shown, 1.0, False, False, {}
+
+    world = GymWorld(max_steps=9, make=lambda count: gymnasium.vector.SyncVectorEnv([Other] * count))
+    when = "step 1" if at else "the beginning"
+    said = rf"failed at {when} of an episode: .*got an observation of shape .*; its space is Box"
+    with pytest.raises(WorldError, match=said):
+        world.play(lambda seen: torch.zeros(2, 2), 2, generator())
+
+
 def test_an_environment_that_fails_is_named_with_its_step_and_the_run_is_saved() -> None:
     world = spoilt("fails")
     with pytest.raises(WorldError, match="^env: .* failed at step 3 of an episode: ZeroDivisionError: three steps are"):
