@@ -24,6 +24,8 @@ UNITS = 100
 """Units where neither an option nor a connectome says how many."""
 DENSITY = 0.1
 """Share of all units by which each is fed, where no option says it."""
+SMALLEST_RADIUS = 1e-6
+"""Largest magnitude of an eigenvalue, in units of the largest weight, that connections may be scaled by."""
 
 
 @register_state
@@ -72,7 +74,8 @@ class ReservoirController(Controller):
         """Draw or read the connections.
 
         Raises:
-            ValueError: the connectome cannot be read, has another number of units or no cycle.
+            ValueError: the connectome cannot be read, has another number of units or no cycle, or cycles too weak for
+                its connections to be scaled by them.
         """
         edges = None if self.connectome is None else read_connectome(self.connectome)
         found = UNITS if edges is None else edges.shape[0]
@@ -80,7 +83,8 @@ class ReservoirController(Controller):
             raise ValueError(f"hidden_size: got {self.hidden_size}; the connectome has {found} units")
         size = self.hidden_size = self.hidden_size or found
         self.num_layers = 1
-        self._edges = edges
+        # In units of the largest, whatever those of the file are: a spectral radius is what they are scaled to.
+        self._edges = edges if edges is None or edges.isnan().any() else edges / edges.abs().max()
         self.recurrent: Tensor
         self.input: Tensor
         self.bias: Tensor
@@ -104,6 +108,11 @@ class ReservoirController(Controller):
         if weights.is_meta:
             return  # There are sizes alone.
         radius = torch.linalg.eigvals(weights.double()).abs().max()
+        if self._edges is not None and radius < SMALLEST_RADIUS * weights.abs().max():
+            raise ValueError(
+                f"connectome: got {self.connectome!r}; no eigenvalue reaches {SMALLEST_RADIUS} of its largest weight, "
+                "so that nothing echoes"
+            )
         self.recurrent.copy_(weights.double() * (self.spectral_radius / radius))
 
     def initial_state(self, batch_size: int) -> ReservoirState:
@@ -129,7 +138,7 @@ def read_connectome(path: str) -> Tensor:
 
     Raises:
         ValueError: the file cannot be read; a line has other columns than two or three, or as those before, or a
-            weight that is no finite number; there is no cycle, so that nothing would echo.
+            weight that is no finite number, nor their sum; there is no cycle, so that nothing would echo.
     """
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
@@ -153,7 +162,11 @@ def read_connectome(path: str) -> Tensor:
             expected = "source, target and weight" if columns == 3 else "source and target"
             raise ValueError(f"connectome: line {number} of {path!r} is {', '.join(parts)}; expected {expected}")
         source, target = (units.setdefault(name, len(units)) for name in parts[:2])
-        found[target, source] = found.get((target, source), 0.0) + weight
+        total = found[target, source] = found.get((target, source), 0.0) + weight
+        if math.isinf(total):
+            raise ValueError(
+                f"connectome: line {number} of {path!r}: the weights from {parts[0]} to {parts[1]} overflow"
+            )
     weights = torch.zeros(len(units), len(units), dtype=torch.float64, device="cpu")
     weights[tuple(torch.tensor(list(found), device="cpu").T)] = torch.tensor(
         list(found.values()), dtype=torch.float64, device="cpu"

@@ -362,6 +362,14 @@ def test_a_connectome_says_what_is_connected_how_strongly(tmp_path: Path, text: 
     assert not torch.equal(controller.input, before)
 
 
+@pytest.mark.parametrize("weight", ["1e300", "1e-300"])
+def test_weights_of_a_connectome_may_have_any_unit(tmp_path: Path, weight: str) -> None:
+    path = tmp_path / "connectome"
+    path.write_text(f"a b {weight}\nb a {weight}\n")
+    recurrent = ReservoirController(3, connectome=str(path), spectral_radius=0.5).recurrent
+    torch.testing.assert_close(recurrent, torch.tensor([[0.0, 0.5], [0.5, 0.0]]))
+
+
 def test_weights_that_a_connectome_does_not_tell_are_drawn(tmp_path: Path) -> None:
     path = tmp_path / "edges.csv"
     path.write_text('"x","y"\n"y","x"\n"y","z"\n')
@@ -383,6 +391,8 @@ def test_weights_that_a_connectome_does_not_tell_are_drawn(tmp_path: Path) -> No
         ("a b 1\nb a nan\n", {}, "line 2 of .* is b, a, nan; expected source, target and weight"),
         ("a b 1 2\n", {}, "line 1 of .* is a, b, 1, 2"),
         ("a b\nb c\n", {}, "it has no cycle, without which nothing echoes"),
+        ("a a 1\nb a 1\na b -1\nb b -1\n", {}, "no eigenvalue reaches 1e-06 of its largest weight"),
+        ("a b 1e308\na b 1e308\nb a 1\n", {}, "line 2 of .*: the weights from a to b overflow"),
         ("a b\nb a\n", {"hidden_size": 5}, "hidden_size: got 5; the connectome has 2 units"),
         ("a b\nb a\n", {"density": 0.5}, "density: got 0.5; a connectome has its own"),
     ],
