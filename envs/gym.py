@@ -130,8 +130,8 @@ class GymWorld(World):
         try:
             envs = make(1)
         except Exception as error:  # environments of other people raise whatever they like
-            known = isinstance(error, gymnasium.error.Error | ImportError | TypeError | ValueError)
-            reason = " ".join(f"{'' if known else f'{type(error).__name__}: '}{error}".split())
+            told = isinstance(error, gymnasium.error.Error | ImportError | TypeError | ValueError)
+            reason = " ".join(f"{'' if told else f'{type(error).__name__}: '}{error}".split())
             raise ValueError(f"id: got {self.id!r}; gymnasium says: {reason}") from error
         # One of gymnasium's own that somebody else has made has no spec, its environments have.
         self._spec = envs.spec or getattr(next(iter(getattr(envs, "envs", ())), None), "spec", None)
