@@ -413,7 +413,7 @@ def outcomes_of(chosen: Sweep, sequences: int, assignments: Sequence[str]) -> li
         if not problem and summary and summary.done:
             try:
                 errors = comparison.errors_on_test(folder, sequences, [*run.test_options, *assignments])
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, ImportError) as error:
                 problem = "; ".join(str(error).splitlines())
         found.append(comparison.outcome(folder, run.name, run.labels, errors, problem))
     return found
