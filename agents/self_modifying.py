@@ -152,6 +152,12 @@ class SelfModifyingAgent(BackpropAgent):
 
     # ---- learning
 
+    def meet(self, batch: Batch) -> None:
+        """See :meth:`BackpropAgent.meet`; a copy that is on trial is told as well, so that it knows the same tasks."""
+        super().meet(batch)
+        if isinstance(self.trial, PairedTrial) and isinstance(self.trial.circuit, RoutedCircuit):
+            self.trial.circuit.meet(batch.inputs)  # begins no task: with one that does, the trial has ended
+
     def _gradients(self, update: Update, upkeep: Upkeep) -> tuple[float, Answered, Update]:
         """See :meth:`BackpropAgent._gradients`; also those of a copy that is on trial, with the same randomness."""
         if isinstance(self.trial, PairedTrial):
@@ -351,8 +357,9 @@ class SelfModifyingAgent(BackpropAgent):
         change = proposal.change(old, dict(self.circuit.named_parameters()))
         self.born = follow_units(change, self.born, fill=self.step)
         for follower in self.followers:
-            follower.follow(change)
-        self.upkeep.methods = upkeep.methods  # which has gone on with the copy
+            if follower is not self.upkeep:
+                follower.follow(change)
+        self.upkeep.methods = upkeep.methods  # which have followed, and gone on with the copy
         self.tracker.note(self.step, self.circuit.structure())
 
     def _close(self, verdict: Verdict) -> None:

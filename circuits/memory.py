@@ -118,33 +118,36 @@ class MemoryCircuit(TiedEmbedding):
         """See :meth:`Circuit.fixed`; a controller in layers and a plain interface can change."""
         if not (isinstance(self.controller, LayeredController) and self.controller.changeable):
             return f"a {type(self.controller).__name__} has no layers that can change"
-        interface = getattr(getattr(self.accessor, "interface", None), "linear", None)
-        if interface is None:
-            return f"a {type(self.accessor).__name__} has no interface that can change"
+        named = dict(self.accessor.named_modules())
+        missing = [name for name in self.accessor.readers if name not in named]
+        if missing:
+            return f"a {type(self.accessor).__name__} has no {missing[0]} that can change"
         layers = [
             self.controller.get_submodule(wire.name) for wire in self.controller.wires(self.controller.structure())
         ]
         own = {id(parameter) for layer in layers for parameter in layer.parameters()}
         if own != {id(parameter) for parameter in self.controller.parameters()}:
             return f"a {type(self.controller).__name__} has weights beside its layers"
-        return unlike_linear([*layers, interface, self.output])
+        return unlike_linear([*layers, *map(named.__getitem__, self.accessor.readers), self.output])
 
     def structure(self) -> Structure:
         """See :meth:`Circuit.structure`: the layers of the controller."""
         return () if self.fixed() else self.controller.structure()
 
     def wires(self, structure: Structure) -> list[Wire]:
-        """See :meth:`Circuit.wires`; the interface and the output layer read the last layer."""
+        """See :meth:`Circuit.wires`; the accessor's readers and the output layer read the last layer."""
         last = len(structure) - 1
         own = [wire._replace(name=f"controller.{wire.name}") for wire in self.controller.wires(structure)]
-        return [*own, Wire("accessor.interface.linear", "interface", last), Wire("output", "output", last)]
+        accessor = [Wire(f"accessor.{name}", name, last) for name in self.accessor.readers]
+        return [*own, *accessor, Wire("output", "output", last)]
 
     def resize(self, structure: Structure) -> None:
         """See :meth:`Circuit.resize`."""
         self.controller.resize(structure)
         self.hidden_size = self.accessor.hidden_size = self.controller.hidden_size
-        interface = self.accessor.interface.linear
-        resized(interface, self.hidden_size, interface.out_features)
+        for name in self.accessor.readers:
+            reader: Any = self.accessor.get_submodule(name)
+            resized(reader, self.hidden_size, reader.out_features)
         reads, word = self.read_shape
         resized(self.output, self.hidden_size + reads * word, self.output.out_features)  # type: ignore[arg-type]
         if isinstance(self.controller.options, Options):

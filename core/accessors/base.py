@@ -35,6 +35,9 @@ class Accessor(Component, nn.Module, ABC):
     """Name by which kernels recognise it; a kind of one's own has no name, and runs eagerly."""
     differentiable: ClassVar[bool] = True
     """Whether what is read has a gradient, without which a circuit can only evolve."""
+    readers: ClassVar[tuple[str, ...]] = ("interface.linear",)
+    """Every Linear that gets the controller's output, by its name: they follow where a circuit changes that one's size.
+    """
 
     @classmethod
     def read_shape(cls, options: Any) -> tuple[int, int]:

@@ -81,6 +81,7 @@ class SoftTapeAccessor(SoftTapeOptions, Accessor):
     """
 
     kind = "soft-tape"
+    readers = ("interface.linear", "layers.0")
 
     trace_fields = {
         "moves": TraceField("H A", "weighting", "shares of the moves", MOVES),

@@ -2,10 +2,10 @@
 
 AGREED = {
     "circuits/memory.py": "59bc8de17ce4",
-    "core/accessors/base.py": "0ff835c0e523",
+    "core/accessors/base.py": "e8f58f8d03ee",
     "core/accessors/delta.py": "869f194370d8",
     "core/accessors/dynamic.py": "4d9c8006cc93",
-    "core/accessors/soft_tape.py": "7a58789ad177",
+    "core/accessors/soft_tape.py": "e80c57ab1c0b",
     "core/accessors/sparse.py": "5b0471a780da",
     "core/accessors/stack.py": "455425030f7a",
     "core/accessors/static.py": "065462a3f170",

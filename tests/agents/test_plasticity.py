@@ -33,6 +33,7 @@ from papertape.agents.plasticity import (
 from papertape.agents.plasticity.base import generator_of
 from papertape.agents.plasticity.sparse import hidden_weights, largest, spread
 from papertape.agents.plasticity.units import Activity, contributions, groups_of, renew
+from papertape.agents.structure import PairedTrial, Verdict
 from papertape.agents.structure.strategies import utilities
 from papertape.circuits import FeedForwardCircuit
 from papertape.core.circuit import Circuit
@@ -694,6 +695,31 @@ def test_a_self_modifying_run_resumes_bit_for_bit_with_them(plasticity: list[Any
         again.load_state_dict(states[at])
         run(again, 30 - at)
         assert flat(saved(again)) == expected, at
+
+
+@pytest.mark.parametrize("plasticity", ALL[-2:], ids=names_of)
+def test_what_a_trial_keeps_is_its_copy_bit_for_bit(plasticity: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever masks the circuit has that served meanwhile: each changes its connections by its own weights."""
+
+    def keep(trial: PairedTrial, without: float, changed: float) -> Verdict | None:
+        trial.without.append(without)
+        trial.changed.append(changed)
+        if len(trial.changed) < trial.steps:
+            return None
+        kept.append(flat(copy.deepcopy(trial.circuit.state_dict())))
+        return Verdict(True, 0.0)
+
+    kept: list[dict[str, Any]] = []
+    compared = 0
+    monkeypatch.setattr(PairedTrial, "see", keep)
+    often = {"check_every": 8, "trial_steps": 7, "min_age": 1, "growth_threshold": -1.0, "pruning_threshold": -1.0}
+    agent = make(*plasticity, kind=SelfModifyingAgent, policy="random", **often, optimiser="adam")
+    for _ in range(40):
+        agent.train_step()
+        if len(kept) > compared:
+            compared += 1
+            assert flat(agent.circuit.state_dict()) == kept[-1]
+    assert compared == agent.tracker.kept >= 3
 
 
 def check_in_step(agent: Any) -> None:

@@ -168,6 +168,23 @@ def test_a_trial_ends_undecided_when_a_task_comes() -> None:
     assert len(agent.circuit.routes) == 2 and agent.trial is None and agent.tracker.tried == tried
 
 
+def test_a_copy_on_trial_knows_the_tasks_as_the_circuit_does() -> None:
+    """Else it would forget their keys once it is kept, and give one that comes meanwhile the units of another."""
+    torch.manual_seed(0)
+    env = StreamEnv(envs=ENVS, tag_channels=True, pad=True, every=24, again=False)
+    inner = {"type": "ntm", "controller": {"type": "lstm", "hidden_size": 6}, "memory_size": 5, "word_size": 3}
+    circuit = RoutedCircuit(env.input_size, env.output_size, circuit=inner, tasks=2, novelty=0.99)
+    agent = SelfModifyingAgent(env, circuit, **SETTINGS, **TRIALS, steps=30, policy="random")
+    met = set()
+    while agent.step < 12:
+        agent.train_step()
+        if agent.trial is not None:
+            for own, copied in zip(agent.circuit.routes, agent.trial.circuit.routes, strict=True):
+                assert torch.equal(own.sum, copied.sum) and torch.equal(own.count, copied.count)
+            met.add(sum(int(route.count) > 0 for route in agent.circuit.routes))
+    assert met == {1, 2}
+
+
 def test_what_cannot_learn_with_tasks_is_refused() -> None:
     with pytest.raises(ValueError, match=r"circuit.type: got routed.*EvolutionAgent cannot"):
         make(EvolutionAgent)

@@ -45,8 +45,15 @@ MEMORY: dict[str, dict[str, Any]] = {
     "dnc": {"memory_size": 7, "word_size": 4, "num_reads": 2},
     "sam": {"memory_size": 12, "word_size": 4, "num_reads": 2, "slots_per_read": 2},
     "sdnc": {"memory_size": 12, "word_size": 4, "num_reads": 2, "slots_per_read": 2, "links_per_slot": 3},
+    "tape-rnn": {"memory_size": 7, "word_size": 4, "num_tapes": 2, "write_layers": [4]},
 }
-CLASSES = {"ntm": papertape.NTM, "dnc": papertape.DNC, "sam": papertape.SAM, "sdnc": papertape.SDNC}
+CLASSES = {
+    "ntm": papertape.NTM,
+    "dnc": papertape.DNC,
+    "sam": papertape.SAM,
+    "sdnc": papertape.SDNC,
+    "tape-rnn": papertape.TapeRNN,
+}
 CASES = [*[(name, "lstm") for name in MEMORY], ("ntm", "gru"), ("ntm", "feedforward"), ("dnc", "gru")]
 CASES += [("feedforward", activation) for activation in ("tanh", "relu", "sigmoid", "gelu")]
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-6}
