@@ -1,4 +1,4 @@
-"""The genome, one vector of all parameters, which strategies work on, and how named parameters lie in it."""
+"""The genome, one vector of all parameters but frozen ones, which strategies work on, and how these lie in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Layout:
             ValueError: no parameters.
         """
         if not shapes:
-            raise ValueError("parameters: the circuit has none, so there is nothing to evolve")
+            raise ValueError("parameters: the circuit has none that are not frozen, so there is nothing to evolve")
         self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
         self.size = sum(self.sizes)
@@ -31,8 +31,9 @@ class Layout:
 
     @classmethod
     def of(cls, module: nn.Module) -> Layout:
-        """Layout of a module's parameters."""
-        return cls({name: parameter.shape for name, parameter in module.named_parameters()})
+        """Layout of a module's parameters, but of those that are frozen (``requires_grad_(False)``): they stay."""
+        named = module.named_parameters()
+        return cls({name: parameter.shape for name, parameter in named if parameter.requires_grad})
 
     def split(self, genomes: Tensor) -> dict[str, Tensor]:
         """``[…, D]`` -> named views ``[…, *S]``."""
@@ -55,11 +56,10 @@ class Layout:
 
     def read(self, module: nn.Module) -> Tensor:
         """The genome ``[D]`` that a module carries: a copy of its parameters."""
-        return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+        return torch.cat([module.get_parameter(name).detach().flatten() for name in self.shapes])
 
     @torch.no_grad()
     def write(self, genome: Tensor, module: nn.Module) -> None:
         """Put a genome ``[D]`` into a module's parameters."""
-        parts = self.split(genome)
-        for name, parameter in module.named_parameters():
-            parameter.copy_(parts[name])
+        for name, part in self.split(genome).items():
+            module.get_parameter(name).copy_(part)

@@ -116,5 +116,8 @@ class NodePerturbationAgent(BackpropAgent):
             if layer.bias is not None:
                 assert layer.bias.grad is not None
                 layer.bias.grad += change.sum(0)
+        for parameter in circuit.parameters():
+            if not parameter.requires_grad:  # frozen
+                parameter.grad = None
         first, second = outputs.chunk(2, dim=1)
         return (loss_plus + loss_minus).sum() / 2 / normaliser, Answered((first + second) / 2, batch)

@@ -81,6 +81,9 @@ class Population:
             raise ValueError("parameters: the circuit's have different types or devices; a genome has one")
         self.circuit = circuit if isinstance(circuit, Circuit) else ModuleCircuit(module=circuit)
         self.layout = Layout.of(self.circuit)
+        self._frozen = {
+            name: parameter for name, parameter in self.circuit.named_parameters() if name not in self.layout.shapes
+        }
         self.dtype = next(circuit.parameters()).dtype
         """What members compute in."""
         self.memory_budget = memory_budget
@@ -96,8 +99,10 @@ class Population:
         Returns:
             ``[T, P, B, O]``
         """
+        members = len(next(iter(stacks.values())))
         with torch.no_grad():
-            return self.circuit.run_population(stacks, self.given(inputs))
+            frozen = {name: parameter.expand(members, *parameter.shape) for name, parameter in self._frozen.items()}
+            return self.circuit.run_population({**stacks, **frozen}, self.given(inputs))
 
     def given(self, inputs: Tensor) -> Tensor:
         """Inputs as all members take them: tokens that each embeds in its own way, or vectors in their type."""

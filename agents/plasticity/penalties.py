@@ -68,6 +68,8 @@ class ShrinkPerturb(AtTaskEnds):
             return
         generator = update.generator()
         for parameter in update.circuit.parameters():
+            if not parameter.requires_grad:  # frozen
+                continue
             drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.mul_(self.shrink).add_(drawn.to(parameter), alpha=self.noise)
 

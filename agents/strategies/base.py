@@ -21,6 +21,9 @@ from ..genome import Layout
 Initial = Literal["resampled", "copied"]
 """How the first genomes of a population of individuals come from the circuit's weights; see :func:`resample`."""
 
+LARGEST_FITNESS = 1e150
+"""Magnitude of fitness beyond which differences are not told apart: sums and squares of them would not be finite."""
+
 
 def _as_layout(given: Any) -> Layout | None:
     if given is None or isinstance(given, Layout):
@@ -153,7 +156,8 @@ class Strategy(Component, ABC):
         Args:
             fitness: ``[P]``, or ``[P, B]`` with :attr:`per_sample`; higher is better. It is taken as float64: members
                 that are nearly alike differ in its last digits. What is not finite counts as the worst finite one (0
-                where there is none) and is counted in :attr:`bad_fitness`.
+                where there is none) and is counted in :attr:`bad_fitness`; what is beyond :data:`LARGEST_FITNESS` in
+                magnitude counts as that.
 
         Raises:
             RuntimeError: no population was asked for.
@@ -171,6 +175,7 @@ class Strategy(Component, ABC):
         self.generation += 1
 
     def _finite(self, fitness: Tensor) -> Tensor:
+        fitness = torch.where(fitness.isfinite(), fitness.clamp(-LARGEST_FITNESS, LARGEST_FITNESS), fitness)
         finite = torch.isfinite(fitness)
         bad = ~(finite.all(1) if self.per_sample else finite)
         if not bad.any():
@@ -321,6 +326,6 @@ def resample(genome: Tensor, layout: Layout, generator: torch.Generator, count: 
     """
     drawn = []
     for part in genome.split(layout.sizes):
-        index = torch.randint(len(part), (count, len(part)), generator=generator, device=genome.device)
+        index = torch.randint(max(len(part), 1), (count, len(part)), generator=generator, device=genome.device)
         drawn.append(part[index])
     return torch.cat(drawn, dim=1)

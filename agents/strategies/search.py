@@ -217,10 +217,19 @@ class Box:
                     f"bounds: got shape {list(bound.shape)}; allowed are numbers, or one for each of {len(start)}"
                 )
         self.low, self.high = low.expand_as(start), high.expand_as(start)
-        if not (self.low < self.high).all():
-            raise ValueError("bounds: the least value of an element is not below its greatest")
-        if not ((self.low <= start) & (start <= self.high)).all():
-            raise ValueError("x0: lies outside the bounds")
+        wrong = (~(self.low < self.high)).nonzero().flatten().tolist()
+        if wrong:
+            low, high = float(self.low[wrong[0]]), float(self.high[wrong[0]])
+            raise ValueError(
+                f"bounds: got {low:g} and {high:g} for element {wrong[0]}; allowed is a least value below the greatest"
+            )
+        outside = (~((self.low <= start) & (start <= self.high))).nonzero().flatten().tolist()
+        if outside:
+            low, high = float(self.low[outside[0]]), float(self.high[outside[0]])
+            found = float(start[outside[0]])
+            raise ValueError(
+                f"x0: got {found:g} for element {outside[0]}; allowed by the bounds: from {low:g} to {high:g}"
+            )
 
     def fold(self, points: Tensor) -> Tensor:
         """Points ``[P, D]`` reflected at the bounds, as often as it takes to be within."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 from typing import Any
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from states import same
 
 import papertape
-from papertape.agents import BackpropAgent
+from papertape.agents import BackpropAgent, MixedAgent, NodePerturbationAgent
 from papertape.agents.evolution import EvolutionAgent
 from papertape.agents.learning import TrainingError
 from papertape.circuits import FeedForwardCircuit
@@ -371,6 +372,40 @@ def test_decay_per_sample_gets_the_fitness_of_each_sequence():
     agent = make({"type": "trust", "population": 8, "decay_per": "sample"}, fitness={"type": "reward"})
     agent.train_step()
     assert agent.strategy.generation == 1
+
+
+@pytest.mark.parametrize("kind", [EvolutionAgent, MixedAgent, NodePerturbationAgent, BackpropAgent])
+@pytest.mark.parametrize("module", ["ntm", "feedforward", "any"])
+def test_what_is_frozen_stays(kind, module):
+    env = copy_env()
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 4, "memory_size": 4, "word_size": 3, "memory_init": "constant"}
+    circuit: Any = {
+        "ntm": lambda: papertape.NTM(env.input_size, env.output_size, controller="feedforward", **sizes),
+        "feedforward": lambda: FeedForwardCircuit(env.input_size, env.output_size, hidden_sizes=[4]),
+        "any": lambda: torch.nn.Sequential(torch.nn.Linear(env.input_size, 4), torch.nn.Linear(4, env.output_size)),
+    }[module]()
+    names = [name for name, _ in circuit.named_parameters()][:2]
+    for name in names:
+        circuit.get_parameter(name).requires_grad_(False)
+    before = {name: part.detach().clone() for name, part in circuit.named_parameters()}
+    options = {
+        EvolutionAgent: {"strategy": {"type": "openai-es", "population": 4}, "generations": 2},
+        MixedAgent: {"strategy": {"type": "trust", "population": 4}, "generations": 2},
+        NodePerturbationAgent: {"steps": 2},
+        BackpropAgent: {"steps": 2, "plasticity": {"type": "shrink-perturb", "every": 1}},
+    }[kind]
+    agent: Any = kind(env, circuit, **SMALL, **options, seed=0)
+    agent.fit()
+    again: Any = kind(env, copy.deepcopy(circuit), **SMALL, **options, seed=0)
+    again.load_state_dict(through_a_file(agent.state_dict()))
+    for name, part in circuit.named_parameters():
+        assert torch.equal(part, before[name]) == (name in names), name
+
+
+def test_a_module_that_is_frozen_whole_has_nothing_to_evolve():
+    with pytest.raises(ValueError, match="parameters: the circuit has none that are not frozen"):
+        EvolutionAgent(copy_env(), torch.nn.Linear(4, 2).requires_grad_(False), **SMALL)
 
 
 def test_state_of_another_circuit_or_agent_is_refused():

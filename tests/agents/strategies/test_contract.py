@@ -162,6 +162,13 @@ class TestEvery:
         assert strategy.bad_fitness == 12
         assert torch.isfinite(strategy.ask()).all()
 
+    def test_fitness_of_any_magnitude_goes_on(self, name, values):
+        strategy = build(name, **values)
+        for _ in range(3):
+            fitness = told(strategy, strategy.ask())
+            strategy.tell(torch.linspace(-1.0, 1.0, fitness.numel()).view_as(fitness).double() * 1.7e308)
+            assert torch.isfinite(strategy.ask()).all()
+
     def test_equal_fitness_goes_on(self, name, values):
         strategy = build(name, **values)
         for _ in range(3):

@@ -147,3 +147,8 @@ def test_resampled_genomes_draw_each_parameter_from_its_own_elements():
     assert torch.equal(drawn[:, 15:], torch.full((500, 4), -1.0))
     counts = torch.bincount(drawn[:, :15].flatten().long(), minlength=15) / 500
     assert ((counts - 1).abs() < 0.25).all()
+
+
+def test_a_parameter_may_have_no_elements() -> None:
+    layout = Layout({"some": (2,), "none": (0,)})
+    assert Trust(torch.ones(2), layout=layout, population=3).ask().tolist() == [[1.0, 1.0]] * 3
