@@ -19,7 +19,7 @@ from ..core.options import LARGEST_STEP
 from ..core.registry import register
 from ..core.state import detach
 from .descent import DescentAgent
-from .evaluation import Answered, answered
+from .evaluation import Answered, answered, check_saved
 from .plasticity import DORMANT, AnyPlasticity, Update, Upkeep, dormant_share, watched
 
 LOOK_EVERY, LOOKS = 20, 3
@@ -299,6 +299,7 @@ class BackpropAgent(DescentAgent):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
+        check_saved(state)
         self.upkeep.load_state_dict(state.get("plasticity", []))
         kept = {"online": {}, **state}  # which runs of before had not
         super().load_state_dict(kept)

@@ -265,8 +265,15 @@ def load_weights(circuit: Circuit, saved: Mapping[str, Any]) -> None:
     circuit.load_state_dict(saved["circuit"])
 
 
+def check_saved(state: Any) -> None:
+    """Raise ValueError if this is not what a ``state_dict`` gives, by names."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"state: got a {type(state).__name__}; expected what state_dict gave")
+
+
 def check_keys(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raise ValueError naming the first entry that a saved state lacks or should not have, but for its structure."""
+    check_saved(found)
     for name in expected:
         if name not in found and name != STRUCTURE:
             raise ValueError(f"checkpoint: entry {name!r} is missing; it was saved by another agent")

@@ -18,7 +18,12 @@ def register_state(cls: type[State]) -> type[State]:
 
     A decorator; ``torch.load`` then reads it with ``weights_only``, its default. Its class must be found by its name.
     A class that is made anew, in a notebook say, takes the place of the one before.
+
+    Raises:
+        TypeError: it is no NamedTuple.
     """
+    if not (isinstance(cls, type) and issubclass(cls, tuple) and hasattr(cls, "_fields")):
+        raise TypeError(f"cls: got {cls!r}; expected a class that is a NamedTuple")
     name = cls.__module__, cls.__qualname__
     known: list[Any] = get_safe_globals()
     others = [one for one in known if (getattr(one, "__module__", None), getattr(one, "__qualname__", None)) != name]

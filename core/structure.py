@@ -395,6 +395,8 @@ def check_change(structure: Structure, layers: Sequence[LayerEdit], *, uniform: 
     Raises:
         ValueError: it cannot; names the layer, what was given and what is allowed.
     """
+    if not (isinstance(layers, list | tuple) and all(isinstance(edit, LayerEdit) for edit in layers)):
+        raise ValueError(f"layers: got {layers!r}; expected a LayerEdit for each layer, as widened and others give")
     if not layers:
         raise ValueError("layers: got none; at least one hidden layer has to stay")
     last = -1
@@ -451,7 +453,10 @@ def check_structure(circuit: Circuit, structure: Sequence[Sequence[Any]]) -> Str
     Raises:
         ValueError: it cannot; says why.
     """
-    wanted = structured(structure)
+    try:
+        wanted = structured(structure)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"structure: got {structure!r}; expected size and whether residual of each layer") from error
     if wanted == circuit.structure():
         return wanted
     refused = circuit.fixed()

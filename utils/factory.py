@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import os
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -449,9 +450,11 @@ def load_circuit(
         options: of the circuit, in place of those saved with it; for what its weights fit to, such as a larger memory.
 
     Raises:
-        OptionsError: no such device here, or a module cannot be imported.
+        OptionsError: no such device here, a module cannot be imported, or the path is none.
         checkpoint.CheckpointError: the file is missing, damaged, foreign or holds no circuit that can be built.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise OptionsError(f"path: got {path!r}; allowed is the name of a file, such as 'runs/…/checkpoints/best.pt'")
     place = resolve_device(str(device))
     registry.import_modules(imports or ())
     content = checkpoint.load(Path(path), place)

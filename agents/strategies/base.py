@@ -15,7 +15,7 @@ from ...core.contracts import expect, trying
 from ...core.members import Stack
 from ...core.recorder import Chart
 from ...core.registry import contract
-from ..evaluation import check_keys, check_state
+from ..evaluation import check_keys, check_saved, check_state
 from ..genome import Layout
 
 Initial = Literal["resampled", "copied"]
@@ -161,12 +161,14 @@ class Strategy(Component, ABC):
 
         Raises:
             RuntimeError: no population was asked for.
-            ValueError: the wrong shape.
+            ValueError: no tensor, or the wrong shape.
         """
         if self._drawn is None:
             raise RuntimeError("tell: no population was asked for since the last one")
+        expected = f"[{self.population}, B]" if self.per_sample else f"[{self.population}]"
+        if not isinstance(fitness, Tensor):
+            raise ValueError(f"fitness: got a {type(fitness).__name__}; expected a tensor of shape {expected}")
         if fitness.dim() != (2 if self.per_sample else 1) or len(fitness) != self.population:
-            expected = f"[{self.population}, B]" if self.per_sample else f"[{self.population}]"
             raise ValueError(f"fitness: got shape {list(fitness.shape)}; expected {expected}")
         fitness = self._finite(fitness.to(self.genome.device, torch.float64))
         self.best_fitness = float(fitness.sum(1).max() if self.per_sample else fitness.max())
@@ -283,6 +285,7 @@ class Strategy(Component, ABC):
             ValueError: it was saved by another strategy, for another population or genome, or with other options that
                 a run keeps.
         """
+        check_saved(state)
         expected = self.state_dict()
         for line in self.options.refused(state.get("options", {})):
             raise ValueError(f"agent.strategy.{line}")

@@ -101,6 +101,10 @@ def _search(
     batched: bool,
     seed: int,
 ) -> Found:
+    if not callable(function):
+        raise ValueError(f"function: got {function!r}; allowed is what maps a point to a number")
+    if not isinstance(batched, bool):
+        raise ValueError(f"batched: got {batched!r}; allowed: True, False")
     strategy = _build(chosen, _point(x0), seed)
     box = None if bounds is None else Box(bounds, strategy.genome)
     if isinstance(evaluations, bool) or not isinstance(evaluations, numbers.Integral):
@@ -219,16 +223,17 @@ class Box:
         self.low, self.high = low.expand_as(start), high.expand_as(start)
         wrong = (~(self.low < self.high)).nonzero().flatten().tolist()
         if wrong:
-            low, high = float(self.low[wrong[0]]), float(self.high[wrong[0]])
+            least, greatest = float(self.low[wrong[0]]), float(self.high[wrong[0]])
             raise ValueError(
-                f"bounds: got {low:g} and {high:g} for element {wrong[0]}; allowed is a least value below the greatest"
+                f"bounds: got {least:g} and {greatest:g} for element {wrong[0]}; allowed is a least value below the "
+                "greatest"
             )
         outside = (~((self.low <= start) & (start <= self.high))).nonzero().flatten().tolist()
         if outside:
-            low, high = float(self.low[outside[0]]), float(self.high[outside[0]])
+            least, greatest = float(self.low[outside[0]]), float(self.high[outside[0]])
             found = float(start[outside[0]])
             raise ValueError(
-                f"x0: got {found:g} for element {outside[0]}; allowed by the bounds: from {low:g} to {high:g}"
+                f"x0: got {found:g} for element {outside[0]}; allowed by the bounds: from {least:g} to {greatest:g}"
             )
 
     def fold(self, points: Tensor) -> Tensor:

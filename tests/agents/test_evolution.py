@@ -417,6 +417,9 @@ def test_state_of_another_circuit_or_agent_is_refused():
     backprop = BackpropAgent(copy_env(), make().circuit)
     with pytest.raises(ValueError, match="saved by another agent"):
         make().load_state_dict(backprop.state_dict())
+    for one in (backprop, make(), make().strategy):
+        with pytest.raises(ValueError, match="state: got a int; expected what state_dict gave"):
+            one.load_state_dict(3)
 
 
 def test_a_circuit_of_other_sizes_is_refused():

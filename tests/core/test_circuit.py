@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from papertape.core.circuit import Circuit
 from papertape.core.options import check_choice, check_sizes
-from papertape.core.state import detach, example, map_state
+from papertape.core.state import detach, example, map_state, register_state
 from papertape.core.trace import Trace
 
 
@@ -68,6 +68,12 @@ def test_an_example_is_the_first_parameter_or_what_stands_in_for_one():
     assert example(module) is next(module.parameters()) is module[1][0].weight
     assert example(nn.BatchNorm1d(2, affine=False).double()).dtype == torch.float64
     assert example(nn.ReLU()).dtype == torch.float32
+
+
+def test_only_named_tuples_are_registered_as_states():
+    for given in (3, dict, tuple, lambda state: state):
+        with pytest.raises(TypeError, match="cls: got .*; expected a class that is a NamedTuple"):
+            register_state(given)
 
 
 def test_a_circuit_needs_no_more_than_a_state_and_a_step():

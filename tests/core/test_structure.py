@@ -403,6 +403,8 @@ def test_options_say_what_the_circuit_is_like_now() -> None:
     ("edits", "message"),
     [
         ((), "layers: got none; at least one"),
+        (3, "layers: got 3; expected a LayerEdit for each layer"),
+        ((3,), r"layers: got \(3,\); expected a LayerEdit for each layer"),
         ((LayerEdit(0, ()),), r"layers\[0\]\.units: got none"),
         ((LayerEdit(2, (0,)),), r"layers\[0\]\.source: got 2; allowed, in this order: 0 to 1"),
         ((LayerEdit(1, (0,)), LayerEdit(0, (0,))), r"layers\[1\]\.source: got 0"),
@@ -416,7 +418,7 @@ def test_options_say_what_the_circuit_is_like_now() -> None:
         ((LayerEdit(0, (0, 1, 2, 3)),), "inputs: got none; a layer that is not residual"),
     ],
 )
-def test_changes_that_cannot_be_are_refused_before_any(edits: tuple[LayerEdit, ...], message: str) -> None:
+def test_changes_that_cannot_be_are_refused_before_any(edits: Any, message: str) -> None:
     circuit = made("ntm", "lstm")
     kept = copy.deepcopy(circuit.state_dict())
     with pytest.raises(ValueError, match=message):
@@ -440,6 +442,8 @@ def test_structures_that_cannot_be_are_refused() -> None:
         made("feedforward", "tanh").restructure([(4, False), (5, True)])
     with pytest.raises(ValueError, match="got no layers; allowed are layers of units"):
         made("feedforward", "tanh").restructure([])
+    with pytest.raises(ValueError, match="structure: got 3; expected size and whether residual of each layer"):
+        made("feedforward", "tanh").restructure(3)
     grown, other = made("ntm", "lstm"), made("ntm", "lstm", 1)
     grown.edit(widened(grown.structure(), {0: [FRESH], 1: [FRESH]}))
     with pytest.raises(ValueError, match="its hidden layers began with 4 - 4; those of this circuit with 4"):

@@ -317,6 +317,15 @@ def test_plot_trace_of_nothing_or_of_what_does_not_go_together_is_refused() -> N
         plot_trace(trace, sequence=3)
     with pytest.raises(ValueError, match=r"outputs: got shape \[6, 3, 4\]; trace.reads has \[T, B, …\] = \[7, 3\]"):
         plot_trace(trace, outputs=torch.rand(6, 3, 4))
+    for given, message in {
+        "sequence": "sequence: got '3'; allowed is a whole number",
+        "path": "path: got 3; allowed is the name of a file",
+        "inputs": "inputs: got a int; expected a tensor, or None",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            plot_trace(trace, **{given: "3" if given == "sequence" else 3})
+    with pytest.raises(ValueError, match="trace: got a int; expected what a circuit gives with trace=True"):
+        plot_trace(3)
 
 
 def test_panels_share_the_time_axis() -> None:

@@ -107,3 +107,9 @@ def test_a_file_is_made_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     inputs = torch.rand(5, 2, 10)
     made, trained = papertape.load("mine"), papertape.load_circuit("runs/one/checkpoints/best.pt")
     assert torch.equal(made(inputs)[0], trained(inputs)[0])
+
+
+@pytest.mark.parametrize("path", [None, 3, b"x", ["best.pt"]])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(ValueError, match="path: got .*; allowed is the name of a file"):
+        papertape.load_circuit(path)

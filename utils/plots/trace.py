@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
+from ...core.trace import Trace
 from .episode import Episode, Seen, one_hot, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import Tensor
-
-    from ...core.trace import Trace
 
 
 def plot_trace(
@@ -41,10 +42,20 @@ def plot_trace(
         title: of the figure.
 
     Raises:
-        ValueError: there is nothing to draw, no such sequence, or a part has another length or batch than the trace.
+        ValueError: there is nothing to draw, no such sequence, a part has another length or batch than the trace, or an
+            argument is of another type.
     """
     from .figure import episode_figure  # which loads matplotlib
 
+    if not isinstance(trace, Trace):
+        raise ValueError(f"trace: got a {type(trace).__name__}; expected what a circuit gives with trace=True")
+    if not isinstance(path, str | os.PathLike | io.IOBase | None):
+        raise ValueError(f"path: got {path!r}; allowed is the name of a file, such as 'trace.png', or None")
+    if isinstance(sequence, bool) or not isinstance(sequence, int):
+        raise ValueError(f"sequence: got {sequence!r}; allowed is a whole number")
+    for name, part in {"inputs": inputs, "outputs": outputs, "targets": targets}.items():
+        if not (part is None or isinstance(part, Tensor)):
+            raise ValueError(f"{name}: got a {type(part).__name__}; expected a tensor, or None")
     parts = {"inputs": inputs, "targets": targets, "outputs": outputs}
     batch_axis = 0 if batch_first else 1
     parts = {

@@ -190,6 +190,8 @@ class TestEvery:
     def test_fitness_of_the_wrong_shape_is_refused(self, name, values):
         strategy = build(name, **values)
         strategy.ask()
+        with pytest.raises(ValueError, match="fitness: got a float; expected a tensor"):
+            strategy.tell(1.5)
         with pytest.raises(ValueError, match=r"fitness: got shape \[11\]"):
             strategy.tell(torch.zeros(11))
 
