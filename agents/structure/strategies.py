@@ -289,14 +289,17 @@ def _own_rows(subject: Subject, wire: Wire) -> Tensor:
 
 @torch.no_grad()
 def _rewire(subject: Subject) -> Done:
-    """The weakest connections to hidden units give way to others of random weights."""
+    """The weakest connections to hidden units give way to others of random weights.
+
+    A weight of 0 is no connection and stays, whether it is masked, of a unit that is not lent, or yet to be learned.
+    """
     change, reset = _untouched(subject), {}
     for wire in _hidden(subject):
         linear: Any = subject.part.get_submodule(wire.name)
         weight = linear.weight
-        own = _own_rows(subject, wire).to(weight.device)
-        count = max(1, round(subject.limits.rewired * int(own.sum()) * weight.shape[1]))
-        strength = torch.where(own.unsqueeze(1), weight.detach().abs(), torch.inf)
+        connected = _own_rows(subject, wire).to(weight.device).unsqueeze(1) & (weight != 0)
+        count = min(_share(int(connected.sum()), subject.limits.rewired), int(connected.sum()))
+        strength = torch.where(connected, weight.detach().abs(), torch.inf)
         weakest = strength.flatten().topk(count, largest=False).indices
         gone = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
         gone[weakest] = True

@@ -415,6 +415,21 @@ def test_the_weakest_connections_give_way() -> None:
     assert set(done.reset) == {name for name in before if "controller" in name and "weight" in name}
 
 
+def test_weights_of_zero_are_no_connections() -> None:
+    """What masks them would undo the change, and what changed nothing would be on trial."""
+    given = subject("lstm", rewired=0.5)
+    names = [f"controller.{name}.weight" for name in ("inputs.0", "recurrents.0")]
+    with torch.no_grad():
+        sparse, empty = map(given.circuit.get_parameter, names)
+        sparse.mul_(torch.rand(sparse.shape, generator=torch.Generator().manual_seed(0)) < 0.2)
+        empty.zero_()
+    STRATEGIES["rewire-connections"].apply(given)
+    now, still_empty = map(given.circuit.get_parameter, names)
+    assert torch.equal(now != 0, sparse != 0)
+    assert int((now != sparse).sum()) == round(0.5 * int((sparse != 0).sum()))
+    assert not still_empty.any()
+
+
 @each_case
 def test_the_thresholds_that_are_furthest_off_are_centred(case: str) -> None:
     given = subject(case)
