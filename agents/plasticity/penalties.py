@@ -95,6 +95,12 @@ class EWC(AtTaskEnds):
         description="share of the penalties of earlier tasks that is kept when another has ended",
     )
 
+    def check(self, circuit: Circuit, env: Env) -> None:
+        """See :meth:`PlasticityMethod.check`."""
+        super().check(circuit, env)
+        if not circuit.differentiable:
+            raise ValueError(f"type: got 'ewc', which needs the gradient of a {type(circuit).__name__}; it has none")
+
     def begin(self, circuit: Circuit, generator: torch.Generator) -> None:
         """See :meth:`PlasticityMethod.begin`."""
         zeros = {name: torch.zeros_like(parameter) for name, parameter in circuit.named_parameters()}

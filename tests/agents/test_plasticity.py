@@ -17,7 +17,7 @@ from states import flat, saved
 from torch import Tensor
 
 import papertape
-from papertape.agents import BackpropAgent, SelfModifyingAgent
+from papertape.agents import BackpropAgent, NodePerturbationAgent, SelfModifyingAgent
 from papertape.agents.plasticity import (
     DORMANT,
     EWC,
@@ -892,6 +892,15 @@ def test_circuits_without_units_to_judge_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=expected):
         BackpropAgent(env, circuit, plasticity=name)
     BackpropAgent(env, circuit, plasticity="l2-init")
+
+
+def test_ewc_without_a_gradient_is_refused() -> None:
+    env = CopyEnv(width=2, max_length=2, test_lengths=[2])
+    circuit = papertape.MemoryCircuit(env.input_size, env.output_size, controller="feedforward", accessor="tape")
+    with pytest.raises(
+        ValueError, match=r"agent\.plasticity\.0\.type: got 'ewc', which needs the gradient of a Memory"
+    ):
+        NodePerturbationAgent(env, circuit, plasticity={"type": "ewc", "every": 2})
 
 
 @pytest.mark.parametrize("name", ["ewc", "shrink-perturb"])
