@@ -124,13 +124,14 @@ class SelfModifyingAgent(BackpropAgent):
         fixed = self.circuit.fixed()
         if self.chooser and fixed:
             raise ValueError(f"circuit: its structure is fixed: {fixed}; allowed with policy none alone")
-        largest = max((layer.size for layer in structure), default=1)
-        if self.chooser and (self.max_units or largest) < largest:
-            raise ValueError(f"agent.max_units: got {self.max_units}; the circuit begins with {largest}")
+        self.largest = max((layer.size for layer in structure), default=1)
+        """Units of the largest layer at first."""
+        if self.chooser and (self.max_units or self.largest) < self.largest:
+            raise ValueError(f"agent.max_units: got {self.max_units}; the circuit begins with {self.largest}")
         if self.chooser and self.max_layers < len(structure):
             raise ValueError(f"agent.max_layers: got {self.max_layers}; the circuit begins with {len(structure)}")
         self.bounds = Limits(
-            self.max_layers, self.max_units or 4 * largest, self.growth, self.pruning, self.rewired, self.min_age
+            self.max_layers, self.max_units or 4 * self.largest, self.growth, self.pruning, self.rewired, self.min_age
         )
         self.tracker = Tracker(structure, self.kept_changes)
         self.trial: PairedTrial | RewardTrial | None = None
@@ -448,6 +449,7 @@ class SelfModifyingAgent(BackpropAgent):
             "tracker": self.tracker.state_dict(),
             "structural": self.structural.get_state(),
             "trial": trial,
+            "largest": self.largest,
             "born": list(self.born),
             "updates": self.updates,
             "recent": list(self._recent),
@@ -457,7 +459,10 @@ class SelfModifyingAgent(BackpropAgent):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
+        state = {"largest": self.largest, **state}  # which runs of before had not
         super().load_state_dict(state)
+        self.largest = state["largest"]
+        self.bounds = self.bounds._replace(max_units=self.max_units or 4 * self.largest)
         if self.chooser and state["policy"] == self.policy:
             self.chooser.load_state_dict(_on_cpu(state["chooser"]))
         self.tracker.load_state_dict(_on_cpu(state["tracker"]))

@@ -897,9 +897,7 @@ def test_circuits_without_units_to_judge_are_refused(name: str) -> None:
 def test_ewc_without_a_gradient_is_refused() -> None:
     env = CopyEnv(width=2, max_length=2, test_lengths=[2])
     circuit = papertape.MemoryCircuit(env.input_size, env.output_size, controller="feedforward", accessor="tape")
-    with pytest.raises(
-        ValueError, match=r"agent\.plasticity\.0\.type: got 'ewc', which needs the gradient of"
-    ):
+    with pytest.raises(ValueError, match=r"agent\.plasticity\.0\.type: got 'ewc', which needs the gradient of"):
         NodePerturbationAgent(env, circuit, plasticity={"type": "ewc", "every": 2})
 
 

@@ -30,7 +30,7 @@ from papertape.circuits import FeedForwardCircuit
 from papertape.core.circuit import Circuit
 from papertape.core.distributed import Processes
 from papertape.core.recorder import Areas, Recorder
-from papertape.core.structure import Layer, plain
+from papertape.core.structure import Layer, plain, widened
 from papertape.envs import CopyEnv
 from papertape.main import main
 from papertape.utils import factory
@@ -118,6 +118,27 @@ def test_it_resumes_bit_for_bit_before_during_and_after_a_trial(options: dict[st
         for _ in range(16 - at):
             again.train_step()
         assert flat(saved(again)) == expected, at
+
+
+def test_a_run_that_starts_with_a_grown_circuit_goes_on_within_the_same_limits() -> None:
+    """It is resumed with a circuit that is built anew, which is smaller."""
+    from_grown, options = make(BackpropAgent), {**SMALL, **OFTEN, "steps": 20, "policy": "random", "seed": 3}
+    circuit = from_grown.circuit
+    circuit.edit(widened(circuit.structure(), {0: [0] * 8, 1: [0] * 8}))
+    whole = SelfModifyingAgent(from_grown.env, circuit, **options)
+    assert whole.bounds.max_units == 4 * 12
+    for _ in range(5):
+        whole.train_step()
+    again = make(policy="random")
+    again.load_state_dict(saved(whole))
+    assert again.bounds == whole.bounds
+    for agent in (whole, again):
+        for _ in range(15):
+            agent.train_step()
+    assert flat(saved(again)) == flat(saved(whole))
+    former = saved(whole)
+    del former["largest"]  # as runs of before had it
+    again.load_state_dict(former)
 
 
 def test_what_the_rule_of_the_reward_takes_back_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
