@@ -18,7 +18,7 @@ from ..core.env import Batch
 from ..core.options import LARGEST_STEP
 from ..core.registry import register
 from ..core.streams import stream_seed
-from ..core.structure import Change, Structure, follow_optimiser, follow_units
+from ..core.structure import Change, Structure, follow_optimiser, follow_units, reverse
 from .backprop import BackpropAgent
 from .evaluation import Answered, load_weights, weights_of
 from .plasticity import Update, Upkeep
@@ -357,11 +357,15 @@ class SelfModifyingAgent(BackpropAgent):
         self._take(saved, moments)
         change = proposal.change(old, dict(self.circuit.named_parameters()))
         self.born = follow_units(change, self.born, fill=self.step)
+        self._let_others_follow(change)
+        self.upkeep.methods = upkeep.methods  # which have followed, and gone on with the copy
+        self.tracker.note(self.step, self.circuit.structure())
+
+    def _let_others_follow(self, change: Change) -> None:
+        """Let followers follow a change, but for the upkeep, whose state comes from that of a copy or from before."""
         for follower in self.followers:
             if follower is not self.upkeep:
                 follower.follow(change)
-        self.upkeep.methods = upkeep.methods  # which have followed, and gone on with the copy
-        self.tracker.note(self.step, self.circuit.structure())
 
     def _close(self, verdict: Verdict) -> None:
         """End the trial as the verdict says."""
@@ -372,7 +376,9 @@ class SelfModifyingAgent(BackpropAgent):
             if verdict.kept:
                 self._adopt(proposal, weights_of(trial.circuit), trial.optimiser.state_dict()["state"], trial.upkeep)
         elif not verdict.kept:
+            changed = proposal.change({}, dict(self.circuit.named_parameters()))
             self._take(trial.saved, trial.saved["moments"])
+            self._let_others_follow(reverse(changed, dict(self.circuit.named_parameters())))
             self.born = trial.saved["born"]
             self.upkeep.load_state_dict(trial.saved["plasticity"])
             self.tracker.note(self.step, self.circuit.structure())

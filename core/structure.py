@@ -249,6 +249,36 @@ def follow_layers(change: Change, leaf: Tensor) -> Tensor:
     )
 
 
+def reverse(change: Change, restored: Mapping[str, nn.Parameter]) -> Change:
+    """The change that takes one back: what that added goes, what it removed is fresh.
+
+    Args:
+        change: that was made.
+        restored: the parameters as they are again, by their names.
+    """
+    places = {edit.source: index for index, edit in enumerate(change.layers) if edit.source != FRESH}
+    layers = [
+        LayerEdit(places[index], _inverse(change.layers[places[index]].units, layer.size), layer.residual)
+        if index in places
+        else LayerEdit(FRESH, (FRESH,) * layer.size, layer.residual)
+        for index, layer in enumerate(change.before)
+    ]
+    now = {change.origins.get(name, Origin(name)).name: name for name in change.new}
+    origins = dict.fromkeys(restored, Origin(None))
+    for name in restored.keys() & now.keys():
+        edits = change.origins.get(now[name], Origin(name)).edits
+        sizes = restored[name].shape
+        origins[name] = Origin(
+            now[name], tuple(Edit(dimension, _inverse(sources, sizes[dimension])) for dimension, sources in edits)
+        )
+    return Change(after(change.before, change.layers), tuple(layers), origins, change.new, restored)
+
+
+def _inverse(sources: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """For each of so many former rows the row that comes from it, or FRESH."""
+    return tuple(sources.index(row) if row in sources else FRESH for row in range(size))
+
+
 def follow_optimiser(change: Change, optimiser: torch.optim.Optimizer) -> None:
     """Let an optimiser move the parameters of the new structure, with what it has gathered about the former ones.
 

@@ -193,6 +193,35 @@ def test_followers_are_told_of_what_is_kept() -> None:
     assert {name: part.shape for name, part in anchors.tensors.items()} == shapes
 
 
+def test_followers_are_told_of_what_the_rule_of_the_reward_takes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Anchors:
+        def __init__(self, agent: Any) -> None:
+            self.tensors = {name: part.detach().clone() for name, part in agent.circuit.named_parameters()}
+            self.ages = [torch.arange(1.0, layer.size + 1) for layer in agent.circuit.structure()]
+
+        def follow(self, change: Any) -> None:
+            self.tensors = papertape.core.structure.follow(change, self.tensors)
+            self.ages = papertape.core.structure.follow_units(change, self.ages)
+
+    monkeypatch.setattr(RewardTrial, "see", refuse)
+    agent = make(policy="random", verdict="reward", steps=None)
+    anchors = Anchors(agent)
+    agent.followers.append(anchors)
+    first = Anchors(agent)
+    tried: set[str] = set()
+    while len(tried) < 6:
+        agent.train_step()
+        shapes = {name: part.shape for name, part in agent.circuit.named_parameters()}
+        assert {name: part.shape for name, part in anchors.tensors.items()} == shapes
+        if agent.trial is not None:
+            tried.add(agent.trial.proposal.strategy)
+            continue
+        for now, then in zip(anchors.ages, first.ages, strict=True):
+            assert bool(((now == then) | (now == 0)).all())  # what went is unknown when it is back
+        for name, part in anchors.tensors.items():
+            assert bool(((part == first.tensors[name]) | (part == 0)).all())
+
+
 def test_it_goes_on_until_it_is_stopped_in_bounded_memory() -> None:
     class Stop(Keep):
         def progress(self, step: int, total: int | None, values: Any) -> None:
