@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..core.accessors import AnyAccessor
+from ..core.accessors import Accessor, AnyAccessor
 from ..core.clipping import clipped
 from ..core.component import build, options_of, validated
 from ..core.contracts import check_read_shape, check_whole, is_outside, trying
@@ -113,11 +113,23 @@ class MemoryCircuit(TiedEmbedding):
             **self.controller.trace_fields,
         }
         self.chosen_backend: str | None = None
+        self._unnamed = self._unnamed_reader()
+
+    def _unnamed_reader(self) -> str | None:
+        """A Linear of the accessor that may get the controller's output, where the accessor does not say which do."""
+        if type(self.accessor).readers is not Accessor.readers:
+            return None
+        for name, part in self.accessor.named_modules():
+            if name not in Accessor.readers and isinstance(part, nn.Linear) and part.in_features == self.hidden_size:
+                return name
+        return None
 
     def fixed(self) -> str | None:
         """See :meth:`Circuit.fixed`; a controller in layers and a plain interface can change."""
         if not (isinstance(self.controller, LayeredController) and self.controller.changeable):
             return f"a {type(self.controller).__name__} has no layers that can change"
+        if self._unnamed:
+            return f"the {self._unnamed} of a {type(self.accessor).__name__} may get its output; its readers do not say"
         named = dict(self.accessor.named_modules())
         missing = [name for name in self.accessor.readers if name not in named]
         if missing:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import papertape
 from papertape.agents.evaluation import load_weights, weights_of
 from papertape.circuits import FeedForwardCircuit
+from papertape.core.accessors import StaticAccessor
 from papertape.core.circuit import Circuit
 from papertape.core.kernels.dispatch import BackendError
 from papertape.core.state import leaves
@@ -469,6 +470,29 @@ def test_fixed_structures_say_why(circuit: Circuit, why: str) -> None:
         circuit.edit(())
     with pytest.raises(ValueError, match=why):
         circuit.restructure([(3, False)])
+
+
+def test_accessors_say_what_gets_the_output_of_the_controller() -> None:
+    class Wordy(StaticAccessor):
+        def setup(self) -> None:
+            super().setup()
+            self.extra = torch.nn.Linear(self.hidden_size, 4)
+
+        def forward(self, hidden: Tensor, state: Any) -> Any:
+            words, state, heads = super().forward(hidden, state)
+            return words + self.extra(hidden).unsqueeze(1), state, heads
+
+    class Told(Wordy):
+        readers = ("interface.linear", "extra")
+
+    def circuit(kind: Any) -> Circuit:
+        return papertape.MemoryCircuit(INPUTS, OUTPUTS, hidden_size=5, accessor=kind(5, word_size=4)).double()
+
+    assert "the extra of a Wordy may get its output" in (circuit(Wordy).fixed() or "")
+    told, inputs = circuit(Told), drawn()
+    expected, _ = told(inputs)
+    told.edit(widened(told.structure(), {0: [FRESH, 1]}))
+    torch.testing.assert_close(told(inputs)[0], expected, rtol=0, atol=1e-12)
 
 
 def test_layers_that_are_no_plain_linear_are_fixed() -> None:
