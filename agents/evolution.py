@@ -37,7 +37,8 @@ class EvolutionAgent(LearningAgent):
 
     The population starts from the weights that the circuit has when the agent is made, so a circuit trained by
     backprop can seed it; after every generation the circuit carries the strategy's best genome, so it can go on by
-    backprop, and is saved, tested and drawn like any other.
+    backprop, and is saved, tested and drawn like any other. Parameters that are frozen (``requires_grad_(False)``)
+    stay as they are.
     """
 
     tasks: ClassVar[tuple[type[Task], ...]] = (Env, World)
