@@ -103,8 +103,6 @@ def _search(
 ) -> Found:
     if not callable(function):
         raise ValueError(f"function: got {function!r}; allowed is what maps a point to a number")
-    if not isinstance(batched, bool):
-        raise ValueError(f"batched: got {batched!r}; allowed: True, False")
     strategy = _build(chosen, _point(x0), seed)
     box = None if bounds is None else Box(bounds, strategy.genome)
     if isinstance(evaluations, bool) or not isinstance(evaluations, numbers.Integral):

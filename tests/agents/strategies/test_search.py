@@ -147,7 +147,6 @@ def test_what_is_not_finite_is_counted_and_never_the_best() -> None:
         ({"bounds": (0.0,)}, r"bounds: got \(0.0,\); expected two"),
         ({"bounds": (0.0, math.nan)}, "bounds: got nan"),
         ({"function": 3}, "function: got 3; allowed is what maps a point"),
-        ({"batched": 1}, "batched: got 1; allowed: True, False"),
         ({"function": lambda x: x}, r"function: gives something that is no number|function: gives shape"),
         ({"function": lambda x: x.sum(), "batched": True}, r"function: gives shape \[\] for 1 points; expected \[1\]"),
         ({"function": lambda x: math.nan}, "function: got no finite number in 997 evaluations"),
