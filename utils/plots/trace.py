@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def plot_trace(
         raise ValueError(f"trace: got a {type(trace).__name__}; expected what a circuit gives with trace=True")
     if not isinstance(path, str | os.PathLike | io.IOBase | None):
         raise ValueError(f"path: got {path!r}; allowed is the name of a file, such as 'trace.png', or None")
-    if isinstance(sequence, bool) or not isinstance(sequence, int):
+    if isinstance(sequence, bool) or not isinstance(sequence, SupportsIndex):
         raise ValueError(f"sequence: got {sequence!r}; allowed is a whole number")
     for name, part in {"inputs": inputs, "outputs": outputs, "targets": targets}.items():
         if not (part is None or isinstance(part, Tensor)):
