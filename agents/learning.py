@@ -185,7 +185,10 @@ class LearningAgent(Agent):
         values, self.target_reached = self.processes.share(self._examine)
         self.last_validation = values
         self.recorder.metrics(self.step, values)
-        show_episodes(self.env, self.circuit, self.recorder, self.step, "validation", self.seed)
+        try:
+            show_episodes(self.env, self.circuit, self.recorder, self.step, "validation", self.seed)
+        except WorldError as error:  # without pictures, nobody would have played this episode
+            self.recorder.message(f"{self.unit} {self.step}: there is no picture of an episode: {error}")
         if self.env.lesson() and self.env.advance(set_error(self.env, values, "validation", LESSON)):
             self.recorder.message(f"{self.unit} {self.step}: the curriculum moves on")
         errors = self._deciding_errors(values)
@@ -258,8 +261,8 @@ class LearningAgent(Agent):
             TrainingError: see :meth:`train_step`; or an episode could not go on.
             LostProcessError: another process that shares the work is gone.
         """
-        if self.step and not self.last_validation and self._is_judged_now():
-            self._judge_or_save()  # as it could not be when the run was saved
+        if self.owes_validation:
+            self._judge_or_save()
         started, steps = time.monotonic(), 0
         while not (self.is_done() or self._stops()):
             values = self._step_or_save()
@@ -294,6 +297,11 @@ class LearningAgent(Agent):
             self.generator.set_state(drawn)
             self.recorder.checkpoint("latest", self.state_dict())
             raise TrainingError(f"{self.unit} {self.step + 1}: {error}; saved as of {self.unit} {self.step}") from error
+
+    @property
+    def owes_validation(self) -> bool:
+        """See :attr:`Agent.owes_validation`."""
+        return bool(self.step) and not self.last_validation and self._is_judged_now()
 
     def _is_judged_now(self) -> bool:
         return self.step % self.evaluate_every == 0 or self.step == self.last_step

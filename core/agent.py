@@ -121,6 +121,11 @@ class Agent(Component, ABC):
                 f"circuit: its backend is {circuit.backend!r}; allowed with {name}: {', '.join(self.backends)}"
             )
 
+    @property
+    def owes_validation(self) -> bool:
+        """Whether the validation of this very step failed, so that it is made when the run goes on."""
+        return False
+
     @classmethod
     def refuses_start(cls, options: Any) -> Iterable[str]:
         """One line, with its path, for each option that would discard the weights that the circuit starts with.

@@ -320,7 +320,8 @@ class GymWorld(World):
 
     def picture(self) -> Tensor | None:
         """What gymnasium renders; see :meth:`World.picture`."""
-        frame = self._episodes.render()
+        with self._named("a picture"):
+            frame = self._episodes.render()
         frame = None if frame is None else np.asarray(frame)
         return torch.from_numpy(frame.copy()) if frame is not None and frame.ndim == 3 else None
 

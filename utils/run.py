@@ -326,12 +326,19 @@ class Run(Recorder):
         for metric, numbers in judged.items():
             logger.info("step %d, %s: %s", step, metric, ", ".join(numbers))
 
-    def forget_after(self, step: int) -> None:
-        """Drop rows of metrics.jsonl after a step, from which the run resumes."""
+    def forget_after(self, step: int, *, validated: bool = True) -> None:
+        """Drop rows of metrics.jsonl after a step, from which the run resumes.
+
+        Args:
+            step: whose own rows stay.
+            validated: whether that step's validation does so, too; it goes where it will be made again.
+        """
         path = self.directory / "metrics.jsonl"
         if not path.exists():
             return
         kept = [row for row in read_metrics(path) if row["step"] <= step]
+        if not validated:
+            kept = [row for row in kept if row["step"] < step or not any(map(_is_validation, row))]
         replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         for row in kept:
             values = {name: math.nan if value is None else value for name, value in row.items() if name != "step"}
@@ -405,6 +412,10 @@ def is_kept(step: int, values: Mapping[str, float], log_every: int) -> bool:
     if between or not all(name.startswith("train/") for name in values):
         return True
     return number % 2 ** max(0, number.bit_length() - EVERY_ROW.bit_length() + 1) == 0
+
+
+def _is_validation(name: str) -> bool:
+    return name.startswith("validation/")
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

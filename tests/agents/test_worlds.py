@@ -353,6 +353,7 @@ def test_a_generation_in_which_the_world_fails_is_not_taken(strategy, at):
     unbroken = make(strategy, task=Failing(**options), **settings)
     unbroken.fit()
     kept, task = Keep(), Failing(**options)
+    kept.wants_episodes = False
     failing = make(strategy, task=task, recorder=kept, **settings)
     task.begun, task.fails_at = 0, at
     with pytest.raises(TrainingError, match=r"generation (\d): (validation: )?it is gone; saved as of generation (\d)"):
@@ -361,6 +362,27 @@ def test_a_generation_in_which_the_world_fails_is_not_taken(strategy, at):
     resumed.load_state_dict(kept.states[-1][1])
     resumed.fit()
     assert same(resumed.state_dict(), unbroken.state_dict())
+
+
+class Unseen(TMazeWorld):
+    """Cannot be drawn."""
+
+    def pictured(self):
+        raise WorldError("no screen")
+
+
+def test_a_world_that_cannot_be_drawn_changes_nothing():
+    options = {"trials": 6, "min_stay": 2, "max_stay": 3, "test_trials": []}
+    watched, alone = Keep(), Keep()
+    alone.wants_episodes = False
+    states = []
+    for kept in (watched, alone):
+        agent = make("openai-es", task=Unseen(**options), recorder=kept, generations=4, evaluate_every=2)
+        agent.fit()
+        states.append(agent.state_dict())
+    assert same(*states) and watched.rows == alone.rows
+    said = "generation {}: there is no picture of an episode: no screen"
+    assert watched.messages == [said.format(step) for step in (2, 4)] and not watched.episodes
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "transformer", "normalised", "ntm"])

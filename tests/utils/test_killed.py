@@ -12,14 +12,18 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
+from papertape.agents import EvolutionAgent
 from papertape.core.options import OptionsError
+from papertape.core.world import WorldError
 from papertape.main import main
 from papertape.utils import checkpoint
 from papertape.utils.files import append_line, replace_text
@@ -269,6 +273,35 @@ def test_a_row_that_was_cut_off(folder: Path) -> None:
     assert main(["train", "--resume", "latest", "agent.steps=5"]) == 0
     assert rows(directory)[: len(expected)] == expected
     assert "\ncut o\n" in (directory / "log").read_text()
+
+
+def test_a_validation_that_failed_is_in_the_rows_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made again when the run goes on, however often that is killed before it saves."""
+    words = ["tmaze-single", "env.trials=2", "agent.strategy.population=4", "agent.strategy.truncation=2"]
+    words += ["agent.strategy.elite_candidates=2", "agent.batch_size=1", "agent.evaluation_sequences=2"]
+    words += ["agent.log_every=1", "agent.evaluate_every=2", "agent.save_every=9", "threads=1", "plots=off"]
+    for name in ("unbroken", "failed"):
+        (folder / name).mkdir()
+    os.chdir("unbroken")
+    assert main(["train", *words, "agent.generations=4"]) == 0
+    os.chdir(folder / "failed")
+    with monkeypatch.context() as patched:
+        patched.setattr(EvolutionAgent, "evaluate", raising(WorldError("it is gone")))
+        assert main(["train", *words, "agent.generations=4"]) == 1
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(EvolutionAgent, "train_step", raising(KeyboardInterrupt()))
+            assert main(["train", "--resume", "latest"]) == 130
+    assert main(["train", "--resume", "latest"]) == 0
+    (expected,), (found,) = runs(folder / "unbroken"), runs(folder / "failed")
+    assert rows(found) == rows(expected) and state(found) == state(expected)
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def act(*arguments: object) -> Any:
+        raise error
+
+    return act
 
 
 def failing(*arguments: object) -> None:

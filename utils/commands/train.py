@@ -251,7 +251,7 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
         run.text("options", yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False))
         run.text("circuit", f"{description}\n\n{parts.circuit}")
         if resumed:
-            run.forget_after(agent.step)
+            run.forget_after(agent.step, validated=not agent.owes_validation)
         with stop_on_signal(agent), summarised(directory, begin.preset, agent, run):
             agent.fit()
         if agent.stop_requested or not run.saved:
