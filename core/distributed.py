@@ -167,13 +167,18 @@ def rank_here() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def size_here() -> int:
+    """How many processes torchrun started with this one; 1 where it did not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def join() -> Iterator[Processes]:
     """Within the block, the processes that torchrun started with this one; alone where it did not.
 
     They communicate by gloo; tensors on GPUs by NCCL if each process has a GPU of its own, which ``cuda`` then is.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = size_here()
     if size == 1:
         yield Processes()
         return

@@ -84,6 +84,17 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("words", [["sweep", "seed=1..2"], ["league", "recall"]], ids=lambda words: words[0])
+def test_within_torchrun_it_is_refused(
+    folder: Path, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every run would wait for processes of its own."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith(f"papertape: {words[0]}: got 2 processes of torchrun")
+    assert list(folder.iterdir()) == []
+
+
 def test_submitit_that_is_missing(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

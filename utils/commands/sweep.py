@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 import yaml
 from tqdm import tqdm
 
+from ...core.distributed import size_here
 from ...core.install import SUBMITIT
 from ...core.options import OptionsError
 from .. import comparison, options
@@ -350,7 +351,9 @@ def sweep(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raise OptionsError if what is said of jobs, of a cluster or of the test is wrong."""
+    """Raise OptionsError if what is said of jobs, of a cluster or of the test is wrong, or torchrun has called it."""
+    if (size := size_here()) > 1:  # its runs would each wait for as many processes
+        raise OptionsError(f"{arguments.command}: got {size} processes of torchrun; it starts its own: call it alone")
     if arguments.jobs is not None and arguments.jobs < 1:
         raise OptionsError(f"--jobs: got {arguments.jobs}; allowed is a whole number of at least 1")
     check_test(arguments)
