@@ -296,7 +296,7 @@ class LearningAgent(Agent):
         except WorldError as error:
             self.generator.set_state(drawn)
             self.recorder.checkpoint("latest", self.state_dict())
-            raise TrainingError(f"{self.unit} {self.step + 1}: {error}; saved as of {self.unit} {self.step}") from error
+            raise TrainingError(f"{self.unit} {self.step + 1}: {error}{self._saved()}") from error
 
     @property
     def owes_validation(self) -> bool:
@@ -312,9 +312,11 @@ class LearningAgent(Agent):
             self.judge()
         except WorldError as error:
             self.recorder.checkpoint("latest", {**self.state_dict(), "last_validation": {}})
-            raise TrainingError(
-                f"{self.unit} {self.step}: validation: {error}; saved as of {self.unit} {self.step}"
-            ) from error
+            raise TrainingError(f"{self.unit} {self.step}: validation: {error}{self._saved()}") from error
+
+    def _saved(self) -> str:
+        """The end of an error's message: of several processes, the first alone saves."""
+        return f"; saved as of {self.unit} {self.step}" if self.processes.first else ""
 
     def _stops(self) -> bool:
         """Whether any process was asked to stop; all stop at the same step."""

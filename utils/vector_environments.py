@@ -10,6 +10,8 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 END_SECONDS = 5.0
 """How long a process may take over the step that it is in when it is told to end."""
+PARENT_SECONDS = 1.0
+"""From one look at whether the process that calls is still there to the next."""
 
 
 Stepped = tuple[np.ndarray, ...]
@@ -60,11 +64,12 @@ class Converter:
         if self.plain:
             found = np.asarray(observation)
             row = found.ravel()
-            self.check_size(row.size, found.shape)
-            return row
-        from gymnasium import spaces
+        else:
+            from gymnasium import spaces
 
-        return cast("Any", spaces.flatten(self.observations, observation))
+            found = row = cast("Any", spaces.flatten(self.observations, observation))
+        self.check_size(row.size, found.shape)
+        return row
 
     def check_size(self, size: int, shape: tuple[int, ...]) -> None:
         """Raise ValueError if an observation of this shape has another number of numbers than those of its space."""
@@ -242,7 +247,7 @@ class Together:
         assert self.envs is not None and self.converter is not None
         if self.converter.plain:
             found = np.asarray(observations)
-            rows = found.reshape(len(found), -1)
+            rows = found.reshape(self.envs.num_envs, -1)
             self.converter.check_size(rows.shape[1], found.shape[1:])
             return rows
         from gymnasium.vector.utils import iterate
@@ -353,7 +358,7 @@ class Workers:
 
         # In a session of its own: Ctrl-C stops the training after its step, which these processes still have to answer.
         process = subprocess.Popen(
-            child_process.command(serve),
+            child_process.command(serve, str(os.getpid())),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -391,6 +396,8 @@ class Workers:
         try:
             failed, answer = pickle.load(process.stdout)
         except (EOFError, pickle.UnpicklingError) as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(END_SECONDS)  # or its status would be that of what follows
             process.kill()
             raise ChildProcessError(
                 f"a process that plays episodes of {self.name} ended with status {process.wait()}"
@@ -400,10 +407,15 @@ class Workers:
         return answer
 
 
-def serve() -> None:
-    """In a process of :class:`Workers`: answer calls of the environments that it holds until the pipe is closed."""
+def serve(parent: str) -> None:
+    """In a process of :class:`Workers`: answer calls of the environments that it holds until the pipe is closed.
+
+    Args:
+        parent: the process that calls.
+    """
     import traceback
 
+    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     # Whatever an environment prints goes to the terminal, not between the answers.
     calls, answers = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -426,6 +438,14 @@ def serve() -> None:
                 answer = (True, f"{type(error).__name__}: {error}")
             pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
             answers.flush()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone, even where an environment never answers."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    time.sleep(END_SECONDS)
+    os._exit(1)
 
 
 def cores() -> int:

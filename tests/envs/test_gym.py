@@ -441,16 +441,37 @@ def test_ctrl_c_does_not_reach_the_processes_and_their_death_is_said() -> None:
     world.close()
 
 
+KILLED = """
+import functools, gymnasium, os, signal, threading, time, torch
+from papertape.envs import GymWorld
+
+class Stuck(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {}
+    def step(self, action):
+        time.sleep(600)
+
+def die():
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+stuck = lambda count: gymnasium.vector.SyncVectorEnv([Stuck] * count)
+world = GymWorld(vectorization="async", workers=2, max_steps=9, target=1.0, make=MAKE)
+world.reset(2, torch.Generator())
+print(*[process.pid for process in world._episodes.processes], flush=True)
+threading.Thread(target=die).start()
+if world.make:
+    world.step(torch.zeros(2, dtype=torch.long))
+"""
+
+
 @needs_signals
-def test_processes_end_with_a_killed_run() -> None:
-    code = (
-        "import os, signal, torch\n"
-        "from papertape.envs import GymWorld\n"
-        "world = GymWorld(vectorization='async', workers=2)\n"
-        "world.reset(2, torch.Generator())\n"
-        "print(*[process.pid for process in world._episodes.processes], flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
+@pytest.mark.parametrize("made", ["None", "stuck"])
+def test_processes_end_with_a_killed_run(made: str) -> None:
+    """Also in the middle of a step that never ends."""
+    code = KILLED.replace("MAKE", made)
     killed = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
     pids = killed.stdout.split()
     assert len(pids) == 2
@@ -578,6 +599,24 @@ class Spoilt(gymnasium.Env):
             raise ZeroDivisionError("three steps\nare enough")
         shown = np.full(1, np.inf if bad and self.how == "shows" else 0, np.float32)
         return shown, np.nan if bad and self.how == "earns" else 1.0, self.steps == 4, False, {}
+
+
+class Narrow(Spoilt):
+    """Shows one number of the three that its space has, at first or later."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,))
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        return np.zeros(1 if self.how == "reset" else 3, np.float32), {}
+
+
+@pytest.mark.parametrize(("how", "when"), [("reset", "the beginning"), ("step", "step 1")])
+def test_an_observation_of_another_size_is_refused(how: str, when: str) -> None:
+    """And not spread out over the channels."""
+    make = functools.partial(gymnasium.vector.SyncVectorEnv, [lambda: Narrow(how)] * 2)
+    world = GymWorld(max_steps=9, target=1.0, make=lambda count: make())
+    with pytest.raises(WorldError, match=f"failed at {when} of an episode: .* an observation has 1 numbers; .* has 3"):
+        world.play(lambda shown: torch.zeros(2, 2), 2, generator())
 
 
 def spoilt(how: str) -> GymWorld:
