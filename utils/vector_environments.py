@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
 END_SECONDS = 5.0
-"""How long a process may take over the step that it is in when it is told to end."""
+"""How long processes may take over the step that they are in when they are told to end."""
 PARENT_SECONDS = 1.0
 """From one look at whether the process that calls is still there to the next."""
 
@@ -347,9 +347,10 @@ class Workers:
                 assert pipe is not None
                 with contextlib.suppress(OSError):
                     pipe.close()
+        deadline = time.monotonic() + END_SECONDS  # of all of them together
         for process in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(END_SECONDS)
+                process.wait(max(deadline - time.monotonic(), 0))
             process.kill()
             process.wait()
 

@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -439,6 +440,18 @@ def test_ctrl_c_does_not_reach_the_processes_and_their_death_is_said() -> None:
     assert not processes(world)
     assert world.play(clumsy, 2, generator()).lengths.shape == (1, 2)
     world.close()
+
+
+@needs_signals
+def test_processes_that_hang_are_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("papertape.utils.vector_environments.END_SECONDS", 1.0)
+    world = GymWorld(vectorization="async", workers=3)
+    world.reset(3, generator())
+    for process in processes(world):
+        process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    world.close()
+    assert time.monotonic() - began < 2
 
 
 KILLED = """

@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -277,6 +278,37 @@ def test_a_run_that_is_killed_is_named_and_the_rest_goes_on(folder: Path) -> Non
     _, said = process.communicate(timeout=120)
     assert "seed=1 failed: was ended by SIGKILL" in said
     assert (saved.parents[1] / "problem").read_text() == "was ended by SIGKILL"
+
+
+@pytest.mark.slow
+def test_runs_that_are_stopped_at_once_have_not_failed(folder: Path) -> None:
+    words = ["ntm-copy", *SMALL, "agent.steps=100000", "seed=1..2", "--jobs", "1", "--sequences", "8"]
+    process = start(folder, *words)
+    (saved,) = wait_for(folder, "runs/*/*/checkpoints/latest.pt")
+    worker = int((saved.parents[1] / "lock").read_text().split()[1])
+    os.kill(worker, signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and "failed" not in said and "stopped with 0 of 2 runs done" in said
+    assert not list(folder.glob("runs/*/*/problem"))
+
+
+def test_a_run_whose_folder_goes_away_does_not_end_the_sweep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Job:
+        def __init__(self, directory: Path, *arguments: object) -> None:
+            if directory.name == "seed=1":
+                raise OSError(28, "No space left on device")
+            shutil.rmtree(directory)
+
+        def ended(self) -> str | None:
+            return "it is gone"
+
+    monkeypatch.setattr(sweep, "Process", Job)
+    assert main(["sweep", "ntm-copy", *SMALL, "seed=1..3", "--jobs", "1", "--sequences", "8", "name=mine"]) == 1
+    said = {path.parent.name: path.read_text() for path in folder.glob("runs/mine/*/problem")}
+    assert said == {"seed=1": "[Errno 28] No space left on device", "seed=2": "it is gone", "seed=3": "it is gone"}
 
 
 def test_a_sweep_whose_file_is_damaged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

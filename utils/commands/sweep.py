@@ -249,6 +249,7 @@ class Process:
     def __init__(self, directory: Path, preset: str, sequences: int, assignments: Sequence[str], threads: int) -> None:
         """Start it; what it says goes to the file output in its folder."""
         self.output = directory / "output"
+        self.stopped = False
         module = f"{__package__}.member"
         environment = {**os.environ, **QUIET}
         environment.setdefault("OMP_NUM_THREADS", str(threads))
@@ -272,11 +273,16 @@ class Process:
         if status in (0, INTERRUPTED):
             return ""
         if status < 0:
-            return "" if -status == signal.SIGTERM else f"was ended by {signal.Signals(-status).name}"
-        return last_error(self.output.read_text(encoding="utf-8", errors="replace")) or f"exit status {status}"
+            asked = self.stopped or -status == signal.SIGTERM
+            return "" if asked else f"was ended by {signal.Signals(-status).name}"
+        said = ""
+        with contextlib.suppress(OSError):
+            said = self.output.read_text(encoding="utf-8", errors="replace")
+        return last_error(said) or f"exit status {status}"
 
     def stop(self, *, at_once: bool) -> None:
         """See :class:`Job`."""
+        self.stopped = True
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
 
@@ -461,7 +467,12 @@ class Runner:
         with bar, asked_to_stop(self._ask):
             while (waiting and not self.stop_requests) or self.running:
                 while waiting and len(self.running) < self.jobs and not self.stop_requests:
-                    self._start(waiting.popleft())
+                    run = waiting.popleft()
+                    try:
+                        self._start(run)
+                    except OSError as error:
+                        self._fail(run.name, str(error))
+                        bar.update(1)
                 time.sleep(POLL_SECONDS)
                 # Here and not where the signal arrives, which may be while a run is being started.
                 if passed_on < self.stop_requests:
@@ -500,8 +511,7 @@ class Runner:
             if not problem and not (summary and summary.done) and not self.stop_requests:
                 problem = "was stopped"
             if problem:
-                replace_text(folder / "problem", problem)
-                LOGGER.info("%s failed: %s", name, problem)
+                self._fail(name, problem)
             elif summary and summary.done:
                 result = comparison.outcome(folder, name, {}, {}, "")
                 error = f", validation error {result.curve[-1][1]:.4g}" if result.curve else ""
@@ -509,6 +519,16 @@ class Runner:
             bar.update(1)
         bar.set_postfix_str(", ".join(self.running), refresh=False)
         bar.refresh()
+
+    def _fail(self, name: str, problem: str) -> None:
+        """Say and keep what went wrong with a run; the others go on, whatever became of its folder."""
+        LOGGER.info("%s failed: %s", name, problem)
+        folder = self.sweep.directory / name
+        try:
+            folder.mkdir(exist_ok=True)
+            replace_text(folder / "problem", problem)
+        except OSError as error:
+            LOGGER.warning("%s: what went wrong cannot be written (%s)", name, error)
 
     def _ask(self, number: int, frame: object) -> None:
         self.stop_requests += 1
