@@ -92,8 +92,13 @@ def clear_parts(directory: Path) -> None:
         if path.is_dir() and not path.is_symlink():
             if not (path / "lock").exists():
                 clear_parts(path)
-        elif path.name.startswith(".") and path.name.endswith(PART) and not _is_written(path):
+        elif is_part(path) and not _is_written(path):
             path.unlink(missing_ok=True)
+
+
+def is_part(path: Path) -> bool:
+    """Whether a file is what a writer writes to before it is whole."""
+    return path.name.startswith(".") and path.name.endswith(PART)
 
 
 def _is_written(part: Path) -> bool:

@@ -26,7 +26,7 @@ from ..core.recorder import Chart, Recorder
 from ..core.task import Task
 from ..core.trace import Trace
 from . import checkpoint
-from .files import append_line, clear_parts, lock, replace_text
+from .files import append_line, clear_parts, is_part, lock, replace_text
 from .options import load_file
 from .plots import episode_from
 from .sinks import Sinks
@@ -71,11 +71,17 @@ def new_directory(preset: str, name: str | None = None, root: Path = RUNS) -> Pa
 
 def check_free(name: str, root: Path = RUNS) -> None:
     """Raise OptionsError if something of that name is there already."""
-    if (root / name).is_dir() and not any((root / name).iterdir()):
+    if (root / name).is_dir() and all(map(_comes_first, (root / name).iterdir())):
         return  # of what was killed as it began
     if (root / name).exists():
         go_on = f", --resume {root / name} goes on with it" if (root / name / "options.yaml").is_file() else ""
         raise OptionsError(f"name: got {name!r}; {root / name} is there already{go_on}; give another name, or none")
+
+
+def _comes_first(path: Path) -> bool:
+    """Whether something in the folder of a run is there before its options are, and has nothing to lose."""
+    empty = path.name == "plots" and not any(path.iterdir())
+    return path.name == "lock" or empty or is_part(path)
 
 
 class Summary(NamedTuple):

@@ -26,6 +26,7 @@ from papertape.core.options import OptionsError
 from papertape.core.world import WorldError
 from papertape.main import main
 from papertape.utils import checkpoint
+from papertape.utils.commands import train
 from papertape.utils.files import append_line, replace_text
 from papertape.utils.run import locked, read_summary
 
@@ -189,6 +190,43 @@ def test_a_run_in_progress_is_locked(folder: Path, capsys: pytest.CaptureFixture
     process.join()
     step = checkpoint.load(directory / "checkpoints" / "latest.pt")["agent"]["step"]
     assert main(["train", "--resume", "latest", f"agent.steps={step + 1}"]) == 0
+
+
+def test_two_runs_that_take_a_name_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The later one leaves the folder to the one that has locked it, and to one that has even ended by then."""
+    directory, new = folder / "runs" / "mine", train.new_directory
+
+    def after(words: list[str]) -> None:
+        def taken(*arguments: Any) -> Path:
+            made = new(*arguments)
+            process = begin(words)
+            if "agent.steps=6" in words:
+                process.join()
+            while not (directory / "summary.json").exists():
+                time.sleep(0.01)
+            others.append(process)
+            return made
+
+        monkeypatch.setattr(train, "new_directory", taken)
+
+    for steps in (1_000_000, 6):
+        others: list[ForkServerProcess] = []
+        after(["train", *TINY, f"agent.steps={steps}", "name=mine"])
+        assert main(["train", *TINY, "agent.steps=9", "name=mine"]) == 2
+        others[0].kill()
+        others[0].join()
+        assert (directory / "options.yaml").exists() and f"steps: {steps}" in (directory / "options.yaml").read_text()
+        shutil.rmtree(directory)
+
+
+def test_a_name_is_free_again_where_its_run_was_killed_as_it_began(folder: Path) -> None:
+    directory = folder / "runs" / "mine"
+    (directory / "plots").mkdir(parents=True)
+    for name in ("lock", ".options.yaml.999999999.part"):
+        (directory / name).touch()
+    assert main(["train", *TINY, "agent.steps=6", "name=mine"]) == 0
+    assert not list(directory.glob(".*"))
+    assert main(["train", *TINY, "agent.steps=6", "name=mine"]) == 2
 
 
 def hold() -> None:

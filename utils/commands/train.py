@@ -229,8 +229,11 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
     directory = resumed or new_directory(begin.preset, chosen.name)
     with contextlib.ExitStack() as undone:
         if not resumed:
-            undone.callback(forget, directory)
             held.enter_context(locked(directory))
+            # Until here, it may be the folder of another process that has begun a run of this name meanwhile.
+            if chosen.name:
+                check_free(chosen.name)
+            undone.callback(forget, directory)
         run = undone.enter_context(Run(directory, chosen, parts.circuit, task=parts.env))
         run.write_options(agent.step)
         undone.pop_all()
