@@ -240,6 +240,17 @@ def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path: Path, caplo
     assert "pictures cannot be written" in warning
 
 
+def test_the_folder_of_a_run_that_was_deleted_stays_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    with plotting(directory) as plotter:
+        directory.rmdir()
+        plotter.episode(1, "length 3", episode())
+    assert not directory.exists()
+    (warning,) = warnings(caplog)
+    assert "pictures cannot be written" in warning
+
+
 def test_a_picture_that_cannot_be_drawn_costs_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with plotting(tmp_path) as plotter:
         plotter.episode(

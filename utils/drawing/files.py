@@ -42,8 +42,9 @@ class Files:
         self.failed = False
 
     def replacing(self, path: Path) -> contextlib.AbstractContextManager[Path]:
-        """See :func:`~papertape.utils.files.replacing`; the folder is made where there is none."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """See :func:`~papertape.utils.files.replacing`; the folder is made where there is none, in that of the run."""
+        self.plots.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         return replacing(path)
 
     @contextlib.contextmanager
