@@ -168,9 +168,9 @@ def load_variant(name: str | None) -> ctypes.CDLL | str:
         library = next((found for variant in wanted if (found := _open(variant)) is not None), None)
         if library is None:
             return f"the native library is not built for {name}; {again}"
-    except OSError as error:
+        library.build_identity.restype = ctypes.c_char_p
+    except (OSError, AttributeError) as error:  # a damaged file; one of another library, which lacks these functions
         return f"the native library does not load ({error}); {again}"
-    library.build_identity.restype = ctypes.c_char_p
     if SOURCE.is_dir() and library.build_identity().decode() != build_identity():
         return f"the native library was built from other sources; {again}"
     return library

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import _ctypes
+import importlib.machinery
 import multiprocessing
 import subprocess
 import sys
 import unittest.mock
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -668,6 +671,25 @@ def test_without_a_library_auto_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     circuit(torch.zeros(STEPS, BATCH, INPUTS))
     assert circuit.chosen_backend == "eager"
     assert "not built" in str(library.load())
+
+
+@pytest.mark.usefixtures("loaded_anew")
+@pytest.mark.parametrize("content", ["damaged", "another", "older"])
+def test_with_a_library_that_is_none_auto_serves(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged file, another program's library, and one of which a function is missing."""
+    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+    for variant in library.VARIANTS:
+        if content == "damaged":
+            (tmp_path / f"{variant}{suffix}").write_text("no library")
+        else:
+            own = content == "older" and variant == library.VARIANTS[0]
+            file = library._open(variant)._name if own else _ctypes.__file__  # type: ignore[union-attr]
+            (tmp_path / f"{variant}{suffix}").symlink_to(file)
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
+    circuit = ntm()
+    circuit(torch.zeros(STEPS, BATCH, INPUTS))
+    assert circuit.chosen_backend == "eager"
+    assert "the native library does not load (" in str(library.load())
 
 
 @pytest.mark.usefixtures("loaded_anew")
