@@ -160,7 +160,7 @@ def find_directory(name: str, root: Path = RUNS, *, what: str = "run", file: str
     Raises:
         OptionsError: no such run.
     """
-    found = sorted((path.parent for path in root.glob(f"*/{file}")), key=lambda path: path.stat().st_mtime)
+    found = sorted((path.parent for path in root.glob(f"*/{file}")), key=_changed_at)
     if name == "latest" and found:
         return found[-1]
     for directory in (Path(name), root / name) if name else ():
@@ -170,6 +170,14 @@ def find_directory(name: str, root: Path = RUNS, *, what: str = "run", file: str
         f"{what}: got {name!r}; allowed is the path of a {what}'s folder, or one of: "
         + (", ".join(path.name for path in found[-5:]) or f"(there are no {what}s in {root}/)")
     )
+
+
+def _changed_at(directory: Path) -> float:
+    """When something came into a folder or went; long ago for one that is just going itself."""
+    try:
+        return directory.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 @contextlib.contextmanager
@@ -193,8 +201,9 @@ def locked(directory: Path) -> Iterator[None]:
 def find_launch(name: str, root: Path = RUNS) -> Path | None:
     """The folder of the unfinished run that the torchrun launch of this name began."""
     for path in sorted(root.glob("*/launch")):
-        if path.read_text(encoding="utf-8") == name and (path.parent / "options.yaml").is_file():
-            return path.parent
+        with contextlib.suppress(OSError):  # of a run that has just ended
+            if path.read_text(encoding="utf-8") == name and (path.parent / "options.yaml").is_file():
+                return path.parent
     return None
 
 

@@ -22,6 +22,7 @@ from papertape.agents import EvolutionAgent
 from papertape.agents.learning import TrainingError
 from papertape.circuits import FeedForwardCircuit
 from papertape.core import install
+from papertape.core.distributed import Processes
 from papertape.core.recorder import Recorder
 from papertape.core.world import Episodes, WorldError
 from papertape.envs import GymWorld
@@ -683,3 +684,6 @@ def test_an_environment_that_fails_is_named_with_its_step_and_the_run_is_saved()
         agent.fit()
     ((name, state),) = states
     assert name == "latest" and state["step"] == 0 and torch.equal(state["generator"], before["generator"])
+    agent.processes = Processes(1, 2)
+    with pytest.raises(TrainingError, match="^generation 1: gone$"):  # the first process saves
+        agent._step_or_save()

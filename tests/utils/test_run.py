@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from papertape.utils import factory, options, run
-from papertape.utils.run import Run, is_kept, read_metrics
+from papertape.utils.run import Run, find_directory, find_launch, is_kept, read_metrics
 
 LOSS = {"train/loss": 0.5}
 
@@ -62,3 +63,27 @@ def test_a_run_that_goes_on_keeps_the_rows_that_it_would_have_kept(
     report(tmp_path / "stopped", 1, 137)
     report(tmp_path / "stopped", 101, 233)
     assert report(tmp_path / "stopped", 222, 400) == straight
+
+
+def test_runs_that_go_while_others_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their files are there when they are listed, and no longer when they are looked at."""
+    for name in ("gone", "here"):
+        (tmp_path / name).mkdir()
+        for file in ("options.yaml", "launch"):
+            (tmp_path / name / file).write_text("job")
+    stat, read = Path.stat, Path.read_text
+
+    def stat_of(path: Path, **options: Any) -> Any:
+        if path == tmp_path / "gone":
+            raise FileNotFoundError
+        return stat(path, **options)
+
+    def text_of(path: Path, **options: Any) -> str:
+        if path.parent == tmp_path / "gone":
+            raise FileNotFoundError
+        return read(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat_of)
+    monkeypatch.setattr(Path, "read_text", text_of)
+    assert find_directory("latest", tmp_path) == tmp_path / "here"
+    assert find_launch("job", tmp_path) == tmp_path / "here"
