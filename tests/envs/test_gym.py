@@ -615,24 +615,6 @@ class Spoilt(gymnasium.Env):
         return shown, np.nan if bad and self.how == "earns" else 1.0, self.steps == 4, False, {}
 
 
-class Narrow(Spoilt):
-    """Shows one number of the three that its space has, at first or later."""
-
-    observation_space = gymnasium.spaces.Box(-1, 1, (3,))
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
-        return np.zeros(1 if self.how == "reset" else 3, np.float32), {}
-
-
-@pytest.mark.parametrize(("how", "when"), [("reset", "the beginning"), ("step", "step 1")])
-def test_an_observation_of_another_size_is_refused(how: str, when: str) -> None:
-    """And not spread out over the channels."""
-    make = functools.partial(gymnasium.vector.SyncVectorEnv, [lambda: Narrow(how)] * 2)
-    world = GymWorld(max_steps=9, target=1.0, make=lambda count: make())
-    with pytest.raises(WorldError, match=f"failed at {when} of an episode: .* an observation has 1 numbers; .* has 3"):
-        world.play(lambda shown: torch.zeros(2, 2), 2, generator())
-
-
 def spoilt(how: str) -> GymWorld:
     return GymWorld(
         max_steps=9, target=1.0, make=lambda count: gymnasium.vector.SyncVectorEnv([lambda: Spoilt(how)] * count)
