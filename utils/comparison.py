@@ -20,11 +20,15 @@ import torch
 
 from ..agents.evaluation import evaluate_all, set_error
 from ..core.options import OptionsError
+from ..core.world import WorldError
+from ..envs.images import DataError
 from . import checkpoint, factory, options
 from .files import replace_text
 from .log import LOGGER
 from .run import find_checkpoint, read_metrics, read_options, read_summary
 
+UNTESTABLE = (ValueError, OSError, ImportError, DataError, WorldError)
+"""What keeps one run from its test, and says why; the others are tested."""
 THRESHOLDS = (0.1, 0.01)
 """Errors of which it is said how many sequences it took to get under them."""
 APART = ("seed", "name", "plots", "visdom_host", "visdom_port", "device", "threads", "backend", "imports", "start")
@@ -134,7 +138,7 @@ def check_options_of_test(runs: Iterable[tuple[Mapping[str, Any], Sequence[str]]
             continue
         try:
             options_of_test(values, [*own, *assignments])
-        except (ValueError, OSError, ImportError) as error:
+        except UNTESTABLE as error:
             refused = refused or error
         else:
             for line in options.override(copy.deepcopy(dict(values)), [*own, *assignments]):
@@ -142,6 +146,14 @@ def check_options_of_test(runs: Iterable[tuple[Mapping[str, Any], Sequence[str]]
             return
     if refused is not None:
         raise refused
+
+
+def tested(directory: Path, sequences: int, assignments: Sequence[str]) -> tuple[dict[str, float], str]:
+    """What :func:`errors_on_test` finds, and an empty text; or nothing, and in one line what keeps it from that."""
+    try:
+        return errors_on_test(directory, sequences, assignments), ""
+    except UNTESTABLE as error:
+        return {}, "; ".join(str(error).splitlines())
 
 
 def errors_on_test(directory: Path, sequences: int, assignments: Sequence[str] = ()) -> dict[str, float]:

@@ -11,13 +11,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from papertape.core.options import OptionsError
+from papertape.core.world import WorldError
+from papertape.envs.images import DataError
 from papertape.main import main
-from papertape.utils import checkpoint
+from papertape.utils import checkpoint, comparison
 from papertape.utils.commands import sweep
 from papertape.utils.commands.league import plan
 from papertape.utils.run import find_directory, read_summary
@@ -187,6 +190,17 @@ def test_a_sweep_leaves_a_table_a_csv_and_a_picture_and_names_what_failed(
         line.split("|")[2:] for line in out.splitlines()
     ][2]
     assert main(["test", "runs/mine/seed=1,circuit.clip=2", "plots=off"]) == 0
+
+
+@pytest.mark.parametrize("error", [WorldError("env: fell\nover"), DataError("mnist: not there"), ValueError("shape")])
+def test_a_run_that_cannot_be_tested_says_why_and_the_others_are(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def errors_on_test(directory: Path, sequences: int, assignments: Sequence[str]) -> dict[str, float]:
+        raise error
+
+    monkeypatch.setattr(comparison, "errors_on_test", errors_on_test)
+    assert comparison.tested(Path("run"), 4, []) == ({}, str(error).replace("\n", "; "))
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:

@@ -52,11 +52,7 @@ def outcomes_of(arguments: argparse.Namespace) -> list[comparison.Outcome]:
     comparison.check_options_of_test([(own, ()) for own in values], arguments.test_option)
     found = []
     for directory, label in zip(directories, labels, strict=True):
-        problem, errors = "", {}
-        try:
-            errors = comparison.errors_on_test(directory, arguments.sequences, arguments.test_option)
-        except (ValueError, OSError, ImportError) as error:
-            problem = "; ".join(str(error).splitlines())
+        errors, problem = comparison.tested(directory, arguments.sequences, arguments.test_option)
         found.append(comparison.outcome(directory, str(directory), label, errors, problem))
     return found
 

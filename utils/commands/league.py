@@ -74,7 +74,7 @@ def plan(arguments: argparse.Namespace) -> tuple[leagues.League, list[sweep.Run]
                     chosen = started(read_arguments(assignments, given, arguments.imports))
                     values = chosen.model_dump(mode="json", exclude={"name"})
                     comparison.options_of_test(values, alone)
-                except (ValueError, OSError, ImportError) as error:
+                except comparison.UNTESTABLE as error:
                     problem = "; ".join(str(error).splitlines())
                 runs.append(sweep.Run(f"{task},{circuit},seed={seed}", labels, values, problem, Path(name).stem, alone))
     sweep.check_runs(runs)

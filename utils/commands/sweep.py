@@ -417,13 +417,10 @@ def outcomes_of(chosen: Sweep, sequences: int, assignments: Sequence[str]) -> li
     found = []
     for run in chosen.runs:
         folder = chosen.folder(run)
-        problem, errors = run.problem or _problem(folder), {}
+        problem, errors = run.problem or _problem(folder), dict[str, float]()
         summary = read_summary(folder)
         if not problem and summary and summary.done:
-            try:
-                errors = comparison.errors_on_test(folder, sequences, [*run.test_options, *assignments])
-            except (ValueError, OSError, ImportError) as error:
-                problem = "; ".join(str(error).splitlines())
+            errors, problem = comparison.tested(folder, sequences, [*run.test_options, *assignments])
         found.append(comparison.outcome(folder, run.name, run.labels, errors, problem))
     return found
 
