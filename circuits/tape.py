@@ -13,9 +13,8 @@ from torch.func import functional_call, vmap
 
 from ..core.accessors.tape import OpenTape, TapeOptions, TapeState
 from ..core.controllers import AnyController
-from ..core.members import Stack, dense, linear
+from ..core.members import Stack, dense, linear, map_controller_state
 from ..core.registry import register
-from ..core.state import map_state
 from ..core.tied_bits import TiedBitsLinear
 from .memory import MemoryCircuit
 
@@ -79,7 +78,7 @@ class Tape(TapeOptions, MemoryCircuit):
         own = {name.removeprefix(prefix): stack for name, stack in stacks.items() if name.startswith(prefix)}
         control = vmap(partial(functional_call, self.controller))
         interface = _stacked(self.accessor.interface.linear, stacks, "accessor.interface.linear")
-        controller = map_state(lambda leaf: leaf.expand(members, *leaf.shape), self.controller.initial_state(batch))
+        controller = map_controller_state(self, stacks, batch)
         tape: TapeState = OpenTape(
             *self.accessor.initial_state(members * batch, min(self.accessor.memory_size, 2 * steps + 1))
         )

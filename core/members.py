@@ -217,3 +217,8 @@ def map_initial_state(circuit: Any, stacks: Mapping[str, Stack]) -> Any:
     """The state of each member before the first step of one sequence: ``[P, …]`` in every leaf."""
     state = _map(circuit, lambda circuit: circuit.initial_state(1), stacks)
     return map_state(lambda leaf: leaf.squeeze(1), state)
+
+
+def map_controller_state(circuit: Any, stacks: Mapping[str, Stack], batch_size: int) -> Any:
+    """The state of each member's controller before the first step: ``[P, B, …]`` in every leaf."""
+    return _map(circuit, lambda circuit: circuit.controller.initial_state(batch_size), stacks)

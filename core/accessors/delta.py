@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from ..interface import Interface
 from ..registry import register
-from ..state import register_state
+from ..state import example, register_state
 from ..trace import TraceField
 from .base import Accessor
 
@@ -140,7 +140,7 @@ class DeltaAccessor(Accessor):
     def initial_state(self, batch_size: int) -> DeltaState:
         """Matrices of zeros."""
         shape = (batch_size, self.num_heads, self.key_size, self.value_size)
-        return DeltaState(self.interface.linear.weight.new_zeros(shape))
+        return DeltaState(example(self.interface).new_zeros(shape))
 
     def heads(self, hidden: Tensor) -> DeltaHeads:
         """What the heads do, from the controller's output ``[…, hidden_size]``."""
@@ -268,27 +268,32 @@ def _ratio(late: Tensor, early: Tensor, where: Tensor) -> Tensor:
     return (late - early.mT).masked_fill(~where, -math.inf).exp()
 
 
-class _UnitInverse(Function):
+def _by_blocks(below: Tensor) -> Tensor:
     """From blocks of 1 up, two at a time: the inverse of [[X, 0], [A, Z]] is [[X⁻¹, 0], [-Z⁻¹ A X⁻¹, Z⁻¹]]. These are a
     few matrix products for all blocks of one size, which round as little as substitution does.
     """
+    size = int(below.shape[-1])  # which torch.jit.trace makes a tensor
+    padding = (1 << (size - 1).bit_length()) - size
+    below = functional.pad(below, (0, padding, 0, padding))
+    inverse, width = below.new_ones(*below.shape[:-1], 1, 1), 1
+    while width < below.shape[-1]:
+        pairs = (-1, 2 * width)
+        blocks = below.unflatten(-1, pairs).unflatten(-3, pairs).diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+        upper, lower = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+        corner = -(lower @ blocks[..., width:, :width] @ upper)
+        above = torch.cat([upper, torch.zeros_like(upper)], -1)
+        inverse, width = torch.cat([above, torch.cat([corner, lower], -1)], -2), 2 * width
+    return inverse.squeeze(-3)[..., :size, :size].contiguous()
+
+
+class _UnitInverse(Function):
+    """Whose gradient needs the inverse alone."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(below: Tensor) -> Tensor:
-        size = below.shape[-1]
-        padding = (1 << (size - 1).bit_length()) - size
-        below = functional.pad(below, (0, padding, 0, padding))
-        inverse, width = below.new_ones(*below.shape[:-1], 1, 1), 1
-        while width < below.shape[-1]:
-            pairs = (-1, 2 * width)
-            blocks = below.unflatten(-1, pairs).unflatten(-3, pairs).diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
-            upper, lower = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
-            corner = -(lower @ blocks[..., width:, :width] @ upper)
-            above = torch.cat([upper, torch.zeros_like(upper)], -1)
-            inverse, width = torch.cat([above, torch.cat([corner, lower], -1)], -2), 2 * width
-        return inverse.squeeze(-3)[..., :size, :size].contiguous()
+        return _by_blocks(below)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -308,5 +313,7 @@ class _UnitInverse(Function):
 
 def unit_inverse(below: Tensor) -> Tensor:
     """(I + A)⁻¹, where A ``[…, C, C]`` counts below the diagonal alone."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return _by_blocks(below)  # it cannot save functions with a gradient of their own
     inverse: Tensor = _UnitInverse.apply(below)  # type: ignore[no-untyped-call]
     return inverse

@@ -108,10 +108,11 @@ class SoftTapeAccessor(SoftTapeOptions, Accessor):
     ) -> SoftTapeState:
         """Empty tapes of N = ``memory_size`` cells (default: as built); None counts the steps of the input."""
         cells, weight = self.memory_size if memory_size is None else memory_size, example(self.interface)
+        filled = torch.zeros if input_length is None else torch.ones  # torch.jit.trace cannot save torch.full of a bool
         return SoftTapeState(
             weight.new_zeros(batch_size, self.num_tapes, cells, self.word_size),
             torch.full((batch_size,), input_length or 0, dtype=torch.int64, device=weight.device),
-            torch.full((batch_size,), input_length is not None, device=weight.device),
+            filled(batch_size, dtype=torch.bool, device=weight.device),
         )
 
     def sizes_of(self, state: SoftTapeState) -> dict[str, int]:

@@ -96,6 +96,8 @@ class LeakyController(LayeredController):
         for layer, (inputs, recurrents) in enumerate(zip(self.inputs, self.recurrents, strict=True)):
             before, share = state.hidden[:, layer], shares[layer]
             weight: Any = recurrents.weight
+            if not isinstance(weight, Tensor):
+                weight = weight().dequantize()  # of a quantised layer, which packs it
             from_itself = before * weight.diagonal()
             coming = (inputs(x) + recurrents(before) - from_itself).to(before.dtype)
             if self.leak_inside:

@@ -3,9 +3,9 @@
 AGREED = {
     "circuits/memory.py": "59bc8de17ce4",
     "core/accessors/base.py": "e8f58f8d03ee",
-    "core/accessors/delta.py": "869f194370d8",
+    "core/accessors/delta.py": "4a62bc1ec88d",
     "core/accessors/dynamic.py": "4d9c8006cc93",
-    "core/accessors/soft_tape.py": "e80c57ab1c0b",
+    "core/accessors/soft_tape.py": "36e951fe39ee",
     "core/accessors/sparse.py": "5b0471a780da",
     "core/accessors/stack.py": "455425030f7a",
     "core/accessors/static.py": "065462a3f170",

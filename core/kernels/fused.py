@@ -28,9 +28,14 @@ def unavailable(controller: Any, inputs: Tensor, state: Any) -> str | None:
     if inputs.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not inputs.numel():
         return "it is not on a CPU, under autocast, or of no size"
     reason = guard.ununderstood(controller, UNDERSTOOD) or formulas.edited()
-    reason = reason or formulas.replaced([controller, *controller.inputs, *controller.recurrents])
     if reason is not None:
         return reason
+    layers = [*controller.inputs, *controller.recurrents]
+    reason = formulas.replaced([controller, *layers])
+    if reason is not None:
+        return reason
+    if any(not isinstance(layer, nn.Linear) or layer.bias is None for layer in layers):
+        return "it needs Linear layers with a bias"
     tensors = [inputs, *state, *controller.parameters()]
     if any(type(tensor) not in (Tensor, nn.Parameter) or tensor.dtype != inputs.dtype for tensor in tensors):
         return "its tensors differ in type"

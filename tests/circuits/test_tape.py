@@ -45,6 +45,15 @@ def test_a_population_answers_as_its_members_do(controller, tied_bits, memory_si
     assert together.std() > 0.1
 
 
+def test_members_of_a_population_begin_in_their_own_states():
+    """What the controller of a continuous thought machine begins with is learned."""
+    torch.manual_seed(0)
+    circuit = Tape(4, 2, controller={"type": "ctm", "neurons": 6, "hidden_size": 5}, word_size=3).double()
+    genomes, inputs = torch.randn(4, Layout.of(circuit).size).double(), torch.randn(3, 2, 4).double()
+    together = circuit.run_population(Layout.of(circuit).split(genomes), inputs)
+    torch.testing.assert_close(together, answers_of_each(circuit, genomes, inputs))
+
+
 def test_a_sequence_may_be_cut_and_traced():
     torch.manual_seed(0)
     circuit, inputs = Tape(4, 2, word_size=3, memory_size=6).double(), torch.randn(8, 3, 4).double()

@@ -28,8 +28,22 @@ from papertape.core.state import CircuitState, leaves
 
 MEMORIES: dict[str, Any] = {"ntm": NTM, "dnc": DNC, "sam": SAM, "sdnc": SDNC, "tape": Tape}
 CONTROLLERS = ("lstm", "gru", "feedforward", "direct", "neat")
-NAMES = [*(f"{name} {controller}" for name in MEMORIES for controller in CONTROLLERS), "feedforward", "neat"]
-QUICK = [f"{name} lstm" for name in MEMORIES] + ["feedforward", "neat"]
+OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "feedforward": (FeedForwardCircuit, {}),
+    "neat": (NeatCircuit, {}),
+    "lstm": (papertape.LSTM, {}),
+    "gru": (papertape.GRU, {}),
+    "rnn": (papertape.RecurrentCircuit, {"controller": "rnn"}),
+    "leaky": (papertape.RecurrentCircuit, {"controller": "leaky"}),
+    "stack-rnn": (papertape.StackRNN, {}),
+    "tape-rnn": (papertape.TapeRNN, {}),
+    "delta": (papertape.MemoryCircuit, {"accessor": "delta", "read_feedback": False}),
+    "delta-decay": (papertape.MemoryCircuit, {"accessor": {"type": "delta", "decay": True}, "read_feedback": False}),
+    "transformer": (papertape.Transformer, {}),
+    "transformer-delta": (papertape.Transformer, {"accessor": "delta"}),
+}
+NAMES = [*(f"{name} {controller}" for name in MEMORIES for controller in CONTROLLERS), *OTHERS]
+QUICK = [f"{name} lstm" for name in MEMORIES] + [*OTHERS]
 STEPS, BATCH, INPUTS, OUTPUTS = 4, 2, 5, 2
 each_circuit = pytest.mark.parametrize("name", NAMES)
 some_circuits = pytest.mark.parametrize(
@@ -44,7 +58,8 @@ def make(name: str, **options: Any) -> Circuit:
     if controller:
         options |= {} if controller == "direct" else {"hidden_size": 6}
         return MEMORIES[memory](INPUTS, OUTPUTS, memory_size=8, word_size=4, controller=controller, **options).double()
-    return {"feedforward": FeedForwardCircuit, "neat": NeatCircuit}[name](INPUTS, OUTPUTS).double()
+    kind, own = OTHERS[name]
+    return kind(INPUTS, OUTPUTS, **own, **options).double()
 
 
 def sequence(seed: int = 0, *leading: int, steps: int = STEPS) -> Tensor:
@@ -127,7 +142,7 @@ def test_a_symbolic_trace_is_refused_in_one_line() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("trace", [False, True])
-@pytest.mark.parametrize("name", [*QUICK[:-2], "neat"])
+@pytest.mark.parametrize("name", [*QUICK[: len(MEMORIES)], "neat"])
 def test_a_sequence_is_one_call_to_the_compiler_whatever_its_length(name: str, trace: bool) -> None:
     def operations(steps: int) -> int:
         torch._dynamo.reset()
@@ -194,14 +209,14 @@ def test_quantised(name: str) -> None:
     quantised = torch.ao.quantization.quantize_dynamic(circuit, {nn.Linear})
     inputs = sequence().float()
     torch.testing.assert_close(quantised(inputs)[0], circuit(inputs)[0], atol=0.05, rtol=0.05)
-    assert getattr(quantised, "chosen_backend", None) != "native" or name.startswith(("sam", "sdnc"))
+    assert getattr(quantised, "chosen_backend", None) != "native" or name.startswith(("sam", "sdnc", "delta"))
 
 
 # ---- differentiated and batched ----------------------------------------------------------------------------------
 
 
 def differentiable(names: list[str]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("name", [name for name in names if not name.startswith("tape")])
+    return pytest.mark.parametrize("name", [name for name in names if not name.startswith("tape ")])
 
 
 @differentiable(NAMES)

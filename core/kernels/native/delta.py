@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ...accessors.delta import SHORTEST, DeltaAccessor
 from ..operators import operator
+from ..transforms import in_memory
 from . import library
 
 KEPT_EVERY = 16
@@ -118,6 +120,15 @@ def _run_backward(text: str, vectors: Tensor, log_decay: Tensor | None, *others:
     return made
 
 
+def _run_flat_backward(text: str, *tensors: Any) -> Tensor:
+    """The same in one tensor, for gradients that come in batches: what ``is_grads_batched`` can repeat by itself."""
+    return torch.cat([part.flatten() for part in _run_backward(text, *tensors)])
+
+
+def _empty_flat(text: str, *tensors: Any) -> Tensor:
+    return torch.cat([part.flatten() for part in _gradients(text, *tensors)])
+
+
 _forward = operator(
     "native_delta_forward(str problem, Tensor vectors, Tensor? log_decay, Tensor memory, bool training) -> Tensor[]",
     "CPU",
@@ -130,6 +141,13 @@ _backward = operator(
     "CPU",
     _run_backward,
     _gradients,
+)
+_flat_backward = operator(
+    "native_delta_flat_backward(str problem, Tensor vectors, Tensor? log_decay, Tensor saved, Tensor changes, "
+    "Tensor d_reads, Tensor d_last) -> Tensor",
+    "CPU",
+    _run_flat_backward,
+    _empty_flat,
 )
 
 
@@ -145,5 +163,11 @@ class _DeltaRule(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_reads: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
         vectors, log_decay, *kept = ctx.saved_tensors
-        d_vectors, d_log_decay, d_memory = _backward(ctx.text, vectors, log_decay, *kept, d_reads, d_last)
+        about = (ctx.text, vectors, log_decay, *kept, d_reads, d_last)
+        if in_memory(d_reads) and in_memory(d_last):
+            d_vectors, d_log_decay, d_memory = _backward(*about)
+        else:
+            shapes = [vectors.shape, (0,) if log_decay is None else log_decay.shape, d_last.shape]
+            flat = _flat_backward(*about).split([math.prod(shape) for shape in shapes])
+            d_vectors, d_log_decay, d_memory = (part.view(s) for part, s in zip(flat, shapes, strict=True))
         return None, d_vectors, None if log_decay is None else d_log_decay, d_memory
