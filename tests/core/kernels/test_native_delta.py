@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -75,3 +78,29 @@ def test_auto_takes_it_where_no_word_read_is_fed_back(feedback: bool) -> None:
     assert circuit.chosen_backend == ("eager" if feedback else "native")
     circuit.backend = "eager"
     torch.testing.assert_close(found, circuit(inputs)[0], atol=1e-5, rtol=1e-5)
+
+
+KEYS = """
+import itertools, torch, papertape
+
+for key, (dtype, close) in itertools.product(range(1, 10), [(torch.float32, 1e-4), (torch.float64, 1e-10)]):
+    made = []
+    for backend in ("native", "eager"):
+        torch.manual_seed(key)
+        accessor = {"type": "delta", "key_size": key, "value_size": 3, "num_heads": 2, "num_rules": 2}
+        circuit = papertape.MemoryCircuit(3, 2, hidden_size=4, accessor=accessor, read_feedback=False, backend=backend)
+        outputs, _ = circuit.to(dtype)(torch.rand(20, 3, 3, dtype=dtype))
+        outputs.square().sum().backward()
+        made.append([outputs, *(parameter.grad for parameter in circuit.parameters())])
+    torch.testing.assert_close(*made, atol=close, rtol=close)
+"""
+
+
+@pytest.mark.parametrize("name", library.INSTRUCTION_SETS)
+def test_keys_of_any_length_stay_within_their_memory(name: str) -> None:
+    """In a process of its own, which ends where it writes what is not its own; a vector may hold two numbers alone."""
+    if isinstance(library.load_variant(name), str):
+        pytest.skip(f"there is no {name} here")
+    own = {**os.environ, library.FORCED: name, "MALLOC_CHECK_": "3"}
+    done = subprocess.run([sys.executable, "-c", KEYS], env=own, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -31,7 +31,7 @@ template <class T> class DeltaHead {
 
   public:
     DeltaHead(const Delta& problem, int64_t row, int64_t number)
-        : p(problem), key_size(int(p.key)), value_size(int(p.value)), rows(round_up<T>(key_size)),
+        : p(problem), key_size(int(p.key)), value_size(int(p.value)), rows(rows_of(p)),
           width(round_up<T>(value_size)), size(rows * width), head(number), job(row * p.heads + number),
           own(zeros<T>(size_t(size))), found_word(zeros<T>(size_t(width))), own_query(zeros<T>(size_t(rows))),
           own_key(zeros<T>(size_t(rows))), along_key(zeros<T>(size_t(rows))) {}
@@ -43,7 +43,7 @@ template <class T> class DeltaHead {
         Space<Rule> rules;
     };
     static Record record(const Delta& p) {
-        const int64_t every = std::min(p.every, p.steps), rows = round_up<T>(int(p.key)), width = round_up<T>(int(p.value));
+        const int64_t every = std::min(p.every, p.steps), rows = rows_of(p), width = round_up<T>(int(p.value));
         Record made{zeros<T>(size_t((every * (p.rules + 1) + 1) * rows * width)),
                     zeros<T>(size_t(every * p.rules * (rows + width))), zeros<T>(size_t(every * rows)),
                     Space<Rule>(size_t(every * p.rules))};
@@ -130,6 +130,8 @@ template <class T> class DeltaHead {
     }
 
   private:
+    // Rows of a memory: whole vectors, and whole fours, since so many sums are made at a time; a vector may hold two.
+    static int rows_of(const Delta& p) { return (round_up<T>(int(p.key)) + 3) / 4 * 4; }
     int64_t at(int64_t t) const { return t * p.batch * p.heads + job; }
     int64_t change_at(int64_t t, int64_t r) const { return (at(t) * p.rules + r) * p.value; }
     const T* vector_at(const T* vectors, int64_t t) const { return vectors + (t * p.batch + job / p.heads) * p.interface; }
