@@ -331,7 +331,7 @@ class MemoryCircuit(TiedEmbedding):
 
     def run_traced(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, dict[str, Tensor]]:
         """Like :meth:`run`, step by step, and records what the heads and the controller did."""
-        features, state, recorded = one_call(self.backend, self._run_traced, inputs, state)
+        features, state, recorded = self._run_traced(inputs, state)
         return self.answer(features), state, recorded
 
     def _run_traced(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState, dict[str, Tensor]]:

@@ -377,7 +377,7 @@ class Circuit(Component, nn.Module, ABC):
         return outputs, state, Trace({name: arranged(seen) for name, seen in answered.items()}, self.trace_fields)
 
     def _run_traced_together(self, inputs: Tensor, state: Any) -> tuple[dict[str, Tensor], Any]:
-        outputs, state, seen = self.run_traced(inputs, state)
+        outputs, state, seen = one_call(self.backend, self.run_traced, inputs, state)
         return {**seen, _OUTPUTS: outputs}, state
 
     def _forward_packed(self, packed: PackedSequence, state: Any, lengths: Any, trace: bool) -> Any:

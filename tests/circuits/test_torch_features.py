@@ -142,7 +142,7 @@ def test_a_symbolic_trace_is_refused_in_one_line() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("trace", [False, True])
-@pytest.mark.parametrize("name", [*QUICK[: len(MEMORIES)], "neat"])
+@pytest.mark.parametrize("name", QUICK)
 def test_a_sequence_is_one_call_to_the_compiler_whatever_its_length(name: str, trace: bool) -> None:
     def operations(steps: int) -> int:
         torch._dynamo.reset()
@@ -151,7 +151,8 @@ def test_a_sequence_is_one_call_to_the_compiler_whatever_its_length(name: str, t
         made, expected = compiled(sequence(steps=steps), trace=trace), circuit(sequence(steps=steps), trace=trace)
         torch.testing.assert_close(made[0], expected[0])
         if trace:
-            torch.testing.assert_close(made[2].memory, expected[2].memory)
+            for field, seen in expected[2].items():
+                torch.testing.assert_close(made[2][field], seen)
         return counter.op_count
 
     circuit = make(name)
