@@ -153,7 +153,7 @@ def _point(x0: Any) -> Tensor:
     if start.dim() != 1 or not len(start):
         raise ValueError(f"x0: got shape {list(start.shape)}; {expected}")
     if start.dtype not in (torch.float32, torch.float64):  # of fewer digits, strategies' own epsilons become 0
-        raise ValueError(f"x0: got {start.dtype}; allowed: torch.float32, torch.float64")
+        raise ValueError(f"x0: got {start.dtype}; {expected}, of torch.float32 or torch.float64")
     if not bool(start.isfinite().all()):
         raise ValueError(f"x0: got {start.tolist()}; {expected}")
     return start

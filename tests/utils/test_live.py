@@ -435,6 +435,7 @@ def stop(server: Server) -> None:
 @needs_visdom
 def test_a_running_server_shows_everything(tmp_path: Path, server: Server) -> None:
     run = tmp_path / "run"
+    run.mkdir()
     with plotting(run, "visdom", port=server.port) as plotter:
         plotter.text("options", "loss: <bit>")
         plotter.metrics(1, {"train/loss": 0.5, "train/bits_wrong": 0.0})

@@ -6,13 +6,13 @@ import io
 import os
 from typing import TYPE_CHECKING, SupportsIndex
 
-from torch import Tensor
-
-from ...core.trace import Trace
 from .episode import Episode, Seen, one_hot, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from ...core.trace import Trace
 
 
 def plot_trace(
@@ -45,7 +45,11 @@ def plot_trace(
         ValueError: there is nothing to draw, no such sequence, a part has another length or batch than the trace, or an
             argument is of another type.
     """
-    from .figure import episode_figure  # which loads matplotlib
+    # What loads matplotlib; and torch, without which a process that only draws begins sooner.
+    from torch import Tensor
+
+    from ...core.trace import Trace
+    from .figure import episode_figure
 
     if not isinstance(trace, Trace):
         raise ValueError(f"trace: got a {type(trace).__name__}; expected what a circuit gives with trace=True")

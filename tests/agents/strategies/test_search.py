@@ -134,8 +134,8 @@ def test_what_is_not_finite_is_counted_and_never_the_best() -> None:
     [
         ({"x0": [[0.0]]}, r"x0: got shape \[1, 1\]; expected a vector of one or more finite numbers"),
         ({"x0": [math.nan]}, r"x0: got \[nan\]"),
-        ({"x0": torch.zeros(2, dtype=torch.float16)}, "x0: got torch.float16; allowed: torch.float32, torch.float64"),
-        ({"x0": torch.zeros(2, dtype=torch.int64)}, "x0: got torch.int64; allowed: torch.float32, torch.float64"),
+        ({"x0": torch.zeros(2, dtype=torch.float16)}, "x0: got torch.float16; .* of torch.float32 or torch.float64"),
+        ({"x0": torch.zeros(2, dtype=torch.int64)}, "x0: got torch.int64; .* of torch.float32 or torch.float64"),
         ({"strategy": "cma"}, "strategy.type: got .cma.; allowed: .*cma-es, "),
         ({"strategy": {"type": "snes", "sigma": -1.0}}, "strategy.sigma: got -1.0; allowed: greater than 0"),
         ({"strategy": {"type": "snes", "sgima": 1.0}}, "strategy.sgima: unknown option; did you mean 'strategy.sigma'"),
