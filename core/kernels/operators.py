@@ -6,7 +6,8 @@ rule or a fake tensor gets it whole, and never runs what is inside by mistake.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -78,3 +79,14 @@ def _member(argument: Any, dim: Any, index: int) -> Any:
         dims = dim if isinstance(dim, (list, tuple)) else [dim] * len(argument)
         return [_member(part, at, index) for part, at in zip(argument, dims, strict=True)]
     return argument if dim is None else argument.select(dim, index)
+
+
+def flattened(parts: Iterable[Tensor]) -> Tensor:
+    """Tensors of any shapes as one: for gradients that come in batches, torch repeats what gives a single tensor."""
+    return torch.cat([part.flatten() for part in parts])
+
+
+def unflattened(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The tensors of these shapes of which :func:`flattened` made one."""
+    parts = flat.split([math.prod(shape) for shape in shapes])
+    return [part.view(tuple(shape)) for part, shape in zip(parts, shapes, strict=True)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...accessors.delta import SHORTEST, DeltaAccessor
-from ..operators import operator
+from ..operators import flattened, operator, unflattened
 from ..transforms import in_memory
 from . import library
 
@@ -122,11 +121,11 @@ def _run_backward(text: str, vectors: Tensor, log_decay: Tensor | None, *others:
 
 def _run_flat_backward(text: str, *tensors: Any) -> Tensor:
     """The same in one tensor, for gradients that come in batches: what ``is_grads_batched`` can repeat by itself."""
-    return torch.cat([part.flatten() for part in _run_backward(text, *tensors)])
+    return flattened(_run_backward(text, *tensors))
 
 
 def _empty_flat(text: str, *tensors: Any) -> Tensor:
-    return torch.cat([part.flatten() for part in _gradients(text, *tensors)])
+    return flattened(_gradients(text, *tensors))
 
 
 _forward = operator(
@@ -168,6 +167,5 @@ class _DeltaRule(torch.autograd.Function):
             d_vectors, d_log_decay, d_memory = _backward(*about)
         else:
             shapes = [vectors.shape, (0,) if log_decay is None else log_decay.shape, d_last.shape]
-            flat = _flat_backward(*about).split([math.prod(shape) for shape in shapes])
-            d_vectors, d_log_decay, d_memory = (part.view(s) for part, s in zip(flat, shapes, strict=True))
+            d_vectors, d_log_decay, d_memory = unflattened(_flat_backward(*about), shapes)
         return None, d_vectors, None if log_decay is None else d_log_decay, d_memory

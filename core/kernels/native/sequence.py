@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..guard import GATES
-from ..operators import operator
+from ..operators import flattened, operator, unflattened
 from ..transforms import in_memory, transforms_functions
 from . import library
 from .library import Problem, Tensors
@@ -383,12 +382,11 @@ def _run_flat_backward(
     accessor: str, text: str, wanted: Sequence[bool], saved: Sequence[Any], *gradients: Any
 ) -> Tensor:
     """The same in one tensor, for gradients that come in batches: what ``is_grads_batched`` can repeat by itself."""
-    return torch.cat([part.flatten() for part in _run_backward(accessor, text, wanted, saved, list(gradients))])
+    return flattened(_run_backward(accessor, text, wanted, saved, list(gradients)))
 
 
 def _empty_flat(accessor: str, text: str, wanted: Sequence[bool], saved: Sequence[Any], *gradients: Any) -> Tensor:
-    parts = _empty_gradients(accessor, text, wanted, saved, list(gradients))
-    return torch.cat([part.flatten() for part in parts])
+    return flattened(_empty_gradients(accessor, text, wanted, saved, list(gradients)))
 
 
 _flat_backward = operator(
@@ -428,9 +426,7 @@ class _Sequence(torch.autograd.Function):
             every = _shapes(ctx.accessor, ctx.text)
             shapes = [shape for shape, want in zip(every, wanted, strict=True) if want]
             flat = _flat_backward(*about, *gradients, *(None,) * (len(_GRADIENTS) - len(gradients)))
-            made = iter(
-                part.view(s) for part, s in zip(flat.split([math.prod(s) for s in shapes]), shapes, strict=True)
-            )
+            made = iter(unflattened(flat, shapes))
         return None, None, *(next(made) if want else None for want in wanted)
 
 
