@@ -108,11 +108,13 @@ def options_of_test(values: Mapping[str, Any], assignments: Sequence[str]) -> fa
         for name in dict.fromkeys([*trained, *tested]):
             before, now = (sizes.get(name, "none") for sizes in (trained, tested))
             if before != now:
-                raise OptionsError(
-                    f"{', '.join(assignments)}: what was trained does not fit a test with that: {name} is {before} "
-                    f"there, {now} here"
-                )
+                raise misfit(assignments, f"{name} is {before} there, {now} here")
     return chosen
+
+
+def misfit(assignments: Sequence[str], why: str) -> OptionsError:
+    """The error of options of a test that what was trained does not fit."""
+    return OptionsError(f"{', '.join(assignments)}: what was trained does not fit a test with that: {why}")
 
 
 def _sizes(chosen: factory.RunOptions) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ...agents.evaluation import load_weights
 from ...core.agent import Agent
 from ...core.options import OptionsError
-from .. import checkpoint, zoo
+from .. import checkpoint, comparison, zoo
 from ..log import LOGGER, log_to
 from ..run import RUNS, Run, find_directory, load_agent_state, new_directory, read_options
 from .arguments import gives, read_saved_arguments
@@ -40,9 +40,7 @@ def test(arguments: argparse.Namespace) -> int:
         except ValueError as error:
             if not arguments.arguments:
                 raise
-            raise OptionsError(
-                f"{', '.join(arguments.arguments)}: what was trained does not fit a test with that: {error}"
-            ) from error
+            raise comparison.misfit(arguments.arguments, str(error)) from error
         folder = tested.folder or new_directory(f"test-{Path(tested.name).stem}")
         folder.mkdir(exist_ok=True)
         title = f"{folder.parent.name}_test" if tested.folder else folder.name
