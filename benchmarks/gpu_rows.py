@@ -43,6 +43,8 @@ ROUTES = {
 }
 """The ways in which a GPU runs a circuit."""
 
+CAPTURED = "auto's route, and the whole training step recorded by its user: clipping and Adam too"
+
 
 class UnavailableError(Exception):
     """A route does not run a circuit; says why."""
@@ -227,7 +229,8 @@ def error(found: Sequence[Tensor], right: Sequence[Tensor]) -> float:
     worst = 0.0
     for one, other in zip(found, right, strict=True):
         if other.numel():
-            difference = (one.double() - other.double()).abs().max() / (other.double().abs().max() + 1e-2)
+            one, other = one.detach().double(), other.detach().double()
+            difference = (one - other).abs().max() / (other.abs().max() + 1e-2)
             worst = max(worst, float(difference.nan_to_num(float("inf"))))
     return worst
 
@@ -246,6 +249,23 @@ def agreement(given: Given) -> Iterator[Row]:
                 )
 
 
+def _untied(exact: Circuit, inputs: Tensor, state: Any) -> Tensor:
+    """Which sequences can be compared, ``[B]``: in no step are two of the least used slots used as good as equally.
+
+    Which of those is written to would hang on a last digit.
+    """
+    clear = torch.ones(inputs.shape[1], dtype=torch.bool, device=inputs.device)
+    if not hasattr(state.accessor, "usage"):
+        return clear
+    state = map_state(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, state)
+    with torch.no_grad():
+        for x in inputs.double():
+            _, state = exact.step(x, state)
+            usage = state.accessor.usage.sort(-1).values[:, :4]
+            clear &= (usage.diff(dim=-1) > 1e-5 * usage[:, 1:]).all(-1)
+    return clear
+
+
 def _agrees(given: Given, subject: Subject, taken: str, dtype: torch.dtype, rounding: list[float]) -> Cells:
     """``rounding`` is what eager steps of this type differ by: a sort may turn on the last digit."""
     generator = torch.Generator().manual_seed(0)
@@ -255,17 +275,19 @@ def _agrees(given: Given, subject: Subject, taken: str, dtype: torch.dtype, roun
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(given.device, dtype)
 
     exact, circuit = (subject.build(kind, given.device) for kind in (torch.float64, dtype))
+    exact.backend = "eager"
     state = map_state(
         # Moved a little, so that no two numbers are equal and their order is the same in every type.
         lambda leaf: leaf + 0.1 * drawn(*leaf.shape).abs() / leaf.shape[-1] if leaf.is_floating_point() else leaf,
         circuit.initial_state(batch),
     )
-    with route(taken, circuit, drawn(steps, batch, INPUTS)):
-        for _ in range(1 if given.quick or taken in ("eager", "sequences") else 4):  # the third call records
-            inputs = drawn(steps, batch, INPUTS)
-            made = answers(circuit, inputs, state)
+    first, inputs = drawn(steps, batch, INPUTS), drawn(steps, batch, INPUTS)
+    clear = _untied(exact, inputs, state)
+    first, inputs, state = first[:, clear], inputs[:, clear], map_state(lambda leaf: leaf[clear], state)
+    with route(taken, circuit, inputs):
+        for given_inputs in (inputs,) if given.quick or taken in ("eager", "sequences") else (first,) * 3 + (inputs,):
+            made = answers(circuit, given_inputs, state)  # the third call records
         check_recorded(taken, circuit)
-    exact.backend = "eager"
     double = map_state(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, state)
     right = answers(exact, inputs.double(), double)
     errors = [error(made[what], right[what]) for what in right]
@@ -307,7 +329,7 @@ def _trained(given: Given, name: str, taken: str, steps: int, dtype: torch.dtype
             loss.backward()
         nn.utils.clip_grad_norm_(circuit.parameters(), 10.0)
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     check_recorded(taken, circuit)
     return losses, [part.detach() for part in circuit.parameters()]
 
@@ -398,6 +420,18 @@ def measured(step: Callable[[], object], device: torch.device, quick: bool) -> t
     return first, 1e3 * statistics.median(times), memory
 
 
+def captured(step: Callable[[], object]) -> Callable[[], None]:
+    """A training step of speed.py that its user has recorded whole, as torch's notes on CUDA graphs say."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+    return graph.replay
+
+
 def speed(given: Given) -> Iterator[Row]:
     """Every case of speed.py with every route, at several batches; first those that have a target."""
     plain: dict[str, float] = {}
@@ -405,7 +439,8 @@ def speed(given: Given) -> Iterator[Row]:
     for batch in (1,) if given.quick else (16, 1, 64, 512):
         for name in names:
             for label in ("train",) if given.quick else ("train", "forward"):
-                for taken in ("plain", *ROUTES):
+                routes = ("plain", *ROUTES, "captured") if label == "train" else ("plain", *ROUTES)
+                for taken in routes:
                     case = f"{re.sub(r'-(1|16)$', '', name)}, batch {batch} | {label}"
                     yield (
                         f"{case} | {taken}",
@@ -425,6 +460,12 @@ def _fast(given: Given, name: str, batch: int, label: str, taken: str, plain: di
             make(case.plain().to(given.device), inputs, targets), given.device, given.quick
         )
         plain[place] = median
+    elif taken == "captured":
+        if given.device.type != "cuda":
+            raise UnavailableError("no graph holds what a CPU does")
+        circuit = case.circuit("auto").to(given.device)
+        step = captured(training_step(circuit, inputs, targets, capturable=True))
+        first, median, memory = measured(step, given.device, given.quick)
     else:
         circuit = case.circuit("auto").to(given.device)
         with route(taken, circuit, inputs):
@@ -550,7 +591,7 @@ def environment(device: torch.device) -> str:
         version = triton.__version__
     except ImportError:
         version = "none"
-    routes = "\n".join(f"- {name}: {what}" for name, what in ROUTES.items())
+    routes = "\n".join(f"- {name}: {what}" for name, what in {**ROUTES, "captured": CAPTURED}.items())
     place += f". Python {platform.python_version()}, torch {torch.__version__}, Triton {version}"
     return f"{place}.\n\nRoutes:\n{routes}"
 

@@ -85,9 +85,11 @@ TURN_SECONDS = 0.1
 """How long a contestant runs before it is the next one's turn."""
 
 
-def training_step(module: nn.Module, inputs: Tensor, targets: Tensor) -> Callable[[], None]:
-    """A function that does one training step."""
-    optimiser = torch.optim.Adam(module.parameters(), 1e-4, fused=True)
+def training_step(
+    module: nn.Module, inputs: Tensor, targets: Tensor, *, capturable: bool = False
+) -> Callable[[], None]:
+    """A function that does one training step, which a CUDA graph can hold if it is to be ``capturable``."""
+    optimiser = torch.optim.Adam(module.parameters(), 1e-4, fused=True, capturable=capturable)
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)

@@ -30,6 +30,9 @@ MANY_SLOTS = 2**17
 CACHED_ELEMENTS = 2**17
 """Elements of the memory that a lookup handles at a time on a CPU."""
 
+LOOKUP_ELEMENTS = 2**26
+"""Elements that a lookup makes at a time elsewhere: one for each of the memory and each key."""
+
 
 @register_state
 class NoLinks(NamedTuple):
@@ -144,8 +147,12 @@ class WorkingMemory:
                 key_norms = torch.sqrt((keys * keys).sum(-1) + addressing.NORM_EPSILON)
                 return self.nearest(memory, norms, keys, key_norms, count)
             small = memory.numel() * keys.shape[1] <= CACHED_ELEMENTS
-            if small or memory.is_meta or transform((memory, norms, keys)) is not None:
-                similarity = sparse_addressing.similarity(memory.unsqueeze(1), keys, mask)
+            # The fast way below looks at values, for which a GPU would have to wait.
+            if small or not memory.is_cpu or transform((memory, norms, keys)) is not None:
+                part = memory.shape[1] if small else max(1, LOOKUP_ELEMENTS // (memory[:, 0].numel() * keys.shape[1]))
+                similarity = torch.cat(
+                    [sparse_addressing.similarity(w.unsqueeze(1), keys, mask) for w in memory.split(part, 1)], dim=-1
+                )
                 return sparse_addressing.top_k(similarity, count).sort(dim=-1).values
             # A matrix product is much faster, but rounds equal words differently: where more slots come near the K
             # best than K, those are compared again.

@@ -187,7 +187,9 @@ class SparseAccessor(SparseOptions, SlotAccessor):
         """A private copy of the state, with its own way to look words up; see :meth:`Accessor.begin`."""
         # A step reaches at most so many slots that none reached before; the links start from the first few.
         per_step = self.slots_per_read + self.num_writes
-        reach = max(int(state.used.max()), self.links_per_slot)
+        # A look at values would wait for a GPU, whose passes over all slots cost less, and no graph could be recorded.
+        looks = state.used.is_cpu
+        reach = max(int(state.used.max()), self.links_per_slot) if looks else state.memory.shape[1]
         return WorkingMemory(state, in_place=True, reach=reach, growth=per_step, steps=steps, nearest=nearest)
 
     def end(self, state: SparseState | WorkingMemory) -> SparseState:

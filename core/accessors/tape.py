@@ -176,7 +176,7 @@ class TapeAccessor(TapeOptions, SlotAccessor):
         at = (tapes, state.position)
         words = torch.lerp(memory[at], heads.add.squeeze(1), heads.interpolation.unsqueeze(-1))
         memory = memory.index_put_(at, words) if opened else memory.index_put(at, words)
-        position = self._jump(heads, state.position, memory, some=opened)
+        position = self._jump(heads, state.position, memory, some=opened and memory.is_cpu)  # a GPU would have to wait
         position = (position + heads.shift) % memory.shape[1]
         reads = memory[tapes, position].unsqueeze(1)
         return reads, type(state)(memory, position, state.position, heads.interpolation)

@@ -6,7 +6,7 @@ AGREED = {
     "core/accessors/delta.py": "4a62bc1ec88d",
     "core/accessors/dynamic.py": "4d9c8006cc93",
     "core/accessors/soft_tape.py": "36e951fe39ee",
-    "core/accessors/sparse.py": "5b0471a780da",
+    "core/accessors/sparse.py": "161b1316089d",
     "core/accessors/stack.py": "455425030f7a",
     "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "6f2258efbf53",
@@ -18,6 +18,6 @@ AGREED = {
     "core/controllers/rnn.py": "f2079cc76ad3",
     "core/interface.py": "526679bb4ea2",
     "core/sparse_addressing.py": "a6a3ea07ddfa",
-    "core/sparse_memory.py": "d3a1c0f18a76",
+    "core/sparse_memory.py": "af3474cee4ef",
 }
 """What each file meant."""

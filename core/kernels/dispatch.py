@@ -37,7 +37,7 @@ _MODULES: dict[str, ModuleType] = {
     "graphs": graphs,
     "eager": eager,
 }
-_AUTO_ORDER = ("native", "triton", "eager")  # not graphs, as long as no GPU has run them
+_AUTO_ORDER = ("native", "triton", "graphs", "eager")
 _POPULATION_ORDER = ("native", "triton", "graphs")
 
 logger = logging.getLogger(__name__)

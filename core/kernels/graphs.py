@@ -2,7 +2,7 @@
 
 As the backend ``graphs`` it records the eager steps of any circuit, of any controller and any memory, forward and
 backward, and whole populations; no kernel of this package takes part. The Triton backend records its kernels per step
-in the same way. No GPU has run either yet: what is around the recording is tested with a stand-in on the CPU.
+in the same way. Where there is no GPU, what is around the recording is tested with a stand-in.
 
 A sequence is cut into pieces of 1, 2, 4, … steps, each of which is recorded once: sequences of all lengths share a few
 recordings. A recording reads and writes fixed tensors, so it serves one pass at a time: a second forward pass before
@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
+from torch.func import functional_call
 
-from ..members import map_members
+from ..members import Call, map_members
 from ..state import CircuitState, leaves, rebuild
 from . import eager, guard
 from .formulas import as_written, hooked
@@ -74,9 +75,21 @@ class Recorder:
     def capture(self, function: Callable[[], list[Any]], pool: Any) -> tuple[list[Any], Callable[[], None], Any]:
         """Record a function: the tensors that it gave, what computes them again in place, and its pool of memory."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            made = function()
-        return made, graph.replay, graph.pool()
+        pool = torch.cuda.graph_pool_handle() if pool is None else pool
+        device, stream = torch.cuda.current_device(), torch.cuda.current_stream()
+        generator = torch.cuda.default_generators[device]
+        before = generator.clone_state()
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                made = function()
+        except BaseException:
+            # Torch leaves all as if the graph were still being recorded: nothing random could be drawn any more.
+            torch.cuda.set_stream(stream)
+            generator.graphsafe_set_state(before)
+            with contextlib.suppress(AttributeError, RuntimeError):
+                torch._C._cuda_endAllocateToPool(device, pool)
+            raise
+        return made, graph.replay, pool
 
     @contextlib.contextmanager
     def side_stream(self) -> Iterator[None]:
@@ -128,9 +141,12 @@ _recordings: weakref.WeakKeyDictionary[Any, Recordings] = weakref.WeakKeyDiction
 class Recording:
     """A forward pass of fixed shapes, and its backward pass where gradients are wanted."""
 
-    def __init__(self, function: Function, arguments: list[Tensor], parameters: list[Tensor]) -> None:
+    def __init__(
+        self, circuit: nn.Module, function: Function, arguments: list[Tensor], parameters: list[Tensor]
+    ) -> None:
         """
         Args:
+            circuit: whose parameters these are, if there are any.
             function: what is recorded.
             arguments: copied, so that they lie where the graph will look.
             parameters: what else has a gradient; read where they lie, so they may change in value.
@@ -139,15 +155,25 @@ class Recording:
         self.arguments = self._copies(arguments)
         self.busy: Callable[[], Any] = lambda: None
         """The token of a pass whose backward may still come, if there is one."""
-        wanted = [t for t in [*self.arguments, *parameters] if t.requires_grad and self.training]
+        names = [f"circuit.{name}" for name, _ in circuit.named_parameters()] if parameters else []
+        call = Call(circuit, lambda _: function(leaves_of_pass[: len(arguments)]))
+        leaves_of_pass: list[Tensor] = []
         live: list[Tensor] = []
 
         def forward() -> list[Tensor]:
-            live[:] = function(self.arguments)
+            # Each pass has leaves of its own: autograd would let a graph wait for the stream on which others were used
+            # first, and torch records no graph that does.
+            live.clear()
+            leaves_of_pass[:] = [
+                t.detach().requires_grad_(self.training and t.requires_grad) for t in [*self.arguments, *parameters]
+            ]
+            own = dict(zip(names, leaves_of_pass[len(arguments) :], strict=True))
+            live[:] = functional_call(call, own, ()) if names else call()
             return live
 
         def backward() -> list[Tensor | None]:
             outputs = [t for t in live if t.requires_grad]
+            wanted = [t for t in leaves_of_pass if t.requires_grad]
             return list(torch.autograd.grad(outputs, wanted, self.gradients, retain_graph=True, allow_unused=True))
 
         self.gradients: list[Tensor] = []
@@ -260,7 +286,10 @@ def _nothing_changes(circuit: nn.Module, device: torch.device) -> Iterator[None]
         finally:
             with torch.no_grad():
                 for own, name, buffer, value in buffers:
-                    own._buffers[name] = buffer.copy_(value)
+                    own._buffers[name] = buffer
+                    # A copy counts as a change even if nothing changes, and a pass under way may have saved it.
+                    if not torch.equal(buffer, value):
+                        buffer.copy_(value)
 
 
 # ---- what may be recorded --------------------------------------------------------------------------------------------
@@ -469,7 +498,7 @@ def _find(
         recordings.record_after *= 2
     try:
         with _nothing_changes(module, arguments[0].device):
-            recording = Recording(function, arguments, parameters)
+            recording = Recording(module, function, arguments, parameters)
         if _python(module) != seen:
             raise RuntimeError("its steps change attributes of a module")
         recording.check(function, module, arguments, parameters)

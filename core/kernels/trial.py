@@ -2,8 +2,9 @@
 
 Kernels depend on the processor or the GPU and its driver, on compilers and on versions of libraries, of which nobody
 has tried all. So the first time that one is to serve a kind of circuit, a small circuit of that kind runs forward and
-backward by it, and in float64 step by step. What differs or fails is left out. The verdict is kept in the user's cache,
-in a file for each, until something that it depends on changes. A backend that is asked for by name is not tried.
+backward by it, and in float64 step by step; kernels that are compiled for the sizes of a circuit run one of these
+sizes, for which they have to be compiled anyway. What differs or fails is left out. The verdict is kept in the user's
+cache, in a file for each, until something that it depends on changes. A backend that is asked for by name is not tried.
 """
 
 from __future__ import annotations
@@ -66,7 +67,13 @@ _lock = threading.Lock()
 
 
 def mistrusted(
-    way: str, library: Callable[[], str], run: Run, circuit: CircuitView, known: Known, inputs: Tensor
+    way: str,
+    library: Callable[[], str],
+    run: Run,
+    circuit: CircuitView,
+    known: Known,
+    inputs: Tensor,
+    steps: int | None = None,
 ) -> Mistrusted | None:
     """Why ``auto`` must not run these inputs in this way, or None; tried once.
 
@@ -77,15 +84,24 @@ def mistrusted(
         circuit: that is to be run; a backend that it asks for by name is not tried.
         known: what kernels know of it, where verdicts are kept.
         inputs: ``[T, B, I]``; their type and device count.
+        steps: of the trial; for kernels that are compiled for the sizes of a circuit, which the trial then has too:
+            what it compiles is needed anyway. None: few, and small sizes.
     """
-    return _kept(way, library, circuit, known, inputs, lambda probe: _try_sequence(probe, run))
+    return _kept(way, library, circuit, known, inputs, lambda probe: _try_sequence(probe, run, steps), steps is None)
 
 
 def mistrusted_population(
-    way: str, library: Callable[[], str], run: RunPopulation, circuit: CircuitView, known: Known, inputs: Tensor
+    way: str,
+    library: Callable[[], str],
+    run: RunPopulation,
+    circuit: CircuitView,
+    known: Known,
+    inputs: Tensor,
+    steps: int | None = None,
 ) -> Mistrusted | None:
     """The same for what answers for a population; see :func:`mistrusted`."""
-    return _kept(f"{way} population", library, circuit, known, inputs, lambda probe: _try_population(probe, run))
+    attempt: Callable[[Any], str | None] = lambda probe: _try_population(probe, run, steps)  # noqa: E731
+    return _kept(f"{way} population", library, circuit, known, inputs, attempt, steps is None)
 
 
 # ---- verdicts --------------------------------------------------------------------------------------------------------
@@ -98,22 +114,28 @@ def _kept(
     known: Known,
     inputs: Tensor,
     attempt: Callable[[Any], str | None],
+    small: bool,
 ) -> Mistrusted | None:
     """The verdict that is kept beside what is known of the circuit, where it is looked up at every call."""
     if circuit.backend != "auto":
         return None
     key = way, inputs.dtype, inputs.device
     if key not in known.verdicts:
-        known.verdicts[key] = _verdict(way, library, circuit, inputs, attempt)
+        known.verdicts[key] = _verdict(way, library, circuit, inputs, attempt, small)
     verdict: Mistrusted | None = known.verdicts[key]
     return verdict
 
 
 def _verdict(
-    way: str, library: Callable[[], str], circuit: CircuitView, inputs: Tensor, attempt: Callable[[Any], str | None]
+    way: str,
+    library: Callable[[], str],
+    circuit: CircuitView,
+    inputs: Tensor,
+    attempt: Callable[[Any], str | None],
+    small: bool,
 ) -> Mistrusted | None:
-    """From this process, from the cache, or from a trial."""
-    parts = [_of_kind(part) for part in (circuit.controller, circuit.accessor)]
+    """From this process, from the cache, or from a trial; of a ``small`` circuit or of one of the same sizes."""
+    parts = [_of_kind(part, small) for part in (circuit.controller, circuit.accessor)]
     kind = [[cls.__name__, dict(sorted(options.items()))] for cls, options in parts]
     about = [way, kind, "clipped" if circuit.clip is not None else "not clipped", str(inputs.dtype), str(inputs.device)]
     key = json.dumps(about)
@@ -238,7 +260,7 @@ def _processor() -> str:
 # ---- trials ----------------------------------------------------------------------------------------------------------
 
 
-def _of_kind(part: Any) -> tuple[Any, dict[str, Any]]:
+def _of_kind(part: Any, small: bool) -> tuple[Any, dict[str, Any]]:
     """The class that kernels know a controller or an accessor as, and the options that it has in a trial."""
     if not part.kind:  # of one's own: kernels leave it as it is
         from ..controllers import LSTMController
@@ -249,9 +271,11 @@ def _of_kind(part: Any) -> tuple[Any, dict[str, Any]]:
     # Layers that a change of structure made residual are no argument: they run as they are, or kernels step aside.
     options = {name: value for name, value in own.items() if name != given and name != "residual"}
     for name, value in options.items():
-        if name in SMALL or name in NOT_OURS:
-            options[name] = SMALL.get(name) or NOT_OURS[name]
-        elif name in MOST:
+        if name in NOT_OURS:
+            options[name] = NOT_OURS[name]
+        elif name in SMALL and small:
+            options[name] = SMALL[name]
+        elif name in MOST and small:
             options[name] = min(value, MOST[name])
         elif name == "clip" and value is not None:
             options[name] = 1.0
@@ -266,7 +290,7 @@ def _probe(circuit: CircuitView, parts: Any, inputs: Tensor) -> Any:
     (controller, controller_options), (accessor, accessor_options) = parts
     shape = accessor.read_shape(SimpleNamespace(**accessor_options))
     fed = math.prod(shape) if circuit.read_feedback else 0
-    hidden = SMALL["hidden_size"]
+    hidden = controller_options.get("hidden_size", SMALL["hidden_size"])
     probe = kind.__new__(kind)
     # Its options as they are; not built anew, for that would take as long as the trial.
     vars(probe).update(vars(circuit))
@@ -280,8 +304,13 @@ def _probe(circuit: CircuitView, parts: Any, inputs: Tensor) -> Any:
     probe.clip = None if circuit.clip is None else probe.controller.clip
     probe.backend = probe.chosen_backend = "eager"
     generator = torch.Generator().manual_seed(SEED)
-    probe._apply(lambda like: _random(like, generator).to(inputs) - 0.5)
+    probe._apply(lambda like: ((_random(like, generator) - 0.5) * _scale(like)).to(inputs))
     return probe
+
+
+def _scale(weight: Tensor) -> float:
+    """What keeps the sums that enter many units as small as those of few, where nothing depends on a last digit."""
+    return min(1.0, math.sqrt(16 / weight.shape[-1])) if weight.dim() > 1 else 1.0
 
 
 def _random(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -289,10 +318,11 @@ def _random(like: Tensor, generator: torch.Generator) -> Tensor:
     return drawn if like.is_meta else drawn.to(like)
 
 
-def _start(probe: Any, generator: torch.Generator) -> tuple[Tensor, CircuitState]:
+def _start(probe: Any, generator: torch.Generator, steps: int | None) -> tuple[Tensor, CircuitState]:
     """Inputs and a first state; a little moved from where circuits begin, so that no two slots are alike."""
     weight = next(probe.parameters())
-    inputs = _random(weight.new_empty(STEPS[probe.accessor.kind], BATCH, INPUTS), generator) - 0.5
+    steps = STEPS[probe.accessor.kind] if steps is None else steps
+    inputs = _random(weight.new_empty(steps, BATCH, INPUTS), generator) - 0.5
     state = probe.initial_state(BATCH)
     if all(leaf.is_floating_point() for leaf in leaves(state)):
         state = map_state(lambda leaf: leaf.detach() + _random(leaf, generator) / (2 * leaf.shape[-1]), state)
@@ -321,10 +351,10 @@ def _results(probe: Any, run: Run, inputs: Tensor, state: CircuitState) -> tuple
     }
 
 
-def _try_sequence(probe: Any, run: Run) -> str | None:
+def _try_sequence(probe: Any, run: Run, steps: int | None = None) -> str | None:
     """What differs between a way to run sequences and the eager backend, or None."""
     dtype = next(probe.parameters()).dtype
-    inputs, state = _start(probe, torch.Generator().manual_seed(SEED))
+    inputs, state = _start(probe, torch.Generator().manual_seed(SEED), steps)
     found = _results(probe, run, inputs, state)
     probe.double()
     exact = map_state(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, state)
@@ -336,11 +366,11 @@ def _try_sequence(probe: Any, run: Run) -> str | None:
     return None
 
 
-def _try_population(probe: Any, run: RunPopulation) -> str | None:
+def _try_population(probe: Any, run: RunPopulation, steps: int | None = None) -> str | None:
     """What differs between the answers for a population and those of its members, or None."""
     dtype = next(probe.parameters()).dtype
     generator = torch.Generator().manual_seed(SEED)
-    inputs, _ = _start(probe, generator)
+    inputs, _ = _start(probe, generator, steps)
     with torch.no_grad():
         stacks = {
             name: _random(p.new_empty(MEMBERS, *p.shape), generator) - 0.5 for name, p in probe.named_parameters()

@@ -40,6 +40,9 @@ ACCESSORS: dict[str, guard.Options] = {
 }
 """What the kernels understand."""
 
+TRIAL_STEPS = 11
+"""More than between two memories that a kernel keeps."""
+
 OLDEST_CAPABILITY = (7, 0)
 """NVIDIA GPUs that Triton compiles for: Volta and newer."""
 
@@ -61,7 +64,7 @@ def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> st
 
     whole = sequences.unavailable(circuit, state) is None
     way, tried = ("triton sequence", sequences.run) if whole else ("triton steps", steps.run)
-    return trial.mistrusted(way, identity, tried, circuit, _known(circuit), inputs)
+    return trial.mistrusted(way, identity, tried, circuit, _known(circuit), inputs, TRIAL_STEPS)
 
 
 def _known(circuit: CircuitView) -> guard.Known:
@@ -152,7 +155,9 @@ def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor
     return (
         guard.unfit_population(circuit, own, parameters, inputs)
         or sequences.unavailable(circuit, state)
-        or trial.mistrusted_population("triton", identity, sequences.run_population, circuit, _known(circuit), inputs)
+        or trial.mistrusted_population(
+            "triton", identity, sequences.run_population, circuit, _known(circuit), inputs, TRIAL_STEPS
+        )
     )
 
 

@@ -40,9 +40,10 @@ def _passes(gradient, x, CLIP: tl.constexpr):
 @triton.jit
 def product(weight, vector, start, out, length, columns, width, THREADS: tl.constexpr):
     """``start + vector @ weight[:, out]`` for a weight ``[length, width]`` and the first ``columns`` of ``out``."""
-    # A row is spread over all threads, so that none share a column: those who do would exchange its parts.
+    # Neighbouring threads take neighbouring columns. Where a row is long enough for all threads, none share a column:
+    # those who do would exchange its parts.
     share: tl.constexpr = out.shape[0] // THREADS
-    each: tl.constexpr = 4 if share > 4 else share if share > 1 else 1
+    each: tl.constexpr = 2 if share == 2 else 4
     fitting: tl.constexpr = IN_FLIGHT * THREADS // out.shape[0]
     rows = tl.arange(0, fitting if fitting < 64 else 64)
     sums = tl.zeros([rows.shape[0], out.shape[0]], start.dtype)

@@ -602,19 +602,24 @@ class DynamicRecurrence(Recurrence):
         """Of the usages that the write heads sorted."""
         return self.writes, self.slots
 
+    @property
+    def tile(self) -> int:
+        """See :attr:`Recurrence.tile`."""
+        side = power_of_two(self.slots)
+        return side * max(side * power_of_two(self.writes), power_of_two(self.word))
+
     def unavailable(self) -> str | None:
         """See :meth:`Recurrence.unavailable`."""
-        side = power_of_two(self.slots)
-        if side * max(side * power_of_two(self.writes), power_of_two(self.word)) > LARGEST_TILE:
+        if self.tile > LARGEST_TILE:
             links = "its links" if self.writes == 1 else f"the links of {self.writes} write heads"
             return f"a memory of {self.slots} x {self.word} and {links} fill more than the registers of a program"
         return super().unavailable()
 
-    def constants(self) -> dict[str, Any]:
+    def constants(self, *, backward: bool) -> dict[str, Any]:
         """See :meth:`Recurrence.constants`."""
         return {
             **dict.fromkeys(("READ_MASK", "WRITE_MASK", "LINK_POWERS"), 0),
-            **super().constants(),
+            **super().constants(backward=backward),
             "SQUASH": self.squash,
             "WIPE": self.wipe,
             "SHARPEN": SHARPEN_EPSILON if self.sharpen else None,

@@ -28,8 +28,8 @@ from .launch import launch, parts, power_of_two
 KEEP_EVERY = 8
 """Steps between two checkpoints."""
 
-WARPS = 8
-"""Of a program."""
+SMALL_TILE, LARGE_TILE = 1024, 4096
+"""Elements of the largest part of a state up to which few warps, which wait less for each other, are fast."""
 
 LARGEST_VECTOR = 1024
 """Elements of the widest vector (features, gates, interface), rounded up to a power of two."""
@@ -90,13 +90,19 @@ class Recurrence(ABC):
         """F, elements of a row of features."""
         return self.layers * self.hidden + self.reads * self.word
 
+    @property
+    @abstractmethod
+    def tile(self) -> int:
+        """Elements of the largest part of a state, its sides rounded up to powers of two."""
+
     def unavailable(self) -> str | None:
         """Why one program cannot hold a sequence, or None."""
         widest = max(4 * self.hidden, self.features, self.interface)
         return f"a vector of {widest} elements is too wide for a program" if widest > LARGEST_VECTOR else None
 
-    def constants(self) -> dict[str, Any]:
-        """Constants of both kernels; a part of the interface vector that there is not is at 0, and not looked at."""
+    def constants(self, *, backward: bool) -> dict[str, Any]:
+        """Constants of a kernel; a part of the interface vector that there is not is at 0, and not looked at."""
+        warps = 4 if self.tile <= (LARGE_TILE if backward else SMALL_TILE) else 8
         return {
             "KIND": self.kind,
             "LAYERS": self.layers,
@@ -113,11 +119,11 @@ class Recurrence(ABC):
             "MASK_MIN": MASK_MIN if self.masked else None,
             "KEEP_EVERY": KEEP_EVERY,
             "NORM_EPSILON": NORM_EPSILON,
-            "THREADS": 32 * WARPS,
+            "THREADS": 32 * warps,
             "BLOCK_H": power_of_two(self.hidden),
             "BLOCK_N": power_of_two(self.slots),
             "BLOCK_W": power_of_two(self.word),
-            "num_warps": WARPS,
+            "num_warps": warps,
         }
 
     def run(
@@ -205,7 +211,7 @@ def _forward(
         *(all_features, gates, recurrent.mT.contiguous(), upper.mT.contiguous()),
         *(interface_weight.mT.contiguous(), interface_bias, *records, *states),
         *(*checkpointed, *last, *checkpoints, steps, batch, batch // members if members > 1 else batch),
-        **recurrence.constants(),
+        **recurrence.constants(backward=False),
         KEEP=keep,
         BLOCK_I=power_of_two(recurrence.interface),
     )
@@ -251,7 +257,7 @@ class _Sequence(torch.autograd.Function):
             (batch,),
             *kept,
             *(*rooms, d_features, d_gates, d_interface, in_turns, *d_last, steps, batch),
-            **recurrence.constants(),
+            **recurrence.constants(backward=True),
             BLOCK_F=power_of_two(hidden + recurrence.reads * recurrence.word),
         )
         by_layer = d_gates.unflatten(2, (layers, -1)).unbind(2)

@@ -545,17 +545,22 @@ class StaticRecurrence(Recurrence):
         """Of the gated weightings."""
         return self.reads + self.writes, self.slots
 
+    @property
+    def tile(self) -> int:
+        """See :attr:`Recurrence.tile`."""
+        return power_of_two(self.slots) * power_of_two(self.word)
+
     def unavailable(self) -> str | None:
         """See :meth:`Recurrence.unavailable`."""
-        if power_of_two(self.slots) * power_of_two(self.word) > LARGEST_TILE:
+        if self.tile > LARGEST_TILE:
             return f"a memory of {self.slots} x {self.word} fills more than the registers of a program"
         return super().unavailable()
 
-    def constants(self) -> dict[str, Any]:
+    def constants(self, *, backward: bool) -> dict[str, Any]:
         """See :meth:`Recurrence.constants`."""
         return {
             "MASK": 0,
-            **super().constants(),
+            **super().constants(backward=backward),
             "S": self.shifts,
             "SHARPEN_EPSILON": SHARPEN_EPSILON,
             "BLOCK_S": power_of_two(self.shifts),

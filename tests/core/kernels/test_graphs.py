@@ -169,6 +169,25 @@ def test_replays_are_the_steps(name: str, recorded: list[str]) -> None:
     assert recorded == [f"capture {each}" for each in passes] + [f"replay {each}" for each in passes] * 3
 
 
+@pytest.mark.parametrize("name", CIRCUITS)
+def test_a_pass_under_way_outlives_a_recording(name: str, recorded: list[str]) -> None:
+    torch.manual_seed(0)
+    circuit = CIRCUITS[name]().double()
+    inputs = torch.randn(STEPS, BATCH, INPUTS, dtype=torch.float64)
+    gradients: dict[str, list[Tensor]] = {}
+    for backend in ("eager", "graphs"):
+        circuit.backend = backend
+        for _ in range(4):
+            circuit.zero_grad()
+            outputs, _ = circuit(inputs)  # the first state has a pass of its own, before the recording is made
+            if circuit.differentiable:
+                outputs.square().sum().backward()
+        gradients[backend] = [p.grad.clone() for p in circuit.parameters() if p.grad is not None]
+    assert ("capture backward" in recorded) == circuit.differentiable
+    for found, expected in zip(*gradients.values(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_a_sequence_is_cut_into_few_lengths() -> None:
     assert graphs.pieces(1) == [1] and graphs.pieces(42) == [32, 8, 2] and graphs.pieces(256) == [256]
     for steps in range(1, 1100):
@@ -457,6 +476,41 @@ def test_a_gpu_refuses_what_looks_at_values(caplog: pytest.LogCaptureFixture) ->
 
     same(own(Looks).cuda())
     assert "runs without CUDA graphs" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_is_left_as_it_was_where_a_recording_fails() -> None:
+    stream, ones = torch.cuda.current_stream(), torch.ones(3, device="cuda")
+
+    def waits() -> list[Tensor]:
+        torch.rand(3, device="cuda")
+        return [ones * ones.sum().item()]
+
+    torch.cuda.manual_seed(0)
+    expected = torch.rand(3, device="cuda")
+    torch.cuda.manual_seed(0)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            graphs.Recorder().capture(waits, None)
+    assert torch.cuda.current_stream() == stream
+    torch.testing.assert_close(torch.rand(3, device="cuda"), expected, rtol=0, atol=0)
+    (made,), replay, _ = graphs.Recorder().capture(lambda: [2 * ones], None)
+    ones.fill_(3)
+    replay()
+    torch.testing.assert_close(made, 2 * ones)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("backend", ["graphs", "triton"])
+def test_a_gpu_records_steps_of_which_an_older_pass_is_kept(backend: str) -> None:
+    circuit = ntm(backend=backend, controller="rnn").cuda()
+    inputs, kept = torch.randn(STEPS, BATCH, INPUTS, device="cuda"), []
+    for _ in range(4):
+        kept.append(circuit(inputs)[0])
+        kept[-1].sum().backward()
+    assert graphs._recordings[circuit].refused is None and graphs._recordings[circuit].kept
 
 
 # ---- passes that cannot share a recording ----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from papertape import DNC, NTM, SAM, SDNC
 from papertape.core.circuit import Circuit
-from papertape.core.kernels import dispatch, native, trial
+from papertape.core.kernels import dispatch, eager, native, trial
 from papertape.core.kernels.native import library
 from papertape.core.state import map_state
 
@@ -445,9 +445,28 @@ def test_tritons_ways_are_like_eager(kind: Any) -> None:
 
     circuit = kind(2, 2, memory_size=5)
     inputs = torch.zeros(2, 1, 2)
-    parts = [trial._of_kind(part) for part in (circuit.controller, circuit.accessor)]
-    for run in (sequences.run, steps.run):
-        assert trial._try_sequence(trial._probe(circuit, parts, inputs), run) is None
+    for small, count in ((True, None), (False, 11)):
+        parts = [trial._of_kind(part, small) for part in (circuit.controller, circuit.accessor)]
+        for run in (sequences.run, steps.run):
+            assert trial._try_sequence(trial._probe(circuit, parts, inputs), run, count) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        (NTM, {"memory_size": 128, "word_size": 20, "hidden_size": 100}),
+        (NTM, {"memory_size": 1024, "word_size": 64, "hidden_size": 512, "num_layers": 3}),
+        (DNC, {"memory_size": 256, "word_size": 64, "num_reads": 4, "hidden_size": 256}),
+        (DNC, {"memory_size": 16, "word_size": 16, "num_reads": 4, "hidden_size": 64}),
+    ],
+)
+def test_a_trial_of_ones_own_sizes_does_not_hang_on_the_last_digit(kind: Any, sizes: dict[str, int]) -> None:
+    circuit = kind(8, 8, **sizes)
+    inputs = torch.zeros(2, 1, 8)
+    parts = [trial._of_kind(part, small=False) for part in (circuit.controller, circuit.accessor)]
+    probe = trial._probe(circuit, parts, inputs)
+    assert [probe.hidden_size, probe.accessor.memory_size] == [circuit.hidden_size, circuit.accessor.memory_size]
+    assert trial._try_sequence(probe, eager.run, 11) is None
 
 
 @pytest.mark.parametrize("kind", ["SAM", "SDNC"])
