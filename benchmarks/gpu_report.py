@@ -10,7 +10,6 @@ says why, and a fresh process begins with the next.
 
 A machine without a package index that has torch, Triton, pytest and hypothesis needs the wheels that gpu_wheels.py
 gathers. The package itself needs no installation: ``PYTHONPATH=.typing python benchmarks/gpu_report.py`` in the root.
-No GPU has run this script yet.
 """
 
 from __future__ import annotations

@@ -436,8 +436,9 @@ def speed(given: Given) -> Iterator[Row]:
     """Every case of speed.py with every route, at several batches; first those that have a target."""
     plain: dict[str, float] = {}
     names = ["dnc-small-1"] if given.quick else ["ntm-16", "dnc-small-16", "dnc-large-16", "dnc-1024", "dnc-1024-short"]
-    for batch in (1,) if given.quick else (16, 1, 64, 512):
+    for size in (1,) if given.quick else (None, 1, 64, 512):
         for name in names:
+            batch = CASES[name].batch_size if size is None else size
             for label in ("train",) if given.quick else ("train", "forward"):
                 routes = ("plain", *ROUTES, "captured") if label == "train" else ("plain", *ROUTES)
                 for taken in routes:

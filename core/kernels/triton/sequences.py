@@ -140,9 +140,11 @@ def _run(
     controller: Any = state.controller
     recurrence = _recurrence(circuit, memory.memory.shape[1])
     reads, hidden, layers = recurrence.reads, recurrence.hidden, recurrence.layers
-    nothing = gates.new_zeros(gates.shape[1], layers * hidden)
-    hiddens = controller.hidden.flip(1).flatten(1) if hasattr(controller, "hidden") else nothing
-    cells = controller.cell.flatten(1) if isinstance(controller, LSTMState) else nothing[:, :0]
+    if hasattr(controller, "hidden"):
+        hiddens = _last_first(controller.hidden).flatten(1)
+    else:
+        hiddens = gates.new_zeros(gates.shape[1], layers * hidden)
+    cells = controller.cell.flatten(1) if isinstance(controller, LSTMState) else hiddens[:, :0]
     heads = torch.cat([memory.read_weights, memory.write_weights], dim=1)
     rest: tuple[Tensor, ...] = (memory.memory,)
     if isinstance(memory, DynamicState):
@@ -150,7 +152,7 @@ def _run(
     first = torch.cat([hiddens, state.reads.flatten(1)], dim=1)
     features, cells, heads, *last = recurrence.run(gates, *weights, first, cells, heads, *rest)
 
-    last_hiddens = features[-1, :, : layers * hidden].unflatten(1, (layers, hidden)).flip(1)
+    last_hiddens = _last_first(features[-1, :, : layers * hidden].unflatten(1, (layers, hidden)))
     if isinstance(controller, LSTMState):
         controller = LSTMState(last_hiddens, cells.view_as(controller.cell))
     elif isinstance(controller, GRUState):
@@ -165,6 +167,11 @@ def _run(
     if layers > 1:
         features = torch.cat([features[..., :hidden], features[..., layers * hidden :]], dim=-1)
     return features, CircuitState(controller, memory, last_reads)
+
+
+def _last_first(hiddens: Tensor) -> Tensor:
+    """Hidden vectors of all layers ``[B, L, hidden]``, the last layer first; of one layer the same tensor."""
+    return hiddens.flip(1) if hiddens.shape[1] > 1 else hiddens
 
 
 def _layers(controller: Any, parameters: Mapping[str, Tensor], input_size: int) -> _Layers:

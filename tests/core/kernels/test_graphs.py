@@ -273,7 +273,8 @@ def same(circuit: Circuit, calls: int = 6) -> None:
     """That training steps on both backends give the same."""
     for seed in range(calls):
         torch.manual_seed(seed)
-        inputs, state = torch.randn(STEPS, BATCH, INPUTS), random_state(circuit, seed)
+        state = random_state(circuit, seed)
+        inputs = torch.randn(STEPS, BATCH, INPUTS).to(leaves(state)[0].device)
         made = results(circuit, "graphs", inputs, state)
         for result, wanted in zip(made, results(circuit, "eager", inputs, state), strict=True):
             torch.testing.assert_close(result, wanted)
