@@ -215,6 +215,8 @@ class BackpropAgent(DescentAgent):
                 values |= self._online_metrics()
                 self._dormant = {}
             values |= self.after_update(batch, answers, loss)
+        else:
+            self.after_skip(update)
         self.env.move_on(self.batch_size)
         return values
 
@@ -238,6 +240,10 @@ class BackpropAgent(DescentAgent):
             Further metrics of this step.
         """
         return {}
+
+    def after_skip(self, update: Update) -> None:
+        """What is done after a step whose loss or gradient was not finite, in which nothing was learned."""
+        self.upkeep.after_skip(update)
 
     def _look_out(self, outputs: Tensor, share: Batch) -> None:
         """Say once that the loss stays above that of answers that are all zero, as where the rate is too high."""

@@ -100,6 +100,16 @@ class DescentAgent(LearningAgent):
             fallen = 0.5 * (1 - math.cos(math.pi * fallen))
         return self.lr + (self.final_lr - self.lr) * fallen
 
+    def fit(self) -> dict[str, float]:
+        """See :meth:`LearningAgent.fit`.
+
+        Raises:
+            ValueError: all parameters are frozen.
+        """
+        if not any(parameter.requires_grad for parameter in self.circuit.parameters()):
+            raise ValueError("parameters: the circuit has none that are not frozen, so there is nothing to learn")
+        return super().fit()
+
     def _begin_again(self) -> None:
         """Take the weights that the run started from and a fresh optimiser; the sequences go on."""
         self.circuit.load_state_dict(self.first_weights)

@@ -169,6 +169,12 @@ class SelfModifyingAgent(BackpropAgent):
                 self._rehearsed = math.inf
         return super()._gradients(update, upkeep)
 
+    def after_skip(self, update: Update) -> None:
+        """See :meth:`BackpropAgent.after_skip`; the copy on trial takes no step either."""
+        super().after_skip(update)
+        if isinstance(self.trial, PairedTrial) and self._rehearsal is not None:
+            self.trial.upkeep.after_skip(self._rehearsal)
+
     def after_update(self, batch: Batch, answers: Answered, loss: float) -> dict[str, float]:
         """Go on with the trial, or see whether one begins; see :meth:`BackpropAgent.after_update`."""
         self.updates += 1
@@ -191,6 +197,8 @@ class SelfModifyingAgent(BackpropAgent):
                 self.trial.optimiser.step()
                 self.trial.upkeep.after_update(self._rehearsal)
                 self.updates += 1
+            else:
+                self.trial.upkeep.after_skip(self._rehearsal)
             verdict = self.trial.see(loss, self._rehearsed)
         elif self.trial is not None:
             verdict = self.trial.see(worth, loss)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from copy import copy
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -97,6 +97,9 @@ class PlasticityMethod(Component, ABC):
     def after_update(self, update: Update) -> None:
         """Called after the optimiser's step."""
 
+    def after_skip(self, update: Update) -> None:
+        """Called instead, where loss or gradient were not finite and the optimiser made no step."""
+
     def follow(self, change: Change) -> None:
         """Carry over what is remembered to a new structure."""
 
@@ -137,3 +140,17 @@ class AtTaskEnds(PlasticityMethod):
         after = copy(update.env)
         after.move_on(update.batch.mask.shape[1])
         return after.task_number != update.env.task_number
+
+    def after_update(self, update: Update) -> None:
+        """See :meth:`PlasticityMethod.after_update`."""
+        if self.ends(update):
+            self.end_task(update)
+
+    def after_skip(self, update: Update) -> None:
+        """See :meth:`PlasticityMethod.after_skip`; a task ends all the same."""
+        if self.ends(update):
+            self.end_task(update)
+
+    @abstractmethod
+    def end_task(self, update: Update) -> None:
+        """Do it: a task has ended with this update."""

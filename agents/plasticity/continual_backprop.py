@@ -13,12 +13,13 @@ from ...core.options import LARGEST_STEP
 from ...core.registry import register
 from ...core.structure import FRESH, Change, follow_units
 from .base import PlasticityMethod, Update
-from .units import Group, contributions, groups_of, renew
+from .units import Group, contributions, renew, renewable
 
 
 @register("plasticity", "continual-backprop")
 class ContinualBackprop(PlasticityMethod):
-    """All along, a few of the least useful units are made new (Methods, algorithm 1).
+    """All along, a few of the least useful units are made new (Methods, algorithm 1), but of layers of which something
+    is frozen.
 
     A unit is worth an average over time of its mean magnitude times the sum of the weights that read it. Of the units
     of a layer that are old enough, a small share is due at each update: whenever these add up to one, the least useful
@@ -66,7 +67,7 @@ class ContinualBackprop(PlasticityMethod):
         activity, chosen = update.activity, []
         for mean, given in zip(self.means, activity.means, strict=True) if activity else ():
             mean.mul_(self.decay).add_(given, alpha=1 - self.decay)
-        for group in groups_of(update.circuit):
+        for group in renewable(update.circuit):
             lowest = group.layers[0]
             if activity:
                 worth = contributions(update.circuit, group, activity)

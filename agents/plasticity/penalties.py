@@ -42,6 +42,8 @@ class L2Init(PlasticityMethod):
     def on_gradient(self, update: Update) -> None:
         """Add the gradient of the penalty."""
         known = trained(update.circuit)
+        if not known:
+            return
         away = torch._foreach_sub([*known.values()], [self.anchors[name] for name in known])
         gradients: Any = [parameter.grad for parameter in known.values()]
         torch._foreach_add_(gradients, away, alpha=2 * self.strength)
@@ -62,10 +64,8 @@ class ShrinkPerturb(AtTaskEnds):
     noise: float = Field(default=0.01, ge=0, description="standard deviation of what is added to each weight")
 
     @torch.no_grad()
-    def after_update(self, update: Update) -> None:
-        """Shrink and perturb, if a task ends."""
-        if not self.ends(update):
-            return
+    def end_task(self, update: Update) -> None:
+        """Shrink and perturb."""
         generator = update.generator()
         for parameter in update.circuit.parameters():
             if not parameter.requires_grad:  # frozen
@@ -112,21 +112,21 @@ class EWC(AtTaskEnds):
         """The last batches, as many as are needed."""
 
     def after_update(self, update: Update) -> None:
-        """Take account of a task that ends."""
+        """Keep the batch; see also :meth:`AtTaskEnds.after_update`."""
         self.recent.append(update.batch)
         held = sum(batch.mask.shape[1] for batch in self.recent)
         while held - self.recent[0].mask.shape[1] >= self.sequences:
             held -= self.recent.popleft().mask.shape[1]
-        if self.ends(update):
-            self._remember(update.circuit, update.env)
-            self.recent.clear()
+        super().after_update(update)
 
-    def _remember(self, circuit: Circuit, env: Env) -> None:
-        fisher = fisher_information(circuit, env, [*self.recent], self.sequences)
+    def end_task(self, update: Update) -> None:
+        """Remember the weights, each as firmly as it mattered."""
+        fisher = fisher_information(update.circuit, update.env, [*self.recent], self.sequences)
         with torch.no_grad():
-            for name, parameter in circuit.named_parameters():
+            for name, parameter in update.circuit.named_parameters():
                 self.precisions[name].mul_(self.remembrance).add_(fisher[name])
                 self.pulls[name].mul_(self.remembrance).add_(fisher[name] * parameter)
+        self.recent.clear()
 
     @torch.no_grad()
     def on_gradient(self, update: Update) -> None:
@@ -165,6 +165,8 @@ def fisher_information(circuit: Circuit, env: Env, batches: list[Batch], sequenc
     named = dict(circuit.named_parameters())
     learned = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
     found = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
+    if not learned:
+        return found
     places = [(batch, column) for batch in batches for column in range(batch.mask.shape[1])][-sequences:]
     training = circuit.training
     circuit.eval()

@@ -9,7 +9,7 @@ from pydantic import Field
 from ...core.options import LARGEST_STEP
 from ...core.registry import register
 from .base import PlasticityMethod, Update
-from .units import groups_of, renew, scores
+from .units import renew, renewable, scores
 
 DORMANT = 0.025
 """Score up to which a unit is called dormant where a run reports their share (Sokar et al. 2023, section 3)."""
@@ -17,7 +17,7 @@ DORMANT = 0.025
 
 @register("plasticity", "redo")
 class ReDo(PlasticityMethod):
-    """Every so often, all dormant units are made new (algorithm 1).
+    """Every so often, all dormant units are made new (algorithm 1), but of layers of which something is frozen.
 
     A unit is dormant if its mean magnitude over the batch is at most a small share of its layer's mean. It gets fresh
     incoming weights, and outgoing weights of zero.
@@ -44,7 +44,7 @@ class ReDo(PlasticityMethod):
         if update.activity is None:
             return
         generator = update.generator()
-        for group in groups_of(update.circuit):
+        for group in renewable(update.circuit):
             dormant = (scores(update.activity, group.layers) <= self.threshold).nonzero().flatten()
             if len(dormant):
                 renew(update.circuit, update.optimiser, group, dormant, generator)

@@ -46,7 +46,7 @@ class SparseTraining(PlasticityMethod):
 
     At first, connections are drawn at random, and the weights of each layer that has a share of them are scaled up by
     the root of its inverse, so that units get inputs of the same variance as without masks. Interface, output layer
-    and thresholds stay whole. Gradients and moments of what is masked are zero. Units that a change of structure adds
+    and thresholds stay whole, and so do weights that are frozen when it begins. Gradients and moments of what is masked are zero. Units that a change of structure adds
     begin with all connections; the next time that connections change, each layer has its number again.
     """
 
@@ -64,7 +64,7 @@ class SparseTraining(PlasticityMethod):
     @torch.no_grad()
     def begin(self, circuit: Circuit, generator: torch.Generator) -> None:
         """See :meth:`PlasticityMethod.begin`; masks the weights."""
-        weights = hidden_weights(circuit)
+        weights = {name: weight for name, weight in hidden_weights(circuit).items() if weight.requires_grad}
         counts = spread({name: weight.shape for name, weight in weights.items()}, self.share(0))
         self.connections: dict[str, Tensor] = {}
         """By the name of a weight matrix, where it has connections."""
@@ -73,6 +73,10 @@ class SparseTraining(PlasticityMethod):
             mask[torch.randperm(len(mask), generator=generator)[: counts[name]]] = True
             self.connections[name] = mask.view_as(weight).to(weight.device)
             weight.mul_(self.connections[name]).mul_(math.sqrt(len(mask) / counts[name]))
+
+    def weights(self, circuit: Circuit) -> dict[str, Any]:
+        """The weight matrices that it masks, by their names."""
+        return {name: circuit.get_parameter(name) for name in self.connections}
 
     @abstractmethod
     def share(self, step: int) -> float:
@@ -89,8 +93,8 @@ class SparseTraining(PlasticityMethod):
     @torch.no_grad()
     def on_gradient(self, update: Update) -> None:
         """Change the connections where that is due; then mask gradients, and the moments of what has changed."""
-        weights = hidden_weights(update.circuit)
-        if self.changes(update.step):
+        weights = self.weights(update.circuit)
+        if weights and self.changes(update.step):
             before, self.connections = self.connections, self.rewire(update)
             for name, weight in weights.items():
                 changed = before[name] != self.connections[name]
@@ -106,7 +110,7 @@ class SparseTraining(PlasticityMethod):
     @torch.no_grad()
     def after_update(self, update: Update) -> None:
         """Mask what other methods or the optimiser may have made of the weights."""
-        for name, weight in hidden_weights(update.circuit).items():
+        for name, weight in self.weights(update.circuit).items():
             weight.mul_(self.connections[name])
 
     @torch.no_grad()
@@ -168,7 +172,7 @@ class SparseEvolutionaryTraining(SparseTraining):
 
     def rewire(self, update: Update) -> dict[str, Tensor]:
         """See :meth:`SparseTraining.rewire`."""
-        weights, generator, found = hidden_weights(update.circuit), update.generator(), {}
+        weights, generator, found = self.weights(update.circuit), update.generator(), {}
         counts = spread({name: weight.shape for name, weight in weights.items()}, self.share(update.step))
         for name, weight in weights.items():
             before = self.connections[name]
@@ -227,7 +231,7 @@ class GraNet(SparseTraining):
 
     def rewire(self, update: Update) -> dict[str, Tensor]:
         """See :meth:`SparseTraining.rewire`."""
-        weights, found = hidden_weights(update.circuit), {}
+        weights, found = self.weights(update.circuit), {}
         total = round(self.share(update.step) * sum(weight.numel() for weight in weights.values()))
         kept = torch.cat([self.connections[name].flatten() for name in weights])
         sizes = torch.cat([weight.abs().flatten() for weight in weights.values()])

@@ -67,6 +67,16 @@ def groups_of(circuit: Circuit) -> list[Group]:
     ]
 
 
+def renewable(circuit: Circuit) -> list[Group]:
+    """The groups whose units may be made new: nothing that leads to them or reads them is frozen."""
+    frozen = {name for name, parameter in circuit.named_parameters() if not parameter.requires_grad}
+    return [
+        group
+        for group in groups_of(circuit)
+        if frozen.isdisjoint(f"{wire.name}.{part}" for wire in (*group.into, *group.out) for part in ("weight", "bias"))
+    ]
+
+
 class Watch:
     """What the layers give while a circuit runs; only where hooks on its Linears change nothing in how it runs."""
 

@@ -68,6 +68,11 @@ class Upkeep:
         for method, own in self._each(update):
             method.after_update(own)
 
+    def after_skip(self, update: Update) -> None:
+        """See :meth:`PlasticityMethod.after_skip`."""
+        for method, own in self._each(update):
+            method.after_skip(own)
+
     def _each(self, update: Update) -> Iterator[tuple[PlasticityMethod, Update]]:
         """Each method with an update as it sees it."""
         for number, method in enumerate(self.methods):

@@ -649,6 +649,49 @@ def test_a_connection_that_grows_begins_at_zero_with_a_moment_like_the_others() 
         assert (moments["exp_avg_sq"][grown] == squares[name][before[name]].mean()).all()
 
 
+@pytest.mark.parametrize("name", ["shrink-perturb", "ewc"])
+def test_a_task_ends_with_a_step_that_is_skipped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make(method(name, every=None))
+    run(agent, 3)
+    before = [parameter.clone() for parameter in agent.circuit.parameters()]
+    bounded = agent.bounded
+    monkeypatch.setattr(agent, "bounded", lambda optimiser: math.nan * bounded(optimiser))
+    agent.train_step()
+    assert agent.bad_steps == 1 and agent.env.task_number == 1
+    if name == "shrink-perturb":
+        assert not any(map(torch.equal, agent.circuit.parameters(), before))
+    else:
+        assert all(map(torch.equal, agent.circuit.parameters(), before))
+        assert any(part.any() for part in agent.upkeep.methods[0].precisions.values())
+
+
+def test_a_circuit_that_is_frozen_whole_has_nothing_to_learn() -> None:
+    agent = make(steps=3)
+    agent.circuit.requires_grad_(False)
+    with pytest.raises(ValueError, match="parameters: the circuit has none that are not frozen"):
+        agent.fit()
+
+
+@pytest.mark.parametrize("name", OFTEN)
+@pytest.mark.parametrize("frozen", [["layers.0.weight"], ["layers.1.bias", "layers.2.weight"], None])
+def test_what_is_frozen_stays(name: str, frozen: list[str] | None) -> None:
+    torch.manual_seed(4)
+    circuit = FeedForwardCircuit(3, 2, hidden_sizes=[5, 4], activation="relu").double()
+    kept = {}
+    for part, parameter in circuit.named_parameters():
+        if frozen is None or part in frozen:
+            kept[part] = parameter.requires_grad_(False).clone()
+    agent = BackpropAgent(Signs(), circuit, **SMALL, optimiser="sgd", lr=RATE, plasticity=[method(name)], seed=3)
+    for _ in range(14):
+        agent.train_step()
+    for part, value in kept.items():
+        assert torch.equal(agent.circuit.get_parameter(part), value), part
+    if name in ("set", "granet"):
+        masked = agent.upkeep.methods[0].connections
+        assert set(masked) == {"layers.0.weight", "layers.1.weight"} - set(kept)
+        assert all((agent.circuit.get_parameter(part)[~mask] == 0).all() for part, mask in masked.items())
+
+
 # ------------------------------------------------------------------------------------ resume, structure, agents
 
 ALL = [[method(name)] for name in OFTEN] + [
