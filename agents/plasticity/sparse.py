@@ -46,8 +46,9 @@ class SparseTraining(PlasticityMethod):
 
     At first, connections are drawn at random, and the weights of each layer that has a share of them are scaled up by
     the root of its inverse, so that units get inputs of the same variance as without masks. Interface, output layer
-    and thresholds stay whole, and so do weights that are frozen when it begins. Gradients and moments of what is masked are zero. Units that a change of structure adds
-    begin with all connections; the next time that connections change, each layer has its number again.
+    and thresholds stay whole, and so do weights that are frozen when it begins. Gradients and moments of what is masked
+    are zero. Units that a change of structure adds begin with all connections; the next time that connections change,
+    each layer has its number again.
     """
 
     remembered: ClassVar[tuple[str, ...]] = ("connections",)
