@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import warnings
 import weakref
 from collections import OrderedDict
@@ -80,7 +81,8 @@ class Recorder:
         generator = torch.cuda.default_generators[device]
         before = generator.clone_state()
         try:
-            with torch.cuda.graph(graph, pool=pool):
+            # Of other threads nothing is forbidden meanwhile, such as those that load data.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 made = function()
         except BaseException:
             # Torch leaves all as if the graph were still being recorded: nothing random could be drawn any more.
@@ -119,6 +121,10 @@ class Recorder:
         """Whether the caller records a graph of its own."""
         return torch.cuda.is_current_stream_capturing()
 
+    def stream(self) -> Any:
+        """What tells the current stream from others, which do not wait for it."""
+        return torch.cuda.current_stream().cuda_stream
+
 
 recorder = Recorder()
 
@@ -130,6 +136,10 @@ class Recordings:
         self.kept: OrderedDict[Any, Recording] = OrderedDict()
         self.seen: OrderedDict[Any, int] = OrderedDict()
         self.record_after = RECORD_AFTER
+        self.lock = threading.RLock()
+        """Held while one of them is looked up, made or replayed forward: threads may share a circuit. A backward pass
+        needs none, for nobody else takes its recording until it is over; and autograd runs it in a thread that whoever
+        makes a recording waits for."""
         self.refused: str | None = None
         """Why recording failed once, as it does for a controller that looks at values: it is not tried again."""
 
@@ -462,10 +472,11 @@ def _run(
 ) -> list[Tensor]:
     """What a function gives, replayed if it can be."""
     with recorder.on(arguments[0].device):
-        recording = _find(circuit, key, function, arguments, parameters)
-        if recording is None or recording.busy() is not None:
-            return function(arguments)
-        return recording(arguments, parameters)
+        with _of(circuit).lock:
+            recording = _find(circuit, key, function, arguments, parameters)
+            if recording is not None and recording.busy() is None:
+                return recording(arguments, parameters)
+        return function(arguments)
 
 
 def _find(
@@ -482,6 +493,7 @@ def _find(
         torch.is_inference_mode_enabled(),
         torch.get_float32_matmul_precision(),
         torch.are_deterministic_algorithms_enabled(),
+        recorder.stream(),
         *((t.shape, t.dtype, t.device, t.requires_grad) for t in arguments),
     )
     if key in recordings.kept:

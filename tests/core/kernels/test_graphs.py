@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -72,6 +74,7 @@ class StandIn(graphs.Recorder):
 
     def __init__(self) -> None:
         self.events: list[str] = []
+        self.current = 0
 
     def capture(self, function: Callable[[], list[Any]], pool: Any) -> tuple[list[Any], Callable[[], None], Any]:
         self.events.append(f"capture {function.__name__}")
@@ -100,6 +103,9 @@ class StandIn(graphs.Recorder):
 
     def recording(self) -> bool:
         return False
+
+    def stream(self) -> int:
+        return self.current
 
 
 @pytest.fixture
@@ -562,6 +568,42 @@ def test_two_sequences_in_one_loss_do_not_share_a_graph(recorded: list[str]) -> 
     assert recorded == ["replay forward", "replay backward"]
     torch.testing.assert_close(gradient([second]) + gradient([first]), expected, rtol=1e-12, atol=1e-12)
     assert recorded[2:] == ["replay forward", "replay backward"] * 2
+
+
+def test_threads_may_share_a_circuit(recorded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    circuit = ntm(backend="graphs")
+    sequences = torch.randn(2, STEPS, BATCH, INPUTS)
+    with torch.no_grad():
+        expected = [circuit(inputs)[0] for inputs in sequences]
+        for _ in range(3):
+            circuit(sequences[0])
+    copy_in, found = graphs.Recording.copy_in, {}
+
+    def slowly(self: Any, arguments: Any) -> None:
+        copy_in(self, arguments)
+        time.sleep(0.2)  # for another thread to put its own values there
+
+    def answer(number: int) -> None:
+        with torch.no_grad():
+            found[number] = circuit(sequences[number])[0]
+
+    monkeypatch.setattr(graphs.Recording, "copy_in", slowly)
+    threads = [threading.Thread(target=answer, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(2):
+        torch.testing.assert_close(found[number], expected[number])
+
+
+def test_streams_have_recordings_of_their_own(recorded: list[str]) -> None:
+    circuit, inputs = ntm(backend="graphs"), torch.randn(STEPS, BATCH, INPUTS)
+    for graphs.recorder.current in (0, 1):  # type: ignore[attr-defined]
+        for _ in range(4):
+            circuit(inputs)
+    assert recorded.count("capture forward") == 2
 
 
 def test_a_pass_without_backward_frees_its_graph(recorded: list[str]) -> None:
