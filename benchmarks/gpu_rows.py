@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import importlib.util
+import os
 import platform
 import re
 import statistics
@@ -123,6 +125,13 @@ def waits(device: torch.device) -> None:
 # ---- tests -----------------------------------------------------------------------------------------------------------
 
 
+OUTCOME = re.compile(
+    r"\[gw\d+\].*? (?P<outcome>PASSED|FAILED|ERROR|SKIPPED|XFAIL) (?P<test>\S+::.*)"
+    r"|(?P<own>\S+::.*?) (?P<ended>PASSED|FAILED|ERROR|SKIPPED|XFAIL)"
+)
+"""How pytest tells what came of a test, in several processes and in its own."""
+
+
 def tests(given: Given) -> Iterator[Row]:
     """The tests that are marked gpu, each a row if it fails."""
     chosen = ["-m", "gpu", "tests"]
@@ -130,7 +139,9 @@ def tests(given: Given) -> Iterator[Row]:
         chosen = ["-m", "not slow", "tests/core/kernels/test_graphs.py", "-k", "cut_into_few_lengths or says_that"]
 
     def run() -> Cells:
-        command = [sys.executable, "-m", "pytest", "-v", "--tb=line", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-v", "--tb=line", "-p", "no:cacheprovider", "-p", "no:benchmark"]
+        if importlib.util.find_spec("xdist") is not None:  # most of the time is for compiling
+            command += ["-n", str(max((os.cpu_count() or 1) // 2, 1))]
         command += ["--continue-on-collection-errors", *chosen]
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
@@ -141,10 +152,11 @@ def tests(given: Given) -> Iterator[Row]:
         with contextlib.closing(process.stdout) as lines:
             for line in lines:
                 last = line.strip() or last
-                if (found := re.match(r"(\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)", line)) is not None:
-                    counts[found[2]] = counts.get(found[2], 0) + 1
-                    if found[2] in ("FAILED", "ERROR"):
-                        say(f"| {found[1]} | {found[2].lower()} |")
+                if (found := OUTCOME.match(line)) is not None:
+                    test, outcome = found["test"] or found["own"], found["outcome"] or found["ended"]
+                    counts[outcome] = counts.get(outcome, 0) + 1
+                    if outcome in ("FAILED", "ERROR"):
+                        say(f"| {test.strip()} | {outcome.lower()} |")
                 elif " Error" in line or "Error: " in line:
                     say(f"| | {' '.join(line.split()).replace('|', '/')[:200]} |")
                 if time.monotonic() > given.deadline:
