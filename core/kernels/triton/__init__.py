@@ -43,6 +43,9 @@ ACCESSORS: dict[str, guard.Options] = {
 TRIAL_STEPS = 11
 """More than between two memories that a kernel keeps."""
 
+LARGEST_TRIAL = 512
+"""Slots of a memory up to which a trial has the circuit's own sizes: eager steps keep links of all steps in float64."""
+
 OLDEST_CAPABILITY = (7, 0)
 """NVIDIA GPUs that Triton compiles for: Volta and newer."""
 
@@ -64,7 +67,9 @@ def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> st
 
     whole = sequences.unavailable(circuit, state) is None
     way, tried = ("triton sequence", sequences.run) if whole else ("triton steps", steps.run)
-    return trial.mistrusted(way, identity, tried, circuit, _known(circuit), inputs, TRIAL_STEPS)
+    accessor: Any = circuit.accessor
+    steps_of_trial = TRIAL_STEPS if accessor.memory_size <= LARGEST_TRIAL else None
+    return trial.mistrusted(way, identity, tried, circuit, _known(circuit), inputs, steps_of_trial)
 
 
 def _known(circuit: CircuitView) -> guard.Known:

@@ -445,7 +445,7 @@ def test_tritons_ways_are_like_eager(kind: Any) -> None:
 
     circuit = kind(2, 2, memory_size=5)
     inputs = torch.zeros(2, 1, 2)
-    for small, count in ((True, None), (False, 11)):
+    for small, count in ((True, None), (False, 9)):
         parts = [trial._of_kind(part, small) for part in (circuit.controller, circuit.accessor)]
         for run in (sequences.run, steps.run):
             assert trial._try_sequence(trial._probe(circuit, parts, inputs), run, count) is None
@@ -483,3 +483,24 @@ def test_a_circuit_with_dropout_is_tried_without_and_nothing_is_drawn(kind: str)
         found.append(circuit(torch.ones(4, 2, 3))[0])
         assert circuit.chosen_backend == "native"
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.usefixtures("triton_interpreter")
+def test_triton_is_tried_in_the_circuits_own_sizes_unless_links_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from papertape.core.kernels import triton
+
+    monkeypatch.setattr(triton, "_unavailable_device", lambda device, asked_for: None)
+    monkeypatch.setattr(trial, "_try_sequence", lambda probe, run, steps: tried.append((probe, run, steps)))
+    tried: list[Any] = []
+    for slots, whole in ((7, True), (300, False), (600, False)):
+        circuit = DNC(2, 2, memory_size=slots, word_size=3, hidden_size=6)
+        inputs = torch.zeros(2, 1, 2)
+        assert triton.unavailable(circuit, inputs, circuit.initial_state(1)) is None
+        assert triton.unavailable(circuit, inputs, circuit.initial_state(1)) is None
+        (probe, run, steps) = tried.pop()
+        assert not tried
+        assert run.__module__.endswith("sequences" if whole else "steps")
+        own = slots <= triton.LARGEST_TRIAL
+        assert [probe.accessor.memory_size, steps] == ([slots, triton.TRIAL_STEPS] if own else [19, None])
