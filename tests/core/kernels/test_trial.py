@@ -443,7 +443,7 @@ def test_subclasses_are_tried_as_what_they_are(trials: list[Any]) -> None:
 def test_tritons_ways_are_like_eager(kind: Any) -> None:
     from papertape.core.kernels.triton import sequences, steps
 
-    circuit = kind(2, 2, memory_size=5)
+    circuit = kind(2, 2, memory_size=5, word_size=4, hidden_size=8)
     inputs = torch.zeros(2, 1, 2)
     for small, count in ((True, None), (False, 9)):
         parts = [trial._of_kind(part, small) for part in (circuit.controller, circuit.accessor)]
