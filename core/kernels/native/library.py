@@ -7,6 +7,7 @@ import functools
 import importlib.machinery
 import itertools
 import os
+import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -131,8 +132,21 @@ def _open(variant: str) -> ctypes.CDLL | None:
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = FOLDER / (variant + suffix)
         if path.exists():
+            if _cut_short(path):
+                raise OSError(f"{path}: the file is cut short")
             return ctypes.CDLL(str(path))
     return None
+
+
+def _cut_short(path: Path) -> bool:
+    """Whether a file lacks the end that its ELF header tells of; to load it would end the process, by a bus error."""
+    with path.open("rb") as file:
+        header = file.read(64)
+    if header[:6] != b"\x7fELF\2\1" or len(header) < 64:  # of another system, or not even that
+        return False
+    (sections,) = struct.unpack_from("<Q", header, 40)
+    size, count = struct.unpack_from("<HH", header, 58)
+    return path.stat().st_size < sections + size * count
 
 
 @functools.cache

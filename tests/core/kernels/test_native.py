@@ -674,13 +674,18 @@ def test_without_a_library_auto_serves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("loaded_anew")
-@pytest.mark.parametrize("content", ["damaged", "another", "older"])
+@pytest.mark.parametrize("content", ["damaged", "cut short", "another", "older"])
 def test_with_a_library_that_is_none_auto_serves(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A damaged file, another program's library, and one of which a function is missing."""
+    """A damaged file, a part of one, another program's library, and one of which a function is missing."""
     suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
     for variant in library.VARIANTS:
         if content == "damaged":
             (tmp_path / f"{variant}{suffix}").write_text("no library")
+        elif content == "cut short":
+            if sys.platform != "linux":
+                pytest.skip("only ELF files tell where they end")
+            whole = Path(library._open(library.VARIANTS[0])._name).read_bytes()  # type: ignore[union-attr]
+            (tmp_path / f"{variant}{suffix}").write_bytes(whole[: len(whole) // 3])
         else:
             own = content == "older" and variant == library.VARIANTS[0]
             file = library._open(variant)._name if own else _ctypes.__file__  # type: ignore[union-attr]
