@@ -23,7 +23,8 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -354,9 +355,9 @@ def _unrecordable(circuit: CircuitView) -> str | None:
     return None
 
 
-def _unavailable_here(circuit: CircuitView, tensors: Sequence[Tensor]) -> str | None:
+def _unavailable_here(circuit: CircuitView, inputs: Tensor, others: Iterable[Tensor]) -> str | None:
     """Why nothing can be recorded of these tensors at the moment, or None."""
-    device = tensors[0].device
+    device = inputs.device
     if device.type != recorder.device:
         return f"it records on GPUs that torch calls cuda; inputs are on {device}"
     reason = guard.unavailable_here(device) or _unrecordable(circuit)
@@ -366,7 +367,7 @@ def _unavailable_here(circuit: CircuitView, tensors: Sequence[Tensor]) -> str | 
         return reason
     if circuit.backend != "graphs" and (refused := _of(circuit).refused) is not None:
         return refused
-    for tensor in tensors:
+    for tensor in (inputs, *others):
         if type(tensor) not in (Tensor, nn.Parameter) or not in_memory(tensor) or tensor.device != device:
             return f"it needs plain tensors that are all on {device}"
     return None
@@ -374,12 +375,12 @@ def _unavailable_here(circuit: CircuitView, tensors: Sequence[Tensor]) -> str | 
 
 def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
     """Why these steps cannot be recorded, or None."""
-    return _unavailable_here(circuit, [inputs, *leaves(state), *_parameters(circuit)])
+    return _unavailable_here(circuit, inputs, chain(leaves(state), cast("nn.Module", circuit).parameters()))
 
 
 def population_unavailable(circuit: CircuitView, parameters: Mapping[str, Tensor], inputs: Tensor) -> str | None:
     """Why a population cannot be recorded, or None."""
-    return _unavailable_here(circuit, [inputs, *parameters.values()])
+    return _unavailable_here(circuit, inputs, parameters.values())
 
 
 def _parameters(circuit: CircuitView) -> list[Tensor]:
