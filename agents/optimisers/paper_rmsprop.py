@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -49,27 +50,37 @@ class PaperRMSprop(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, **{name: group[name] for name in group if name != "params"})
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._update(parameters, **{name: group[name] for name in group if name != "params"})
         return loss
 
     def _update(
-        self, parameter: Tensor, gradient: Tensor, *, lr: float, smoothing: float, momentum: float, epsilon: float
+        self, parameters: list[Tensor], *, lr: float, smoothing: float, momentum: float, epsilon: float
     ) -> None:
-        state, centred = self.state[parameter], self.centred
-        if not state:
-            state["square_average"] = torch.full_like(parameter, self.first_square)
-            state["update"] = torch.zeros_like(parameter)
-            if centred:
-                state["average"] = torch.zeros_like(parameter)
-        spread = state["square_average"].lerp_(gradient.square(), 1 - smoothing)
-        if centred:
-            average = state["average"].lerp_(gradient, 1 - smoothing)
+        """Of all parameters at once: one after another, most of the time would go into calls, on a GPU above all."""
+        gradients: Any = [parameter.grad for parameter in parameters]
+        squares, updates = self._kept("square_average", parameters, self.first_square), self._kept("update", parameters)
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - smoothing)
+        spread: Any = squares
+        if self.centred:
+            averages = self._kept("average", parameters)
+            torch._foreach_lerp_(averages, gradients, 1 - smoothing)
             # A variance, which only rounding takes below zero.
-            spread = (spread - average.square()).clamp_(min=0)
-        state["update"].mul_(momentum).addcdiv_(gradient, (spread + epsilon).sqrt_(), value=lr)
-        parameter.sub_(state["update"])
+            spread = torch._foreach_sub(squares, torch._foreach_mul(averages, averages))
+            torch._foreach_clamp_min_(spread, 0)
+        roots = torch._foreach_add(spread, epsilon)
+        torch._foreach_sqrt_(roots)
+        torch._foreach_mul_(updates, momentum)
+        torch._foreach_addcdiv_(updates, gradients, roots, lr)
+        torch._foreach_sub_(parameters, updates)
+
+    def _kept(self, name: str, parameters: list[Tensor], first: float = 0.0) -> list[Tensor]:
+        """What is kept of each parameter under a name; at first the same number everywhere."""
+        for parameter in parameters:
+            if name not in self.state[parameter]:
+                self.state[parameter][name] = torch.full_like(parameter, first)
+        return [self.state[parameter][name] for parameter in parameters]
 
 
 @register("optimiser", "tensorflow-rmsprop")
