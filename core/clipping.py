@@ -26,7 +26,7 @@ class _Clipped(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (outputs,) = ctx.saved_tensors
-        outwards = ((outputs > ctx.bound) & (gradient < 0)) | ((outputs < -ctx.bound) & (gradient > 0))
+        outwards = torch.where(gradient < 0, outputs > ctx.bound, outputs < -ctx.bound)
         return gradient.masked_fill(outwards, 0), None
 
 
