@@ -21,7 +21,7 @@ TILE = 2048
 
 def power_of_two(size: int) -> int:
     """The smallest power of two that is no smaller."""
-    return triton.next_power_of_2(size)
+    return 1 << (size - 1).bit_length()  # Triton's own function is made for kernels, and slow outside
 
 
 def rows_per_tile(rows: int, columns: int) -> int:
