@@ -278,7 +278,8 @@ class World(Task):
             spoilt = running & (lost.flatten(1).any(1) | ~finite)
             actions = self.decide(outputs.masked_fill(lost, 0))
             observations, rewards, terminated, truncated, info = self.step(actions)
-            returns = (returns + rewards).masked_fill(spoilt, torch.nan)
+            returns = returns + rewards
+            returns = returns.masked_fill(spoilt | ~returns.isfinite(), torch.nan)
             lengths = lengths + running
             running = ~(terminated | truncated)
             observations = observations.masked_fill(~running.unsqueeze(1), 0)

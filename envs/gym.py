@@ -130,9 +130,13 @@ class GymWorld(World):
         try:
             envs = make(1)
         except Exception as error:  # environments of other people raise whatever they like
-            told = isinstance(error, gymnasium.error.Error | ImportError | TypeError | ValueError)
+            kinds = gymnasium.error.Error | ImportError | TypeError | ValueError
+            told = self.make is None and isinstance(error, kinds)
             reason = " ".join(f"{'' if told else f'{type(error).__name__}: '}{error}".split())
-            raise ValueError(f"id: got {self.id!r}; gymnasium says: {reason}") from error
+            said = f"id: got {self.id!r}; gymnasium says: " if self.make is None else "make: "
+            raise ValueError(said + reason) from error
+        if not hasattr(envs, "single_action_space"):
+            raise ValueError(f"make: gives a {type(envs).__name__}; expected a vector environment of gymnasium")
         # One of gymnasium's own that somebody else has made has no spec, its environments have.
         self._spec = envs.spec or getattr(next(iter(getattr(envs, "envs", ())), None), "spec", None)
         self._name = self.id if self.make is None else getattr(self._spec, "id", type(envs).__name__)

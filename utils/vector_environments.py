@@ -99,6 +99,11 @@ class Converter:
         return taken[0] if isinstance(space, spaces.Discrete) else taken.reshape(space.shape)
 
 
+def miscounted(made: int, wanted: int) -> ValueError:
+    """The error of another number of environments than was asked for."""
+    return ValueError(f"make gives {made} environments for {wanted} episodes; expected as many")
+
+
 class Separate:
     """Environments of one kind, each stepped for itself, only while its episode goes on; more are made as needed."""
 
@@ -118,6 +123,8 @@ class Separate:
         """Begin an episode from each seed; returns the first observations, ``[B, I]``."""
         if len(self.made) < len(seeds):
             self.made += cast("Any", self.make(len(seeds) - len(self.made))).envs
+            if len(self.made) < len(seeds):
+                raise miscounted(len(self.made), len(seeds))
         self.envs = self.made[: len(seeds)]
         return self.renew(np.arange(len(seeds)), seeds)
 
@@ -189,6 +196,8 @@ class Together:
             self.close()
         if self.envs is None:
             self.envs = self.make(len(seeds))
+            if self.envs.num_envs != len(seeds):
+                raise miscounted(self.envs.num_envs, len(seeds))
         self.over, self.rows = None, np.arange(len(seeds))
         if self.converter is None:
             self.converter = Converter(self.envs.single_observation_space, self.envs.single_action_space)
@@ -209,20 +218,29 @@ class Together:
 
             space = self.envs.single_action_space
             given = concatenate(space, given, cast("Any", create_empty_array(space, len(given))))
-        shown, rewards, terminated, truncated, info = self.envs.step(given)
-        self.over = np.asarray(terminated) | np.asarray(truncated)
+        shown, *told, info = self.envs.step(given)
+        rewards = self._told("rewards", told[0], float)
+        terminated, truncated = self._told("terminated", told[1], bool), self._told("truncated", told[2], bool)
+        self.over = terminated | truncated
         observations = self._flattened(shown)
         if self.mode == "SameStep" and self.over.any() and "final_obs" in info:
             # Elsewhere the last observation is shown, here the first of the next episode.
             observations = np.array(observations)
             for row in np.flatnonzero(self.over):
                 observations[row] = self.converter.flatten(info["final_obs"][row])
-        return (
-            observations[self.rows],
-            np.asarray(rewards)[self.rows],
-            np.asarray(terminated)[self.rows],
-            np.asarray(truncated)[self.rows],
-        )
+        return observations[self.rows], rewards[self.rows], terminated[self.rows], truncated[self.rows]
+
+    def _told(self, name: str, values: Any, kind: type) -> np.ndarray:
+        """A number of each episode, ``[B]``, in the type that it should have.
+
+        Raises:
+            ValueError: it is of another shape.
+        """
+        assert self.envs is not None
+        found = np.asarray(values)
+        if found.shape != (self.envs.num_envs,):
+            raise ValueError(f"got {name} of shape {list(found.shape)}; expected {[self.envs.num_envs]}")
+        return found.astype(kind)
 
     def keep(self, rows: np.ndarray) -> None:
         """See :meth:`Separate.keep`; the others are stepped all the same."""

@@ -386,6 +386,78 @@ def test_vector_environments_of_ones_own_may_have_any_mode_of_autoreset(kind: st
     world.close()
 
 
+class Vectors(gymnasium.vector.VectorEnv):
+    """Ends after three steps; answers in a way of its own."""
+
+    metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}
+    single_observation_space, single_action_space = gymnasium.spaces.Box(-1, 1, (2,)), gymnasium.spaces.Discrete(2)
+
+    def __init__(self, count: int, **changes: Any) -> None:
+        self.num_envs, self.changes = count, changes
+
+    def reset(self, *, seed: Any = None, options: dict | None = None) -> tuple[Any, dict]:
+        self.steps = 0
+        return np.zeros((self.num_envs, 2), np.float32), {}
+
+    def step(self, actions: Any) -> tuple[Any, ...]:
+        self.steps += 1
+        over = np.full(self.num_envs, self.steps == 3)
+        answer = {"rewards": np.ones(self.num_envs), "terminated": over, "truncated": np.zeros_like(over)}
+        answer |= {name: change(answer[name]) for name, change in self.changes.items()}
+        return np.zeros((self.num_envs, 2), np.float32), *answer.values(), {}
+
+
+@pytest.mark.parametrize(
+    "change", [lambda part: part.astype(int), list, torch.tensor, lambda part: part.astype(object)]
+)
+def test_what_vector_environments_answer_may_be_numbers_of_any_type(change: Any) -> None:
+    world = GymWorld(
+        max_steps=9, target=0.0, make=lambda count: Vectors(count, rewards=change, terminated=change, truncated=change)
+    )
+    assert world.play(clumsy_pair, 4, generator()).returns.tolist() == [[3.0] * 4]
+
+
+def cartpole() -> Any:
+    return gymnasium.make("CartPole-v1")
+
+
+def clumsy_pair(observations: Tensor) -> Tensor:
+    return torch.zeros(len(observations), 2)
+
+
+@pytest.mark.parametrize("part", ["rewards", "terminated", "truncated"])
+@pytest.mark.parametrize(
+    ("change", "shape"),
+    [(lambda part: part[:, None], r"\[4, 1\]"), (lambda part: part[0], r"\[\]"), (lambda part: part[1:], r"\[3\]")],
+)
+def test_what_vector_environments_answer_in_another_shape_is_named(part: str, change: Any, shape: str) -> None:
+    world = GymWorld(max_steps=9, target=0.0, make=lambda count: Vectors(count, **{part: change}))
+    said = rf"^env: Vectors failed at step 1 of an episode: ValueError: got {part} of shape {shape}; expected \[4\]$"
+    with pytest.raises(WorldError, match=said):
+        world.play(clumsy_pair, 4, generator())
+
+
+@pytest.mark.parametrize("kind", [Vectors, lambda count: gymnasium.vector.SyncVectorEnv([cartpole] * count)])
+def test_too_few_environments_are_named(kind: Any) -> None:
+    world = GymWorld(max_steps=9, target=0.0, make=lambda count: kind(1))
+    with pytest.raises(WorldError, match="at the beginning of an episode: ValueError: make gives 1 environments"):
+        world.reset(3, generator())
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda count: None, "make: gives a NoneType; expected a vector environment"),
+        (lambda count: cartpole(), "make: gives a TimeLimit; expected a vector environment"),
+        (lambda: None, "make: TypeError: .* takes 0 positional arguments but 1 was given"),
+        (lambda count: 1 / 0, "make: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_makes_no_vector_environment_is_said(make: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{said}"):
+        GymWorld(max_steps=9, make=make)
+
+
 def test_an_unknown_mode_of_autoreset_is_refused() -> None:
     with pytest.raises(ValueError, match="(?i)id: got 'CartPole-v1'; gymnasium says: .*autoreset_?mode"):
         GymWorld(arguments={"vector_kwargs": {"autoreset_mode": "Sometimes"}})
@@ -612,7 +684,8 @@ class Spoilt(gymnasium.Env):
         if bad and self.how == "fails":
             raise ZeroDivisionError("three steps\nare enough")
         shown = np.full(1, np.inf if bad and self.how == "shows" else 0, np.float32)
-        return shown, np.nan if bad and self.how == "earns" else 1.0, self.steps == 4, False, {}
+        earned = {"earns": np.nan, "earns inf": np.inf}.get(self.how, 1.0) if bad else 1.0
+        return shown, earned, self.steps == 4, False, {}
 
 
 def spoilt(how: str) -> GymWorld:
@@ -621,10 +694,12 @@ def spoilt(how: str) -> GymWorld:
     )
 
 
-@pytest.mark.parametrize("how", ["shows", "earns"])
+@pytest.mark.parametrize("how", ["shows", "earns", "earns inf"])
 def test_what_is_no_finite_number_spoils_the_return(how: str) -> None:
     seen: list[Tensor] = []
-    played = spoilt(how).play(lambda shown: torch.zeros(2, 2), 2, generator(), seen=seen.append)
+    world = spoilt(how)
+    played = world.play(lambda shown: torch.zeros(2, 2), 2, generator(), seen=seen.append)
+    assert math.isnan(world.metrics(played)["shortfall"]), "no target is reached by it"
     assert played.returns.isnan().all() and played.lengths.tolist() == [[4, 4]]
     assert all(shown.isfinite().all() for shown in seen)
 
