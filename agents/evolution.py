@@ -92,6 +92,12 @@ class EvolutionAgent(LearningAgent):
             self.population.layout.read(self.circuit), stream_seed(self.seed, "strategy")
         )
         self.bad_generations_in_a_row = 0
+        self.first_statistics = self._statistics()
+        """What a circuit that standardises its inputs knew of them at first; empty for any other."""
+
+    def _statistics(self) -> dict[str, Tensor]:
+        own = self.circuit.named_buffers(recurse=False) if isinstance(self.circuit, NormalisedCircuit) else ()
+        return {name: statistic.clone() for name, statistic in own}
 
     def _build_strategy(self, genome: Tensor, seed: int) -> Strategy:
         chosen = self.options.strategy
@@ -195,12 +201,16 @@ class EvolutionAgent(LearningAgent):
             return self._generation()
         except WorldError:
             self.load_state_dict(before)
+            seen = getattr(self.scoring, "seen", None) or []
+            seen.clear()
             raise
 
     def _generation(self) -> dict[str, float]:
         if self.tries_again():
             seed = int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
             self.strategy = self._build_strategy(self.strategy.genome, seed)
+            for name, statistic in self.first_statistics.items():
+                self.circuit.get_buffer(name).copy_(statistic)
         strategy = self.strategy
         self.circuit.eval()
         self.prepare()
@@ -251,13 +261,19 @@ class EvolutionAgent(LearningAgent):
         return super().state_dict() | {
             "strategy": self.strategy.state_dict(),
             "bad_generations_in_a_row": self.bad_generations_in_a_row,
+            "first_statistics": dict(self.first_statistics),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
+        # Checkpoints of before have none.
+        state = {"first_statistics": self.first_statistics, **state}
         super().load_state_dict(state)
         self.strategy.load_state_dict(state["strategy"])
         self.bad_generations_in_a_row = state["bad_generations_in_a_row"]
+        self.first_statistics = {
+            name: statistic.to(self.strategy.genome.device) for name, statistic in state["first_statistics"].items()
+        }
 
 
 def _summary(told: Tensor) -> dict[str, float]:

@@ -326,6 +326,44 @@ def test_statistics_do_not_depend_on_shards_but_for_rounding():
     torch.testing.assert_close(found[0][1:], found[1][1:])
 
 
+def normalised(task, known=None, **values) -> EvolutionAgent:
+    torch.manual_seed(1)
+    circuit = NormalisedCircuit(task.input_size, task.output_size, circuit="feedforward")
+    circuit.load_state_dict(known or circuit.state_dict())
+    return EvolutionAgent(task, circuit, strategy={"type": "ars", "population": 8}, **{**SMALL, **values})
+
+
+def test_another_try_knows_of_observations_what_the_first_one_did():
+    seasoned = normalised(world())
+    seasoned.train_step()
+    known = seasoned.circuit.state_dict()
+    tries = normalised(world(), known, retry_every=2, target_error=0.0)
+    resumed = normalised(world(), retry_every=2, target_error=0.0)
+    before = []
+    learn = tries.circuit.learn
+    tries.circuit.learn = lambda seen: (before.append(int(tries.circuit.count)), learn(seen))
+    for _ in range(2):
+        tries.train_step()
+    resumed.load_state_dict(tries.state_dict())
+    for agent in (tries, resumed):
+        agent.train_step()
+    assert before[1] > before[0] == before[2] == known["count"] > 0
+    assert same(resumed.state_dict(), tries.state_dict())
+
+
+def test_what_was_seen_in_a_generation_that_failed_is_not_learned():
+    unbroken, failing = (normalised(Failing(trials=6, min_stay=2, max_stay=3), shards=2) for _ in range(2))
+    failing.env.begun, failing.env.fails_at = 0, 2  # the second shard
+    with pytest.raises(WorldError):
+        failing.train_step()
+    generator = unbroken.generator.get_state()
+    failing.generator.set_state(generator)
+    for agent in (unbroken, failing):
+        agent.train_step()
+    assert failing.circuit.count > 0
+    assert same(failing.state_dict(), unbroken.state_dict())
+
+
 def test_a_normalised_circuit_needs_a_world():
     env = papertape.envs.CopyEnv()
     with pytest.raises(ValueError, match="circuit.type: got normalised, whose inputs are the observations of a world"):
