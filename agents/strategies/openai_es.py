@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...core.members import Mirrored, Stack
+from ...core.options import SMALLEST
 from ...core.registry import register
 from ..optimisers import Share, load_moments
 from .base import Strategy
@@ -125,7 +126,8 @@ class OpenAIES(Strategy):
         self._adam.step()
         self._center.grad = None
         self.lr *= self.lr_decay
-        self.sigma *= self.sigma_decay
+        # The gradient is divided by it; a smaller one would be none in single precision.
+        self.sigma = max(self.sigma * self.sigma_decay, SMALLEST)
 
     @property
     def best(self) -> Tensor:

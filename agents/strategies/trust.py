@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...core.recorder import Chart, Histogram
 from ...core.registry import register
-from .base import Initial, Strategy, resample
+from .base import LARGEST_FITNESS, Initial, Strategy, resample
 
 
 def survivor_count(options: Any) -> int:
@@ -116,10 +116,13 @@ class Trust(Strategy):
     def _earn(self, fitness: Tensor) -> Tensor:
         kept = 1 - self.decay
         if not self.per_sample:
-            return self.trust * kept + fitness
-        samples = fitness.shape[1]
-        ages = torch.arange(samples - 1, -1, -1, device=fitness.device, dtype=fitness.dtype)
-        return self.trust * kept**samples + fitness @ kept**ages
+            trust = self.trust * kept + fitness
+        else:
+            samples = fitness.shape[1]
+            ages = torch.arange(samples - 1, -1, -1, device=fitness.device, dtype=fitness.dtype)
+            trust = self.trust * kept**samples + fitness @ kept**ages
+        # Children that inherit more than decays would outgrow all numbers.
+        return trust.clamp(-LARGEST_FITNESS, LARGEST_FITNESS)
 
     def update(self, fitness: Tensor, drawn: Any) -> None:
         """Trust, survivors, children, mutation."""

@@ -57,6 +57,17 @@ def test_low_rank_noise_has_the_rank_and_the_variance(rank):
     assert stacks["bias"].noise is not None
 
 
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_the_centre_stays_a_number_however_long_sigma_decays(kind, rank):
+    strategy = OpenAIES(torch.ones(LAYOUT.size, dtype=kind), population=8, sigma_decay=0.1, rank=rank, layout=LAYOUT)
+    for _ in range(400):
+        genomes = strategy.ask()
+        strategy.tell(-genomes.square().sum(1) + torch.arange(8))
+        assert strategy.best.isfinite().all()
+    assert strategy.sigma > 0
+
+
 def test_centred_ranks_share_the_mean_rank_of_equals():
     ranks = centred_ranks(torch.tensor([3.0, -1.0, 3.0, 7.0, 3.0]))
     assert ranks.tolist() == [0.0, -0.5, 0.0, 0.5, 0.0]

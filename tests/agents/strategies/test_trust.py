@@ -126,6 +126,15 @@ def test_best_is_the_most_trusted_genome_as_it_was_evaluated():
     assert torch.equal(strategy.best, before[13])
 
 
+@pytest.mark.parametrize("crossover", [True, False])
+def test_trust_that_would_grow_without_bound_ends_where_fitness_does(crossover):
+    strategy = build(crossover=crossover, inheritance=1e9, decay=0.0, decay_per="sample")
+    for _ in range(50):
+        strategy.ask()
+        strategy.tell(torch.linspace(-1.0, 1.0, 20).unsqueeze(1))
+        assert strategy.trust.isfinite().all()
+
+
 def test_mutation_scale_decays():
     strategy = build(mutation_scale=0.4, mutation_decay=0.5)
     for expected in (0.2, 0.1):
