@@ -107,15 +107,13 @@ def _search(
     box = None if bounds is None else Box(bounds, strategy.genome)
     if isinstance(evaluations, bool) or not isinstance(evaluations, numbers.Integral):
         raise ValueError(f"evaluations: got {evaluations!r}; allowed is a whole number")
-    if not (target is None or (isinstance(target, numbers.Real) and not math.isnan(target))):
-        raise ValueError(f"target: got {target!r}; allowed is a number, or None")
+    goal = math.inf if target is None else sign * _target(target)
     most = int(evaluations)
     if most < 1 + strategy.population:
         raise ValueError(
             f"evaluations: got {most}; allowed is at least {1 + strategy.population}, the first point and a "
             f"generation of {strategy.population}"
         )
-    goal = math.inf if target is None else sign * float(target)
     best, best_fitness, used, bad = strategy.genome, -math.inf, 0, 0
 
     def judged(genomes: Tensor) -> Tensor:
@@ -143,12 +141,23 @@ def _search(
     return Found(best, sign * best_fitness + 0.0, used, strategy.generation, bad)
 
 
+def _target(given: Any) -> float:
+    """The value at which to stop."""
+    try:
+        target = float(given) if isinstance(given, numbers.Real) else math.nan
+    except OverflowError:  # a whole number beyond all others
+        target = math.nan
+    if math.isnan(target):
+        raise ValueError(f"target: got {given!r}; allowed is a number, or None")
+    return target
+
+
 def _point(x0: Any) -> Tensor:
     """Where to start, ``[D]``; what is no tensor becomes one of float64."""
     expected = "expected a vector of one or more finite numbers, such as [0.0, 0.0]"
     try:
         start = x0 if isinstance(x0, Tensor) else torch.as_tensor(x0, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"x0: got {x0!r}; {expected}") from error
     if start.dim() != 1 or not len(start):
         raise ValueError(f"x0: got shape {list(start.shape)}; {expected}")
@@ -181,9 +190,12 @@ def _build(chosen: Any, genome: Tensor, seed: int) -> Strategy:
 def _values(function: Function, points: Tensor, batched: bool) -> Tensor:
     """What a function gives for points ``[P, D]``: ``[P]`` in float64."""
     given = function(points.clone()) if batched else [function(point) for point in points.clone()]
+    kind = str(getattr(given, "dtype", ""))
+    if "complex" in kind:
+        raise ValueError(f"function: gives something that is no number: {kind}")
     try:
         values = torch.as_tensor(given, dtype=torch.float64, device=points.device).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"function: gives something that is no number: {error}") from error
     if values.shape != (len(points),):
         raise ValueError(
@@ -207,7 +219,7 @@ class Box:
         """
         try:
             low, high = (torch.as_tensor(bound, dtype=start.dtype, device=start.device) for bound in bounds)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ValueError(
                 f"bounds: got {bounds!r}; expected two, the least and the greatest values, numbers or vectors"
             ) from error

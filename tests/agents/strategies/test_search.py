@@ -151,6 +151,12 @@ def test_what_is_not_finite_is_counted_and_never_the_best() -> None:
         ({"function": 3}, "function: got 3; allowed is what maps a point"),
         ({"function": lambda x: x}, r"function: gives something that is no number|function: gives shape"),
         ({"function": lambda x: x.sum(), "batched": True}, r"function: gives shape \[\] for 1 points; expected \[1\]"),
+        ({"function": lambda x: x.sum(1) * 1j, "batched": True}, "function: gives .* no number: torch.complex128"),
+        ({"function": lambda x: x.sum(1).numpy() * 1j, "batched": True}, "function: gives .* no number: complex128"),
+        ({"function": lambda x: 10**400}, "function: gives something that is no number: int too large"),
+        ({"x0": [10**400]}, "x0: got .*; expected a vector of one or more finite numbers"),
+        ({"bounds": (0, 10**400)}, "bounds: got .*; expected two"),
+        ({"target": 10**400}, "target: got .*; allowed is a number"),
         ({"function": lambda x: math.nan}, "function: got no finite number in 997 evaluations"),
     ],
 )
