@@ -96,10 +96,13 @@ def earned(
 
 
 def _check_shape(fitness: Any, told: Any, members: int, sequences: int) -> None:
-    if isinstance(told, Tensor) and told.shape in ((members,), (members, sequences)):
+    told_in_numbers = isinstance(told, Tensor) and not told.is_complex()
+    if told_in_numbers and told.shape in ((members,), (members, sequences)):
         return
     name = getattr(fitness, "__qualname__", type(fitness).__qualname__)
-    found = f"shape {list(told.shape)}" if isinstance(told, Tensor) else f"a {type(told).__name__}"
+    found = f"a {type(told).__name__}"
+    if isinstance(told, Tensor):
+        found = f"shape {list(told.shape)}" if told_in_numbers else f"{told.dtype}"
     raise ValueError(
         f"fitness: {name} gives {found} for {members} members and {sequences} sequences; expected a tensor "
         f"[{members}] or [{members}, {sequences}]"

@@ -168,6 +168,8 @@ class Strategy(Component, ABC):
         expected = f"[{self.population}, B]" if self.per_sample else f"[{self.population}]"
         if not isinstance(fitness, Tensor):
             raise ValueError(f"fitness: got a {type(fitness).__name__}; expected a tensor of shape {expected}")
+        if fitness.is_complex():
+            raise ValueError(f"fitness: got {fitness.dtype}; expected real numbers")
         if fitness.dim() != (2 if self.per_sample else 1) or len(fitness) != self.population:
             raise ValueError(f"fitness: got shape {list(fitness.shape)}; expected {expected}")
         fitness = self._finite(fitness.to(self.genome.device, torch.float64))

@@ -140,6 +140,7 @@ def test_a_function_is_a_fitness(function):
     [
         (lambda env, outputs, batch: outputs, r"<lambda> gives shape \[6, 2, 3, 2\] for 2 members and 3 sequences"),
         (lambda env, outputs, batch: 1.0, r"gives a float .*expected a tensor \[2\] or \[2, 3\]"),
+        (lambda env, outputs, batch: outputs.sum((0, 3)) * 1j, r"gives torch.complex64 .*expected a tensor \[2\] or"),
     ],
 )
 def test_a_function_that_gives_something_else_is_named(function, message):

@@ -192,6 +192,8 @@ class TestEvery:
         strategy.ask()
         with pytest.raises(ValueError, match="fitness: got a float; expected a tensor"):
             strategy.tell(1.5)
+        with pytest.raises(ValueError, match="fitness: got torch.complex64; expected real numbers"):
+            strategy.tell(torch.zeros(12, dtype=torch.complex64))
         with pytest.raises(ValueError, match=r"fitness: got shape \[11\]"):
             strategy.tell(torch.zeros(11))
 
