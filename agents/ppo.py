@@ -353,7 +353,8 @@ class PPOAgent(DescentAgent):
                 outputs, positions = run_again(self.circuit, rollout, segment, chosen)
                 parts = self.loss(outputs, rollout, targets, positions)
                 self.torch_optimiser.zero_grad(set_to_none=True)
-                parts["loss"].backward()
+                if parts["loss"].requires_grad:  # else all weights are frozen
+                    parts["loss"].backward()
                 numbers = dict(zip(parts, torch.stack([*parts.values()]).tolist(), strict=True))
                 descended = self.descend(numbers.pop("loss"), rate)
                 seen.append({**numbers, **descended})

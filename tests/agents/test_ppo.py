@@ -635,6 +635,14 @@ def test_several_processes_are_refused() -> None:
         make().join(Processes(rank=0, size=2))
 
 
+def test_a_circuit_that_is_frozen_whole_stays_as_it_is() -> None:
+    agent = make()
+    agent.circuit.requires_grad_(False)
+    before = copy.deepcopy(agent.circuit.state_dict())
+    agent.train_step()
+    assert same(agent.circuit.state_dict(), before)
+
+
 def test_another_try_knows_nothing_of_the_last() -> None:
     again, fresh = make(retry_every=2, target_error=0.0), make()
     for _ in range(2):
