@@ -260,7 +260,9 @@ class GymWorld(World):
             yield
         except Exception as error:
             reason = " ".join(f"{'' if type(error) is RuntimeError else f'{type(error).__name__}: '}{error}".split())
-            raise WorldError(f"env: {self._name} failed at {when} of an episode: {reason}") from error
+            # What is caused by a StopIteration, contextlib takes for that.
+            cause = None if isinstance(error, StopIteration) else error
+            raise WorldError(f"env: {self._name} failed at {when} of an episode: {reason}") from cause
 
     def _expect_reset(self, wanted: str) -> None:
         if not self._begun:

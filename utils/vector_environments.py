@@ -137,7 +137,11 @@ class Separate:
         terminated, truncated = np.zeros((2, len(self.envs)), bool)
         for row in np.flatnonzero(going).tolist():
             action = self.converter.action(given, row)
-            shown, rewards[row], terminated[row], truncated[row], _ = self.envs[row].step(action)
+            shown, reward, terminated[row], truncated[row], _ = self.envs[row].step(action)
+            try:
+                rewards[row] = reward
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"got the reward {reward!r}; expected a number") from error
             observations[row] = self.converter.flatten(shown)
         return observations, rewards, terminated, truncated
 

@@ -683,8 +683,11 @@ class Spoilt(gymnasium.Env):
         bad = self.steps == 3
         if bad and self.how == "fails":
             raise ZeroDivisionError("three steps\nare enough")
+        if bad and self.how == "stops":
+            raise StopIteration
         shown = np.full(1, np.inf if bad and self.how == "shows" else 0, np.float32)
-        earned = {"earns": np.nan, "earns inf": np.inf}.get(self.how, 1.0) if bad else 1.0
+        odd: dict[str, Any] = {"earns": np.nan, "earns inf": np.inf, "earns two": np.ones(2), "earns words": "much"}
+        earned = odd.get(self.how, 1.0) if bad else 1.0
         return shown, earned, self.steps == 4, False, {}
 
 
@@ -721,6 +724,19 @@ def test_observations_of_another_size_than_their_space_are_named(shown: Any, at:
     said = rf"failed at {when} of an episode: .*got an observation of shape .*; its space is Box"
     with pytest.raises(WorldError, match=said):
         world.play(lambda seen: torch.zeros(2, 2), 2, generator())
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("stops", "StopIteration:"),
+        ("earns two", r"ValueError: got the reward array\(\[1., 1.\]\); expected a number"),
+        ("earns words", "ValueError: got the reward 'much'; expected a number"),
+    ],
+)
+def test_what_an_environment_does_instead_of_a_step_is_named(how: str, said: str) -> None:
+    with pytest.raises(WorldError, match=f"^env: .* failed at step 3 of an episode: {said}$"):
+        spoilt(how).play(lambda shown: torch.zeros(2, 2), 2, generator())
 
 
 def test_an_environment_that_fails_is_named_with_its_step_and_the_run_is_saved() -> None:
