@@ -22,6 +22,7 @@ from ..core.registry import register
 from ..core.streams import stream_seed
 from ..core.task import Task
 from ..core.world import World, WorldError
+from .evaluation import check_saved
 from .fitness import AnyFitness
 from .learning import LearningAgent, TrainingError
 from .population import Population
@@ -266,6 +267,7 @@ class EvolutionAgent(LearningAgent):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from :meth:`state_dict`; see :meth:`Agent.load_state_dict`."""
+        check_saved(state)
         # Checkpoints of before have none.
         state = {"first_statistics": self.first_statistics, **state}
         super().load_state_dict(state)

@@ -349,6 +349,10 @@ def test_another_try_knows_of_observations_what_the_first_one_did():
         agent.train_step()
     assert before[1] > before[0] == before[2] == known["count"] > 0
     assert same(resumed.state_dict(), tries.state_dict())
+    older = tries.state_dict()
+    del older["first_statistics"]  # a checkpoint of before
+    resumed.load_state_dict(older)
+    assert same(resumed.state_dict(), tries.state_dict())
 
 
 def test_what_was_seen_in_a_generation_that_failed_is_not_learned():
