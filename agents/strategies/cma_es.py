@@ -28,6 +28,9 @@ RESTARTS = (
 )
 """Attributes that restarts need."""
 
+MOST_DOUBLINGS = 9
+"""After which restarts keep the size of the population (Hansen 2009 ends there); it would outgrow the memory."""
+
 
 class Rates(NamedTuple):
     """Weights and learning rates (table 1 of the tutorial), in its names."""
@@ -193,7 +196,7 @@ class CMAES(Strategy):
             self.last_large = evaluations
         large, small = self.spent
         self.spent = (large + self.large * evaluations, small + (not self.large) * evaluations)
-        wanted = first * 2 ** (self.restarts_done + 1)
+        wanted = first * 2 ** min(self.restarts_done + 1, MOST_DOUBLINGS)
         size, sigma = wanted, self.options.sigma
         self.large = not (self.restarts == "bipop" and self.restarts_done and self.spent[1] < self.spent[0])
         if not self.large:

@@ -114,6 +114,15 @@ def test_restarts_find_what_one_search_misses(restarts):
     assert found("none").value > 0.5 and found(restarts).value <= 1e-8
 
 
+@pytest.mark.parametrize("kind", ["ipop", "bipop"])
+def test_the_population_doubles_nine_times_at_most(kind):
+    strategy = CMAES(torch.zeros(2, dtype=torch.float64), population=4, restarts=kind, seed=1)
+    strategy.restarts_done, strategy.spent = 30, (0, 1)
+    while strategy.restarts_done < 31:
+        strategy.tell(torch.zeros(len(strategy.ask()), dtype=torch.float64))
+    assert strategy.population == 4 * 2**9
+
+
 def test_a_restart_doubles_the_population_and_keeps_the_best_mean():
     strategy = CMAES(torch.full((2,), 2.0, dtype=torch.float64), sigma=0.3, population=6, restarts="ipop", seed=1)
     while strategy.restarts_done < 2:
