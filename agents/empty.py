@@ -11,6 +11,7 @@ from pydantic import Field
 from ..core.agent import Agent
 from ..core.env import Env
 from ..core.options import LARGEST_STEP
+from ..core.placement import take_up
 from ..core.registry import register
 from ..core.streams import stream_seed
 from .evaluation import check_keys, evaluate_all, fitting, load_weights, show_episodes, weights_of
@@ -73,5 +74,5 @@ class EmptyAgent(Agent):
         """Resume from :meth:`state_dict`."""
         check_keys(state, self.state_dict())
         load_weights(self.circuit, state)
-        self.generator.set_state(state["generator"].cpu())
+        take_up(self.generator, state["generator"])
         self.step = state["step"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import random
 import time
@@ -19,6 +20,7 @@ from ..core.agent import Agent
 from ..core.component import outside
 from ..core.env import Env
 from ..core.options import LARGEST_STEP
+from ..core.placement import random_apart, seed_all, take_up
 from ..core.streams import Stream, stream_seed
 from ..core.world import World, WorldError
 from .evaluation import (
@@ -32,6 +34,8 @@ from .evaluation import (
     show_episodes,
     weights_of,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingError(RuntimeError):
@@ -160,12 +164,8 @@ class LearningAgent(Agent):
         """
         seed = random.Random(f"{self.seed} {self.step} {part}").getrandbits(63)
         device = torch.device(self.env.device)
-        on_gpu = device.type == "cuda"
-        with torch.random.fork_rng([device] if on_gpu else []):
-            torch.default_generator.manual_seed(seed)
-            if on_gpu:
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(seed)
+        with random_apart(device):
+            seed_all(device, seed)
             yield
 
     def evaluate(self, stream: Stream = "validation") -> dict[str, float]:
@@ -349,7 +349,13 @@ class LearningAgent(Agent):
         check_keys(state, self.state_dict())
         load_weights(self.circuit, state)
         self.env.load_state_dict(state["env"])
-        self.generator.set_state(state["generator"].cpu())
+        if not take_up(self.generator, state["generator"]):
+            logger.warning(
+                "%s %d: saved on another kind of device than %s; goes on with other random numbers",
+                self.unit,
+                state["step"],
+                self.generator.device,
+            )
         self.step = state["step"]
         self.best_error = state["best_error"]
         self.last_validation = dict(state["last_validation"])

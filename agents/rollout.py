@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.circuit import Circuit
+from ..core.placement import moved
 from ..core.state import example, map_state
 from ..core.world import WorldError
 from .actor_critic import ActorCritic
@@ -156,6 +157,7 @@ class Actors:
             return {}
         return {
             "seed": self._seed,
+            "kind": torch.device(self.world.device).type,
             "actions": torch.stack(self._actions) if self._actions else None,
             "observations": self._observations,
             "first": self._first,
@@ -168,11 +170,16 @@ class Actors:
         """Play the same episodes again up to where they were.
 
         Returns:
-            Whether they are the same. If not, since the world is another one now, there are none to go on with.
+            Whether they are the same. If not, since the world is another one now or is on another kind of device, there
+            are none to go on with.
         """
         self._actions = None
         if not state or len(state["first"]) != self.count:
             return not state
+        device = torch.device(self.world.device)
+        if state.get("kind", device.type) != device.type:
+            return False  # from the same seed it draws other episodes, which may begin alike
+        state = moved(state, device)
         world, chance = self.world, torch.Generator(self.world.device).manual_seed(state["seed"])
         shown, _ = world.reset(self.count, chance)
         actions = [] if state["actions"] is None else list(state["actions"].unbind(0))

@@ -16,6 +16,7 @@ from ..core.circuit import Circuit
 from ..core.distributed import Processes
 from ..core.env import Batch
 from ..core.options import LARGEST_STEP
+from ..core.placement import moved
 from ..core.registry import register
 from ..core.streams import stream_seed
 from ..core.structure import Change, Structure, follow_optimiser, follow_units, reverse
@@ -28,6 +29,7 @@ from .structure.strategies import STRATEGIES, Done, Limits, Strategy, Subject, r
 from .structure.tracker import Record, Tracker, thinned
 from .structure.trial import PairedTrial, Proposal, RewardTrial, Verdict
 
+_CPU = torch.device("cpu")
 GRADE_EVERY = 5
 """Steps from one batch whose answers are graded to the next, but in a trial by the reward."""
 REMEMBERED_ROWS = 256
@@ -478,16 +480,16 @@ class SelfModifyingAgent(BackpropAgent):
         self.largest = state["largest"]
         self.bounds = self.bounds._replace(max_units=self.max_units or 4 * self.largest)
         if self.chooser and state["policy"] == self.policy:
-            self.chooser.load_state_dict(_on_cpu(state["chooser"]))
-        self.tracker.load_state_dict(_on_cpu(state["tracker"]))
+            self.chooser.load_state_dict(moved(state["chooser"], _CPU))
+        self.tracker.load_state_dict(moved(state["tracker"], _CPU))
         self.structural.set_state(state["structural"].cpu())
-        self.born, self.updates = _on_cpu(state["born"]), state["updates"]
+        self.born, self.updates = moved(state["born"], _CPU), state["updates"]
         self._recent, self._sums, self._last = list(state["recent"]), dict(state["sums"]), dict(state["last"])
         self.trial = self._trial_from(state["trial"]) if state["trial"] and self.chooser else None
 
     def _trial_from(self, state: Mapping[str, Any]) -> PairedTrial | RewardTrial:
         trial: PairedTrial | RewardTrial
-        proposal = Proposal.load(_on_cpu(state["proposal"]))
+        proposal = Proposal.load(moved(state["proposal"], _CPU))
         if state["kind"] == "paired":
             changed = copy.deepcopy(self.circuit).train()
             load_weights(changed, state)
@@ -502,15 +504,6 @@ class SelfModifyingAgent(BackpropAgent):
             trial.rewards = list(state["rewards"])
         trial.changed = list(state["changed"])
         return trial
-
-
-def _on_cpu(part: Any) -> Any:
-    """Plain data with its tensors, which a checkpoint may have put on a GPU, where sequences are."""
-    if isinstance(part, Tensor):
-        return part.cpu()
-    if isinstance(part, Mapping):
-        return {name: _on_cpu(inner) for name, inner in part.items()}
-    return [_on_cpu(inner) for inner in part] if isinstance(part, list | tuple) else part
 
 
 def _born(structure: Structure, step: int) -> list[Tensor]:

@@ -20,7 +20,7 @@ from .kernels.transforms import one_call
 from .lengths import check_lengths, picked, run_each_to_its_end
 from .members import Stack, map_members
 from .options import check_choice
-from .placement import AnyDeviceOrNone, AnyDtype
+from .placement import AnyDeviceOrNone, AnyDtype, random_apart
 from .registry import contract
 from .state import check_batch, compare, example, layout, map_state
 from .structure import Change, LayerEdit, Structure, Wire, check_structure, draw_all, inputs_of, make_change
@@ -196,7 +196,7 @@ class Circuit(Component, nn.Module, ABC):
         gives = ("outputs", "the next state")
         try_steps(self, "step", state, self.vector_size, (self.output_size,), gives, self.differentiable)
         inputs, expected = example(self).new_zeros(3, BATCH, self.vector_size), [3, BATCH, self.output_size]
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), random_apart(inputs.device):
             for method in ("run", "run_traced"):
                 with trying(self, method):
                     outputs, after, *seen = getattr(self, method)(inputs, self.initial_state(BATCH))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .options import ContractError, OptionsError
+from .placement import random_apart
 from .state import compare, example, leaves, map_state
 from .trace_field import TraceField, check_fields
 
@@ -90,7 +91,7 @@ def _apart(module: nn.Module) -> Iterator[None]:
     device = example(module).device
     try:
         module.eval()
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+        with random_apart(device), torch.enable_grad():
             yield
     finally:
         for part, was in training.items():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .placement import random_apart
 from .state import map_state
 from .tokens import is_whole
 
@@ -160,7 +161,7 @@ def mapping_of(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor) -> Cal
     if known is None:
         few, short = {name: dense(stack[0:2]) for name, stack in stacks.items()}, inputs[:1, :1]
         # What is drawn here must change nothing in what comes after.
-        with torch.no_grad(), torch.random.fork_rng([inputs.device] if inputs.is_cuda else []):
+        with torch.no_grad(), random_apart(inputs.device):
             try:
                 known = vmap
                 _map(circuit, lambda circuit: _answers(circuit, short), few, known, randomness="different")

@@ -71,7 +71,7 @@ MOST_THREADS = 1024
 
 Precision = Literal["float32", "bfloat16", "float64"]
 
-_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,2})?|mps")
+_DEVICE = re.compile(r"(?P<kind>[a-z_]+)(:[0-9]{1,2})?")
 _NAME = re.compile(r"[^\W_][\w.=,+-]{0,99}")
 _HOST = re.compile(r"[\w.-]+|[\da-fA-F:.]+")
 
@@ -93,7 +93,9 @@ class RunOptions(Options):
     )
     seed: int = Field(default=1, ge=0, lt=2**31, description="of weights, training data and population")
     device: str = Field(
-        default="auto", description="cpu, cuda, cuda:1, … or mps; auto takes a CUDA device where there is one"
+        default="auto",
+        description="cpu, cuda, cuda:1, … or another that torch finds here and that has float64, such as xpu; auto "
+        "takes a CUDA device where there is one",
     )
     backend: Backend = Field(default="auto", description="what runs sequences; auto takes the fastest that can")
     precision: Precision = Field(
@@ -183,7 +185,7 @@ def parse(values: Mapping[str, Any]) -> RunOptions:
     device = values.get("device", "auto")
     if isinstance(device, str):
         try:
-            resolve_device(device)
+            _check_float64(resolve_device(device))
         except OptionsError as error:
             problems.append(str(error))
     try:
@@ -232,17 +234,35 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         OptionsError: no such device here.
     """
-    if not _DEVICE.fullmatch(name):
-        raise OptionsError(f"device: got {name!r}; allowed: auto, cpu, cuda, cuda:1 and so on, mps")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda" if gpus else "cpu")
-    device = torch.device(name)
+    known = _DEVICE.fullmatch(name)
+    try:
+        if not known or name.startswith("cpu:"):
+            raise RuntimeError("no device is called so")
+        device, module = torch.device(name), torch.get_device_module(known["kind"])
+    except RuntimeError as error:
+        raise OptionsError(
+            f"device: got {name!r}; allowed: auto, cpu, cuda, cuda:1 and so on, or another that torch finds"
+        ) from error
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise OptionsError(f"device: got {name!r}; torch finds {gpus or 'no'} CUDA device{'s'[: gpus != 1]} here")
-    if device.type == "mps" and not torch.backends.mps.is_available():
+    if not module.is_available() or (device.index or 0) >= module.device_count():
         raise OptionsError(f"device: got {name!r}; torch finds no such device here")
     return device
+
+
+def _check_float64(device: torch.device) -> None:
+    """Raise OptionsError where there is none, as on mps: circuits do without it, but what draws and judges does not."""
+    if device.type in ("cpu", "cuda"):
+        return
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError) as error:
+        raise OptionsError(
+            f"device: got {str(device)!r}, which has no float64, in which a run draws and adds up; allowed: cpu"
+        ) from error
 
 
 def build_env(options: Options, device: torch.device) -> Task:

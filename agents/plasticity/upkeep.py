@@ -10,7 +10,9 @@ from ...core.circuit import Circuit
 from ...core.component import build
 from ...core.env import Env
 from ...core.options import refusal
+from ...core.placement import moved
 from ...core.registry import name_of
+from ...core.state import example
 from ...core.structure import Change
 from .base import PlasticityMethod, Update, generator_of
 
@@ -45,6 +47,7 @@ class Upkeep:
 
     def begin(self, circuit: Circuit) -> None:
         """Start to remember, with the weights as they are; those that are to be masked become zero."""
+        self.device = example(circuit).device
         for number, method in enumerate(self.methods):
             method.begin(circuit, generator_of(self.seed, number, 0))
 
@@ -98,7 +101,7 @@ class Upkeep:
         if before != now:
             raise ValueError(refusal("agent.plasticity", before, now))
         for method, state in zip(self.methods, states, strict=True):
-            method.load_state_dict(state)
+            method.load_state_dict(moved(state, self.device))
 
 
 def _name(method: PlasticityMethod) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...core.component import Chosen, Component
 from ...core.contracts import expect, trying
 from ...core.members import Stack
+from ...core.placement import random_apart, take_up
 from ...core.recorder import Chart
 from ...core.registry import contract
 from ..evaluation import check_keys, check_saved, check_state
@@ -218,7 +219,7 @@ class Strategy(Component, ABC):
                 return type(self)(self.genome, layout=self.layout, seed=self.seed, **values)
 
         tried = another()
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), random_apart(self.genome.device):
             for _ in range(2):
                 with trying(self, "ask"):
                     genomes, stacks = tried.ask(), tried.ask_stacks()
@@ -292,9 +293,10 @@ class Strategy(Component, ABC):
         for line in self.options.refused(state.get("options", {})):
             raise ValueError(f"agent.strategy.{line}")
         check_keys(state, expected)
-        tensors = {name: value for name, value in expected.items() if isinstance(value, Tensor)}
+        # The state of a generator has another size on another kind of device.
+        tensors = {name: value for name, value in expected.items() if isinstance(value, Tensor) and name != "generator"}
         check_state("strategy", {name: state[name] for name in tensors}, tensors)
-        self.generator.set_state(state["generator"].cpu())
+        take_up(self.generator, state["generator"])
         self.generation = state["generation"]
         self.best_fitness = state["best_fitness"]
         self.bad_fitness = state["bad_fitness"]

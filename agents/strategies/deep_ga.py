@@ -22,7 +22,7 @@ class DeepGA(Strategy):
     A chain ``[s0, s1, ..., sn]`` stands for the genome ``first(s0) + sigma * noise(s1) + ... + sigma * noise(sn)``,
     added up in this order, each ``noise(s)`` standard normal and drawn from that seed alone, as are the weights that it
     touches where ``share`` leaves some alone. A checkpoint holds chains,
-    and :meth:`rebuild` gives back every genome bit for bit (on the same kind of device, by the same version of torch).
+    and :meth:`rebuild` gives back every genome bit for bit, on any device (by the same version of torch).
     """
 
     kept: ClassVar[frozenset[str]] = Strategy.kept | {"sigma", "share", "initial"}
@@ -73,7 +73,8 @@ class DeepGA(Strategy):
         """Chain of the elite; empty before the first generation."""
         self.chains: list[list[int]] = []
         """Chains of the population that was drawn last."""
-        self._noise = torch.Generator(self.genome.device)
+        # On the CPU: from the same seed other devices draw other numbers, and a chain would be another genome there.
+        self._noise = torch.Generator()
         self._parents = self.genome.new_empty(0, len(self.genome))
         self._elite = self.genome.clone()
         self._candidates: Tensor | None = None
@@ -90,16 +91,14 @@ class DeepGA(Strategy):
         """The first genome of a chain, ``[D]``."""
         if self.initial == "copied":
             return self._mutated(self.genome, seed)
-        return resample(self.genome, self.layout, self._noise.manual_seed(seed), 1)[0]
+        return resample(self.genome.cpu(), self.layout, self._noise.manual_seed(seed), 1)[0].to(self.genome)
 
     def _mutated(self, genome: Tensor, seed: int) -> Tensor:
-        noise = torch.randn(
-            len(genome), generator=self._noise.manual_seed(seed), device=genome.device, dtype=genome.dtype
-        )
+        noise = torch.randn(len(genome), generator=self._noise.manual_seed(seed), dtype=genome.dtype)
         if self.share < 1:
-            noise *= torch.rand(len(genome), generator=self._noise, device=genome.device) < self.share
+            noise *= torch.rand(len(genome), generator=self._noise) < self.share
         # Multiplied, then added: a fused operation could round differently here and there.
-        return noise.mul_(self.sigma).add_(genome)
+        return noise.to(genome.device).mul_(self.sigma).add_(genome)
 
     def rebuild(self, chain: list[int]) -> Tensor:
         """The genome ``[D]`` that a chain of seeds stands for."""

@@ -33,6 +33,7 @@ from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import functional_call
 
 from ..members import Call, map_members
+from ..placement import random_apart
 from ..state import CircuitState, leaves, rebuild
 from . import eager, guard
 from .formulas import as_written, hooked
@@ -291,7 +292,7 @@ def _nothing_changes(circuit: nn.Module, device: torch.device) -> Iterator[None]
     buffers = [
         (own, name, b, b.clone()) for own in circuit.modules() for name, b in own._buffers.items() if b is not None
     ]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with random_apart(device):
         try:
             yield
         finally:

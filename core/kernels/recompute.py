@@ -23,6 +23,7 @@ from torch.func import functional_call
 
 from ..members import Call
 from ..options import check_sizes
+from ..placement import random_apart, random_state, set_random_state
 from ..state import CircuitState, leaves, map_state, rebuild
 from . import dispatch
 from .transforms import transform
@@ -71,12 +72,11 @@ def _module(circuit: CircuitView) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _drawing_again(device: torch.device, state: Tensor, state_of_gpu: Tensor | None) -> Iterator[None]:
+def _drawing_again(device: torch.device, state: Tensor, state_there: Tensor | None) -> Iterator[None]:
     """Within the block, torch's global generators draw again what they drew from these states, as dropout must."""
-    with torch.random.fork_rng([] if state_of_gpu is None else [device]):
+    with random_apart(device):
         torch.set_rng_state(state)
-        if state_of_gpu is not None:
-            torch.cuda.set_rng_state(state_of_gpu, device)
+        set_random_state(device, state_there)
         yield
 
 
@@ -104,7 +104,7 @@ class _Chunk(Function):
             "enabled": torch.is_autocast_enabled(device),
             "cache_enabled": torch.is_autocast_cache_enabled(),
         }
-        ctx.random = torch.get_rng_state(), torch.cuda.get_rng_state(inputs.device) if inputs.is_cuda else None
+        ctx.random = torch.get_rng_state(), random_state(inputs.device)
         ctx.save_for_backward(inputs, *tensors)
         features, state = dispatch.run(circuit, inputs, rebuild(structure, tensors))
         results = [features, *leaves(state)]

@@ -737,3 +737,26 @@ def test_foreign_checkpoints() -> None:
     circuit = {name: value for name, value in state["circuit"].items() if name != "output.bias"}
     with pytest.raises(ValueError, match=r"weight 'output\.bias' is missing"):
         agent.load_state_dict({**state, "circuit": circuit})
+
+
+@pytest.mark.parametrize("kind", ["backprop", "evolution"])
+def test_goes_on_from_another_kind_of_device(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Generators of a GPU keep 16 bytes, that of the CPU 5,056; neither takes those of the other."""
+    env = CopyEnv(width=2, max_length=2)
+
+    def build() -> Any:
+        circuit = papertape.NTM(env.input_size, env.output_size, hidden_size=4, memory_size=6, word_size=4)
+        if kind == "backprop":
+            return BackpropAgent(env, circuit, steps=2, batch_size=2)
+        return EvolutionAgent(env, circuit, generations=2, batch_size=2, strategy={"type": "snes", "population": 4})
+
+    first = build()
+    first.fit()
+    state = first.state_dict()
+    for own in (state, state.get("strategy", {})):
+        own["generator"] = torch.arange(16, dtype=torch.uint8)
+    again = build()
+    again.load_state_dict(copy.deepcopy(state))
+    again.train_step()
+    assert again.step == 3
+    assert caplog.text.count("saved on another kind of device than cpu; goes on with other random numbers") == 1
