@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
+import torch
 from pydantic import Field, PlainValidator
 from torch import nn
 
@@ -102,6 +103,14 @@ class Agent(Component, ABC):
         if not isinstance(self.env, self.tasks):
             allowed = " or ".join(task.__name__ for task in self.tasks)
             raise ValueError(f"env: got a {type(self.env).__name__}; allowed with {name}: {allowed}")
+        # Of several, as a cuda without a number, torch takes the one that is the current one.
+        here = torch.empty(0, device=self.env.device).device
+        places = {parameter.device for parameter in circuit.parameters()}
+        if places and here not in places:
+            there = " and ".join(sorted(map(str, places)))
+            raise ValueError(
+                f"circuit: is on {there}, the env on {here}; allowed is one device (move the circuit with .to)"
+            )
         if outside(self.env):
             with under("env"):
                 self.env.check()

@@ -99,6 +99,8 @@ class Processes:
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
+        if not flat.is_cuda:  # gloo takes nothing of other devices
+            flat = flat.cpu()
         with _or_lost():
             distributed.all_reduce(flat)
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):

@@ -760,3 +760,11 @@ def test_goes_on_from_another_kind_of_device(kind: str, caplog: pytest.LogCaptur
     again.train_step()
     assert again.step == 3
     assert caplog.text.count("saved on another kind of device than cpu; goes on with other random numbers") == 1
+
+
+@pytest.mark.parametrize("kind", [BackpropAgent, EvolutionAgent, MixedAgent])
+def test_env_and_circuit_on_different_devices_are_refused(kind: Any) -> None:
+    env = CopyEnv(width=2, max_length=2)
+    circuit = papertape.NTM(env.input_size, env.output_size, device="meta")
+    with pytest.raises(ValueError, match="circuit: is on meta, the env on cpu; allowed is the same"):
+        kind(env, circuit)

@@ -19,6 +19,7 @@ import papertape
 from papertape.circuits import DNC, NTM, SAM
 from papertape.core import registry
 from papertape.core.circuit import Circuit
+from papertape.core.distributed import Processes
 from papertape.core.placement import random_apart, random_state
 from papertape.core.state import leaves
 from papertape.main import main
@@ -165,6 +166,17 @@ def test_populations_answer_as_on_the_cpu(kind: type[Circuit]) -> None:
     expected = here.run_population(stacks, inputs)
     found = there.run_population({name: p.to("simulated") for name, p in stacks.items()}, inputs.to("simulated"))
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_processes_add_up_by_way_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_reduce(flat: Tensor) -> None:
+        assert flat.device.type == "cpu"  # all that gloo knows besides CUDA
+        flat *= 2
+
+    monkeypatch.setattr("papertape.core.distributed.distributed.all_reduce", all_reduce)
+    given = [torch.ones(2, 3, device="simulated"), torch.ones(1, device="simulated")]
+    Processes(0, 2).add_up(given)
+    assert [tensor.tolist() for tensor in given] == [[[2.0] * 3] * 2, [2.0]]
 
 
 def test_a_run_is_refused_where_there_is_no_float64(
