@@ -389,7 +389,7 @@ class SelfModifyingAgent(BackpropAgent):
             changed = proposal.change({}, dict(self.circuit.named_parameters()))
             self._take(trial.saved, trial.saved["moments"])
             self._let_others_follow(reverse(changed, dict(self.circuit.named_parameters())))
-            self.born = trial.saved["born"]
+            self.born = moved(trial.saved["born"], _CPU)
             self.upkeep.load_state_dict(trial.saved["plasticity"])
             self.tracker.note(self.step, self.circuit.structure())
         record = Record(
@@ -484,7 +484,8 @@ class SelfModifyingAgent(BackpropAgent):
         self.tracker.load_state_dict(moved(state["tracker"], _CPU))
         self.structural.set_state(state["structural"].cpu())
         self.born, self.updates = moved(state["born"], _CPU), state["updates"]
-        self._recent, self._sums, self._last = list(state["recent"]), dict(state["sums"]), dict(state["last"])
+        self._recent = moved(list(state["recent"]), torch.device(self.env.device))
+        self._sums, self._last = dict(state["sums"]), dict(state["last"])
         self.trial = self._trial_from(state["trial"]) if state["trial"] and self.chooser else None
 
     def _trial_from(self, state: Mapping[str, Any]) -> PairedTrial | RewardTrial:
