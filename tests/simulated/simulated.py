@@ -39,7 +39,6 @@ def load(folder: Path) -> types.ModuleType:
         "get_rng_state": lambda device=-1: extension.default_generator(_index(device)).get_state(),
         "set_rng_state": lambda state, device=-1: extension.default_generator(_index(device)).set_state(state),
         "get_amp_supported_dtype": lambda: [torch.bfloat16, torch.float16],
-        "draw_as_cpu": extension.draw_as_cpu,
         "float64": extension.float64,
     }
     for name, function in functions.items():

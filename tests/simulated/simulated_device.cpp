@@ -5,28 +5,18 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
+#include <ATen/NativeFunctions.h>
 #include <ATen/native/CPUFallback.h>
-#include <ATen/ops/_reshape_alias_native.h>
-#include <ATen/ops/_local_scalar_dense_native.h>
-#include <ATen/ops/as_strided_native.h>
-#include <ATen/ops/resize_native.h>
-#include <ATen/ops/set_native.h>
-#include <ATen/ops/unfold_native.h>
-#include <ATen/ops/view_as_complex_native.h>
-#include <ATen/ops/view_as_real_native.h>
-#include <ATen/ops/view_native.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/FakeGuardImpl.h>
 #include <torch/extension.h>
-
 namespace {
-
 constexpr auto kKind = c10::DeviceType::PrivateUse1;
 using Guard = c10::impl::FakeGuardImpl<kKind>;    // eight devices
 C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);
 
-bool float64 = true;    // as on mps, if false
-uint64_t apart = 1;     // a seed gives other numbers than on the CPU, as on a GPU; the same if 0
+bool float64 = true;  // as on mps, if false
+constexpr uint64_t apart = 1;  // a seed gives other numbers than on the CPU, as on a GPU
 
 struct Allocator final : at::Allocator {
   at::DataPtr allocate(size_t size) override {
@@ -61,8 +51,7 @@ struct Generator final : c10::GeneratorImpl {
   }
   Generator* clone_impl() const override {
     auto* other = new Generator(device().index());
-    other->cpu = cpu.clone();
-    return other;
+    return other->cpu = cpu.clone(), other;
   }
 };
 
@@ -76,7 +65,6 @@ const at::Generator& default_generator(c10::DeviceIndex index) {
 }
 
 struct Hooks final : at::PrivateUse1HooksInterface {
-  bool isBuilt() const override { return true; }
   bool isAvailable() const override { return true; }
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
   c10::DeviceIndex deviceCount() const override { return c10::impl::kFakeGuardImplMaxDevices; }
@@ -123,21 +111,7 @@ at::Tensor copy_from_and_resize(const at::Tensor& from, const at::Tensor& to) {
   return copy_from(from, to, false);
 }
 
-at::Tensor& set_storage(at::Tensor& self, at::Storage storage, int64_t offset, c10::IntArrayRef size, c10::IntArrayRef stride) {
-  return at::native::set_storage_cpu_(self, storage, offset, size, stride);
-}
-
 at::Scalar local_scalar(const at::Tensor& self) { return at::native::_local_scalar_dense_cpu(seen_by_cpu(self)); }
-
-at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                       c10::IntArrayRef stride, c10::IntArrayRef padding, c10::IntArrayRef dilation, bool transposed,
-                       c10::IntArrayRef output_padding, int64_t groups) {
-  TORCH_CHECK(input.device() == weight.device(), "Expected all tensors to be on the same device");
-  const auto own = bias && bias->defined() ? std::optional(seen_by_cpu(*bias)) : std::nullopt;
-  return at::convolution(
-             seen_by_cpu(input), seen_by_cpu(weight), own, stride, padding, dilation, transposed, output_padding, groups)
-      .to(input.device());
-}
 
 std::tuple<at::Tensor, at::Tensor> dropout(const at::Tensor& input, double share, std::optional<bool> train) {
   auto mask = at::ones_like(input, input.options().dtype(at::kBool));
@@ -190,7 +164,6 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 }
 
 }  // namespace
-
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>()); }
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
@@ -199,9 +172,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_copy_from", copy_from);
   m.impl("_copy_from_and_resize", copy_from_and_resize);
   m.impl("_local_scalar_dense", local_scalar);
-  m.impl("convolution_overrideable", convolution);
   m.impl("native_dropout", dropout);
-  m.impl("set_.source_Storage_storage_offset", set_storage);
+  m.impl("set_.source_Storage_storage_offset", at::native::set_storage_cpu_);
   m.impl("set_.source_Tensor", at::native::set_tensor_);
   m.impl("set_.source_Storage", at::native::set_);
   m.impl("resize_", at::native::resize_);
@@ -209,12 +181,9 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_reshape_alias", at::native::_reshape_alias);
   m.impl("view", at::native::view);
   m.impl("unfold", at::native::unfold);
-  m.impl("view_as_real", at::native::view_as_real);
-  m.impl("view_as_complex", at::native::view_as_complex);
 }
 
 TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) { m.fallback(torch::CppFunction::makeFallthrough()); }
-
 TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
 #define LOWER(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, lower_precision_fp)
 #define SINGLE(...) KERNEL_PRIVATEUSEONE(__VA_ARGS__, fp32)
@@ -228,5 +197,4 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("current_device", [] { return static_cast<int>(Guard::getDeviceIndex()); });
   m.def("set_device", [](int index) { Guard::setDeviceIndex(static_cast<c10::DeviceIndex>(index)); });
   m.def("float64", [](bool there) { float64 = there; }, "Whether the device has float64.");
-  m.def("draw_as_cpu", [](bool same) { apart = !same; }, "Whether a seed gives the numbers that it gives on the CPU.");
 }

@@ -46,12 +46,16 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "self-modifying": (
         COPY,
         LAYERS,
-        {**BACKPROP, "type": "self-modifying", "check_every": 3, "trial_steps": 2, "growth_threshold": 1},
+        {**BACKPROP, "type": "self-modifying", "check_every": 3, "trial_steps": 2, "growth_threshold": 0.5},
     ),
     "ppo": (MAZE, NTM_BLOCK, PPO),
     "snes": (MAZE, NTM_BLOCK, {**EVOLUTION, "strategy": {"type": "snes", "population": 4}}),
     "cma-es": (COPY, LAYERS, {**EVOLUTION, "strategy": {"type": "cma-es", "population": 4}}),
-    "deep-ga": (COPY, LAYERS, {**EVOLUTION, "strategy": {"type": "deep-ga", "population": 4, "truncation": 2, "elite_candidates": 2}}),
+    "deep-ga": (
+        COPY,
+        LAYERS,
+        {**EVOLUTION, "strategy": {"type": "deep-ga", "population": 4, "truncation": 2, "elite_candidates": 2}},
+    ),
     "empty": (COPY, NTM_BLOCK, {"type": "empty", "steps": 3, "batch_size": 2}),
 }
 UNITS = {"ppo": "updates", "snes": "generations", "cma-es": "generations", "deep-ga": "generations"}
