@@ -33,6 +33,7 @@ from papertape.agents.plasticity import (
 from papertape.agents.plasticity.base import generator_of
 from papertape.agents.plasticity.sparse import hidden_weights, largest, spread
 from papertape.agents.plasticity.units import Activity, contributions, groups_of, renew
+from papertape.agents.plasticity.upkeep import Upkeep
 from papertape.agents.structure import PairedTrial, Verdict
 from papertape.agents.structure.strategies import utilities
 from papertape.circuits import FeedForwardCircuit
@@ -1042,3 +1043,15 @@ def test_averages_are_corrected_by_how_often_a_unit_was_seen() -> None:
             Update(circuit, optimiser, env, batch, step, seed=0, activity=ones if kept.looks(step) else None)
         )
     torch.testing.assert_close(kept.means[0] / kept._seen(0), torch.ones(4))
+
+
+def test_what_is_remembered_is_where_the_circuit_is() -> None:
+    """A checkpoint is read to the CPU, whatever device the circuit is on."""
+    circuit = FeedForwardCircuit(4, 2, hidden_sizes=[3])
+    env = CopyEnv(width=2, max_length=2)
+    method = papertape.agents.BackpropAgent.Options(plasticity="continual-backprop").plasticity
+    state = Upkeep(method, circuit, env, 1).state_dict()
+    elsewhere = Upkeep(method, circuit.to("meta"), env, 1)
+    elsewhere.load_state_dict(state)
+    remembered = elsewhere.methods[0].state_dict()
+    assert all(tensor.is_meta for name in ("utilities", "means", "ages") for tensor in remembered[name])
