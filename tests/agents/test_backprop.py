@@ -766,5 +766,5 @@ def test_goes_on_from_another_kind_of_device(kind: str, caplog: pytest.LogCaptur
 def test_env_and_circuit_on_different_devices_are_refused(kind: Any) -> None:
     env = CopyEnv(width=2, max_length=2)
     circuit = papertape.NTM(env.input_size, env.output_size, device="meta")
-    with pytest.raises(ValueError, match="circuit: is on meta, the env on cpu; allowed is the same"):
+    with pytest.raises(ValueError, match="circuit: is on meta, the env on cpu; allowed is one device"):
         kind(env, circuit)
