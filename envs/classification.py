@@ -114,7 +114,36 @@ class LabelledImages:
         inputs = images.flatten(1).to(dtype).div_(255)
         return Batch(inputs.unsqueeze(0), targets.unsqueeze(0), inputs.new_ones(1, index.shape[0]))
 
+    def sample(self, batch_size: int, sampling: str, generator: torch.Generator, max_shift: int = 0) -> Batch:
+        """A batch of images drawn by :meth:`draw`, each moved by up to so many pixels down or up and across."""
+        index = self.draw(batch_size, sampling, generator)
+        if not max_shift:
+            return self.batch(index)
+        size = (2, batch_size)
+        shifts = torch.randint(-max_shift, max_shift + 1, size, generator=generator, device=self.images.device)
+        return self.batch(index, shifted(self.images[index], *shifts))
+
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Every image once, in order."""
         for index in torch.arange(len(self), device=self.labels.device).split(batch_size):
             yield self.batch(index)
+
+
+def shifted(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """Images moved by whole pixels; what comes in at the edge is 0.
+
+    Args:
+        images: ``[B, rows, columns]``.
+        down: ``[B]``, negative is up.
+        across: ``[B]`` to the right, negative is to the left.
+
+    Returns:
+        ``[B, rows, columns]``.
+    """
+    for dimension, shift in ((1, down), (2, across)):
+        size = images.shape[dimension]
+        source = torch.arange(size, device=images.device) - shift.unsqueeze(-1)
+        inside = (source >= 0) & (source < size)
+        view = (-1, size, 1) if dimension == 1 else (-1, 1, size)
+        images = images.gather(dimension, source.clamp(0, size - 1).view(view).expand_as(images)) * inside.view(view)
+    return images

@@ -84,6 +84,14 @@ class ImagesEnv(ClassificationEnv):
         "are trained on and are the validation set as well; the test images are left to the test",
     )
 
+    max_shift: int = Field(
+        default=0,
+        ge=0,
+        lt=28,
+        description="most pixels by which an image is moved in training, across and down, at random each time; what is "
+        "judged stays where it is",
+    )
+
     @property
     def classes(self) -> Sequence[str]:
         """Name of each class."""
@@ -115,7 +123,7 @@ class ImagesEnv(ClassificationEnv):
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw images with replacement; see :meth:`Env.sample`."""
-        return self.labelled.batch(self.labelled.draw(batch_size, self.sampling, generator))
+        return self.labelled.sample(batch_size, self.sampling, generator, self.max_shift)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Every image once, in the order of the files."""
@@ -124,6 +132,7 @@ class ImagesEnv(ClassificationEnv):
     def sets(self, stream: Stream) -> dict[str, Env]:
         """``images``: those kept aside, or the test images; ``training images`` where validation has none aside."""
         variant = copy(self)
+        variant.max_shift = 0
         variant.labelled = self._test if stream == "test" else self._validation
         return {"training images" if variant.labelled is self.labelled else "images": variant}
 

@@ -77,12 +77,7 @@ class LettersEnv(ClassificationEnv):
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw letters, fonts, sizes and places; see :meth:`Env.sample`."""
-        index = self.labelled.draw(batch_size, self.sampling, generator)
-        most = self.max_shift
-        if not most:
-            return self.labelled.batch(index)
-        shifts = torch.randint(-most, most + 1, (2, batch_size), generator=generator, device=self.device)
-        return self.labelled.batch(index, shifted(self.labelled.images[index], *shifts))
+        return self.labelled.sample(batch_size, self.sampling, generator, self.max_shift)
 
     def batches(self, batch_size: int) -> Iterator[Batch] | None:
         """Every letter once in each font and size; None where letters are moved about."""
@@ -172,23 +167,3 @@ def font_path(font: str) -> str:
     if missing:
         raise ValueError(f"fonts: got {font!r}, which has no {missing[0]}; allowed are fonts with the letters A to Z")
     return path
-
-
-def shifted(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    """Images moved by whole pixels; what comes in at the edge is 0.
-
-    Args:
-        images: ``[B, rows, columns]``.
-        down: ``[B]``, negative is up.
-        across: ``[B]`` to the right, negative is to the left.
-
-    Returns:
-        ``[B, rows, columns]``.
-    """
-    for dimension, shift in ((1, down), (2, across)):
-        size = images.shape[dimension]
-        source = torch.arange(size, device=images.device) - shift.unsqueeze(-1)
-        inside = (source >= 0) & (source < size)
-        view = (-1, size, 1) if dimension == 1 else (-1, 1, size)
-        images = images.gather(dimension, source.clamp(0, size - 1).view(view).expand_as(images)) * inside.view(view)
-    return images

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from papertape.envs import LettersEnv
-from papertape.envs.classification import LabelledImages
+from papertape.envs.classification import LabelledImages, shifted
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -113,3 +113,17 @@ def test_batches_walk_through_every_image_in_order(images: LabelledImages) -> No
 def test_batch_size_below_one_is_refused(env: LettersEnv) -> None:
     with pytest.raises(ValueError, match="batch_size: got 0"):
         env.sample(0, generator())
+
+
+def test_shifted_against_a_loop() -> None:
+    images = torch.randint(1, 256, (5, 4, 6), generator=generator(), dtype=torch.uint8)
+    down, across = torch.tensor([0, 1, -2, 3, 4]), torch.tensor([0, -1, 5, 2, 0])
+    moved = shifted(images, down, across)
+    for b in range(5):
+        expected = torch.zeros(4, 6, dtype=torch.uint8)
+        for row in range(4):
+            for column in range(6):
+                to = (row + int(down[b]), column + int(across[b]))
+                if 0 <= to[0] < 4 and 0 <= to[1] < 6:
+                    expected[to] = images[b, row, column]
+        assert torch.equal(moved[b], expected)

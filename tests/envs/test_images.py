@@ -179,6 +179,19 @@ def test_training_validation_and_test_images_stay_apart(mirror: Path, validation
         assert (drawn.unsqueeze(1) == whole.inputs[0]).all(-1).any(-1).all()
 
 
+def test_only_images_to_learn_from_are_moved(mirror: Path) -> None:
+    env, still = ImagesEnv(validation=8, max_shift=1), ImagesEnv(validation=8)
+    images = torch.nn.functional.pad(small_set()[0][:22] / 255, (1, 1, 1, 1))
+    places = [(down, across) for down in range(3) for across in range(3)]
+    moved = torch.stack([images[:, down : down + 4, across : across + 5] for down, across in places], 1).flatten(2)
+    found = (env.sample(200, generator()).inputs[0][:, None, None] == moved).all(-1)
+    assert found.any((1, 2)).all() and found.any((0, 1)).all()
+    for stream in ("validation", "test"):
+        ((_, judge),), ((_, same),) = env.sets(stream).items(), still.sets(stream).items()
+        assert torch.equal(next(judge.batches(100)).inputs, next(same.batches(100)).inputs)
+        assert torch.equal(judge.sample(20, generator()).inputs, same.sample(20, generator()).inputs)
+
+
 def test_same_seed_same_batch(mirror: Path) -> None:
     env = ImagesEnv(validation=0, sampling="balanced")
     first, second, other = (env.sample(20, generator(seed)) for seed in (1, 1, 2))
@@ -196,6 +209,7 @@ def test_no_training_image_left_is_refused(mirror: Path) -> None:
     ("options", "message"),
     [
         ({"data": "cifar"}, "^data: got 'cifar'; allowed: 'mnist' or 'fashion-mnist'"),
+        ({"max_shift": 28}, "^max_shift: got 28; allowed: less than 28"),
         ({"validation": -1}, "^validation: got -1; allowed: greater than or equal to 0"),
         ({"sampling": "even"}, "^sampling: got 'even'; allowed: 'uniform' or 'balanced'"),
     ],

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from papertape.envs import LettersEnv
-from papertape.envs.letters import draw_letters, font_path, shifted
+from papertape.envs.classification import shifted
+from papertape.envs.letters import draw_letters, font_path
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -49,20 +50,6 @@ def test_font_may_be_a_family_or_a_file() -> None:
 def test_fonts_that_do_not_serve_are_refused(font: str, size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw_letters(font, size, 30)
-
-
-def test_shifted_against_a_loop() -> None:
-    images = torch.randint(1, 256, (5, 4, 6), generator=generator(), dtype=torch.uint8)
-    down, across = torch.tensor([0, 1, -2, 3, 4]), torch.tensor([0, -1, 5, 2, 0])
-    moved = shifted(images, down, across)
-    for b in range(5):
-        expected = torch.zeros(4, 6, dtype=torch.uint8)
-        for row in range(4):
-            for column in range(6):
-                to = (row + int(down[b]), column + int(across[b]))
-                if 0 <= to[0] < 4 and 0 <= to[1] < 6:
-                    expected[to] = images[b, row, column]
-        assert torch.equal(moved[b], expected)
 
 
 def test_defaults_are_the_published_setting() -> None:
