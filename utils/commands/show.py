@@ -39,6 +39,7 @@ def list_entries(arguments: argparse.Namespace) -> int:
     files = {"presets": options.descriptions(), "leagues": options.descriptions(options.LEAGUES)}
     for title, table in {**files, **factory.entries()}.items():
         print(f"{title}:")
+        width = max(map(len, table), default=0)
         for name, description in table.items():
-            print(f"  {name:23} {description}".rstrip())
+            print(f"  {name:{width}} {description}".rstrip())
     return 0
