@@ -33,7 +33,7 @@ class CountRecallWorld(PopgymWorld[_Situation]):
     Observations ``[B, 2·K]``: the kind of the card dealt and that of the card asked for, each one-hot; 2 colours, 4
     suits or 13 ranks. Actions: how often the kind asked for has been dealt, this time included, up to as many as there
     are. Of N cards all but the last are answered; each gives 1 / (N - 1) if right, else takes it. In popgym up to
-    1.0.2, the largest count was no action.
+    1.0.6, the largest count was no action.
     """
 
     decks_and_kinds: ClassVar[dict[str, tuple[int, tuple[str, ...], Callable[[Tensor], Tensor]]]] = {

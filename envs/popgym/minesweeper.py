@@ -36,7 +36,7 @@ class MineSweeperWorld(PopgymWorld[_Situation]):
     Observations ``[B, M + 1]``, at most 10 channels: how many mines were on the last square and the eight around it,
     one-hot, then which square it was. Actions ``[B, 2]``: row and column of a square. Of N squares without a mine each
     gives 1 / N. One that is uncovered already takes 0.5 / (N - 2). A mine takes 0.5 + 1 / N and ends the episode; it
-    also ends when all N are uncovered, and is cut off after N steps, in popgym up to 1.0.2 one later.
+    also ends when all N are uncovered, and is cut off after N steps, in popgym up to 1.0.6 one later.
     """
 
     sides_and_mines: ClassVar[dict[str, tuple[int, int]]] = {"easy": (4, 2), "medium": (6, 6), "hard": (8, 10)}
