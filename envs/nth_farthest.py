@@ -22,6 +22,9 @@ class NthFarthestEnv(TokenEnv):
     Vectors are drawn evenly from [-1, 1] in each of D dimensions, labels, n and m evenly from 1 to V; the V-th farthest
     from m is m itself. Inputs are the vector and, one-hot, its label, m and n: D + 3V channels. The answer is due at
     the last vector: the label, one of V classes.
+
+    This is the question of the paper's text. DeepMind's code for it (``dataset_nth_farthest.py``, in sonnet) has the
+    same inputs, but its answer is how many vectors are nearer to the one labelled m than the one labelled n is.
     """
 
     token_inputs = False

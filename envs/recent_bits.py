@@ -46,7 +46,11 @@ class RecentBitsEnv(SequenceEnv):
         default="last", description="ask at the last step alone, or at each one from the first that has N bits"
     )
     chance: float | None = Field(
-        default=0.5, ge=0, le=1, description="chance that a bit is 1; null draws one for each sequence, evenly"
+        default=0.5,
+        ge=0,
+        le=1,
+        description="chance that a bit is 1; null draws one for each sequence, evenly, as the authors' code does for "
+        "N-parity, though not for the delayed match",
     )
 
     @staticmethod

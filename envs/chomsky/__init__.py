@@ -1,7 +1,8 @@
 """The fifteen tasks of "Neural Networks and the Chomsky Hierarchy" (Delétang et al. 2023, arXiv 2207.02098).
 
 Rules and distributions are those of its code: strings of 1 to 40 tokens in training, of 41 to 500 in the test, a step
-for each class of the answer after the string, accuracy per position. A task counts as solved from 90 % on.
+for each class of the answer after the string. Accuracy is the share of right classes in each string, then the mean over
+strings (there, over all positions of the strings of one length). A task counts as solved from 90 % on.
 """
 
 from .binary_addition import BinaryAdditionEnv
