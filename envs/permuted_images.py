@@ -23,7 +23,8 @@ from .classification import ClassificationEnv
 class PermutedImagesEnv(ChangingEnv, ClassificationEnv):
     """Images of an env whose pixels all have other places, the same ones for all images of a task.
 
-    The classes stay. Online permuted MNIST (Dohare et al. 2024, Methods) is this of MNIST.
+    The classes stay. Online permuted MNIST (Dohare et al. 2024, Methods) is this of MNIST, with ``every: 60000``; but
+    here a task's images are drawn evenly, some of them more than once, where there each of the 60,000 comes once.
     """
 
     images: Annotated[Any, Chosen("env")] = Field(
