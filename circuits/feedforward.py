@@ -24,7 +24,7 @@ class FeedForwardCircuitState(NamedTuple):
 
 @register("circuit", "feedforward")
 class FeedForwardCircuit(Circuit):
-    """Fully connected layers: a plain classifier where sequences have one step, the same map at each where more."""
+    """Fully connected layers: a plain classifier for sequences of one step; in longer ones, one map for all steps."""
 
     backends = ("auto", "eager")
 

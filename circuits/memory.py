@@ -35,7 +35,7 @@ class MemoryCircuit(TiedEmbedding):
     """Any controller with any memory: controller(x_t, r_{t-1}) -> h_t; heads(h_t) write, then read r_t; y_t(h_t, r_t).
 
     Without ``read_feedback`` the controller sees x_t alone. Then it runs over the whole sequence first, and the memory
-    after it: a memory that has a parallel form for that takes it (:meth:`Accessor.run`).
+    after it: a memory that has a parallel form for that uses it (:meth:`Accessor.run`).
 
     Under ``torch.autocast`` the matrix products of the controller and of the output layer take the lower precision.
     The interface vector, addressing, the memory and every state stay in the circuit's own type, and so do the outputs:

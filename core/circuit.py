@@ -142,8 +142,8 @@ class Circuit(Component, nn.Module, ABC):
     ) -> Change:
         """Change the hidden layers in place, so that outputs stay as they are where that can be.
 
-        Units and layers that are added, and units that are split, change nothing in what the circuit computes. What is
-        removed is absorbed by what reads it: by least squares over what the layers do with the inputs.
+        Units and layers that are added, and units that are split, change nothing in what the circuit computes. The
+        weights that read a removed unit take over its part, by least squares over what the layers do with the inputs.
 
         Args:
             layers: what the layers are to be; see :func:`~papertape.core.structure.widened` and others there.
@@ -184,7 +184,7 @@ class Circuit(Component, nn.Module, ABC):
         return state
 
     def check(self) -> None:
-        """Try the circuit out: see that it is what the contract says. Agents try all from outside the package out.
+        """See by a trial run that the circuit meets its contract; agents do so for all from outside the package.
 
         Raises:
             ContractError: it is not; names the class, what was found and what is expected.
@@ -339,8 +339,8 @@ class Circuit(Component, nn.Module, ABC):
 
         Raises:
             ValueError: inputs, state or lengths have the wrong shape or type, inputs are of a type that would lose
-                precision in the circuit's, tokens are out of range, there is an embedding and inputs are no tokens, or
-                the state is none of this circuit.
+                precision in the circuit's, tokens are out of range, there is an embedding but inputs are not tokens, or
+                the state is not one of this circuit.
         """
         if isinstance(inputs, PackedSequence):
             if at is not None:

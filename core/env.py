@@ -85,7 +85,7 @@ class Env(Task):
         expect(self.error_metric in known, name, f"error_metric is {self.error_metric!r}", f"one of {', '.join(known)}")
 
     def check_batch(self, batch: Batch, count: int) -> None:
-        """See that a batch is what it is to be.
+        """Check that a batch meets the contract.
 
         Args:
             batch: from :meth:`sample`.
@@ -111,7 +111,7 @@ class Env(Task):
                 expect(inside, f"{where}: {part}", found, f"whole numbers below {size}")
 
     def counted(self, batch: Batch) -> tuple[Tensor, Batch] | None:
-        """The steps that count alone, where answers to the others cost much and change nothing; here, never: None.
+        """Only the steps that count, if answers to the others cost much and change nothing; here, never: None.
 
         Args:
             batch: of T steps.

@@ -48,7 +48,7 @@ class TensorWorld(World, Generic[Situation]):
 
     A subclass says what is observed (:meth:`senses`) and done (:meth:`output_channels`), from which the sizes follow,
     and gives rules that keep nothing themselves: :meth:`begin`, :meth:`act`, :meth:`observe`. All that chance decides
-    in an episode is drawn when it begins. What episodes are over, and what is left out of them, is seen to here.
+    in an episode is drawn when it begins. Which episodes are over, and what they leave out, is handled here.
     Actions are the number of a channel in each group of outputs: ``[B]`` with one group, ``[B, A]`` with A.
     """
 

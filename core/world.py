@@ -68,7 +68,7 @@ class ActionPart(NamedTuple):
 class World(Task):
     """Episodes with rewards, after gymnasium's vector API, in batched tensors.
 
-    Differences to gymnasium: randomness comes from a generator; several copies of the same episodes can run side by
+    Differences from gymnasium: randomness comes from a generator; several copies of the same episodes can run side by
     side, one for each member of a population; and an episode that is over stays so, with zero rewards, until the next
     :meth:`reset` or until :meth:`renew` begins another in its place. ``input_size`` counts the channels of an
     observation, ``output_size`` those that :meth:`decide` turns into an action.

@@ -64,7 +64,7 @@ class Curriculum(Component, ABC):
                 )
 
     def check(self) -> None:
-        """Try the curriculum out on a copy: see that it is what the contract says.
+        """Check by a trial on a copy that the curriculum meets its contract.
 
         Raises:
             ContractError: it is not; names the class, what was found and what is expected.

@@ -38,7 +38,7 @@ class Optimiser(Component, ABC):
         """A fresh optimiser of parameters, with a learning rate."""
 
     def check(self) -> None:
-        """Try the optimiser out on a parameter of its own: see that it is what the contract says.
+        """Check by a trial on a parameter of its own that the optimiser meets its contract.
 
         Raises:
             ContractError: it is not; names the class, what was found and what is expected.

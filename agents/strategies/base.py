@@ -205,7 +205,7 @@ class Strategy(Component, ABC):
         """Take the fitness ``[C]`` of :meth:`candidates`."""
 
     def check(self) -> None:
-        """Try the strategy out on a copy: see that it is what the contract says.
+        """Check by a trial on a copy that the strategy meets its contract.
 
         Raises:
             ContractError: it is not; names the class, what was found and what is expected.

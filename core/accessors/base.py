@@ -120,7 +120,7 @@ class Accessor(Component, nn.Module, ABC):
         return {name: seen[name] for name in self.trace_fields if seen.get(name) is not None}
 
     def check(self) -> None:
-        """Try the accessor out: see that it is what the contract says. One from outside the package always is.
+        """See by a trial run that the accessor meets its contract; circuits do so for all from outside the package.
 
         Raises:
             ContractError: it is not; names the class, what was found and what is expected.

@@ -53,7 +53,7 @@ class SelfReferentialHeads(NamedTuple):
 
 @register("accessor", "srwm")
 class SelfReferentialAccessor(Accessor):
-    """A matrix for each head that gives an output, and how it is to be changed; what it learns before is its start.
+    """A matrix for each head that gives an output and its own next change; training learns the matrix to start with.
 
     With f the softmax: y, q, k, b = M x, then M = M + sigmoid(b + c) (M f(q) - M f(k)) f(k)ᵀ, where each of the four
     parts of the rows has its own b and c. What is read is y (equations 5 to 8).

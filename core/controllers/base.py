@@ -84,7 +84,7 @@ class Controller(Component, nn.Module, ABC):
         return {name: getattr(after, name) for name in self.trace_fields if hasattr(after, name)}
 
     def check(self) -> None:
-        """Try the controller out: see that it is what the contract says. One from outside the package always is.
+        """See by a trial run that the controller meets its contract; circuits do so for all from outside the package.
 
         Raises:
             ContractError: it is not; names the class, what was found and what is expected.

@@ -26,8 +26,8 @@ class ConvolutionState(NamedTuple):
 class ConvolutionController(Controller):
     """A linear layer, then for each unit a causal convolution over the last inputs, then SiLU, x sigmoid(x).
 
-    By it a memory of one layer can write a word under the key that came a step before. Steps before the first count as
-    zeros.
+    With it, a memory of one layer can write a word under the key that came a step before. Steps before the first count
+    as zeros.
     """
 
     hidden_size: int = Field(default=100, ge=1, description="units")

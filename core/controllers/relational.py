@@ -28,7 +28,7 @@ class RelationalState(NamedTuple):
 
 @register("controller", "relational")
 class RelationalController(Controller):
-    """A memory of M slots, which multi-head dot product attention over slots and input rewrites, through gates.
+    """A memory of M slots, rewritten through gates by multi-head dot-product attention over slots and input.
 
     The hidden vector is the whole memory, ``M * V`` elements, where V is the size of all heads together.
     """

@@ -44,9 +44,9 @@ class ReservoirController(Controller):
     their eigenvalues is ``spectral_radius``. They are buffers: saved with the circuit, neither trained nor evolved.
 
     A ``connectome`` gives the connections instead: a file with a line for each, its source, its target and, if known,
-    its weight, parted by commas, tabs or blanks. Units are in the order in which their names, which may be anything,
-    come first. Lines that begin with ``#`` are left out, and so is a first line whose third column is no number.
-    Without weights, these are drawn; weights of a connection that comes more than once are added up.
+    its weight, separated by commas, tabs or blanks. Units are in the order in which their names, which may be any,
+    first appear. Lines that begin with ``#`` are skipped, and so is a first line whose third column is not a number.
+    Without weights, these are drawn; weights of a connection that appears more than once are added up.
     The file is read whenever a circuit is built, from a checkpoint too.
     """
 
