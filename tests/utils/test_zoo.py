@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import socket
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from papertape.core.env import Env
 from papertape.core.options import OptionsError
 from papertape.main import main
 from papertape.utils import checkpoint, factory, options, zoo
+from papertape.utils.commands.test import find
 from papertape.utils.run import read_metrics
 
 
@@ -65,11 +67,18 @@ def test_the_command_line_tests_it(
     (row,) = read_metrics(folder / "metrics.jsonl")
     assert row["step"] == zoo.origin("ntm-copy").step and row["test/length 20/bits_wrong"] < 0.5
     assert list((folder / "plots").glob("*.gif"))
+    assert f"pictures: {folder.relative_to(tmp_path)}/plots" in capsys.readouterr().err
     assert main(["test", "ntm-copy", "--checkpoint", "best"]) == 2
     assert "--checkpoint: got 'best'; " in capsys.readouterr().err
     assert main(["test", "nothing"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "run: got 'nothing'; " in line and "a checkpoint file, or a trained circuit: dnc-copy, " in line
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_its_pictures_are_drawn_although_its_maker_drew_none(name: str) -> None:
+    assert checkpoint.load(zoo.ZOO / f"{name}.pt")["options"]["plots"] == "off"
+    assert "plots" not in find(argparse.Namespace(run=name, checkpoint=None)).options
 
 
 def test_a_checkpoint_file_is_tested(
@@ -80,6 +89,7 @@ def test_a_checkpoint_file_is_tested(
     small += ["agent.retry_every=null", "agent.steps=2", "device=cpu", "plots=off"]
     assert main(["train", "ntm-copy", *small, "name=one"]) == 0
     assert main(["test", "runs/one/checkpoints/latest.pt"]) == 0
+    assert "pictures:" not in capsys.readouterr().err  # of which plots=off draws none
     assert [row["step"] for row in read_metrics(tmp_path / "runs" / "one" / "test" / "metrics.jsonl")] == [2]
     copied = (tmp_path / "runs" / "one" / "checkpoints" / "best.pt").rename(tmp_path / "mine.pt")
     assert main(["test", "mine.pt", "circuit.word_size=19"]) == 2

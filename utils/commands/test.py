@@ -45,11 +45,13 @@ def test(arguments: argparse.Namespace) -> int:
         folder.mkdir(exist_ok=True)
         title = f"{folder.parent.name}_test" if tested.folder else folder.name
         recorded = Run(folder, chosen, task=parts.env, title=title, gif=True)
-        with log_to(folder / "log"), recorded as run:
-            parts.agent.recorder = run
-            LOGGER.info("test of %s at step %d", tested.name, parts.agent.step)
-            parts.agent.test()
-            LOGGER.info("pictures: %s", folder / "plots")
+        with log_to(folder / "log"):
+            with recorded as run:
+                parts.agent.recorder = run
+                LOGGER.info("test of %s at step %d", tested.name, parts.agent.step)
+                parts.agent.test()
+            if run.wants_episodes and any((folder / "plots").iterdir()):
+                LOGGER.info("pictures: %s", folder / "plots")
     return 0
 
 
@@ -78,7 +80,10 @@ def find(arguments: argparse.Namespace) -> Tested:
     if not isinstance(content.get("options"), dict) or "circuit" not in content.get("agent", ()):
         raise checkpoint.CheckpointError(f"{path}: holds no circuit")
     of_a_run = path.parent.name == "checkpoints" and (path.parents[1] / "options.yaml").is_file()
-    return Tested(str(path), content["options"], content["agent"], path.parents[1] / "test" if of_a_run else None)
+    options = content["options"]
+    if path.parent == zoo.ZOO:
+        options = {key: value for key, value in options.items() if key != "plots"}  # its maker had no use for pictures
+    return Tested(str(path), options, content["agent"], path.parents[1] / "test" if of_a_run else None)
 
 
 def take_up(agent: Agent, state: Mapping[str, Any]) -> None:
