@@ -33,7 +33,7 @@ LANGUAGES = {"python", "sh", "console", "yaml", "text"}
 SMALLER = {
     "steps=2000": "steps=2",
     "steps=1000": "steps=2",
-    "generations=100": "generations=2",
+    "generations=200": "generations=2",
     "target=1e-8": "evaluations=50",
 }
 """What a page does at length, tests do in short."""
