@@ -163,6 +163,17 @@ def test_commands_in_the_text_are_there(page: str, folder: Path) -> None:
             check_command(command)
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if " start=latest" in page_text(page)])
+def test_a_run_starts_from_weights_that_fit(page: str, folder: Path) -> None:
+    """Of the command on the line before, whose run is the latest."""
+    text, command = page_text(page), "^ *papertape train "
+    pairs = re.findall(f"{command}(.*)\n{command[1:]}(.*) start=latest", text, re.MULTILINE)
+    assert len(pairs) == text.count(" start=latest")
+    for words in pairs:
+        made, taken = (read_arguments(shlex.split(line, comments=True)).circuit for line in words)
+        assert made == taken
+
+
 def option_is_there(path: str) -> bool:
     """Whether something that can be chosen has an option of this path, such as ``circuit.controller.hidden_size``."""
     fields = [factory.RunOptions.model_fields]
