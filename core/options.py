@@ -89,8 +89,9 @@ def refusal(path: str, before: Any, now: Any) -> str:
 
 
 def near(name: str, names: Iterable[str]) -> str | None:
-    """The name that is most like a mistyped one, if any is like it."""
-    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=NEAR)), None)
+    """The name that is most like a mistyped one, in capitals or not, if any is like it."""
+    known = {other.casefold(): other for other in names}
+    return next((known[other] for other in difflib.get_close_matches(name.casefold(), known, n=1, cutoff=NEAR)), None)
 
 
 def check_sizes(*, at_least: int = 1, **sizes: int) -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
-from ..core.options import Options, OptionsError
+from ..core.explain import explain
+from ..core.options import Options, OptionsError, near
+from ..core.registry import placed
 from . import options
 from .comparison import Outcome
 from .files import replace_text
@@ -67,6 +69,13 @@ class League(Options):
         default={}, description="by circuit and task the scores of others; circuits that only they have may be there"
     )
 
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError(f"got {seeds}; allowed: whole numbers of at least 0, each of them once")
+        return seeds
+
 
 def load(name: str) -> League:
     """A league of the package, or of a YAML file given by its path.
@@ -74,12 +83,16 @@ def load(name: str) -> League:
     Raises:
         OptionsError: no such league or file, or not what a league is; lists every problem.
     """
-    _, text = options.read("league", name, options.LEAGUES)
+    path, text = options.read("league", name, options.LEAGUES)
+    values = options.parse_yaml(text, name)
+    if not isinstance(values, dict):
+        raise OptionsError(f"{name}: got {type(values).__name__}; expected a mapping with about, tasks and circuits")
     try:
-        found = League.model_validate(options.parse_yaml(text, name))
+        found = League.model_validate(values)
     except ValidationError as error:
-        lines = (f"{name}: {'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise OptionsError("\n".join(lines)) from error
+        raise OptionsError("\n".join(f"{name}: {line}" for line in explain(error, values, League))) from error
+    if isinstance(found.common.get("imports"), list):
+        found.common["imports"] = placed(found.common["imports"], path.parent)
     for circuit in found.test_options:
         if circuit not in found.circuits:
             raise OptionsError(f"{name}: test_options: got {circuit!r}; allowed: {', '.join(found.circuits)}")
@@ -100,7 +113,9 @@ def narrowed(league: League, *, tasks: Sequence[str], circuits: Sequence[str], s
     for kind, wanted, there in (("tasks", tasks, league.tasks), ("circuits", circuits, league.circuits)):
         for name in wanted:
             if name not in there:
-                raise OptionsError(f"--{kind}: got {name!r}; allowed: {', '.join(there)}")
+                meant = near(name, there)
+                asked = f"did you mean {meant!r}? " if meant else ""
+                raise OptionsError(f"--{kind}: got {name!r}; {asked}allowed: {', '.join(there)}")
         kept[kind] = {name: block for name, block in there.items() if not wanted or name in wanted}
     figures = {
         circuit: {task: score for task, score in scores.items() if task in kept["tasks"]}

@@ -157,9 +157,15 @@ def test_what_a_circuit_or_a_task_says_precedes_what_is_common() -> None:
 @pytest.mark.parametrize(
     ("changes", "words", "said"),
     [
-        ({}, ["--tasks", "cpy"], "--tasks: got 'cpy'; allowed: copy"),
+        ({}, ["--tasks", "cpy"], "--tasks: got 'cpy'; did you mean 'copy'? allowed: copy"),
         ({}, ["--circuits", "small,large"], "--circuits: got 'large'; allowed: small, wrong"),
-        ({}, ["--seeds", "a"], "--seeds: got a; allowed: whole numbers"),
+        ({}, ["--seeds", "a"], "--seeds: got 'a'; allowed: whole numbers"),
+        ({}, ["--seeds", "²"], "--seeds: got '²'; allowed: whole numbers"),
+        ({}, ["seed=3"], "seed: the runs of a league differ in it; --seeds gives them"),
+        ({}, ["name=a b"], "name: got 'a b'"),
+        ({"seeds": [1, 1]}, [], "small.yaml: seeds: got [1, 1]; allowed: whole numbers"),
+        ({"seeds": [-1]}, [], "small.yaml: seeds: got [-1]; allowed: whole numbers"),
+        ({"circuit": {}}, [], "small.yaml: circuit: unknown option; did you mean 'circuits'?"),
         ({}, ["more"], "'more': expected key=value"),
         ({}, ["--jobs", "0"], "--jobs: got 0; allowed is a whole number of at least 1"),
         ({}, ["--circuits", "wrong"], "circuit.memory_size"),
@@ -177,6 +183,25 @@ def test_bad_leagues_are_refused(
     assert main(["league", write(**changes), *words]) == 2
     assert said in capsys.readouterr().err
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("text", ["", "- copy"])
+def test_a_file_that_is_no_league(text: str) -> None:
+    Path("small.yaml").write_text(text)
+    with pytest.raises(OptionsError, match="small.yaml: got .*; expected a mapping with about, tasks and circuits"):
+        league.load("small.yaml")
+
+
+def test_modules_are_found_from_the_league_s_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(common={**SMALL["common"], "imports": ["own.py", "json"]})
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    assert league.load("../small.yaml").common["imports"] == [str(folder / "own.py"), "json"]
+
+
+def test_a_league_may_have_a_name(folder: Path) -> None:
+    assert main(["league", write(), "--circuits", "small", "--jobs", "1", "--sequences", "8", "name=mine"]) == 0
+    assert (folder / "runs" / "mine" / "league.md").is_file()
 
 
 def test_an_unknown_league_names_those_that_there_are() -> None:

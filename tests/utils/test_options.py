@@ -468,3 +468,8 @@ def test_one_of_several_components_is_named_by_its_number(assignments: list[str]
 def test_a_number_where_there_are_none_is_refused(assignment: str) -> None:
     with pytest.raises(OptionsError, match=r"agent.plasticity is the list \[\]; .* nothing, it is empty"):
         options.override(options.load_file("ntm-copy"), [assignment])
+
+
+def test_capitals_do_not_keep_a_name_from_being_suggested() -> None:
+    with pytest.raises(OptionsError, match="did you mean 'ntm-copy'"):
+        options.load_file("NTM-Copy")

@@ -19,7 +19,7 @@ import pytest
 from papertape.core.options import OptionsError
 from papertape.core.world import WorldError
 from papertape.envs.images import DataError
-from papertape.main import main
+from papertape.main import main, parser
 from papertape.utils import checkpoint, comparison
 from papertape.utils.commands import sweep
 from papertape.utils.commands.league import plan
@@ -76,6 +76,8 @@ def test_values(word: str, values: list[str]) -> None:
         (["seed=1..2", "--cluster-option", "x=1"], "--cluster-option: got 'x=1' without --cluster"),
         (["--resume", "nowhere"], "sweep: got 'nowhere'; allowed is the path of a sweep's folder"),
         (["seed=1..2", "name=a/b"], "name: got 'a/b'"),
+        (["seed=1..2", "name=a", "name=b"], "name: given twice"),
+        (["agent.lr=1e-3,0.001"], "sweep: agent.lr=1e-3 and agent.lr=0.001 are the same run"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -128,7 +130,7 @@ def test_names_are_folders_whatever_the_values_are() -> None:
     runs = sweep.plan(["ntm-copy", "env.test_lengths=[5],[6]", "seed=1", *SMALL[:2], *SMALL[3:]])
     assert [run.name for run in runs] == ["env.test_lengths=-5-", "env.test_lengths=-6-"]
     lists = ",".join(f"[{', '.join(map(str, range(1, count)))}]" for count in (90, 91))
-    runs = sweep.plan(["ntm-copy", f"env.test_lengths=[5],[5 ],{lists}", "seed=1"])
+    runs = sweep.plan(["ntm-copy", f"env.test_lengths=[5, 6],[5,-6],{lists}", "seed=1"])
     assert len({run.name for run in runs}) == len(runs) == 4 and all(len(run.name) < 101 for run in runs)
 
 
@@ -344,8 +346,41 @@ def test_a_sweep_that_cannot_begin_leaves_its_name_free(folder: Path, monkeypatc
         patched.setattr(sweep, "replace_text", full)
         assert main(["sweep", *words]) == 2
     assert not (folder / "runs" / "mine").exists()
-    (folder / "runs" / "mine").mkdir()  # as by a kill at that moment
+    (folder / "runs" / "mine").mkdir(parents=True)  # as by a kill at that moment
     assert sweep.find_or_begin(sweep.plan(words[:-1], []), "mine", "mine").directory == Path("runs/mine")
+
+
+def test_a_name_that_is_empty_is_none(folder: Path) -> None:
+    words = ["ntm-copy", *SMALL, "seed=1..2"]
+    for name in ("name=", "name=null"):
+        assert sweep.split_name([*words, name]) == (None, words)
+    assert sweep.split_name(["name='mine'", *words]) == ("mine", words)
+
+
+def test_of_two_sweeps_that_begin_at_once_with_one_name_the_second_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (sweep.plan(["ntm-copy", *SMALL, f"seed={seeds}"]) for seeds in ("1..2", "3..4"))
+    make = sweep.new_directory
+
+    def overtaken(kind: str, name: str | None) -> Path:
+        directory = make(kind, name)
+        monkeypatch.setattr(sweep, "new_directory", make)
+        sweep.find_or_begin(first, "x", "mine")
+        return directory
+
+    monkeypatch.setattr(sweep, "new_directory", overtaken)
+    with pytest.raises(OptionsError, match="name: got 'mine'; runs/mine is there already"):
+        sweep.find_or_begin(second, "x", "mine")
+    assert sweep.read(Path("runs/mine")).runs == first
+
+
+def test_what_goes_on_with_a_sweep_tests_it_as_before() -> None:
+    arguments = argparse.Namespace(sequences=8, test_option=["env.test_lengths=[5, 6]"])
+    words = sweep.go_on_with("sweep", sweep.Sweep(Path("runs/x y"), []), arguments)
+    expected = "sweep --resume 'runs/x y' --sequences 8 --test-option 'env.test_lengths=[5, 6]'"
+    assert words.endswith(expected)
+    assert parser().parse_args(["sweep"]).sequences == sweep.SEQUENCES
 
 
 def test_a_damaged_sweep_does_not_keep_others_from_beginning(folder: Path) -> None:

@@ -27,9 +27,10 @@ def league(arguments: argparse.Namespace) -> int:
         chosen, found = sweep.read(folder), leagues.load(str(folder / FILE))
         sweep.check_options_of_test(chosen.runs, arguments.test_option)
     else:
+        folder_name, arguments.arguments = sweep.split_name(arguments.arguments)
         found, runs, name = plan(arguments)
         sweep.check_options_of_test(runs, arguments.test_option)
-        chosen = sweep.find_or_begin(runs, f"league-{name}", None)
+        chosen = sweep.find_or_begin(runs, f"league-{name}", folder_name)
         leagues.save(chosen.directory, found)
 
     def write(outcomes: Sequence[comparison.Outcome]) -> str:
@@ -51,9 +52,11 @@ def plan(arguments: argparse.Namespace) -> tuple[leagues.League, list[sweep.Run]
     name = words[0] if words else DEFAULT
     assignments = [word for word in arguments.arguments if "=" in word]
     _, seeds = sweep.values_of(f"--seeds={arguments.seeds}") if arguments.seeds is not None else ("", [])
-    wrong = [seed for seed in seeds if not seed.isdigit()]
+    wrong = [seed for seed in seeds if not seed.isdecimal()]
     if wrong:
-        raise OptionsError(f"--seeds: got {wrong[0]}; allowed: whole numbers, such as 1,2,5 or 1..10")
+        raise OptionsError(f"--seeds: got {wrong[0]!r}; allowed: whole numbers, such as 1,2,5 or 1..10")
+    if gives(assignments, "seed"):
+        raise OptionsError("seed: the runs of a league differ in it; --seeds gives them, such as --seeds 1..3")
     found = leagues.narrowed(
         leagues.load(name),
         tasks=_names(arguments.tasks),

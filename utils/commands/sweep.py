@@ -24,20 +24,22 @@ import yaml
 from tqdm import tqdm
 
 from ...core.distributed import size_here
-from ...core.install import SUBMITIT
+from ...core.install import SUBMITIT, here
 from ...core.options import OptionsError
 from .. import comparison, options
 from ..files import replace_text
 from ..log import LOGGER
-from ..run import RUNS, find_directory, locked, new_directory, read_summary
+from ..run import RUNS, check_free, find_directory, locked, new_directory, read_summary
 from ..vector_environments import cores
-from .arguments import preset_name, read_arguments, split_arguments, started
+from .arguments import gives, preset_name, read_arguments, split_arguments, started
 from .member import Member
 from .report import FAILED, INTERRUPTED
-from .train import QUIET, asked_to_stop
+from .train import QUIET, asked_to_stop, forget
 
 MOST = 10_000
 """Runs of a sweep."""
+SEQUENCES = 256
+"""Of each set of the test, where nothing else is said (main.py, which loads nothing, says so too)."""
 POLL_SECONDS = 0.2
 FILE = "sweep.json"
 
@@ -123,7 +125,7 @@ def plan(arguments: Sequence[str], imports: Sequence[str] = ()) -> list[Run]:
         imports: modules to import besides those that the options name.
 
     Raises:
-        OptionsError: the options of every run are wrong, there are too many runs, or only one.
+        OptionsError: the options of every run are wrong, or those of two the same; too many runs, or only one.
     """
     preset, assignments = split_arguments(arguments)
     axes = dict(map(values_of, assignments))
@@ -139,6 +141,7 @@ def plan(arguments: Sequence[str], imports: Sequence[str] = ()) -> list[Run]:
     axes.setdefault("plots", ["off"])
     swept = [key for key, values in axes.items() if len(values) > 1] or ["seed"]
     runs: list[Run] = []
+    known: dict[str, str] = {}
     for combination in itertools.product(*axes.values()):
         given = dict(zip(axes, combination, strict=True))
         labels = {key: given[key] for key in swept if key in given}
@@ -151,6 +154,8 @@ def plan(arguments: Sequence[str], imports: Sequence[str] = ()) -> list[Run]:
             values = started(read_arguments(words, imports=imports)).model_dump(mode="json", exclude={"name"})
         except OptionsError as error:
             problem = "; ".join(str(error).splitlines())
+        if values and (before := known.setdefault(json.dumps(values), name)) != name:  # 1e-3 and 0.001, say
+            raise OptionsError(f"sweep: {before} and {name} are the same run; leave one of them out")
         labels.pop("seed", None)
         runs.append(Run(name, labels, values, problem, preset_name(words)))
     check_runs(runs)
@@ -195,13 +200,21 @@ def begin(arguments: argparse.Namespace) -> Sweep:
         chosen = read(find_directory(arguments.resume, what="sweep", file=FILE))
         check_options_of_test(chosen.runs, arguments.test_option)
         return chosen
-    named = [word.partition("=")[2] for word in arguments.arguments if word.startswith("name=")]
-    words = [word for word in arguments.arguments if not word.startswith("name=")]
-    if named:  # one word, as for a run
-        read_arguments([f"name={named[0]}"])
+    name, words = split_name(arguments.arguments)
     runs = plan(words, arguments.imports)
     check_options_of_test(runs, arguments.test_option)
-    return find_or_begin(runs, f"sweep-{preset_name(words)}", named[0] if named else None)
+    return find_or_begin(runs, f"sweep-{preset_name(words)}", name)
+
+
+def split_name(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The name of a sweep's folder, or None where ``name=`` gives none, and the other words.
+
+    Raises:
+        OptionsError: no name for a folder, or given twice.
+    """
+    named = [word for word in arguments if gives([word], "name")]
+    name = read_arguments(named).name if named else None
+    return name, [word for word in arguments if word not in named]
 
 
 def find_or_begin(runs: Sequence[Run], kind: str, name: str | None) -> Sweep:
@@ -225,11 +238,14 @@ def find_or_begin(runs: Sequence[Run], kind: str, name: str | None) -> Sweep:
             LOGGER.info("%s has the same runs: it goes on", before.directory)
             return before
     directory = new_directory(kind, name)
-    try:
-        replace_text(directory / FILE, json.dumps([run._asdict() for run in runs], indent=1))
-    except BaseException:
-        directory.rmdir()
-        raise
+    with locked(directory):
+        if name is not None:  # until here, it may be the folder of another process that has begun one of this name
+            check_free(name)
+        try:
+            replace_text(directory / FILE, json.dumps([run._asdict() for run in runs], indent=1))
+        except BaseException:
+            forget(directory)
+            raise
     return Sweep(directory, list(runs))
 
 
@@ -385,7 +401,7 @@ def train_and_write(
     """
     with locked(chosen.directory):
         stopped = Runner(chosen, arguments).train_all()
-        again = f"papertape {command} --resume {shlex.quote(str(chosen.directory))}"
+        again = go_on_with(command, chosen, arguments)
         outcomes = outcomes_of(chosen, arguments.sequences, arguments.test_option)
         done = sum(each.status == "done" for each in outcomes)
         if stopped:
@@ -396,6 +412,16 @@ def train_and_write(
     if done < len(outcomes):
         LOGGER.info("try the others again with: %s", again)
     return 0 if done == len(outcomes) else FAILED
+
+
+def go_on_with(command: str, chosen: Sweep, arguments: argparse.Namespace) -> str:
+    """What to type to go on with a sweep, with the same test."""
+    words = ["papertape", command, "--resume", str(chosen.directory)]
+    if arguments.sequences != SEQUENCES:
+        words += ["--sequences", str(arguments.sequences)]
+    for word in arguments.test_option:
+        words += ["--test-option", word]
+    return here(shlex.join(words))
 
 
 def check_test(arguments: argparse.Namespace) -> None:
