@@ -212,10 +212,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         _on_signals(_end)
     parsed = parse_arguments(given or ["train"])
-    parsed.restarts = arguments is None
     try:
         if parsed.command == "page":
             return page(parsed.action, parsed.port)
+        if arguments is None:
+            from papertape.core import openmp
+
+            openmp.sleep_while_waiting()
         from papertape.core.distributed import rank_here
         from papertape.utils.commands import compare, league, report, show, sweep, test, train
     except ModuleNotFoundError as error:

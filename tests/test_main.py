@@ -679,6 +679,17 @@ def test_a_preset_beside_a_run_is_refused_with_a_hint(folder: Path, capsys: pyte
     assert main(["train", "runs/one/options.yaml", "seed=3"]) == 0
 
 
+@pytest.mark.parametrize("word", ["name=other", "start=latest"])
+def test_a_test_takes_the_weights_of_its_run_and_goes_to_its_folder(
+    folder: Path, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "seed=2", *SMALL, "agent.steps=1", "plots=off", "name=mine"]) == 0
+    assert main(["test", "mine", word]) == 2
+    key, _, value = word.partition("=")
+    assert f"papertape: {key}: got {value!r}; a test" in capsys.readouterr().err
+    assert not (folder / "runs" / "mine" / "test").exists()
+
+
 def test_runs_are_called_after_their_preset_and_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs"]) == 2
     assert "runs: there are none in runs/" in capsys.readouterr().err
@@ -690,8 +701,9 @@ def test_runs_are_called_after_their_preset_and_listed(folder: Path, capsys: pyt
     assert heads.split() == ["run", "preset", "step", "error", "when"]
     assert line.split()[:4] == [directory.name, "dnc-repeat-copy", "5", "done"]
     assert re.search(r"[\d.]+ bits wrong  \d{4}-\d\d-\d\d \d\d:\d\d$", line)
-    (directory / "summary.json").write_text("{")
-    assert main(["runs"]) == 0
+    for damaged in ("summary.json", "options.yaml"):
+        (directory / damaged).write_text("{")
+        assert main(["runs"]) == 0
 
 
 def test_sizes_and_rates_that_bode_ill_are_said_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

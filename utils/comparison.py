@@ -218,7 +218,9 @@ def outcome(
     rows = list(read_metrics(directory / "metrics.jsonl")) if (directory / "metrics.jsonl").exists() else []
     key = f"validation/{summary.trained_on}/{summary.metric}" if summary else ""
     each = (summary.answers_per_step if summary else None) or 1
-    seed = read_options(directory).get("seed", 0) if (directory / "options.yaml").is_file() else 0
+    seed = 0
+    with contextlib.suppress(OptionsError):  # it is not there yet, or damaged, which is for those who need it to say
+        seed = read_options(directory).get("seed", 0)
     return Outcome(
         name,
         labels,

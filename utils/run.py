@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import yaml
+from pydantic import TypeAdapter
 from torch import Tensor
 from tqdm import tqdm
 
@@ -102,11 +103,14 @@ class Summary(NamedTuple):
     """Whether there is nothing left to learn: the target is reached, or the steps are used up."""
 
 
+_SUMMARY = TypeAdapter(Summary)
+
+
 def read_summary(directory: Path) -> Summary | None:
     """The summary of a run; None if it has none that can be read."""
     try:
-        return Summary(**json.loads((directory / "summary.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return _SUMMARY.validate_json((directory / "summary.json").read_bytes())
+    except (OSError, ValueError):
         return None
 
 
@@ -160,7 +164,7 @@ def find_directory(name: str, root: Path = RUNS, *, what: str = "run", file: str
     Raises:
         OptionsError: no such run.
     """
-    found = sorted((path.parent for path in root.glob(f"*/{file}")), key=_changed_at)
+    found = sorted((path.parent for path in root.glob(f"*/{file}")), key=trained_at)
     if name == "latest" and found:
         return found[-1]
     for directory in (Path(name), root / name) if name else ():
@@ -172,12 +176,13 @@ def find_directory(name: str, root: Path = RUNS, *, what: str = "run", file: str
     )
 
 
-def _changed_at(directory: Path) -> float:
-    """When something came into a folder or went; long ago for one that is just going itself."""
-    try:
-        return directory.stat().st_mtime
-    except OSError:
-        return 0.0
+def trained_at(directory: Path) -> float:
+    """When a run or a sweep last began or went on; long ago for one that is just going. A test changes nothing here."""
+    times = [0.0]
+    for name in ("options.yaml", "sweep.json", "lock", "metrics.jsonl"):
+        with contextlib.suppress(OSError):
+            times.append((directory / name).stat().st_mtime)
+    return max(times)
 
 
 @contextlib.contextmanager
@@ -434,15 +439,19 @@ def _is_validation(name: str) -> bool:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a last row that a killed process left half written is left out."""
-    with open(path, encoding="utf-8") as file:
+    """Rows of a metrics.jsonl; one that a killed process or a failing disk left half written is left out."""
+    with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if isinstance(row, dict) and "step" in row:
+            if isinstance(row, dict) and isinstance(row.get("step"), int) and all(map(_is_plain, row.values())):
                 yield row
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
 
 
 def read_options(directory: Path) -> dict[str, Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from papertape.utils import factory, options, run
-from papertape.utils.run import Run, find_directory, find_launch, is_kept, read_metrics
+from papertape.utils.run import Run, Summary, find_directory, find_launch, is_kept, read_metrics, read_summary
 
 LOSS = {"train/loss": 0.5}
 
@@ -71,19 +73,40 @@ def test_runs_that_go_while_others_are_looked_for(tmp_path: Path, monkeypatch: p
         (tmp_path / name).mkdir()
         for file in ("options.yaml", "launch"):
             (tmp_path / name / file).write_text("job")
-    stat, read = Path.stat, Path.read_text
+    read, when = Path.read_text, run.trained_at
 
-    def stat_of(path: Path, **options: Any) -> Any:
-        if path == tmp_path / "gone":
-            raise FileNotFoundError
-        return stat(path, **options)
+    def going(directory: Path) -> float:
+        if directory == tmp_path / "gone":
+            shutil.rmtree(directory)
+        return when(directory)
 
     def text_of(path: Path, **options: Any) -> str:
         if path.parent == tmp_path / "gone":
             raise FileNotFoundError
         return read(path, **options)
 
-    monkeypatch.setattr(Path, "stat", stat_of)
     monkeypatch.setattr(Path, "read_text", text_of)
-    assert find_directory("latest", tmp_path) == tmp_path / "here"
     assert find_launch("job", tmp_path) == tmp_path / "here"
+    monkeypatch.setattr(run, "trained_at", going)
+    assert find_directory("latest", tmp_path) == tmp_path / "here"
+
+
+def test_the_latest_run_is_the_one_that_trained_last_whatever_was_tested_since(tmp_path: Path) -> None:
+    for seconds, name in enumerate(("old", "new")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "options.yaml").touch()
+        os.utime(tmp_path / name / "options.yaml", (seconds, seconds))
+    (tmp_path / "old" / "tested.json").touch()
+    assert find_directory("latest", tmp_path) == tmp_path / "new"
+    (tmp_path / "old" / "metrics.jsonl").touch()
+    assert find_directory("latest", tmp_path) == tmp_path / "old"
+
+
+def test_what_is_damaged_in_numbers_is_left_out(tmp_path: Path) -> None:
+    rows = [b'{"step": 1, "train/loss": 2.5}', b'{"step": "2"}', b'{"step": 3, "train/loss": "a"}', b"\xff\xfe", b"[1]"]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*rows, b'{"step": 4, "train/loss": null}', b'{"step": 5']))
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 4]
+    whole = Summary("x", "error", "trained", None, 3, 2.0, 0, done=True)
+    for values, expected in ((whole, whole), (whole._replace(step="three"), None)):  # type: ignore[arg-type]
+        (tmp_path / "summary.json").write_text(json.dumps(values._asdict()))
+        assert read_summary(tmp_path) == expected

@@ -11,7 +11,7 @@ from pathlib import Path
 from ...core.options import OptionsError
 from .. import comparison
 from ..log import LOGGER
-from ..run import RUNS, find_directory, new_directory, read_options, read_summary
+from ..run import RUNS, find_directory, new_directory, read_options, read_summary, trained_at
 from . import sweep
 from .report import FAILED
 
@@ -43,7 +43,7 @@ def outcomes_of(arguments: argparse.Namespace) -> list[comparison.Outcome]:
         sweep.check_options_of_test(sweeps[0].runs, arguments.test_option)
         return sweep.outcomes_of(sweeps[0], arguments.sequences, arguments.test_option)
     directories += [each.folder(run) for each in sweeps for run in each.runs if each.folder(run).is_dir()]
-    directories = list(dict.fromkeys(directories))
+    directories = list({path.resolve(): path for path in directories}.values())
     values = [read_options(directory) for directory in directories]
     presets = [summary.preset if (summary := read_summary(path)) else "" for path in directories]
     labels = comparison.told_apart(values)
@@ -78,7 +78,7 @@ def _rows(root: Path) -> Iterator[tuple[float, tuple[str, ...]]]:
         summary = read_summary(directory)
         found = comparison.outcome(directory, "", {}, {}, "")
         error = found.curve[-1][1] if found.curve else math.nan
-        when = max(file.stat().st_mtime for file in (path, directory / "metrics.jsonl") if file.exists())
+        when = trained_at(directory)
         yield (
             when,
             (

@@ -56,9 +56,7 @@ class Member:
         return 0
 
     def _train(self) -> int:
-        given = argparse.Namespace(
-            resume=str(self.directory), arguments=[], imports=[], preset=self.preset, restarts=False
-        )
+        given = argparse.Namespace(resume=str(self.directory), arguments=[], imports=[], preset=self.preset)
         deadline = time.monotonic() + WAIT_SECONDS
         while True:
             try:

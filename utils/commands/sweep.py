@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ...core.distributed import size_here
 from ...core.install import SUBMITIT, here
+from ...core.openmp import QUIET
 from ...core.options import OptionsError
 from .. import comparison, options
 from ..files import replace_text
@@ -34,7 +35,7 @@ from ..vector_environments import cores
 from .arguments import gives, preset_name, read_arguments, split_arguments, started
 from .member import Member
 from .report import FAILED, INTERRUPTED
-from .train import QUIET, asked_to_stop, forget
+from .train import asked_to_stop, forget
 
 MOST = 10_000
 """Runs of a sweep."""

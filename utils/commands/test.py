@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from ...agents.evaluation import load_weights
 from ...core.agent import Agent
 from ...core.options import OptionsError
-from .. import checkpoint, comparison, zoo
+from .. import checkpoint, comparison, factory, zoo
 from ..log import LOGGER, log_to
 from ..run import RUNS, Run, find_directory, load_agent_state, new_directory, read_options
 from .arguments import gives, read_saved_arguments
-from .train import build, use_threads
+from .train import build
 
 
 class Tested(NamedTuple):
@@ -32,16 +34,20 @@ def test(arguments: argparse.Namespace) -> int:
     """Test on the sets of the test stream."""
     tested = find(arguments)
     chosen = read_saved_arguments(arguments.arguments, tested.options, arguments.imports)
+    if chosen.start != tested.options.get("start"):
+        raise OptionsError(f"start: got {chosen.start!r}; a test takes the weights of {tested.name}, leave it out")
+    if chosen.name and tested.folder:
+        raise OptionsError(f"name: got {chosen.name!r}; a test of a run goes to {tested.folder}, leave it out")
     parts = build(chosen, resumed=True, any_backend=not gives(arguments.arguments, "backend"))
     with contextlib.closing(parts.env):
-        use_threads(chosen, parts.env, may_restart=arguments.restarts)
+        torch.set_num_threads(factory.count_threads(chosen, parts.env))
         try:
             take_up(parts.agent, tested.state)
         except ValueError as error:
             if not arguments.arguments:
                 raise
             raise comparison.misfit(arguments.arguments, str(error)) from error
-        folder = tested.folder or new_directory(f"test-{Path(tested.name).stem}")
+        folder = tested.folder or new_directory(f"test-{Path(tested.name).stem}", chosen.name)
         folder.mkdir(exist_ok=True)
         title = f"{folder.parent.name}_test" if tested.folder else folder.name
         recorded = Run(folder, chosen, task=parts.env, title=title, gif=True)

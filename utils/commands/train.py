@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shlex
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +19,6 @@ from ...core.agent import Agent
 from ...core.distributed import Processes
 from ...core.kernels.dispatch import BackendError
 from ...core.options import OptionsError
-from ...core.task import Task
 from .. import factory
 from ..log import LOGGER, log_to
 from ..options import DEFAULT_PRESET
@@ -39,8 +36,6 @@ from ..run import (
 )
 from .arguments import gives, preset_name, read_arguments, read_saved_arguments, started
 
-QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
-"""What tells the threads of each kind of OpenMP to sleep while they wait."""
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 """Signals that ask a run to stop."""
 
@@ -177,7 +172,7 @@ def train(arguments: argparse.Namespace) -> int:
         begin = processes.share(lambda: choose(arguments, held))
         # Built and loaded before the first folder is made: bad input leaves nothing behind.
         parts = prepare(begin, processes)
-        use_threads(begin.chosen, parts.env, may_restart=arguments.restarts and processes.size == 1)
+        torch.set_num_threads(factory.count_threads(begin.chosen, parts.env))
         with contextlib.closing(parts.env):
             if processes.first:
                 fit(parts, begin, held)
@@ -185,21 +180,6 @@ def train(arguments: argparse.Namespace) -> int:
                 with stop_on_signal(parts.agent):
                     parts.agent.fit()
     return 0
-
-
-def use_threads(chosen: factory.RunOptions, env: Task, *, may_restart: bool) -> None:
-    """Compute with as many threads as a run wants; several of them sleep while they wait for each other.
-
-    Otherwise they spin, which takes the cores from other programs and from each other. The setting is read when torch
-    is loaded, so this program starts again, with the same process number.
-    """
-    count = factory.count_threads(chosen, env)
-    if may_restart and count > 1 and not os.environ.keys() & QUIET.keys():
-        env.close()
-        # A signal waits until the program that starts is ready for it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **QUIET})
-    torch.set_num_threads(count)
 
 
 def prepare(begin: Start, processes: Processes) -> factory.Parts:
