@@ -22,11 +22,15 @@ DEFAULT_PRESET = "ntm-copy"
 """Stands in where none is named."""
 
 
+_OTHERWISE = ("bool", "int", "float", "timestamp")
+"""What YAML 1.1 reads as hardly anybody means it: yes as true, 010 as 8, 1:30 as 90, 2026-11-30 as no text."""
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with 3e-4 a number, off and no plain words (as in YAML 1.2), and no key given twice."""
+    """PyYAML's safe loader: 3e-4 is a number, off and dates are plain words (as in YAML 1.2), no key is given twice."""
 
     yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in _OTHERWISE]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -35,14 +39,21 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
 _Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][\d_]*|0x[\da-fA-F_]+)$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    re.compile(
+        r"^[-+]?(?:(?:\d[\d_]*\.[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.(?:inf|Inf|INF))$"
+        r"|^\.(?:nan|NaN|NAN)$"
+    ),
     list("-+0123456789."),
 )
 
 
 def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
+    # What is merged in by << may be given again, which is what that is for.
+    keys = [loader.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
     for key in keys:
         if keys.count(key) > 1:
             raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
@@ -72,9 +83,9 @@ def parse_yaml(text: str, source: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}, line {mark.line + 1}" if mark else source
-        raise OptionsError(f"{where}: {getattr(error, 'problem', None) or error}") from error
+        raise OptionsError(f"{where}: {getattr(error, 'problem', None) or ' '.join(str(error).split())}") from error
     except (ValueError, KeyError, AttributeError, RecursionError) as error:
-        # What the loader does not foresee: a date that there is not, a tag for something else, thousands of brackets.
+        # What the loader does not foresee: thousands of digits or of brackets, a tag for something else.
         raise OptionsError(f"{source}: cannot be read: {type(error).__name__}: {error}") from error
 
 

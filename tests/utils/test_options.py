@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -326,10 +327,31 @@ def test_unknown_preset_and_missing_file() -> None:
         ("no", "no"),
         ("true", True),
         ("False", False),
+        ("010", "010"),
+        ("1:30", "1:30"),
+        ("1:30.5", "1:30.5"),
+        ("2026-11-30", "2026-11-30"),
+        ("0x1F", 31),
+        ("-1_000", -1000),
+        ("0", 0),
+        ("1.", 1.0),
+        ("-.inf", -math.inf),
     ],
 )
 def test_values_as_people_write_them(text: str, value: Any) -> None:
     assert options.parse_yaml(text, "test") == value
+
+
+def test_a_block_that_is_merged_in_may_be_changed() -> None:
+    text = "a: &a {lr: 1e-2, steps: 3}\nb:\n  <<: *a\n  steps: 5"
+    assert options.parse_yaml(text, "test")["b"] == {"lr": 1e-2, "steps": 5}
+    with pytest.raises(OptionsError, match="the key 'steps' is given twice"):
+        options.parse_yaml(f"{text}\n  steps: 5", "test")
+
+
+def test_what_no_file_of_text_holds_is_said_in_one_line() -> None:
+    with pytest.raises(OptionsError, match=r"^seed: unacceptable character #x0000: [^\n]*$"):
+        options.parse_yaml("1\0", "seed")
 
 
 def test_a_key_is_given_once() -> None:
@@ -441,7 +463,9 @@ def test_swapping_a_controller_keeps_its_size() -> None:
     assert chosen.circuit.controller.hidden_size == 100
 
 
-@pytest.mark.parametrize("text", ["!!bool x", "!!timestamp x", "2020-13-45", '!!int "x"', "[" * 5000, "1" * 5000])
+@pytest.mark.parametrize(
+    "text", ["!!bool x", "!!timestamp x", "!!timestamp 2020-13-45", '!!int "x"', "[" * 5000, "1" * 5000]
+)
 def test_what_the_loader_does_not_foresee_names_the_source(text: str) -> None:
     with pytest.raises(OptionsError, match=r"^seed: "):
         options.parse_yaml(text, "seed")
