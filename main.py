@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 DEFAULT_PRESET = "ntm-copy"
 OPTIONS = "PRESET | key=value"
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+PRINTING = ("runs", "list", "show")
+"""Commands that do nothing else."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -180,6 +183,19 @@ def _on_signals(act: Callable[[int], Any]) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
+def _on_output(command: str) -> None:
+    """Have the output go through where it cannot be shown, and what only prints end without a word once nobody reads.
+
+    Args:
+        command: what is done.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if command in PRINTING:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
 def _end(number: int) -> None:
     """Leave at once: modules that are being loaded may take an exception for a failure of theirs."""
     os.write(2, b"papertape: interrupted\n")
@@ -219,6 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from papertape.core import openmp
 
             openmp.sleep_while_waiting()
+            _on_output(parsed.command)
         from papertape.core.distributed import rank_here
         from papertape.utils.commands import compare, league, report, show, sweep, test, train
     except ModuleNotFoundError as error:

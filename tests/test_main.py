@@ -690,6 +690,22 @@ def test_a_test_takes_the_weights_of_its_run_and_goes_to_its_folder(
     assert not (folder / "runs" / "mine" / "test").exists()
 
 
+def test_a_terminal_that_lacks_characters_gets_others(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "papertape.main", "list"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "Del\\xe9tang" in done.stdout and not done.stderr
+
+
+def test_what_nobody_reads_ends_without_a_word(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "papertape.main", "list"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == -signal.SIGPIPE
+
+
 def test_runs_are_called_after_their_preset_and_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs"]) == 2
     assert "runs: there are none in runs/" in capsys.readouterr().err
