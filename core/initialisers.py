@@ -145,6 +145,6 @@ class InitialWeights(nn.Module):
         elif self.init == "uniform":
             weights = torch.softmax(self.logits.expand(-1, memory_size), dim=-1)
         else:
-            first = torch.arange(memory_size, device=self.logits.device) == 0
-            weights = first.to(self.logits.dtype).expand(self.num_heads, -1)
+            # Padded and not compared with torch.arange, which on the device meta loads torch._dynamo.
+            weights = nn.functional.pad(self.logits.new_ones(self.num_heads, 1), (0, memory_size - 1))
         return weights.expand(batch_size, -1, -1)
