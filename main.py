@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
             "--resume", metavar=what.upper(), help=f"go on with a {what}: its folder, its name, or latest"
         )
         command.add_argument(
-            "--jobs", type=int, metavar="N", help="runs at a time; default: as many as there are cores"
+            "--jobs", type=_whole, metavar="N", help="runs at a time; default: as many as there are cores"
         )
         command.add_argument(
             "--cluster", metavar="NAME", help="hand the runs to a cluster by submitit: slurm, or local"
@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder or name, or a sweep's")
     for command in (sweep, league, compare):
         command.add_argument(
-            "--sequences", type=int, default=256, metavar="N", help="of each set of the test (default 256)"
+            "--sequences", type=_whole, default=256, metavar="N", help="of each set of the test (default 256)"
         )
         command.add_argument(
             "--test-option",
@@ -117,6 +117,13 @@ def parser() -> argparse.ArgumentParser:
     )
     page.add_argument("--port", type=_port, default=8097, help="where the server listens (default: %(default)s)")
     return top
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed is a whole number of at least 1") from None
 
 
 def _port(text: str) -> int:

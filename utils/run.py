@@ -177,9 +177,9 @@ def find_directory(name: str, root: Path = RUNS, *, what: str = "run", file: str
 
 
 def trained_at(directory: Path) -> float:
-    """When a run or a sweep last began or went on; long ago for one that is just going. A test changes nothing here."""
+    """When a run or a sweep last came further; long ago for one that is just going. A test changes nothing here."""
     times = [0.0]
-    for name in ("options.yaml", "sweep.json", "lock", "metrics.jsonl"):
+    for name in ("options.yaml", "metrics.jsonl", "summary.json", "sweep.json", "table.md"):
         with contextlib.suppress(OSError):
             times.append((directory / name).stat().st_mtime)
     return max(times)

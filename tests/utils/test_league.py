@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from papertape.core.circuit import Circuit
 from papertape.core.options import OptionsError
 from papertape.core.task import Task
 from papertape.main import main
-from papertape.utils import comparison, league, options
+from papertape.utils import comparison, factory, league, options
 from papertape.utils.comparison import Outcome
 
 SMALL: dict[str, Any] = {
@@ -199,6 +200,16 @@ def test_modules_are_found_from_the_league_s_file(folder: Path, monkeypatch: pyt
     assert league.load("../small.yaml").common["imports"] == [str(folder / "own.py"), "json"]
 
 
+def test_the_league_of_the_documentation_has_options() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "seeds.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    Path("mine.yaml").write_text(text)
+    chosen = league.load("mine.yaml")
+    for task in chosen.tasks:
+        for circuit in chosen.circuits:
+            factory.parse(league.run_options(chosen, task, circuit, 1))
+
+
 def test_a_league_may_have_a_name(folder: Path) -> None:
     assert main(["league", write(), "--circuits", "small", "--jobs", "1", "--sequences", "8", "name=mine"]) == 0
     assert (folder / "runs" / "mine" / "league.md").is_file()
@@ -213,8 +224,6 @@ def test_an_unknown_league_names_those_that_there_are() -> None:
 
 @pytest.mark.parametrize("name", options.names(options.LEAGUES))
 def test_every_run_of_the_package_s_leagues_has_options(name: str) -> None:
-    from papertape.utils import factory
-
     chosen = league.load(name)
     for task in chosen.tasks:
         for circuit in chosen.circuits:

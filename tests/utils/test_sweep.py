@@ -90,6 +90,13 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("option", ["--jobs", "--sequences"])
+def test_a_number_that_is_none_says_what_is_allowed(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["sweep", "seed=1..2", option, "auto"])
+    assert f"{option}: got 'auto'; allowed is a whole number of at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["sweep", "seed=1..2"], ["league", "recall"]], ids=lambda words: words[0])
 def test_within_torchrun_it_is_refused(
     folder: Path, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
