@@ -22,8 +22,9 @@ from ..core.kernels.transforms import one_call
 from ..core.lengths import picked
 from ..core.members import Stack
 from ..core.options import Options, check_sizes
+from ..core.placement import lower_type
 from ..core.registry import lookup, register
-from ..core.state import CircuitState, example, map_state
+from ..core.state import CircuitState, example, in_types_of, map_state
 from ..core.structure import Change, Structure, Wire, follow_layers, resized, unlike_linear
 from ..core.tied_bits import TiedBitsLinear
 from ..core.tied_embedding import TiedEmbedding
@@ -244,6 +245,8 @@ class MemoryCircuit(TiedEmbedding):
         with contextlib.nullcontext() if self.differentiable else torch.no_grad():
             seen = torch.cat([x, state.reads.flatten(1)], dim=-1) if self.read_feedback else x
             hidden, controller_state = self.controller(seen, state.controller)
+            if lower_type(x.device) is not None:
+                controller_state = in_types_of(controller_state, state.controller)
             memory, ended = state.accessor, self.ended(x)
             if ended is not None:
                 memory = self.accessor.end_input(memory, ended)
@@ -271,6 +274,8 @@ class MemoryCircuit(TiedEmbedding):
             return torch.stack(features), state
         with contextlib.nullcontext() if self.differentiable else torch.no_grad():
             hidden, controller_state = self.controller.run(inputs, state.controller)
+            if lower_type(inputs.device) is not None:
+                controller_state = in_types_of(controller_state, state.controller)
             hidden, (reads, accessor_state) = precisely(self.accessor.run, hidden, state.accessor, state.reads.dtype)
         return torch.cat([hidden, reads.flatten(2)], dim=-1), CircuitState(controller_state, accessor_state, reads[-1])
 
@@ -351,11 +356,10 @@ class MemoryCircuit(TiedEmbedding):
 
 def precisely(access: Any, hidden: Tensor, state: Any, dtype: torch.dtype) -> tuple[Tensor, Any]:
     """The hidden vectors in a type, and what an accessor gives for them and a state, without autocast."""
-    device = hidden.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    if lower_type(hidden.device) is None:
         return hidden, access(hidden, state)
     hidden = hidden.to(dtype)
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(hidden.device.type, enabled=False):
         return hidden, access(hidden, state)
 
 

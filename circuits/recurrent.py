@@ -15,7 +15,9 @@ from ..core.controllers import AnyController
 from ..core.controllers.base import LayeredOptions
 from ..core.kernels import fused
 from ..core.lengths import picked
+from ..core.placement import lower_type
 from ..core.registry import lookup, register
+from ..core.state import in_types_of
 from ..core.tied_embedding import TiedEmbedding
 
 
@@ -62,8 +64,10 @@ class RecurrentCircuit(TiedEmbedding):
         x = self.check_inputs(x, "[B, {}]")
         state = self.check_state(state, x)
         with self.precision(x):
-            hidden, state = self.controller(x, state)
-            return self._answer(hidden).to(x.dtype), state
+            hidden, after = self.controller(x, state)
+            if lower_type(x.device) is not None:
+                after = in_types_of(after, state)
+            return self._answer(hidden).to(x.dtype), after
 
     def _run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         hidden, state = self._hiddens(inputs, state)

@@ -20,9 +20,9 @@ from .kernels.transforms import one_call
 from .lengths import check_lengths, picked, run_each_to_its_end
 from .members import Stack, map_members
 from .options import check_choice
-from .placement import AnyDeviceOrNone, AnyDtype, random_apart
+from .placement import AnyDeviceOrNone, AnyDtype, lower_type, random_apart
 from .registry import contract
-from .state import check_batch, compare, example, layout, map_state
+from .state import check_batch, compare, example, in_types_of, layout, map_state
 from .structure import Change, LayerEdit, Structure, Wire, check_structure, draw_all, inputs_of, make_change
 from .tokens import check_tokens, is_whole
 from .trace import Trace, TraceField
@@ -196,11 +196,11 @@ class Circuit(Component, nn.Module, ABC):
         gives = ("outputs", "the next state")
         try_steps(self, "step", state, self.vector_size, (self.output_size,), gives, self.differentiable)
         inputs, expected = example(self).new_zeros(3, BATCH, self.vector_size), [3, BATCH, self.output_size]
-        with torch.no_grad(), random_apart(inputs.device):
+        with torch.no_grad(), random_apart(inputs.device), self.precision(inputs):
             for method in ("run", "run_traced"):
                 with trying(self, method):
                     outputs, after, *seen = getattr(self, method)(inputs, self.initial_state(BATCH))
-                    compare("the next state", after, state)
+                    compare("the next state", after, state, lower_type(inputs.device))
                 found = f"outputs have shape {list(outputs.shape)} for inputs {list(inputs.shape)}"
                 expect(list(outputs.shape) == expected, f"{type(self).__qualname__}.{method}", found, str(expected))
         # What a circuit's memory may leave out, that has said itself.
@@ -359,7 +359,7 @@ class Circuit(Component, nn.Module, ABC):
             return tensor.transpose(0, 1) if self.batch_first and not single else tensor
 
         inputs = inputs.unsqueeze(1) if single else arranged(inputs)
-        state = self.check_state(state, inputs)
+        state = before = self.check_state(state, inputs)
         function: Any = self._run_traced_together if trace else self.run
         answered: Any
         with self.precision(inputs):
@@ -370,6 +370,8 @@ class Circuit(Component, nn.Module, ABC):
             else:
                 ends = check_lengths(lengths, *inputs.shape[:2])
                 answered, state = run_each_to_its_end(function, inputs, ends, state)
+            if lower_type(inputs.device) is not None:
+                state = in_types_of(state, before)  # a class of one's own may leave in it what a matrix product gave
         outputs = (answered.pop(_OUTPUTS) if trace else answered).to(own)
         outputs = outputs.squeeze(1) if single else arranged(outputs)
         if not trace:
@@ -450,10 +452,12 @@ class Circuit(Component, nn.Module, ABC):
             return self.initial_state(batch_size)
         if torch.compiler.is_compiling():
             return state  # the comparison would be a guard, by which the first step was compiled for itself
-        found = batch_size, inputs.dtype, inputs.device, layout(state)
+        # Within a sequence, a step of one's own goes on with what its matrix products gave.
+        lower = lower_type(inputs.device)
+        found = batch_size, inputs.dtype, inputs.device, lower, layout(state)
         if found != self._checked_layout:
             with torch.no_grad():
-                compare("state", state, self.initial_state_like(state))
+                compare("state", state, self.initial_state_like(state), lower)
             map_state(lambda leaf: check_batch(leaf, batch_size), state)
             self._checked_layout = found
         return state

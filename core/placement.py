@@ -51,6 +51,13 @@ def moved(part: Any, device: torch.device) -> Any:
     return type(part)(moved(inner, device) for inner in part) if isinstance(part, list | tuple) else part
 
 
+def lower_type(device: torch.device) -> torch.dtype | None:
+    """The type that ``torch.autocast`` gives to matrix products on a device now; None where it is not switched on."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
+
+
 def random_state(device: torch.device) -> Tensor | None:
     """The state of torch's global generator on a device; None where that is the one of the CPU, or there is none."""
     if device.type in ("cpu", "meta"):

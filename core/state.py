@@ -82,6 +82,11 @@ def _first_parameter(module: nn.Module) -> Tensor | None:
     return None
 
 
+def in_types_of(state: State, other: State) -> State:
+    """The same state, each of its tensors in the type that it has in another state of the same structure."""
+    return map_state(lambda leaf, like: leaf.to(like.dtype), state, other)
+
+
 def detach(state: State) -> State:
     """The same state, cut off from the graph that made it: no gradient flows to earlier steps."""
     return map_state(lambda leaf: leaf.detach(), state)
@@ -113,17 +118,25 @@ def check_batch(leaf: Tensor, batch_size: int) -> Tensor:
     return leaf
 
 
-def compare(name: str, state: Any, expected: Any) -> None:
-    """Raise ValueError, naming the part, if a state has another layout than the expected one."""
+def compare(name: str, state: Any, expected: Any, lower: torch.dtype | None = None) -> None:
+    """Raise ValueError, naming the part, if a state has another layout than the expected one.
+
+    Args:
+        name: of the state.
+        state: what was given.
+        expected: a state of one sequence.
+        lower: a type that floating point tensors may have as well.
+    """
     if isinstance(state, Tensor) and isinstance(expected, Tensor):
         if state.dim() != expected.dim() or state.shape[1:] != expected.shape[1:]:
             got, wanted = (", ".join(["B", *map(str, leaf.shape[1:])][: leaf.dim()]) for leaf in (state, expected))
             raise ValueError(f"{name}: got shape [{got}]; this circuit has [{wanted}]")
         for what in ("dtype", "device"):
-            if getattr(state, what) != getattr(expected, what):
+            lowered = what == "dtype" and state.dtype == lower and expected.is_floating_point()
+            if getattr(state, what) != getattr(expected, what) and not lowered:
                 raise ValueError(f"{name}: got {getattr(state, what)}; this circuit has {getattr(expected, what)}")
     elif type(state) is not type(expected):
         raise ValueError(f"{name}: got a {type(state).__name__}; this circuit has a {type(expected).__name__}")
     else:
         for field, part, wanted in zip(expected._fields, state, expected, strict=True):
-            compare(f"{name}.{field}", part, wanted)
+            compare(f"{name}.{field}", part, wanted, lower)

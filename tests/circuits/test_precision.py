@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
-from papertape import DNC, NTM, SAM, SDNC, map_state
+from papertape import DNC, NTM, SAM, SDNC, Circuit, Controller, TraceField, map_state, register_state
 from papertape.agents import BackpropAgent
-from papertape.circuits import MemoryCircuit
+from papertape.circuits import MemoryCircuit, RecurrentCircuit
+from papertape.core.state import compare
 from papertape.utils import factory, options
 
 STEPS, BATCH, INPUTS, OUTPUTS = 5, 3, 4, 2
@@ -150,3 +152,76 @@ def test_precisions_that_do_not_exist_or_fit_are_named():
         options.OptionsError, match="precision: got 'bfloat16'; allowed with agent.type 'evolution': fl"
     ):
         factory.parse(values)
+
+
+@register_state
+class OwnState(NamedTuple):
+    hidden: Tensor
+
+
+class OwnController(Controller):
+    hidden_size: int = Field(6, ge=1, description="units")
+
+    def setup(self) -> None:
+        self.layer = nn.Linear(self.input_size + self.hidden_size, self.hidden_size)
+
+    def initial_state(self, batch_size: int) -> OwnState:
+        return OwnState(self.layer.weight.new_zeros(batch_size, self.hidden_size))
+
+    def forward(self, x: Tensor, state: OwnState) -> tuple[Tensor, OwnState]:
+        hidden = torch.tanh(self.layer(torch.cat([x, state.hidden], -1)))
+        return hidden, OwnState(hidden)
+
+
+class OwnCircuit(Circuit):
+    """Says nothing of types: its hidden vector has the type of a matrix product."""
+
+    trace_fields = {"hidden": TraceField("H", "words", "units")}
+
+    def setup(self) -> None:
+        self.layer = nn.Linear(self.input_size + self.output_size, self.output_size)
+
+    def initial_state(self, batch_size: int) -> OwnState:
+        return OwnState(self.layer.weight.new_zeros(batch_size, self.output_size))
+
+    def step(self, x: Tensor, state: OwnState | None = None) -> tuple[Tensor, OwnState]:
+        x = self.check_inputs(x, "[B, {}]")
+        hidden = torch.tanh(self.layer(torch.cat([x, self.check_state(state, x).hidden], -1)))
+        return hidden, OwnState(hidden)
+
+    def run_traced(self, inputs: Tensor, state: OwnState) -> tuple[Tensor, OwnState, dict[str, Tensor]]:
+        seen = []
+        for x in inputs:
+            _, state = self.step(x, state)
+            seen.append(state.hidden)
+        return torch.stack(seen), state, {"hidden": torch.stack(seen)}
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: OwnCircuit(INPUTS, OUTPUTS),
+        lambda: RecurrentCircuit(INPUTS, OUTPUTS, controller=OwnController(INPUTS)),
+        lambda: NTM(INPUTS, OUTPUTS, controller=OwnController(INPUTS + 3), memory_size=4, word_size=3),
+        lambda: NTM(INPUTS, OUTPUTS, controller=OwnController(INPUTS), word_size=3, read_feedback=False),
+        lambda: NTM(INPUTS, OUTPUTS, controller=OwnController(INPUTS + 3), word_size=3, recompute_every=2),
+    ],
+    ids=["circuit", "recurrent", "memory", "memory without read_feedback", "memory with recompute_every"],
+)
+def test_states_of_classes_of_ones_own_keep_the_type_of_the_weights_in_bfloat16(build):
+    circuit, x = build(), sequence()
+    circuit.autocast = torch.bfloat16
+    circuit.check()
+    for arguments in ({}, {"lengths": [5, 2, 3]}, {"trace": True}):
+        outputs, state, *_ = circuit(x, **arguments)
+        compare("state", state, circuit.initial_state(1))
+        again, state, *_ = circuit(x, state, **arguments)
+        compare("state", state, circuit.initial_state(1))
+        assert outputs.dtype == again.dtype == torch.float32
+    (outputs.sum() + again.sum()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in circuit.parameters() if parameter.grad is not None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        circuit.step(x[0], circuit.step(x[0], state)[1])
+    low = map_state(lambda leaf: leaf.bfloat16(), state)
+    with pytest.raises(ValueError, match="bfloat16; this circuit has torch.float32"):
+        build()(x, low)
