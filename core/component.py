@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, core_schema
 from typing_extensions import dataclass_transform
 
-from .contracts import is_outside, trying
+from .contracts import is_outside, told, trying
 from .options import ContractError, Options, OptionsError, near
 from .registry import contract_of, entries, lookup, name_of
 
@@ -294,7 +294,14 @@ class _Arguments(Options):
 def _model(target: Callable[..., Any], name: str, base: type[Options], definitions: dict[str, Any]) -> type[Options]:
     def check(options: Any) -> Any:
         if isinstance(target, type) and issubclass(target, Component):
-            target.check_options(options)
+            try:
+                target.check_options(options)
+            except (ValueError, ContractError):
+                raise  # what is wrong with the options, in its words
+            except Exception as error:
+                if not is_outside(target):
+                    raise
+                raise ContractError(told(error, f"{target.__qualname__}.check_options")) from error
         return options
 
     def made(**fields: Any) -> type[Options]:

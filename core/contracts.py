@@ -189,7 +189,7 @@ def try_steps(
             x = torch.linspace(-1, 1, BATCH * width, dtype=example(module).dtype, device=example(module).device)
             x = x.view(BATCH, width).requires_grad_()
             inputs.append(x)
-            with trying(module, method):
+            with random_apart(x.device), trying(module, method):
                 results = getattr(module, method)(x, state)
             found = f"gives {len(results)} results" if isinstance(results, tuple) else f"gives a {_kind(results)}"
             right = isinstance(results, tuple) and len(results) == len(gives)
@@ -241,12 +241,46 @@ def try_run(module: Any, base: type, state: Any, width: int) -> None:
         expect(right, where, "gives something else than steps do", "what they give")
 
 
+def try_begun(module: Any, base: type, state: Any, width: int) -> None:
+    """See that steps from a state that an accessor has begun, and ended, give what steps from the state itself do.
+
+    Args:
+        module: an accessor.
+        base: the base class of its kind.
+        state: from :func:`try_initial_state`.
+        width: of its input.
+
+    Raises:
+        ContractError: they fail, or give something else.
+    """
+    cls: Any = type(module)
+    if cls.begin is base.begin and cls.end is base.end:  # type: ignore[attr-defined]
+        return
+    with _apart(module), torch.no_grad():
+        x = torch.linspace(-1, 1, BATCH * width, dtype=example(module).dtype, device=example(module).device)
+        x = x.view(BATCH, width)
+        expected = module(x, state)
+        with trying(module, "begin"):
+            begun = module.begin(state, 1)
+        with trying(module, "forward, after begin"):
+            found = module(x, begun)
+        with trying(module, "end"):
+            after = module.end(found[1])
+            compare("the next state", after, expected[1])
+    same = torch.allclose(found[0], expected[0], 1e-2, 1e-3, equal_nan=True)
+    expect(same, f"{cls.__qualname__}.begin", "steps after it read something else", "what they read without it")
+
+
 def _try_one_row(module: Any, method: str, x: Tensor, state: Any, together: Tensor) -> None:
     """Raise ContractError if the first sequence of a batch is answered otherwise alone; nothing if chance answers."""
     where = f"{type(module).__qualname__}.{method}"
     with trying(module, method), torch.no_grad():
-        again = getattr(module, method)(x, state)[0]
-        if not torch.equal(again.nan_to_num(), together.nan_to_num()):
+        with random_apart(x.device):
+            again = getattr(module, method)(x, state)[0]
+        kept = again.shape != together.shape or not torch.allclose(again, together, 1e-3, 1e-4, equal_nan=True)
+        expect(not kept, where, "answers the same input and state otherwise the next time", "all it keeps in its state")
+        torch.rand(1, device=x.device)
+        if not torch.equal(getattr(module, method)(x, state)[0].nan_to_num(), again.nan_to_num()):
             return
         same = _one_row_is_the_same(module, method, x, state)
         if not same and x.dtype != torch.float64:

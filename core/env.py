@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from pydantic import Field
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .contracts import OTHER_BATCH, expect, trying
+from .streams import Stream
 from .task import Task
 from .tokens import is_whole
 
@@ -59,6 +60,10 @@ class Env(Task):
         super().check()
         for count in (OTHER_BATCH, 2 * OTHER_BATCH - 1):  # one of which is no number of steps
             self._check_batch(count)
+        for stream in get_args(Stream):
+            for variant in self.sets(stream).values():
+                if type(variant) is type(self) and variant is not self and variant.batches(OTHER_BATCH) is None:
+                    variant._check_batch(OTHER_BATCH)
 
     def _check_batch(self, count: int) -> None:
         name, drawn = type(self).__qualname__, []

@@ -62,9 +62,20 @@ class Task(Component, ABC):
             found = f"gives {sets!r} for {stream}"
             expect(isinstance(sets, Mapping) and bool(sets), f"{name}.sets", found, "tasks by name, at least one")
             for label, variant in sets.items():
+                found = f"{label} is a {type(variant).__name__}"
+                expect(isinstance(variant, Task), f"{name}.sets", found, "a task")
                 sizes = [[task.input_size, task.output_size] for task in (variant, self)]
                 found = f"{label} has input_size and output_size {sizes[0]}"
                 expect(sizes[0] == sizes[1], f"{name}.sets", found, f"{sizes[1]}, as the task itself")
+        for method in ("input_channels", "output_channels"):
+            with trying(self, method):
+                channels = tuple(getattr(self, method)())
+            right = all(isinstance(group, Channels) for group in channels)
+            expect(right, f"{name}.{method}", f"gives {channels!r}", "Channels")
+        with trying(self, "state_dict"):
+            state = self.state_dict()
+        with trying(self, "load_state_dict"):
+            self.load_state_dict(state)
 
     def input_channels(self) -> Sequence[Channels]:
         """What the channels of an input are, all of them in order, for pictures; none says nothing of them."""

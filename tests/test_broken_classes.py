@@ -48,6 +48,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "curriculum": {"env": {**RUN["env"], "curriculum": {"type": "broken"}}},
     "optimiser": {"agent": {**RUN["agent"], "optimiser": {"type": "broken"}}},
+    "plasticity": {"agent": {**RUN["agent"], "plasticity": "broken"}},
     "sink": {"plots": "broken"},
     "agent": {"agent": {"type": "broken"}},
 }
@@ -59,6 +60,7 @@ import own_memory
 import papertape
 import torch
 from papertape.agents.optimisers import Optimiser
+from papertape.agents.plasticity import PlasticityMethod
 from papertape.core.agent import Agent
 from papertape.core.world import Step
 from papertape.envs.curriculum import Curriculum

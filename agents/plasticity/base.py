@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,8 +15,9 @@ from torch.optim import Optimizer
 
 from ...core.circuit import Circuit
 from ...core.component import Chosen, Component
+from ...core.contracts import expect, trying
 from ...core.env import Batch, Env
-from ...core.options import LARGEST_STEP
+from ...core.options import LARGEST_STEP, ContractError
 from ...core.registry import contract, name_of
 from ...core.structure import Change
 from ...core.task import Task
@@ -111,6 +113,51 @@ class PlasticityMethod(Component, ABC):
         """Take up what :meth:`state_dict` gave."""
         for name in self.remembered:
             setattr(self, name, state[name])
+
+
+CALLS = {
+    "check": ("circuit", "env"),
+    "begin": ("circuit", "generator"),
+    "looks": ("step",),
+    "on_gradient": ("update",),
+    "after_update": ("update",),
+    "after_skip": ("update",),
+    "follow": ("change",),
+}
+"""What an agent calls of a method, with the arguments that it gives by place."""
+
+
+def check_calls(method: PlasticityMethod) -> None:
+    """See whether what an agent calls can be called, and that a method says what it remembers.
+
+    Raises:
+        ContractError: it cannot; names the class and what is expected.
+    """
+    name = type(method).__qualname__
+    for call, arguments in CALLS.items():
+        signature = inspect.signature(getattr(method, call))
+        try:
+            signature.bind(*arguments)
+        except TypeError as error:
+            expected = ", ".join(arguments)
+            raise ContractError(f"{name}.{call}: takes {signature}; expected {expected}") from error
+    remembered = method.remembered
+    right = isinstance(remembered, tuple) and all(isinstance(one, str) for one in remembered)
+    expect(right, f"{name}.remembered", f"is {remembered!r}", "a tuple of the names of attributes")
+
+
+def check_begun(method: PlasticityMethod) -> None:
+    """See whether a method that has begun can be saved and go on.
+
+    Raises:
+        ContractError: it cannot; names the class and why.
+    """
+    with trying(method, "state_dict"):
+        state = method.state_dict()
+    with trying(method, "load_state_dict"):
+        method.load_state_dict(state)
+    with trying(method, "looks"):
+        method.looks(1)
 
 
 AnyPlasticity = Annotated[Any, Chosen("plasticity", many=True)]

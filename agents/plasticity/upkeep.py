@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...core.circuit import Circuit
 from ...core.component import build
+from ...core.contracts import is_outside, trying, under
 from ...core.env import Env
 from ...core.options import refusal
 from ...core.placement import moved
 from ...core.registry import name_of
 from ...core.state import example
 from ...core.structure import Change
-from .base import PlasticityMethod, Update, generator_of
+from .base import PlasticityMethod, Update, check_begun, check_calls, generator_of
 
 
 class Upkeep:
@@ -35,8 +37,13 @@ class Upkeep:
         built: list[PlasticityMethod] = []
         for index, options in enumerate(chosen):
             method: PlasticityMethod = build(options)
+            outsider = is_outside(type(method))
+            if outsider:
+                with under(f"agent.plasticity.{index}"):
+                    check_calls(method)
             try:
-                method.check(circuit, env)
+                with trying(method, "check", options=True) if outsider else contextlib.nullcontext():
+                    method.check(circuit, env)
                 if any(type(method) is type(other) or (method.masks and other.masks) for other in built):
                     raise ValueError(f"type: got {_name(method)!r} beside another of its kind; allowed is one")
             except ValueError as error:
@@ -49,7 +56,13 @@ class Upkeep:
         """Start to remember, with the weights as they are; those that are to be masked become zero."""
         self.device = example(circuit).device
         for number, method in enumerate(self.methods):
-            method.begin(circuit, generator_of(self.seed, number, 0))
+            if not is_outside(type(method)):
+                method.begin(circuit, generator_of(self.seed, number, 0))
+                continue
+            with under(f"agent.plasticity: {_name(method)}"):
+                with trying(method, "begin"):
+                    method.begin(circuit, generator_of(self.seed, number, 0))
+                check_begun(method)
 
     def copied(self) -> Upkeep:
         """The same for a copy of the circuit."""

@@ -11,11 +11,21 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..component import Chosen, Component
-from ..contracts import BATCH, check_seen, check_trace_fields, expect, try_initial_state, try_run, try_steps, trying
+from ..contracts import (
+    BATCH,
+    check_seen,
+    check_trace_fields,
+    expect,
+    try_begun,
+    try_initial_state,
+    try_run,
+    try_steps,
+    trying,
+)
 from ..initialisers import reset
 from ..options import Options
 from ..registry import contract
-from ..state import example
+from ..state import compare, example
 from ..trace import TraceField
 
 
@@ -126,6 +136,8 @@ class Accessor(Component, nn.Module, ABC):
             ContractError: it is not; names the class, what was found and what is expected.
         """
         check_trace_fields(type(self), self.trace_fields)
+        with trying(self, "specification"):
+            self.specification()
         where = f"{type(self).__qualname__}.trace_fields"
         expect("reads" not in self.trace_fields, where, "has reads, the name of the words read", "another name")
         state = try_initial_state(self)
@@ -135,6 +147,11 @@ class Accessor(Component, nn.Module, ABC):
         shape = self.read_shape(self)
         _, after, heads = try_steps(self, "forward", state, self.hidden_size, shape, gives, self.differentiable)
         try_run(self, Accessor, state, self.hidden_size)
+        try_begun(self, Accessor, state, self.hidden_size)
+        with trying(self, "sizes_of"):
+            sizes = self.sizes_of(after)
+        with trying(self, f"initial_state, given sizes_of, {sizes},"):
+            compare("the state", self.initial_state(BATCH, **sizes), after)
         named = hasattr(heads, "_asdict")
         where, found = f"{type(self).__qualname__}.forward", f"the heads are a {type(heads).__name__}"
         expect(

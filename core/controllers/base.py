@@ -90,6 +90,8 @@ class Controller(Component, nn.Module, ABC):
             ContractError: it is not; names the class, what was found and what is expected.
         """
         check_trace_fields(type(self), self.trace_fields)
+        with trying(self, "specification"):
+            self.specification()
         where = f"{type(self).__qualname__}.trace_fields"
         expect("reads" not in self.trace_fields, where, "has reads, the name of the words read", "another name")
         state = try_initial_state(self)

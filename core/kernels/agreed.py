@@ -2,7 +2,7 @@
 
 AGREED = {
     "circuits/memory.py": "670b32b1044a",
-    "core/accessors/base.py": "e8f58f8d03ee",
+    "core/accessors/base.py": "e226c4a61697",
     "core/accessors/delta.py": "4a62bc1ec88d",
     "core/accessors/dynamic.py": "4d9c8006cc93",
     "core/accessors/soft_tape.py": "36e951fe39ee",
@@ -10,8 +10,8 @@ AGREED = {
     "core/accessors/stack.py": "455425030f7a",
     "core/accessors/static.py": "065462a3f170",
     "core/addressing.py": "6f2258efbf53",
-    "core/component.py": "84463ef824cf",
-    "core/controllers/base.py": "869ca17b4fcd",
+    "core/component.py": "cc1d4bb7cc8c",
+    "core/controllers/base.py": "117d2f72b7e6",
     "core/controllers/feedforward.py": "6007500a931f",
     "core/controllers/gru.py": "8c6c0d9a8f1e",
     "core/controllers/lstm.py": "a5307bb3b489",
