@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import os
+import pickle
 import re
 import traceback
 from collections.abc import Collection, Iterator, Mapping
@@ -311,6 +313,29 @@ def _unchanged(leaf: Tensor, kept: Tensor) -> Tensor:
     if not torch.equal(leaf.nan_to_num(), kept.nan_to_num()):
         raise ValueError("changes the state that it is given; expected a new one")
     return leaf
+
+
+def try_saved(owner: Any, method: str, state: Any) -> None:
+    """See that a checkpoint can hold a state: what is none of plain data is written, but never read again.
+
+    Args:
+        owner: whose state it is.
+        method: that gives it.
+        state: of the owner.
+
+    Raises:
+        ContractError: it cannot.
+    """
+    where, file = f"{type(owner).__qualname__}.{method}", io.BytesIO()
+    with trying(owner, method):
+        torch.save(state, file)
+    file.seek(0)
+    try:
+        torch.load(file, weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"holds a {named[1].rstrip('.')}" if named else "cannot be read back"
+        raise ContractError(f"{where}: {found}; expected tensors, numbers, words and containers of these") from error
 
 
 def check_trace_fields(owner: type, fields: Any) -> None:

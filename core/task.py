@@ -10,7 +10,7 @@ from pydantic import Field
 from typing_extensions import Self
 
 from .component import Component, fields_of
-from .contracts import expect, trying
+from .contracts import expect, try_saved, trying
 from .options import ContractError
 from .placement import AnyDevice
 from .registry import contract
@@ -74,6 +74,7 @@ class Task(Component, ABC):
             expect(right, f"{name}.{method}", f"gives {channels!r}", "Channels")
         with trying(self, "state_dict"):
             state = self.state_dict()
+        try_saved(self, "state_dict", state)
         with trying(self, "load_state_dict"):
             self.load_state_dict(state)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ...core.component import Chosen, Component, build
-from ...core.contracts import expect, is_outside, trying, under
+from ...core.contracts import expect, is_outside, try_saved, trying, under
 from ...core.registry import contract
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -53,6 +53,7 @@ class Optimiser(Component, ABC):
         expect(right, where, "its groups have no lr", "one in each, which the agent sets")
         with trying(self, "make, its step"):
             made.step()
+        try_saved(self, "make, its state_dict", made.state_dict())
         with trying(self, "take_up"):
             self.take_up(other, made.state_dict()["state"])
         expect(

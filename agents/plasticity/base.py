@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from ...core.circuit import Circuit
 from ...core.component import Chosen, Component
-from ...core.contracts import expect, trying
+from ...core.contracts import expect, try_saved, trying
 from ...core.env import Batch, Env
 from ...core.options import LARGEST_STEP, ContractError
 from ...core.registry import contract, name_of
@@ -154,6 +154,7 @@ def check_begun(method: PlasticityMethod) -> None:
     """
     with trying(method, "state_dict"):
         state = method.state_dict()
+    try_saved(method, "state_dict", state)
     with trying(method, "load_state_dict"):
         method.load_state_dict(state)
     with trying(method, "looks"):

@@ -11,7 +11,7 @@ from pydantic import Field, PlainValidator
 from torch import Tensor
 
 from ...core.component import Chosen, Component
-from ...core.contracts import expect, trying
+from ...core.contracts import expect, try_saved, trying
 from ...core.members import Stack
 from ...core.placement import random_apart, take_up
 from ...core.recorder import Chart
@@ -241,6 +241,7 @@ class Strategy(Component, ABC):
                     expect(shape == [size], f"{name}.{what}", f"is {shape}", f"a genome of shape {[size]}")
                 with trying(self, "metrics"):
                     tried.metrics()
+                try_saved(self, "state_dict", tried.state_dict())
                 with trying(self, "state_dict"):
                     resumed = another()
                     resumed.load_state_dict(tried.state_dict())
