@@ -7,12 +7,14 @@ import copy
 import io
 import os
 import pickle
+import random
 import re
 import traceback
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -98,6 +100,18 @@ def _apart(module: nn.Module) -> Iterator[None]:
     finally:
         for part, was in training.items():
             part.training = was
+
+
+@contextlib.contextmanager
+def _chance_apart(device: torch.device) -> Iterator[None]:
+    """Within the block anything may be drawn by torch, Python or numpy; the next block draws the same."""
+    drawn = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with random_apart(device):
+        try:
+            yield
+        finally:
+            random.setstate(drawn[0])
+            np.random.set_state(drawn[1])  # noqa: NPY002
 
 
 def check_whole(owner: type, name: str, size: Any) -> int:
@@ -191,7 +205,7 @@ def try_steps(
             x = torch.linspace(-1, 1, BATCH * width, dtype=example(module).dtype, device=example(module).device)
             x = x.view(BATCH, width).requires_grad_()
             inputs.append(x)
-            with random_apart(x.device), trying(module, method):
+            with _chance_apart(x.device), trying(module, method):
                 results = getattr(module, method)(x, state)
             found = f"gives {len(results)} results" if isinstance(results, tuple) else f"gives a {_kind(results)}"
             right = isinstance(results, tuple) and len(results) == len(gives)
@@ -277,12 +291,14 @@ def _try_one_row(module: Any, method: str, x: Tensor, state: Any, together: Tens
     """Raise ContractError if the first sequence of a batch is answered otherwise alone; nothing if chance answers."""
     where = f"{type(module).__qualname__}.{method}"
     with trying(module, method), torch.no_grad():
-        with random_apart(x.device):
+        with _chance_apart(x.device):
             again = getattr(module, method)(x, state)[0]
         kept = again.shape != together.shape or not torch.allclose(again, together, 1e-3, 1e-4, equal_nan=True)
         expect(not kept, where, "answers the same input and state otherwise the next time", "all it keeps in its state")
-        torch.rand(1, device=x.device)
-        if not torch.equal(getattr(module, method)(x, state)[0].nan_to_num(), again.nan_to_num()):
+        with _chance_apart(x.device):
+            torch.rand(1, device=x.device), random.random(), np.random.random()  # noqa: NPY002
+            other = getattr(module, method)(x, state)[0]
+        if not torch.equal(other.nan_to_num(), again.nan_to_num()):
             return
         same = _one_row_is_the_same(module, method, x, state)
         if not same and x.dtype != torch.float64:
