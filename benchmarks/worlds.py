@@ -90,8 +90,8 @@ def waste() -> None:
 def speed(rounds: int = 3) -> None:
     """Steps of Swimmer in training."""
     world = GymWorld(id="Swimmer-v5", action="clip")
-    circuit = FeedForwardCircuit(world.input_size, world.output_size, hidden_sizes=[], zero_outputs=True)
-    strategy = {"type": "cma-es", "population": 12, "sigma": 0.5}
+    circuit = FeedForwardCircuit(world.input_size, world.output_size, hidden_sizes=[], bias=False, zero_outputs=True)
+    strategy = {"type": "sep-cma-es", "population": 12, "sigma": 0.5}
     agent = EvolutionAgent(world, circuit, strategy=strategy, batch_size=1, log_every=10**9)
     agent.train_step()
     rates = []

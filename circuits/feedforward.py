@@ -41,6 +41,7 @@ class FeedForwardCircuit(Circuit):
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="share of what each hidden layer gives that training sets to 0"
     )
+    bias: bool = Field(default=True, description="whether each layer adds a vector of its own, as in torch.nn.Linear")
     zero_outputs: bool = Field(
         default=False,
         description="whether the last layer starts with zeros, so that a linear policy begins by doing nothing",
@@ -49,7 +50,7 @@ class FeedForwardCircuit(Circuit):
     def setup(self) -> None:
         """Make the layers."""
         sizes = [self.vector_size, *self.hidden_sizes, self.output_size]
-        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
+        self.layers = nn.ModuleList(nn.Linear(*size, bias=self.bias) for size in pairwise(sizes))
         self.residual: tuple[int, ...] = ()
         """Layers whose output is added to what they get, as a change of structure adds them."""
         self._zero()
@@ -149,6 +150,6 @@ class FeedForwardCircuit(Circuit):
         x = self._standardise(inputs).flatten(0, 1)
         last = len(self.layers) - 1
         for index in range(last + 1):
-            made = linear(x, parameters[f"layers.{index}.weight"], parameters[f"layers.{index}.bias"])
+            made = linear(x, parameters[f"layers.{index}.weight"], parameters.get(f"layers.{index}.bias"))
             x = self._passed_on(made, x, index) if index < last else made
         return x.unflatten(1, inputs.shape[:2]).transpose(0, 1)

@@ -70,26 +70,29 @@ def dense(stack: Stack) -> Tensor:
     return _plus_minus(stack.center, stack.whole_noise())
 
 
-def linear(x: Tensor, weight: Stack, bias: Stack) -> Tensor:
+def linear(x: Tensor, weight: Stack, bias: Stack | None) -> Tensor:
     """The linear layer of every member: ``x @ weight[p].T + bias[p]``.
 
     Args:
         x: ``[S, I]``, the same for all members, or ``[P, S, I]``.
         weight: stack of ``[O, I]``.
-        bias: stack of ``[O]``.
+        bias: stack of ``[O]``, or None for a layer without.
 
     Returns:
         ``[P, S, O]``
     """
-    bias = dense(bias)
+    made = _weighted(x, weight)
+    return made if bias is None else made.add_(dense(bias).unsqueeze(1))
+
+
+def _weighted(x: Tensor, weight: Stack) -> Tensor:
     if isinstance(weight, Tensor):
-        return torch.bmm(_each(x, len(weight)), weight.transpose(1, 2)).add_(bias.unsqueeze(1))
-    pairs = len(weight) // 2
+        return torch.bmm(_each(x, len(weight)), weight.transpose(1, 2))
     shared = x @ weight.center.T
     if x.dim() == 2:
-        return _plus_minus(shared, _times_noise(x, weight)).add_(bias.unsqueeze(1))
-    shared = shared.unflatten(0, (pairs, 2)) + bias.unflatten(0, (pairs, 2)).unsqueeze(2)
-    change = _times_noise(x.unflatten(0, (pairs, 2)).flatten(1, 2), weight).unflatten(1, (2, x.shape[1]))
+        return _plus_minus(shared, _times_noise(x, weight))
+    shared = shared.unflatten(0, (len(weight) // 2, 2))
+    change = _times_noise(x.unflatten(0, shared.shape[:2]).flatten(1, 2), weight).unflatten(1, (2, x.shape[1]))
     shared[:, 0] += change[:, 0]
     shared[:, 1] -= change[:, 1]
     return shared.flatten(0, 1)

@@ -23,6 +23,21 @@ def test_answers_each_step_on_its_own(activation, hidden_sizes):
         torch.testing.assert_close(answer, x @ circuit.layers[-1].weight.T + circuit.layers[-1].bias)
 
 
+@pytest.mark.parametrize("hidden_sizes", [[], [7, 5]])
+def test_without_a_bias_layers_are_products_alone(hidden_sizes):
+    circuit = FeedForwardCircuit(4, 3, hidden_sizes=hidden_sizes, bias=False)
+    assert all(name.endswith(".weight") for name, _ in circuit.named_parameters())
+    inputs = torch.randn(5, 2, 4)
+    x = inputs
+    for layer in circuit.layers[:-1]:
+        x = (x @ layer.weight.T).tanh()
+    expected = x @ circuit.layers[-1].weight.T
+    torch.testing.assert_close(circuit(inputs)[0], expected)
+    stacks = {name: torch.stack([parameter, 2 * parameter]) for name, parameter in circuit.named_parameters()}
+    torch.testing.assert_close(circuit.run_population(stacks, inputs)[:, 0], expected)
+    assert circuit.structure() == () and (not hidden_sizes or "a torch.nn.Linear with a bias" in circuit.fixed())
+
+
 def test_sizes_of_the_genreg_network():
     circuit = FeedForwardCircuit(784, 10, hidden_sizes=[64])
     assert Layout.of(circuit).size == 50_890

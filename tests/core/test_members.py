@@ -50,6 +50,8 @@ def test_linear_against_a_loop_over_members(rank, shared):
     for member in range(6):
         expected = nn.functional.linear(x if shared else x[member], dense(weight)[member], dense(bias)[member])
         torch.testing.assert_close(found[member], expected)
+        without = nn.functional.linear(x if shared else x[member], dense(weight)[member])
+        torch.testing.assert_close(linear(x, weight, None)[member], without)
     assert torch.equal(x, kept)
 
 
