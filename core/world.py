@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -14,6 +16,11 @@ from .circuit import Circuit
 from .contracts import expect, trying
 from .state import map_state
 from .task import Task
+
+logger = logging.getLogger(__name__)
+
+LONG = 100_000
+"""Steps after which an episode may well be one that nothing ends."""
 
 
 class WorldError(RuntimeError):
@@ -268,7 +275,10 @@ class World(Task):
         running = torch.ones_like(returns, dtype=torch.bool)
         numbers = torch.arange(copies, device=returns.device)
         ended: list[tuple[Tensor, Episodes]] = []
-        while True:
+        for steps in count(1):
+            if steps == LONG:
+                told = "%s: an episode goes on after %d steps; it ends where step says terminated or truncated"
+                logger.warning(told, type(self).__qualname__, steps)
             finite = observations.isfinite().all(1)
             if seen is not None:
                 seen(observations[running & finite])

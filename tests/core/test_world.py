@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from papertape.core import world as module
 from papertape.core.options import ContractError
 from papertape.core.world import ActionPart, Episodes, Step, World, check_episodes
 from papertape.envs import TMazeWorld
@@ -53,6 +54,16 @@ def test_play_sums_up_rewards_and_steps_until_every_episode_is_over() -> None:
     assert torch.equal(episodes.info["left"], torch.zeros(3, 6, dtype=torch.long))
     assert len(asked) == int(starts.max())
     assert torch.equal(asked[0].squeeze(-1), starts.repeat(3))
+
+
+def test_an_episode_that_does_not_end_is_told_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LONG", 3)
+    monkeypatch.setattr(torch, "randint", lambda low, high, shape, generator: torch.full(shape, 6))
+    Countdown().play(lambda seen: torch.zeros(len(seen), 3), 2, generator())
+    (told,) = caplog.messages
+    assert told == "Countdown: an episode goes on after 3 steps; it ends where step says terminated or truncated"
 
 
 def test_metrics_are_means_over_episodes() -> None:
