@@ -103,15 +103,20 @@ def _apart(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _chance_apart(device: torch.device) -> Iterator[None]:
-    """Within the block anything may be drawn by torch, Python or numpy; the next block draws the same."""
+def _undone(module: nn.Module) -> Iterator[None]:
+    """After the block the buffers of a module, and what torch, Python and numpy draw next, are as they were before."""
     drawn = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with random_apart(device):
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with random_apart(example(module).device):
         try:
             yield
         finally:
             random.setstate(drawn[0])
             np.random.set_state(drawn[1])  # noqa: NPY002
+            with torch.no_grad():
+                for name, buffer in module.named_buffers():
+                    if name in buffers and not torch.equal(buffer, buffers[name]):
+                        buffer.copy_(buffers[name])
 
 
 def check_whole(owner: type, name: str, size: Any) -> int:
@@ -205,7 +210,7 @@ def try_steps(
             x = torch.linspace(-1, 1, BATCH * width, dtype=example(module).dtype, device=example(module).device)
             x = x.view(BATCH, width).requires_grad_()
             inputs.append(x)
-            with _chance_apart(x.device), trying(module, method):
+            with _undone(module), trying(module, method):
                 results = getattr(module, method)(x, state)
             found = f"gives {len(results)} results" if isinstance(results, tuple) else f"gives a {_kind(results)}"
             right = isinstance(results, tuple) and len(results) == len(gives)
@@ -291,11 +296,11 @@ def _try_one_row(module: Any, method: str, x: Tensor, state: Any, together: Tens
     """Raise ContractError if the first sequence of a batch is answered otherwise alone; nothing if chance answers."""
     where = f"{type(module).__qualname__}.{method}"
     with trying(module, method), torch.no_grad():
-        with _chance_apart(x.device):
+        with _undone(module):
             again = getattr(module, method)(x, state)[0]
         kept = again.shape != together.shape or not torch.allclose(again, together, 1e-3, 1e-4, equal_nan=True)
         expect(not kept, where, "answers the same input and state otherwise the next time", "all it keeps in its state")
-        with _chance_apart(x.device):
+        with _undone(module):
             torch.rand(1, device=x.device), random.random(), np.random.random()  # noqa: NPY002
             other = getattr(module, method)(x, state)[0]
         if not torch.equal(other.nan_to_num(), again.nan_to_num()):
@@ -310,8 +315,10 @@ def _try_one_row(module: Any, method: str, x: Tensor, state: Any, together: Tens
 
 
 def _one_row_is_the_same(module: Any, method: str, x: Tensor, state: Any) -> bool:
-    together = getattr(module, method)(x, state)[0]
-    alone = getattr(module, method)(x[:1], map_state(lambda leaf: leaf[:1], state))[0]
+    with _undone(module):
+        together = getattr(module, method)(x, state)[0]
+    with _undone(module):
+        alone = getattr(module, method)(x[:1], map_state(lambda leaf: leaf[:1], state))[0]
     return alone.shape[1:] == together.shape[1:] and torch.allclose(alone[0], together[0], 1e-3, 1e-4, equal_nan=True)
 
 

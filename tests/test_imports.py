@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -117,7 +118,7 @@ def test_modules_are_named_on_the_command_line(folder: Path, say: Callable[..., 
     assert saved["imports"] == ["own_memory"] and saved["circuit"]["accessor"]["key_size"] == 3
     say("train", "--resume", "latest", "agent.steps=3")
     listed = say("list", "--import", "own_memory")
-    assert "\n  fast-weights            Fast weights written by the delta rule, one matrix for each head.\n" in listed
+    assert re.search(r"\n  fast-weights +Fast weights written by the delta rule, one matrix for each head\.\n", listed)
     shown = yaml.safe_load(say("show", "mine.yaml", "circuit.accessor.num_heads=2"))
     assert shown["circuit"]["accessor"] == {"type": "fast-weights", "num_heads": 2, "key_size": 16, "value_size": 16}
 
