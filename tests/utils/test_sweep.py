@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from papertape.core import install
 from papertape.core.options import OptionsError
 from papertape.core.world import WorldError
 from papertape.envs.images import DataError
@@ -251,7 +252,7 @@ def test_a_sweep_that_is_cut_off_goes_on(folder: Path, number: signal.Signals) -
     _, said = process.communicate(timeout=120)
     if number != signal.SIGKILL:
         assert process.returncode == 130
-        assert f"go on with: papertape sweep --resume runs/{run.parent.name}" in said
+        assert f"go on with: {install.here('papertape')} sweep --resume runs/{run.parent.name}" in said
     deadline = time.monotonic() + 60
     while "in progress" in (again := locked_by_another(run)) and time.monotonic() < deadline:
         time.sleep(0.2)
