@@ -245,8 +245,7 @@ class MemoryCircuit(TiedEmbedding):
         with contextlib.nullcontext() if self.differentiable else torch.no_grad():
             seen = torch.cat([x, state.reads.flatten(1)], dim=-1) if self.read_feedback else x
             hidden, controller_state = self.controller(seen, state.controller)
-            if lower_type(x.device) is not None:
-                controller_state = in_types_of(controller_state, state.controller)
+            controller_state = in_types_of(controller_state, state.controller, x.device)
             memory, ended = state.accessor, self.ended(x)
             if ended is not None:
                 memory = self.accessor.end_input(memory, ended)
@@ -274,8 +273,7 @@ class MemoryCircuit(TiedEmbedding):
             return torch.stack(features), state
         with contextlib.nullcontext() if self.differentiable else torch.no_grad():
             hidden, controller_state = self.controller.run(inputs, state.controller)
-            if lower_type(inputs.device) is not None:
-                controller_state = in_types_of(controller_state, state.controller)
+            controller_state = in_types_of(controller_state, state.controller, inputs.device)
             hidden, (reads, accessor_state) = precisely(self.accessor.run, hidden, state.accessor, state.reads.dtype)
         return torch.cat([hidden, reads.flatten(2)], dim=-1), CircuitState(controller_state, accessor_state, reads[-1])
 

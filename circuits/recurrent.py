@@ -15,7 +15,6 @@ from ..core.controllers import AnyController
 from ..core.controllers.base import LayeredOptions
 from ..core.kernels import fused
 from ..core.lengths import picked
-from ..core.placement import lower_type
 from ..core.registry import lookup, register
 from ..core.state import in_types_of
 from ..core.tied_embedding import TiedEmbedding
@@ -65,9 +64,7 @@ class RecurrentCircuit(TiedEmbedding):
         state = self.check_state(state, x)
         with self.precision(x):
             hidden, after = self.controller(x, state)
-            if lower_type(x.device) is not None:
-                after = in_types_of(after, state)
-            return self._answer(hidden).to(x.dtype), after
+            return self._answer(hidden).to(x.dtype), in_types_of(after, state, x.device)
 
     def _run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         hidden, state = self._hiddens(inputs, state)

@@ -370,8 +370,8 @@ class Circuit(Component, nn.Module, ABC):
             else:
                 ends = check_lengths(lengths, *inputs.shape[:2])
                 answered, state = run_each_to_its_end(function, inputs, ends, state)
-            if lower_type(inputs.device) is not None:
-                state = in_types_of(state, before)  # a class of one's own may leave in it what a matrix product gave
+            # A class of one's own may leave in it what a matrix product gave.
+            state = in_types_of(state, before, inputs.device)
         outputs = (answered.pop(_OUTPUTS) if trace else answered).to(own)
         outputs = outputs.squeeze(1) if single else arranged(outputs)
         if not trace:

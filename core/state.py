@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 from torch.utils import _pytree
 
+from .placement import lower_type
+
 State = TypeVar("State")
 
 
@@ -82,8 +84,10 @@ def _first_parameter(module: nn.Module) -> Tensor | None:
     return None
 
 
-def in_types_of(state: State, other: State) -> State:
-    """The same state, each of its tensors in the type that it has in another state of the same structure."""
+def in_types_of(state: State, other: State, device: torch.device) -> State:
+    """A state; under ``torch.autocast`` on a device, each of its tensors in the type that it has in another state."""
+    if lower_type(device) is None:
+        return state
     return map_state(lambda leaf, like: leaf.to(like.dtype), state, other)
 
 
