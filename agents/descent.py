@@ -126,7 +126,11 @@ class DescentAgent(LearningAgent):
         parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(parameters, self.clip_value)
-        return float(nn.utils.clip_grad_norm_(parameters, self.clip_norm or math.inf))
+        total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm, limit = float(total), self.clip_norm or math.inf
+        if norm > 0.99 * limit - 1e-5:  # well below the limit PyTorch would multiply each of them by 1
+            nn.utils.clip_grads_with_norm_(parameters, limit, total)
+        return norm
 
     def descend(self, loss: float, rate: float) -> dict[str, float]:
         """One update by the gradients that the weights have; none if these or the loss are not finite.

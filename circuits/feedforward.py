@@ -130,9 +130,10 @@ class FeedForwardCircuit(Circuit):
     def run(self, inputs: Tensor, state: FeedForwardCircuitState) -> tuple[Tensor, FeedForwardCircuitState]:
         """All steps at once, ``[…, I]`` -> ``[…, O]``."""
         x = self._standardise(inputs)
-        for index, layer in enumerate(self.layers[:-1]):
+        *hidden, output = self.layers
+        for index, layer in enumerate(hidden):
             x = self._passed_on(layer(x), x, index)
-        return self.layers[-1](x), state
+        return output(x), state
 
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
         """The answers of many members to the same inputs; shares what the stacks let it share.

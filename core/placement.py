@@ -77,12 +77,12 @@ def random_apart(device: torch.device) -> Iterator[None]:
     """Within the block numbers may be drawn from torch's global generators, of the CPU and of a device; after it these
     are as they were.
     """
-    before = random_state(device)
-    with torch.random.fork_rng([]):
-        try:
-            yield
-        finally:
-            set_random_state(device, before)
+    cpu, own = torch.default_generator.get_state(), random_state(device)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(cpu)
+        set_random_state(device, own)
 
 
 def seed_all(device: torch.device, seed: int) -> None:

@@ -474,6 +474,22 @@ def test_gradients_are_clipped() -> None:
     assert max(float(p.grad.abs().max()) for p in agent.circuit.parameters() if p.grad is not None) <= 1.0001e-4
 
 
+@pytest.mark.parametrize("limit", [None, 1e-3, 0.9999, 1.0, 1.0001, 1e6])
+def test_the_norm_is_clipped_as_pytorch_does(limit: float | None) -> None:
+    agent, twin = make(clip_norm=None, clip_value=None), make()
+    agent.train_step()
+    parameters = list(agent.circuit.parameters())
+    for own, other in zip(parameters, twin.circuit.parameters(), strict=True):
+        other.grad = None if own.grad is None else own.grad.clone()
+    if limit is not None:
+        limit *= agent.bounded(agent.torch_optimiser)
+    agent.clip_norm = limit
+    expected = torch.nn.utils.clip_grad_norm_(twin.circuit.parameters(), limit or math.inf)
+    assert agent.bounded(agent.torch_optimiser) == float(expected)
+    for own, other in zip(parameters, twin.circuit.parameters(), strict=True):
+        assert torch.equal(own.grad, other.grad)
+
+
 def rmsprop(
     gradients: list[list[float]], lr: float, smoothing: float, momentum: float, epsilon: float, kind: str
 ) -> list[float]:
