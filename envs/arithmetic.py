@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from ..core.env import Batch, Env
 from ..core.registry import register
@@ -85,13 +84,12 @@ class ArithmeticEnv(RegressionEnv):
 
     def _batch(self, pairs: Tensor, operation: Tensor) -> Batch:
         """Pairs of numbers ``[B, 2]`` under the operations of these indices ``[B]``."""
-        dtype = torch.get_default_dtype()
-        first, second = pairs.to(dtype).unbind(-1)
+        numbers, count = pairs.to(torch.get_default_dtype()), len(self.operations)
+        first, second = numbers.unbind(-1)
         results = torch.stack([RESULTS[name](first, second) for name in self.operations])
-        inputs = pairs.to(dtype) / self.max_number
-        if len(self.operations) > 1:
-            which = functional.one_hot(operation, len(self.operations)).to(dtype)
-            inputs = torch.cat([inputs, which], -1)
+        inputs = numbers / self.max_number
+        if count > 1:
+            inputs = torch.cat([inputs, torch.eye(count, dtype=inputs.dtype, device=inputs.device)[operation]], -1)
         targets = results.gather(0, operation.unsqueeze(0)).unsqueeze(-1)
         return Batch(inputs.unsqueeze(0), targets, torch.ones_like(targets[..., 0]))
 
