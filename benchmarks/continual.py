@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import operator
 import re
 import statistics
 import sys
@@ -32,7 +33,7 @@ from papertape.agents import BackpropAgent, SelfModifyingAgent
 from papertape.agents.evaluation import evaluate
 from papertape.agents.plasticity import DORMANT, dormant_share, watched
 from papertape.agents.structure.strategies import STRATEGIES, Done, Subject
-from papertape.agents.structure.trial import LOOK_EVERY, PairedTrial
+from papertape.agents.structure.trial import LOOK_EVERY, TOLERANCE, PairedTrial
 from papertape.core.circuit import Circuit
 from papertape.core.structure import narrowed, widened
 from papertape.envs import ArithmeticEnv
@@ -233,7 +234,8 @@ def flagged(seed: int, assignments: Sequence[str]) -> Measured:
     """Shares of changes that are taken back within 50 steps: removals at random, plain and absorbed, and widenings.
 
     A circuit of two layers of fifteen units has learned arithmetic from 100,000 samples. Each change is put on trial as
-    the agent does, for :data:`LOOK_EVERY` steps.
+    the agent does, for :data:`LOOK_EVERY` steps. Beside it stands what no trial can see: whether the change was for the
+    worse by the loss over all pairs, the mean over the last half of the trial, and the share of verdicts that say so.
     """
     words = ["circuit.hidden_sizes=[15,15]", "agent.policy=random", "agent.check_every=10000000"]
     agent = agent_of("arithmetic-endless", seed, [*words, f"agent.trial_steps={LOOK_EVERY}", *assignments])
@@ -259,25 +261,50 @@ def flagged(seed: int, assignments: Sequence[str]) -> Measured:
         "removal_absorbed": lambda subject: removed(subject, True),
         "widening": widening,
     }
-    start, found = copy.deepcopy(agent.state_dict()), dict.fromkeys(kinds, 0.0)
+    env = agent.env
+    assert isinstance(env, ArithmeticEnv)
+    every_pair = next(env.batches(10**6))
+
+    def exact(circuit: Circuit) -> float:
+        with torch.no_grad():
+            return float(env.losses(circuit(every_pair.inputs)[0], every_pair).sum())
+
+    start = copy.deepcopy(agent.state_dict())
+    found: Measured = {}
     for name, apply in kinds.items():
+        taken_back, worse = [], []
         for _ in range(CHANGES):
             before = len(agent.tracker.records)
             agent.try_out(STRATEGIES["add-neuron" if name == "widening" else "remove-neuron"], apply)
-            while agent.trial is not None:
+            losses = []
+            while isinstance(agent.trial, PairedTrial):
+                losses.append((exact(agent.circuit), exact(agent.trial.circuit)))
                 agent.train_step()
             assert len(agent.tracker.records) == before + 1
-            found[name] += (not agent.tracker.records[-1].kept) / CHANGES
+            taken_back.append(not agent.tracker.records[-1].kept)
+            without, changed = map(sum, zip(*losses[len(losses) // 2 :], strict=True))
+            worse.append(not changed <= TOLERANCE * without)
             agent.load_state_dict(copy.deepcopy(start))
+        found |= {
+            name: statistics.mean(taken_back),
+            f"{name}_worse": statistics.mean(worse),
+            f"{name}_right": statistics.mean(map(operator.eq, taken_back, worse)),
+        }
     return found
 
 
 def _flagged_told(seeds: Sequence[Measured]) -> str:
+    words = {
+        "removal_plain": "removals",
+        "removal_absorbed": "those that least squares absorb",
+        "widening": "widenings",
+    }
     means = {name: 100 * statistics.mean(seed[name] for seed in seeds) for name in seeds[0]}
-    return (
-        f"removals {means['removal_plain']:.0f} %, those that least squares absorb "
-        f"{means['removal_absorbed']:.0f} %, widenings {means['widening']:.0f} %"
-    )
+    parts = []
+    for name, said in words.items():
+        worse, right = means[f"{name}_worse"], means[f"{name}_right"]
+        parts.append(f"{said} {means[name]:.0f} % ({worse:.0f} % were worse; {right:.0f} % of verdicts say so)")
+    return ", ".join(parts)
 
 
 TWO, WIDE = "circuit.hidden_sizes=[2,2]", "circuit.hidden_sizes=[15,15]"

@@ -67,8 +67,12 @@ def test_a_plain_removal_is_flagged_and_the_agent_is_as_before(monkeypatch: pyte
     monkeypatch.setattr(continual, "CHANGES", 2)
     monkeypatch.setattr(continual, "LEARNED", 300)
     found = continual.flagged(101, [])
-    assert set(found) == {"removal_plain", "removal_absorbed", "widening"}
+    kinds = ("removal_plain", "removal_absorbed", "widening")
+    assert set(found) == {f"{kind}{what}" for kind in kinds for what in ("", "_worse", "_right")}
     assert all(share in (0.0, 0.5, 1.0) for share in found.values())
+    for kind in kinds:  # what was taken back and what was worse are the same changes where every verdict is right
+        assert found[f"{kind}_right"] < 1 or found[kind] == found[f"{kind}_worse"]
+    assert "removals" in continual._flagged_told([found])
 
 
 @pytest.mark.parametrize(
