@@ -1,6 +1,6 @@
 """Optimisers: what makes updates out of gradients, each with its published settings."""
 
-from .adam import Adam
+from .adam import Adam, AdamW
 from .base import AnyOptimiser, Optimiser, Share, build_optimiser, load_moments
 from .paper_rmsprop import GravesRMSprop, TensorFlowRMSprop
 from .rmsprop import RMSprop
@@ -9,6 +9,7 @@ from .sgd import SGD
 __all__ = [
     "SGD",
     "Adam",
+    "AdamW",
     "AnyOptimiser",
     "GravesRMSprop",
     "Optimiser",

@@ -1,4 +1,4 @@
-"""Adam (Kingma & Ba 2015) as in torch.optim."""
+"""Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019) as in torch.optim."""
 
 from __future__ import annotations
 
@@ -26,5 +26,20 @@ class Adam(Optimiser):
         """See :meth:`Optimiser.make`."""
         # Fused: one kernel instead of a dozen for every parameter.
         return torch.optim.Adam(
+            parameters, lr, self.betas, eps=self.epsilon, weight_decay=self.weight_decay, fused=True
+        )
+
+
+@register("optimiser", "adamw")
+class AdamW(Adam):
+    """Adam with decoupled weight decay, as in torch.optim: each weight shrinks by a share, whatever its gradient."""
+
+    weight_decay: float = Field(
+        default=1e-2, ge=0, description="times the learning rate: the share of each weight that an update takes off"
+    )
+
+    def make(self, parameters: Iterable[Tensor], lr: float) -> torch.optim.AdamW:
+        """See :meth:`Optimiser.make`."""
+        return torch.optim.AdamW(
             parameters, lr, self.betas, eps=self.epsilon, weight_decay=self.weight_decay, fused=True
         )

@@ -542,6 +542,7 @@ def test_a_variance_that_rounds_below_zero_is_none() -> None:
     ("optimiser", "expected"),
     [
         ("adam", torch.optim.Adam([torch.zeros(1)])),
+        ("adamw", torch.optim.AdamW([torch.zeros(1)])),
         ("rmsprop", torch.optim.RMSprop([torch.zeros(1)])),
         ("sgd", torch.optim.SGD([torch.zeros(1)])),
     ],
@@ -552,6 +553,7 @@ def test_optimisers_of_torch_have_its_settings(optimiser: str, expected: torch.o
     assert {**made.defaults, "fused": None} == {**expected.defaults, "fused": None}
     given: dict[str, Any] = {
         "adam": {"betas": [0.5, 0.6], "epsilon": 0.1},
+        "adamw": {"betas": [0.5, 0.6], "epsilon": 0.1},
         "rmsprop": {"smoothing": 0.7, "momentum": 0.6, "epsilon": 0.1},
         "sgd": {"momentum": 0.6},
     }[optimiser]
@@ -569,10 +571,10 @@ def test_optimisers_of_torch_have_its_settings(optimiser: str, expected: torch.o
         ({"type": "adam", "momentum": 0.9}, "optimiser.momentum: unknown option; optimiser.type .*rmsprop.* has it"),
         (
             {"type": "graves-rmsprop", "betas": [0.9, 0.9]},
-            "optimiser.betas: .*; optimiser.type adam has it",
+            "optimiser.betas: .*; optimiser.type adam or adamw has it",
         ),
         ({"type": "adam", "betas": [0.9, 1.0]}, r"optimiser.betas.1: got 1.0; allowed: less than 1"),
-        ("adamw", "optimiser.type: got 'adamw'; did you mean 'adam'"),
+        ("adamx", "optimiser.type: got 'adamx'; did you mean 'adam"),
         ({"momentum": 0.9}, "optimiser.type: missing"),
     ],
 )

@@ -49,7 +49,7 @@ def alone(agent, genome, lessons):
     circuit = copy.deepcopy(agent.circuit)
     layout = Layout.of(circuit)
     layout.write(genome, circuit)
-    made = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[agent.options.optimiser.type]
+    made = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[agent.options.optimiser.type]
     optimiser = made(circuit.parameters(), agent.lr)
     for batch in lessons:
         optimiser.zero_grad()
@@ -60,7 +60,7 @@ def alone(agent, genome, lessons):
     return layout.read(circuit)
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+@pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize(("kind", "clip_norm"), [("ntm", 0.05), ("feedforward", None)])
 @pytest.mark.parametrize("memory_budget", [512.0, 1e-6])
 def test_members_learn_together_as_each_does_alone(optimiser, kind, clip_norm, memory_budget):

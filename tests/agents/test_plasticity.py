@@ -597,7 +597,7 @@ def test_the_largest_are_chosen_among_those_that_may_be(entries: list[tuple[int,
 
 
 @pytest.mark.parametrize("name", ["set", "granet"])
-@pytest.mark.parametrize("optimiser", ["adam", "sgd", "rmsprop", "graves-rmsprop"])
+@pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd", "rmsprop", "graves-rmsprop"])
 def test_masked_weights_are_zero_whatever_else_is_done_to_them(name: str, optimiser: str) -> None:
     others = [method("l2-init"), method("shrink-perturb"), method("continual-backprop")]
     chosen = {"type": optimiser, "momentum": 0.9} if optimiser in ("sgd", "rmsprop") else optimiser
