@@ -309,6 +309,8 @@ def _flagged_told(seeds: Sequence[Measured]) -> str:
 
 TWO, WIDE = "circuit.hidden_sizes=[2,2]", "circuit.hidden_sizes=[15,15]"
 FIXED, RANDOM, ALONE = "agent.policy=none", "agent.policy=random", "agent.plasticity=null"
+# Weights shrink by a ten-thousandth at each step.
+DECAY = "agent.optimiser={type: adamw, weight_decay: 0.1}"
 # Changes at the size that the circuit begins with, a fifth of the time on trial.
 CHANGING = ["agent.type=self-modifying", "agent.max_layers=2", "agent.max_units=100", "agent.check_every=1250"]
 ROWS: dict[str, Row] = {
@@ -372,6 +374,17 @@ ROWS: dict[str, Row] = {
     ),
     "permuted-redo": Row("ReDo", "≥ 86.5 %", permuted("redo"), _permuted_told),
     "permuted-l2-init": Row("L2-init", "≥ 87.5 %", permuted("l2-init"), _permuted_told),
+    "permuted-decay": Row("AdamW", "", permuted("null", DECAY), _permuted_told),
+    "permuted-continual-backprop-decay": Row(
+        "continual backprop, AdamW", "≥ 86.5 %", permuted("continual-backprop", DECAY), _permuted_told
+    ),
+    "permuted-redo-decay": Row("ReDo, AdamW", "≥ 86.5 %", permuted("redo", DECAY), _permuted_told),
+    "permuted-changing-decay": Row(
+        "continual backprop, AdamW, self-modifying",
+        "≥ 86.5 %",
+        permuted("continual-backprop", DECAY, *CHANGING),
+        _permuted_told,
+    ),
     "permuted-changing": Row("self-modifying", "≥ 86.5 %", permuted("null", *CHANGING), _permuted_told),
     "permuted-changing-continual-backprop": Row(
         "continual backprop, self-modifying", "≥ 86.5 %", permuted("continual-backprop", *CHANGING), _permuted_told
