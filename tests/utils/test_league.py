@@ -15,8 +15,9 @@ from papertape.agents.evaluation import evaluate_all
 from papertape.core.circuit import Circuit
 from papertape.core.options import OptionsError
 from papertape.core.task import Task
-from papertape.main import main
+from papertape.main import main, parse_arguments
 from papertape.utils import comparison, factory, league, options
+from papertape.utils.commands.league import plan
 from papertape.utils.comparison import Outcome
 
 SMALL: dict[str, Any] = {
@@ -61,7 +62,7 @@ def test_all_runs_end_in_one_table_and_go_on(capsys: pytest.CaptureFixture[str],
     said = capsys.readouterr()
     assert "copy,wrong,seed=4 failed: circuit.memory_size" in said.err
     text = (directory / "league.md").read_text()
-    assert said.out == text and text.startswith("Copying. Figures of nobody.\n")
+    assert said.out == text and text.startswith("Copying. Figures of nobody. All runs here under agent.steps=2.\n")
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert lines[0] == ["task", "small", "small, published", "wrong", "theirs, published"]
     assert lines[2][0] == "copy" and lines[2][2:] == ["1.5", "", "4"]
@@ -208,6 +209,22 @@ def test_the_league_of_the_documentation_has_options() -> None:
     for task in chosen.tasks:
         for circuit in chosen.circuits:
             factory.parse(league.run_options(chosen, task, circuit, 1))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["threads=1", "plots=off"], ""),
+        (["agent.steps=2", "threads=1"], " All runs here under agent.steps=2."),
+        (
+            ["env={type: copy}", "agent.lr=1"],
+            " All runs here under env={type: copy}, agent.lr=1. Published figures are of the tasks without that.",
+        ),
+    ],
+)
+def test_the_table_says_under_which_options(words: list[str], said: str) -> None:
+    parsed = parse_arguments(["league", write(), *words])
+    assert plan(parsed)[0].about == SMALL["about"] + said
 
 
 def test_a_league_may_have_a_name(folder: Path) -> None:

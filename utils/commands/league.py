@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def plan(arguments: argparse.Namespace) -> tuple[leagues.League, list[sweep.Run]
         circuits=_names(arguments.circuits),
         seeds=[int(seed) for seed in seeds],
     )
+    found = found.model_copy(update={"about": found.about + _under(assignments, found)})
     if not gives(assignments, "plots"):
         assignments.append("plots=off")
     runs = []
@@ -82,6 +84,16 @@ def plan(arguments: argparse.Namespace) -> tuple[leagues.League, list[sweep.Run]
                 runs.append(sweep.Run(f"{task},{circuit},seed={seed}", labels, values, problem, Path(name).stem, alone))
     sweep.check_runs(runs)
     return found, runs, Path(name).stem
+
+
+def _under(assignments: Sequence[str], league: leagues.League) -> str:
+    """What the table is to say of options that are not the league's own."""
+    blocks = {word: re.split(r"[.=]", word, maxsplit=1)[0] for word in assignments}
+    told = [word for word, block in blocks.items() if block in ("env", "circuit", "agent", "start")]
+    if not told:
+        return ""
+    other = " Published figures are of the tasks without that." if "env" in blocks.values() and league.published else ""
+    return f" All runs here under {', '.join(told)}.{other}"
 
 
 def _names(text: str | None) -> list[str]:
