@@ -120,15 +120,19 @@ class ArithmeticEnv(RegressionEnv):
 
     def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Masked square of each relative error, ``[T, B]``; see :meth:`RegressionEnv.losses`."""
-        return self.errors(outputs, batch).square() * batch.mask
+        return self._squares(self.errors(outputs, batch), batch)
+
+    def _squares(self, errors: Tensor, batch: Batch) -> Tensor:
+        return errors.square() * batch.mask
 
     def tallies(self, outputs: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Sums and counts of loss, error and the shares within so many per cent; see :meth:`Env.tallies`."""
         # Once for all: where nets are small, this is a good part of the time of a step.
         count, errors = batch.mask.sum(), self.errors(outputs, batch)
         within = {share: (errors <= share / 100) * batch.mask for share in WITHIN}
-        found = {"loss": ((errors.square() * batch.mask).sum(), count), "error": (count - within[5].sum(), count)}
-        found |= {f"within_{share}": (close.sum(), count) for share, close in within.items()}
+        totals = {share: close.sum() for share, close in within.items()}
+        found = {"loss": (self._squares(errors, batch).sum(), count), "error": (count - totals[5], count)}
+        found |= {f"within_{share}": (total, count) for share, total in totals.items()}
         if len(self.operations) > 1:
             which = batch.inputs[..., 2:].flatten(0, 1)
             of_each = [(part.reshape(-1, 1) * which).sum(0).unbind() for part in (within[5], batch.mask)]

@@ -574,7 +574,7 @@ def test_optimisers_of_torch_have_its_settings(optimiser: str, expected: torch.o
             "optimiser.betas: .*; optimiser.type adam or adamw has it",
         ),
         ({"type": "adam", "betas": [0.9, 1.0]}, r"optimiser.betas.1: got 1.0; allowed: less than 1"),
-        ("adamx", "optimiser.type: got 'adamx'; did you mean 'adam"),
+        ("adamx", "optimiser.type: got 'adamx'; did you mean 'adam'"),
         ({"momentum": 0.9}, "optimiser.type: missing"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,11 +87,11 @@ def plan(arguments: argparse.Namespace) -> tuple[leagues.League, list[sweep.Run]
 
 def _under(assignments: Sequence[str], league: leagues.League) -> str:
     """What the table is to say of options that are not the league's own."""
-    blocks = {word: re.split(r"[.=]", word, maxsplit=1)[0] for word in assignments}
-    told = [word for word, block in blocks.items() if block in ("env", "circuit", "agent", "start")]
+    told = [word for word in assignments if word.startswith(("env", "circuit", "agent", "start"))]
     if not told:
         return ""
-    other = " Published figures are of the tasks without that." if "env" in blocks.values() and league.published else ""
+    changed = league.published and any(word.startswith("env") for word in told)
+    other = " Published figures are of the tasks without that." if changed else ""
     return f" All runs here under {', '.join(told)}.{other}"
 
 
