@@ -314,10 +314,10 @@ def test_modules_that_cannot_be_imported(name: str, folder: Path, say: Callable[
     assert sorted(folder.iterdir()) == before
 
 
-def test_options_are_shown_without_the_compiler(tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["ntm-copy", "mqar"])  # mqar has an embedding
+def test_options_are_shown_without_the_compiler(preset: str, tmp_path: Path) -> None:
     """torch._dynamo takes longer to load than all else together; a function of torch on the device meta may do so."""
-    code = (
-        "import sys; from papertape.main import main; main(['show', 'ntm-copy'])\nprint('torch._dynamo' in sys.modules)"
-    )
+    show = f"from papertape.main import main; main(['show', {preset!r}])"
+    code = f"import sys; {show}\nprint('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"

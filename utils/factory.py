@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
 from pydantic import Field, PlainValidator, ValidationError, field_validator
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..agents.evaluation import load_weights
 from ..circuits import MemoryCircuit
@@ -308,9 +310,22 @@ def build_circuit(
     return circuit.to(device, torch.float64 if precision == "float64" else torch.float32)
 
 
+class _NothingDrawn(TorchFunctionMode):
+    """Skips what an embedding would draw: on the meta device PyTorch loads its compiler for it, in most of a second."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """What ``func`` gives, or the tensor as it is where values would be drawn from a normal distribution."""
+        kwargs = kwargs or {}
+        if func is nn.init.normal_:
+            return kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def outline(options: RunOptions, env: Task) -> Circuit:
     """The circuit of a run on the meta device: it has all sizes, and takes neither memory nor time."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NothingDrawn():
         circuit: Circuit = build_component(options.circuit, env.input_size, env.output_size)
         if is_outside(type(circuit)):
             circuit.check()
