@@ -706,6 +706,17 @@ def test_what_nobody_reads_ends_without_a_word(tmp_path: Path) -> None:
     assert process.returncode == -signal.SIGPIPE
 
 
+def test_a_table_that_nobody_reads_ends_without_a_word_after_all_runs(folder: Path) -> None:
+    sweep = ["sweep", "seed=1,2", *SMALL, "agent.steps=1", "plots=off", "name=mine", "--jobs", "1"]
+    command = [sys.executable, "-m", "papertape.main", *sweep]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        *_, line = process.stderr.read().splitlines()
+        assert "seed=2: done" in line
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
 def test_runs_are_called_after_their_preset_and_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs"]) == 2
     assert "runs: there are none in runs/" in capsys.readouterr().err

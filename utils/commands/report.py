@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -39,6 +40,9 @@ def run(what: str, command: Callable[[], int]) -> int:
             return command()
     except FirstProcessError:
         return WRONG
+    except BrokenPipeError:  # nobody reads what is printed; nor shall it be flushed at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except SAID as error:
         who = "papertape" if first else f"papertape, process {distributed.rank_here()}"
         print("\n".join(f"{who}: {line}" for line in str(error).splitlines()), file=sys.stderr)
