@@ -102,15 +102,16 @@ class MixedAgent(EvolutionAgent):
         lamarckian = self.inheritance == "lamarckian"
 
         def live(part: Mapping[str, Stack], number: int) -> Tensor:
-            learned = self.learn(part, number)
-            scores = self.scoring.scores(learned, drawn, part=number)
-            return torch.cat([scores, self.population.layout.join(learned)], dim=1) if lamarckian else scores
+            learned, bad = self.learn(part, number)
+            found = [bad.unsqueeze(1), self.scoring.scores(learned, drawn, part=number)]
+            return torch.cat([*found, self.population.layout.join(learned)] if lamarckian else found, dim=1)
 
         found = self.shared(stacks, live)
-        if not lamarckian:
-            return found
-        scores, genomes = found.split([found.shape[1] - self.population.layout.size, self.population.layout.size], 1)
-        self.strategy.replace(genomes)
+        size = self.population.layout.size if lamarckian else 0
+        bad, scores, genomes = found.split([1, found.shape[1] - 1 - size, size], 1)
+        self.bad_gradients += int(bad.sum())
+        if lamarckian:
+            self.strategy.replace(genomes)
         return scores
 
     def found(self) -> Tensor:
@@ -119,9 +120,9 @@ class MixedAgent(EvolutionAgent):
         if self.inheritance == "lamarckian" or not self._lessons:
             return best
         layout = self.population.layout
-        return layout.join(self.learn(layout.split(best.unsqueeze(0)), self.shards))[0]
+        return layout.join(self.learn(layout.split(best.unsqueeze(0)), self.shards)[0])[0]
 
-    def learn(self, stacks: Mapping[str, Stack], number: int = 0) -> dict[str, Tensor]:
+    def learn(self, stacks: Mapping[str, Stack], number: int = 0) -> tuple[dict[str, Tensor], Tensor]:
         """Parameters of members after this generation's gradient steps, in chunks that fit the memory budget.
 
         Args:
@@ -129,25 +130,28 @@ class MixedAgent(EvolutionAgent):
             number: of their shard, which tells apart what is drawn for them at random.
 
         Returns:
-            Their parameters after that, ``[P, *S]`` by name.
+            Their parameters after that, ``[P, *S]`` by name, and how many of their updates were skipped, ``[P]``.
         """
         members = len(next(iter(stacks.values())))
         # The graph keeps what every step of time has made.
         length = max(batch.inputs.shape[0] for batch in self._lessons)
         chunk = max(2, self.population.chunk_size(self._lessons[0].inputs) // length // 2 * 2)
-        parts = []
+        parts, bad = [], []
         was_training = self.circuit.training
         self.circuit.train()
         with self.own_randomness(number):
             for start in range(0, members, chunk):
                 part = slice(start, min(start + chunk, members))
-                parts.append(self._learn_together({name: dense(stack[part]) for name, stack in stacks.items()}))
+                learned = self._learn_together({name: dense(stack[part]) for name, stack in stacks.items()})
+                parts.append(learned[0])
+                bad.append(learned[1])
         self.circuit.train(was_training)
-        return {name: torch.cat([part[name] for part in parts]) for name in stacks}
+        return {name: torch.cat([part[name] for part in parts]) for name in stacks}, torch.cat(bad)
 
     @torch.enable_grad()
-    def _learn_together(self, stacks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _learn_together(self, stacks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         parameters = {name: stack.detach().clone().requires_grad_() for name, stack in stacks.items()}
+        bad = torch.zeros(len(next(iter(parameters.values()))), device=self.strategy.genome.device)
         # Works element by element: one optimiser of stacks is one for each member.
         optimiser = self.optimiser.make(list(parameters.values()), self.lr)
         for batch in self._lessons:
@@ -155,16 +159,15 @@ class MixedAgent(EvolutionAgent):
             outputs = map_members(self.circuit, parameters, self.population.given(batch.inputs), randomness="different")
             losses = vmap(self.env.losses, in_dims=(1, None), out_dims=1)(outputs, batch)
             (losses.sum() / self.env.normaliser(batch)).backward()
-            self._step(optimiser, list(parameters.values()))
-        return {name: parameter.detach() for name, parameter in parameters.items()}
+            bad += ~self._step(optimiser, list(parameters.values()))
+        return {name: parameter.detach() for name, parameter in parameters.items()}, bad
 
     @torch.no_grad()
-    def _step(self, optimiser: Optimizer, parameters: list[Tensor]) -> None:
-        """One update of every member whose gradient is finite."""
+    def _step(self, optimiser: Optimizer, parameters: list[Tensor]) -> Tensor:
+        """One update of every member whose gradient is finite; which these are, ``[P]``."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
         good = norms.isfinite()
-        self.bad_gradients += int((~good).sum())
         scale = torch.ones_like(norms)
         if self.clip_norm is not None:
             scale = (self.clip_norm / (norms + 1e-6)).clamp(max=1)
@@ -176,6 +179,7 @@ class MixedAgent(EvolutionAgent):
         optimiser.step()
         for parameter, kept in zip(parameters, before, strict=bool(before)):
             parameter[~good] = kept[~good]
+        return good
 
     def train_step(self) -> dict[str, float]:
         """See :meth:`EvolutionAgent.train_step`; also how many updates of members were skipped so far."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ import papertape
 from papertape.agents import MixedAgent
 from papertape.agents.genome import Layout
 from papertape.agents.optimisers import SGD
-from papertape.circuits import FeedForwardCircuit
+from papertape.circuits import FeedForwardCircuit, NeatCircuit
 from papertape.core.recorder import Recorder
+from papertape.core.registry import entries
 from papertape.envs import CopyEnv
 
 SMALL = {"batch_size": 4, "log_every": 2, "evaluate_every": 3, "save_every": 4, "evaluation_sequences": 5}
@@ -70,7 +72,7 @@ def test_members_learn_together_as_each_does_alone(optimiser, kind, clip_norm, m
     )  # fmt: skip
     agent.prepare()
     genomes = agent.strategy.ask().clone()
-    learned = agent.population.layout.join(agent.learn(agent.strategy.ask_stacks()))
+    learned = agent.population.layout.join(agent.learn(agent.strategy.ask_stacks())[0])
     assert learned.shape == genomes.shape and not torch.equal(learned, genomes)
     for before, after in zip(genomes, learned, strict=True):
         torch.testing.assert_close(alone(agent, before, agent._lessons), after, rtol=2e-4, atol=2e-5)
@@ -156,11 +158,37 @@ def test_a_member_whose_gradient_is_not_finite_stays_as_it_is():
     stacks["layers.1.bias"][:] = -1.0
     stacks["layers.1.bias"][2] = 50.0  # positive outputs everywhere
     genomes = genomes.clone()
-    learned = agent.population.layout.join(agent.learn(stacks))
+    found, bad = agent.learn(stacks)
+    learned = agent.population.layout.join(found)
     moved = (learned != genomes).any(1)
     assert moved.tolist() == [True, True, False, True, True, True]
-    assert agent.bad_gradients == 2
+    assert bad.tolist() == [0, 0, 2, 0, 0, 0]
     assert learned.isfinite().all()
+
+
+@pytest.mark.parametrize("inheritance", ["lamarckian", "baldwinian"])
+def test_updates_that_were_skipped_are_counted_once(inheritance):
+    env = Poisoned(width=2, max_length=2, test_lengths=[])
+    agent = make(env=env, kind="feedforward", gradient_steps=2, dtype=torch.float32, inheritance=inheritance)
+    agent.strategy.genomes[:, -2] = 50.0  # the bias of the first output: no member has a loss
+    assert agent.train_step()["bad_gradients"] == agent.bad_gradients == 12
+
+
+@pytest.mark.parametrize("strategy", [name for name, kind in entries("strategy").items() if kind.holds_members])
+@pytest.mark.parametrize("kind", ["neat", "ntm"])
+def test_what_is_learned_is_handed_on_for_several_generations(strategy, kind):
+    env = CopyEnv(width=2, max_length=2, test_lengths=[])
+    torch.manual_seed(1)
+    if kind == "neat":
+        circuit: Any = NeatCircuit(env.input_size, env.output_size)
+    else:
+        controller: Any = "neat" if strategy == "neat" else {"type": "lstm", "hidden_size": 4}
+        circuit = papertape.NTM(env.input_size, env.output_size, controller=controller, memory_size=4, word_size=3)
+    agent = MixedAgent(env, circuit, **SMALL, strategy={"type": strategy, "population": 6}, lr=0.03, seed=0)
+    for _ in range(3):
+        values = agent.train_step()
+        assert agent.strategy.ask().dtype is torch.float32
+    assert math.isfinite(values["fitness_best"])
 
 
 def test_learns_faster_than_by_mutation_alone():
@@ -210,7 +238,7 @@ def test_members_learn_with_dropout_of_their_own_and_are_judged_without():
     stacks = agent.strategy.ask_stacks()
     equal = {name: stack[:1].expand_as(stack).clone() for name, stack in stacks.items()}
     agent.circuit.eval()
-    learned = agent.population.layout.join(agent.learn(equal))
+    learned = agent.population.layout.join(agent.learn(equal)[0])
     assert len(learned.unique(dim=0)) == 6
     assert not agent.circuit.training
     drawn = agent.scoring.draw(4, torch.Generator().manual_seed(0))
@@ -222,7 +250,7 @@ def test_any_optimiser_that_works_element_by_element(optimiser):
     agent = make(optimiser=optimiser, kind="feedforward", clip_norm=None, gradient_steps=3)
     agent.prepare()
     genomes = agent.strategy.ask().clone()
-    learned = agent.population.layout.join(agent.learn(agent.strategy.ask_stacks()))
+    learned = agent.population.layout.join(agent.learn(agent.strategy.ask_stacks())[0])
     for genome, found in zip(genomes, learned, strict=True):
         circuit = copy.deepcopy(agent.circuit)
         agent.population.layout.write(genome, circuit)

@@ -209,7 +209,7 @@ class Neat(Strategy):
 
     def replace(self, genomes: Tensor) -> None:
         """See :meth:`Strategy.replace`; the topologies stay as they are."""
-        self.genomes = self.codec.with_weights(self.genomes, self.layout.split(genomes))
+        self.genomes = self.codec.with_weights(self.genomes, self.layout.split(genomes.to(self.genome)))
         self._drawn = {**self.draw()}
 
     def update(self, fitness: Tensor, drawn: Any) -> None:
