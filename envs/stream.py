@@ -158,6 +158,10 @@ class StreamEnv(ChangingEnv):
         """A batch of the current env; see :meth:`Env.sample`."""
         return self._given(self.current.sample(batch_size, generator))
 
+    def drawn(self, count: int, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """As the current env draws them to be judged on; see :meth:`Env.drawn`."""
+        return map(self._given, self.current.drawn(count, batch_size, generator))
+
     def batches(self, batch_size: int) -> Iterator[Batch] | None:
         """Those of the current env."""
         batches = self.current.batches(batch_size)

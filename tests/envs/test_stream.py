@@ -39,6 +39,17 @@ def test_envs_come_in_turn(options: dict[str, Any], expected: list[int]) -> None
     assert found == expected
 
 
+def test_an_env_is_judged_on_what_it_draws_itself() -> None:
+    stream = StreamEnv(envs=["parity-check", "even-pairs"])
+    for name, env in (("parity-check", stream.envs[0]), ("even-pairs", stream.envs[1])):
+        for label, judged in env.sets("validation").items():
+            alone = list(judged.drawn(128, 16, torch.Generator().manual_seed(3)))
+            here = list(stream.sets("validation")[f"{name} {label}"].drawn(128, 16, torch.Generator().manual_seed(3)))
+            assert [batch.inputs.shape[0] for batch in here] == [batch.inputs.shape[0] for batch in alone]
+            for one, other in zip(here, alone, strict=True):
+                assert all(torch.equal(part, known) for part, known in zip(one, other, strict=True))
+
+
 def test_random_order_depends_on_the_seed_of_the_tasks_and_the_place() -> None:
     def order(seed: int) -> list[int]:
         env, found = make(order="random", every=3, task_seed=seed), []
