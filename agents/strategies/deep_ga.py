@@ -49,8 +49,8 @@ class DeepGA(Strategy):
     elite_candidates: int = Field(
         default=10,
         ge=0,
-        description="fittest members that are evaluated again to find the elite, which lives on unchanged; 0: no "
-        "second look",
+        description="members that are evaluated again to find the elite, which lives on unchanged: the fittest, and "
+        "the elite so far; 0: no second look",
     )
     elite_sequences: int = Field(default=30, ge=1, description="sequences of that second evaluation")
 
@@ -126,25 +126,31 @@ class DeepGA(Strategy):
         return genomes
 
     def update(self, fitness: Tensor, drawn: Any) -> None:
-        """The fittest become the parents; the very fittest is the elite until :meth:`confirm` says otherwise."""
+        """The fittest become the parents; the very fittest is the elite until :meth:`confirm` says otherwise.
+
+        The candidates are the fittest; the elite so far takes the place of the last one if it is not among them, as in
+        algorithm 1 of the paper.
+        """
         order = torch.argsort(fitness, descending=True, stable=True)
         ranking = order.tolist()
         top = ranking[: self.truncation]
         self.parents = [self.chains[index] for index in top]
         self._parents = drawn[order[: len(top)]]
+        rows = ranking[: self.elite_candidates]
+        if rows and self.elite and 0 not in rows:  # the elite is the first of its generation
+            rows = [*rows[: max(len(rows) - 1, 1)], 0]
         self.elite, self._elite = self.parents[0], self._parents[0].clone()
-        count = self.elite_candidates
-        self._candidates = drawn[order[:count]] if count else None
-        self._candidate_chains = [self.chains[index] for index in ranking[:count]]
+        self._candidates = drawn[rows] if rows else None
+        self._candidate_chains = [self.chains[index] for index in rows]
         variance, self._mean = torch.var_mean(drawn, dim=0, correction=0)
         self._spread = float(variance.mean().sqrt())
 
     def candidates(self) -> Tensor | None:
-        """The fittest members of the last generation, ``[C, D]``."""
+        """The fittest members of the last generation and the elite so far, ``[C, D]``."""
         return self._candidates
 
     def confirm(self, fitness: Tensor) -> None:
-        """The candidate with the highest fitness, ``[C]``, is the elite; of equal ones, the one fitter before.
+        """The candidate with the highest fitness, ``[C]``, is the elite and a parent; of equal ones, the first.
 
         Raises:
             RuntimeError: there are no candidates.
@@ -158,6 +164,9 @@ class DeepGA(Strategy):
         index = int(torch.argsort(fitness, descending=True, stable=True)[0])
         self.elite, self._elite = self._candidate_chains[index], self._candidates[index].clone()
         self._candidates = None
+        if self.elite not in self.parents:
+            self.parents = [self.elite, *self.parents[:-1]]
+            self._parents = torch.cat([self._elite.unsqueeze(0), self._parents[:-1]])
 
     @property
     def best(self) -> Tensor:

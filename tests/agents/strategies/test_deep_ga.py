@@ -81,6 +81,26 @@ def test_candidates_are_the_fittest_in_order():
         strategy.confirm(torch.zeros(3))
 
 
+@pytest.mark.parametrize(("candidates", "truncation"), [(3, 5), (1, 5), (6, 2)])
+def test_the_elite_gets_a_second_look_and_children_however_unlucky_it_was(candidates, truncation):
+    """Algorithm 1: C is the fittest but one, and the elite; the population is the elite, then the others."""
+    strategy = build(elite_candidates=candidates, truncation=truncation)
+    strategy.ask()
+    strategy.tell(torch.arange(30.0))
+    strategy.confirm(-torch.arange(float(candidates)))
+    elite = strategy.best.clone()
+    genomes = strategy.ask().clone()
+    strategy.tell(torch.arange(30.0))  # the elite, first of its generation, is the last
+    fittest = [29 - rank for rank in range(max(candidates - 1, 1))]
+    assert torch.equal(strategy.candidates(), torch.cat([genomes[fittest], elite.unsqueeze(0)]))
+    strategy.confirm(torch.arange(float(len(strategy.candidates()))))
+    assert torch.equal(strategy.best, elite)
+    chain = strategy.elite
+    assert chain in strategy.parents and len(strategy.parents) == truncation
+    strategy.ask()
+    assert any(child[:-1] == chain for child in strategy.chains[1:])
+
+
 def test_without_a_second_look_the_fittest_is_the_elite():
     strategy = build(elite_candidates=0)
     genomes = strategy.ask().clone()
