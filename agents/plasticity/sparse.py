@@ -179,7 +179,8 @@ class SparseEvolutionaryTraining(SparseTraining):
             before = self.connections[name]
             stay = min(int(before.sum()) - round(self.replaced * int(before.sum())), counts[name])
             stays = largest(weight.abs(), before, stay)
-            drawn = torch.rand(weight.shape, generator=generator).to(weight.device)
+            # Those that were there before come last: they go back only where there is no other place.
+            drawn = torch.rand(weight.shape, generator=generator).to(weight.device) + ~before
             found[name] = stays | largest(drawn, ~stays, counts[name] - stay)
         return found
 

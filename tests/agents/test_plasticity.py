@@ -380,7 +380,8 @@ def test_set_agrees_with_a_loop() -> None:
             for name, kept in self.kept.items():
                 stays = self.strongest(name, len(kept) - round(0.3 * len(kept)), kept)
                 drawn = torch.rand(self.parameters[name].shape, generator=generator)
-                free = sorted((place for place in self.places(name) if place not in stays), key=lambda p: -drawn[p])
+                free = [place for place in self.places(name) if place not in stays]
+                free.sort(key=lambda place, there=kept, drawn=drawn: (place in there, -drawn[place]))
                 after[name] = stays | set(free[: counts[name] - len(stays)])
             return after
 
@@ -594,6 +595,20 @@ def test_the_largest_are_chosen_among_those_that_may_be(entries: list[tuple[int,
     assert not (chosen & ~among).any()
     left = values[among & ~chosen]
     assert not chosen.any() or not len(left) or values[chosen].min() >= left.max()
+
+
+@pytest.mark.parametrize("density", [0.2, 0.5, 0.7, 0.9])
+def test_connections_that_give_way_come_back_only_where_there_is_no_other_place(density: float) -> None:
+    agent = make(method("set", density=density, every=1))
+    masks: Any = agent.upkeep.methods[0]
+    before = {name: mask.clone() for name, mask in masks.connections.items()}
+    weights = {name: weight.abs() for name, weight in hidden_weights(agent.circuit).items()}
+    update = Update(agent.circuit, agent.torch_optimiser, agent.env, None, 1, 0)  # type: ignore[arg-type]
+    for name, found in masks.rewire(update).items():
+        leave, free = round(0.3 * int(before[name].sum())), int((~before[name]).sum())
+        weakest = torch.where(before[name], weights[name], torch.inf).flatten().topk(leave, largest=False).indices
+        assert int(found.flatten()[weakest].sum()) == max(0, leave - free)
+        assert found.sum() == before[name].sum()
 
 
 @pytest.mark.parametrize("name", ["set", "granet"])
