@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..core.clipping import clipped
 from ..core.world import ActionPart
 
 LARGEST_CHANGE = 3.0
@@ -43,7 +44,7 @@ class Policy:
             place = slice(start, start + size)
             deviations = parameters[..., :0]
             if kind == "normal":
-                change = parameters[..., spread : spread + size].clamp(-LARGEST_CHANGE, LARGEST_CHANGE)
+                change = clipped(parameters[..., spread : spread + size], LARGEST_CHANGE)
                 deviations, spread = self.initial + change, spread + size
             yield kind, parameters[..., place], deviations, place
             start += size

@@ -684,3 +684,14 @@ def test_a_world_that_fails_as_it_begins_can_be_taken_up_again() -> None:
     agent.train_step()
     fresh.train_step()
     assert same(agent.state_dict(), fresh.state_dict())
+
+
+@pytest.mark.parametrize(("change", "wanted"), [(-3.5, 1.0), (3.5, -1.0)])
+def test_a_deviation_beyond_its_range_is_led_back_and_never_on(change: float, wanted: float) -> None:
+    policy = Policy([ActionPart("normal", 1)], 1.0)
+    for sign in (wanted, -wanted):
+        parameters = torch.tensor([0.0, change], requires_grad=True)
+        (-sign * policy.entropy(parameters).sum()).backward()
+        assert parameters.grad is not None
+        # Descent goes against the gradient: one that would lead further out is left out.
+        assert float(-parameters.grad[1]) == pytest.approx(sign if sign == wanted else 0.0)
