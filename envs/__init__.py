@@ -1,5 +1,6 @@
 """Envs: tasks that hand out batches, and worlds that hand out rewards."""
 
+from . import chomsky as chomsky  # so that its tasks have their names, as those of popgym below
 from .arithmetic import ArithmeticEnv
 from .associative_recall import AssociativeRecallEnv
 from .brackets import BracketsEnv

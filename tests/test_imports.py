@@ -321,3 +321,16 @@ def test_options_are_shown_without_the_compiler(preset: str, tmp_path: Path) -> 
     code = f"import sys; {show}\nprint('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_a_library_knows_all_that_the_command_line_does(tmp_path: Path) -> None:
+    code = """
+import papertape, papertape.agents, papertape.circuits, papertape.envs
+from papertape.core.registry import entries
+KINDS = ("env", "circuit", "controller", "accessor", "agent", "strategy", "fitness", "curriculum", "optimiser")
+before = {kind: set(entries(kind)) for kind in KINDS}
+import papertape.utils.factory
+print([(kind, sorted(set(entries(kind)) - before[kind])) for kind in KINDS if set(entries(kind)) != before[kind]])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

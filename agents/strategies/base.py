@@ -142,7 +142,7 @@ class Strategy(Component, ABC):
         return self._drawn
 
     def ask(self) -> Tensor:
-        """The genomes to evaluate, ``[P, D]``; the same ones until :meth:`tell`."""
+        """The genomes to evaluate, ``[P, D]``; the same ones until :meth:`tell`; clone what is to be kept after it."""
         drawn = self._draw_once()
         return drawn if isinstance(drawn, Tensor) else self.layout.join(drawn)
 
