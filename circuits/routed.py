@@ -273,7 +273,7 @@ class RoutedCircuit(Circuit):
         circuit.restructure(visible(structure, task))
         begin_upon(self.routes[-1], circuit, alone)
         route = Route(circuit, len(self.routes[0].sum), self.lending)
-        self.routes.append(route.to(self.routes[0].thresholds.device))
+        self.routes.append(route.to(self.routes[0].thresholds))
         settle(self.routes)
 
     def _alone(self, structure: Structure, task: int) -> Circuit:

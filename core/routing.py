@@ -15,8 +15,8 @@ the later one's threshold for that unit. What is not lent is not read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from torch.nn import functional
 
 from .circuit import Circuit
 from .structure import FRESH, Change, Layer, LayerEdit, Structure, Wire, follow_units
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Route(nn.Module):
@@ -50,6 +53,13 @@ class Route(nn.Module):
         self.register_buffer("thresholds", torch.empty(0))
         self.look()
         self.forget_thresholds()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As any module; but the sum stays in float64, in which it is added up, whatever the weights are in."""
+        exact = self.sum
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.sum = torch.zeros_like(self.sum, dtype=exact.dtype) if exact.is_meta else exact.to(self.sum.device)
+        return self
 
     def look(self) -> None:
         """Take note of the structure of the circuit, which is asked for at every call."""

@@ -348,6 +348,21 @@ def test_a_task_that_comes_is_given_units_and_sequences_are_told_apart_by_the_ne
     assert expected.shape == (3, 5, 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_keys_are_exact_and_thresholds_of_the_type_of_the_weights_however_routes_came(dtype: torch.dtype) -> None:
+    circuit = made("feedforward", 1, dtype=dtype)
+    inputs = drawn(0, 1, 2).to(dtype)
+    circuit.routes[0].see(inputs[0, :1, :WORDS] / 3)
+    circuit.begin()
+    circuit.routes[1].see(inputs[0, 1:2, :WORDS] / 3)
+    again = made("feedforward", 1, dtype=dtype)
+    load_weights(again, weights_of(circuit))
+    for one in (circuit, again, copy.deepcopy(again).to(torch.float32).to(dtype)):
+        assert [route.sum.dtype for route in one.routes] == [torch.float64] * 2
+        assert [route.thresholds.dtype for route in one.routes] == [dtype] * 2
+        assert all(torch.equal(new.sum, old.sum) for new, old in zip(one.routes, circuit.routes, strict=True))
+
+
 def test_tasks_that_have_units_from_the_beginning_are_met_in_order() -> None:
     torch.manual_seed(0)
     circuit = RoutedCircuit(6, 2, circuit=INNER["feedforward"], tasks=2, max_tasks=2)
