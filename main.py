@@ -226,7 +226,7 @@ def _not_installed(name: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 1 training failed, 2 bad input, 130 interrupted.
+    """Run the command line; returns the exit status: 0 done, 1 failed or not saved, 2 bad input, 130 interrupted.
 
     Args:
         arguments: None takes those of this program, which then is one of its own and not a function that another has

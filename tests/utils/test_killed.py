@@ -280,7 +280,7 @@ def test_a_full_disk_is_said_once_and_keeps_what_was(folder: Path) -> None:
     process = STARTS.Process(target=on_a_small_disk, args=(["train", "--resume", "latest", "agent.steps=60"], room))
     process.start()
     process.join()
-    assert process.exitcode == 0
+    assert process.exitcode == 1
     said = (folder / "said").read_text()
     for what in ("checkpoint latest", "metrics.jsonl"):
         assert said.count(f"{what} cannot be written") == 1, said
@@ -369,7 +369,7 @@ def test_a_run_whose_end_could_not_be_saved_is_not_done(folder: Path) -> None:
     process = STARTS.Process(target=on_a_small_disk, args=(["train", *TINY, "agent.steps=6"], 6_000))
     process.start()
     process.join()
-    assert process.exitcode == 0
+    assert process.exitcode == 1
     said = (folder / "said").read_text()
     assert said.count("checkpoint latest cannot be written") == 1 and "not saved at step 6; go on with: " in said
     (directory,) = runs(folder)

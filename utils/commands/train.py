@@ -35,6 +35,7 @@ from ..run import (
     summarised,
 )
 from .arguments import gives, preset_name, read_arguments, read_saved_arguments, started
+from .report import FAILED
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 """Signals that ask a run to stop."""
@@ -175,10 +176,10 @@ def train(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(factory.count_threads(begin.chosen, parts.env))
         with contextlib.closing(parts.env):
             if processes.first:
-                fit(parts, begin, held)
-            else:
-                with stop_on_signal(parts.agent):
-                    parts.agent.fit()
+                saved = fit(parts, begin, held)
+                return 0 if saved else FAILED
+            with stop_on_signal(parts.agent):
+                parts.agent.fit()
     return 0
 
 
@@ -203,8 +204,8 @@ def prepare(begin: Start, processes: Processes) -> factory.Parts:
     return parts
 
 
-def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
-    """Let the agent learn, and record it in the run's folder, whose lock ``held`` keeps."""
+def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> bool:
+    """Let the agent learn, and record it in the run's folder, whose lock ``held`` keeps; whether it is all saved."""
     agent, chosen, resumed = parts.agent, begin.chosen, begin.directory
     directory = resumed or new_directory(begin.preset, chosen.name)
     with contextlib.ExitStack() as undone:
@@ -244,3 +245,4 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> None:
         else:
             hint = install.here(f"papertape test {shlex.quote(str(directory))}")
             LOGGER.info("done at step %d; look closer with: %s", agent.step, hint)
+    return run.saved
