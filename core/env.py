@@ -58,14 +58,17 @@ class Env(Task):
     def check(self) -> None:
         """Draw a few sequences and judge an answer; see :meth:`Task.check`."""
         super().check()
-        for count in (OTHER_BATCH, 2 * OTHER_BATCH - 1):  # one of which is no number of steps
-            self._check_batch(count)
+        sizes = (OTHER_BATCH, 2 * OTHER_BATCH - 1)  # one of which is no number of steps
+        something = [self._check_batch(count) for count in sizes]
+        where = f"{type(self).__qualname__}.sample: mask of {sizes[0]} and of {sizes[1]} sequences"
+        expect(any(something), where, "0 everywhere", "1 at the steps that count")
         for stream in get_args(Stream):
             for variant in self.sets(stream).values():
                 if type(variant) is type(self) and variant is not self and variant.batches(OTHER_BATCH) is None:
                     variant._check_batch(OTHER_BATCH)
 
-    def _check_batch(self, count: int) -> None:
+    def _check_batch(self, count: int) -> bool:
+        """Check what is drawn, and what follows from it; whether any of it counts."""
         name, drawn = type(self).__qualname__, []
         for _ in range(2):
             with trying(self, "sample"):
@@ -74,6 +77,8 @@ class Env(Task):
         self.check_batch(batch, count)
         for part, tensor, again in zip(Batch._fields, batch, drawn[1], strict=True):
             where = f"{name}.sample: {part} of {count} sequences"
+            if tensor.is_floating_point():
+                expect(bool(tensor.isfinite().all()), where, "numbers that are not finite", "finite ones")
             same = torch.equal(tensor, again)
             expect(same, where, "another draw from the same seed", "all randomness from the generator that is given")
         steps = len(batch.mask)
@@ -88,6 +93,7 @@ class Env(Task):
             known = {metric: (total, amount) for metric, (total, amount) in self.tallies(outputs, batch).items()}
             self.metrics(outputs, batch)
         expect(self.error_metric in known, name, f"error_metric is {self.error_metric!r}", f"one of {', '.join(known)}")
+        return bool(batch.mask.any())
 
     def check_batch(self, batch: Batch, count: int) -> None:
         """Check that a batch meets the contract.

@@ -149,7 +149,7 @@ def test_a_batch_that_breaks_the_contract_is_named(made: Any, message: str) -> N
 
 def test_a_batch_that_keeps_the_contract() -> None:
     def good(batch_size: int) -> Batch:
-        return Batch(zeros(4, batch_size, 3), zeros(4, batch_size, 1), zeros(4, batch_size))
+        return Batch(zeros(4, batch_size, 3), zeros(4, batch_size, 1), zeros(4, batch_size) + 1)
 
     Steps(made=good).check()
 
