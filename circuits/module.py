@@ -33,7 +33,8 @@ class ModuleCircuit(Circuit):
         """Try the module out, where it is known what goes in.
 
         Raises:
-            ValueError: its answers have another shape than ``[T, B, O]``, or it is not known how many tokens to embed.
+            ValueError: it fails, its answers have another shape than ``[T, B, O]``, or how many tokens to embed is
+                unknown.
         """
         if self.input_size is None:
             if self.embedding_size is not None:
@@ -42,8 +43,12 @@ class ModuleCircuit(Circuit):
         was_training = self.module.training
         self.module.eval()
         own = next(self.module.parameters(), torch.empty(0))
-        with torch.no_grad():
-            answered, _ = self.run(own.new_zeros(2, 3, self.vector_size), ())
+        given = f"{type(self.module).__name__} answers inputs [2, 3, {self.vector_size}] by"
+        try:
+            with torch.no_grad():
+                answered, _ = self.run(own.new_zeros(2, 3, self.vector_size), ())
+        except Exception as error:
+            raise ValueError(f"circuit: {given} an error: {type(error).__name__}: {error}") from error
         self.module.train(was_training)
         expected = [2, 3, self.output_size or "O"]
         if not isinstance(answered, Tensor) or answered.dim() != 3 or list(answered.shape[:2]) != [2, 3]:
@@ -53,10 +58,7 @@ class ModuleCircuit(Circuit):
             fits = answered.shape[2] == self.output_size
         if not fits:
             found = f"shape {list(answered.shape)}" if isinstance(answered, Tensor) else f"a {type(answered).__name__}"
-            raise ValueError(
-                f"circuit: {type(self.module).__name__} answers inputs [2, 3, {self.vector_size}] by {found}; expected "
-                f"shape {expected}, time first"
-            )
+            raise ValueError(f"circuit: {given} {found}; expected shape {expected}, time first")
 
     def shared_inputs(self, inputs: Tensor) -> Tensor:
         """See :meth:`Circuit.shared_inputs`; where it is not known what goes in, all are numbers."""

@@ -56,7 +56,7 @@ def register(kind: str, name: str, target: Target | None = None) -> Target | Cal
     _check_kind(kind)
     if not isinstance(name, str) or not name or any(character in name for character in " .=\n"):
         raise ValueError(f"name: got {name!r}; allowed is a word such as 'my-{kind}'")
-    label = f"{getattr(target, '__module__', '?')}.{getattr(target, '__qualname__', target)}"
+    label = _label(target)
     if not callable(target):
         raise TypeError(f"{kind} {name!r}: got a {type(target).__name__}; expected a class or a function")
     contract = _contracts.get(kind)
@@ -67,10 +67,15 @@ def register(kind: str, name: str, target: Target | None = None) -> Target | Cal
         raise TypeError(f"{kind} {name!r}: {label} lacks {missing}")
     other = _entries[kind].get(name)
     # The same class again, from a module that is loaded anew, takes its own place.
-    if other is not None and (other.__module__, other.__qualname__) != (target.__module__, target.__qualname__):
-        raise ValueError(f"{kind} {name!r}: is taken by {other.__module__}.{other.__qualname__}; {label} needs another")
+    if other is not None and _label(other) != label:
+        raise ValueError(f"{kind} {name!r}: is taken by {_label(other)}; {label} needs another")
     _entries[kind][name] = target
     return target
+
+
+def _label(target: Any) -> str:
+    """Module and name of a class or function; what it is of anything else that can be called."""
+    return f"{getattr(target, '__module__', '?')}.{getattr(target, '__qualname__', target)}"
 
 
 _contracts: dict[str, type] = {}

@@ -1,6 +1,5 @@
 """Envs: tasks that hand out batches, and worlds that hand out rewards."""
 
-from . import chomsky as chomsky  # so that its tasks have their names, as those of popgym below
 from .arithmetic import ArithmeticEnv
 from .associative_recall import AssociativeRecallEnv
 from .brackets import BracketsEnv
@@ -30,6 +29,9 @@ from .strings import StringEnv, Strings
 from .tmaze import TMazeWorld
 from .word_problem import WordProblemEnv
 from .xor import XorEnv
+
+# isort: split
+from . import chomsky as chomsky  # so that its tasks have their names; they come last where tasks are listed
 
 __all__ = [
     "ArithmeticEnv",

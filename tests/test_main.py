@@ -306,6 +306,15 @@ def test_bad_input_leaves_nothing_behind(folder: Path, capsys: pytest.CaptureFix
         (["test", "latest"], "run: got 'latest'"),
         (["show", "env.width=0"], "env.width: got 0"),
         (["train", "ntm-copy", "twice"], "'twice': expected key=value"),
+        (
+            ["train", "ntm-copy", "env={type: stream, envs: [copy, mqar]}"],
+            "env.envs.1: has token inputs; the first has",
+        ),
+        (
+            ["train", *EVOLVE, "agent.strategy={type: neat, population: 4}"],
+            "agent.strategy: got neat, which evolves one network of any topology, of which there are 0; it needs",
+        ),
+        (["train", "ppo-cartpole", "agent.minibatches=7"], "agent.minibatches: got 7; allowed is what divides"),
     ]:
         assert main(arguments) == 2
         error = capsys.readouterr().err
@@ -488,7 +497,7 @@ def test_full_disk_does_not_stop_training(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save", full)
-    assert main(["train", *SMALL, "agent.steps=10", "plots=off"]) == 0
+    assert main(["train", *SMALL, "agent.steps=10", "plots=off"]) == 1  # what it has learned is lost
     error = capsys.readouterr().err
     assert error.count("checkpoint latest cannot be written") == 1
     assert "not saved at step 10; go on with: " in error

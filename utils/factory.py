@@ -280,13 +280,20 @@ def build_task(options: RunOptions, device: torch.device) -> Task:
         ValueError: it cannot be built, or the agent cannot take it.
     """
     agent: type[Agent] = component_of(options.agent)
-    try:
+    with _named_in_full("env", options.env):
         with under("env"):
             env = build_env(options.env, device)
         return agent.task_of(options.agent, env)
+
+
+@contextlib.contextmanager
+def _named_in_full(block: str, options: Options) -> Iterator[None]:
+    """Within the block, an error that begins with one of these options, or what is in it, names the block as well."""
+    try:
+        yield
     except ValueError as error:
-        if str(error).partition(":")[0] in type(options.env).model_fields:
-            raise OptionsError(f"env.{error}") from error
+        if re.split("[.:]", str(error))[0] in type(options).model_fields:
+            raise OptionsError(f"{block}.{error}") from error
         raise
 
 
@@ -373,7 +380,8 @@ def build(options: RunOptions, recorder: Recorder | None = None, *, resumed: boo
         if options.start is not None and not resumed:
             take_over(options, circuit)
         _check_gradient(options, circuit)
-        agent: Agent = build_component(options.agent, env, circuit, seed=options.seed, recorder=recorder)
+        with _named_in_full("agent", options.agent):
+            agent: Agent = build_component(options.agent, env, circuit, seed=options.seed, recorder=recorder)
     except BaseException:
         env.close()
         raise

@@ -53,10 +53,14 @@ _Loader.add_implicit_resolver(
 
 def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     # What is merged in by << may be given again, which is what that is for.
-    keys = [loader.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+    keys: list[Any] = []
+    for given, _ in node.value:
+        if given.tag == "tag:yaml.org,2002:merge":
+            continue
+        key = loader.construct_object(given)
+        if key in keys:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", given.start_mark)
+        keys.append(key)
     return loader.construct_mapping(node, deep=True)
 
 

@@ -170,10 +170,14 @@ def find_directory(name: str, root: Path = RUNS, *, what: str = "run", file: str
     for directory in (Path(name), root / name) if name else ():
         if (directory / file).is_file():
             return directory
-    raise OptionsError(
-        f"{what}: got {name!r}; allowed is the path of a {what}'s folder, or one of: "
-        + (", ".join(path.name for path in found[-5:]) or f"(there are no {what}s in {root}/)")
-    )
+        if what == "run" and (directory / "sweep.json").is_file():
+            raise OptionsError(
+                f"run: got {name!r}, which is a sweep; allowed is one of its runs, in its folder; all go on with: "
+                f"papertape sweep --resume {name}"
+            )
+    newest = ", ".join(path.name for path in found[-5:]) or f"(there are no {what}s in {root}/)"
+    older = f", or one of {len(found) - 5} older ones" if len(found) > 5 else ""
+    raise OptionsError(f"{what}: got {name!r}; allowed is the path of a {what}'s folder, or one of: {newest}{older}")
 
 
 def trained_at(directory: Path) -> float:

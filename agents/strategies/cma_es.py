@@ -220,7 +220,7 @@ class CMAES(Strategy):
     def _check_size(self, size: int) -> None:
         if size > MAX_SIZE:
             raise ValueError(
-                f"strategy: cma-es keeps a full covariance matrix, for at most {MAX_SIZE:,} weights; the circuit has "
+                f"strategy: got cma-es, whose full covariance matrix is for at most {MAX_SIZE:,} weights; there are "
                 f"{size:,}: take sep-cma-es"
             )
 

@@ -32,7 +32,7 @@ class LeakyController(LayeredController):
     """Leaky units: ``x = f((1 - 1/tau) x + (W x + V input) / tau)``, each with a timescale tau of its own, in steps.
 
     Equation 1 of the paper, with no connection from a unit to itself: tau says how much of its own a unit keeps. It is
-    at least 1, where nothing is kept; one that was learned below that counts as 1, and has no gradient any more. Learned
+    at least 1, where nothing is kept; one that was learned below that counts as 1 and has no gradient any more. Learned
     timescales are one for each unit, or one for all of a layer; memory that lasts longer than they do is in the
     connections (the network's timescale).
     """

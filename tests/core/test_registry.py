@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import sys
 from abc import abstractmethod
 
@@ -55,6 +56,12 @@ def test_the_same_class_may_come_again_but_no_other_takes_its_name():
 
     with pytest.raises(ValueError, match="sink 'paper': is taken by .*Paper; .*Other needs another"):
         register("sink", "paper", Other)
+
+
+def test_what_is_no_class_has_a_name_as_well():
+    register("fitness", "partial", functools.partial(max, 1))
+    with pytest.raises(ValueError, match=r"fitness 'partial': is taken by functools.functools.partial"):
+        register("fitness", "partial", functools.partial(max, 2))
 
 
 @pytest.mark.parametrize(

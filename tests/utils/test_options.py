@@ -285,7 +285,7 @@ FILES = [
     ("env: [1, 2", "line 1"),
     ("- 1\n- 2\n", "got list; expected a mapping"),
     ("", "got NoneType; expected a mapping"),
-    ("seed: 1\nseed: 2\n", "the key 'seed' is given twice"),
+    ("name: a\nseed: 1\nseed: 2\n", "line 3: the key 'seed' is given twice"),
     ("seed: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
 ]
 

@@ -335,6 +335,16 @@ def test_a_run_whose_folder_goes_away_does_not_end_the_sweep(folder: Path, monke
     assert said == {"seed=1": "[Errno 28] No space left on device", "seed=2": "it is gone", "seed=3": "it is gone"}
 
 
+def test_a_sweep_is_no_run_but_says_how_it_goes_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", *SMALL, "seed=1,2", "agent.steps=1", "name=several"]) == 0
+    capsys.readouterr()
+    for command in (["train", "--resume", "several"], ["test", "several"], ["test", "runs/several"]):
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert "which is a sweep; allowed is one of its runs" in said
+        assert f"all go on with: papertape sweep --resume {command[-1]}" in said
+
+
 def test_a_sweep_whose_file_is_damaged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "runs" / "x").mkdir(parents=True)
     (folder / "runs" / "x" / "sweep.json").write_text(json.dumps([{"name": "a"}]))

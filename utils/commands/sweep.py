@@ -483,7 +483,7 @@ class Runner:
         already = total - len(waiting) - len(wrong)
         LOGGER.info("%s: %d runs, %d at a time", self.sweep.directory, total, min(self.jobs, max(total, 1)))
         if already:
-            LOGGER.info("%d runs are done already", already)
+            LOGGER.info("done already: %d", already)
         for run in wrong:
             LOGGER.info("%s failed: %s", run.name, run.problem)
         bar = tqdm(total=total, initial=already + len(wrong), unit="run", dynamic_ncols=True, disable=None)

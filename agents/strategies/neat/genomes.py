@@ -168,8 +168,8 @@ class Codec:
         found = [name[: -len(HIDDEN_WEIGHT)] for name in layout.shapes if name.endswith(HIDDEN_WEIGHT)]
         if len(found) != 1:
             raise ValueError(
-                f"strategy: neat evolves one network of any topology; this circuit has {len(found)}. Give it circuit "
-                "type neat, or a controller of type neat"
+                f"strategy: got neat, which evolves one network of any topology, of which there are {len(found)}; it "
+                "needs circuit type neat, or a controller of type neat"
             )
         self.layout = layout
         self.names = (found[0] + HIDDEN_WEIGHT, found[0] + OUTPUT_WEIGHT)

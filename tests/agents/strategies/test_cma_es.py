@@ -87,6 +87,6 @@ def test_covariance_stays_symmetric_and_positive_when_fitness_is_noise():
 
 
 def test_a_genome_too_long_for_a_full_covariance_is_refused_and_the_separable_one_named():
-    with pytest.raises(ValueError, match="10,000 weights; the circuit has 20,000: take sep-cma-es"):
+    with pytest.raises(ValueError, match="10,000 weights; there are 20,000: take sep-cma-es"):
         CMAES(torch.zeros(20_000))
     assert SepCMAES(torch.zeros(20_000)).ask().shape == (33, 20_000)
