@@ -49,7 +49,8 @@ class ModuleCircuit(Circuit):
                 answered, _ = self.run(own.new_zeros(2, 3, self.vector_size), ())
         except Exception as error:
             raise ValueError(f"circuit: {given} an error: {type(error).__name__}: {error}") from error
-        self.module.train(was_training)
+        finally:
+            self.module.train(was_training)
         expected = [2, 3, self.output_size or "O"]
         if not isinstance(answered, Tensor) or answered.dim() != 3 or list(answered.shape[:2]) != [2, 3]:
             fits = False

@@ -717,7 +717,8 @@ def test_a_module_that_answers_otherwise_is_named() -> None:
     with pytest.raises(ValueError, match=r"circuit: Linear answers inputs \[2, 3, 5\] by shape \[2, 3, 4\]; expected"):
         BackpropAgent(env, torch.nn.Linear(5, 4))
     with pytest.raises(ValueError, match=r"circuit: Linear answers inputs \[2, 3, 5\] by an error: RuntimeError: mat1"):
-        BackpropAgent(env, torch.nn.Linear(3, 3))
+        BackpropAgent(env, other := torch.nn.Linear(3, 3))
+    assert other.training
     with pytest.raises(ValueError, match="circuit: got a str; expected a Circuit or any other torch.nn.Module"):
         BackpropAgent(env, "ntm")
 
