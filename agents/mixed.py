@@ -136,17 +136,16 @@ class MixedAgent(EvolutionAgent):
         # The graph keeps what every step of time has made.
         length = max(batch.inputs.shape[0] for batch in self._lessons)
         chunk = max(2, self.population.chunk_size(self._lessons[0].inputs) // length // 2 * 2)
-        parts, bad = [], []
+        parts = []
         was_training = self.circuit.training
         self.circuit.train()
         with self.own_randomness(number):
             for start in range(0, members, chunk):
                 part = slice(start, min(start + chunk, members))
-                learned = self._learn_together({name: dense(stack[part]) for name, stack in stacks.items()})
-                parts.append(learned[0])
-                bad.append(learned[1])
+                parts.append(self._learn_together({name: dense(stack[part]) for name, stack in stacks.items()}))
         self.circuit.train(was_training)
-        return {name: torch.cat([part[name] for part in parts]) for name in stacks}, torch.cat(bad)
+        learned = {name: torch.cat([parameters[name] for parameters, _ in parts]) for name in stacks}
+        return learned, torch.cat([bad for _, bad in parts])
 
     @torch.enable_grad()
     def _learn_together(self, stacks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:

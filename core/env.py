@@ -77,8 +77,6 @@ class Env(Task):
         self.check_batch(batch, count)
         for part, tensor, again in zip(Batch._fields, batch, drawn[1], strict=True):
             where = f"{name}.sample: {part} of {count} sequences"
-            if tensor.is_floating_point():
-                expect(bool(tensor.isfinite().all()), where, "numbers that are not finite", "finite ones")
             same = torch.equal(tensor, again)
             expect(same, where, "another draw from the same seed", "all randomness from the generator that is given")
         steps = len(batch.mask)
@@ -115,7 +113,9 @@ class Env(Task):
             found = f"{tensor.dtype} of shape {list(tensor.shape)}"
             expected = f"{'whole numbers' if whole else 'floats'} of shape {shape}, time first"
             right = is_whole(tensor) if whole else tensor.is_floating_point()
-            expect(list(tensor.shape) == shape and right, f"{where}: {part} of {count} sequences", found, expected)
+            which = f"{where}: {part} of {count} sequences"
+            expect(list(tensor.shape) == shape and right, which, found, expected)
+            expect(bool(tensor.isfinite().all()), which, "numbers that are not finite", "finite ones")
             if whole and tensor.numel():
                 found = f"from {int(tensor.min())} to {int(tensor.max())}"
                 inside = bool(((tensor >= 0) & (tensor < size)).all())

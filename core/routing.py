@@ -16,17 +16,15 @@ the later one's threshold for that unit. What is not lent is not read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from typing_extensions import Self
 
 from .circuit import Circuit
 from .structure import FRESH, Change, Layer, LayerEdit, Structure, Wire, follow_units
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class Route(nn.Module):

@@ -176,8 +176,7 @@ def train(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(factory.count_threads(begin.chosen, parts.env))
         with contextlib.closing(parts.env):
             if processes.first:
-                saved = fit(parts, begin, held)
-                return 0 if saved else FAILED
+                return 0 if fit(parts, begin, held) else FAILED
             with stop_on_signal(parts.agent):
                 parts.agent.fit()
     return 0
