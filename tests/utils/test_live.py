@@ -747,6 +747,34 @@ def test_a_server_that_fails_halfway_leaves_the_files(
 
 
 @needs_visdom
+@pytest.mark.parametrize("lost_first", [True, False])
+def test_a_server_that_is_lost_while_the_run_ends_costs_one_line(
+    lost_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Silence is a loss after as long as the end waits: either of the two may be first to say so."""
+    given_up, over = threading.Event(), threading.Event()
+
+    def start(visdom: Visdom) -> None:
+        visdom.client = type("Silent", (), {"win_exists": lambda self, window: None})()
+        if not lost_first:
+            given_up.wait()
+        visdom.attempt(lambda: None)
+        if lost_first:
+            given_up.wait()
+        over.set()
+
+    monkeypatch.setattr(Visdom, "start", start)
+    monkeypatch.setattr(page, "CLOSE_SECONDS", 0.5)
+    settings = Settings(str(tmp_path), "run", "auto", "localhost", free_port(), None, None, None, 1.0, os.getpid())
+    shown = page.Page(settings, Budget())
+    shown.close()
+    given_up.set()
+    assert over.wait(10)
+    (said,) = capsys.readouterr().out.splitlines()
+    assert ("was lost" if lost_first else "did not take the last pictures") in said
+
+
+@needs_visdom
 def test_scripts_that_the_page_lacks_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], server: Server
 ) -> None:

@@ -116,10 +116,10 @@ class Visdom:
         except visdom_server.ERRORS as error:
             self.client = None
             self.retry.put_off()
-            if not self.lost:
+            already, self.lost = self.lost, True
+            if not already:
                 where = f"the visdom server at {self.server.url}"
                 say("warning", f"{where} was lost ({error}); pictures go to files, and there again when it answers")
-            self.lost = True
 
     def everything(self) -> None:
         """Show all that is known."""
@@ -375,7 +375,9 @@ class Page:
         while self._thread.is_alive() and self.visdom.server.looking:
             self._thread.join(POLL_SECONDS)
         self._thread.join(CLOSE_SECONDS)
-        if self._thread.is_alive():
+        # A server is lost after as long a silence as is waited for here, and one line about it is enough.
+        if self._thread.is_alive() and not self.visdom.lost:
+            self.visdom.lost = True
             say("warning", f"the visdom page did not take the last pictures within {CLOSE_SECONDS:g} seconds")
         self.visdom.end()
 
