@@ -1,5 +1,6 @@
 """Controllers: input and last read -> hidden."""
 
+from .automaton import AutomatonController
 from .base import AnyController, Controller
 from .convolution import ConvolutionController
 from .ctm import CTMController
@@ -17,6 +18,7 @@ from .rnn import RNNController
 
 __all__ = [
     "AnyController",
+    "AutomatonController",
     "CTMController",
     "Controller",
     "ConvolutionController",

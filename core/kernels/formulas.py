@@ -24,14 +24,14 @@ from torch.nn.modules import module as of_all_modules
 from .. import addressing, component, interface, sparse_addressing, sparse_memory
 from ..accessors import base as accessor_base
 from ..accessors import delta, dynamic, soft_tape, sparse, stack, static
+from ..controllers import automaton, feedforward, gru, lstm, rnn
 from ..controllers import base as controller_base
-from ..controllers import feedforward, gru, lstm, rnn
 from .agreed import AGREED
 
 MODULES: tuple[ModuleType, ...] = (
     *(addressing, interface, sparse_addressing, sparse_memory, component),
     *(accessor_base, static, dynamic, sparse, delta, stack, soft_tape),
-    *(controller_base, lstm, gru, feedforward, rnn),
+    *(controller_base, lstm, gru, feedforward, rnn, automaton),
 )
 """Where the formulas are written."""
 

@@ -222,9 +222,13 @@ class Known:
         if self.layers:
             shapes += [(name, (batch, controller.num_layers, hidden)) for name in state.controller._fields]
         for name in self.layers:
-            rows = GATES[controller.kind] * hidden if name.startswith("controller") else reads * word
+            rows = GATES.get(controller.kind, 1) * hidden if name.startswith("controller") else reads * word
             rows = accessor.interface.size if name == "accessor.interface.linear" else rows
             columns = circuit.vector_size + reads * word if name == "controller.inputs.0" else hidden
+            if controller.kind == "automaton" and name.startswith("controller"):
+                states = controller.num_states
+                units = hidden - states
+                rows, columns = (units, states) if name == "controller.recurrents.0" else (units + states**2, columns)
             shapes += [(f"weight of {name}", (rows, columns)), (f"bias of {name}", (rows,))]
         return shapes
 

@@ -30,7 +30,7 @@ from torch.func import functional_call
 from ..members import Call
 from ..state import CircuitState, leaves, map_state
 from . import eager
-from .guard import GATES, Known
+from .guard import Known
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView
@@ -41,7 +41,7 @@ RunPopulation = Callable[["CircuitView", Mapping[str, Tensor], Tensor], Tensor]
 STEPS = {"static": 5, "dynamic": 5, "sparse": 3, "delta": 11, "stack": 5, "soft-tape": 5}
 """Of each kind of memory: more than between two memories that kernels store, where they store any."""
 BATCH, INPUTS, OUTPUTS, MEMBERS = 2, 3, 2, 2
-SMALL = {"memory_size": 19, "word_size": 5, "key_size": 6, "value_size": 5, "hidden_size": 9}
+SMALL = {"memory_size": 19, "word_size": 5, "key_size": 6, "value_size": 5, "hidden_size": 9, "num_states": 3}
 """Sizes of a trial: whole vectors and parts of one."""
 MOST = {"num_reads": 2, "num_writes": 2, "num_layers": 2, "shift_range": 2, "slots_per_read": 3, "links_per_slot": 3}
 MOST |= {"num_heads": 2, "num_rules": 2, "num_stacks": 2, "num_tapes": 2}
@@ -267,7 +267,8 @@ def _of_kind(part: Any, small: bool) -> tuple[Any, dict[str, Any]]:
 
         return LSTMController, {"hidden_size": SMALL["hidden_size"], "clip": None}
     cls = next(base for base in type(part).__mro__ if "kind" in vars(base))
-    own, given = part.specification(), "input_size" if part.kind in GATES else "hidden_size"
+    own = part.specification()
+    given = "input_size" if "input_size" in own else "hidden_size"
     # Layers that a change of structure made residual are no argument: they run as they are, or kernels step aside.
     options = {name: value for name, value in own.items() if name != given and name != "residual"}
     for name, value in options.items():

@@ -45,7 +45,17 @@ def joined(controller: str, accessor: str, **options: Any) -> Callable[..., pape
 
 CONTROLLERS = ("direct", "feedforward", "gru", "lstm", "neat")
 ACCESSORS = ("dynamic", "sparse", "static", "tape")
-LATER_CONTROLLERS = ("convolution", "ctm", "hyper-lstm", "leaky", "plastic", "relational", "reservoir", "rnn")
+LATER_CONTROLLERS = (
+    "automaton",
+    "convolution",
+    "ctm",
+    "hyper-lstm",
+    "leaky",
+    "plastic",
+    "relational",
+    "reservoir",
+    "rnn",
+)
 LATER_ACCESSORS = ("attention", "delta", "soft-tape", "srwm", "stack")
 """Those of which each is tried with one partner alone."""
 MAKE = {name: of(name) for name in ("ntm", "dnc", "sam", "sdnc", "tape", "feedforward", "neat")}

@@ -40,6 +40,7 @@ CONTROLLERS: dict[str, dict[str, Any]] = {
     "direct": {},
     "rnn": {"hidden_size": 6, "nonlinearity": "relu"},
     "convolution": {"hidden_size": 6},
+    "automaton": {"hidden_size": 6, "num_states": 3},
 }
 ACCESSORS: dict[str, dict[str, Any]] = {
     "static": {"num_reads": 2, "memory_init": "learned", "weight_init": "learned"},

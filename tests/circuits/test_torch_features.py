@@ -35,6 +35,7 @@ OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gru": (papertape.GRU, {}),
     "rnn": (papertape.RecurrentCircuit, {"controller": "rnn"}),
     "leaky": (papertape.RecurrentCircuit, {"controller": "leaky"}),
+    "automaton": (papertape.RecurrentCircuit, {"controller": "automaton"}),
     "stack-rnn": (papertape.StackRNN, {}),
     "tape-rnn": (papertape.TapeRNN, {}),
     "delta": (papertape.MemoryCircuit, {"accessor": "delta", "read_feedback": False}),

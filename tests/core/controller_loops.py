@@ -88,6 +88,29 @@ def plastic(inputs: Array, weights: Weights, options: Any) -> list[list[float]]:
     return answers
 
 
+def automaton(inputs: Array, weights: Weights, options: Any) -> list[list[float]]:
+    count = options.num_states
+    number = options.hidden_size - count
+    states = [1.0] + [0.0] * (count - 1)
+    answers = []
+    for x in inputs:
+        summed, fed_back = linear(weights, "inputs.0", x), linear(weights, "recurrents.0", states)
+        units = [math.tanh(summed[unit] + fed_back[unit]) for unit in range(number)]
+        after = [0.0] * count
+        for before in range(count):
+            column = [summed[number + to * count + before] / options.temperature for to in range(count)]
+            for to, likelihood in enumerate(softmax(column)):
+                after[to] += likelihood * states[before]
+        if options.discrete:
+            likeliest = after.index(max(after))
+            states = [float(to == likeliest) for to in range(count)]
+        else:
+            powers = [likelihood**options.sharpening for likelihood in after]
+            states = [power / math.fsum(powers) for power in powers]
+        answers.append(units + states)
+    return answers
+
+
 def leaky(inputs: Array, weights: Weights, options: Any) -> list[list[float]]:
     def f(x: float) -> float:
         if options.activation == "tanh":

@@ -14,6 +14,7 @@ from torch import Tensor
 import papertape
 from papertape.core.accessors import StaticAccessor
 from papertape.core.controllers import (
+    AutomatonController,
     Controller,
     CTMController,
     HyperLSTMController,
@@ -29,8 +30,15 @@ from papertape.core.trace import TraceField, check_fields
 from papertape.utils.plots import plot_trace
 
 INPUTS, STEPS, BATCH = 3, 5, 2
+DISCRETE = "automaton discrete"
 RELATIONAL = {"memory_size": 3, "num_heads": 2, "head_size": 2}
 CASES: dict[str, tuple[type[Controller], dict[str, Any]]] = {
+    "automaton": (AutomatonController, {"hidden_size": 5, "num_states": 3}),
+    "automaton sharpened": (
+        AutomatonController,
+        {"hidden_size": 5, "num_states": 3, "sharpening": 1.5, "temperature": 0.5},
+    ),
+    DISCRETE: (AutomatonController, {"hidden_size": 6, "num_states": 4, "discrete": True}),
     **{
         f"plastic {rule}": (PlasticController, {"hidden_size": 4, "rule": rule})
         for rule in ("decay", "oja", "clip", "modulated", "retroactive")
@@ -59,6 +67,7 @@ CASES: dict[str, tuple[type[Controller], dict[str, Any]]] = {
     "ctm": (CTMController, {"neurons": 5, "hidden_size": 4, "ticks": 3, "history": 4, "model_size": 2}),
 }
 LOOPS = {
+    AutomatonController: loops.automaton,
     PlasticController: loops.plastic,
     HyperLSTMController: loops.hyper_lstm,
     RelationalController: loops.relational,
@@ -135,7 +144,8 @@ def test_gradients(name: str) -> None:
             outputs.append(hidden)
         return torch.stack(outputs)
 
-    assert torch.autograd.gradcheck(run, (inputs, *parameters.values()), fast_mode=True, atol=1e-5)
+    if name != DISCRETE:  # whose outputs jump
+        assert torch.autograd.gradcheck(run, (inputs, *parameters.values()), fast_mode=True, atol=1e-5)
     if parameters:  # a reservoir has none
         controller.run(sequence(), controller.initial_state(BATCH))[0].square().sum().backward()
     for key, parameter in parameters.items():
@@ -210,6 +220,8 @@ def test_the_given_state_is_left_as_it_was_and_clip_bounds_the_hidden_vector(nam
     before = map_state(torch.clone, state)
     hidden, _ = controller(100 * sequence()[0], state)
     assert all(torch.equal(one, other) for one, other in zip(leaves(state), leaves(before), strict=True))
+    if isinstance(controller, AutomatonController):  # likelihoods stay what they are
+        hidden = hidden[:, : controller.units]
     assert hidden.abs().max() <= 0.05
 
 
@@ -218,6 +230,49 @@ def test_a_trace_shows_nothing_twice() -> None:
     twice.trace_fields = {"memory": TraceField("L U", "words")}
     with pytest.raises(ValueError, match="controller: its trace shows memory, as that of the accessor does"):
         papertape.MemoryCircuit(3, 2, controller=twice)
+
+
+# ---- automaton -------------------------------------------------------------------------------------------------------
+
+
+def counter() -> AutomatonController:
+    """It counts the ones of its input, round 3."""
+    controller = AutomatonController(1, hidden_size=4, num_states=3, discrete=True).double()
+    stays, goes_on = torch.eye(3), torch.eye(3).roll(1, 0)
+    with torch.no_grad():
+        controller.inputs[0].weight[1:, 0] = 20 * (goes_on - stays).flatten()
+        controller.inputs[0].bias[1:] = 10 * stays.flatten()
+    return controller
+
+
+def test_an_automaton_counts_for_as_long_as_one_likes() -> None:
+    bits = torch.randint(2, (5000, 4, 1), generator=torch.Generator().manual_seed(0)).double()
+    controller = counter()
+    hidden, _ = controller.run(bits, controller.initial_state(4))
+    assert torch.equal(hidden[..., 1:].argmax(-1), bits[..., 0].cumsum(0).long() % 3)
+    assert torch.equal(hidden[..., 1:].sum(-1), torch.ones(5000, 4, dtype=torch.float64)), "in one state"
+
+
+def test_gradients_pass_a_discrete_automaton_as_if_it_were_not() -> None:
+    controller, x = made(DISCRETE), sequence()[0]
+    state = controller.initial_state(BATCH)
+    weight = torch.randn(BATCH, controller.num_states, dtype=torch.float64)
+    gradients = []
+    for discrete in (True, False):
+        controller.discrete = discrete
+        hidden, _ = controller(x, state)
+        (hidden[:, controller.units :] * weight).sum().backward()
+        gradients.append(controller.inputs[0].weight.grad)
+        controller.zero_grad()
+    torch.testing.assert_close(*gradients)
+    assert gradients[0][controller.units :].abs().max() > 0
+
+
+def test_what_an_automaton_refuses() -> None:
+    with pytest.raises(ValueError, match=r"num_states: got 8; allowed is less than hidden_size \(8\)"):
+        AutomatonController(3, hidden_size=8, num_states=8)
+    with pytest.raises(ValueError, match=r"sharpening: got 2.0; allowed with discrete: 1"):
+        AutomatonController(3, discrete=True, sharpening=2.0)
 
 
 # ---- plastic ---------------------------------------------------------------------------------------------------------

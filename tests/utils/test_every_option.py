@@ -124,6 +124,7 @@ def homes() -> Iterator[tuple[str, Blocks]]:
         yield "circuit", {"env": env, "circuit": {**circuits[name], "type": name}, "agent": agent}
     sizes: Blocks = {
         "direct": {},
+        "automaton": {"hidden_size": 6, "num_states": 3},
         "relational": {"memory_size": 3, "num_heads": 1, "head_size": 3},
         "ctm": {"hidden_size": 4, "neurons": 5, "ticks": 2, "history": 3},
     }

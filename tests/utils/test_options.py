@@ -112,8 +112,8 @@ WRONG = [
     (
         "circuit.controller.type=mamba",
         (
-            "circuit.controller.type: got 'mamba'; allowed: convolution, ctm, direct, feedforward, gru, hyper-lstm, "
-            "leaky, lstm, neat, plastic, relational, reservoir, rnn"
+            "circuit.controller.type: got 'mamba'; allowed: automaton, convolution, ctm, direct, feedforward, gru, "
+            "hyper-lstm, leaky, lstm, neat, plastic, relational, reservoir, rnn"
         ),
     ),
     ("circuit.controller.hidden_size=0", "circuit.controller.hidden_size: got 0; allowed: greater than or equal to 1"),

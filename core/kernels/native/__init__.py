@@ -67,6 +67,13 @@ MOST_STEPS = 8
 
 UNDERSTOOD_CONTROLLERS = dict.fromkeys(CONTROLLERS, guard.CONTROLLER)
 UNDERSTOOD_CONTROLLERS["rnn"] = guard.CONTROLLER | {"nonlinearity": ("tanh", "relu")}
+UNDERSTOOD_CONTROLLERS["automaton"] = {
+    **{name: guard.CONTROLLER[name] for name in ("input_size", "hidden_size", "clip")},
+    "num_states": guard.up_to(library.MOST_STATES),
+    "temperature": guard.BOUND,
+    "sharpening": guard.BOUND,
+    "discrete": guard.SWITCH,
+}
 
 
 def unavailable(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
@@ -311,7 +318,11 @@ def _options(circuit: CircuitView) -> dict[str, Any]:
     controller: Any = circuit.controller
     clip = math.inf if controller.clip is None else controller.clip
     number = RELU_RNN if getattr(controller, "nonlinearity", "tanh") == "relu" else CONTROLLERS[controller.kind]
-    return _memory_options(circuit) | {"controller": number, "clip": clip}
+    options = _memory_options(circuit) | {"controller": number, "clip": clip}
+    if controller.kind == "automaton":
+        sharpening = math.inf if controller.discrete else controller.sharpening
+        options |= {"states": controller.num_states, "temperature": controller.temperature, "sharpening": sharpening}
+    return options
 
 
 def _memory_options(circuit: CircuitView) -> dict[str, Any]:

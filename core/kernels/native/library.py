@@ -28,6 +28,8 @@ FORCED = "PAPERTAPE_NATIVE"
 """Environment variable that names the instruction set to use instead of the best; read when the library is loaded."""
 
 MOST_LEAVES = 6
+MOST_STATES = 128
+"""Of an automaton, as in source/controller.h."""
 
 
 PARTS = (
@@ -38,7 +40,7 @@ PARTS = (
 )
 """The parts of an interface vector that the library knows."""
 
-CONTROLLERS = {"lstm": 0, "gru": 1, "feedforward": 2, "rnn": 3}
+CONTROLLERS = {"lstm": 0, "gru": 1, "feedforward": 2, "rnn": 3, "automaton": 6}
 """The number of each controller in source/controller.h."""
 RELU_RNN = 4
 """There, that of ``rnn`` with relu."""
@@ -70,11 +72,16 @@ class Problem(ctypes.Structure):
                 *("steps", "batch", "inputs", "hidden", "layers", "slots", "word", "reads", "writes", "interface"),
                 *("outputs", "controller", "threads", "members", "training", "keep_every", "block"),
                 *("shift_range", "squash", "masked_content", "memory_wipe", "link_sharpening", "usage_gradient"),
-                *("given_columns", "last_columns"),
+                *("states", "given_columns", "last_columns"),
             )
         ),
         ("places", Places),
-        *((name, ctypes.c_double) for name in ("clip", "norm_epsilon", "usage_epsilon", "sharpen_epsilon", "mask_min")),
+        *(
+            (name, ctypes.c_double)
+            for name in (
+                *("clip", "norm_epsilon", "usage_epsilon", "sharpen_epsilon", "mask_min", "temperature", "sharpening"),
+            )
+        ),
     ]
 
 

@@ -36,7 +36,7 @@ def keep_every(slots: int) -> int:
 class Layer(NamedTuple):
     """The weights of one layer of the controller; with a population, P members' in front.
 
-    G rows: the gates of an LSTM, a GRU or a feed-forward layer.
+    G rows: the gates of an LSTM, a GRU or a feed-forward layer, or the units and transitions of an automaton.
     """
 
     input_weight: Tensor
@@ -44,9 +44,9 @@ class Layer(NamedTuple):
     input_bias: Tensor
     """``[G]``"""
     recurrent_weight: Tensor | None
-    """``[G, hidden]``; None, as its bias, for a feed-forward controller."""
+    """``[G, hidden]``, of an automaton ``[units, states]``; None, as its bias, for a feed-forward controller."""
     recurrent_bias: Tensor | None
-    """``[G]``"""
+    """``[G]``, of an automaton ``[units]``"""
 
 
 class Weights(NamedTuple):
@@ -257,6 +257,10 @@ def _shapes(accessor: str, text: str) -> tuple[tuple[int, ...], ...]:
     blocks = {library.CONTROLLERS[kind]: count for kind, count in GATES.items()}
     gates = blocks.get(p.controller, 1) * p.hidden
     layer = ((gates, p.hidden), (gates,), (gates, p.hidden), (gates,))
+    if p.controller == library.CONTROLLERS["automaton"]:
+        units = p.hidden - p.states
+        gates = units + p.states**2
+        layer = ((gates, p.hidden), (gates,), (units, p.states), (units,))
     carried = (p.batch, p.layers, p.hidden)
     memory, heads = (p.batch, p.slots, p.word), [(p.batch, count, p.slots) for count in (p.reads, p.writes)]
     linked = ((p.batch, p.slots), (p.batch, p.writes, p.slots, p.slots), (p.batch, p.writes, p.slots))

@@ -62,6 +62,7 @@ for controller in (
     {"type": "relational", "memory_size": 2, "num_heads": 2, "head_size": 2},
     {"type": "reservoir", "hidden_size": 4},
     {"type": "leaky", "hidden_size": 4},
+    {"type": "automaton", "hidden_size": 4, "num_states": 2},
     {"type": "ctm", "hidden_size": 4, "neurons": 4, "ticks": 2, "history": 3},
 ):
     CIRCUITS[f"ntm-{controller['type']}"] = partial(ntm, controller=controller, hidden_size=None)

@@ -185,6 +185,67 @@ def test_layers(build: Callable[..., Circuit], controller: str, layers: int, dty
         assert_agrees(prepare(build(shape, **CONTROLLERS[controller], num_layers=layers, clip=0.5), dtype))
 
 
+AUTOMATA: dict[str, dict[str, Any]] = {
+    "alone": {"num_states": 1},
+    "few": {"num_states": 3},
+    "many": {"num_states": 37, "temperature": 1.0},
+    "sharpened": {"num_states": 16, "sharpening": 1.7},
+    "discrete": {"num_states": 8, "discrete": True},
+}
+
+
+def automaton(build: Callable[..., Circuit], name: str, shape: tuple[int, ...] = SHAPES[0], **options: Any) -> Circuit:
+    """Its first state is moved to others by inputs and words read alike, and no two are equally likely."""
+    controller = AUTOMATA[name]
+    shape = (*shape[:-1], shape[-1] + controller["num_states"])
+    circuit = build(shape, controller={"type": "automaton", **controller}, **options)
+    with torch.no_grad():
+        for parameter in circuit.controller.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return circuit
+
+
+@each_circuit
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", AUTOMATA)
+def test_automata(build: Callable[..., Circuit], name: str, dtype: torch.dtype) -> None:
+    for shape in SHAPES[:3]:
+        torch.manual_seed(1)
+        assert_agrees(automaton(build, name, shape).to(dtype), batch=11)
+
+
+@each_stepped
+@pytest.mark.parametrize("name", AUTOMATA)
+def test_automata_of_a_population_and_step_by_step(build: Callable[..., Circuit], name: str) -> None:
+    torch.manual_seed(0)
+    circuit = automaton(build, name, SHAPES[2]).double()
+    population = population_of(circuit, 3)
+    inputs = torch.randn(STEPS, 9, INPUTS, dtype=torch.float64)
+    answers = circuit.run_population(population, inputs)
+    assert circuit.chosen_backend == "native"
+    with torch.no_grad():
+        whole, last = circuit(inputs)
+        state, made = None, []
+        for x in inputs:
+            output, state = circuit.step(x, state)
+            made.append(output)
+    assert circuit.chosen_backend == "native"
+    torch.testing.assert_close(torch.stack(made), whole, rtol=0, atol=1e-10)
+    assert_close(leaves(state), leaves(last), 1e-10)
+    circuit.backend = "eager"
+    torch.testing.assert_close(answers, one_by_one(circuit, population, inputs), rtol=0, atol=1e-10)
+
+
+def test_an_automaton_of_too_many_states_runs_eagerly() -> None:
+    circuit = ntm(controller={"type": "automaton", "num_states": 129, "hidden_size": 130}, hidden_size=None)
+    circuit(torch.randn(2, 1, INPUTS))
+    assert circuit.chosen_backend == "eager"
+    circuit.backend = "native"
+    with pytest.raises(RuntimeError, match="its kernels take num_states up to 128; this circuit has 129"):
+        circuit(torch.randn(2, 1, INPUTS))
+
+
 @pytest.mark.parametrize("shift_range", [0, 1, 2, 9])
 @pytest.mark.parametrize("slots", [1, 3, 16, 33])
 def test_shift_ranges(slots: int, shift_range: int) -> None:

@@ -108,7 +108,7 @@ WRONG = [scaled, one_element, other_state, other_gradient, no_gradient, no_numbe
 
 
 @pytest.mark.parametrize("kind", [NTM, DNC, SAM, SDNC])
-@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward"])
+@pytest.mark.parametrize("controller", ["lstm", "gru", "feedforward", "automaton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_kind_is_trusted_after_one_trial(
     kind: Any, controller: str, dtype: torch.dtype, cache: Path, trials: list[Any]

@@ -32,10 +32,14 @@ struct Problem {
     int64_t keep_every;  // steps between two stored memories; those between are computed again
     int64_t block;       // rows of the batch that go through the sequence together
     int64_t shift_range, squash, masked_content, memory_wipe, link_sharpening, usage_gradient;
+    int64_t states;  // of an automaton
     int64_t given_columns, last_columns;  // a single step reads, leaves the memory in the state: [B, word, slots]
     Places places;
-    double clip, norm_epsilon, usage_epsilon, sharpen_epsilon, mask_min;
+    double clip, norm_epsilon, usage_epsilon, sharpen_epsilon, mask_min, temperature, sharpening;
 
+    template <class T> Controller<T> controller_of() const {
+        return {int(controller), int(hidden), int(states), T(clip), T(temperature), T(sharpening), T(sharpen_epsilon)};
+    }
     int64_t rows_per_member() const { return batch / members; }
     int64_t rows_per_state() const { return outputs ? rows_per_member() : 1; }
 };
@@ -44,8 +48,8 @@ struct Problem {
 template <class T> struct Layer {
     T* input_weight;      // [P, G, I + words read], above the first layer [P, G, hidden]
     T* input_bias;        // [P, G]
-    T* recurrent_weight;  // [P, G, hidden]; null for a feed-forward controller
-    T* recurrent_bias;    // [P, G]; the same
+    T* recurrent_weight;  // [P, G, hidden], of an automaton [P, units, states]; null for a feed-forward controller
+    T* recurrent_bias;    // [P, G], of an automaton [P, units]; the same
 };
 
 // All tensors are contiguous; mirrored in library.py. T steps, B batch, I inputs, F features (hidden, then words read),
@@ -140,16 +144,15 @@ inline void prefer_large_pages(void* start, int64_t bytes) {
 template <class T> struct Records {
     T* base;
     int64_t batch, ring, first_row = 0;
-    int hidden, layers, features, gates, skipped, seen;
-    bool feed_forward;
+    int hidden, layers, features, gates, own, skipped, seen;
     int64_t gates_size, hidden_size, lower_size, cell_part, lower_part, interface_part, accessor_part, size;
 
     // kept: how many records are; row b lies at b - first_row.
     Records(const Problem& p, T* where, int64_t accessor_size, int64_t kept, int64_t rows)
         : base(where), batch(rows), ring(kept), hidden((int)p.hidden), layers((int)p.layers),
-          features(hidden + int(p.reads * p.word)), gates(gate_blocks((int)p.controller) * hidden),
-          skipped(feeds_forward(p.controller) ? hidden : 0),  // a feed-forward controller sees only the reads
-          seen(features - skipped), feed_forward(feeds_forward(p.controller)), gates_size(round_up<T>(gates)),
+          features(hidden + int(p.reads * p.word)), gates(p.controller_of<T>().gates()), own(p.controller_of<T>().own()),
+          skipped(hidden - own),  // a feed-forward controller sees only the reads
+          seen(features - skipped), gates_size(round_up<T>(gates)),
           hidden_size(round_up<T>(hidden)), lower_size(round_up<T>(features)), cell_part(layers * gates_size),
           lower_part(cell_part + layers * hidden_size), interface_part(lower_part + (layers - 1) * lower_size),
           accessor_part(interface_part + round_up<T>((int)p.interface)), size(accessor_part + accessor_size) {}
@@ -161,7 +164,7 @@ template <class T> struct Records {
     T* interface(int64_t s, int64_t b) const { return row(s, b) + interface_part; }
     T* accessor(int64_t s, int64_t b) const { return row(s, b) + accessor_part; }
     // With several recurrent layers, the first one sees its own hidden vector and the words read; else the features.
-    bool seen_apart() const { return layers > 1 && !feed_forward; }
+    bool seen_apart() const { return layers > 1 && own; }
 };
 
 // The features of every step, [steps, B, F], and the hidden vectors of all layers.
@@ -187,19 +190,21 @@ struct GateBlock {
     int row, gate, count;
 };
 // Whether every weight of a layer takes part in all of its gates.
-inline bool all_gates(const Problem& p) { return p.controller != GRU; }
+inline bool all_gates(const Problem& p) { return p.controller != GRU && p.controller != AUTOMATON; }
 // Whether the recurrent weights meet the gates that the input's meet: one product for both.
-inline bool is_joined(const Problem& p) { return all_gates(p) && !feeds_forward(p.controller); }
+inline bool is_joined(const Problem& p) { return all_gates(p) && p.controller_of<float>().own(); }
 struct LayerShape {
-    int rows, below;  // of the input's weight; the recurrent one has as many rows, and columns for the hidden vector
+    int rows, below;     // of the input's weight
+    int recurrent_rows;  // of the other, which has columns for what the layer sees of its own hidden vector
     std::vector<GateBlock> input, recurrent;
 
     LayerShape(const Problem& p, int layer)
-        : rows(int(p.controller == GRU ? 3 * p.hidden : gate_blocks((int)p.controller) * p.hidden)),
-          below(int(layer ? p.hidden : p.inputs + p.reads * p.word)), input{{0, 0, rows}} {
-        const int hidden = (int)p.hidden;
+        : rows(p.controller == GRU ? int(3 * p.hidden) : p.controller_of<float>().gates()),
+          below(int(layer ? p.hidden : p.inputs + p.reads * p.word)), recurrent_rows(rows), input{{0, 0, rows}} {
+        const int hidden = (int)p.hidden, units = int(p.hidden - p.states);
         if (is_joined(p)) recurrent = input;
         if (p.controller == GRU) recurrent = {{0, 0, 2 * hidden}, {2 * hidden, 3 * hidden, hidden}};
+        if (p.controller == AUTOMATON) recurrent = {{0, 0, recurrent_rows = units}};
     }
 };
 
@@ -223,15 +228,15 @@ template <class T> struct ForwardWeights {
           to_outputs(r.features, (int)p.outputs, true, packs),
           interface_bias(whole_vectors(x.interface_bias, member, (int)p.interface)),
           output_bias(whole_vectors(x.output_bias, member, (int)p.outputs)) {
-        const int own = r.feed_forward ? 0 : r.hidden, inputs = (int)p.inputs;
+        const int own = r.own, inputs = (int)p.inputs;
         for (int layer = 0; layer < r.layers; layer++) {
             const LayerShape shape(p, layer);
             const Layer<const T>& given = x.layers[layer];
             Space<T> biases = zeros<T>(r.gates_size);
             const T* weight = given.input_weight + member * shape.rows * shape.below;
-            const T* recurrent = given.recurrent_weight + member * shape.rows * own;
+            const T* recurrent = given.recurrent_weight + member * shape.recurrent_rows * own;
             add_bias(shape.input, given.input_bias + member * shape.rows, biases);
-            add_bias(shape.recurrent, given.recurrent_bias + member * shape.rows, biases);
+            add_bias(shape.recurrent, given.recurrent_bias + member * shape.recurrent_rows, biases);
             if (layer == 0) {
                 pack(from_seen, 0, own, shape.recurrent, recurrent, own);
                 pack(from_seen, own, shape.below - inputs, shape.input, weight + inputs, shape.below);
@@ -273,6 +278,7 @@ template <class T, class Accessor>
 void forward_block(const Problem& p, const Tensors<T>& x, const Records<T>& records, const ForwardWeights<T>& weights,
                    int64_t b0, int64_t rows) {
     const Accessor accessor(p, x, records);
+    const Controller<T> controller = p.controller_of<T>();
     const Hidden<T> hiddens{records, x.features, p.batch, x.outputs ? 2 : p.steps + 1};
     const int hidden = records.hidden, features = records.features, layers = records.layers;
     const int64_t end = b0 + rows, words = features - hidden, input_rows = p.rows_per_member();
@@ -311,10 +317,10 @@ void forward_block(const Problem& p, const Tensors<T>& x, const Records<T>& reco
             } else {
                 const auto& upper = weights.uppers[layer - 1];
                 add(upper.from_below, const_rows(hiddens.layer(t + 1, b0, layer - 1)), none);
-                if (!records.feed_forward) add(upper.from_own, const_rows(hiddens.layer(t, b0, layer)), some);
+                if (records.own) add(upper.from_own, const_rows(hiddens.layer(t, b0, layer)), some);
             }
             for (int64_t b = b0; b < end; b++)
-                controller_forward<T>((int)p.controller, hidden, T(p.clip), records.gate(t + 1, b, layer),
+                controller_forward<T>(controller, records.gate(t + 1, b, layer),
                                       hiddens.layer(t, b, layer).first, records.cell(t, b, layer),
                                       hiddens.layer(t + 1, b, layer).first, records.cell(t + 1, b, layer));
         }
@@ -403,9 +409,10 @@ void sum_gradients(const Problem& p, Rows<const T> d, const GateBlock& block, st
 template <class T, class Accessor> void backward(const Problem& p, const Tensors<T>& x) {
     const Records<T> records = all_records<T, Accessor>(p, x.records);
     const Accessor accessor(p, x, records);
+    const Controller<T> controller = p.controller_of<T>();
     const Hidden<T> hiddens{records, x.features, p.batch, p.steps + 1};
     const int hidden = records.hidden, features = records.features, layers = records.layers, top = layers - 1;
-    const int own = records.feed_forward ? 0 : hidden;
+    const int own = records.own;
     const int words = features - hidden, inputs = (int)p.inputs;
     const int64_t count = p.steps * p.batch;
     const int64_t gate_stride = records.gates_size, interface_stride = round_up<T>((int)p.interface);
@@ -486,8 +493,8 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
                     T *carry = carry_of(layer, i), *d_hidden = &d_hiddens[i * hidden_stride];
                     for (int j = 0; j < hidden; j++) d_hidden[j] += carry[j];
                     std::memset(carry, 0, carry_stride * sizeof(T));
-                    controller_backward<T>((int)p.controller, hidden, T(p.clip), records.gate(t + 1, b, layer),
-                                           hiddens.layer(t, b, layer).first, records.cell(t, b, layer),
+                    controller_backward<T>(controller, records.gate(t + 1, b, layer), hiddens.layer(t, b, layer).first,
+                                           records.cell(t, b, layer), hiddens.layer(t + 1, b, layer).first,
                                            records.cell(t + 1, b, layer), d_hidden, d_cell_of(layer, i),
                                            d_gates + i * gate_stride, carry);
                 }
@@ -525,7 +532,7 @@ template <class T, class Accessor> void backward(const Problem& p, const Tensors
         const Layer<T>& wanted = x.d_layers[layer];
         const Rows<const T> d_gates{d_gates_of(layer, 0, 0), gate_stride};
         const Rows<const T> last = const_rows(layer ? hiddens.layer(0, 0, layer) : hiddens.seen(0, 0));
-        std::vector<Share<T>> for_recurrent{{last, hidden, {wanted.recurrent_weight, hidden}},
+        std::vector<Share<T>> for_recurrent{{last, own, {wanted.recurrent_weight, own}},
                                             {ones, 1, {wanted.recurrent_bias, 1}}};
         std::vector<Share<T>> for_input{{ones, 1, {wanted.input_bias, 1}}};
         auto add = [&](Rows<const T> b, int columns, int first) {
