@@ -18,6 +18,7 @@ from papertape import envs
 from papertape.core import registry
 from papertape.core.component import options_of
 from papertape.core.state import leaves, map_state
+from papertape.envs.images import DataError
 
 SIZES = {"memory_size": 7, "word_size": 4, "hidden_size": 6, "num_layers": 2, "max_nodes": 4}
 SIZES |= {"hyper_size": 4, "num_heads": 2, "head_size": 3, "neurons": 5}
@@ -155,7 +156,10 @@ ENVS = {name for name in dir(envs) if name.endswith("Env") and not inspect.isabs
 
 @pytest.mark.parametrize("name", sorted(ENVS - {"ImagesEnv", "LettersEnv"}))
 def test_a_task_needs_no_arguments(name: str) -> None:
-    env = getattr(envs, name)()
+    try:
+        env = getattr(envs, name)()
+    except DataError as error:  # of images that are neither here nor to be had
+        pytest.skip(str(error))
     assert env.input_size >= 1 and env.output_size >= 1
 
 
