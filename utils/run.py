@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 from tqdm import tqdm
 
+from ..core import install
 from ..core.agent import Agent
 from ..core.circuit import Circuit
 from ..core.env import Batch
@@ -173,7 +174,7 @@ def find_directory(name: str, root: Path = RUNS, *, what: str = "run", file: str
         if what == "run" and (directory / "sweep.json").is_file():
             raise OptionsError(
                 f"run: got {name!r}, which is a sweep; allowed is one of its runs, in its folder; all go on with: "
-                f"papertape sweep --resume {name}"
+                f"{install.here(f'papertape sweep --resume {name}')}"
             )
     newest = ", ".join(path.name for path in found[-5:]) or f"(there are no {what}s in {root}/)"
     older = f", or one of {len(found) - 5} older ones" if len(found) > 5 else ""

@@ -342,7 +342,7 @@ def test_a_sweep_is_no_run_but_says_how_it_goes_on(folder: Path, capsys: pytest.
         assert main(command) == 2
         said = capsys.readouterr().err
         assert "which is a sweep; allowed is one of its runs" in said
-        assert f"all go on with: papertape sweep --resume {command[-1]}" in said
+        assert f"all go on with: {install.here(f'papertape sweep --resume {command[-1]}')}" in said
 
 
 def test_a_sweep_whose_file_is_damaged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
