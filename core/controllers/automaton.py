@@ -56,7 +56,7 @@ class AutomatonController(Controller):
         default=False, description="whether it is in its likeliest state alone; gradients pass as if it were not"
     )
 
-    trace_fields = {"states": TraceField("S", "weighting", "how likely each state is")}
+    trace_fields = {"states": TraceField("Z", "weighting", "how likely each state is")}
 
     @classmethod
     def check_options(cls, options: Any) -> None:

@@ -23,7 +23,7 @@ MAX_OWN_SCALES = 16
 FLAT = 0.4
 """Outputs that are all nearer to one half than this have a scale of their own, or they would all look grey."""
 AXES = {"N": "slot", "W": "element", "R": "read head", "H": "write head", "K": "element of key"}
-AXES |= {"U": "unit", "V": "element", "G": "element", "P": "slot, input last", "Q": "tick", "Y": "pair"}
+AXES |= {"U": "unit", "V": "element", "G": "element", "P": "slot, input last", "Q": "tick", "Y": "pair", "Z": "state"}
 """Names of axes by their letters."""
 GROUPS = {"L": "layer", "E": "gate", "M": "slot"}
 """Names of an axis before the others, where it is not that of heads."""
@@ -331,7 +331,7 @@ def rows_panels(name: str, seen: Seen, colours: Colours) -> list[Panel]:
     group = GROUPS.get(seen.axes[0], "head") if len(seen.axes) == 2 else "head"
     labels = _heads(heads, group) or (seen.field.labels if len(seen.field.labels) == size else ())
     note = f": {seen.field.description}" if seen.field.description else ""
-    row = AXES.get(seen.axes[-1], "element") if colours == "words" else "share"
+    row = AXES.get(seen.axes[-1], "element" if colours == "words" else "share")
     height = panel_height(heads * size, *((0.05, 0.6, 1.6) if colours == "words" else (0.1, 0.45, 1.3)))
     image = values.reshape(steps, heads * size).T
     rows = f"{group} × {row}" if heads > 1 else row
