@@ -104,7 +104,7 @@ WRONG = [
         "circuit.controller.max_nodes: unknown option; circuit.controller.type neat has it",
     ),
     ("circuit.clip=0", "circuit.clip: got 0; allowed: greater than 0"),
-    ("circuit.controller=lsmt", "circuit.controller.type: got 'lsmt'; did you mean 'lstm'? allowed: convolution, "),
+    ("circuit.controller=lsmt", "circuit.controller.type: got 'lsmt'; did you mean 'lstm'? allowed: automaton, "),
     ("circuit.controller=[lstm]", "circuit.controller: got ['lstm']; expected a block with a type, such as {type: "),
     ("env.curriculum=growin", "env.curriculum.type: got 'growin'; did you mean 'growing'? allowed: fixed, growing"),
     ("env.curriculum=3", "env.curriculum: got 3; expected a block with a type, such as {type: fixed}"),
