@@ -30,6 +30,21 @@ GATES = {"lstm": 4, "gru": 3, "feedforward": 1, "rnn": 1}
 """Blocks of rows, of ``hidden_size`` each, in the weights of a controller's layer."""
 
 
+def layer_sizes(kind: str, hidden: int, states: int) -> tuple[int, int, int]:
+    """Rows of the input's weight of a controller's layer, and rows and columns of the recurrent one.
+
+    Args:
+        kind: of controller.
+        hidden: its ``hidden_size``.
+        states: of an automaton, the states among them.
+    """
+    if kind == "automaton":
+        units = hidden - states
+        return units + states**2, units, states
+    rows = GATES[kind] * hidden
+    return rows, rows, hidden
+
+
 class _Anything(Container[Any]):
     def __contains__(self, value: object) -> bool:
         return True
@@ -221,14 +236,17 @@ class Known:
         shapes += [(name, of_state[name]) for name in state.accessor._fields if name not in COUNTS]
         if self.layers:
             shapes += [(name, (batch, controller.num_layers, hidden)) for name in state.controller._fields]
+        if self.layers:
+            of_inputs, *of_recurrents = layer_sizes(controller.kind, hidden, getattr(controller, "num_states", 0))
         for name in self.layers:
-            rows = GATES.get(controller.kind, 1) * hidden if name.startswith("controller") else reads * word
-            rows = accessor.interface.size if name == "accessor.interface.linear" else rows
-            columns = circuit.vector_size + reads * word if name == "controller.inputs.0" else hidden
-            if controller.kind == "automaton" and name.startswith("controller"):
-                states = controller.num_states
-                units = hidden - states
-                rows, columns = (units, states) if name == "controller.recurrents.0" else (units + states**2, columns)
+            if name.startswith("controller.recurrents"):
+                rows, columns = of_recurrents
+            elif name.startswith("controller.inputs"):
+                first = name == "controller.inputs.0"
+                rows, columns = of_inputs, circuit.vector_size + reads * word if first else hidden
+            else:
+                rows = accessor.interface.size if name == "accessor.interface.linear" else reads * word
+                columns = hidden
             shapes += [(f"weight of {name}", (rows, columns)), (f"bias of {name}", (rows,))]
         return shapes
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..guard import GATES
+from ..guard import layer_sizes
 from ..operators import flattened, operator, unflattened
 from ..transforms import in_memory, transforms_functions
 from . import library
@@ -253,14 +253,10 @@ def _run_forward(accessor: str, text: str, arguments: Sequence[Tensor | None]) -
 def _shapes(accessor: str, text: str) -> tuple[tuple[int, ...], ...]:
     """Of all that a sequence takes, in order."""
     p = _problem(text)
-    # What the library tells apart further, by other numbers, has one block of rows.
-    blocks = {library.CONTROLLERS[kind]: count for kind, count in GATES.items()}
-    gates = blocks.get(p.controller, 1) * p.hidden
-    layer = ((gates, p.hidden), (gates,), (gates, p.hidden), (gates,))
-    if p.controller == library.CONTROLLERS["automaton"]:
-        units = p.hidden - p.states
-        gates = units + p.states**2
-        layer = ((gates, p.hidden), (gates,), (units, p.states), (units,))
+    # What the library tells apart further, by other numbers, has one block of rows, as an rnn has.
+    kind = next((kind for kind, number in library.CONTROLLERS.items() if number == p.controller), "rnn")
+    gates, *recurrent = layer_sizes(kind, p.hidden, p.states)
+    layer = ((gates, p.hidden), (gates,), tuple(recurrent), (recurrent[0],))
     carried = (p.batch, p.layers, p.hidden)
     memory, heads = (p.batch, p.slots, p.word), [(p.batch, count, p.slots) for count in (p.reads, p.writes)]
     linked = ((p.batch, p.slots), (p.batch, p.writes, p.slots, p.slots), (p.batch, p.writes, p.slots))
