@@ -10,11 +10,9 @@ namespace native {
 enum ControllerKind { LSTM = 0, GRU = 1, FEEDFORWARD = 2, RNN = 3, RELU_RNN = 4, GIVEN = 5, AUTOMATON = 6 };
 constexpr int MOST_STATES = 128;  // of an automaton
 
-// What is not the same for all of them: the limit of hidden vectors and cells, and of an automaton its states, with which
-// the hidden vector ends, and what makes its transitions.
-template <class T> struct Controller {
+// states: of an automaton, with which its hidden vector ends.
+struct ControllerSizes {
     int kind, size, states;
-    T clip, temperature, sharpening, sharpen_epsilon;
     int units() const { return size - states; }
     // Rows of the combined weight matrix. GRU: reset, update, the input's and the recurrent share of the candidate.
     // Automaton: the units, and the transitions to each state from all states.
@@ -24,6 +22,11 @@ template <class T> struct Controller {
     }
     // Elements of its last hidden vector that it sees, the last ones.
     int own() const { return kind == FEEDFORWARD || kind == GIVEN ? 0 : kind == AUTOMATON ? states : size; }
+};
+
+// With the limit of hidden vectors and cells, and what makes the transitions of an automaton.
+template <class T> struct Controller : ControllerSizes {
+    T clip, temperature, sharpening, sharpen_epsilon;
 };
 
 template <class T> inline Vec<T> clipped(Vec<T> x, T clip) { return at_most(at_least(x, splat(-clip)), splat(clip)); }

@@ -37,8 +37,9 @@ struct Problem {
     Places places;
     double clip, norm_epsilon, usage_epsilon, sharpen_epsilon, mask_min, temperature, sharpening;
 
+    ControllerSizes controller_sizes() const { return {int(controller), int(hidden), int(states)}; }
     template <class T> Controller<T> controller_of() const {
-        return {int(controller), int(hidden), int(states), T(clip), T(temperature), T(sharpening), T(sharpen_epsilon)};
+        return {controller_sizes(), T(clip), T(temperature), T(sharpening), T(sharpen_epsilon)};
     }
     int64_t rows_per_member() const { return batch / members; }
     int64_t rows_per_state() const { return outputs ? rows_per_member() : 1; }
@@ -150,7 +151,7 @@ template <class T> struct Records {
     // kept: how many records are; row b lies at b - first_row.
     Records(const Problem& p, T* where, int64_t accessor_size, int64_t kept, int64_t rows)
         : base(where), batch(rows), ring(kept), hidden((int)p.hidden), layers((int)p.layers),
-          features(hidden + int(p.reads * p.word)), gates(p.controller_of<T>().gates()), own(p.controller_of<T>().own()),
+          features(hidden + int(p.reads * p.word)), gates(p.controller_sizes().gates()), own(p.controller_sizes().own()),
           skipped(hidden - own),  // a feed-forward controller sees only the reads
           seen(features - skipped), gates_size(round_up<T>(gates)),
           hidden_size(round_up<T>(hidden)), lower_size(round_up<T>(features)), cell_part(layers * gates_size),
@@ -192,19 +193,19 @@ struct GateBlock {
 // Whether every weight of a layer takes part in all of its gates.
 inline bool all_gates(const Problem& p) { return p.controller != GRU && p.controller != AUTOMATON; }
 // Whether the recurrent weights meet the gates that the input's meet: one product for both.
-inline bool is_joined(const Problem& p) { return all_gates(p) && p.controller_of<float>().own(); }
+inline bool is_joined(const Problem& p) { return all_gates(p) && p.controller_sizes().own(); }
 struct LayerShape {
     int rows, below;     // of the input's weight
     int recurrent_rows;  // of the other, which has columns for what the layer sees of its own hidden vector
     std::vector<GateBlock> input, recurrent;
 
     LayerShape(const Problem& p, int layer)
-        : rows(p.controller == GRU ? int(3 * p.hidden) : p.controller_of<float>().gates()),
+        : rows(p.controller == GRU ? int(3 * p.hidden) : p.controller_sizes().gates()),
           below(int(layer ? p.hidden : p.inputs + p.reads * p.word)), recurrent_rows(rows), input{{0, 0, rows}} {
-        const int hidden = (int)p.hidden, units = int(p.hidden - p.states);
+        const int hidden = (int)p.hidden;
         if (is_joined(p)) recurrent = input;
         if (p.controller == GRU) recurrent = {{0, 0, 2 * hidden}, {2 * hidden, 3 * hidden, hidden}};
-        if (p.controller == AUTOMATON) recurrent = {{0, 0, recurrent_rows = units}};
+        if (p.controller == AUTOMATON) recurrent = {{0, 0, recurrent_rows = p.controller_sizes().units()}};
     }
 };
 
