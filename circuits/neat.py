@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.circuit import Circuit
 from ..core.members import Stack, dense
+from ..core.options import check_sizes
 from ..core.registry import register
 from ..core.topology import HIDDEN_WEIGHT, OUTPUT_WEIGHT, TopologyActivation, TopologyNetwork, TopologyState
 
@@ -33,7 +34,12 @@ class NeatCircuit(Circuit):
         self.network = TopologyNetwork(self.input_size, self.output_size, self.max_nodes, activation=self.activation)
 
     def initial_state(self, batch_size: int) -> TopologyState:
-        """Zeros."""
+        """Zeros.
+
+        Raises:
+            ValueError: a size below 1, or none that is whole.
+        """
+        check_sizes(batch_size=batch_size)
         return self.network.initial_state(batch_size)
 
     def step(self, x: Tensor, state: TopologyState | None = None) -> tuple[Tensor, TopologyState]:

@@ -60,6 +60,7 @@ class NormalisedCircuit(Circuit):
 
     backends = get_args(Backend)
 
+    embedding_size: int | None = Field(default=None, init=False)
     circuit: Annotated[Any, Chosen("circuit")] = Field(
         default="feedforward", description="what takes the inputs that are standardised"
     )
@@ -71,13 +72,17 @@ class NormalisedCircuit(Circuit):
         """Build the circuit, and statistics of nothing yet.
 
         Raises:
-            ValueError: an object is given whose sizes are others.
+            ValueError: an object is given whose sizes are others, or the circuit takes tokens.
         """
         given = {"backend": self.backend} if not isinstance(self.circuit, Circuit) else {}
         self.circuit = build(self.circuit, self.input_size, self.output_size, **given)
         sizes = [self.circuit.input_size, self.circuit.output_size]
         if sizes != [self.input_size, self.output_size]:
             raise ValueError(f"circuit: has sizes {sizes}; expected {[self.input_size, self.output_size]}")
+        if self.circuit.embedding_size is not None:
+            raise ValueError(
+                f"circuit.embedding_size: got {self.circuit.embedding_size}; tokens have no mean, allowed is null"
+            )
         if is_outside(type(self.circuit)):
             self.circuit.check()
         self.differentiable = self.circuit.differentiable
@@ -113,9 +118,9 @@ class NormalisedCircuit(Circuit):
         self.mean.zero_()
         self.variance.fill_(1)
 
-    def initial_state(self, batch_size: int) -> Any:
-        """That of the circuit."""
-        return self.circuit.initial_state(batch_size)
+    def initial_state(self, batch_size: int, **sizes: int) -> Any:
+        """That of the circuit; sizes of its memory as it takes them."""
+        return self.circuit.initial_state(batch_size, **sizes)
 
     def initial_state_like(self, state: Any) -> Any:
         """That of the circuit."""

@@ -15,6 +15,7 @@ from ..core.controllers import AnyController
 from ..core.controllers.base import LayeredOptions
 from ..core.kernels import fused
 from ..core.lengths import picked
+from ..core.options import check_sizes
 from ..core.registry import lookup, register
 from ..core.state import in_types_of
 from ..core.tied_embedding import TiedEmbedding
@@ -55,7 +56,12 @@ class RecurrentCircuit(TiedEmbedding):
         self.trace_fields = self.controller.trace_fields  # type: ignore[misc]  # what its controller shows
 
     def initial_state(self, batch_size: int) -> Any:
-        """The controller's."""
+        """The controller's.
+
+        Raises:
+            ValueError: a size below 1, or none that is whole.
+        """
+        check_sizes(batch_size=batch_size)
         return self.controller.initial_state(batch_size)
 
     def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:

@@ -80,7 +80,8 @@ def sharpen(weights: Tensor, power: Tensor) -> Tensor:
         Weightings that sum to 1, ``[..., N]``. Finite, with finite gradients, for powers up to at least 100 and
         weights of 0, where the quotient of powers gives 0/0 in float32.
     """
-    return torch.softmax(power.unsqueeze(-1) * torch.log(weights + SHARPEN_EPSILON), dim=-1)
+    epsilon = max(SHARPEN_EPSILON, torch.finfo(weights.dtype).smallest_normal)  # of float16, in which 1e-16 is 0
+    return torch.softmax(power.unsqueeze(-1) * torch.log(weights + epsilon), dim=-1)
 
 
 def shift_weights(weights: Tensor, shift: Tensor) -> Tensor:

@@ -64,9 +64,9 @@ class InitialMemory(nn.Module):
         super().__init__()
         check_choice("memory_init", init, get_args(MemoryInit))
         self.init = init
+        self.word_size = word_size
         if init == "constant":
-            # One word serves all slots, so that the number of slots may change after training.
-            self.register_buffer("contents", torch.full((1, word_size), CONSTANT), persistent=False)
+            # No buffer, which a module that comes from the device meta would have to fill again.
             return
         drawn = torch.empty(memory_size, word_size)
         if init == "learned":
@@ -80,19 +80,26 @@ class InitialMemory(nn.Module):
         if self.init != "constant":
             nn.init.trunc_normal_(self.contents, std=SPREAD, a=-2 * SPREAD, b=2 * SPREAD)
 
-    def forward(self, batch_size: int, memory_size: int) -> Tensor:
-        """Contents ``[B, N, W]``.
+    def forward(self, batch_size: int, memory_size: int, like: Tensor) -> Tensor:
+        """Contents ``[B, N, W]``, which may be changed in place.
+
+        Args:
+            batch_size: B.
+            memory_size: N.
+            like: has the type and the device of constant contents.
 
         Raises:
             ValueError: another number of slots than the contents were made for.
         """
+        if self.init == "constant":
+            return like.new_full((batch_size, memory_size, self.word_size), CONSTANT)
         slots = self.contents.shape[0]
-        if self.init != "constant" and memory_size != slots:
+        if memory_size != slots:
             raise ValueError(
                 f"memory_size: got {memory_size}; memory_init={self.init!r} holds contents for {slots} slots "
                 "(only memory_init='constant' allows another number)"
             )
-        return self.contents.expand(batch_size, memory_size, -1)
+        return self.contents.expand(batch_size, -1, -1).clone(memory_format=torch.contiguous_format)
 
 
 class InitialWeights(nn.Module):
@@ -120,17 +127,19 @@ class InitialWeights(nn.Module):
         if init == "learned":
             self.logits = nn.Parameter(torch.empty(num_heads, memory_size))
             self.reset_parameters()
-        else:
-            # Carries the device and type of the module.
-            self.register_buffer("logits", torch.zeros(num_heads, 1), persistent=False)
 
     def reset_parameters(self) -> None:
         """Draw the weightings anew, where they are learned."""
         if self.init == "learned":
             nn.init.normal_(self.logits)
 
-    def forward(self, batch_size: int, memory_size: int) -> Tensor:
+    def forward(self, batch_size: int, memory_size: int, like: Tensor) -> Tensor:
         """Weightings ``[B, K, N]``, each summing to 1.
+
+        Args:
+            batch_size: B.
+            memory_size: N.
+            like: has the type and the device of weightings that are not learned.
 
         Raises:
             ValueError: ``learned``, and another number of slots than was learned.
@@ -143,8 +152,8 @@ class InitialWeights(nn.Module):
                 )
             weights = torch.softmax(self.logits, dim=-1)
         elif self.init == "uniform":
-            weights = torch.softmax(self.logits.expand(-1, memory_size), dim=-1)
+            weights = torch.softmax(like.new_zeros(self.num_heads, memory_size), dim=-1)
         else:
             # Padded and not compared with torch.arange, which on the device meta loads torch._dynamo.
-            weights = nn.functional.pad(self.logits.new_ones(self.num_heads, 1), (0, memory_size - 1))
+            weights = nn.functional.pad(like.new_ones(self.num_heads, 1), (0, memory_size - 1))
         return weights.expand(batch_size, -1, -1)

@@ -45,12 +45,13 @@ class Options(BaseModel):
     @field_validator("*")
     @classmethod
     def _check_magnitude(cls, value: Any, info: ValidationInfo) -> Any:
-        bounded = any(
-            hasattr(bound, "le") or hasattr(bound, "lt") for bound in cls.model_fields[str(info.field_name)].metadata
-        )
+        bounds = cls.model_fields[str(info.field_name)].metadata
+        bounded = any(hasattr(bound, "le") or hasattr(bound, "lt") for bound in bounds)
+        above_zero = any(getattr(bound, "gt", None) == 0 for bound in bounds)
         for number in _flat(value):
             if isinstance(number, float) and number and not SMALLEST <= abs(number) <= LARGEST:
-                raise ValueError(f"got {number}; allowed: 0, or from {SMALLEST:g} to {LARGEST:g} in magnitude")
+                zero = "" if above_zero else "0, or "
+                raise ValueError(f"got {number}; allowed: {zero}from {SMALLEST:g} to {LARGEST:g} in magnitude")
             if isinstance(number, int) and not bounded and abs(number) > LARGEST_SIZE:
                 raise ValueError(f"got {number}; allowed: at most {LARGEST_SIZE}")
         return value

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,28 +41,39 @@ class TiedBitsLinear(nn.Module):
         lengths = sorted({size for size in blocks if size > 1})
         if len(lengths) > 1:
             raise ValueError(f"input_blocks, output_blocks: got words of {lengths} bits; allowed is one length")
-        numbers, rows = 0, []
-        for height in output_blocks:
-            row = []
-            for width in input_blocks:
-                between_words = height > 1 and width > 1
-                row.append(torch.full((height, width), numbers + between_words).fill_diagonal_(numbers))
-                numbers += 1 + between_words
-            rows.append(torch.cat(row, dim=1))
+        self.blocks = tuple(input_blocks), tuple(output_blocks)
         self.in_features, self.out_features = sum(input_blocks), sum(output_blocks)
-        self.register_buffer("index", torch.cat(rows), persistent=False)
-        owners = torch.arange(len(output_blocks)).repeat_interleave(
-            torch.tensor(output_blocks), output_size=self.out_features
-        )
-        self.register_buffer("bias_index", owners, persistent=False)
-        self.weight = nn.Parameter(torch.empty(numbers))
+        self.weight = nn.Parameter(torch.empty(sum(1 + (min(pair) > 1) for pair in product(*self.blocks))))
         """The distinct weights, one number for each."""
         self.bias = nn.Parameter(torch.empty(len(output_blocks)))
         """One number for each block of outputs."""
         self.reset_parameters()
 
+    def _place(self) -> None:
+        """Write down which number stands where, on the device of the numbers."""
+        device, (input_blocks, output_blocks) = self.weight.device, self.blocks
+        number, rows = 0, []
+        for height in output_blocks:
+            row = []
+            for width in input_blocks:
+                between_words = height > 1 and width > 1
+                row.append(torch.full((height, width), number + between_words, device=device).fill_diagonal_(number))
+                number += 1 + between_words
+            rows.append(torch.cat(row, dim=1))
+        self.register_buffer("index", torch.cat(rows), persistent=False)
+        owners = torch.arange(len(output_blocks), device=device)
+        heights = torch.tensor(output_blocks, device=device)
+        owners = owners.repeat_interleave(heights, output_size=self.out_features)
+        self.register_buffer("bias_index", owners, persistent=False)
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        super()._load_from_state_dict(*arguments, **keywords)
+        if self.index.device != self.weight.device:  # weights were assigned to a layer on the device meta
+            self._place()
+
     def reset_parameters(self) -> None:
-        """Draw all weights and biases anew."""
+        """Draw all weights and biases anew; also what a layer that comes from the device meta has forgotten."""
+        self._place()
         bound = 1 / math.sqrt(self.in_features)
         for parameter in (self.weight, self.bias):
             nn.init.uniform_(parameter, -bound, bound)

@@ -94,12 +94,6 @@ class SelfReferentialAccessor(Accessor):
         self.rows = [self.word_size, self.word_size, self.word_size, len(PARTS)]
         self.initial = nn.Parameter(torch.empty(self.num_heads, sum(self.rows), self.word_size))
         self.rate_biases = nn.Parameter(torch.empty(self.num_heads, len(PARTS)))
-        of_rows = torch.cat(
-            [one.unsqueeze(1).expand(-1, rows) for one, rows in zip(torch.eye(len(PARTS)), self.rows, strict=True)], 1
-        )
-        self.of_rows: Tensor
-        """Which part each row belongs to, ``[4, 3 W + 4]``"""
-        self.register_buffer("of_rows", of_rows, persistent=False)
         self._draw()
 
     def reset_parameters(self) -> None:
@@ -117,21 +111,21 @@ class SelfReferentialAccessor(Accessor):
 
     def initial_state(self, batch_size: int) -> SelfReferentialState:
         """The weights that were learned."""
-        return SelfReferentialState(self.initial.expand(batch_size, -1, -1, -1))
+        return SelfReferentialState(self.initial.expand(batch_size, -1, -1, -1).clone())
 
     def forward(
         self, hidden: Tensor, state: SelfReferentialState
     ) -> tuple[Tensor, SelfReferentialState, SelfReferentialHeads]:
         """One step of access; see :meth:`Accessor.forward`."""
         inputs = self._inputs(hidden)
-        output, memory, (keys, queries, rates) = self._step(inputs, state.memory)
+        output, memory, (keys, queries, rates) = self._step(inputs, state.memory, self._of_rows(inputs))
         return output, SelfReferentialState(memory), SelfReferentialHeads(inputs, keys, queries, rates)
 
     def run(self, hidden: Tensor, state: SelfReferentialState) -> tuple[Tensor, SelfReferentialState]:
         """The inputs of a whole sequence at once, then step by step; see :meth:`Accessor.run`."""
-        outputs, memory = [], state.memory
+        outputs, memory, of_rows = [], state.memory, self._of_rows(hidden)
         for inputs in self._inputs(hidden).unbind(0):
-            output, memory, _ = self._step(inputs, memory)
+            output, memory, _ = self._step(inputs, memory, of_rows)
             outputs.append(output)
         return torch.stack(outputs), SelfReferentialState(memory)
 
@@ -142,7 +136,15 @@ class SelfReferentialAccessor(Accessor):
             return functional.layer_norm(x, (self.word_size,))
         return torch.softmax(x, dim=-1) if self.input_scaling == "softmax" else x
 
-    def _step(self, inputs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    def _of_rows(self, like: Tensor) -> Tensor:
+        """Which part each row belongs to, ``[4, 3 W + 4]``, of the type and on the device of another tensor."""
+        # No buffer, which a module that comes from the device meta would have to fill again.
+        parts = torch.eye(len(PARTS), dtype=like.dtype, device=like.device).unsqueeze(2)
+        return torch.cat([part.expand(-1, rows) for part, rows in zip(parts, self.rows, strict=True)], 1)
+
+    def _step(
+        self, inputs: Tensor, memory: Tensor, of_rows: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         """What is read, the memory after it, and keys, queries and rates."""
         output, places, rates = (
             (memory @ inputs.unsqueeze(-1)).squeeze(-1).split([self.word_size, 2 * self.word_size, len(PARTS)], dim=-1)
@@ -150,5 +152,5 @@ class SelfReferentialAccessor(Accessor):
         query, key = torch.softmax(places.unflatten(-1, (2, -1)), dim=-1).unbind(-2)
         rates = torch.sigmoid(rates + self.rate_biases)
         difference = (memory @ (query - key).unsqueeze(-1)).squeeze(-1)
-        change = (rates @ self.of_rows * difference).unsqueeze(-1) * key.unsqueeze(-2)
+        change = (rates @ of_rows * difference).unsqueeze(-1) * key.unsqueeze(-2)
         return output, memory + change, (key, query, rates)

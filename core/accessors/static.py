@@ -13,7 +13,7 @@ from .. import addressing
 from ..initialisers import InitialMemory, InitialWeights, MemoryInit, WeightInit
 from ..interface import Interface, lookup_mask, oneplus
 from ..registry import register
-from ..state import register_state
+from ..state import example, register_state
 from ..trace import TraceField
 from .base import SlotAccessor, SlotOptions
 
@@ -136,11 +136,12 @@ class StaticAccessor(StaticOptions, SlotAccessor):
     def initial_state(self, batch_size: int, memory_size: int | None = None) -> StaticState:
         """State before the first step, for N = ``memory_size`` slots (default: as built)."""
         slots = self.memory_size if memory_size is None else memory_size
+        like = example(self)
         # Laid out in memory as every later state is, so that a compiled step serves the first one too.
-        read_weights, write_weights = self.initial_weights(batch_size, slots).split(
+        read_weights, write_weights = self.initial_weights(batch_size, slots, like).split(
             [self.num_reads, self.num_writes], 1
         )
-        memory = self.initial_memory(batch_size, slots).contiguous()
+        memory = self.initial_memory(batch_size, slots, like)
         return StaticState(memory, read_weights.contiguous(), write_weights.contiguous())
 
     def heads(self, hidden: Tensor) -> StaticHeads:

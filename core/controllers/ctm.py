@@ -99,7 +99,9 @@ class CTMController(Controller):
         activity = self.initial_activity.expand(batch_size, -1)
         products = self._products(activity)
         history = self.initial_history.expand(batch_size, -1, -1)
-        return CTMState(history.contiguous(), activity.contiguous(), products, torch.ones_like(products))
+        # Copies, of a single sequence as well: a state that is changed in place leaves what was learned as it is.
+        history, activity = (part.clone(memory_format=torch.contiguous_format) for part in (history, activity))
+        return CTMState(history, activity, products, torch.ones_like(products))
 
     def forward(self, x: Tensor, state: CTMState) -> tuple[Tensor, CTMState]:
         """One step; see :meth:`Controller.forward`."""

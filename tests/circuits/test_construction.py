@@ -229,3 +229,27 @@ def test_gru_and_lstm_hold_their_own_layers():
     assert isinstance(NTM(4, 3, controller="gru").controller, GRUController)
     circuit = DNC(4, 3, controller="lstm", hidden_size=6, num_layers=3, num_reads=1, word_size=3)
     assert [layer.in_features for layer in circuit.controller.inputs] == [7, 6, 6]
+
+
+def test_standardised_inputs_are_no_tokens():
+    with pytest.raises(TypeError, match="unknown argument 'embedding_size'"):
+        NormalisedCircuit(5, 2, embedding_size=4)
+    with pytest.raises(ValueError, match=r"circuit\.embedding_size: got 4; tokens have no mean, allowed is null"):
+        NormalisedCircuit(5, 2, circuit={"type": "ntm", "embedding_size": 4})
+
+
+def test_a_circuit_behind_statistics_may_have_a_memory_of_another_size():
+    circuit = NormalisedCircuit(5, 2, circuit={"type": "ntm"})
+    assert circuit.initial_state(3, memory_size=9).accessor.memory.shape[:2] == (3, 9)
+
+
+@pytest.mark.parametrize("cls", [LSTM, GRU, RecurrentCircuit, NeatCircuit, NTM, DNC, Transformer])
+@pytest.mark.parametrize("size", [-1, 0, 2.0, True])
+def test_batches_of_no_size_have_no_state(cls, size):
+    with pytest.raises(ValueError, match=f"batch_size: got {size}; allowed is a whole number of at least 1"):
+        cls(5, 2).initial_state(size)
+
+
+def test_a_magnitude_that_is_too_small_is_not_said_to_be_allowed_as_zero_where_zero_is_not():
+    with pytest.raises(ValueError, match=r"temperature: got 1e-39; allowed: from 1e-37 to"):
+        RecurrentCircuit(5, 2, controller={"type": "automaton", "temperature": 1e-39})

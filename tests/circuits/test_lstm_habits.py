@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -127,6 +128,35 @@ def test_weights_are_drawn_anew_as_at_construction(make: Make) -> None:
     fresh = seeded(make, 2).state_dict()
     for name, weight in circuit.state_dict().items():
         assert torch.equal(weight, fresh[name]), name
+
+
+@pytest.mark.parametrize(
+    "make", [*MAKE.values(), partial(papertape.Tape, 3, 2, tied_bits=True)], ids=[*MAKE, "tape of tied bits"]
+)
+def test_from_the_meta_device(make: Make) -> None:
+    """Emptied and drawn anew, or with weights that are assigned, it computes what the circuit that has them does."""
+    reference, x = seeded(make), torch.rand(4, 2, 3)
+    expected = reference(x)[0]
+    emptied = make(device="meta").to_empty(device="cpu")
+    for tensor in (*emptied.parameters(), *emptied.buffers()):
+        tensor.detach().fill_(1)  # whatever was there
+    emptied.reset_parameters()
+    emptied.load_state_dict(reference.state_dict())
+    torch.testing.assert_close(emptied(x)[0], expected)
+    assigned = make(device="meta")
+    assigned.load_state_dict(reference.state_dict(), assign=True)
+    torch.testing.assert_close(assigned(x)[0], expected)
+
+
+@each
+def test_a_state_that_is_changed_in_place_leaves_what_was_learned(make: Make) -> None:
+    circuit = seeded(make)
+    before = copy.deepcopy(circuit.state_dict())
+    for batch_size in (1, 2):
+        for leaf in leaves(circuit.initial_state(batch_size)):
+            with torch.no_grad():
+                leaf[:1].fill_(3)
+    assert all(torch.equal(weight, before[name]) for name, weight in circuit.state_dict().items())
 
 
 @each

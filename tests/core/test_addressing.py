@@ -709,3 +709,14 @@ def test_permuting_slots_permutes_every_result(seed, dtype, slots, count):
     ]  # fmt: skip
     for result, expected in pairs:
         torch.testing.assert_close(result, expected, **near)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_sharpening_is_finite_in_every_type(kind):
+    """Also in float16, in which 1e-16 is 0."""
+    weights = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=kind, requires_grad=True)
+    power = torch.tensor([2.0, 100.0], dtype=kind, requires_grad=True)
+    sharpened = addressing.sharpen(weights, power)
+    sharpened.square().sum().backward()
+    assert all(part.isfinite().all() for part in (sharpened, weights.grad, power.grad))
+    assert sharpened[0, 0] > 0.99
