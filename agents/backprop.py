@@ -203,6 +203,7 @@ class BackpropAgent(DescentAgent):
         update = Update(self.circuit, self.torch_optimiser, self.env, batch, self.step + 1, self.seed)
         loss, answers, update = self._gradients(update, self.upkeep)
         rate = self.learning_rate(self.step)
+        self.answered += self.answers_per_step
         self.step += 1
         values = self.descend(loss, rate)
         if not self.bad_steps_in_a_row:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..circuits.module import ModuleCircuit
 from ..core.circuit import Circuit
 from ..core.env import Batch, Env
-from ..core.recorder import Recorder
+from ..core.recorder import ANSWERED, Recorder
 from ..core.streams import Stream, stream_seed
 from ..core.structure import describe, plain, structured
 from ..core.task import Task
@@ -29,6 +29,8 @@ MOST_PICTURES = 64
 """Of a world in one episode."""
 STRUCTURE = "structure"
 """Entry of a checkpoint whose circuit has another structure than it was built with."""
+OPTIONAL = (STRUCTURE, ANSWERED)
+"""Entries of a checkpoint that not all have; the second came later than checkpoints did."""
 WORLD = TraceField("Y X C", "picture", "what the world looks like")
 
 
@@ -275,10 +277,10 @@ def check_keys(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raise ValueError naming the first entry that a saved state lacks or should not have, but for its structure."""
     check_saved(found)
     for name in expected:
-        if name not in found and name != STRUCTURE:
+        if name not in found and name not in OPTIONAL:
             raise ValueError(f"checkpoint: entry {name!r} is missing; it was saved by another agent")
     for name in found:
-        if name not in expected and name != STRUCTURE:
+        if name not in expected and name not in OPTIONAL:
             raise ValueError(f"checkpoint: entry {name!r} is unknown; it was saved by another agent")
 
 

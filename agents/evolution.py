@@ -120,7 +120,7 @@ class EvolutionAgent(LearningAgent):
 
     @property
     def answers_per_step(self) -> int:
-        """Sequences or episodes that all members together answer in a generation."""
+        """Sequences or episodes that all members together answer in the next generation."""
         return self.strategy.population * self.batch_size
 
     def prepare(self) -> None:
@@ -212,7 +212,7 @@ class EvolutionAgent(LearningAgent):
             self.strategy = self._build_strategy(self.strategy.genome, seed)
             for name, statistic in self.first_statistics.items():
                 self.circuit.get_buffer(name).copy_(statistic)
-        strategy = self.strategy
+        strategy, answers = self.strategy, self.answers_per_step
         self.circuit.eval()
         self.prepare()
         drawn = self.scoring.draw(self.batch_size, self.generator)
@@ -226,6 +226,7 @@ class EvolutionAgent(LearningAgent):
             strategy.confirm(self.score(self.population.layout.split(candidates), again).sum(1))
         self.population.layout.write(self.found(), self.circuit)
         self._learn_what_was_seen()
+        self.answered += answers
         self.step += 1
         self._count_bad(strategy.bad_fitness - bad_before, bool(told.isfinite().any()))
         values = _summary(told)

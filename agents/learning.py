@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import random
@@ -17,10 +18,12 @@ from pydantic import Field
 from ..circuits.normalised import NormalisedCircuit
 from ..circuits.routed import RoutedCircuit
 from ..core.agent import Agent
+from ..core.circuit import Circuit
 from ..core.component import outside
 from ..core.env import Env
 from ..core.options import LARGEST_STEP
 from ..core.placement import random_apart, seed_all, take_up
+from ..core.recorder import ANSWERED
 from ..core.streams import Stream, stream_seed
 from ..core.world import World, WorldError
 from .evaluation import (
@@ -134,6 +137,8 @@ class LearningAgent(Agent):
         self.best_error = math.inf
         self.last_validation: dict[str, float] = {}
         self.target_reached = False
+        self.answered = 0
+        """Sequences that were answered in all steps so far, or what else is :attr:`counted`."""
         self.first_lesson = self.env.state_dict()
 
     @property
@@ -144,7 +149,7 @@ class LearningAgent(Agent):
     @property
     @abstractmethod
     def answers_per_step(self) -> int:
-        """Sequences that are answered in a step, or what else is :attr:`counted`."""
+        """Sequences that are answered in the next step, or what else is :attr:`counted`."""
 
     @abstractmethod
     def train_step(self) -> dict[str, float]:
@@ -168,12 +173,18 @@ class LearningAgent(Agent):
             seed_all(device, seed)
             yield
 
-    def evaluate(self, stream: Stream = "validation") -> dict[str, float]:
-        """Metrics on the sets of a stream, ``<stream>/<set>/<metric>``; the same sequences at every call."""
-        self.circuit.eval()
+    def evaluate(self, stream: Stream = "validation", circuit: Circuit | None = None) -> dict[str, float]:
+        """Metrics on the sets of a stream, ``<stream>/<set>/<metric>``; the same sequences at every call.
+
+        Args:
+            stream: which.
+            circuit: that answers; None: the agent's.
+        """
+        circuit = circuit or self.circuit
+        circuit.eval()
         return evaluate_all(
             self.env,
-            self.circuit,
+            circuit,
             stream,
             sequences=self.evaluation_sequences,
             batch_size=self.evaluation_batch_size,
@@ -184,19 +195,31 @@ class LearningAgent(Agent):
         """Evaluate on validation; report, move the curriculum on, save the best checkpoint, see whether to stop."""
         values, self.target_reached = self.processes.share(self._examine)
         self.last_validation = values
-        self.recorder.metrics(self.step, values)
+        self.recorder.metrics(self.step, {**values, ANSWERED: self.answered})
         try:
             show_episodes(self.env, self.circuit, self.recorder, self.step, "validation", self.seed)
         except WorldError as error:  # without pictures, nobody would have played this episode
             self.recorder.message(f"{self.unit} {self.step}: there is no picture of an episode: {error}")
         if self.env.lesson() and self.env.advance(set_error(self.env, values, "validation", LESSON)):
             self.recorder.message(f"{self.unit} {self.step}: the curriculum moves on")
-        errors = self._deciding_errors(values)
-        score = sum(errors.values()) / len(errors)
+        score, before = self._score(values), self.best_error
         # Of equals the later: where no error is left in validation, more training still makes answers surer.
-        if score <= self.best_error or self.target_reached:
+        if score <= before or self.target_reached:
             self.best_error = score
-            self.recorder.checkpoint("best", self.state_dict())
+            if self.recorder.checkpoint("best", self.state_dict()) is False:
+                self.best_error = before
+
+    def judge_anew(self, best: Mapping[str, Any] | None) -> None:
+        """Find out how good the best weights so far are by validation as it is now, where it has changed.
+
+        Args:
+            best: the state saved with them; None: there are none.
+        """
+        self.best_error = math.inf
+        if best is not None:
+            circuit = copy.deepcopy(self.circuit)
+            load_weights(circuit, best)
+            self.best_error = self._score(self.evaluate(circuit=circuit))
 
     def _examine(self) -> tuple[dict[str, float], bool]:
         """Validation metrics, and whether the target is reached."""
@@ -224,6 +247,11 @@ class LearningAgent(Agent):
     def _deciding_errors(self, values: Mapping[str, float]) -> dict[str, float]:
         """The error of each validation set that decides."""
         return {name: set_error(self.env, values, "validation", name) for name in self.limits}
+
+    def _score(self, values: Mapping[str, float]) -> float:
+        """By which the best weights are chosen: the mean of the errors that decide."""
+        errors = self._deciding_errors(values)
+        return sum(errors.values()) / len(errors)
 
     def meets_target(self, values: Mapping[str, float]) -> bool:
         """Whether validation metrics are at or under the target errors."""
@@ -263,19 +291,18 @@ class LearningAgent(Agent):
         """
         if self.owes_validation:
             self._judge_or_save()
-        started, steps = time.monotonic(), 0
+        started, before = time.monotonic(), self.answered
         while not (self.is_done() or self._stops()):
             values = self._step_or_save()
-            steps += 1
             self.recorder.progress(self.step, self.last_step, values)
             if self.step % self.log_every == 0:
                 now = time.monotonic()
-                values |= {f"{self.counted}_per_second": steps * self.answers_per_step / (now - started)}
+                values |= {f"{self.counted}_per_second": (self.answered - before) / (now - started)}
                 self.recorder.metrics(self.step, {f"train/{name}": value for name, value in values.items()})
-                started, steps = now, 0
+                started, before = now, self.answered
             if self._is_judged_now():
                 self._judge_or_save()
-                started, steps = time.monotonic(), 0
+                started, before = time.monotonic(), self.answered
             if self.step % self.save_every == 0:
                 self.recorder.checkpoint("latest", self.state_dict())
         self.recorder.checkpoint("latest", self.state_dict())
@@ -283,9 +310,7 @@ class LearningAgent(Agent):
             # Asked to stop in the very last step: there is nothing to go on with.
             self.stop_requested = False
         if self.target_reached:
-            self.recorder.message(
-                f"{self.unit} {self.step}: target reached after {self.step * self.answers_per_step:,} {self.counted}"
-            )
+            self.recorder.message(f"{self.unit} {self.step}: target reached after {self.answered:,} {self.counted}")
         return self.last_validation
 
     def _step_or_save(self) -> dict[str, float]:
@@ -342,6 +367,7 @@ class LearningAgent(Agent):
             "best_error": self.best_error,
             "last_validation": dict(self.last_validation),
             "target_reached": self.target_reached,
+            ANSWERED: self.answered,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -357,6 +383,7 @@ class LearningAgent(Agent):
                 self.generator.device,
             )
         self.step = state["step"]
+        self.answered = state.get(ANSWERED, self.step * self.answers_per_step)
         self.best_error = state["best_error"]
         self.last_validation = dict(state["last_validation"])
         # With another target than before, going on is what was asked for.

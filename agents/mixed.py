@@ -87,13 +87,17 @@ class MixedAgent(EvolutionAgent):
 
     @property
     def answers_per_step(self) -> int:
-        """Sequences that all members together answer in a generation that learns."""
-        return super().answers_per_step * (1 + self.gradient_steps)
+        """Sequences that all members together answer in the next generation, those that they learn from as well."""
+        return super().answers_per_step * (1 + self._steps_to_learn)
+
+    @property
+    def _steps_to_learn(self) -> int:
+        """Of the next generation."""
+        return self.gradient_steps if self.step % self.every == 0 else 0
 
     def prepare(self) -> None:
         """Draw the batches to learn from, if this is a generation that learns."""
-        steps = self.gradient_steps if self.step % self.every == 0 else 0
-        self._lessons = [self.env.sample(self.batch_size, self.generator) for _ in range(steps)]
+        self._lessons = [self.env.sample(self.batch_size, self.generator) for _ in range(self._steps_to_learn)]
 
     def trial(self, stacks: Mapping[str, Stack], drawn: Any) -> Tensor:
         """Let the members learn, then score them; see :meth:`EvolutionAgent.trial`."""

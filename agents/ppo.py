@@ -344,6 +344,7 @@ class PPOAgent(DescentAgent):
         targets = self.targets(rollout)
         self.circuit.train()
         rate = self.learning_rate(self.step)
+        self.answered += self.answers_per_step
         self.step += 1
         cells = self.batch_size * (self.rollout_steps // segment)
         seen: list[dict[str, float]] = []

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .trace import Trace
 
 
+ANSWERED = "answered"
+"""Beside metrics, how many sequences (or what else an agent counts) were answered so far; no curve shows it."""
+
+
 class Mark(NamedTuple):
     """Something that happened at a step, and turned out well or not."""
 
@@ -90,5 +94,5 @@ class Recorder:
     def chart(self, step: int, name: str, chart: Chart) -> None:
         """Data to be drawn as a chart, in place of the last chart of that name."""
 
-    def checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
-        """Save a state under a name such as ``latest`` or ``best``."""
+    def checkpoint(self, name: str, state: Mapping[str, Any]) -> bool | None:
+        """Save a state under a name such as ``latest`` or ``best``; False says that it could not be saved."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
@@ -24,9 +25,9 @@ from papertape.agents import BackpropAgent
 from papertape.core import install
 from papertape.envs import TMazeWorld
 from papertape.main import main
-from papertape.utils import checkpoint, factory, options
+from papertape.utils import checkpoint, comparison, factory, options
 from papertape.utils.commands.arguments import read_arguments
-from papertape.utils.run import Run, new_directory, read_metrics, read_options
+from papertape.utils.run import Run, load_agent_state, new_directory, read_metrics, read_options
 
 SMALL = [
     "env.width=3",
@@ -663,6 +664,7 @@ def test_hints(folder: Path, words: list[str], hint: str, capsys: pytest.Capture
         (["--agent.lr", "-1"], "agent.lr=-1"),
         (["mnist-es", "--population=8"], "agent.strategy.population=8"),
         (["--seed", "3"], "seed=3"),
+        (["--test-lengths", "9", "--test-lengths=[8]"], "env.test_lengths=[9] env.test_lengths=[8]"),
     ],
     ids=" ".join,
 )
@@ -740,6 +742,12 @@ def test_runs_are_called_after_their_preset_and_listed(folder: Path, capsys: pyt
     for damaged in ("summary.json", "options.yaml"):
         (directory / damaged).write_text("{")
         assert main(["runs"]) == 0
+    (directory / "metrics.jsonl").unlink()
+    (directory / "metrics.jsonl").mkdir()
+    capsys.readouterr()
+    assert main(["runs"]) == 0
+    said = capsys.readouterr().out
+    assert directory.name in said and "metrics.jsonl cannot be read: Is a directory" in said
 
 
 def test_sizes_and_rates_that_bode_ill_are_said_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -837,6 +845,28 @@ def test_what_is_empty_or_out_of_range_is_refused(
     assert status == 2
     assert said in capsys.readouterr().err
     assert not (folder / "runs").exists()
+
+
+def test_the_best_weights_of_another_task_are_judged_by_the_one_that_a_run_goes_on_with(folder: Path) -> None:
+    words = ["env.width=1", "env.max_length=1", "env.test_lengths=[]", "circuit={type: gru, hidden_size: 32}"]
+    words += ["agent.lr=0.01", "agent.steps=100", "agent.evaluate_every=50", "agent.evaluation_sequences=64"]
+    words += [f"agent.{name}=null" for name in ("retry_every", "target_error", "confirmation_sequences")]
+    assert main(["train", *words, "plots=off", "name=run", "device=cpu"]) == 0
+    assert load_agent_state(Path("runs/run"), ("best",))["best_error"] == 0
+    assert main(["train", "--resume", "run", "env.max_length=4", "agent.steps=101"]) == 0
+    kept = load_agent_state(Path("runs/run"))["best_error"]
+    assert 0 < kept < math.inf, "the weights of step 100, on strings of up to 4"
+    assert main(["train", "--resume", "run", "agent.steps=400"]) == 0
+    best = load_agent_state(Path("runs/run"), ("best",))
+    assert best["step"] > 101 and best["best_error"] < kept
+
+
+def test_what_was_tested_is_tested_again_once_the_task_has_changed(folder: Path) -> None:
+    assert main(["train", *SMALL, "agent.steps=4", "plots=off", "name=run"]) == 0
+    before = comparison.errors_on_test(Path("runs/run"), 4)
+    assert comparison.errors_on_test(Path("runs/run"), 4) == before
+    assert main(["train", "--resume", "run", "env.test_lengths=[7]"]) == 0
+    assert "length 7" not in before and "length 7" in comparison.errors_on_test(Path("runs/run"), 4)
 
 
 def test_options_of_a_test_that_there_are_not_are_refused_before_runs_are_compared(

@@ -20,6 +20,7 @@ import torch
 
 from ..agents.evaluation import evaluate_all, set_error
 from ..core.options import OptionsError
+from ..core.recorder import ANSWERED
 from ..core.world import WorldError
 from ..envs.images import DataError
 from . import checkpoint, factory, options
@@ -34,6 +35,8 @@ THRESHOLDS = (0.1, 0.01)
 APART = ("seed", "name", "plots", "visdom_host", "visdom_port", "device", "threads", "backend", "imports", "start")
 """Options by which runs are not told apart: the seed is what is averaged over, the others change nothing in a run, or
 nothing that has a name of its own."""
+TESTED_BY = ("seed", "precision", "env", "circuit")
+"""Options of a run that its test depends on."""
 TESTED_AT_A_TIME = 64
 
 
@@ -171,7 +174,13 @@ def errors_on_test(directory: Path, sequences: int, assignments: Sequence[str] =
     """
     path = find_checkpoint(str(directory))
     content = checkpoint.load(path)
-    asked = {"step": content["agent"]["step"], "sequences": sequences, "options": list(assignments)}
+    values = read_options(directory)
+    asked = {
+        "step": content["agent"]["step"],
+        "sequences": sequences,
+        "options": list(assignments),
+        "of_run": {name: values.get(name) for name in TESTED_BY},
+    }
     kept = directory / "tested.json"
     try:
         known = json.loads(kept.read_text(encoding="utf-8"))
@@ -179,7 +188,7 @@ def errors_on_test(directory: Path, sequences: int, assignments: Sequence[str] =
             return {name: math.nan if error is None else error for name, error in known["errors"].items()}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing is known, or not this
-    chosen = options_of_test(read_options(directory), assignments)
+    chosen = options_of_test(values, assignments)
     task = factory.build_task(chosen, factory.resolve_device(chosen.device))
     try:
         circuit = factory.load_circuit(path, device=str(task.device), options=chosen.circuit)
@@ -215,7 +224,13 @@ def outcome(
         problem: what went wrong, or nothing.
     """
     summary = read_summary(directory)
-    rows = list(read_metrics(directory / "metrics.jsonl")) if (directory / "metrics.jsonl").exists() else []
+    rows: list[dict[str, Any]] = []
+    try:
+        rows += read_metrics(directory / "metrics.jsonl")
+    except FileNotFoundError:
+        pass  # nothing was told yet
+    except OSError as error:
+        problem = problem or f"metrics.jsonl cannot be read: {error.strerror}"
     key = f"validation/{summary.trained_on}/{summary.metric}" if summary else ""
     each = (summary.answers_per_step if summary else None) or 1
     seed = 0
@@ -230,7 +245,11 @@ def outcome(
         max([summary.step if summary else 0, *(row["step"] for row in rows)]),
         summary.seconds if summary else 0.0,
         summary.bad_steps if summary else 0,
-        [(row["step"] * each, math.nan if row[key] is None else row[key]) for row in rows if key in row],
+        [
+            (row.get(ANSWERED, row["step"] * each), math.nan if row[key] is None else row[key])
+            for row in rows
+            if key in row
+        ],
         errors,
         summary.metric if summary else "",
     )

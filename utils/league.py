@@ -38,6 +38,9 @@ SCORES = {
     "error": Score("error", lambda error: error, False, ".4g"),
 }
 
+COUNTS = ("bits_wrong", "excess_bits", "loss")
+"""Errors that are a share of nothing, and that no return lacks: they are their own score."""
+
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 
 
@@ -152,6 +155,21 @@ def merge(values: dict[str, Any], block: Mapping[str, Any]) -> None:
 
 def _same_type(before: Mapping[str, Any], block: Mapping[str, Any]) -> bool:
     return not {"type"} <= before.keys() & block.keys() or before["type"] == block["type"]
+
+
+def check_score(league: League, task: str, metric: str) -> None:
+    """Raise OptionsError if the errors of a task are nothing that the league's score could be made of.
+
+    Args:
+        league: whose task it is.
+        task: its name.
+        metric: what its error is, such as ``bits_wrong``.
+    """
+    if league.score != "error" and metric in COUNTS:
+        raise OptionsError(
+            f"score: got {league.score!r}; the error of task {task!r} is {metric}, of which there is none: "
+            "allowed is 'error'"
+        )
 
 
 def score(league: League, outcome: Outcome) -> float | None:

@@ -172,9 +172,10 @@ def find_directory(name: str, root: Path = RUNS, *, what: str = "run", file: str
         if (directory / file).is_file():
             return directory
         if what == "run" and (directory / "sweep.json").is_file():
+            kind = "league" if (directory / "league.yaml").is_file() else "sweep"
             raise OptionsError(
-                f"run: got {name!r}, which is a sweep; allowed is one of its runs, in its folder; all go on with: "
-                f"{install.here(f'papertape sweep --resume {name}')}"
+                f"run: got {name!r}, which is a {kind}; allowed is one of its runs, in its folder; all go on with: "
+                f"{install.here(f'papertape {kind} --resume {name}')}"
             )
     newest = ", ".join(path.name for path in found[-5:]) or f"(there are no {what}s in {root}/)"
     older = f", or one of {len(found) - 5} older ones" if len(found) > 5 else ""
@@ -394,11 +395,15 @@ class Run(Recorder):
 
     @property
     def saved(self) -> bool:
-        """Whether the last checkpoint to resume from was written."""
-        return "checkpoint latest" not in self._failed
+        """Whether the last checkpoint to resume from was written, and the one of the best weights."""
+        return not any(what.startswith("checkpoint ") for what in self._failed)
 
-    def checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
-        """Save the agent's state and the run's options; when the disk fails, the last checkpoint stays as it is."""
+    def checkpoint(self, name: str, state: Mapping[str, Any]) -> bool:
+        """Save the agent's state and the run's options; when the disk fails, the last checkpoint stays as it is.
+
+        Returns:
+            Whether it was saved.
+        """
         content = {
             "options": self.options.model_dump(mode="json", exclude={"name"}),
             "sizes": self.sizes,
@@ -408,9 +413,11 @@ class Run(Recorder):
         try:
             folder.mkdir(exist_ok=True)
             checkpoint.save(folder / f"{name}.pt", content)
-            self._failed.discard(f"checkpoint {name}")
         except OSError as error:
             self._warn_once(f"checkpoint {name}", error)
+            return False
+        self._failed.discard(f"checkpoint {name}")
+        return True
 
 
 HIDDEN_VALUES = ("objective", "gradient_norm", "learning_rate", "bad_steps")

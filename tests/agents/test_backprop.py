@@ -166,7 +166,26 @@ def test_reports_what_it_promises() -> None:
     assert {name.removeprefix("train/") for name in kept.rows[0][1]} == expected
     assert kept.episodes == [(3, "length 1-3"), (3, "length 5"), (6, "length 1-3"), (6, "length 5")]
     assert [name for name, _ in kept.states].count("latest") == 2
-    assert last == agent.last_validation == kept.rows[-1][1]
+    assert last == agent.last_validation and {**last, "answered": 6 * 4} == kept.rows[-1][1]
+
+
+def test_best_weights_that_could_not_be_saved_do_not_keep_later_ones_from_being_saved() -> None:
+    class Full(Keep):
+        def checkpoint(self, name: str, state: Mapping[str, Any]) -> bool:
+            super().checkpoint(name, state)
+            return not (name == "best" and state["step"] == 6)
+
+    kept = Full()
+    agent = make(steps=9, recorder=kept)
+    errors = iter([4.0, 1.0, 2.0])
+    agent._score = lambda _: next(errors)  # type: ignore[method-assign]
+    agent.fit()
+    assert [(state["step"], state["best_error"]) for name, state in kept.states if name == "best"] == [
+        (3, 4.0),
+        (6, 1.0),
+        (9, 2.0),
+    ]
+    assert agent.best_error == 2.0
 
 
 def test_whole_run_depends_on_the_seed_alone() -> None:

@@ -245,6 +245,42 @@ def test_learns_to_copy_one_word(block):
     assert agent.step < 150
 
 
+def test_answers_are_counted_while_populations_grow_and_batches_change():
+    block = {"type": "cma-es", "population": 4, "restarts": "ipop"}
+    agent, expected = make(block, generations=8, batch_size=3), 0
+
+    def rests(fitness: torch.Tensor) -> bool:
+        agent.strategy.history = (float(fitness.max()),)
+        return agent.step % 2 == 1
+
+    agent.strategy.at_rest = rests
+    kept = Keep()
+    populations = set()
+    while agent.step < 6:
+        expected += agent.strategy.population * 3
+        populations.add(agent.strategy.population)
+        agent.train_step()
+    assert agent.answered == expected and len(populations) > 2
+    resumed = make(block, generations=8, batch_size=5, target_error=1000.0, recorder=kept)
+    resumed.load_state_dict(through_a_file(agent.state_dict()))
+    while resumed.step < 8:
+        expected += resumed.strategy.population * 5
+        resumed.train_step()
+    resumed.judge()
+    assert kept.rows[-1][1]["answered"] == resumed.answered == expected
+    resumed.fit()
+    assert kept.messages[-1] == f"generation 8: target reached after {expected:,} sequences"
+
+
+def test_a_checkpoint_that_counted_no_answers_is_taken_to_have_had_the_same_in_every_step():
+    agent = make(batch_size=3)
+    agent.train_step()
+    state = agent.state_dict()
+    del state["answered"]
+    agent.load_state_dict(state)
+    assert agent.answered == 8 * 3
+
+
 def test_stops_at_the_target_and_goes_on_with_a_lower_one():
     agent = make(generations=50, target_error=10.0)
     agent.fit()

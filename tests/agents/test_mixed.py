@@ -271,3 +271,10 @@ class Whole(SGD):
 def test_an_optimiser_that_mixes_members_is_refused():
     with pytest.raises(ValueError, match="does not update each element on its own.*allowed: adam, "):
         make(optimiser=Whole())
+
+
+def test_answers_are_those_of_the_trial_and_of_the_generations_that_learn():
+    agent = make(every=2, gradient_steps=3)
+    for _ in range(5):
+        agent.train_step()
+    assert agent.answered == 6 * 4 * (5 + 3 * 3)

@@ -97,6 +97,22 @@ def test_a_circuit_s_test_may_have_a_memory_of_another_size(folder: Path, monkey
     assert seen[-1] == (9, 9) and again == kept["errors"]
 
 
+@pytest.mark.parametrize("score", ["accuracy", "return"])
+def test_errors_that_are_a_share_of_nothing_have_no_such_score(
+    score: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["league", write(score=score)]) == 2
+    assert "the error of task 'copy' is bits_wrong" in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+
+
+def test_what_a_league_left_is_gone_on_with_as_a_league(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["league", write(), "--circuits", "small", "--sequences", "4", "agent.steps=1", "name=ours"]) == 0
+    assert main(["train", "--resume", "ours"]) == 2
+    said = capsys.readouterr().err
+    assert "'ours', which is a league" in said and "league --resume ours" in said
+
+
 def _csv(directory: Path) -> dict[str, str]:
     import csv
 

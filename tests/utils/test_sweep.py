@@ -407,3 +407,19 @@ def test_a_damaged_sweep_does_not_keep_others_from_beginning(folder: Path) -> No
         (folder / "runs" / name / "sweep.json").write_text(text)
     begun = sweep.find_or_begin(sweep.plan(["ntm-copy", *SMALL, "seed=1..2"], []), "new", None)
     assert begun.directory.name.startswith("new_")
+
+
+@pytest.mark.parametrize(
+    ("said", "last"),
+    [
+        ("12%|## | 3/20\npapertape: one\npapertape: two\n", "one; two"),
+        (
+            'Traceback (most recent call last):\n  File "a.py"\n    g()\nRuntimeError: boom\n  of size 3\nline two\n',
+            "RuntimeError: boom; of size 3; line two",
+        ),
+        ("Killed\n", "Killed"),
+        ("", ""),
+    ],
+)
+def test_the_last_error_of_a_process_is_all_of_its_text(said: str, last: str) -> None:
+    assert sweep.last_error(said) == last

@@ -86,7 +86,9 @@ def _rows(root: Path) -> Iterator[tuple[float, tuple[str, ...]]]:
                 summary.preset if summary else "",
                 f"{found.step:,}",
                 "done" if summary and summary.done else "",
-                "" if math.isnan(error) else f"{error:.4g} {found.metric.replace('_', ' ')}",
+                found.problem
+                if found.problem or math.isnan(error)
+                else f"{error:.4g} {found.metric.replace('_', ' ')}",
                 time.strftime("%Y-%m-%d %H:%M", time.localtime(when)),
             ),
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ...core.explain import places
 from ...core.options import OptionsError
@@ -32,5 +33,17 @@ def without_dashes(given: Sequence[str]) -> str:
         last = name.rpartition(".")[2]
         paths = [path for path in places(factory.RunOptions, values, last, value) if f".{path}".endswith(f".{name}")]
         if paths and value:
-            meant.append(f"{paths[0]}={value}")
+            listed = isinstance(_option(values, paths[0]), list) and not value.startswith("[")
+            meant.append(f"{paths[0]}=[{value}]" if listed else f"{paths[0]}={value}")
     return f"; options of a run have no dashes: {' '.join(meant)}" if meant else ""
+
+
+def _option(values: Mapping[str, Any], path: str) -> Any:
+    """What an option is in these options, as plain data; None where that cannot be said."""
+    try:
+        found: Any = factory.parse(dict(values)).model_dump(mode="json")
+        for name in path.split("."):
+            found = found[name]
+    except (OptionsError, KeyError, TypeError):
+        return None
+    return found

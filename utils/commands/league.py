@@ -80,6 +80,8 @@ def plan(arguments: argparse.Namespace) -> tuple[leagues.League, list[sweep.Run]
                     comparison.options_of_test(values, alone)
                 except comparison.UNTESTABLE as error:
                     problem = "; ".join(str(error).splitlines())
+                else:
+                    leagues.check_score(found, task, chosen.env.component.error_metric)
                 runs.append(sweep.Run(f"{task},{circuit},seed={seed}", labels, values, problem, Path(name).stem, alone))
     sweep.check_runs(runs)
     return found, runs, Path(name).stem

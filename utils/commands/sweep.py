@@ -305,10 +305,13 @@ class Process:
 
 
 def last_error(said: str) -> str:
-    """What a process said last of what went wrong, in one line."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    """What a process said last of what went wrong, in one line: all of an error's text, without where it came from."""
+    lines = [line.rstrip() for line in said.splitlines() if line.strip()]
     own = [line.removeprefix("papertape: ") for line in lines if line.startswith("papertape: ")]
-    return "; ".join(own) or (lines[-1] if lines else "")
+    traced = [number for number, line in enumerate(lines) if line.startswith("Traceback ")]
+    # Below the frames, whose lines are indented, stand the type of an error and what it says.
+    below = itertools.dropwhile(lambda line: line.startswith(" "), lines[traced[-1] + 1 :] if traced else [])
+    return "; ".join(line.strip() for line in own or list(below) or lines[-1:])
 
 
 class ClusterJob:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 import yaml
 
+from ...agents.learning import LearningAgent
 from ...core import distributed, install
 from ...core.agent import Agent
 from ...core.distributed import Processes
@@ -37,6 +38,8 @@ from ..run import (
 from .arguments import gives, preset_name, read_arguments, read_saved_arguments, started
 from .report import FAILED
 
+JUDGING = ("env.", "agent.evaluation_sequences", "agent.target_error_beyond")
+"""How options begin that say what validation is: after a change, the best weights so far are judged anew."""
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 """Signals that ask a run to stop."""
 
@@ -196,6 +199,9 @@ def prepare(begin: Start, processes: Processes) -> factory.Parts:
             if not begin.changes:
                 raise
             raise OptionsError(f"{', '.join(begin.changes)}; the run cannot go on with that: {error}") from error
+        if isinstance(agent, LearningAgent) and any(change.startswith(JUDGING) for change in begin.changes):
+            best = begin.directory / "checkpoints" / "best.pt"
+            agent.judge_anew(load_agent_state(begin.directory, ("best",)) if best.exists() else None)
     if processes.size > 1:
         state = processes.share_state(agent.state_dict)
         if not processes.first:

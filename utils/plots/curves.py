@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
+from ...core.recorder import ANSWERED
 from .panels import INK, LINES, MUTED, thin_frame
 
 CURVE_TITLES = {
@@ -148,6 +149,8 @@ class History:
             low, high = self._steps or (step, step)
             self._steps = min(low, step), max(high, step)
             for name, value in values.items():
+                if name == ANSWERED:
+                    continue
                 panel, label = _place(name, values)
                 lines = self._lines.setdefault(panel, {})
                 if label not in lines:
