@@ -861,6 +861,13 @@ def test_the_best_weights_of_another_task_are_judged_by_the_one_that_a_run_goes_
     assert best["step"] > 101 and best["best_error"] < kept
 
 
+def test_options_of_a_run_in_whose_path_values_are_may_be_begun_with(folder: Path) -> None:
+    assert main(["sweep", *SMALL, "agent.steps=1", "seed=1,2", "--jobs", "1", "--sequences", "4"]) == 0
+    (first,) = Path("runs").glob("*/seed=1/options.yaml")
+    assert main(["train", str(first), f"start={first.parent}", "agent.steps=2", "name=second"]) == 0
+    assert read_options(Path("runs/second"))["start"].startswith(str(first.parent))
+
+
 def test_what_was_tested_is_tested_again_once_the_task_has_changed(folder: Path) -> None:
     assert main(["train", *SMALL, "agent.steps=4", "plots=off", "name=run"]) == 0
     before = comparison.errors_on_test(Path("runs/run"), 4)

@@ -14,18 +14,24 @@ from ..log import LOGGER
 from ..run import find_checkpoint
 
 
+def is_assignment(word: str) -> bool:
+    """Whether a word is ``key=value``, and not the path of a file: that of a run of a sweep has ``=`` in it as well."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and "/" not in key
+
+
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """The preset, or None where none is given, and each ``key=value``.
 
     Raises:
         OptionsError: there is a second word that is no ``key=value``.
     """
-    words = [word for word in arguments if "=" not in word]
+    words = [word for word in arguments if not is_assignment(word)]
     if words[1:]:
         raise OptionsError(
             f"{words[1]!r}: expected key=value, such as agent.lr=3e-4; the preset is {words[0]!r}, and a run has one"
         )
-    return (words[0] if words else None), [word for word in arguments if "=" in word]
+    return (words[0] if words else None), [word for word in arguments if is_assignment(word)]
 
 
 def preset_name(arguments: Sequence[str]) -> str:

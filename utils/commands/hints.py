@@ -8,6 +8,7 @@ from typing import Any
 from ...core.explain import places
 from ...core.options import OptionsError
 from .. import factory, options
+from .arguments import is_assignment
 
 
 def without_dashes(given: Sequence[str]) -> str:
@@ -16,7 +17,7 @@ def without_dashes(given: Sequence[str]) -> str:
     Args:
         given: all words of the command line.
     """
-    named = [word for word in given[1:2] if not word.startswith("-") and "=" not in word]
+    named = [word for word in given[1:2] if not word.startswith("-") and not is_assignment(word)]
     try:
         values = options.load_file(named[0] if named else options.DEFAULT_PRESET)
     except OptionsError:

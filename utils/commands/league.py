@@ -11,7 +11,7 @@ from .. import comparison
 from .. import league as leagues
 from ..run import find_directory
 from . import sweep
-from .arguments import gives, read_arguments, started
+from .arguments import gives, is_assignment, read_arguments, started
 
 FILE = "league.yaml"
 DEFAULT = "chomsky"
@@ -46,11 +46,11 @@ def plan(arguments: argparse.Namespace) -> tuple[leagues.League, list[sweep.Run]
     Raises:
         OptionsError: no such league, task or circuit, or the options of every run are wrong.
     """
-    words = [word for word in arguments.arguments if "=" not in word]
+    words = [word for word in arguments.arguments if not is_assignment(word)]
     if words[1:]:
         raise OptionsError(f"{words[1]!r}: expected key=value, such as agent.steps=1000; the league is {words[0]!r}")
     name = words[0] if words else DEFAULT
-    assignments = [word for word in arguments.arguments if "=" in word]
+    assignments = [word for word in arguments.arguments if is_assignment(word)]
     _, seeds = sweep.values_of(f"--seeds={arguments.seeds}") if arguments.seeds is not None else ("", [])
     wrong = [seed for seed in seeds if not seed.isdecimal()]
     if wrong:
