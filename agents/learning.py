@@ -180,7 +180,7 @@ class LearningAgent(Agent):
             stream: which.
             circuit: that answers; None: the agent's.
         """
-        circuit = circuit or self.circuit
+        circuit = self.circuit if circuit is None else circuit
         circuit.eval()
         return evaluate_all(
             self.env,
