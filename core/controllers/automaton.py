@@ -47,7 +47,9 @@ class AutomatonController(Controller):
         default=None, ge=1, description="states, fewer than hidden_size; None: half of it, 16 at most"
     )
     temperature: float = Field(
-        default=0.1, gt=0, description="of the softmax of transitions; the lower, the sooner they are settled"
+        default=0.1,
+        gt=0,
+        description="of the softmax of transitions; the lower, the sooner they are settled, right or wrong",
     )
     sharpening: float = Field(
         default=1.0, ge=1, description="power to which states are raised after every step, as weights of an NTM are"

@@ -11,7 +11,7 @@ AGREED = {
     "core/accessors/static.py": "cd77dec59b2f",
     "core/addressing.py": "51cad7cfd96e",
     "core/component.py": "cc1d4bb7cc8c",
-    "core/controllers/automaton.py": "00838d5e88d5",
+    "core/controllers/automaton.py": "deeefa4ffd00",
     "core/controllers/base.py": "117d2f72b7e6",
     "core/controllers/feedforward.py": "6007500a931f",
     "core/controllers/gru.py": "8c6c0d9a8f1e",
