@@ -144,7 +144,10 @@ def import_modules(names: Iterable[str]) -> None:
         file = Path(name).resolve() if name.endswith(".py") else None
         folder, module = (str(file.parent), file.stem) if file else (os.getcwd(), name)
         if file and not file.is_file():
-            raise OptionsError(f"imports: {name!r} cannot be imported: there is no such file")
+            raise OptionsError(
+                f"imports: {name!r} cannot be imported: there is no such file; if it lies elsewhere now, give its path "
+                "(--import on the command line, imports= of load_circuit)"
+            )
         if folder not in sys.path:
             sys.path.append(folder)
         try:

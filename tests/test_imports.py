@@ -215,6 +215,15 @@ def test_files_are_imported_by_their_path(folder: Path, say: Callable[..., str])
     loaded = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
     assert loaded.stdout.startswith("DeltaAccessor("), loaded.stderr
 
+    (folder / "elsewhere").rename(folder / "moved")
+    sys.modules.pop("own_memory", None)
+    said = say("train", "--resume", "latest", "agent.steps=6", status=2)
+    assert "there is no such file; if it lies elsewhere now, give its path (--import on the command line" in said
+    say("train", "--resume", "latest", "agent.steps=6", "--import", "moved/own_memory.py")
+    say("test", "latest", "--import", "moved/own_memory.py", "plots=off")
+    moved = str(folder / "moved" / "own_memory.py")
+    assert yaml.safe_load((directory / "options.yaml").read_text())["imports"] == [moved]
+
     said = say("train", "mine.yaml", "--import", "nowhere/own_memory.py", status=2)
     assert said == "papertape: imports: 'own_memory' cannot be imported: there is no such file\n" or "nowhere" in said
     (folder / "json.py").write_text("VALUE = 3\n")

@@ -76,7 +76,7 @@ class SelfReferentialAccessor(Accessor):
     )
 
     trace_fields = {
-        "memory": TraceField("H M W", "matrix", "rows that give output, query, key and rates, after the step"),
+        "memory": TraceField("H J W", "matrix", "rows that give output, query, key and rates, after the step"),
         "inputs": TraceField("H W", "words", "what each matrix is given"),
         "keys": TraceField("H W", "words", "where each matrix changes itself"),
         "queries": TraceField("H W", "words", "where it takes the new values from"),

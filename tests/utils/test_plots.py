@@ -233,6 +233,17 @@ def test_gates_share_a_panel_unless_they_are_strengths_or_many() -> None:
     assert panels["each"].image.shape == (40, 5)
 
 
+def test_gates_with_names_are_called_by_them() -> None:
+    seen = {
+        "few_gates": field("P", "gate", 5, 2, labels=("a", "b")),
+        "rates": field("H P", "gate", 5, 8, 2, labels=("a", "b")),
+        "others": field("H", "gate", 5, 3, labels=("a", "b")),
+    }
+    panels = {panel.name: panel for panel in layout_of(Episode("", seen=seen)).panels}
+    assert panels["gates"].labels == ["few a", "few b", "others 1", "others 2", "others 3"]
+    assert panels["rates"].labels == [f"{head} {name}" for head in range(1, 9) for name in "ab"]
+
+
 def test_fields_may_be_called_what_else_is_drawn(tmp_path: Path) -> None:
     bits = np.ones((5, 2), np.float32)
     names = ("input", "output", "gates", "reward")

@@ -65,7 +65,11 @@ def read_arguments(
     options.override(values, [assignment for assignment in assignments if gives([assignment], "imports")])
     named_there = values.get("imports")
     modules = registry.placed(named_there if isinstance(named_there, list) else [], Path.cwd())
-    modules += [name for name in dict.fromkeys(registry.placed(imports, Path.cwd())) if name not in modules]
+    given = list(dict.fromkeys(registry.placed(imports, Path.cwd())))
+    # A file that is given takes the place of a module of its name, which may have been on another machine.
+    files = {Path(name).stem for name in given if name.endswith(".py")}
+    modules = [name for name in modules if not (isinstance(name, str) and Path(name).name.removesuffix(".py") in files)]
+    modules += [name for name in given if name not in modules]
     if modules:
         values["imports"] = modules
         registry.import_modules(name for name in modules if isinstance(name, str))

@@ -17,13 +17,24 @@ MAX_HEADS = 4
 """Heads that get a panel of their own; more lie one below the other in one."""
 MAX_GATES = 12
 """Rows that a field may have to share the panel of the gates."""
+MAX_NAMED = 24
+"""Rows with names that a panel of their own may have."""
 GATES = "gates"
 MAX_OWN_SCALES = 16
 """Rows, or groups of them, that may each have a scale of their own; more share one."""
 FLAT = 0.4
 """Outputs that are all nearer to one half than this have a scale of their own, or they would all look grey."""
 AXES = {"N": "slot", "W": "element", "R": "read head", "H": "write head", "K": "element of key"}
-AXES |= {"U": "unit", "V": "element", "G": "element", "P": "slot, input last", "Q": "tick", "Y": "pair", "Z": "state"}
+AXES |= {
+    "U": "unit",
+    "V": "element",
+    "G": "element",
+    "P": "slot, input last",
+    "Q": "tick",
+    "Y": "pair",
+    "Z": "state",
+    "J": "row",
+}
 """Names of axes by their letters."""
 GROUPS = {"L": "layer", "E": "gate", "M": "slot"}
 """Names of an axis before the others, where it is not that of heads."""
@@ -345,19 +356,30 @@ def gate_panels(gates: Mapping[str, Seen]) -> list[Panel]:
     for name, seen in gates.items():
         rows = seen.values.reshape(len(seen.values), -1).T
         short = re.sub("_gates?$", "", name).replace("_", " ")
-        labels = [f"{short} {row + 1}" if len(rows) > 1 else short for row in range(len(rows))]
+        numbers = _numbers(len(rows), seen)
+        labels = [f"{short} {number}".rstrip() for number in numbers]
         if len(rows) <= MAX_GATES and not (rows < 0).any() and largest_of(rows) <= 1:
             together += zip(labels, rows, strict=True)
             continue
         note = f": {seen.field.description}" if seen.field.description else ""
-        numbers = [str(row + 1) for row in range(len(rows))] if 1 < len(rows) <= MAX_GATES else ()
-        height = panel_height(len(rows), 0.13, 0.3, 1.3)
-        alone.append(Panel(title_of(name), rows, "bits", height, "head", note, numbers, scaled=True))
+        named = seen.field.labels and len(rows) <= MAX_NAMED
+        height = panel_height(len(rows), 0.13, 0.3, 3.2 if named else 1.3)
+        down, shown = ("", numbers) if named else ("head", numbers if 1 < len(rows) <= MAX_GATES else ())
+        alone.append(Panel(title_of(name), rows, "bits", height, down, note, shown, scaled=True))
     if not together:
         return alone
     labels, values = [label for label, _ in together], np.stack([row for _, row in together])
     # As high as its labels need.
     return [Panel(GATES, values, "bits", panel_height(len(values), 0.13, 0.3, 13.0), "gate", "", labels), *alone]
+
+
+def _numbers(rows: int, seen: Seen) -> list[str]:
+    """What tells the rows of a gate apart: numbers, and names where its last axis has them; nothing of a single row."""
+    names = seen.field.labels
+    if not names or seen.values.shape[-1] != len(names):
+        return [str(row + 1) for row in range(rows)] if rows > 1 else [""]
+    heads = range(rows // len(names))
+    return [f"{head + 1} {name}" if len(heads) > 1 else name for head in heads for name in names]
 
 
 def stills_of(episode: Episode, slots: Mapping[str, Slots]) -> list[Still]:

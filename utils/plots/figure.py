@@ -59,6 +59,8 @@ class _Inches(NamedTuple):
 INCHES = _Inches()
 DPI = 130
 """Pixels to an inch; an animation has fewer."""
+AT_THE_END = " at the end"
+"""What is said after a still's name."""
 TALL_BELOW = 0.3
 """Inches below stills that are as high as the whole."""
 TALL_WIDTH = 7.0
@@ -78,7 +80,7 @@ class Drawn(NamedTuple):
 def still_width(still: Still, height: float) -> float:
     """Inches for a still, whose cells are about as wide as high, within limits."""
     rows, columns = still.images.shape[1:]
-    return min(max(height * columns / rows, 0.9, 0.066 * len(still.name)), 2.0)
+    return min(max(height * columns / rows, 0.9, 0.066 * len(still.name + AT_THE_END)), 2.0)
 
 
 def draw(episode: Episode, *, panel_width: float | None = None, margins: tuple[float, float] | None = None) -> Drawn:
@@ -255,7 +257,7 @@ def _draw_panel(figure: Figure, axes: Axes, panel: Panel, width: float) -> AxesI
 
 
 def _draw_still(axes: Axes, still: Still) -> AxesImage:
-    image = heatmap(axes, still.images[-1], colour_limits(still.images[-1], still.colours), f"{still.name} at the end")
+    image = heatmap(axes, still.images[-1], colour_limits(still.images[-1], still.colours), still.name + AT_THE_END)
     name_axes(axes, down=still.titles[0], across=still.titles[1])
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     for axis, count in zip((axes.yaxis, axes.xaxis), still.images.shape[1:], strict=True):
