@@ -20,12 +20,16 @@ _PARTS = ("training", "strategy", "validation", "confirmation", "test")
 def stream_seed(seed: int, part: Literal["training", "strategy", "validation", "confirmation", "test"]) -> int:
     """The seed of one stream; no two streams of a run have the same, nor do those of runs with other seeds.
 
+    That holds as long as they fit into the 32 bits that torch reads on a CPU, for runs with seeds below 858,993,459;
+    those of larger ones are drawn from all numbers of 32 bits.
+
     Args:
         seed: of the run.
         part: a stream; ``strategy`` for what evolution draws besides training sequences; ``confirmation`` for the
             validation sequences that are looked at only once the target seems to be reached.
     """
-    return len(_PARTS) * seed + _PARTS.index(part)
+    number = len(_PARTS) * seed + _PARTS.index(part)
+    return number if number < 2**32 else random.Random(f"stream {number}").getrandbits(32)
 
 
 def task_generator(seed: int, number: int) -> torch.Generator:

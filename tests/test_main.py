@@ -856,6 +856,8 @@ def test_the_best_weights_of_another_task_are_judged_by_the_one_that_a_run_goes_
     assert main(["train", "--resume", "run", "env.max_length=4", "agent.steps=101"]) == 0
     kept = load_agent_state(Path("runs/run"))["best_error"]
     assert 0 < kept < math.inf, "the weights of step 100, on strings of up to 4"
+    assert main(["train", "--resume", "run", "agent.steps=102", "agent.evaluation_batch_size=7"]) == 0
+    assert load_agent_state(Path("runs/run"))["best_error"] != kept, "other sequences"
     assert main(["train", "--resume", "run", "agent.steps=400"]) == 0
     best = load_agent_state(Path("runs/run"), ("best",))
     assert best["step"] > 101 and best["best_error"] < kept

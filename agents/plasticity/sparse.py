@@ -244,5 +244,7 @@ class GraNet(SparseTraining):
             grown = round(share * int(mask.sum()))
             stays = largest(weight.abs(), mask, int(mask.sum()) - grown)
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad.abs()
-            found[name] = stays | largest(gradient, ~mask, grown)
+            fresh = largest(gradient, ~mask, grown)
+            # Those that gave way go back only where there is no other place.
+            found[name] = stays | fresh | largest(gradient, mask & ~stays, grown - int(fresh.sum()))
         return found

@@ -16,6 +16,8 @@ from .cma_es import rates
 from .snes import utilities
 
 SMALLEST_SCALE = 1e-150
+FARTHEST = 10
+"""Standard deviations that members are within."""
 
 
 def distance_rate(size: int) -> float:
@@ -33,7 +35,9 @@ class CRFMNES(Strategy):
     """Natural gradient on a covariance ``sigma² D (I + v vᵀ) D``: the scale of each weight and one direction.
 
     Linear in the number of weights, as ``sep-cma-es`` and ``snes`` are, but it follows a valley that lies across the
-    weights, and moves fast towards a distant optimum. Members come in mirrored pairs; computes in float64.
+    weights, and moves fast towards a distant optimum. Members come in mirrored pairs; computes in float64. Where all
+    directions are as good, or one is better without end, v and the scales grow until they are not finite: the search
+    then begins again around its last mean.
     """
 
     remembered: ClassVar[tuple[str, ...]] = ("mean", "sigma", "scales", "direction", "path_sigma", "path_c")
@@ -71,6 +75,13 @@ class CRFMNES(Strategy):
         self._farness = distance_rate(size) * min(1.0, math.sqrt(self.population / size))
         self.mean = self.genome.double()
         """``[D]``"""
+        self._begin()
+        self._normal = self._shaped = self.mean.new_empty(0)
+
+    def _begin(self) -> None:
+        """Nothing is known but the mean."""
+        size = len(self.mean)
+        self.sigma = self.options.sigma
         self.scales = torch.ones_like(self.mean)
         """D, the scale of each weight, ``[D]``."""
         normal = torch.randn(size, generator=self.generator, device=self.mean.device, dtype=torch.float64)
@@ -80,7 +91,14 @@ class CRFMNES(Strategy):
         """``[D]``"""
         self.path_c = torch.zeros_like(self.mean)
         """``[D]``"""
-        self._normal = self._shaped = self.mean.new_empty(0)
+
+    @property
+    def _is_finite(self) -> bool:
+        """Whether the mean, and members around it, are numbers of the genome's type, and what is computed with them."""
+        square = self.direction.square()
+        reach = self.mean.abs() + FARTHEST * self.sigma * (self.scales.square() * (1 + square)).sqrt()
+        known = torch.cat([reach.to(self.genome.dtype), self.path_sigma, self.path_c, square.sum().square().view(1)])
+        return bool(known.isfinite().all()) and self.sigma > 0
 
     def draw(self) -> Tensor:
         """Members around the mean, ``[P, D]``."""
@@ -100,7 +118,7 @@ class CRFMNES(Strategy):
 
     def update(self, fitness: Tensor, drawn: Any) -> None:
         """Algorithm 1 of the paper."""
-        size, count = len(self.mean), len(self._ranks)
+        size, count, before = len(self.mean), len(self._ranks), self.mean
         order = torch.argsort(fitness, descending=True, stable=True)
         z, y, ranks = self._normal[order], self._shaped[order], self._ranks
         self.path_sigma = (1 - self.c_sigma) * self.path_sigma + math.sqrt(
@@ -118,6 +136,9 @@ class CRFMNES(Strategy):
         self._turn(drawn_along, torch.cat([rate * weights, weights.new_tensor([self.c_1])]))
         self.scales = self.scales / self._volume()
         self.sigma *= math.exp(self._sigma_rate(norm) / 2 * growth)
+        if not self._is_finite:
+            self.mean = before
+            self._begin()
 
     def _far(self, z: Tensor) -> Tensor:
         """Weights of ranks that count more the farther a member was drawn, best first, ``[P]``."""

@@ -174,7 +174,8 @@ class Trust(Strategy):
         """Add noise to a share of the weights of each genome ``[rows, D]``, in place.
 
         Positions are drawn with replacement, as many as touch the share of different ones that is asked for on
-        average, ``-D log(1 - rate)``; what is drawn twice gets both. This costs draws for the share alone.
+        average, ``-D log(1 - rate)``; what is drawn twice gets both. This costs draws for the share alone. At least one
+        is drawn, so that no child is a mere copy: of a genome of few weights, that is a larger share.
         """
         rows, size = genomes.shape
         if rate == 0 or rows == 0:

@@ -413,7 +413,8 @@ def test_granet_agrees_with_a_loop() -> None:
                 stays = self.strongest(name, len(left) - grown, left)
                 free = [place for place in self.places(name) if place not in left]
                 free.sort(key=lambda place: -abs(float(found[name][place])))
-                after[name] = stays | set(free[:grown])
+                gone = sorted(left - stays, key=lambda place: -abs(float(found[name][place])))
+                after[name] = stays | set([*free, *gone][:grown])
             densities.append(sum(map(len, after.values())) / 35)
             return after
 
@@ -422,6 +423,16 @@ def test_granet_agrees_with_a_loop() -> None:
     assert len(densities) == 4
     assert densities == sorted(densities, reverse=True)
     assert densities[-1] == pytest.approx(0.3, abs=0.02)
+
+
+@pytest.mark.parametrize(("first", "last"), [(1.0, 1.0), (0.8, 0.8), (0.9, 0.5)])
+def test_granet_has_as_many_connections_as_it_says_where_there_are_few_other_places(first: float, last: float) -> None:
+    agent = make({"type": "granet", "density": last, "first_density": first, "every": 1, "last_step": 6}, sizes=(8, 6))
+    for step in range(1, 9):
+        agent.train_step()
+        kept = agent.upkeep.methods[0]
+        wanted = round(kept.share(step) * sum(mask.numel() for mask in kept.connections.values()))
+        assert sum(int(mask.sum()) for mask in kept.connections.values()) == wanted
 
 
 # ------------------------------------------------------------------------------------------------------- units

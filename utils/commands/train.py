@@ -38,8 +38,8 @@ from ..run import (
 from .arguments import gives, preset_name, read_arguments, read_saved_arguments, started
 from .report import FAILED
 
-JUDGING = ("env.", "agent.evaluation_sequences", "agent.target_error_beyond")
-"""How options begin that say what validation is: after a change, the best weights so far are judged anew."""
+JUDGING = ("env.", "circuit.", "agent.evaluation_", "agent.target_error_beyond")
+"""How options begin that what validation finds depends on: after a change, the best weights so far are judged anew."""
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 """Signals that ask a run to stop."""
 

@@ -181,3 +181,17 @@ def test_where_to_start_is_a_vector_of_numbers(x0, strategy):
 def test_arguments_that_are_none_are_said(name, value, said):
     with pytest.raises(ValueError, match=f"^{said}"):
         minimise(lambda x: x.square().sum(), [0.0, 0.0], **{name: value})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "fitness", [lambda x: x.double().sum(1), lambda x: x.double().sum(1).tanh(), lambda x: x[:, 0]]
+)
+def test_cr_fm_nes_stays_finite_where_fitness_grows_without_end_or_is_flat(dtype, fitness):
+    for seed in range(4):
+        strategy = CRFMNES(torch.zeros(7, dtype=dtype), seed=seed)
+        for _ in range(150):
+            members = strategy.ask()
+            assert members.isfinite().all()
+            strategy.tell(fitness(members))
+        assert strategy.best.isfinite().all() and fitness(strategy.best[None]) > 0
