@@ -36,7 +36,7 @@ WORLD = TraceField("Y X C", "picture", "what the world looks like")
 
 @torch.no_grad()
 def evaluate(task: Task, circuit: Circuit, *, sequences: int, batch_size: int, seed: int) -> dict[str, float]:
-    """Metrics of a circuit over all of a finite set, or over sequences or episodes that the seed and the batch size decide.
+    """Metrics of a circuit over all of a finite set, or over sequences or episodes of the seed and the batch size.
 
     Args:
         task: an env, which hands out sequences, or a world, in which episodes are played.
