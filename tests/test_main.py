@@ -858,6 +858,9 @@ def test_the_best_weights_of_another_task_are_judged_by_the_one_that_a_run_goes_
     assert 0 < kept < math.inf, "the weights of step 100, on strings of up to 4"
     assert main(["train", "--resume", "run", "agent.steps=102", "agent.evaluation_batch_size=7"]) == 0
     assert load_agent_state(Path("runs/run"))["best_error"] != kept, "other sequences"
+    Path("runs/run/checkpoints/best.pt").write_bytes(b"damaged")
+    assert main(["train", "--resume", "run", "agent.steps=103", "agent.evaluation_batch_size=64"]) == 0
+    assert load_agent_state(Path("runs/run"), ("best",))["step"] == 103
     assert main(["train", "--resume", "run", "agent.steps=400"]) == 0
     best = load_agent_state(Path("runs/run"), ("best",))
     assert best["step"] > 101 and best["best_error"] < kept

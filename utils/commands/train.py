@@ -200,8 +200,11 @@ def prepare(begin: Start, processes: Processes) -> factory.Parts:
                 raise
             raise OptionsError(f"{', '.join(begin.changes)}; the run cannot go on with that: {error}") from error
         if isinstance(agent, LearningAgent) and any(change.startswith(JUDGING) for change in begin.changes):
-            best = begin.directory / "checkpoints" / "best.pt"
-            agent.judge_anew(load_agent_state(begin.directory, ("best",)) if best.exists() else None)
+            try:
+                agent.judge_anew(load_agent_state(begin.directory, ("best",)))
+            except ValueError as error:  # there are none, or they cannot be read
+                LOGGER.info("%s; the next weights that are judged are the best", error)
+                agent.judge_anew(None)
     if processes.size > 1:
         state = processes.share_state(agent.state_dict)
         if not processes.first:
