@@ -25,16 +25,8 @@ MAX_OWN_SCALES = 16
 FLAT = 0.4
 """Outputs that are all nearer to one half than this have a scale of their own, or they would all look grey."""
 AXES = {"N": "slot", "W": "element", "R": "read head", "H": "write head", "K": "element of key"}
-AXES |= {
-    "U": "unit",
-    "V": "element",
-    "G": "element",
-    "P": "slot, input last",
-    "Q": "tick",
-    "Y": "pair",
-    "Z": "state",
-    "J": "row",
-}
+AXES |= {"U": "unit", "V": "element", "G": "element", "P": "slot, input last", "Q": "tick", "Y": "pair", "Z": "state"}
+AXES |= {"J": "row"}
 """Names of axes by their letters."""
 GROUPS = {"L": "layer", "E": "gate", "M": "slot"}
 """Names of an axis before the others, where it is not that of heads."""
@@ -356,13 +348,14 @@ def gate_panels(gates: Mapping[str, Seen]) -> list[Panel]:
     for name, seen in gates.items():
         rows = seen.values.reshape(len(seen.values), -1).T
         short = re.sub("_gates?$", "", name).replace("_", " ")
-        numbers = _numbers(len(rows), seen)
+        names = _row_names(seen)
+        numbers = names or ([str(row + 1) for row in range(len(rows))] if len(rows) > 1 else [""])
         labels = [f"{short} {number}".rstrip() for number in numbers]
         if len(rows) <= MAX_GATES and not (rows < 0).any() and largest_of(rows) <= 1:
             together += zip(labels, rows, strict=True)
             continue
         note = f": {seen.field.description}" if seen.field.description else ""
-        named = seen.field.labels and len(rows) <= MAX_NAMED
+        named = names and len(rows) <= MAX_NAMED
         height = panel_height(len(rows), 0.13, 0.3, 3.2 if named else 1.3)
         down, shown = ("", numbers) if named else ("head", numbers if 1 < len(rows) <= MAX_GATES else ())
         alone.append(Panel(title_of(name), rows, "bits", height, down, note, shown, scaled=True))
@@ -373,12 +366,12 @@ def gate_panels(gates: Mapping[str, Seen]) -> list[Panel]:
     return [Panel(GATES, values, "bits", panel_height(len(values), 0.13, 0.3, 13.0), "gate", "", labels), *alone]
 
 
-def _numbers(rows: int, seen: Seen) -> list[str]:
-    """What tells the rows of a gate apart: numbers, and names where its last axis has them; nothing of a single row."""
+def _row_names(seen: Seen) -> list[str]:
+    """Names of the rows of a gate ``[T, …]`` whose last axis has as many, after the number of their head; or none."""
     names = seen.field.labels
     if not names or seen.values.shape[-1] != len(names):
-        return [str(row + 1) for row in range(rows)] if rows > 1 else [""]
-    heads = range(rows // len(names))
+        return []
+    heads = range(seen.values[0].size // len(names))
     return [f"{head + 1} {name}" if len(heads) > 1 else name for head in heads for name in names]
 
 
