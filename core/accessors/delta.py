@@ -27,7 +27,7 @@ from ..trace import TraceField
 from .base import Accessor
 
 LARGEST_RATE = 16.0
-"""Decay rates start between 1 and this, as in Gated DeltaNet and Mamba 2."""
+"""Decay rates start between 1 and this, as in Mamba 2; Gated DeltaNet's code draws them from 0 on."""
 SMALLEST_STEP, LARGEST_STEP = 1e-3, 1e-1
 """What rates start multiplied by, on a logarithmic scale between these: a step keeps 0.2 to 0.999 of the memory."""
 
@@ -130,7 +130,7 @@ class DeltaAccessor(Accessor):
 
     @torch.no_grad()
     def _draw_rates(self) -> None:
-        """Start with heads that forget at different paces, all slowly (Gated DeltaNet's code)."""
+        """Start with heads that forget at different paces, all slowly (Mamba 2's code)."""
         if self.decay:
             self.log_rates.copy_(torch.empty_like(self.log_rates).uniform_(1, LARGEST_RATE).log())
             low, high = math.log(SMALLEST_STEP), math.log(LARGEST_STEP)

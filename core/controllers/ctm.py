@@ -1,7 +1,8 @@
 """Continuous thought machine: neurons with a model each, whose synchronisation over time is what is read (2025).
 
-Darlow, Regan, Risi, Seely & Jones, "Continuous Thought Machines" (NeurIPS 2025, arXiv 2505.05522), section 3; as for
-its tasks in reinforcement learning, where each step brings a vector, to which there is nothing to attend.
+Darlow, Regan, Risi, Seely & Jones, "Continuous Thought Machines" (NeurIPS 2025, arXiv 2505.05522), section 3. As in its
+reinforcement learning each step brings a vector, to which there is nothing to attend; the authors' code for it also has
+two layers in the synapses, a learned first history, and the synchronisation of all pairs of a few neurons within it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Relational memory core: slots that attend to each other and to the input at each step (Santoro et al. 2018, NeurIPS).
 
-"Relational recurrent neural networks", section 3; details as in the authors' code.
+"Relational recurrent neural networks", section 3; details as in the authors' code, but that with several blocks each
+has layers of its own, where the authors' share them.
 """
 
 from __future__ import annotations

@@ -60,16 +60,29 @@ def test_a_growing_curriculum_asks_the_heads_that_it_has_come_to(heads: int | No
     assert env.advance(0.0) and not env.advance(0.02) and env.advance(0.01)
     lesson = env.lesson()
     assert isinstance(lesson, NParityEnv) and lesson.output_size == env.output_size
-    for task in (env, lesson):
+    for task, named in ((env, asked), (lesson, [4])):
         inputs, targets, mask = task.sample(8, generator())
         assert len(inputs) <= 17
         for b in range(8):
             (step,) = mask[:, b].nonzero().flatten().tolist()
             bits = inputs[: step + 1, b, 0].tolist()
             wanted = [NOT_ASKED] * env.output_size
-            for n in asked:
+            for n in named:
                 wanted[(n - 2) % env.output_size] = sum(bits[-n:]) % 2
             assert targets[step, b].tolist() == wanted
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_curriculum_waits_for_the_newest_head_however_many_are_right(task: type[RecentBitsEnv]) -> None:
+    env = task(max_n=50, curriculum={"type": "growing", "start": 42, "threshold": 0.02})
+    lesson = env.lesson()
+    assert lesson is not None
+    batch = lesson.sample(500, generator())
+    outputs = torch.where(batch.targets > 0, 9.0, -9.0)
+    outputs[..., 40] = torch.randn(outputs.shape[:2], generator=generator())
+    assert not env.advance(lesson.metrics(outputs, batch)["error"])
+    outputs[..., 40] = torch.where(batch.targets[..., 40] > 0, 9.0, -9.0)
+    assert env.advance(lesson.metrics(outputs, batch)["error"])
 
 
 def test_loss_and_metrics_against_a_loop() -> None:
