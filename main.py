@@ -272,10 +272,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _on_signals(_interrupt)
         if rank_here() and parsed.command != "train":
             return 0
-        return report.run(parsed.command, lambda: commands[parsed.command](parsed))
+        status = report.run(parsed.command, lambda: commands[parsed.command](parsed))
     except KeyboardInterrupt as interrupt:
         print("papertape: interrupted", file=sys.stderr)
-        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+        status = 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+    if arguments is None:
+        _on_signals(lambda _: os._exit(status))  # it is over, whatever Python still clears away
+    return status
 
 
 if __name__ == "__main__":

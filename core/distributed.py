@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import os
 import platform
+import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +25,8 @@ Value = TypeVar("Value")
 
 _ROLL_SECONDS = 0.01
 """Between two looks at who is there."""
+_PARENT_SECONDS = 1.0
+"""Between two looks at whether torchrun is there."""
 
 
 class LostProcessError(RuntimeError):
@@ -200,10 +204,21 @@ def join() -> Iterator[Processes]:
             rank=rank,
             world_size=size,
         )
+    over = threading.Event()
+    threading.Thread(target=_stop_with, args=(os.getppid(), over), daemon=True).start()
     try:
         yield Processes(rank, size)
     finally:
+        over.set()
         distributed.destroy_process_group()
+
+
+def _stop_with(parent: int, over: threading.Event) -> None:
+    """Ask this process to stop when torchrun is gone before it is over: nobody else would."""
+    while os.getppid() == parent:
+        if over.wait(_PARENT_SECONDS):
+            return
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _assembled(store: Any, rank: int, size: int) -> Any:

@@ -111,6 +111,21 @@ def flat(value: object) -> object:
 
 @needs_processes
 @pytest.mark.slow
+def test_workers_save_and_stop_when_torchrun_is_killed(folder: Path) -> None:
+    launcher = torchrun(*(word.replace("agent.steps=10", "agent.steps=1000000") for word in BACKPROP))
+    wait_for("runs/*/checkpoints/latest.pt", folder)
+    workers = [worker(launcher.pid, rank) for rank in (0, 1)]
+    launcher.kill()
+    _, said = launcher.communicate(timeout=60)  # until the last of them has let go of the pipe
+    assert "stopping after this step" in said and "go on with: " in said
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{number}").exists() for number in workers):
+        assert time.monotonic() < deadline, "they go on as orphans"
+        time.sleep(0.1)
+
+
+@needs_processes
+@pytest.mark.slow
 def test_two_processes_one_of_them_killed_evolve_what_one_process_does(folder: Path) -> None:
     """kill -9 a worker: torchrun starts both again, they find their run, and end bit for bit where one process does."""
     launcher = torchrun(*EVOLUTION, restarts=1)

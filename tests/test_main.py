@@ -551,6 +551,13 @@ def test_a_signal_while_it_starts_ends_it_without_a_traceback(folder: Path, numb
             assert said.splitlines()[-1] == "papertape: interrupted"
 
 
+def test_a_signal_once_it_is_over_changes_nothing(folder: Path) -> None:
+    late = "import atexit, os, signal, sys; atexit.register(os.kill, os.getpid(), signal.SIGINT); "
+    command = [sys.executable, "-c", late + "from papertape.main import main; sys.exit(main())", "list"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("set_up", [False, True])
 def test_without_its_packages_it_says_what_to_do(folder: Path, set_up: bool) -> None:
     """`python3 main.py` outside the environment."""
@@ -641,7 +648,9 @@ def test_commands_in_hints_work_as_they_stand(folder: Path, monkeypatch: pytest.
         (["controller=gru"], "controller: unknown option; did you mean 'circuit.controller'?"),
         (["circuit.controller.lr=1"], "circuit.controller.lr: unknown option; did you mean 'agent.lr'?"),
         (["name=a/b"], "name: got 'a/b'; allowed: a letter or digit"),
-        (["name=latest"], "name: got 'latest'; allowed: a letter or digit"),
+        (["name=latest"], "name: got 'latest'; allowed: another one, for this is the newest run"),
+        (["name=main"], "name: got 'main'; allowed: another one, for this is visdom's own page"),
+        ([f"name={'語' * 90}"], "+-, in 200 bytes"),
         (["ntm-copy", "dnc-copy"], "'dnc-copy': expected key=value, such as agent.lr=3e-4; the preset is 'ntm-copy'"),
         (["env.test_lengths.1=0"], "env.test_lengths.1: got 0; allowed: greater than or equal to 1"),
         (["env.test_lengths.9=1"], "env.test_lengths.9: env.test_lengths is the list [20, 40, 80, 120]; allowed after"),
@@ -688,6 +697,22 @@ def test_a_preset_beside_a_run_is_refused_with_a_hint(folder: Path, capsys: pyte
     assert "name: got 'one'; runs/one is there already, --resume runs/one goes on with it" in capsys.readouterr().err
     # Its options file begins another run.
     assert main(["train", "runs/one/options.yaml", "seed=3"]) == 0
+
+
+def test_weights_that_a_killed_run_had_come_to_stay_the_best_until_there_are_better_ones(folder: Path) -> None:
+    words = [word for word in SMALL if not word.startswith(("agent.evaluate_every", "agent.save_every"))]
+    words += ["agent.evaluate_every=5", "agent.save_every=100", "agent.lr=0.01", "plots=off", "name=run"]
+    assert main(["train", *words, "agent.steps=10"]) == 0
+    checkpoints = Path("runs/run/checkpoints")
+    before = (checkpoints / "latest.pt").read_bytes()
+    assert main(["train", "--resume", "run", "agent.steps=40"]) == 0
+    best = load_agent_state(Path("runs/run"), ("best",))
+    assert best["step"] > 10, "or nothing is tested here"
+    (checkpoints / "latest.pt").write_bytes(before)  # as if killed before another one was saved
+    assert main(["train", "--resume", "run", "agent.lr=1e-9", "agent.final_lr=1e-9", "agent.steps=41"]) == 0
+    assert load_agent_state(Path("runs/run"))["best_error"] == best["best_error"]
+    kept = load_agent_state(Path("runs/run"), ("best",))
+    assert (kept["step"], kept["best_error"]) == (best["step"], best["best_error"])
 
 
 @pytest.mark.parametrize("word", ["name=other", "start=latest"])

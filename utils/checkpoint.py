@@ -49,16 +49,29 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         file.write(seal)
 
 
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits: another one means other weights.
+
+    Raises:
+        CheckpointError: the file is missing or cannot be read.
+    """
+    return hashlib.sha256(_read(path)).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a state back onto a device.
 
     Raises:
         CheckpointError: the file is missing, cut off, damaged, of a newer format or no checkpoint at all.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    content = _read(path)
     seal = content[-_SEAL.size :]
     if len(seal) < _SEAL.size or not seal.startswith(MAGIC):
         raise CheckpointError(f"{path}: is cut off, or not a checkpoint of Papertape")

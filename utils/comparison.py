@@ -33,8 +33,8 @@ UNTESTABLE = (ValueError, OSError, ImportError, DataError, WorldError)
 THRESHOLDS = (0.1, 0.01)
 """Errors of which it is said how many sequences it took to get under them."""
 APART = ("seed", "name", "plots", "visdom_host", "visdom_port", "device", "threads", "backend", "imports", "start")
-"""Options by which runs are not told apart: the seed is what is averaged over, the others change nothing in a run, or
-nothing that has a name of its own."""
+"""Options by which runs are not told apart: the seed is what is averaged over, the others change nothing in a run but
+how sums are rounded, or nothing that has a name of its own."""
 TESTED_BY = ("seed", "precision", "env", "circuit")
 """Options of a run that its test depends on."""
 TESTED_AT_A_TIME = 64
@@ -173,10 +173,9 @@ def errors_on_test(directory: Path, sequences: int, assignments: Sequence[str] =
         OptionsError: the run has no checkpoint, or an option is wrong.
     """
     path = find_checkpoint(str(directory))
-    content = checkpoint.load(path)
     values = read_options(directory)
     asked = {
-        "step": content["agent"]["step"],
+        "checkpoint": checkpoint.checksum(path),
         "sequences": sequences,
         "options": list(assignments),
         "of_run": {name: values.get(name) for name in TESTED_BY},

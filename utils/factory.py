@@ -75,6 +75,10 @@ Precision = Literal["float32", "bfloat16", "float64"]
 
 _DEVICE = re.compile(r"(?P<kind>[a-z_]+)(:[0-9]{1,2})?")
 _NAME = re.compile(r"[^\W_][\w.=,+-]{0,99}")
+TAKEN_NAMES = {"latest": "the newest run", "main": "visdom's own page, which the list of runs leaves out"}
+"""Names that no run can have, and what they are."""
+NAME_BYTES = 200
+"""Of a name at most, as UTF-8: file systems count bytes, and take 255 with what is appended."""
 _HOST = re.compile(r"[\w.-]+|[\da-fA-F:.]+")
 
 
@@ -150,8 +154,12 @@ class RunOptions(Options):
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str | None) -> str | None:
-        if name is not None and (not _NAME.fullmatch(name) or name == "latest"):
-            raise ValueError(f"got {name!r}; allowed: a letter or digit, then up to 99 of these or _.=,+-")
+        if name in TAKEN_NAMES:
+            raise ValueError(f"got {name!r}; allowed: another one, for this is {TAKEN_NAMES[name]}")
+        if name is not None and (not _NAME.fullmatch(name) or len(name.encode()) > NAME_BYTES):
+            raise ValueError(
+                f"got {name!r}; allowed: a letter or digit, then up to 99 of these or _.=,+-, in {NAME_BYTES} bytes"
+            )
         return name
 
     @field_validator("visdom_host")

@@ -456,7 +456,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):  # also a number of too many digits, brackets too deep
                 continue
             if isinstance(row, dict) and isinstance(row.get("step"), int) and all(map(_is_plain, row.values())):
                 yield row

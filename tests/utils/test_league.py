@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from papertape.agents.evaluation import evaluate_all
@@ -16,7 +17,7 @@ from papertape.core.circuit import Circuit
 from papertape.core.options import OptionsError
 from papertape.core.task import Task
 from papertape.main import main, parse_arguments
-from papertape.utils import comparison, factory, league, options
+from papertape.utils import checkpoint, comparison, factory, league, options
 from papertape.utils.commands.league import plan
 from papertape.utils.comparison import Outcome
 
@@ -95,6 +96,13 @@ def test_a_circuit_s_test_may_have_a_memory_of_another_size(folder: Path, monkey
     assert comparison.errors_on_test(directory / "copy,small,seed=4", 4) and seen == [(4, 4)]
     again = comparison.errors_on_test(directory / "copy,small,seed=4", 4, ["circuit.memory_size=9"])
     assert seen[-1] == (9, 9) and again == kept["errors"]
+    best = directory / "copy,small,seed=4" / "checkpoints" / "best.pt"
+    state = checkpoint.load(best)
+    weights = state["agent"]["circuit"]
+    weights |= {name: torch.randn_like(value) for name, value in weights.items()}
+    checkpoint.save(best, state)
+    other = comparison.errors_on_test(directory / "copy,small,seed=4", 4, ["circuit.memory_size=9"])
+    assert other != again, "other weights of the same step"
 
 
 @pytest.mark.parametrize("score", ["accuracy", "return"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import random
 import sys
 import types
@@ -85,6 +86,7 @@ class Meddling(Sink):
         torch.manual_seed(1)
         torch.set_grad_enabled(False)
         torch.set_default_dtype(torch.float64)
+        os.chdir(self.directory)
         values.clear()
 
     def chart(self, step: int, name: str, chart: Any) -> None:
@@ -213,7 +215,7 @@ def test_a_sink_changes_nothing_in_the_run(tmp_path: Path) -> None:
 
     for generator in (torch.manual_seed, random.seed, np.random.seed):
         generator(3)
-    expected = next_numbers()
+    expected, place = next_numbers(), Path.cwd()
     for generator in (torch.manual_seed, random.seed, np.random.seed):
         generator(3)
     sinks = opened(tmp_path, "meddling")
@@ -221,7 +223,7 @@ def test_a_sink_changes_nothing_in_the_run(tmp_path: Path) -> None:
     sinks.metrics(1, values)
     sinks.chart(1, "species", areas)
     sinks.episode(1, "length 3", shown)
-    assert next_numbers() == expected
+    assert next_numbers() == expected and Path.cwd() == place
     assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
     assert values == {"train/loss": 0.5} and areas == Areas([1], {"one": [1.0]})
     assert set(shown.seen) == {"gate"} and (shown.inputs == 1).all()  # type: ignore[union-attr]

@@ -149,7 +149,7 @@ def test_runs_of_a_sweep_and_of_a_league_may_start_with_the_weights_of_another(f
     for begun in ("begun", "latest", "runs/begun", str(folder / "runs" / "begun")):
         words = [f"start={begun}", "circuit={type: lstm, hidden_size: 3}"]
         run, _ = sweep.plan(["chomsky", "seed=1..2", *words])
-        assert Path(run.options["start"]).resolve() == expected
+        assert Path(run.options["start"]).resolve() == expected and Path(run.options["start"]).is_absolute()
         arguments = argparse.Namespace(
             tasks="even-pairs", circuits="lstm", seeds="1", imports=[], arguments=["chomsky", *words]
         )

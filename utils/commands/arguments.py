@@ -80,12 +80,15 @@ def read_arguments(
 
 
 def started(chosen: factory.RunOptions) -> factory.RunOptions:
-    """Options of a run to begin, with ``start`` as the file that it is: the latest run will be another one soon.
+    """Options of a run to begin, with ``start`` as the file that it is: the latest run will be another one soon, and a
+    run may go on from another folder.
 
     Raises:
         OptionsError: see :func:`find_checkpoint`.
     """
-    return chosen.model_copy(update={"start": str(find_checkpoint(chosen.start))}) if chosen.start else chosen
+    if not chosen.start:
+        return chosen
+    return chosen.model_copy(update={"start": str(find_checkpoint(chosen.start).absolute())})
 
 
 def read_saved_arguments(arguments: Sequence[str], saved: dict[str, Any], imports: Sequence[str]) -> factory.RunOptions:

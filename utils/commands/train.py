@@ -199,17 +199,35 @@ def prepare(begin: Start, processes: Processes) -> factory.Parts:
             if not begin.changes:
                 raise
             raise OptionsError(f"{', '.join(begin.changes)}; the run cannot go on with that: {error}") from error
-        if isinstance(agent, LearningAgent) and any(change.startswith(JUDGING) for change in begin.changes):
-            try:
-                agent.judge_anew(load_agent_state(begin.directory, ("best",)))
-            except ValueError as error:  # there are none, or they cannot be read
-                LOGGER.info("%s; the next weights that are judged are the best", error)
-                agent.judge_anew(None)
+        if isinstance(agent, LearningAgent) and begin.changes:
+            judge_best(agent, begin)
     if processes.size > 1:
         state = processes.share_state(agent.state_dict)
         if not processes.first:
             agent.load_state_dict(state)
     return parts
+
+
+def judge_best(agent: LearningAgent, begin: Start) -> None:
+    """Let a run that goes on with other options know how good the best weights so far are.
+
+    Those of a killed process may be of a later step than the run goes on from. Without a change it comes to them again.
+    """
+    assert begin.directory is not None
+    anew = any(change.startswith(JUDGING) for change in begin.changes)
+    try:
+        best = load_agent_state(begin.directory, ("best",))
+        if anew:
+            agent.judge_anew(best)
+    except ValueError as error:  # there are none, or they cannot be read
+        if anew:
+            LOGGER.info("%s; the next weights that are judged are the best", error)
+            agent.judge_anew(None)
+        return
+    if best["step"] > agent.step:
+        LOGGER.info("the best weights are those of step %d, which it had come to before", best["step"])
+        if not anew:
+            agent.best_error = best["best_error"]
 
 
 def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> bool:

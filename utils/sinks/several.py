@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -158,7 +159,10 @@ def _copied(content: Any) -> Any:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Within the block random numbers may be drawn and torch's modes be changed; after it all is as it was."""
+    """Within the block random numbers may be drawn, torch's modes and the working directory be changed; after it all is
+    as it was.
+    """
+    place = _working_directory()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     own, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002
     gradient, kind = torch.is_grad_enabled(), torch.get_default_dtype()
@@ -170,3 +174,13 @@ def _undisturbed() -> Iterator[None]:
         np.random.set_state(numbers)  # noqa: NPY002
         torch.set_grad_enabled(gradient)
         torch.set_default_dtype(kind)
+        if place:
+            os.chdir(place)
+
+
+def _working_directory() -> str | None:
+    """None where it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
