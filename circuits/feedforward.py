@@ -125,7 +125,9 @@ class FeedForwardCircuit(Circuit):
     def step(self, x: Tensor, state: FeedForwardCircuitState | None = None) -> tuple[Tensor, FeedForwardCircuitState]:
         """One step; see :meth:`Circuit.step`."""
         x = self.check_inputs(x, "[B, {}]")
-        return self.run(x, self.check_state(state, x))
+        with self.precision(x):
+            outputs, state = self.run(x, self.check_state(state, x))
+            return outputs.to(x.dtype), state
 
     def run(self, inputs: Tensor, state: FeedForwardCircuitState) -> tuple[Tensor, FeedForwardCircuitState]:
         """All steps at once, ``[…, I]`` -> ``[…, O]``."""

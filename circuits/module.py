@@ -75,8 +75,9 @@ class ModuleCircuit(Circuit):
 
     def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """One step; see :meth:`Circuit.step`."""
-        outputs, state = self.run(x.unsqueeze(0), self.check_state(state, x))
-        return outputs[0], state
+        with self.precision(x):
+            outputs, state = self.run(x.unsqueeze(0), self.check_state(state, x))
+            return outputs[0].to(x.dtype), state
 
     def run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         """A whole sequence; see :meth:`Circuit.run`."""

@@ -45,8 +45,9 @@ class NeatCircuit(Circuit):
     def step(self, x: Tensor, state: TopologyState | None = None) -> tuple[Tensor, TopologyState]:
         """One step; see :meth:`Circuit.step`."""
         x = self.check_inputs(x, "[B, {}]")
-        outputs: tuple[Tensor, TopologyState] = self.network(x, self.check_state(state, x))
-        return outputs
+        with self.precision(x):
+            outputs, state = self.network(x, self.check_state(state, x))
+            return outputs.to(x.dtype), state
 
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
         """The answers of many members to the same inputs; takes no longer than the largest of their networks needs.

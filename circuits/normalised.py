@@ -128,8 +128,10 @@ class NormalisedCircuit(Circuit):
 
     def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """One step; see :meth:`Circuit.step`."""
-        outputs, state = self.circuit.step(self._standardise(self.check_inputs(x, "[B, {}]")), state)
-        return outputs, state
+        x = self.check_inputs(x, "[B, {}]")
+        with self.precision(x):
+            outputs, state = self.circuit.step(self._standardise(x), state)
+            return outputs.to(x.dtype), state
 
     def run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         """A whole sequence; see :meth:`Circuit.run`."""
@@ -147,5 +149,5 @@ class NormalisedCircuit(Circuit):
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
         """See :meth:`Circuit.run_population`."""
         own = {name.removeprefix("circuit."): stack for name, stack in parameters.items()}
-        outputs: Tensor = self.circuit.run_population(own, self._standardise(inputs))
+        outputs: Tensor = self.circuit.run_population(own, self._standardise(self.shared_inputs(inputs)))
         return outputs

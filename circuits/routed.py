@@ -445,8 +445,9 @@ class RoutedCircuit(Circuit):
     def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """One step; see :meth:`Circuit.step`."""
         x = self.check_inputs(x, "[B, {}]")
-        outputs, state = self.run(x.unsqueeze(0), self.check_state(state, x))
-        return outputs[0], state
+        with self.precision(x):
+            outputs, state = self.run(x.unsqueeze(0), self.check_state(state, x))
+            return outputs[0].to(x.dtype), state
 
     def run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         """A whole sequence: those of each task by its circuit; see :meth:`Circuit.run`."""

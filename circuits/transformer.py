@@ -13,6 +13,7 @@ from ..core.accessors import AnyAccessor
 from ..core.component import build
 from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
+from ..core.kernels.formulas import hooked
 from ..core.lengths import picked
 from ..core.options import Options, check_sizes
 from ..core.registry import register
@@ -164,13 +165,21 @@ class Transformer(TiedEmbedding):
             features, state, _ = self._through(x, state, whole=False)
             return self._answer(features).to(x.dtype), state
 
+    @property
+    def _watched(self) -> bool:
+        """Whether a hook waits for the steps of a controller or an accessor."""
+        layers: Any = self.layers
+        return any(hooked(part) for layer in layers for part in (layer.controller, layer.accessor))
+
     def _run(self, inputs: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
+        if self._watched:
+            return super()._run(inputs, state)
         features, state, _ = self._through(inputs, state, whole=True)
         return self._answer(features), state
 
     def run_at(self, inputs: Tensor, state: TransformerState, at: Tensor) -> tuple[Tensor, TransformerState]:
         """See :meth:`Circuit.run_at`: the output layer sees these steps alone, where no graph of all is recorded."""
-        if inputs.is_cuda or torch.compiler.is_compiling():
+        if inputs.is_cuda or torch.compiler.is_compiling() or self._watched:
             return super().run_at(inputs, state, at)
         features, state, _ = self._through(inputs, state, whole=True)
         return self._answer(picked(features, at)), state

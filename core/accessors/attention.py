@@ -141,7 +141,23 @@ class AttentionAccessor(Accessor):
             return torch.cat([before[:, :, unused - empty : unused], words[:, :, empty - room :]], dim=2)
 
         after = AttentionState(last(state.keys, keys), last(state.values, values), state.seen + steps)
-        return weights @ values, after, queries, weights
+        if steps == 1:
+            first = 0 if unused else 1  # what has just left the window
+            return weights[..., first:] @ values[:, :, first:], after, queries, weights
+        return _words_seen(weights, values, visible), after, queries, weights
+
+
+def _words_seen(weights: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+    """``weights @ values``, where a word that is not finite spoils what sees it alone: 0 times it is no number either.
+
+    Args:
+        weights: 0 where nothing is visible, ``[B, H, T, M]``.
+        values: ``[B, H, M, V]``
+        visible: ``[B, 1, T, M]``
+    """
+    broken = ~torch.isfinite(values).all(-1, keepdim=True)
+    spoilt = visible.to(values.dtype) @ broken.to(values.dtype) > 0
+    return (weights @ values.masked_fill(broken, 0)).masked_fill(spoilt, math.nan)
 
 
 def _most_seen(state: AttentionState) -> int:

@@ -240,6 +240,13 @@ def chunked(
     rules = rows // steps
     place = torch.arange(rows, device=keys.device)
     at_reads = place[rules - 1 :: rules]
+    # What is not finite spoils what comes after it; in a product of matrices it would spoil what comes before, too.
+    broken = ~(torch.isfinite(keys).all(-1, keepdim=True) & torch.isfinite(gates) & torch.isfinite(values))
+    if log_decay is not None:
+        broken = broken | log_decay.isnan().repeat_interleave(rules, -2)
+        log_decay = torch.nan_to_num(log_decay, 0, 0, -100)  # of which exp leaves nothing
+    spoilt = (broken.flatten(1, 2).cumsum(1) > 0).view_as(broken)
+    keys, values, gates = (torch.nan_to_num(part, 0, 0, 0) for part in (keys, values, gates))
     gated, late, sought = gates * keys, keys, queries
     among, read = gated @ keys.mT, queries @ keys.mT
     ends: Any = [None] * keys.shape[1]
@@ -260,7 +267,8 @@ def chunked(
         starts.append(memory)
         added.append(torch.baddbmm(to_add, by_key, memory, alpha=-1))
         memory = torch.baddbmm(memory if share is None else share * memory, by_late, added[-1])
-    return sought @ torch.stack(starts, 1) + read @ torch.stack(added, 1), memory
+    reads = sought @ torch.stack(starts, 1) + read @ torch.stack(added, 1)
+    return reads.masked_fill(spoilt[..., at_reads, :], math.nan), memory.masked_fill(spoilt[:, -1, -1:], math.nan)
 
 
 def _ratio(late: Tensor, early: Tensor, where: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class ConvolutionController(Controller):
         """Make the linear layer and the convolution."""
         self.num_layers = 1
         self.linear = nn.Linear(self.input_size, self.hidden_size)
-        self.convolution = nn.Conv1d(self.hidden_size, self.hidden_size, self.kernel_size, groups=self.hidden_size)
+        self.convolution = _Convolution(self.hidden_size, self.hidden_size, self.kernel_size, groups=self.hidden_size)
 
     def initial_state(self, batch_size: int) -> ConvolutionState:
         """Zeros."""
@@ -54,8 +54,17 @@ class ConvolutionController(Controller):
         """All steps at once; see :meth:`Controller.run`."""
         steps = len(inputs)
         seen = torch.cat([state.recent.transpose(0, 1), self.linear(inputs).to(state.recent.dtype)])
-        weight, bias = self.convolution.weight.squeeze(1), cast("Tensor", self.convolution.bias)
-        # Summed over shifted sequences: torch's own grouped convolution is slower on a CPU, going back above all.
-        summed = torch.stack([seen[lag : lag + steps] * weight[:, lag] for lag in range(self.kernel_size)]).sum(0)
-        hidden = self.clipped(functional.silu(summed + bias))
+        hidden = self.clipped(functional.silu(self.convolution(seen)))
         return hidden, ConvolutionState(seen[steps:].transpose(0, 1))
+
+
+class _Convolution(nn.Conv1d):
+    """Of each unit by itself, over steps that come first."""
+
+    def forward(self, seen: Tensor) -> Tensor:
+        """``[K - 1 + T, B, U]`` -> ``[T, B, U]``, where K is the size of the kernel."""
+        weight, bias, size = self.weight.squeeze(1), cast("Tensor", self.bias), self.kernel_size[0]
+        steps = len(seen) - size + 1
+        # Summed over shifted sequences: torch's own grouped convolution is slower on a CPU, going back above all.
+        summed = torch.stack([seen[lag : lag + steps] * weight[:, lag] for lag in range(size)]).sum(0)
+        return summed + bias

@@ -22,7 +22,9 @@ FORGET_BIAS = 1.0
 SCALE = 0.1
 """First scale of every row of weights (appendix A.2.2, after Cooijmans et al. 2016)."""
 SPREAD = 0.01
-"""Standard deviation of the weights from which dynamic biases come, at first."""
+"""Standard deviation of the weights from which dynamic biases come, and of the biases, at first. With biases of 0, as
+published, inputs of zeros keep the state at exactly 0, where each normalisation multiplies gradients by 316.
+"""
 
 
 @register_state
@@ -143,7 +145,7 @@ class _HyperLayer(nn.Module):
         nn.init.normal_(self.embed_bias.weight, std=SPREAD)
         nn.init.constant_(self.to_scales, SCALE / self.to_scales.shape[-1])
         nn.init.zeros_(self.to_bias)
-        nn.init.zeros_(self.bias)
+        nn.init.normal_(self.bias, std=SPREAD)
 
     def scales(self, hyper_hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scales of the rows of input and recurrent weights, and the biases, ``[B, 4, U]`` each."""

@@ -96,11 +96,12 @@ class LeakyController(LayeredController):
         hiddens = []
         for layer, (inputs, recurrents) in enumerate(zip(self.inputs, self.recurrents, strict=True)):
             before, share = state.hidden[:, layer], shares[layer]
-            weight: Any = recurrents.weight
+            summed = inputs(x) + recurrents(before)
+            weight: Any = recurrents.weight  # after the call, which renews that of a pruned layer
             if not isinstance(weight, Tensor):
                 weight = weight().dequantize()  # of a quantised layer, which packs it
             from_itself = before * weight.diagonal()
-            coming = (inputs(x) + recurrents(before) - from_itself).to(before.dtype)
+            coming = (summed - from_itself).to(before.dtype)
             if self.leak_inside:
                 hidden = self._activate(torch.lerp(before, coming, share))
             else:

@@ -3,7 +3,7 @@
 AGREED = {
     "circuits/memory.py": "e635fbcb1dce",
     "core/accessors/base.py": "e226c4a61697",
-    "core/accessors/delta.py": "4a62bc1ec88d",
+    "core/accessors/delta.py": "046d2c0bef4d",
     "core/accessors/dynamic.py": "4d9c8006cc93",
     "core/accessors/soft_tape.py": "36e951fe39ee",
     "core/accessors/sparse.py": "161b1316089d",

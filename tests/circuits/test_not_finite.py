@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -146,3 +147,41 @@ def test_triton(triton_interpreter: None) -> None:
         outputs, _ = circuit(inputs)
         assert outputs[:, 1].isnan().all()
         torch.testing.assert_close(others(outputs.transpose(0, 1)), others(expected.transpose(0, 1)))
+
+
+WHOLE: dict[str, Callable[[str], Circuit]] = {
+    "transformer": lambda _: papertape.Transformer(INPUTS, OUTPUTS, model_size=8),
+    "transformer, short": lambda _: papertape.Transformer(
+        INPUTS, OUTPUTS, model_size=8, accessor={"type": "attention", "memory_size": 3}
+    ),
+    "transformer, delta": lambda _: papertape.Transformer(
+        INPUTS, OUTPUTS, model_size=8, controller="convolution", accessor="delta"
+    ),
+    "attention": lambda backend: whole(backend, type="attention", memory_size=3),
+    "delta": lambda backend: whole(backend, type="delta", chunk_size=4),
+    "delta, rules": lambda backend: whole(backend, type="delta", chunk_size=2, num_rules=3, decay=True),
+}
+
+
+def whole(backend: str, **accessor: Any) -> Circuit:
+    """A circuit of a memory that sees a whole sequence at once."""
+    return papertape.MemoryCircuit(INPUTS, OUTPUTS, accessor=accessor, read_feedback=False, backend=backend)
+
+
+@VALUES
+@backends
+@pytest.mark.parametrize("name", WHOLE)
+def test_earlier_steps_are_as_if_nothing_came_after(name: str, backend: str, value: float) -> None:
+    torch.manual_seed(0)
+    circuit = WHOLE[name](backend)
+    inputs = torch.randn(9, BATCH, INPUTS)
+    inputs[5, 1, 0] = value
+    outputs, last = circuit(inputs)
+    steps, state = [], circuit.initial_state(BATCH)
+    for x in inputs:
+        y, state = circuit.step(x, state)
+        steps.append(y)
+    assert outputs[:5].isfinite().all() and (math.isinf(value) or outputs[5, 1].isnan().all())
+    torch.testing.assert_close(outputs, torch.stack(steps), equal_nan=True)
+    for part, reference in zip(leaves(last), leaves(state), strict=True):
+        torch.testing.assert_close(part, reference, equal_nan=True)

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from papertape import DNC, NTM, SAM, SDNC, Circuit, Controller, TraceField, map_state, register_state
 from papertape.agents import BackpropAgent
-from papertape.circuits import MemoryCircuit, RecurrentCircuit
+from papertape.circuits import (
+    FeedForwardCircuit,
+    MemoryCircuit,
+    ModuleCircuit,
+    NeatCircuit,
+    NormalisedCircuit,
+    RecurrentCircuit,
+    RoutedCircuit,
+)
 from papertape.core.state import compare
 from papertape.utils import factory, options
 
@@ -84,6 +92,31 @@ def test_trace_under_autocast_equals_the_run(name):
     traced, _, trace = circuit(sequence(), trace=True)
     torch.testing.assert_close(traced, outputs)
     assert trace.memory.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["feedforward", "neat", "normalised", "normalised feedforward", "routed", "module"])
+@pytest.mark.parametrize("by", ["caller", "circuit"])
+def test_a_step_under_autocast_equals_the_first_of_a_sequence(name: str, by: str) -> None:
+    torch.manual_seed(0)
+    inner = {"normalised": "lstm", "normalised feedforward": "feedforward"}
+    circuit: Circuit
+    if name == "module":
+        circuit = ModuleCircuit(INPUTS, OUTPUTS, module=nn.Linear(INPUTS, OUTPUTS))
+    elif name == "routed":
+        circuit = RoutedCircuit(INPUTS, OUTPUTS, circuit="ntm")
+    elif name in inner:
+        circuit = NormalisedCircuit(INPUTS, OUTPUTS, circuit=inner[name])
+    else:
+        circuit = {"feedforward": FeedForwardCircuit, "neat": NeatCircuit}[name](INPUTS, OUTPUTS)
+    exact, _ = circuit(sequence())
+    if by == "circuit":
+        circuit.autocast = torch.bfloat16
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=by == "caller"):
+        outputs, _ = circuit(sequence())
+        y, _ = circuit.step(sequence()[0])
+    assert outputs.dtype == torch.float32 and not torch.equal(outputs, exact)
+    torch.testing.assert_close(y.float(), outputs[0], rtol=1e-6, atol=1e-6)
+    assert y.dtype == torch.float32
 
 
 def test_kernels_say_that_they_have_no_autocast_and_auto_goes_on():

@@ -164,3 +164,18 @@ def test_one_object_makes_one_layer() -> None:
     assert Transformer(3, 2, model_size=8, num_layers=1, accessor=accessor).layers[0].accessor is accessor
     with pytest.raises(ValueError, match="accessor: got a AttentionAccessor; allowed with 2 layers: a name or a block"):
         Transformer(3, 2, model_size=8, accessor=accessor)
+
+
+@pytest.mark.parametrize("accessor", ["attention", "delta", "srwm", "static"])
+@pytest.mark.parametrize("part", ["controller", "accessor"])
+def test_hooks_of_a_layer_see_every_step(accessor: str, part: str) -> None:
+    torch.manual_seed(0)
+    circuit = Transformer(3, 2, model_size=8, num_layers=2, accessor=accessor)
+    inputs, seen = torch.randn(4, 2, 3), []
+    expected = circuit(inputs)[0]
+    layers: Any = circuit.layers
+    getattr(layers[1], part).register_forward_hook(lambda module, given, made: seen.append(given[0].shape))
+    at = torch.tensor([[0, 1], [3, 3]])
+    torch.testing.assert_close(circuit(inputs)[0], expected)
+    torch.testing.assert_close(circuit(inputs, at=at)[0], expected.gather(0, at.unsqueeze(-1).expand(-1, -1, 2)))
+    assert seen == [(2, 8)] * 8

@@ -9,9 +9,11 @@ from typing import Any
 import controller_loops as loops
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import papertape
+from papertape.circuits import RecurrentCircuit
 from papertape.core.accessors import StaticAccessor
 from papertape.core.controllers import (
     AutomatonController,
@@ -306,12 +308,48 @@ def test_without_plasticity_it_is_a_plain_network() -> None:
 # ---- hyper-lstm ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("bits", [False, True])
+def test_a_hyper_lstm_has_usable_gradients_for_inputs_of_zeros(num_layers: int, bits: bool) -> None:
+    torch.manual_seed(0)
+    circuit = RecurrentCircuit(1, 8, controller={"type": "hyper-lstm", "hidden_size": 20, "num_layers": num_layers})
+    inputs = torch.randint(2, (40, 16, 1)).float() * bits
+    circuit(inputs)[0].square().mean().backward()
+    assert all(float(parameter.grad.abs().max()) < 1e3 for parameter in circuit.parameters())
+
+
+@pytest.mark.parametrize("name", ["leaky", "convolution", "lstm", "rnn", "hyper-lstm"])
+def test_layers_that_are_pruned_learn(name: str) -> None:
+    torch.manual_seed(0)
+    circuit = RecurrentCircuit(3, 2, controller={"type": name, "hidden_size": 5})
+    layers = [layer for layer in circuit.controller.modules() if isinstance(layer, nn.Linear | nn.Conv1d)]
+    for layer in layers:
+        prune.random_unstructured(layer, "weight", amount=0.3)
+    optimiser, inputs = torch.optim.SGD(circuit.parameters(), 0.1), torch.randn(4, 2, 3)
+    for _ in range(2):
+        optimiser.zero_grad()
+        circuit(inputs)[0].square().sum().backward()
+        optimiser.step()
+    expected = circuit(inputs)[0]
+    for layer in layers:
+        prune.remove(layer, "weight")
+    torch.testing.assert_close(circuit(inputs)[0], expected)
+
+
+def test_a_convolution_is_called() -> None:
+    circuit = RecurrentCircuit(3, 2, controller={"type": "convolution", "hidden_size": 5})
+    inputs = torch.randn(4, 2, 3)
+    before = circuit(inputs)[0]
+    circuit.controller.convolution.register_forward_hook(lambda module, given, made: made + 1)
+    assert not torch.allclose(circuit(inputs)[0], before)
+
+
 def test_a_hyper_lstm_begins_with_the_same_scale_everywhere() -> None:
     controller = HyperLSTMController(INPUTS, hidden_size=6, embedding_size=4)
     scales = controller.layers[0].scales(torch.randn(2, controller.hyper_size))
     torch.testing.assert_close(scales[0], torch.full((2, 4, 6), 0.1))
     torch.testing.assert_close(scales[1], torch.full((2, 4, 6), 0.1))
-    assert not scales[2].any()
+    torch.testing.assert_close(scales[2], controller.layers[0].bias.expand(2, -1, -1))
 
 
 @pytest.mark.parametrize("cls", [HyperLSTMController, LeakyController])
