@@ -22,7 +22,7 @@ from .actor_critic import ActorCritic
 from .descent import DescentAgent
 from .evaluation import check_keys, refuse_dropout
 from .policy import Policy
-from .rollout import Actors, Rollout, run_again
+from .rollout import Actors, Rollout, check_finite, run_again
 
 SMALLEST_DEVIATION = 1e-8
 """What is divided by a standard deviation is divided by at least this."""
@@ -266,7 +266,11 @@ class PPOAgent(DescentAgent):
         self.value_count = both
 
     def targets(self, rollout: Rollout) -> Targets:
-        """What a rollout teaches; its values count in the mean and deviation of values."""
+        """What a rollout teaches; its values count in the mean and deviation of values.
+
+        Raises:
+            WorldError: rewards and values are so large that together they are not finite; none of them counts.
+        """
         values = rollout.outputs[..., -1]
         following = torch.cat([values[1:], values[-1:]])
         elsewhere = rollout.over.clone()
@@ -275,6 +279,7 @@ class PPOAgent(DescentAgent):
         worth = self._worth(values)
         found = advantages(rollout.rewards, worth, after, rollout.over, self.discount, self.trace_decay)
         returns = found + worth
+        check_finite("targets of values", returns)
         if self.normalise_values:
             self._note(returns)
             returns = (returns - self.value_mean) / self.value_deviation
@@ -326,7 +331,7 @@ class PPOAgent(DescentAgent):
 
         Raises:
             TrainingError: too many losses or gradients in a row were not finite.
-            WorldError: the world has failed, or outputs, observations or rewards are not finite.
+            WorldError: the world has failed, or outputs, observations, rewards or their sums are not finite.
         """
         if self.tries_again():
             self._begin_again()
@@ -337,11 +342,11 @@ class PPOAgent(DescentAgent):
         self.circuit.eval()
         try:
             rollout = self.actors.act(self.circuit, self.rollout_steps, segment, self.generator)
+            targets = self.targets(rollout)
         except WorldError:
             self._unfinished = self.actors.state_dict()
             self.actors.end()
             raise
-        targets = self.targets(rollout)
         self.circuit.train()
         rate = self.learning_rate(self.step)
         self.answered += self.answers_per_step

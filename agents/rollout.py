@@ -115,8 +115,8 @@ class Actors:
                 state = _where(first, initial, state)
             outputs, state = circuit.step(observations, state)
             if not outputs.isfinite().all():
-                _check_finite("observations", observations)
-                _check_finite("outputs of the circuit", outputs)
+                check_finite("observations", observations)
+                check_finite("outputs of the circuit", outputs)
             samples = policy.sample(outputs[:, :-1], generator)
             actions = world.world.decide(samples)
             done.append(actions)
@@ -138,14 +138,17 @@ class Actors:
         seen, samples, outputs, rewards, begun, over, ended = (
             torch.stack(column) for column in zip(*rows, strict=True)
         )
-        _check_finite("observations", seen)
-        _check_finite("rewards", rewards)
+        check_finite("observations", seen)
+        check_finite("rewards", rewards)
         after = torch.zeros_like(rewards)
         if ends:
             times = torch.cat([torch.full_like(places, time) for time, places, *_ in ends])
             places = torch.cat([places for _, places, *_ in ends])
             shown, last = torch.cat([shown for *_, shown, _ in ends]), _joined([last for *_, last in ends])
-            after[times, places] = circuit.step(shown, last)[0][:, -1]
+            check_finite("observations", shown)
+            judged, _ = circuit.step(shown, last)
+            check_finite("outputs of the circuit", judged)
+            after[times, places] = judged[:, -1]
         self._actions += done
         self._observations, self._first, self._state = observations, first, state
         self._returns, self._lengths = returns, lengths
@@ -268,7 +271,8 @@ def run_again(circuit: Circuit, rollout: Rollout, segment: int, cells: Tensor) -
     return torch.cat(outputs), torch.cat(positions)
 
 
-def _check_finite(name: str, tensor: Tensor) -> None:
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise WorldError if a tensor, called so in the message, is not finite."""
     if not tensor.isfinite().all():
         raise WorldError(f"{name} are not finite")
 

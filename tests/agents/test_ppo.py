@@ -543,6 +543,59 @@ class Poisoned(Anything):
         return made._replace(**{self.part: part * math.nan}) if self.taken >= 30 else made
 
 
+class Spoilt(Anything):
+    """Once, in the first twelve steps, shows what an agent judges, but does not act on, as something else."""
+
+    where: str = Field(default="a cut", description="at which step")
+    shown: str = Field(default="inf", description="what it shows")
+
+    def setup(self) -> None:
+        super().setup()
+        self.taken = 0
+
+    def step(self, actions: Tensor) -> Step:
+        self.taken += 1
+        made = super().step(actions)
+        here = made.truncated if self.where == "a cut" else torch.full_like(made.truncated, self.taken == 12)
+        spoilt = (here & (self.taken <= 12)).unsqueeze(1)
+        return made._replace(observations=made.observations.masked_fill(spoilt, float(self.shown)))
+
+
+@pytest.mark.parametrize("where", ["a cut", "the last step"])
+@pytest.mark.parametrize(("shown", "what"), [("inf", "observations"), ("3e38", "outputs of the circuit")])
+def test_what_is_judged_but_not_acted_on_must_be_finite_too(where: str, shown: str, what: str) -> None:
+    linear = nn.Linear(3, 8)
+    nn.init.constant_(linear.weight, 2.0)
+    agent = PPOAgent(Spoilt(where=where, shown=shown), linear, **SMALL)
+    with pytest.raises(WorldError, match=f"{what} are not finite"):
+        agent.train_step()
+    assert agent.state_dict()["values"] == (0, 0.0, 0.0)
+    learned = agent.train_step()
+    assert agent.step == 1 and all(map(math.isfinite, learned.values()))
+
+
+def test_rewards_whose_sum_is_not_finite_are_not_learned_from() -> None:
+    agent = make(world=Rich())
+    with pytest.raises(WorldError, match="targets of values are not finite"):
+        agent.train_step()
+    assert agent.state_dict()["values"] == (0, 0.0, 0.0)
+    learned = agent.train_step()
+    assert agent.step == 1 and all(map(math.isfinite, learned.values()))
+
+
+class Rich(Anything):
+    """Pays almost as much as there are numbers for, twelve times."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.taken = 0
+
+    def step(self, actions: Tensor) -> Step:
+        self.taken += 1
+        made = super().step(actions)
+        return made._replace(rewards=torch.full_like(made.rewards, 3e38)) if self.taken <= 12 else made
+
+
 def test_validation_is_played_beside_training_and_shown() -> None:
     kept = Keep()
     agent = make(world=TMazeWorld(trials=3, test_trials=[4]), recorder=kept, updates=6, previous_action=True)
