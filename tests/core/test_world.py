@@ -149,3 +149,15 @@ def test_parts_of_an_action_that_do_not_fit_are_found_out(parts: list[ActionPart
     object.__setattr__(world, "action_parts", lambda: parts)
     with pytest.raises(ContractError, match=r"Countdown\.action_parts: gives \[\(.* of 3 channels in all"):
         world.check()
+
+
+def test_a_world_that_draws_its_actions_by_itself_may_say_so() -> None:
+    def refused() -> list[ActionPart]:
+        raise ValueError("env: its actions are drawn by itself")
+
+    world = Countdown()
+    object.__setattr__(world, "action_parts", refused)
+    world.check()
+    object.__setattr__(world, "action_parts", lambda: 1 / 0)
+    with pytest.raises(ContractError, match=r"Countdown\.action_parts: ZeroDivisionError"):
+        world.check()
