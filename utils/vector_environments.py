@@ -139,7 +139,7 @@ class Separate:
             action = self.converter.action(given, row)
             shown, reward, terminated[row], truncated[row], _ = self.envs[row].step(action)
             try:
-                rewards[row] = reward
+                rewards[row] = reward + 0  # numpy by itself takes None for nan, and digits for a number
             except (TypeError, ValueError) as error:
                 raise ValueError(f"got the reward {reward!r}; expected a number") from error
             observations[row] = self.converter.flatten(shown)
@@ -238,13 +238,16 @@ class Together:
         """A number of each episode, ``[B]``, in the type that it should have.
 
         Raises:
-            ValueError: it is of another shape.
+            ValueError: it is of another shape, or no number.
         """
         assert self.envs is not None
         found = np.asarray(values)
         if found.shape != (self.envs.num_envs,):
             raise ValueError(f"got {name} of shape {list(found.shape)}; expected {[self.envs.num_envs]}")
-        return found.astype(kind)
+        try:
+            return (found + 0).astype(kind)  # numpy by itself takes None for nan, and digits for a number
+        except TypeError as error:
+            raise ValueError(f"got {name} {found.tolist()}; expected numbers") from error
 
     def keep(self, rows: np.ndarray) -> None:
         """See :meth:`Separate.keep`; the others are stepped all the same."""

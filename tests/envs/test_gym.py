@@ -437,6 +437,13 @@ def test_what_vector_environments_answer_in_another_shape_is_named(part: str, ch
         world.play(clumsy_pair, 4, generator())
 
 
+@pytest.mark.parametrize("odd", [None, "1"])
+def test_what_vector_environments_pay_that_is_no_number_is_named(odd: Any) -> None:
+    world = GymWorld(max_steps=9, target=0.0, make=lambda count: Vectors(count, rewards=lambda part: [odd] * len(part)))
+    with pytest.raises(WorldError, match=f"ValueError: got rewards {re.escape(repr([odd] * 2))}; expected numbers$"):
+        world.play(clumsy_pair, 2, generator())
+
+
 @pytest.mark.parametrize("kind", [Vectors, lambda count: gymnasium.vector.SyncVectorEnv([cartpole] * count)])
 def test_too_few_environments_are_named(kind: Any) -> None:
     world = GymWorld(max_steps=9, target=0.0, make=lambda count: kind(1))
@@ -686,7 +693,10 @@ class Spoilt(gymnasium.Env):
         if bad and self.how == "stops":
             raise StopIteration
         shown = np.full(1, np.inf if bad and self.how == "shows" else 0, np.float32)
-        odd: dict[str, Any] = {"earns": np.nan, "earns inf": np.inf, "earns two": np.ones(2), "earns words": "much"}
+        odd: dict[str, Any] = {
+            "earns": np.nan, "earns inf": np.inf, "earns two": np.ones(2), "earns words": "much", "earns digits": "1",
+            "earns none": None,
+        }  # fmt: skip
         earned = odd.get(self.how, 1.0) if bad else 1.0
         return shown, earned, self.steps == 4, False, {}
 
@@ -760,3 +770,5 @@ def test_an_environment_that_fails_is_named_with_its_step_and_the_run_is_saved()
     agent.processes = Processes(1, 2)
     with pytest.raises(TrainingError, match="^generation 1: gone$"):  # the first process saves
         agent._step_or_save()
+        ("earns digits", "ValueError: got the reward '1'; expected a number"),
+        ("earns none", "ValueError: got the reward None; expected a number"),
