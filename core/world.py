@@ -32,7 +32,7 @@ class Step(NamedTuple):
 
     observations: Tensor
     """``[B, I]``; zeros where the episode is over, but for the step that cuts it off: that still shows the last, from
-    which an agent may judge what was to come."""
+    which an agent may judge what was to come. So may the step that ends it, if the last is no finite number."""
     rewards: Tensor
     """``[B]`` in float64; zero where the episode was over before."""
     terminated: Tensor
@@ -258,7 +258,8 @@ class World(Task):
     ) -> Episodes:
         """Play episodes to the end.
 
-        An answer, a reward or an observation that is no finite number makes the return of its episode nan.
+        An answer that is nan, and a reward or an observation, even the last, that is no finite number, make the return
+        of their episode nan.
 
         Args:
             answer: maps observations ``[M·E, I]`` to outputs ``[M·E, O]``; called once for each step, so it can carry
@@ -273,7 +274,8 @@ class World(Task):
         """
         observations, info = self.reset(episodes, generator, copies=copies)
         dropping = keep if self.renewable else None
-        returns = observations.new_zeros(copies * episodes, dtype=torch.float64)
+        finite = observations.isfinite().all(1)
+        returns = observations.new_zeros(copies * episodes, dtype=torch.float64).masked_fill(~finite, torch.nan)
         lengths = torch.zeros_like(returns, dtype=torch.long)
         running = torch.ones_like(returns, dtype=torch.bool)
         numbers = torch.arange(copies, device=returns.device)
@@ -282,15 +284,15 @@ class World(Task):
             if steps == LONG:
                 told = "%s: an episode goes on after %d steps; it ends where step says terminated or truncated"
                 logger.warning(told, type(self).__qualname__, steps)
-            finite = observations.isfinite().all(1)
             if seen is not None:
                 seen(observations[running & finite])
             outputs = answer(observations)
             # An answer that is no number earns none; what is done instead must be an action all the same.
             lost = outputs.isnan()
-            spoilt = running & (lost.flatten(1).any(1) | ~finite)
             actions = self.decide(outputs.masked_fill(lost, 0))
             observations, rewards, terminated, truncated, info = self.step(actions)
+            finite = observations.isfinite().all(1)
+            spoilt = running & (lost.flatten(1).any(1) | ~finite)
             returns = returns + rewards
             returns = returns.masked_fill(spoilt | ~returns.isfinite(), torch.nan)
             lengths = lengths + running
@@ -305,8 +307,8 @@ class World(Task):
                 ended.append((numbers[~going], _copies(episodes, returns, lengths, info, ~rows)))
                 self.keep(rows.nonzero().squeeze(1))
                 dropping(at)
-                observations, returns, lengths, running = (
-                    part[rows] for part in (observations, returns, lengths, running)
+                observations, finite, returns, lengths, running = (
+                    part[rows] for part in (observations, finite, returns, lengths, running)
                 )
                 numbers = numbers[at]
         ended.append((numbers, _copies(episodes, returns, lengths, info)))

@@ -42,7 +42,7 @@ class GymWorld(World):
     missing. Of an action that is a whole number between bounds, each number has an equal part of the function's range;
     clipped or without bounds, the output is rounded.
 
-    Where a reward or an observation is no finite number, the return of its episode is none, either.
+    Where a reward or an observation, even the last, is no finite number, the return of its episode is none, either.
 
     Metrics: shortfall, how far the mean return is below ``target``, besides reward and steps.
     """
@@ -211,9 +211,11 @@ class GymWorld(World):
         self._terminated = self._terminated | (terminated & ~over)
         cut = (truncated | (self._steps >= self.step_limit)) & ~over & ~self._terminated
         self._truncated = self._truncated | cut
-        ended = ((self._terminated | self._truncated) & ~cut).unsqueeze(-1)
+        observations = self._observations(shown)
+        # What diverges as it ends must not count as a success: World.play has to see it.
+        ended = over | (self._terminated & observations.isfinite().all(1))
         return Step(
-            self._observations(shown).masked_fill(ended, 0),
+            observations.masked_fill(ended.unsqueeze(-1), 0),
             rewards,
             self._terminated,
             self._truncated,

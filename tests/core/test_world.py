@@ -161,3 +161,16 @@ def test_a_world_that_draws_its_actions_by_itself_may_say_so() -> None:
     object.__setattr__(world, "action_parts", lambda: 1 / 0)
     with pytest.raises(ContractError, match=r"Countdown\.action_parts: ZeroDivisionError"):
         world.check()
+
+
+@pytest.mark.parametrize("last", [torch.nan, torch.inf])
+def test_a_last_observation_that_is_no_finite_number_makes_the_return_none(last: float) -> None:
+    class Diverges(Countdown):
+        def step(self, actions: Tensor) -> Step:
+            running = self.count > 0
+            made = super().step(actions)
+            odd = (made.terminated & running & (torch.arange(len(running)) % 2 == 1)).unsqueeze(1)
+            return made._replace(observations=made.observations.masked_fill(odd, last))
+
+    returns = Diverges().play(lambda seen: torch.zeros(4, 3), 4, generator()).returns
+    assert returns.isnan().tolist() == [[False, True, False, True]]

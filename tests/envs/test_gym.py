@@ -717,6 +717,46 @@ def test_what_is_no_finite_number_spoils_the_return(how: str) -> None:
     assert all(shown.isfinite().all() for shown in seen)
 
 
+def diverging(count: int, ends: bool) -> Any:
+    """CartPole whose episodes of an odd seed show no number in their tenth step, with which they may end."""
+
+    class Diverges(gymnasium.Wrapper):
+        def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
+            shown, reward, *_, info = super().step(action)
+            self.steps += 1
+            bad = self.steps == 10 and self.odd
+            return shown * (np.nan if bad else 1), reward, ends and self.steps == 10, False, info
+
+        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+            self.steps, self.odd = 0, bool(seed is not None and seed % 2)
+            return super().reset(seed=seed, options=options)
+
+    return gymnasium.vector.SyncVectorEnv([lambda: Diverges(cartpole())] * count)
+
+
+class Together(gymnasium.vector.VectorWrapper):
+    """Steps all episodes at once."""
+
+
+@pytest.mark.parametrize("kind", [lambda made: made, Together], ids=["apart", "together"])
+@pytest.mark.parametrize("ends", [False, True], ids=["cut off", "ended"])
+def test_a_last_observation_that_is_no_finite_number_spoils_the_return(kind: Any, ends: bool) -> None:
+    world = GymWorld(max_steps=20 if ends else 10, target=1.0, make=lambda count: kind(diverging(count, ends)))
+    chance = generator()
+    odd = torch.randint(2**31, (6,), generator=generator()) % 2 == 1
+    assert odd.any() and not odd.all()
+    seen: list[Tensor] = []
+    played = world.play(balance, 6, chance, seen=seen.append)
+    assert torch.equal(played.returns.isnan(), odd.unsqueeze(0)) and played.lengths.tolist() == [[10] * 6]
+    assert all(shown.isfinite().all() for shown in seen)
+    shown, _ = world.reset(6, generator())
+    for _ in range(10):
+        step = world.step(world.decide(balance(shown)))
+        shown = step.observations
+    assert torch.equal(step.observations.isnan().any(1), odd) and (step.terminated == ends).all()
+    assert not world.step(torch.zeros(6, dtype=torch.long)).observations.any()
+
+
 @pytest.mark.parametrize("shown", [np.float32(0), np.zeros(3, np.float32)], ids=["fewer numbers", "more numbers"])
 @pytest.mark.parametrize("at", [0, 1])
 def test_observations_of_another_size_than_their_space_are_named(shown: Any, at: int) -> None:
@@ -742,6 +782,8 @@ def test_observations_of_another_size_than_their_space_are_named(shown: Any, at:
         ("stops", "StopIteration:"),
         ("earns two", r"ValueError: got the reward array\(\[1., 1.\]\); expected a number"),
         ("earns words", "ValueError: got the reward 'much'; expected a number"),
+        ("earns digits", "ValueError: got the reward '1'; expected a number"),
+        ("earns none", "ValueError: got the reward None; expected a number"),
     ],
 )
 def test_what_an_environment_does_instead_of_a_step_is_named(how: str, said: str) -> None:
@@ -770,5 +812,3 @@ def test_an_environment_that_fails_is_named_with_its_step_and_the_run_is_saved()
     agent.processes = Processes(1, 2)
     with pytest.raises(TrainingError, match="^generation 1: gone$"):  # the first process saves
         agent._step_or_save()
-        ("earns digits", "ValueError: got the reward '1'; expected a number"),
-        ("earns none", "ValueError: got the reward None; expected a number"),
