@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..circuits.module import ModuleCircuit
 from ..core.circuit import Circuit
@@ -203,12 +206,22 @@ class _Film:
         return Trace({**trace, "world": world}, {**trace.fields, "world": WORLD})
 
 
-def refuse_dropout(circuit: nn.Module, agent: str, reason: str) -> None:
-    """Raise ValueError if a circuit has dropout, which an agent of this name cannot take; the reason says why."""
+def refuse_two_modes(circuit: nn.Module, agent: str, reason: str) -> None:
+    """Raise ValueError if a part of a circuit answers otherwise in training, such as by dropout or batch normalisation.
+
+    Args:
+        circuit: what is looked through.
+        agent: name of the agent that cannot take such a part.
+        reason: why, for the message.
+    """
     for name, module in circuit.named_modules():
-        share = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", None)
-        if isinstance(share, float) and share > 0:
-            raise ValueError(f"circuit: {name or 'it'} has dropout {share}, {reason}; allowed with {agent} is none")
+        share = float(module.p) if isinstance(module, _DropoutNd) else getattr(module, "dropout", None)
+        found = f"has dropout {share}" if isinstance(share, float) and share > 0 else None
+        tracks = isinstance(module, _InstanceNorm) and module.track_running_stats
+        if tracks or isinstance(module, _BatchNorm | nn.RReLU):
+            found = f"is a {type(module).__name__}"
+        if found:
+            raise ValueError(f"circuit: {name or 'it'} {found}, {reason}; allowed with {agent} is none")
 
 
 def set_error(task: Task, values: Mapping[str, float], stream: Stream, name: str) -> float:

@@ -15,7 +15,7 @@ from ..core.distributed import Processes
 from ..core.env import Batch
 from ..core.registry import register
 from .backprop import BackpropAgent
-from .evaluation import Answered, refuse_dropout
+from .evaluation import Answered, refuse_two_modes
 
 
 class _Call(NamedTuple):
@@ -53,7 +53,8 @@ class NodePerturbationAgent(BackpropAgent):
         """See :meth:`BackpropAgent.setup`.
 
         Raises:
-            ValueError: also where the circuit has a weight outside linear layers, or dropout.
+            ValueError: also where the circuit has a weight outside linear layers, or answers otherwise in training (see
+                :func:`refuse_two_modes`).
         """
         super().setup()
         self.layers = [module for module in self.circuit.modules() if isinstance(module, nn.Linear)]
@@ -64,7 +65,7 @@ class NodePerturbationAgent(BackpropAgent):
                     f"agent.type: got 'node-perturbation', but the circuit's weight {name} is in no linear layer; "
                     "allowed are circuits without learned memory and with controllers made of linear layers"
                 )
-        refuse_dropout(self.circuit, "node-perturbation", "which would differ in the two answers that are compared")
+        refuse_two_modes(self.circuit, "node-perturbation", "which would differ in the two answers that are compared")
 
     @property
     def answers_per_step(self) -> int:

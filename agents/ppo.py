@@ -20,7 +20,7 @@ from ..core.task import Task
 from ..core.world import World, WorldError
 from .actor_critic import ActorCritic
 from .descent import DescentAgent
-from .evaluation import check_keys, refuse_dropout
+from .evaluation import check_keys, refuse_two_modes
 from .policy import Policy
 from .rollout import Actors, Rollout, check_finite, run_again
 
@@ -187,13 +187,13 @@ class PPOAgent(DescentAgent):
         """Take up the world; see also :meth:`DescentAgent.setup`.
 
         Raises:
-            ValueError: also where episodes of the world cannot begin one by one, or the circuit has dropout or a state
-                of which nothing is known.
+            ValueError: also where episodes of the world cannot begin one by one, or the circuit answers otherwise in
+                training (see :func:`refuse_two_modes`) or has a state of which nothing is known.
         """
         self.env = self.task_of(self.options, self.env)  # type: ignore[assignment]
         super().setup()
         assert isinstance(self.env, ActorCritic)
-        refuse_dropout(self.circuit, "ppo", "which would differ when it acts and when it learns")
+        refuse_two_modes(self.circuit, "ppo", "which would differ when it acts and when it learns")
         self._check_state()
         apart = self.env.apart
         apart.reset(1, torch.Generator(self.env.device).manual_seed(0))

@@ -113,6 +113,15 @@ def test_dropout_is_refused() -> None:
         NodePerturbationAgent(env, circuit)
 
 
+@pytest.mark.parametrize("part", [torch.nn.AlphaDropout(0.2), torch.nn.RReLU()])
+def test_modules_that_answer_otherwise_as_they_learn_are_refused(part: torch.nn.Module) -> None:
+    env = small_env()
+    circuit = torch.nn.Sequential(torch.nn.Linear(env.input_size, env.output_size), part)
+    said = r"circuit: module\.1 (has dropout 0\.2|is a RReLU), .* allowed with node-perturbation is none"
+    with pytest.raises(ValueError, match=said):
+        NodePerturbationAgent(env, circuit)
+
+
 def test_half_precision(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["circuit.type=feedforward", "agent.type=node-perturbation", "precision=bfloat16", "agent.steps=2"]

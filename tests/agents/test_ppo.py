@@ -472,6 +472,38 @@ def test_what_cannot_be_is_refused_in_one_line(name: str, monkeypatch: pytest.Mo
     assert "\n" not in str(caught.value).split("For further")[0].strip() or "pydantic" in str(type(caught.value))
 
 
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (nn.Dropout(1), "has dropout 1.0"),
+        (nn.Dropout1d(0.1), "has dropout 0.1"),
+        (nn.AlphaDropout(0.2), "has dropout 0.2"),
+        (nn.FeatureAlphaDropout(0.2), "has dropout 0.2"),
+        (nn.RReLU(), "is a RReLU"),
+        (nn.BatchNorm1d(3), "is a BatchNorm1d"),
+        (nn.InstanceNorm1d(6, affine=True, track_running_stats=True), "is a InstanceNorm1d"),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_modules_that_answer_otherwise_as_they_learn_are_refused(part: nn.Module, said: str) -> None:
+    class Within(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part, self.layer = part, nn.Linear(3, 8)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            answered: Tensor = self.layer(self.part(inputs.flatten(0, 1))).unflatten(0, inputs.shape[:2])
+            return answered
+
+    with pytest.raises(ValueError, match=rf"^circuit: module\.part {said}, .* allowed with ppo is none$"):
+        PPOAgent(Anything(), Within(), **SMALL)
+
+
+def test_modules_that_could_answer_otherwise_but_do_not_are_taken() -> None:
+    parts = [nn.Dropout(0), nn.LayerNorm(3), nn.PReLU()]
+    PPOAgent(Anything(), nn.Sequential(*parts, nn.Linear(3, 8)), **SMALL).train_step()
+
+
 class Bandit(Anything):
     """One step; the reward is the second arm's, or the number's distance from where it should be."""
 
