@@ -20,14 +20,14 @@ class Layout:
             shapes: shape of each parameter.
 
         Raises:
-            ValueError: no parameters.
+            ValueError: no parameters, or none with an element.
         """
-        if not shapes:
-            raise ValueError("parameters: the circuit has none that are not frozen, so there is nothing to evolve")
         self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
         self.size = sum(self.sizes)
         """D, elements of a genome."""
+        if not self.size:
+            raise ValueError("parameters: the circuit has none that are not frozen, so there is nothing to evolve")
 
     @classmethod
     def of(cls, module: nn.Module) -> Layout:
@@ -50,9 +50,7 @@ class Layout:
 
     def join(self, stacks: Mapping[str, Stack]) -> Tensor:
         """Named stacks -> genomes ``[P, D]``."""
-        return torch.cat(
-            [dense(stacks[name]).reshape(-1, size) for name, size in zip(self.shapes, self.sizes, strict=True)], 1
-        )
+        return torch.cat([dense(stacks[name]).reshape(len(stacks[name]), -1) for name in self.shapes], 1)
 
     def read(self, module: nn.Module) -> Tensor:
         """The genome ``[D]`` that a module carries: a copy of its parameters."""

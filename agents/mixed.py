@@ -169,7 +169,7 @@ class MixedAgent(EvolutionAgent):
     def _step(self, optimiser: Optimizer, parameters: list[Tensor]) -> Tensor:
         """One update of every member whose gradient is finite; which these are, ``[P]``."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+        norms = torch.stack([gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients]).norm(dim=0)
         good = norms.isfinite()
         scale = torch.ones_like(norms)
         if self.clip_norm is not None:

@@ -72,10 +72,11 @@ class Strategy(Component, ABC):
         """Check the genome, and begin with what every strategy remembers.
 
         Raises:
-            ValueError: the genome is not a vector of finite numbers, or not of the layout's size.
+            ValueError: the genome is not a vector of finite numbers, at least one, or not of the layout's size.
         """
         genome = self.genome
-        if genome.dim() != 1 or not genome.is_floating_point() or not torch.isfinite(genome).all():
+        right = genome.dim() == 1 and len(genome) and genome.is_floating_point() and torch.isfinite(genome).all()
+        if not right:
             raise ValueError(f"genome: got shape {list(genome.shape)}; expected a vector of finite numbers")
         self.layout = self.layout or Layout({"genome": genome.shape})
         if self.layout.size != len(genome):

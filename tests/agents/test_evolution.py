@@ -443,6 +443,11 @@ def test_a_module_that_is_frozen_whole_has_nothing_to_evolve():
     with pytest.raises(ValueError, match="parameters: the circuit has none that are not frozen"):
         EvolutionAgent(copy_env(), torch.nn.Linear(4, 2).requires_grad_(False), **SMALL)
 
+    empty = torch.nn.Linear(4, 2).requires_grad_(False)
+    empty.register_parameter("none", torch.nn.Parameter(torch.zeros(0)))
+    with pytest.raises(ValueError, match="parameters: the circuit has none that are not frozen"):
+        EvolutionAgent(copy_env(), empty, **SMALL)
+
 
 def test_state_of_another_circuit_or_agent_is_refused():
     state = make("snes").state_dict()

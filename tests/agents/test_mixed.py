@@ -198,6 +198,22 @@ def test_learns_faster_than_by_mutation_alone():
     assert agent.target_reached
 
 
+def test_a_parameter_may_have_no_elements_or_no_axes():
+    class Odd(torch.nn.Linear):
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+            self.none, self.one = torch.nn.Parameter(torch.zeros(0, 3)), torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, inputs):
+            return self.one * super().forward(inputs) + self.none.sum()
+
+    env = CopyEnv(width=2, max_length=2, test_lengths=[3])
+    strategy = {"type": "trust", "population": 6}
+    agent = MixedAgent(env, Odd(env.input_size, env.output_size), **SMALL, strategy=strategy, generations=2)
+    agent.fit()
+    assert agent.bad_gradients == 0
+
+
 def test_strategies_without_members_inherit_nothing():
     message = r"strategy\.type: got 'openai-es'.*allowed with .*: neat, trust \(baldwinian"
     with pytest.raises(ValueError, match=message):

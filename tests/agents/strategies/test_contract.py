@@ -209,10 +209,21 @@ def test_state_of_another_genome_or_strategy_is_refused(name):
         strategy.load_state_dict(build(other).state_dict())
 
 
+@pytest.mark.parametrize(("name", "values"), [*((name, {}) for name in NAMES), ("openai-es", {"rank": 1})])
+def test_a_parameter_may_have_no_elements(name, values):
+    shapes = {"none": (0,), "rows": (0, 4), "columns": (3, 0), "one": ()}
+    layout = Layout({**LAYOUTS.get(name, LAYOUT).shapes, **({} if name == "neat" else shapes)})
+    strategy = build(name, layout=layout, **values)
+    advance(strategy, 2)
+    assert torch.equal(strategy.ask(), layout.join(strategy.ask_stacks()))
+
+
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("genome", [torch.zeros(2, 3), torch.tensor([1.0, float("nan")]), torch.arange(3)])
+@pytest.mark.parametrize(
+    "genome", [torch.zeros(2, 3), torch.tensor([1.0, float("nan")]), torch.arange(3), torch.zeros(0)]
+)
 def test_bad_initial_genomes_are_refused(name, genome):
-    with pytest.raises(ValueError, match="genome"):
+    with pytest.raises(ValueError, match="genome: got shape"):
         build(name, layout=None, genome=genome)
 
 
