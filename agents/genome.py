@@ -54,10 +54,13 @@ class Layout:
 
     def read(self, module: nn.Module) -> Tensor:
         """The genome ``[D]`` that a module carries: a copy of its parameters."""
-        return torch.cat([module.get_parameter(name).detach().flatten() for name in self.shapes])
+        # Those of a scripted module that was loaded are plain tensors, which get_parameter refuses.
+        own = dict(module.named_parameters())
+        return torch.cat([own[name].detach().flatten() for name in self.shapes])
 
     @torch.no_grad()
     def write(self, genome: Tensor, module: nn.Module) -> None:
         """Put a genome ``[D]`` into a module's parameters."""
+        own = dict(module.named_parameters())
         for name, part in self.split(genome).items():
-            module.get_parameter(name).copy_(part)
+            own[name].copy_(part)

@@ -1,3 +1,5 @@
+import io
+
 import pytest
 import torch
 
@@ -135,7 +137,16 @@ class Fed(torch.nn.Module):
         return torch.stack(answers), state
 
 
+def loaded():
+    """A module that torch.jit has saved, without the class that it was written as."""
+    layers = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3))
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(layers), buffer)
+    return torch.jit.load(io.BytesIO(buffer.getvalue()))
+
+
 MODULES = {
+    "scripted and loaded": loaded,
     "layers": lambda: torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 3)),
     "fed": Fed,
     "gru": lambda: torch.nn.GRU(5, 3),
