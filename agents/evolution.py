@@ -25,7 +25,7 @@ from ..core.world import World, WorldError
 from .evaluation import check_saved
 from .fitness import AnyFitness
 from .learning import LearningAgent, TrainingError
-from .population import Population
+from .population import Population, refuse_shared_buffers
 from .scoring import scoring_of
 from .strategies import AnyStrategy, Strategy
 
@@ -83,11 +83,12 @@ class EvolutionAgent(LearningAgent):
         """Build the population and its strategy; see also :meth:`LearningAgent.setup`.
 
         Raises:
-            ValueError: also where the circuit has nothing to evolve, the strategy cannot take so many weights, or a
-                fitness is given for a world.
+            ValueError: also where the circuit has nothing to evolve, or writes to buffers that members would share, the
+                strategy cannot take so many weights, or a fitness is given for a world.
         """
         super().setup()
         self.population = Population(self.circuit, memory_budget=self.memory_budget)
+        refuse_shared_buffers(self.circuit, training=False)
         self.scoring = scoring_of(self.env, self.population, self.fitness)
         self.strategy = self._build_strategy(
             self.population.layout.read(self.circuit), stream_seed(self.seed, "strategy")

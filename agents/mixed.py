@@ -17,6 +17,7 @@ from ..core.members import Stack, dense, map_members
 from ..core.registry import entries, name_of, register
 from .evolution import EvolutionAgent
 from .optimisers import AnyOptimiser, build_optimiser
+from .population import refuse_shared_buffers
 from .strategies import AnyStrategy
 
 
@@ -80,6 +81,7 @@ class MixedAgent(EvolutionAgent):
     def setup(self) -> None:
         """See :meth:`EvolutionAgent.setup`."""
         super().setup()
+        refuse_shared_buffers(self.circuit, training=True)
         self.optimiser = build_optimiser(self.optimiser)
         self.lr = self.lr or self.optimiser.published_lr
         self.bad_gradients = 0

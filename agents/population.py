@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch.utils._pytree import tree_map
 
 from ..circuits.module import ModuleCircuit
 from ..core.circuit import Circuit
-from ..core.members import Stack, dense, mapping_of
+from ..core.members import Call, Stack, dense, mapping_of
+from ..core.placement import random_apart
 from ..core.state import example
 from ..core.world import Episodes, World, join_episodes
 from .genome import Layout
@@ -180,6 +182,37 @@ class Population:
         elements = self.layout.size + length * batch * (2 * outputs + 3 * max(widest, outputs)) + 8 * carried
         size = int(self.memory_budget * MEBIBYTE / (elements * self.dtype.itemsize))
         return max(2, size // 2 * 2)
+
+
+@torch.no_grad()
+def refuse_shared_buffers(circuit: Circuit, *, training: bool) -> None:
+    """Raise ValueError if a module writes to a buffer what its inputs or its weights decide: members would share it.
+
+    Args:
+        circuit: another than a module is taken to carry all that in its state.
+        training: whether members answer as they do in training.
+    """
+    if not isinstance(circuit, ModuleCircuit):
+        return
+    own, was_training, written = example(circuit), circuit.training, []
+    inputs = torch.linspace(0, 1, 6 * circuit.vector_size, dtype=own.dtype, device=own.device).view(2, 3, -1)
+    circuit.train(training)
+    for change in (0.0, 0.01):
+        call = Call(circuit, partial(ModuleCircuit.run, inputs=inputs + change, state=()))
+        parts = {name: part + change * part.requires_grad for name, part in call.named_parameters()}
+        parts |= {name: buffer.clone() for name, buffer in call.named_buffers()}
+        with random_apart(own.device):
+            functional_call(call, parts, (), tie_weights=False)  # puts into parts what is written
+        written.append(parts)
+    circuit.train(was_training)
+    for name, _ in circuit.named_buffers():
+        one, other = (parts[f"circuit.{name}"] for parts in written)
+        if not ((one == other) | one.isnan()).all():
+            owner = type(circuit.get_submodule(name.rpartition(".")[0])).__name__
+            raise ValueError(
+                f"circuit: {owner} writes what it is given to its buffer {name}, which all members of a population "
+                "would share; allowed are modules that keep it in a state, which goes in and out"
+            )
 
 
 def _elements(state: Any) -> int:

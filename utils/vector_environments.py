@@ -139,7 +139,8 @@ class Separate:
             action = self.converter.action(given, row)
             shown, reward, terminated[row], truncated[row], _ = self.envs[row].step(action)
             try:
-                rewards[row] = reward + 0  # numpy by itself takes None for nan, and digits for a number
+                # numpy by itself takes None for nan, and digits for a number.
+                rewards[row] = cast("Any", reward) + 0
             except (TypeError, ValueError) as error:
                 raise ValueError(f"got the reward {reward!r}; expected a number") from error
             observations[row] = self.converter.flatten(shown)

@@ -20,7 +20,7 @@ from papertape.circuits import FeedForwardCircuit
 from papertape.core.env import Batch, Env
 from papertape.core.recorder import Chart, Recorder
 from papertape.core.registry import entries
-from papertape.envs import CopyEnv
+from papertape.envs import CopyEnv, TMazeWorld
 
 SMALL: dict[str, Any] = {
     "batch_size": 4,
@@ -447,6 +447,42 @@ def test_a_module_that_is_frozen_whole_has_nothing_to_evolve():
     empty.register_parameter("none", torch.nn.Parameter(torch.zeros(0)))
     with pytest.raises(ValueError, match="parameters: the circuit has none that are not frozen"):
         EvolutionAgent(copy_env(), empty, **SMALL)
+
+
+class Writes(torch.nn.Module):
+    """Writes something to a buffer each time that it answers."""
+
+    def __init__(self, task, what):
+        super().__init__()
+        self.layer, self.what = torch.nn.Linear(task.input_size, task.output_size), what
+        self.register_buffer("kept", torch.tensor([math.nan, 0.0]))
+
+    def forward(self, inputs):
+        outputs = self.layer(inputs)
+        if self.what == "assigned":
+            self.kept = torch.stack([outputs.min(), outputs.max()])
+        else:
+            self.kept += {"inputs": inputs.mean(), "outputs": outputs.mean(), "steps": 1.0}[self.what]
+        return outputs
+
+
+@pytest.mark.parametrize("what", ["inputs", "outputs", "assigned"])
+@pytest.mark.parametrize("task", [copy_env, lambda: TMazeWorld(trials=3)])
+def test_a_module_whose_members_would_share_what_they_write_is_refused(what, task):
+    env = task()
+    module = torch.nn.Sequential(Writes(env, what))
+    before = copy.deepcopy(module.state_dict())
+    drawn = torch.random.get_rng_state()
+    with pytest.raises(ValueError, match=r"^circuit: Writes writes what it is given to its buffer module\.0\.kept, .*"):
+        EvolutionAgent(env, module, **SMALL)
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert torch.equal(module.state_dict()["0.layer.weight"], before["0.layer.weight"])
+
+
+@pytest.mark.parametrize("task", [copy_env, lambda: TMazeWorld(trials=3)])
+def test_a_module_may_count_its_answers(task):
+    env = task()
+    EvolutionAgent(env, Writes(env, "steps"), **SMALL, generations=2).fit()
 
 
 def test_state_of_another_circuit_or_agent_is_refused():

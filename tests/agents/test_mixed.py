@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import papertape
-from papertape.agents import MixedAgent
+from papertape.agents import EvolutionAgent, MixedAgent
 from papertape.agents.genome import Layout
 from papertape.agents.optimisers import SGD
 from papertape.circuits import FeedForwardCircuit, NeatCircuit
@@ -212,6 +212,22 @@ def test_a_parameter_may_have_no_elements_or_no_axes():
     agent = MixedAgent(env, Odd(env.input_size, env.output_size), **SMALL, strategy=strategy, generations=2)
     agent.fit()
     assert agent.bad_gradients == 0
+
+
+def test_a_module_whose_members_would_share_what_they_learn_of_their_inputs_is_refused():
+    class Normalised(torch.nn.Module):
+        def __init__(self, size, answers):
+            super().__init__()
+            self.norm, self.layer = torch.nn.BatchNorm1d(size), torch.nn.Linear(size, answers)
+
+        def forward(self, inputs):
+            return self.layer(self.norm(inputs.flatten(0, 1))).unflatten(0, inputs.shape[:2])
+
+    env = CopyEnv(width=2, max_length=2, test_lengths=[3])
+    module, strategy = Normalised(env.input_size, env.output_size), {"type": "trust", "population": 6}
+    EvolutionAgent(env, module, **SMALL, strategy=strategy)  # judges members, but trains none of them
+    with pytest.raises(ValueError, match=r"^circuit: BatchNorm1d writes .* its buffer module\.norm\.running_mean,"):
+        MixedAgent(env, module, **SMALL, strategy=strategy)
 
 
 def test_strategies_without_members_inherit_nothing():
