@@ -20,7 +20,7 @@ class TraceField(NamedTuple):
 
     axes: str
     """Letters of its axes after time and batch, such as ``R N``: R read heads, H write heads, N slots, W elements.
-    Fields that share letters are drawn together: weightings beside the memory whose slots they are over."""
+    Fields that share a letter and a size are drawn together: weightings beside the memory whose slots they are over."""
     kind: FieldKind
     description: str = ""
     """What it is, in a few words."""

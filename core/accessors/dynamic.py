@@ -99,7 +99,7 @@ class DynamicAccessor(DynamicOptions, SlotAccessor):
         "allocation_gates": TraceField("H", "gate", "allocation against content"),
         "free_gates": TraceField("R", "gate", "whether what each read head read is freed"),
         "read_modes": TraceField(
-            "R M", "weighting", "shares of backward, content and forward", ("backward", "content", "forward")
+            "R D", "weighting", "shares of backward, content and forward", ("backward", "content", "forward")
         ),
     }
 

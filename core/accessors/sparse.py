@@ -112,7 +112,7 @@ class SparseAccessor(SparseOptions, SlotAccessor):
             "H C", "weighting", "shares of the oldest slot and the last reads", ("oldest", "last reads")
         ),
         "read_modes": TraceField(
-            "R M", "weighting", "shares of backward, content and forward", ("backward", "content", "forward")
+            "R D", "weighting", "shares of backward, content and forward", ("backward", "content", "forward")
         ),
     }
 

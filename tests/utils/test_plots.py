@@ -41,7 +41,7 @@ from papertape.utils.plots import (
     thinned,
     wrong_bits,
 )
-from papertape.utils.plots.episode import used_slots
+from papertape.utils.plots.episode import Axis, slot_axes, used_slots
 from papertape.utils.plots.panels import pooled
 
 
@@ -176,11 +176,12 @@ def test_every_circuit_is_drawn_and_nothing_of_its_trace_is_left_out(name: str, 
     images = [panel.image.T for panel in layout.panels]
     images += [still.images.reshape(episode.steps, -1) for still in layout.all_stills]
     shown = np.concatenate(images, axis=1)
-    slots = used_slots(episode) if any("N" in seen.axes for seen in episode.seen.values()) else None
-    for field, (values, (axes, *_)) in episode.seen.items():
-        for axis, letter in enumerate(axes.split(), start=1):
-            if letter == "N" and slots is not None:
-                values = values.take(slots.indices, axis)
+    slots = slot_axes(episode)
+    for field, seen in episode.seen.items():
+        values = seen.values
+        for place, axis in enumerate(seen.sized_axes, start=1):
+            if axis in slots:
+                values = values.take(slots[axis].indices, place)
         for row in values.reshape(episode.steps, -1).T:
             assert (shown == row[:, None]).all(axis=0).any(), field
     assert len(figure.axes) >= len(layout.panels) + len(layout.all_stills)
@@ -278,6 +279,38 @@ def test_two_memories_have_their_own_weightings_beside_them() -> None:
         ("far", "store"),
     ]
     assert third.left[0].labels == ("old", "new")
+
+
+def test_a_weighting_stands_beside_the_memory_of_its_letter_and_size() -> None:
+    fields = {
+        "small": TraceField("N W", "memory"),
+        "large_one": TraceField("N W", "memory"),
+        "at": TraceField("N", "weighting"),
+    }
+    shapes = {"small": (5, 2), "large_one": (8, 3), "at": (8,)}
+    trace = Trace({name: torch.rand(6, 2, *shape) for name, shape in shapes.items()}, fields)
+    drawn = {axes.get_title(loc="left"): axes for axes in plot_trace(trace).axes}
+    for title, name in (("small", "small"), ("large one", "large_one")):
+        (image,) = drawn[f"{title} at the end"].images
+        np.testing.assert_array_equal(image.get_array(), trace[name][-1, 0].numpy())
+    (image,) = drawn["at"].images
+    np.testing.assert_array_equal(image.get_array(), trace["at"][:, 0].T.numpy())
+    heights = [drawn[title].get_position().height for title in ("at", "large one at the end", "small at the end")]
+    assert heights[0] == pytest.approx(heights[1]) != pytest.approx(heights[2])
+
+
+@pytest.mark.parametrize("slots", [2, 3, 4])
+@pytest.mark.parametrize("circuit", [DNC, SDNC])
+def test_slots_of_a_controller_are_not_the_modes_of_its_memory(circuit: Any, slots: int, tmp_path: Path) -> None:
+    controller = {"type": "relational", "memory_size": slots, "num_heads": 1, "head_size": 5}
+    batch, outputs, trace = answered(circuit(5, 4, controller=controller, memory_size=8, num_reads=1))
+    episode = episode_from("", batch, outputs, trace)
+    layout = layout_of(episode)
+    (modes,) = (panel for panel in layout.panels if panel.name == "read modes")
+    assert modes.labels == ("backward", "content", "forward")
+    shown = {still.name: still.images.shape[1] for still in layout.all_stills}
+    assert shown["slots"] == shown["attention"] == slots and shown["memory"] == 8
+    memory_gif(tmp_path / "both.gif", episode)
 
 
 @pytest.mark.parametrize("kind", ["memory", "matrix"])
@@ -392,7 +425,7 @@ def weights_at(*slots: int, total: int = 100) -> Episode:
     ],
 )
 def test_a_large_memory_is_cropped_to_the_slots_in_use(slots: tuple[int, ...], shown: tuple[int, int]) -> None:
-    found = used_slots(weights_at(*slots))
+    found = used_slots(weights_at(*slots), Axis("N", 100))
     assert (found.first, found.last) == shown
     assert set(slots) <= set(found.indices.tolist())
 

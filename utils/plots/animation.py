@@ -70,7 +70,7 @@ def _output_colours(episode: Episode, panel: Panel) -> Array:
 def _film_figure(episode: Episode) -> tuple[Figure, list[_Film], list[Axes]]:
     """The animation's figure, its moving images, and the panels along which the time cursor runs."""
     slots = slot_axes(episode)
-    weightings = [(name, seen) for name, seen in episode.of_kind("weighting").items() if seen.axes[-1] in slots]
+    weightings = [(name, seen) for name, seen in episode.of_kind("weighting").items() if seen.sized_axes[-1] in slots]
     reading = [READ_HEADS in seen.axes for _, seen in weightings]
     margins = (reading.count(False) * BAR, reading.count(True) * BAR)
     drawn = draw(episode, panel_width=PANEL_WIDTH, margins=margins)
@@ -91,9 +91,9 @@ def _film_figure(episode: Episode) -> tuple[Figure, list[_Film], list[Axes]]:
         image.set_clim(*still.scale[1:])
         image.axes.set_title(still.name, fontsize=8, color=INK, loc="left", pad=3)
         films.append(_Film(image, still.images, False))
-        letter, used = still.axes[0], still.slots[0]
+        axis, used = still.axes[0], still.slots[0]
         if used is not None:
-            beside = [(name, seen) for name, seen in weightings if seen.axes[-1] == letter]
+            beside = [(name, seen) for name, seen in weightings if seen.sized_axes[-1] == axis]
             films += _bars(drawn.figure, image.axes, beside, used)
     for name, image in drawn.pictures:
         steps, pictures = episode.pictures[name]

@@ -32,6 +32,13 @@ USED = 0.05
 """A slot counts as used from this weight on; pictures are cropped to used slots."""
 
 
+class Axis(NamedTuple):
+    """An axis of a field. Parts of a circuit may use one letter for different things, so that its size counts, too."""
+
+    letter: str
+    size: int
+
+
 class Seen(NamedTuple):
     """One field of a trace."""
 
@@ -43,6 +50,11 @@ class Seen(NamedTuple):
     def axes(self) -> list[str]:
         """Letters of the axes after time."""
         return self.field.axes.split()
+
+    @property
+    def sized_axes(self) -> list[Axis]:
+        """The same with their sizes."""
+        return [Axis(*axis) for axis in zip(self.axes, self.values.shape[1:], strict=True)]
 
 
 class Episode(NamedTuple):
@@ -272,27 +284,26 @@ class Slots(NamedTuple):
         return -self.first - 0.5 if self.first < 0 else None
 
 
-def slot_axes(episode: Episode) -> dict[str, Slots]:
-    """The axes that are slots, by their letters, with the slots that are used.
+def slot_axes(episode: Episode) -> dict[Axis, Slots]:
+    """The axes that are slots, with the slots that are used.
 
     They are those of each memory, and those that are called N.
     """
     memories = episode.of_kind("memory").values()
-    letters = dict.fromkeys(seen.axes[-2] for seen in memories)
-    letters |= dict.fromkeys(axis for seen in episode.seen.values() for axis in seen.axes if axis == "N")
-    return {letter: used_slots(episode, letter) for letter in letters}
+    axes = dict.fromkeys(seen.sized_axes[-2] for seen in memories)
+    axes |= dict.fromkeys(axis for seen in episode.seen.values() for axis in seen.sized_axes if axis.letter == "N")
+    return {axis: used_slots(episode, axis) for axis in axes}
 
 
-def used_slots(episode: Episode, letter: str = "N") -> Slots:
+def used_slots(episode: Episode, axis: Axis) -> Slots:
     """The shortest stretch of slots (round the memory's end if need be) with all that a weighting used, or all.
 
     Args:
         episode: has an axis of slots.
-        letter: of that axis.
+        axis: that one.
     """
-    fields = [seen for seen in episode.seen.values() if letter in seen.axes]
-    total = next(seen.values.shape[1 + seen.axes.index(letter)] for seen in fields)
-    weights = [seen.values for seen in fields if seen.field.kind == "weighting" and seen.axes[-1] == letter]
+    total = axis.size
+    weights = [seen.values for seen in episode.of_kind("weighting").values() if seen.sized_axes[-1] == axis]
     everything = Slots(0, total - 1, total)
     if not weights or total <= 32:
         return everything

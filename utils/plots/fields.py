@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.trace_field import Channels
-from .episode import Array, Episode, Seen, Slots, chosen, slot_axes, wrong_bits
+from .episode import Array, Axis, Episode, Seen, Slots, chosen, slot_axes, wrong_bits
 from .panels import BITS, Colours, Scale, Ticks, colour_limits, largest_of, panel_height, slot_ticks
 
 MAX_HEADS = 4
@@ -100,8 +100,8 @@ class Still(NamedTuple):
     images: Array
     """``[T, rows, columns]``"""
     colours: Colours
-    axes: tuple[str, str]
-    """Letters of the rows and of the columns."""
+    axes: tuple[Axis, Axis]
+    """Of the rows and of the columns."""
     slots: tuple[Slots | None, Slots | None]
     """The slots that rows and columns are, if they are slots."""
 
@@ -109,8 +109,8 @@ class Still(NamedTuple):
     def titles(self) -> tuple[str, str]:
         """What a row and what a column is."""
         rows, columns = (
-            "slot" if slots is not None else AXES.get(letter, letter)
-            for letter, slots in zip(self.axes, self.slots, strict=True)
+            "slot" if slots is not None else AXES.get(axis.letter, axis.letter)
+            for axis, slots in zip(self.axes, self.slots, strict=True)
         )
         return rows, columns
 
@@ -162,7 +162,7 @@ def title_of(name: str) -> str:
 def layout_of(episode: Episode) -> Layout:
     """Inputs, outputs and words; weightings beside the memory that they are over; then what is left; then matrices."""
     slots = slot_axes(episode)
-    over_slots = {name: seen for name, seen in episode.of_kind("weighting").items() if seen.axes[-1] in slots}
+    over_slots = {name: seen for name, seen in episode.of_kind("weighting").items() if seen.sized_axes[-1] in slots}
     shares = {name: seen for name, seen in episode.of_kind("weighting").items() if name not in over_slots}
     words = [panel for name, seen in episode.of_kind("words").items() for panel in rows_panels(name, seen, "words")]
     rest = gate_panels(episode.of_kind("gate"))
@@ -174,12 +174,13 @@ def layout_of(episode: Episode) -> Layout:
         beside.append(words.pop(0))
     blocks = [Block(bits, beside)]
     stills = stills_of(episode, slots)
-    for letter, used in slots.items():
+    memories = [title_of(name) for name in episode.of_kind("memory")]
+    for axis, used in slots.items():
         panels: tuple[list[Panel], list[Panel]] = [], []
         for name, seen in over_slots.items():
-            if seen.axes[-1] == letter:
+            if seen.sized_axes[-1] == axis:
                 panels[READ_HEADS in seen.axes].extend(slot_panels(name, seen, used))
-        own = [still for still in stills if still.axes[0] == letter and still.name in episode.of_kind("memory")]
+        own = [still for still in stills if still.axes[0] == axis and still.name in memories]
         if any(panels):
             blocks.append(Block(*(panels if all(panels) else in_two(panels[0] + panels[1])), own))
             stills = [still for still in stills if not any(still is other for other in own)]
@@ -375,13 +376,13 @@ def _row_names(seen: Seen) -> list[str]:
     return [f"{head + 1} {name}" if len(heads) > 1 else name for head in heads for name in names]
 
 
-def stills_of(episode: Episode, slots: Mapping[str, Slots]) -> list[Still]:
+def stills_of(episode: Episode, slots: Mapping[Axis, Slots]) -> list[Still]:
     """Memories and matrices ``[T, …, rows, columns]``, one for each head, cropped to the slots in use."""
     found = []
     for name, seen in episode.of_kind("memory", "matrix").items():
         values = _by_head(seen.values, last=2)
-        rows, columns = seen.axes[-2:]
-        used = slots.get(rows), slots.get(columns) if columns != rows else slots.get(rows)
+        rows, columns = seen.sized_axes[-2:]
+        used = slots.get(rows), slots.get(columns)
         for axis, part in enumerate(used, start=2):
             if part is not None:
                 values = values.take(part.indices, axis)
