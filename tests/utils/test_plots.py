@@ -338,6 +338,20 @@ def test_plot_trace_draws_a_sequence_without_an_env(tmp_path: Path) -> None:
     assert {"reads: words read", "gates"} < {axes.get_title(loc="left") for axes in plot_trace(trace).axes}
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_plot_trace_draws_pictures_as_an_episode_does(alone: bool) -> None:
+    view = torch.rand(6, 2, 4, 5, 3) * 255
+    tensors = {"view": view} if alone else {"view": view, "jump": torch.rand(6, 2)}
+    fields = {"view": TraceField("Y X C", "picture"), "jump": TraceField("", "gate")}
+    figure = plot_trace(Trace(tensors, fields), sequence=1)
+    shown = [axes for axes in figure.axes if axes.get_xlabel().startswith("step ")]
+    assert [axes.get_title(loc="left") for axes in shown][:1] == ["view"]
+    for axes in shown:
+        (image,) = axes.images
+        step = int(axes.get_xlabel().removeprefix("step "))
+        np.testing.assert_array_equal(image.get_array(), view[step, 1].byte().numpy())
+
+
 def test_plot_trace_takes_the_batch_first_and_single_sequences() -> None:
     torch.manual_seed(0)
     circuit = NTM(5, 4, hidden_size=6, memory_size=9, word_size=3, batch_first=True)

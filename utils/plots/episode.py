@@ -88,7 +88,8 @@ class Episode(NamedTuple):
     def steps(self) -> int:
         """T."""
         parts = (self.inputs, self.targets, self.outputs, *(seen.values for seen in self.seen.values()))
-        return next(len(part) for part in parts if part is not None)
+        lengths = [len(part) for part in parts if part is not None]
+        return lengths[0] if lengths else max(steps[-1] + 1 for steps, _ in self.pictures.values())
 
     @property
     def image_shape(self) -> tuple[int, int] | None:
@@ -165,7 +166,7 @@ def episode_from(
         {field: Seen(taken(trace[field]), trace.fields[field]) for field in trace if of_kind[field] != "picture"},
         tuple(input_channels),
         tuple(output_channels),
-        {image: _pictures(tensor, steps) for image, tensor in images.items()},
+        {image: pictures_of(tensor, steps) for image, tensor in images.items()},
         examples,
     )
 
@@ -222,9 +223,9 @@ def _images_apart(inputs: Tensor, channels: Sequence[Channels]) -> tuple[Tensor,
     return torch.cat([part for group, part in parts if group.shape is None], -1), rest, images
 
 
-def _pictures(tensor: Tensor, steps: int | None) -> tuple[Sequence[int], Pixels]:
-    """Some of the first sequence's pictures ``[T, B, rows, columns, 3]``, with their steps."""
-    pictures = tensor[:steps, 0]
+def pictures_of(tensor: Tensor, steps: int | None = None, sequence: int = 0) -> tuple[Sequence[int], Pixels]:
+    """Some of one sequence's pictures ``[T, B, rows, columns, 3]``, with their steps."""
+    pictures = tensor[:steps, sequence]
     between = -(-len(pictures) // MOST_PICTURES)
     return list(range(0, len(pictures), between)), pictures[::between].byte().cpu().numpy().copy()
 

@@ -6,7 +6,7 @@ import io
 import os
 from typing import TYPE_CHECKING, SupportsIndex
 
-from .episode import Episode, Seen, one_hot, plain
+from .episode import Episode, Seen, one_hot, pictures_of, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,6 +87,7 @@ def plot_trace(
         return tensor.transpose(0, 1) if batch_first else tensor
 
     shown = {name: None if part is None else plain(chosen(part), None, sequence) for name, part in parts.items()}
+    pictures = trace.of_kind("picture")
     figure = episode_figure(
         Episode(
             title,
@@ -94,8 +95,11 @@ def plot_trace(
             shown["targets"],
             shown["outputs"],
             seen={
-                name: Seen(plain(chosen(tensor), None, sequence), trace.fields[name]) for name, tensor in trace.items()
+                name: Seen(plain(chosen(tensor), None, sequence), trace.fields[name])
+                for name, tensor in trace.items()
+                if name not in pictures
             },
+            pictures={name: pictures_of(chosen(tensor), None, sequence) for name, tensor in pictures.items()},
         )
     )
     if path is not None:
