@@ -23,7 +23,7 @@ from papertape.core.recorder import Areas, Chart, Connection, Histogram, Network
 from papertape.core.topology import TopologyNetwork
 from papertape.core.trace import Trace
 from papertape.core.trace_field import TraceField
-from papertape.utils.drawing.plotly import episode_windows
+from papertape.utils.drawing.plotly import episode_windows, in_order
 from papertape.utils.plots import (
     Curve,
     Episode,
@@ -231,7 +231,23 @@ def test_gates_share_a_panel_unless_they_are_strengths_or_many() -> None:
     panels = {panel.name: panel for panel in layout_of(Episode("", seen=seen)).panels}
     assert list(panels) == ["gates", "strengths", "each"]
     assert panels["gates"].labels == ["write 1", "write 2", "jump"] and panels["gates"].image.shape == (3, 5)
-    assert panels["each"].image.shape == (40, 5)
+    assert panels["each"].image.shape == (40, 5) and panels["each"].labels[:2] == [
+        "head 1, element 0",
+        "head 1, element 1",
+    ]
+
+
+@pytest.mark.parametrize("heads", [12, 13, 40])
+def test_heads_are_numbered_from_one_however_many_they_are(heads: int) -> None:
+    (panel,) = layout_of(Episode("", seen={"strengths": field("K", "gate", 5, heads, largest=9.0)})).panels
+    places, labels = panel.ticks
+    assert [int(place) + 1 for place in places] == [int(label) for label in labels]
+
+
+def test_slots_are_numbered_alike_in_words_and_in_memories() -> None:
+    seen = {"hidden": field("M V", "words", 5, 4, 3), "slots": field("M V", "memory", 5, 4, 3)}
+    layout = layout_of(Episode("", seen=seen))
+    assert layout.panels[0].labels == [f"slot {number}" for number in range(4)]
 
 
 def test_gates_with_names_are_called_by_them() -> None:
@@ -263,6 +279,52 @@ def test_more_heads_than_have_panels_of_their_own_lie_below_each_other() -> None
     (panel,) = layout.panels
     assert panel.image.shape == (70, 5) and len(panel.labels) == 7
     np.testing.assert_array_equal(panel.image[10:20].T, seen["read_weights"].values[:, 1])
+
+
+def of_layers(**options: Any) -> Any:
+    torch.manual_seed(0)
+    circuit = Transformer(5, 4, model_size=8, widening=0, **options)
+    return layout_of(episode_from("", *answered(circuit)))
+
+
+def test_layers_are_called_layers() -> None:
+    layout = of_layers(num_layers=3, accessor={"type": "attention", "num_heads": 1})
+    names = {panel.name: panel for panel in layout.panels}
+    layers = [f"layer {number}" for number in (1, 2, 3)]
+    assert {f"read weights, {layer} of 3" for layer in layers} <= set(names)
+    assert {f"keys, {layer} of 3" for layer in layers} <= {still.name for still in layout.all_stills}
+    assert names["reads"].labels == layers and names["reads"].rows == "layer × element"
+
+
+def test_heads_of_layers_are_called_by_both() -> None:
+    layout = of_layers(num_layers=2, accessor={"type": "attention", "num_heads": 4})
+    names = {panel.name: panel for panel in layout.panels}
+    both = [f"layer {layer}, head {head}" for layer in (1, 2) for head in (1, 2, 3, 4)]
+    assert names["read weights"].labels == names["reads"].labels == names["queries"].labels == both
+    assert names["read weights"].rows == "layer × head × slot"
+    assert {"keys, layer 1 of 2, head 4 of 4", "values, layer 2 of 2, head 1 of 4"} <= {
+        still.name for still in layout.all_stills
+    }
+    layout = of_layers(num_layers=2, accessor={"type": "delta", "num_heads": 2, "num_rules": 2, "key_size": 3})
+    names = {panel.name: panel for panel in layout.panels}
+    rules = [f"layer {a}, rule {b}, head {c}" for a in (1, 2) for b in (1, 2) for c in (1, 2)]
+    assert names["keys"].labels == names["values"].labels == rules
+    assert [f"write {rule}" for rule in rules] == names["gates"].labels[:8]
+
+
+def test_the_first_of_several_layers_comes_first_on_the_page() -> None:
+    circuit = Transformer(5, 4, model_size=8, num_layers=3, accessor={"type": "attention", "num_heads": 1})
+    episode = episode_from("", *answered(circuit))
+    names = [window.name for window in in_order(episode, episode_windows(episode))]
+    assert names[:4] == ["keys, layer 1 of 3", "values, layer 1 of 3", "read weights, layer 1 of 3", "output"]
+
+
+def test_labels_never_lie_over_each_other() -> None:
+    seen = {"add": field("L H W", "words", 5, 6, 8, 3), "strengths": field("K", "gate", 5, 30, largest=9.0)}
+    for panel in layout_of(Episode("", seen=seen)).panels:
+        places, labels = panel.ticks
+        room = np.diff(places).min() * panel.height / len(panel.image)
+        assert room >= 0.085 and len(labels) > 5, panel.name
 
 
 def test_two_memories_have_their_own_weightings_beside_them() -> None:

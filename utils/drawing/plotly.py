@@ -268,7 +268,7 @@ def in_order(episode: Episode, windows: Sequence[Window]) -> list[Window]:
     ]
     taken = []
     for begins in filter(None, first):
-        named = [window for window in windows if window not in taken and window.name.split(", head ")[0] == begins]
+        named = [window for window in windows if window not in taken and f"{window.name}, ".startswith(f"{begins}, ")]
         taken += named[:1]
     return [*taken, *(window for window in windows if window not in taken)]
 

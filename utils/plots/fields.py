@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -28,8 +29,12 @@ AXES = {"N": "slot", "W": "element", "R": "read head", "H": "write head", "K": "
 AXES |= {"U": "unit", "V": "element", "G": "element", "P": "slot, input last", "Q": "tick", "Y": "pair", "Z": "state"}
 AXES |= {"J": "row"}
 """Names of axes by their letters."""
-GROUPS = {"L": "layer", "E": "gate", "M": "slot"}
-"""Names of an axis before the others, where it is not that of heads."""
+GROUPS = {"L": "layer", "E": "gate", "P": "rule", "S": "stack", "M": "slot", "N": "slot", "W": "element"}
+"""Names of an axis before the others, or of gates, where it is not that of heads."""
+FROM_ZERO = ("slot", "element")
+"""What is numbered from 0, as along an axis of its own; heads, layers and the like are from 1."""
+LABEL_HEIGHT = 0.09
+"""Inches that a label beside rows needs."""
 SEQUENCE_TITLES = ("input", "target", "output")
 WORLD_TITLES = ("observation", "reward", "output")
 READ_HEADS = "R"
@@ -51,7 +56,7 @@ class Panel(NamedTuple):
     note: str = ""
     """What the title says after the name."""
     labels: Sequence[str] = ()
-    """One for each group of rows; empty numbers the rows."""
+    """One for each group of rows, of which as many are shown as there is room for; empty numbers the rows."""
     slots: Slots | None = None
     """The slots that the rows are, if they are slots."""
     largest: float | None = None
@@ -90,7 +95,9 @@ class Panel(NamedTuple):
         if not self.labels:
             return None
         size = len(self.image) / len(self.labels)
-        return Ticks([(group + 0.5) * size - 0.5 for group in range(len(self.labels))], list(self.labels))
+        every = math.ceil(LABEL_HEIGHT * len(self.labels) / self.height)
+        shown = range(0, len(self.labels), every)
+        return Ticks([(group + 0.5) * size - 0.5 for group in shown], [self.labels[group] for group in shown])
 
 
 class Still(NamedTuple):
@@ -307,38 +314,54 @@ def _by_head(values: Array, *, last: int = 1) -> Array:
     return values.reshape(len(values), int(np.prod(values.shape[1 : values.ndim - last])), *shape)
 
 
-def _heads(count: int, name: str = "head") -> list[str]:
-    return [f"{name} {head + 1}" for head in range(count)] if count > 1 else []
+def _groups(seen: Seen, last: int = 1) -> list[tuple[str, int]]:
+    """What the axes before the last ones are, and their sizes; without those of size 1."""
+    before = seen.sized_axes[: len(seen.axes) - last]
+    return [(GROUPS.get(axis.letter, "head"), axis.size) for axis in before if axis.size > 1]
+
+
+def _labels(groups: Sequence[tuple[str, int]], *, counted: bool = False) -> list[str]:
+    """Each of them, such as ``layer 2, head 1``, or ``layer 2 of 2, head 1 of 4``; nothing of no groups."""
+    places = np.ndindex(*(size for _, size in groups)) if groups else ()
+    return [
+        ", ".join(
+            f"{name} {number + (name not in FROM_ZERO)}" + (f" of {size}" if counted else "")
+            for (name, size), number in zip(groups, place, strict=True)
+        )
+        for place in places
+    ]
+
+
+def _by_title(name: str, groups: Sequence[tuple[str, int]]) -> list[str]:
+    """Titles of what a field shows apart of each of them."""
+    return [f"{title_of(name)}, {label}" for label in _labels(groups, counted=True)] or [title_of(name)]
 
 
 def slot_panels(name: str, seen: Seen, slots: Slots) -> list[Panel]:
     """A weighting over slots ``[T, …, N]`` as a panel for each head, all with the same scale."""
     weights = _by_head(seen.values)[:, :, slots.indices]
-    heads, largest, title = weights.shape[1], largest_of(weights), title_of(name)
+    heads, largest, groups = weights.shape[1], largest_of(weights), _groups(seen)
     if heads > MAX_HEADS:
         image = weights.reshape(len(weights), -1).T
-        return [
-            Panel(title, image, "weights", 2.6, "head × slot", slots.label, _heads(heads), None, largest, scaled=True)
-        ]
+        rows, labels = " × ".join([*(group for group, _ in groups), "slot"]), _labels(groups)
+        return [Panel(title_of(name), image, "weights", 2.6, rows, slots.label, labels, None, largest, scaled=True)]
     height = panel_height(len(slots.indices), 0.07, 0.9, 2.6 if heads == 1 and len(seen.axes) > 1 else 1.4)
-    names = [f"{title}, {head} of {heads}" for head in _heads(heads)] or [title]
     return [
         Panel(each, weights[:, head].T, "weights", height, "slot", slots.label, (), slots, largest, scaled=head == 0)
-        for head, each in enumerate(names)
+        for head, each in enumerate(_by_title(name, groups))
     ]
 
 
 def rows_panels(name: str, seen: Seen, colours: Colours) -> list[Panel]:
-    """Words ``[T, …, W]`` or shares ``[T, …, M]`` as one panel, heads one below the other."""
-    values = _by_head(seen.values)
+    """Words ``[T, …, W]`` or shares ``[T, …, D]`` as one panel, heads one below the other."""
+    values, groups = _by_head(seen.values), _groups(seen)
     steps, heads, size = values.shape
-    group = GROUPS.get(seen.axes[0], "head") if len(seen.axes) == 2 else "head"
-    labels = _heads(heads, group) or (seen.field.labels if len(seen.field.labels) == size else ())
+    labels = _labels(groups) or (seen.field.labels if len(seen.field.labels) == size else ())
     note = f": {seen.field.description}" if seen.field.description else ""
     row = AXES.get(seen.axes[-1], "element" if colours == "words" else "share")
     height = panel_height(heads * size, *((0.05, 0.6, 1.6) if colours == "words" else (0.1, 0.45, 1.3)))
     image = values.reshape(steps, heads * size).T
-    rows = f"{group} × {row}" if heads > 1 else row
+    rows = " × ".join([*(group for group, _ in groups), row])
     return [Panel(title_of(name), image, colours, height, rows, note, labels, scaled=colours == "words")]
 
 
@@ -350,7 +373,8 @@ def gate_panels(gates: Mapping[str, Seen]) -> list[Panel]:
         rows = seen.values.reshape(len(seen.values), -1).T
         short = re.sub("_gates?$", "", name).replace("_", " ")
         names = _row_names(seen)
-        numbers = names or ([str(row + 1) for row in range(len(rows))] if len(rows) > 1 else [""])
+        groups = _groups(seen, 0)
+        numbers = names or _numbers(groups)
         labels = [f"{short} {number}".rstrip() for number in numbers]
         if len(rows) <= MAX_GATES and not (rows < 0).any() and largest_of(rows) <= 1:
             together += zip(labels, rows, strict=True)
@@ -358,8 +382,8 @@ def gate_panels(gates: Mapping[str, Seen]) -> list[Panel]:
         note = f": {seen.field.description}" if seen.field.description else ""
         named = names and len(rows) <= MAX_NAMED
         height = panel_height(len(rows), 0.13, 0.3, 3.2 if named else 1.3)
-        down, shown = ("", numbers) if named else ("head", numbers if 1 < len(rows) <= MAX_GATES else ())
-        alone.append(Panel(title_of(name), rows, "bits", height, down, note, shown, scaled=True))
+        down = "" if named else " × ".join(group for group, _ in groups) or "head"
+        alone.append(Panel(title_of(name), rows, "bits", height, down, note, numbers, scaled=True))
     if not together:
         return alone
     labels, values = [label for label, _ in together], np.stack([row for _, row in together])
@@ -372,8 +396,12 @@ def _row_names(seen: Seen) -> list[str]:
     names = seen.field.labels
     if not names or seen.values.shape[-1] != len(names):
         return []
-    heads = range(seen.values[0].size // len(names))
-    return [f"{head + 1} {name}" if len(heads) > 1 else name for head in heads for name in names]
+    return [f"{head} {name}".lstrip() for head in _numbers(_groups(seen)) for name in names]
+
+
+def _numbers(groups: Sequence[tuple[str, int]]) -> list[str]:
+    """Labels after the name of a gate, where heads are numbers alone; one empty label of no groups."""
+    return [re.sub(r"^head (\d+)$", r"\1", label) for label in _labels(groups)] or [""]
 
 
 def stills_of(episode: Episode, slots: Mapping[Axis, Slots]) -> list[Still]:
@@ -387,15 +415,8 @@ def stills_of(episode: Episode, slots: Mapping[Axis, Slots]) -> list[Still]:
             if part is not None:
                 values = values.take(part.indices, axis)
         shares = seen.field.kind == "matrix" and not (values < 0).any() and largest_of(values) <= 1
-        heads = _heads(values.shape[1])
         found += [
-            Still(
-                f"{title_of(name)}, {heads[head]} of {len(heads)}" if heads else title_of(name),
-                values[:, head],
-                "weights" if shares else "words",
-                (rows, columns),
-                used,
-            )
-            for head in range(values.shape[1])
+            Still(each, values[:, head], "weights" if shares else "words", (rows, columns), used)
+            for head, each in enumerate(_by_title(name, _groups(seen, 2)))
         ]
     return found
