@@ -343,6 +343,20 @@ def test_two_memories_have_their_own_weightings_beside_them() -> None:
     assert third.left[0].labels == ("old", "new")
 
 
+def test_what_is_said_of_a_memory_is_not_written_over_the_next_one() -> None:
+    seen = {
+        "near": field("R N", "weighting", 5, 1, 10),
+        "far": field("H L", "weighting", 5, 1, 20),
+        "cache": field("N W", "memory", 5, 10, 3),
+        "store": field("L W", "memory", 5, 20, 3),
+    }
+    figure = episode_figure(Episode("", seen=seen))
+    figure.canvas.draw()
+    drawn = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    lower_title = drawn["store at the end"]._left_title.get_window_extent()
+    assert drawn["cache at the end"].xaxis.get_tightbbox().y0 > lower_title.y1
+
+
 def test_a_weighting_stands_beside_the_memory_of_its_letter_and_size() -> None:
     fields = {
         "small": TraceField("N W", "memory"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -41,6 +42,8 @@ class _Inches(NamedTuple):
     """Above each panel."""
     block: float = 0.08
     """Below each block of panels."""
+    under_still: float = 0.3
+    """Below a block with stills, for the numbers and names of their columns, where there are more stills below."""
     bar: float = 0.5
     """Right of a panel, for its colour bar."""
     letter: float = 0.053
@@ -108,6 +111,10 @@ def draw(episode: Episode, *, panel_width: float | None = None, margins: tuple[f
         return max(INCHES.left, 0.25 + INCHES.letter * longest)
 
     heights = [max(inches(block.left, INCHES.title), inches(block.right, INCHES.title)) for block in layout.blocks]
+    spaces = [
+        INCHES.under_still if block.stills and following and following.stills else INCHES.block
+        for block, following in itertools.zip_longest(layout.blocks, layout.blocks[1:])
+    ]
     columns = [labelled(lefts)]
     width = columns[0] + panel_width + INCHES.bar
     if rights:
@@ -116,13 +123,13 @@ def draw(episode: Episode, *, panel_width: float | None = None, margins: tuple[f
     beside = width
     for block, height in zip(layout.blocks, heights, strict=True):
         width = max(width, beside + sum(_still_space(still, height) for still in block.stills))
-    whole = max(sum(heights) + (len(heights) - 1) * INCHES.block - TALL_BELOW, INCHES.still_height)
+    whole = max(sum(heights) + sum(spaces[:-1]) - TALL_BELOW, INCHES.still_height)
     lines = _tall_lines(tall, whole, before + after)
     high = whole / max(len(lines), 1)
     width = max(width, *(beside + _line_width(line, high, before + after) for line in lines), 0.0)
     below = _lines(layout.stills, width)
     width = max(width, *(sum(_still_space(still, INCHES.still_height) for still in line) for line in below), 0.0)
-    height = INCHES.top + sum(heights) + len(heights) * INCHES.block + INCHES.bottom
+    height = INCHES.top + sum(heights) + sum(spaces) + INCHES.bottom
     height = max(height, INCHES.top + whole + TALL_BELOW + INCHES.bottom if tall else 0.0)
     strip = INCHES.strip if margins is None else INCHES.big_picture
     height += len(episode.pictures) * strip
@@ -168,7 +175,7 @@ def draw(episode: Episode, *, panel_width: float | None = None, margins: tuple[f
         top -= strip
     under_pictures = top
     lowest: dict[int, Axes] = {}
-    for block, block_height in zip(layout.blocks, heights, strict=True):
+    for block, block_height, space in zip(layout.blocks, heights, spaces, strict=True):
         for column, panels in enumerate((block.left, block.right)):
             bottom = top
             # The shorter column is stretched, so that both end on one line.
@@ -181,7 +188,7 @@ def draw(episode: Episode, *, panel_width: float | None = None, margins: tuple[f
         left = beside
         for still in block.stills:
             left = draw_still(still, left, top, block_height)
-        top -= block_height + INCHES.block
+        top -= block_height + space
     for axes in lowest.values():
         axes.tick_params(labelbottom=True)
         axes.set_xlabel("step", fontsize=6.5, color=MUTED, labelpad=1)
