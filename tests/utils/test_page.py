@@ -34,6 +34,9 @@ class Client:
     def text(self, text: str, *, win: str, opts: dict[str, Any]) -> None:
         self._send({"win": win, "text": text, "opts": opts})
 
+    def close(self, win: str) -> None:
+        self.sent = [message for message in self.sent if message[0] != win]
+
     def win_exists(self, win: str) -> bool:
         return win in self.order
 
@@ -116,6 +119,36 @@ def test_what_waits_for_an_episode_that_never_comes_is_shown_in_the_end(monkeypa
     shown, client = visdom()
     shown.curves(curves(*ALL))
     assert "curve temperature" in client.order
+
+
+def strong(shown: Episode, largest: float) -> Episode:
+    """The same with gates up to so much; beyond 1 they leave the panel of the gates."""
+    gates = shown.seen["write_gates"]
+    return shown._replace(seen={**shown.seen, "write_gates": gates._replace(values=largest * gates.values)})
+
+
+def test_windows_of_what_is_no_longer_there_are_closed() -> None:
+    shown, client = visdom()
+    shown.curves(curves(*ALL))
+    shown.episode(1, episode())
+    shown.episode(1, episode(name="length 9"))
+    assert "length 3 gates" in client.order and "length 3 write gates" not in client.order
+    shown.episode(2, strong(episode(), 9))
+    assert "length 3 gates" not in client.order and {"length 3 write gates", "length 9 gates"} <= set(client.order)
+    shown.episode(3, episode())
+    assert "length 3 gates" in client.order and "length 3 write gates" not in client.order
+
+
+def test_windows_are_closed_on_a_server_that_was_away_meanwhile() -> None:
+    shown, client = visdom()
+    shown.curves(curves(*ALL))
+    shown.episode(1, episode())
+    shown.client = None
+    shown.episode(2, strong(episode(), 9))
+    assert "length 3 gates" in client.order
+    shown.client = client
+    shown.everything()
+    assert "length 3 gates" not in client.order and "length 3 write gates" in client.order
 
 
 def test_curves_that_are_unknown_come_first_where_there_are_no_others() -> None:

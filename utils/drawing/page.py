@@ -123,6 +123,7 @@ class Visdom:
 
     def everything(self) -> None:
         """Show all that is known."""
+        self.close_gone()
         self.shown, self.sent = [], {}
         self.show(lambda window: True)
 
@@ -163,12 +164,21 @@ class Visdom:
         """
         if not self.panels and not all_of_it:
             return
+        self.close_gone()
         may_follow = all_of_it or bool(self.episodes) or time.monotonic() >= self.wait_until
         for name, first, show in list(self.windows()):
             if changed(name) if name in self.shown else first or may_follow:
                 show()
                 if name not in self.shown:
                     self.shown.append(name)
+
+    def close_gone(self) -> None:
+        """Close the windows of what is no longer there, such as a panel whose rows have moved to another."""
+        there = {name for name, *_ in self.windows()}
+        for name in [name for name in self.shown if name not in there]:
+            if self.client.win_exists(name):
+                self.client.close(name)
+            self.shown.remove(name)
 
     def plot(
         self,
