@@ -23,6 +23,7 @@ from papertape.core.recorder import Areas, Chart, Connection, Histogram, Network
 from papertape.core.topology import TopologyNetwork
 from papertape.core.trace import Trace
 from papertape.core.trace_field import TraceField
+from papertape.utils.drawing.files import Files, file_name
 from papertape.utils.drawing.plotly import episode_windows, in_order
 from papertape.utils.plots import (
     Curve,
@@ -611,6 +612,17 @@ def test_the_gif_has_a_frame_for_each_step(tmp_path: Path) -> None:
         memory_gif(tmp_path / f"{name}.gif", episode_from("", *answered(circuit)))
         with Image.open(tmp_path / f"{name}.gif") as film:
             assert film.n_frames == 7  # type: ignore[attr-defined]
+
+
+def test_names_longer_than_a_file_may_have_are_shortened_and_stay_apart(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    names = ["ü" * 300 + end for end in "ab"]
+    for name in names:
+        files.drawn(1_000_000_000, name, name[-1].encode())
+    assert not files.failed
+    assert sorted(path.read_bytes() for path in (tmp_path / "plots").glob("*.png")) == [b"a", b"b"]
+    assert len(list((tmp_path / "plots" / "history").iterdir())) == 2
+    assert file_name("length 40") == "length-40"
 
 
 def test_a_long_gif_skips_steps(tmp_path: Path) -> None:
