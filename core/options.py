@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 LARGEST_SIZE = 10**7
 """Whole numbers of options without a bound of their own are at most this."""
@@ -45,7 +46,8 @@ class Options(BaseModel):
     @field_validator("*")
     @classmethod
     def _check_magnitude(cls, value: Any, info: ValidationInfo) -> Any:
-        bounds = cls.model_fields[str(info.field_name)].metadata
+        field = cls.model_fields[str(info.field_name)]
+        bounds = [*field.metadata, *_bounds(field.annotation)]
         bounded = any(hasattr(bound, "le") or hasattr(bound, "lt") for bound in bounds)
         above_zero = any(getattr(bound, "gt", None) == 0 for bound in bounds)
         for number in _flat(value):
@@ -73,6 +75,14 @@ class Options(BaseModel):
                 yield refusal(name, before[name], now[name])
             elif isinstance(block, Options) and isinstance(before[name], Mapping):
                 yield from (f"{name}.{line}" for line in block.refused(before[name]))
+
+
+def _bounds(annotation: Any) -> Iterator[Any]:
+    """Those of what is in lists and mappings, which their own annotations give."""
+    for said in getattr(annotation, "__metadata__", ()):
+        yield from said.metadata if isinstance(said, FieldInfo) else [said]
+    for part in get_args(annotation):
+        yield from _bounds(part)
 
 
 def _flat(value: Any) -> Iterator[Any]:

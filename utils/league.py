@@ -17,6 +17,7 @@ from ..core.options import Options, OptionsError, near
 from ..core.registry import placed
 from . import options
 from .comparison import Outcome
+from .factory import RunOptions
 from .files import replace_text
 
 
@@ -41,6 +42,8 @@ SCORES = {
 COUNTS = ("bits_wrong", "excess_bits", "loss")
 """Errors that are a share of nothing, and that no return lacks: they are their own score."""
 
+Seed = Annotated[(int, *RunOptions.model_fields["seed"].metadata)]
+"""One that a run may have."""
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 
 
@@ -56,7 +59,7 @@ class League(Options):
         default={}, description="by circuit key=value for its tests alone, such as circuit.memory_size=1024"
     )
     common: dict[str, Any] = Field(default={}, description="options of all runs; the others' precede them")
-    seeds: list[int] = Field(default=[1, 2, 3], min_length=1, description="a run for each")
+    seeds: list[Seed] = Field(default=[1, 2, 3], min_length=1, description="a run for each")
     score: Literal["accuracy", "return", "error"] = Field(
         default="accuracy",
         description="accuracy: 100 (1 - error), for errors that are a share; return: 1 - error, for worlds whose error "
@@ -75,8 +78,8 @@ class League(Options):
     @field_validator("seeds")
     @classmethod
     def _check_seeds(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise ValueError(f"got {seeds}; allowed: whole numbers of at least 0, each of them once")
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"got {seeds}; allowed: each of them once")
         return seeds
 
 
@@ -110,7 +113,7 @@ def narrowed(league: League, *, tasks: Sequence[str], circuits: Sequence[str], s
     """A part of a league; nothing named is all.
 
     Raises:
-        OptionsError: a name that the league has not.
+        OptionsError: a name that the league has not, or a seed that no run has.
     """
     kept = {}
     for kind, wanted, there in (("tasks", tasks, league.tasks), ("circuits", circuits, league.circuits)):
@@ -132,7 +135,10 @@ def narrowed(league: League, *, tasks: Sequence[str], circuits: Sequence[str], s
         "seeds": list(seeds) or league.seeds,
         "published": {k: v for k, v in figures.items() if v},
     }
-    return league.model_copy(update=update)
+    try:
+        return League.model_validate({**dict(league), **update})
+    except ValidationError as error:
+        raise OptionsError("\n".join(f"--{line}" for line in explain(error, update, League))) from error
 
 
 def run_options(league: League, task: str, circuit: str, seed: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field, ValidationError
@@ -16,10 +16,11 @@ class Small(Options):
     size: int = Field(3, ge=1)
     rate: float = 0.5
     on: bool = False
+    places: list[Annotated[int, Field(ge=0, lt=2**31)]] = []
 
 
 def test_right_values_are_taken():
-    options = Small(size=4, rate=1, on=True)
+    options = Small(size=4, rate=1, on=True, places=[2**31 - 1])
     assert (options.size, options.rate, options.on) == (4, 1.0, True)
 
 
@@ -37,12 +38,13 @@ def test_right_values_are_taken():
         ({"on": 1}, "on"),
         ({"on": "yes"}, "on"),
         ({"type": "large"}, "type"),
+        ({"places": [0, 2**31]}, "places"),
     ],
 )
 def test_wrong_values_are_refused_with_their_path(wrong, path):
     with pytest.raises(ValidationError) as caught:
         Small(**wrong)
-    assert caught.value.errors()[0]["loc"] == (path,)
+    assert caught.value.errors()[0]["loc"][0] == path
 
 
 def test_options_never_change():

@@ -189,8 +189,11 @@ def test_what_a_circuit_or_a_task_says_precedes_what_is_common() -> None:
         ({}, ["--seeds", "²"], "--seeds: got '²'; allowed: whole numbers"),
         ({}, ["seed=3"], "seed: the runs of a league differ in it; --seeds gives them"),
         ({}, ["name=a b"], "name: got 'a b'"),
-        ({"seeds": [1, 1]}, [], "small.yaml: seeds: got [1, 1]; allowed: whole numbers"),
-        ({"seeds": [-1]}, [], "small.yaml: seeds: got [-1]; allowed: whole numbers"),
+        ({"seeds": [1, 1]}, [], "small.yaml: seeds: got [1, 1]; allowed: each of them once"),
+        ({"seeds": [-1]}, [], "small.yaml: seeds.0: got -1; allowed: greater than or equal to 0"),
+        ({"seeds": [2**31]}, [], "small.yaml: seeds.0: got 2147483648; allowed: less than 2147483648"),
+        ({}, ["--seeds", "2147483648"], "--seeds.0: got 2147483648; allowed: less than 2147483648"),
+        ({}, ["--seeds", "1,01"], "--seeds: got [1, 1]; allowed: each of them once"),
         ({"circuit": {}}, [], "small.yaml: circuit: unknown option; did you mean 'circuits'?"),
         ({}, ["more"], "'more': expected key=value"),
         ({}, ["--jobs", "0"], "--jobs: got 0; allowed is a whole number of at least 1"),
@@ -209,6 +212,12 @@ def test_bad_leagues_are_refused(
     assert main(["league", write(**changes), *words]) == 2
     assert said in capsys.readouterr().err
     assert not (folder / "runs").exists()
+
+
+def test_a_league_may_have_every_seed_that_a_run_may_have(folder: Path) -> None:
+    found = plan(parse_arguments(["league", write(), "--seeds", "20000000,2147483647"]))[0]
+    league.save(folder, found)
+    assert league.load("league.yaml") == found and found.seeds == [20_000_000, 2**31 - 1]
 
 
 @pytest.mark.parametrize("text", ["", "- copy"])
