@@ -53,7 +53,8 @@ def a_block(given: Any, names: Iterable[str]) -> str:
     """What is said where a block was expected, with an example that is what was meant if that can be guessed."""
     known = list(names)
     example = given if given in known else known[0] if known else None
-    return "expected a block with a type" + (f", such as {{type: {example}}}" if example else "")
+    such = f", such as {{type: {example}}}; allowed: {', '.join(known)}" if example else ""
+    return f"expected a block with a type{such}"
 
 
 def _meant(path: Sequence[str], given: Any, model: type[Options], prefix: str, kind: str | None) -> str:

@@ -153,15 +153,19 @@ def load_file(name: str) -> dict[str, Any]:
     return values
 
 
-BLOCKS = ("env", "circuit", "agent")
-"""The blocks of an options file, each a component of the kind of that name."""
+BLOCKS = {"env": "env", "circuit": "circuit", "agent": "agent", "plots": "sink"}
+"""The blocks of an options file and their kinds."""
+BEGINS = {"plots": "auto"}
+"""What a block is that is not given and need not be."""
 RUN = "run"
 """Stands for the kind of the whole, of which these are the blocks."""
 
 
 def _inner(kind: str | None, block: dict[str, Any], part: str) -> tuple[str | None, Any]:
     """The kind of a block within a block, with the raw values that it has or begins with."""
-    inner, found = block.get(part), part if kind == RUN and part in BLOCKS else None
+    inner, found = block.get(part), BLOCKS.get(part) if kind == RUN else None
+    if inner is None and found:
+        inner = BEGINS.get(part)
     model = model_named(kind, block) if kind != RUN else None
     field = model.model_fields.get(part) if model else None
     if field is not None:

@@ -135,7 +135,15 @@ WRONG = [
     ("seed=one", "seed: got 'one'; allowed: a valid integer"),
     ("device=tpu9", "device: got 'tpu9'; allowed: auto, cpu, cuda, cuda:1 and so on, "),
     ("backend=fast", "backend: got 'fast'; allowed: 'auto', "),
-    ("plots=png", "plots: got 'png'; allowed: auto, visdom, files, off"),
+    ("plots=png", "plots.type: got 'png'; allowed: auto, visdom, files, off"),
+    ("plots=[files, png]", "plots.1: got 'png'; allowed: auto, visdom, files, off"),
+    ("plots=[{type: files}, {type: nope}]", "plots.1.type: got 'nope'; allowed: auto, "),
+    ("plots={type: files, x: 1}", "plots.x: unknown option; known here: none"),
+    ("plots=[{type: files, sede: 1}]", "plots.0.sede: unknown option; did you mean 'seed'?"),
+    ("plots.x=1", "plots.x: unknown option; known here: none"),
+    ("plots.1=files", "plots.1: plots is the list [{'type': 'auto'}]; allowed after it: a place from 0 to 0"),
+    ("plots=null", "plots: got None; expected a block with a type, such as {type: auto}; allowed: auto, visdom, "),
+    ("plots=[true]", "plots.0: got True; expected a block with a type, such as {type: auto}; allowed: auto, visdom, "),
     ("visdom_port=70000", "visdom_port: got 70000; allowed: less than or equal to 65535"),
     ("threads=0", "threads: got 0; allowed: auto, or a whole number from 1 to 1024"),
     ("sede=1", "sede: unknown option; did you mean 'seed'?"),
@@ -486,6 +494,22 @@ def test_one_of_several_components_is_named_by_its_number(assignments: list[str]
     options.override(values, [f"agent.{assignment}" for assignment in assignments])
     assert values["agent"]["plasticity"] == expected
     factory.parse(values)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "expected"),
+    [
+        (["plots.0=files"], "files"),
+        (["plots.type=files"], "files"),
+        (["plots=[files, off]", "plots.1=auto", "plots.0=off"], None),
+    ],
+)
+def test_plots_begin_with_their_default(assignments: list[str], expected: Any) -> None:
+    if expected is None:
+        with pytest.raises(OptionsError, match="plots: got off, auto; allowed: "):
+            parse(*assignments)
+    else:
+        assert parse(*assignments).model_dump(mode="json")["plots"] == expected
 
 
 @pytest.mark.parametrize("assignment", ["agent.plasticity.0=redo", "agent.plasticity.0.every=5"])

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 from papertape import NTM
 from papertape.agents import BackpropAgent
 from papertape.core import registry
+from papertape.core.explain import explain
 from papertape.core.options import Options, OptionsError
 from papertape.core.recorder import Areas, Chart, Histogram
 from papertape.core.trace_field import TraceField
@@ -170,6 +171,20 @@ def test_options_are_saved_as_short_as_they_can_be_said(given: Any, dumped: Any)
 def test_sinks_that_cannot_be_are_refused(given: Any, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Run(plots=given)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["files", {"type": "keeping", "limt": 3}], "plots.1.limt: unknown option; did you mean 'plots.1.limit'?"),
+        (["files", {"type": "keeping", "limit": 0}], "plots.1.limit: got 0; allowed: greater than or equal to 1"),
+        ({"type": "keeping", "limt": 3}, "plots.limt: unknown option; did you mean 'plots.limit'?"),
+    ],
+)
+def test_a_wrong_option_of_a_sink_is_one_line(given: Any, line: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Run(plots=given)
+    assert explain(caught.value, {"plots": given}, Run) == [line]
 
 
 def test_sinks_get_what_a_run_has_to_show(tmp_path: Path) -> None:

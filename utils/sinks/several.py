@@ -7,17 +7,20 @@ import copy
 import logging
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from pydantic_core import core_schema
 
 from ...core.component import Chosen, build
+from ...core.explain import a_block
 from ...core.options import ContractError, Options, OptionsError
 from ...core.recorder import Chart
+from ...core.registry import entries
 from ..plots import Episode
 from .base import Sink
 from .drawn import Off, Plotter
@@ -29,13 +32,15 @@ class _ChosenSinks(Chosen):
     """One sink or a list of them, each by its name or as a block of its type and options."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            self._validate_all, serialization=core_schema.plain_serializer_function_ser_schema(_dumped)
+        return core_schema.no_info_wrap_validator_function(
+            self._validate_all,
+            core_schema.list_schema(core_schema.no_info_plain_validator_function(self._validate_one)),
+            serialization=core_schema.plain_serializer_function_ser_schema(_dumped),
         )
 
-    def _validate_all(self, value: Any) -> list[Any]:
-        """The options of each."""
-        chosen = [self._validate_one(one) for one in (value if isinstance(value, list | tuple) else [value])]
+    def _validate_all(self, value: Any, each: Callable[[Any], list[Any]]) -> list[Any]:
+        """The options of each; what is wrong with one of a list has its place in the path."""
+        chosen = each(list(value)) if isinstance(value, list | tuple) else [self._validate_one(value)]
         kinds = [type(one).component for one in chosen]
         drawn = [one.type for one, kind in zip(chosen, kinds, strict=True) if issubclass(kind, Plotter)]
         if not chosen or len(drawn) > 1 or (Off in kinds and len(kinds) > 1):
@@ -48,8 +53,12 @@ class _ChosenSinks(Chosen):
 
     def _validate_one(self, value: Any) -> Any:
         """The options of one; what was no block is not explained as one."""
+        if not isinstance(value, str | Mapping | Options | Sink):
+            raise ValueError(f"got {value!r}; {a_block(value, entries(self.kind))}")
         try:
             return self._validate(value)
+        except ValidationError:
+            raise  # which knows the paths of what is wrong
         except ValueError as error:
             raise ValueError(str(error).removeprefix("type: ") if isinstance(value, str) else error) from error
 
