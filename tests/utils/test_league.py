@@ -197,11 +197,16 @@ def test_what_a_circuit_or_a_task_says_precedes_what_is_common() -> None:
         ({"circuit": {}}, [], "small.yaml: circuit: unknown option; did you mean 'circuits'?"),
         ({}, ["more"], "'more': expected key=value"),
         ({}, ["--jobs", "0"], "--jobs: got 0; allowed is a whole number of at least 1"),
-        ({}, ["--circuits", "wrong"], "circuit.memory_size"),
+        ({}, ["--circuits", "wrong"], "small.yaml: copy,wrong,seed=4: circuit.memory_size: got 0"),
         ({"tasks": {}}, [], "tasks: "),
         ({"score": "loss"}, [], "score: "),
         ({"published": {"small": {"recall": 1.0}}}, [], "published.small: got 'recall'; allowed: copy"),
         ({"extra": 1}, [], "extra: "),
+        (
+            {"common": {**SMALL["common"], "plots": {"type": "files", "x": 1}}},
+            [],
+            "small.yaml: copy,small,seed=4: plots.x: unknown option; known here: none",
+        ),
         ({"test_options": {"large": []}}, [], "test_options: got 'large'; allowed: small, wrong"),
         ({"test_options": {"small": ["circuit.memory=9"]}}, ["--circuits", "small"], "circuit.memory"),
     ],
@@ -258,6 +263,24 @@ def test_the_league_of_the_documentation_has_options() -> None:
 def test_the_table_says_under_which_options(words: list[str], said: str) -> None:
     parsed = parse_arguments(["league", write(), *words])
     assert plan(parsed)[0].about == SMALL["about"] + said
+
+
+@pytest.mark.parametrize(
+    ("said", "words", "expected"),
+    [
+        ({}, [], "off"),
+        ({}, ["plots=files"], "files"),
+        ({"plots": "files"}, [], "files"),
+        ({"plots": "files"}, ["plots=off"], "off"),
+        ({}, ["plots.type=files"], "files"),
+    ],
+)
+def test_nothing_is_drawn_unless_the_file_or_the_command_line_says_so(
+    said: dict[str, Any], words: list[str], expected: str
+) -> None:
+    file = write(common={**SMALL["common"], **said})
+    runs = plan(parse_arguments(["league", file, "--circuits", "small", *words]))[1]
+    assert [run.options["plots"] for run in runs] == [expected]
 
 
 def test_a_league_may_have_a_name(folder: Path) -> None:

@@ -21,7 +21,7 @@ from papertape.core.options import OptionsError
 from papertape.core.world import WorldError
 from papertape.envs.images import DataError
 from papertape.main import main, parser
-from papertape.utils import checkpoint, comparison
+from papertape.utils import checkpoint, comparison, options
 from papertape.utils.commands import sweep
 from papertape.utils.commands.league import plan
 from papertape.utils.run import find_directory, read_summary
@@ -68,7 +68,9 @@ def test_values(word: str, values: list[str]) -> None:
         (["seed=1,1"], "seed: 1 is given twice"),
         (["seed=1..2", "seed=3"], "seed: given twice"),
         (["seed=1,,2"], "seed: got '1,,2'"),
-        (["ntm-copy"], "sweep: got 1 run; allowed: up to 10,000, from an option that has several values"),
+        (["ntm-copy"], "sweep: got 1 run; allowed: from 2 to 10,000, by an option that has several values"),
+        (["ntm-copy", "env.test_lengths=[10,20]"], "sweep: got 1 run"),
+        (["seed=1..1"], "sweep: got 1 run"),
         (["ntm-copy", "seed=1..2", "agent.lrr=3"], "agent.lrr: unknown option; did you mean 'agent.lr'?"),
         (["ntm-cpy", "seed=1..2"], "preset: got 'ntm-cpy'; did you mean 'ntm-copy'?"),
         (["seed=1..2", "--jobs", "0"], "--jobs: got 0"),
@@ -132,6 +134,25 @@ def test_a_grid_is_every_combination_and_what_is_wrong_is_kept_apart() -> None:
     assert runs[1].problem == "agent.lr: got -1; allowed: greater than 0"
     assert runs[2].labels == {"circuit.type": "dnc", "agent.lr": "1e-3"}
     assert runs[2].options["circuit"]["type"] == "dnc" and runs[2].options["plots"] == "off"
+
+
+@pytest.mark.parametrize(
+    ("said", "words", "expected"),
+    [
+        ("", [], "off"),
+        ("plots: files", [], "files"),
+        ("plots: files", ["plots=off"], "off"),
+        ("", ["plots.type=files"], "files"),
+    ],
+)
+def test_nothing_is_drawn_unless_the_file_or_the_command_line_says_so(
+    folder: Path, said: str, words: list[str], expected: str
+) -> None:
+    text = (options.PRESETS / "ntm-copy.yaml").read_text(encoding="utf-8")
+    Path("mine.yaml").write_text(f"{text}\n{said}\n", encoding="utf-8")
+    runs = sweep.plan(["mine.yaml", "seed=1..2", *words])
+    assert [run.options["plots"] for run in runs] == [expected, expected]
+    assert {run.preset for run in runs} == {"mine"}
 
 
 def test_names_are_folders_whatever_the_values_are() -> None:

@@ -64,8 +64,6 @@ def plan(arguments: argparse.Namespace) -> tuple[leagues.League, list[sweep.Run]
         seeds=[int(seed) for seed in seeds],
     )
     found = found.model_copy(update={"about": found.about + _under(assignments, found)})
-    if not gives(assignments, "plots"):
-        assignments.append("plots=off")
     runs = []
     # Seed by seed, so that a league that is cut off has something of all.
     for seed in found.seeds:
@@ -74,7 +72,7 @@ def plan(arguments: argparse.Namespace) -> tuple[leagues.League, list[sweep.Run]
                 labels, values, problem = {"task": task, "circuit": circuit}, {}, ""
                 alone = found.test_options.get(circuit, [])
                 try:
-                    given = leagues.run_options(found, task, circuit, seed)
+                    given = {"plots": "off", **leagues.run_options(found, task, circuit, seed)}
                     chosen = started(read_arguments(assignments, given, arguments.imports))
                     values = chosen.model_dump(mode="json", exclude={"name"})
                     comparison.options_of_test(values, alone)
@@ -83,7 +81,7 @@ def plan(arguments: argparse.Namespace) -> tuple[leagues.League, list[sweep.Run]
                 else:
                     leagues.check_score(found, task, chosen.env.component.error_metric)
                 runs.append(sweep.Run(f"{task},{circuit},seed={seed}", labels, values, problem, Path(name).stem, alone))
-    sweep.check_runs(runs)
+    sweep.check_runs(runs, name)
     return found, runs, Path(name).stem
 
 

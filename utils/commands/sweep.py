@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import copy
 import importlib
 import itertools
 import json
@@ -134,12 +135,12 @@ def plan(arguments: Sequence[str], imports: Sequence[str] = ()) -> list[Run]:
         keys = [assignment.partition("=")[0] for assignment in assignments]
         raise OptionsError(f"{next(key for key in keys if keys.count(key) > 1)}: given twice")
     count = math.prod(map(len, axes.values()))
-    if count > MOST or not any(re.search(r"=.*(,|\.\.)", word) for word in assignments):
+    if not 2 <= count <= MOST:
         raise OptionsError(
-            f"sweep: got {count:,} run{'s'[: count != 1]}; allowed: up to {MOST:,}, from an option that has several "
+            f"sweep: got {count:,} run{'s'[: count != 1]}; allowed: from 2 to {MOST:,}, by an option that has several "
             "values, such as seed=1..10"
         )
-    axes.setdefault("plots", ["off"])
+    begun = {"plots": "off", **options.load_file(options.DEFAULT_PRESET if preset is None else preset)}
     swept = [key for key, values in axes.items() if len(values) > 1] or ["seed"]
     runs: list[Run] = []
     known: dict[str, str] = {}
@@ -149,24 +150,32 @@ def plan(arguments: Sequence[str], imports: Sequence[str] = ()) -> list[Run]:
         name = re.sub(r"[^\w.=,+-]", "-", ",".join(f"{key}={value}" for key, value in labels.items()))
         if not name or len(name) > 100 or any(name == run.name for run in runs):
             name = f"run-{len(runs) + 1}"
-        words = [*([preset] if preset else []), *(f"{key}={value}" for key, value in given.items())]
+        words = [f"{key}={value}" for key, value in given.items()]
         values, problem = {}, ""
         try:
-            values = started(read_arguments(words, imports=imports)).model_dump(mode="json", exclude={"name"})
+            values = started(read_arguments(words, copy.deepcopy(begun), imports)).model_dump(
+                mode="json", exclude={"name"}
+            )
         except OptionsError as error:
             problem = "; ".join(str(error).splitlines())
         if values and (before := known.setdefault(json.dumps(values), name)) != name:  # 1e-3 and 0.001, say
             raise OptionsError(f"sweep: {before} and {name} are the same run; leave one of them out")
         labels.pop("seed", None)
-        runs.append(Run(name, labels, values, problem, preset_name(words)))
+        runs.append(Run(name, labels, values, problem, preset_name(arguments)))
     check_runs(runs)
     return runs
 
 
-def check_runs(runs: Sequence[Run]) -> None:
-    """Raise OptionsError if the options of every run are wrong."""
+def check_runs(runs: Sequence[Run], file: str | None = None) -> None:
+    """Raise OptionsError if the options of every run are wrong.
+
+    Args:
+        runs: all of them.
+        file: that says what the runs are, if one does; each problem then begins with it and the first run that has it.
+    """
     if all(run.problem for run in runs):
-        raise OptionsError("\n".join(dict.fromkeys(run.problem for run in runs)))
+        first = {run.problem: f"{file}: {run.name}: {run.problem}" for run in reversed(runs)}
+        raise OptionsError("\n".join(reversed(first if file is None else first.values())))
 
 
 def is_sweep(directory: Path) -> bool:
