@@ -59,7 +59,11 @@ def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[An
             continue
         key = loader.construct_object(given)
         if key in keys:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", given.start_mark)
+            other = keys[keys.index(key)]
+            said = f"the key {key!r} is given twice"
+            if type(other) is not type(key):  # as 1 and true, which Python takes for equal
+                said = f"the keys {other!r} and {key!r} are the same; quotation marks make words of them"
+            raise yaml.constructor.ConstructorError(None, None, said, given.start_mark)
         keys.append(key)
     return loader.construct_mapping(node, deep=True)
 
@@ -91,6 +95,18 @@ def parse_yaml(text: str, source: str) -> Any:
     except (ValueError, KeyError, AttributeError, RecursionError) as error:
         # What the loader does not foresee: thousands of digits or of brackets, a tag for something else.
         raise OptionsError(f"{source}: cannot be read: {type(error).__name__}: {error}") from error
+
+
+def parse_value(text: str, key: str) -> Any:
+    """What ``key=value`` gives; a shell's variable that is not set is no way to switch something off.
+
+    Raises:
+        OptionsError: not valid YAML, or nothing at all.
+    """
+    value = parse_yaml(text, key)
+    if value is None and not text.partition("#")[0].strip():
+        raise OptionsError(f"{key}: got nothing; allowed: a value, or null for none")
+    return value
 
 
 def names(folder: Path = PRESETS) -> list[str]:
@@ -190,8 +206,8 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> list[str]:
         A line for each block that has lost options to its new type.
 
     Raises:
-        OptionsError: not of the form key=value, a path that is given twice or goes through something that is not a
-            block.
+        OptionsError: not of the form key=value, a value that is empty, a path that is given twice or goes through
+            something that is not a block.
     """
     parsed: dict[tuple[str, ...], Any] = {}
     for assignment in assignments:
@@ -201,7 +217,7 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> list[str]:
             raise OptionsError(f"{assignment!r}: expected key=value, such as agent.lr=3e-4")
         if path in parsed:
             raise OptionsError(f"{key}: given twice")
-        parsed[path] = parse_yaml(text, key)
+        parsed[path] = parse_value(text, key)
     lost = []
     # Types first, the outermost before all: what is set for the new type must outlive the change of type.
     for path, value in sorted(parsed.items(), key=lambda item: (item[0][-1] != "type", len(item[0]))):

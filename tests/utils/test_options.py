@@ -64,7 +64,10 @@ WRONG = [
     ("agent.batch_size=1.5", "agent.batch_size: got 1.5; allowed: a valid integer"),
     ("agent.batch_size=true", "agent.batch_size: got True; allowed: a valid integer"),
     ("agent.batch_size='16'", "agent.batch_size: got '16'; allowed: a valid integer"),
-    ("agent.batch_size=", "agent.batch_size: got None; allowed: a valid integer"),
+    ("agent.batch_size=null", "agent.batch_size: got None; allowed: a valid integer"),
+    ("agent.clip_norm=", "agent.clip_norm: got nothing; allowed: a value, or null for none"),
+    ("agent.clip_norm= # later", "agent.clip_norm: got nothing; allowed: a value, or null for none"),
+    ("agent=", "agent: got nothing; allowed: a value, or null for none"),
     ("agent.optimiser=lion", "agent.optimiser.type: got 'lion'; allowed: adam, "),
     ("agent.optimiser.type=addam", "agent.optimiser.type: got 'addam'; did you mean 'adam'? allowed: adam, "),
     ("agent.optimiser=3", "agent.optimiser: got 3; expected a block with a type, such as {type: adam}"),
@@ -85,9 +88,9 @@ WRONG = [
     ("agent.type=backprob", "agent.type: got 'backprob'; did you mean 'backprop'? allowed: backprop, "),
     ("agent=3", "agent: got 3; expected a block with a type, such as {type: backprop}"),
     ("agent=backprob", "agent.type: got 'backprob'; did you mean 'backprop'? allowed: backprop, "),
-    ("agent=", "agent: got None; expected a block with a type"),
+    ("agent=null", "agent: got None; expected a block with a type"),
     ("circuit.type=mamba", f"circuit.type: got 'mamba'; allowed: {ALL_CIRCUITS}"),
-    ("circuit.type=", f"circuit.type: got None; allowed: {ALL_CIRCUITS}"),
+    ("circuit.type=null", f"circuit.type: got None; allowed: {ALL_CIRCUITS}"),
     ("circuit.memory_size=0", "circuit.memory_size: got 0; allowed: greater than or equal to 1"),
     ("circuit.memory_size=[1]", "circuit.memory_size: got [1]; allowed: a valid integer"),
     ("circuit.shift_range=-1", "circuit.shift_range: got -1; allowed: greater than or equal to 0"),
@@ -365,6 +368,22 @@ def test_what_no_file_of_text_holds_is_said_in_one_line() -> None:
 def test_a_key_is_given_once() -> None:
     with pytest.raises(OptionsError, match=r"^agent\.lr: given twice$"):
         parse("agent.lr=1e-3", "seed=2", "agent.lr=1e-3")
+
+
+@pytest.mark.parametrize("value", ["null", "~", "Null", "null # of any size"])
+def test_null_is_spelt_out(value: str) -> None:
+    agent: Any = parse(f"agent.clip_norm={value}").agent
+    assert agent.clip_norm is None
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [("{1: a, true: b}", "1 and True"), ("{0: a, false: b}", "0 and False"), ("{1: a, 1.0: b}", "1 and 1.0")],
+)
+def test_keys_that_are_one_in_python_are_named_as_they_are(text: str, keys: str) -> None:
+    with pytest.raises(OptionsError, match=f"the keys {keys} are the same; quotation marks make words of them"):
+        options.parse_yaml(text, "test")
+    assert options.parse_yaml("{'1': a, 'true': b}", "test") == {"1": "a", "true": "b"}
 
 
 def test_whole_numbers_may_have_exponents() -> None:

@@ -77,6 +77,7 @@ def test_values(word: str, values: list[str]) -> None:
         (["seed=1..2", "--sequences", "0"], "--sequences: got 0"),
         (["seed=1..2", "--test-option", "x"], "--test-option: got 'x'; expected key=value"),
         (["seed=1..2", "--cluster-option", "x=1"], "--cluster-option: got 'x=1' without --cluster"),
+        (["seed=1..2", "agent.clip_norm="], "agent.clip_norm: got nothing; allowed: a value, or null for none"),
         (["--resume", "nowhere"], "sweep: got 'nowhere'; allowed is the path of a sweep's folder"),
         (["seed=1..2", "name=a/b"], "name: got 'a/b'"),
         (["seed=1..2", "name=a", "name=b"], "name: given twice"),
@@ -389,10 +390,11 @@ def test_a_sweep_that_cannot_begin_leaves_its_name_free(folder: Path, monkeypatc
     assert sweep.find_or_begin(sweep.plan(words[:-1], []), "mine", "mine").directory == Path("runs/mine")
 
 
-def test_a_name_that_is_empty_is_none(folder: Path) -> None:
+def test_a_name_that_is_null_is_none(folder: Path) -> None:
     words = ["ntm-copy", *SMALL, "seed=1..2"]
-    for name in ("name=", "name=null"):
-        assert sweep.split_name([*words, name]) == (None, words)
+    assert sweep.split_name([*words, "name=null"]) == (None, words)
+    with pytest.raises(OptionsError, match="name: got nothing; allowed: a value, or null for none"):
+        sweep.split_name([*words, "name="])
     assert sweep.split_name(["name='mine'", *words]) == ("mine", words)
 
 

@@ -367,7 +367,7 @@ def cluster(name: str, given: Sequence[str], folder: Path, jobs: int | None) -> 
         key, equals, text = word.partition("=")
         if not equals or not key:
             raise OptionsError(f"--cluster-option: got {word!r}; expected key=value, such as timeout_min=600")
-        parameters[key] = options.parse_yaml(text, key)
+        parameters[key] = options.parse_value(text, key)
     if jobs is not None and name == "slurm":
         parameters["slurm_array_parallelism"] = jobs
     try:
