@@ -14,6 +14,14 @@ from .registry import entries, lookup
 
 LONGEST = 60
 """Characters of a value that are shown."""
+PLAIN = {
+    "invalid_key": "a valid string",
+    "string_too_short": "{min_length} or more characters",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "too_short": "{min_length} or more entries",
+    "too_long": "up to {max_length} entries",
+}
+"""What is allowed, where pydantic says so in words of its own."""
 
 
 def explain(
@@ -31,21 +39,26 @@ def explain(
     lines = []
     for problem in error.errors(include_url=False):
         path = [str(part) for part in problem["loc"]]
-        where = ".".join(part for part in (prefix, *path) if part)
         value, what, context = problem["input"], problem["type"], problem.get("ctx", {})
+        key = path[-1:] == ["[key]"] or what == "invalid_key"
+        if key:  # the path is that of what it is a key of
+            path = path[: -1 if what == "invalid_key" else -2]
+            value = problem["loc"][len(path)]
+        where = ".".join(part for part in (prefix, *path) if part)
         if what == "extra_forbidden":
             lines.append(f"{where}: unknown option; {_meant(path, given, model, prefix, kind)}")
         elif what == "missing":
             lines.append(f"{where}: missing")
         elif what == "value_error":
             message = str(context["error"])
-            below = where and re.match(r"[a-z_0-9.]+: ", message)
-            lines.append(f"{where}.{message}" if below else f"{where}: {message}" if where else message)
+            named = where and re.match(r"[a-z_0-9.]+: ", message)
+            lines.append(f"{where}.{message}" if named else f"{where}: {message}" if where else message)
         elif what == "is_instance_of":
             lines.append(f"{where}: got a {type(value).__name__}; expected a {context['class']}")
         else:
-            message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-            lines.append(f"{where}: got {_short(value)}; allowed: {message}")
+            said = PLAIN[what].format(**context) if what in PLAIN else problem["msg"].removeprefix("Input should be ")
+            below = f"{where}: " if where else ""
+            lines.append(f"{below}got {'the key ' if key else ''}{_short(value)}; allowed: {said}")
     return lines
 
 

@@ -12,6 +12,8 @@ from pydantic.fields import FieldInfo
 
 LARGEST_SIZE = 10**7
 """Whole numbers of options without a bound of their own are at most this."""
+OF_TASK = ("input_size", "output_size")
+"""Sizes that nobody gives in a run: they are those of its task."""
 LARGEST_STEP = 10**9
 """The same for those that count steps, which take no memory, and no time before they are reached."""
 LARGEST, SMALLEST = 1e9, 1e-37
@@ -55,7 +57,8 @@ class Options(BaseModel):
                 zero = "" if above_zero else "0, or "
                 raise ValueError(f"got {number}; allowed: {zero}from {SMALLEST:g} to {LARGEST:g} in magnitude")
             if isinstance(number, int) and not bounded and abs(number) > LARGEST_SIZE:
-                raise ValueError(f"got {number}; allowed: at most {LARGEST_SIZE}")
+                whose = "; in a run it follows from the options of env" if info.field_name in OF_TASK else ""
+                raise ValueError(f"got {number}; allowed: at most {LARGEST_SIZE}{whose}")
         return value
 
     kept: ClassVar[frozenset[str]] = frozenset({"type"})

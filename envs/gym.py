@@ -133,8 +133,12 @@ class GymWorld(World):
             kinds = gymnasium.error.Error | ImportError | TypeError | ValueError
             told = self.make is None and isinstance(error, kinds)
             reason = " ".join(f"{'' if told else f'{type(error).__name__}: '}{error}".split())
-            said = f"id: got {self.id!r}; gymnasium says: " if self.make is None else "make: "
-            raise ValueError(said + reason) from error
+            # Of the two that name an environment, arguments are wrong once there is one of this name.
+            unknown = not self.arguments or isinstance(error, gymnasium.error.Error | ImportError)
+            blamed = f"id: got {self.id!r}" if unknown else f"arguments: got {self.arguments!r}"
+            raise ValueError(
+                f"{blamed}; gymnasium says: {reason}" if self.make is None else f"make: {reason}"
+            ) from error
         if not hasattr(envs, "single_action_space"):
             raise ValueError(f"make: gives a {type(envs).__name__}; expected a vector environment of gymnasium")
         # One of gymnasium's own that somebody else has made has no spec, its environments have.

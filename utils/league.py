@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from ..core.explain import explain
 from ..core.options import Options, OptionsError, near
@@ -44,7 +45,15 @@ COUNTS = ("bits_wrong", "excess_bits", "loss")
 
 Seed = Annotated[(int, *RunOptions.model_fields["seed"].metadata)]
 """One that a run may have."""
-Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"got {name!r}; allowed: letters, digits and any of _.-")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
 
 
 class League(Options):

@@ -47,6 +47,11 @@ def test_wrong_values_are_refused_with_their_path(wrong, path):
     assert caught.value.errors()[0]["loc"][0] == path
 
 
+def test_a_size_that_the_task_of_a_run_makes_too_large_says_what_it_follows_from():
+    with pytest.raises(ValueError, match=r"^input_size: got 10000002; allowed: at most 10000000; in a run .* env$"):
+        NTM(10_000_002, 8)
+
+
 def test_options_never_change():
     with pytest.raises(ValidationError, match="frozen"):
         Small().size = 4

@@ -149,6 +149,11 @@ WRONG = [
     ("plots=[true]", "plots.0: got True; expected a block with a type, such as {type: auto}; allowed: auto, visdom, "),
     ("visdom_port=70000", "visdom_port: got 70000; allowed: less than or equal to 65535"),
     ("threads=0", "threads: got 0; allowed: auto, or a whole number from 1 to 1024"),
+    ("start=''", "start: got ''; allowed: 1 or more characters"),
+    ("env={type: copy, 1: 2}", "env: got the key 1; allowed: a valid string"),
+    ("env={type: gym, arguments: {1: 2}}", "env.arguments: got the key 1; allowed: a valid string"),
+    ("agent.optimiser.betas=[1,1,1]", "agent.optimiser.betas: got [1, 1, 1]; allowed: up to 2 entries"),
+    ("env.width=10000001", "env.width: got 10000001; allowed: at most 10000000"),
     ("sede=1", "sede: unknown option; did you mean 'seed'?"),
 ]
 
@@ -368,6 +373,11 @@ def test_what_no_file_of_text_holds_is_said_in_one_line() -> None:
 def test_a_key_is_given_once() -> None:
     with pytest.raises(OptionsError, match=r"^agent\.lr: given twice$"):
         parse("agent.lr=1e-3", "seed=2", "agent.lr=1e-3")
+
+
+def test_a_key_of_the_whole_file_that_is_no_word_is_named() -> None:
+    with pytest.raises(OptionsError, match=r"^got the key 1; allowed: a valid string$"):
+        factory.parse({1: 2, **options.load_file("ntm-copy")})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("value", ["null", "~", "Null", "null # of any size"])
