@@ -6,6 +6,7 @@ import argparse
 import gc
 import io
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from typing import Any
 DEFAULT_PRESET = "ntm-copy"
 OPTIONS = "PRESET | key=value"
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+PORT = 8097
+"""Of the page, where nothing else is said (utils/visdom_server.py says so too)."""
 PRINTING = ("runs", "list", "show")
 """Commands that do nothing else."""
 
@@ -114,9 +117,11 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         default="start",
         choices=("start", "stop", "fetch"),
-        help="stop: all servers that runs have started on this machine; fetch: the scripts that the page needs",
+        help="stop: the servers that runs have started on this machine; fetch: the scripts that the page needs",
     )
-    page.add_argument("--port", type=_port, default=8097, help="where the server listens (default: %(default)s)")
+    page.add_argument(
+        "--port", type=_port, help=f"where the server listens (default: {PORT}; stop without it ends all of them)"
+    )
     return top
 
 
@@ -143,6 +148,8 @@ def parse_arguments(given: Sequence[str]) -> argparse.Namespace:
         grammar.error(f"{parsed.command}: unrecognized arguments: {' '.join(rest)}{without_dashes(given)}")
     if rest:
         parsed.arguments += rest
+    if parsed.command == "page" and parsed.action == "fetch" and parsed.port is not None:
+        grammar.error(f"page: --port: got {parsed.port}; allowed with start and stop: fetch needs no server")
     if parsed.command == "test" and parsed.run is None:
         grammar.error("test: RUN is missing; allowed is a run's folder, its name, or latest, or a checkpoint file")
     return parsed
@@ -156,19 +163,20 @@ def _version() -> str:
     return papertape.__version__
 
 
-def page(action: str, port: int) -> int:
+def page(action: str, port: int | None) -> int:
     """Show, start or stop the page that all runs share, or fetch its scripts; returns the exit status."""
     from papertape.core import install
     from papertape.utils import visdom_files, visdom_server
 
     if action == "stop":
-        stopped = visdom_server.stop()
-        print(f"stopped at port {', '.join(map(str, stopped))}" if stopped else "no page is running")
+        stopped = visdom_server.stop(port=port)
+        nothing = "no page is running" if port is None else f"no page is running at port {port}"
+        print(f"stopped at port {', '.join(map(str, stopped))}" if stopped else nothing)
         return 0
     missing = bool(visdom_files.missing_files())  # or there is no visdom
     if action == "fetch":
         return 0 if visdom_files.fetch_and_say() else 2
-    server = visdom_server.Server("localhost", port)
+    server = visdom_server.Server("localhost", port or PORT)
     if problem := server.ensure():
         raise OSError(problem)
     print(
@@ -220,8 +228,10 @@ def _not_installed(name: str) -> str:
     program = root / ".venv" / "bin" / "papertape"
     if program.is_file():
         what = f"Papertape is set up beside it: call {os.path.relpath(program)} instead"
-    else:
+    elif (root / "bootstrap.py").is_file():
         what = f"python3 {os.path.relpath(root / 'bootstrap.py')} train sets everything up"
+    else:  # installed; it is on no package index
+        what = f"{shlex.quote(sys.executable)} -m pip install . in a clone of Papertape installs all that it needs"
     return f"{name} is not installed for {sys.executable}; {what}"
 
 

@@ -558,19 +558,25 @@ def test_a_signal_once_it_is_over_changes_nothing(folder: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("set_up", [False, True])
-def test_without_its_packages_it_says_what_to_do(folder: Path, set_up: bool) -> None:
-    """`python3 main.py` outside the environment."""
+@pytest.mark.parametrize(
+    ("beside", "hint"),
+    [
+        (".venv/bin/papertape", "call .venv/bin/papertape instead"),
+        ("bootstrap.py", "python3 bootstrap.py train sets everything up"),
+        ("py.typed", f"{sys.executable} -m pip install . in a clone of Papertape installs all that it needs"),
+    ],
+)
+def test_without_its_packages_it_says_what_to_do(folder: Path, beside: str, hint: str) -> None:
+    """`python3 main.py` outside the environment, and what a wheel has installed."""
     shutil.copy(Path(papertape.__file__).parent / "main.py", folder)
-    if set_up:
-        (folder / ".venv" / "bin").mkdir(parents=True)
-        (folder / ".venv" / "bin" / "papertape").touch()
+    (folder / beside).parent.mkdir(parents=True, exist_ok=True)
+    (folder / beside).touch()
     for arguments in ([], ["train", "ntm-copy"], ["list"], ["page"]):
         command = [sys.executable, "-I", "-S", "main.py", *arguments]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         (line,) = done.stderr.splitlines()
         assert f"papertape is not installed for {sys.executable}; " in line
-        assert ("call .venv/bin/papertape instead" if set_up else "python3 bootstrap.py train sets every") in line
+        assert hint in line
         assert done.returncode == 2
 
 
@@ -607,7 +613,9 @@ def test_the_page_is_started_shown_and_stopped(folder: Path) -> None:
         with urllib.request.urlopen(f"http://localhost:{port}", timeout=10) as answer:
             assert "no run yet" in answer.read().decode()
     finally:
-        assert call("stop") == f"stopped at port {port}\n"
+        other = port - 1 if port > 1 else port + 1
+        assert call("stop", "--port", str(other)) == f"no page is running at port {other}\n"
+        assert call("stop", "--port", str(port)) == f"stopped at port {port}\n"
     assert call("stop") == "no page is running\n"
 
 
@@ -858,6 +866,7 @@ def test_a_signal_while_a_line_is_being_written_saves_and_stops(folder: Path) ->
         (["train", "permuted-mnist", "env.images=copy"], "env.images: got a CopyEnv"),
         (["page", "--port", "99999999"], "'99999999'; allowed: 1 to 65535"),
         (["page", "--port", "-1"], "--port"),
+        (["page", "fetch", "--port", "8098"], "page: --port: got 8098; allowed with start and stop"),
     ],
 )
 def test_what_is_empty_or_out_of_range_is_refused(

@@ -307,16 +307,20 @@ def _name(port: int | str) -> str:
     return f"papertape-{platform.node()}-{port}"
 
 
-def stop(data: str | None = None) -> list[int]:
+def stop(data: str | None = None, port: int | None = None) -> list[int]:
     """Stop the servers that were started on this machine with a folder of data; returns their ports.
 
     What a dead one has left behind stops nobody.
+
+    Args:
+        data: the folder; None takes visdom's own.
+        port: of the only one to stop; None stops all.
 
     Raises:
         OSError: one is not the user's to stop, or does not end.
     """
     stopped = []
-    for path in sorted(data_folder(data).glob(f"{_name('*')}.lock")):
+    for path in sorted(data_folder(data).glob(f"{_name('*' if port is None else port)}.lock")):
         began = time.monotonic()
         while holder := _holder(path):
             taken = time.monotonic() - began

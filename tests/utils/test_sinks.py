@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import random
+import re
 import sys
 import types
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from pydantic import Field, ValidationError
 
 from papertape import NTM
 from papertape.agents import BackpropAgent
-from papertape.core import registry
+from papertape.core import install, registry
 from papertape.core.explain import explain
 from papertape.core.options import Options, OptionsError
 from papertape.core.recorder import Areas, Chart, Histogram
@@ -222,6 +223,18 @@ def test_a_sink_that_fails_is_dropped_with_one_warning(tmp_path: Path, caplog: p
 def test_a_sink_that_cannot_be_set_up_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(OptionsError, match="plots: broken cannot be set up: ConnectionError: no such service"):
         opened(tmp_path, "keeping", "broken")
+
+
+def test_what_is_missing_for_pictures_is_named_with_the_way_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(self: Plotter) -> None:
+        raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+
+    monkeypatch.setattr(Plotter, "setup", missing)
+    hint = re.escape(install.here("pip install ."))
+    with pytest.raises(OptionsError, match=rf"^plots: got 'files', .* matplotlib .*{hint} .*; plots=off .*$"):
+        opened(tmp_path, "files")
 
 
 def test_a_sink_changes_nothing_in_the_run(tmp_path: Path) -> None:

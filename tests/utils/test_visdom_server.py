@@ -334,6 +334,16 @@ def test_one_command_stops_it_and_it_can_start_again(server: Server) -> None:
 
 
 @needs_visdom
+def test_of_two_the_one_at_a_port_is_stopped(server: Server) -> None:
+    other = Server("localhost", free_port(), str(server.folder))
+    assert not other.ensure()
+    assert visdom_server.stop(str(server.folder), other.port) == [other.port]
+    assert other.problem() is None and server.problem() == ""
+    assert other.process is not None
+    other.process.wait(10)
+
+
+@needs_visdom
 def test_one_that_does_not_end_by_itself_is_killed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(visdom_server, "STOP_SECONDS", 0.5)
     assert server.process is not None

@@ -18,6 +18,7 @@ from pydantic_core import core_schema
 
 from ...core.component import Chosen, build
 from ...core.explain import a_block
+from ...core.install import here
 from ...core.options import ContractError, Options, OptionsError
 from ...core.recorder import Chart
 from ...core.registry import entries
@@ -104,6 +105,11 @@ class Sinks:
                     raise
                 if isinstance(error, ContractError):
                     raise OptionsError(f"plots: {error}") from error
+                if isinstance(error, ModuleNotFoundError) and issubclass(kind, Plotter):
+                    raise OptionsError(
+                        f"plots: got {name!r}, for which {error.name} is not installed; "
+                        f"{here('pip install .')} in a clone of Papertape installs it; plots=off works without it"
+                    ) from error
                 raise OptionsError(f"plots: {name} cannot be set up: {type(error).__name__}: {error}") from error
 
     @property
