@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined, core_schema
 from typing_extensions import dataclass_transform
 
 from .contracts import is_outside, told, trying
-from .options import ContractError, Options, OptionsError, near
+from .options import ContractError, Options, OptionsError, a_block, near
 from .registry import contract_of, entries, lookup, name_of
 
 NOT_KEPT = "not kept as an attribute of that name"
@@ -420,8 +420,7 @@ class Chosen:
             return value
         block = {"type": value} if isinstance(value, str) else value
         if not isinstance(block, Mapping):
-            names = list(entries(self.kind))
-            raise ValueError(f"got {value!r}; expected a block with a type, such as {{type: {names[0]}}}")
+            raise ValueError(f"got {value!r}; {a_block(value, entries(self.kind))}")
         if "type" not in block:
             raise ValueError(f"type: missing; allowed: {', '.join(entries(self.kind))}")
         try:

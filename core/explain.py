@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -60,14 +60,6 @@ def explain(
             below = f"{where}: " if where else ""
             lines.append(f"{below}got {'the key ' if key else ''}{_short(value)}; allowed: {said}")
     return lines
-
-
-def a_block(given: Any, names: Iterable[str]) -> str:
-    """What is said where a block was expected, with an example that is what was meant if that can be guessed."""
-    known = list(names)
-    example = given if given in known else known[0] if known else None
-    such = f", such as {{type: {example}}}; allowed: {', '.join(known)}" if example else ""
-    return f"expected a block with a type{such}"
 
 
 def _meant(path: Sequence[str], given: Any, model: type[Options], prefix: str, kind: str | None) -> str:

@@ -123,3 +123,11 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise ValueError if the value is none of the allowed ones, naming the argument, the value and the choices."""
     if value not in allowed:
         raise ValueError(f"{name}: got {value!r}; allowed: {', '.join(allowed)}")
+
+
+def a_block(given: Any, names: Iterable[str]) -> str:
+    """What is said where a block was expected, with an example that is what was meant if that can be guessed."""
+    known = list(names)
+    example = given if given in known else known[0] if known else None
+    such = f", such as {{type: {example}}}; allowed: {', '.join(known)}" if example else ""
+    return f"expected a block with a type{such}"

@@ -10,7 +10,7 @@ AGREED = {
     "core/accessors/stack.py": "455425030f7a",
     "core/accessors/static.py": "cd77dec59b2f",
     "core/addressing.py": "51cad7cfd96e",
-    "core/component.py": "cc1d4bb7cc8c",
+    "core/component.py": "fca6755e2dba",
     "core/controllers/automaton.py": "deeefa4ffd00",
     "core/controllers/base.py": "117d2f72b7e6",
     "core/controllers/feedforward.py": "6007500a931f",

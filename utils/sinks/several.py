@@ -17,9 +17,8 @@ from pydantic import ValidationError
 from pydantic_core import core_schema
 
 from ...core.component import Chosen, build
-from ...core.explain import a_block
 from ...core.install import here
-from ...core.options import ContractError, Options, OptionsError
+from ...core.options import ContractError, Options, OptionsError, a_block
 from ...core.recorder import Chart
 from ...core.registry import entries
 from ..plots import Episode
