@@ -4,8 +4,8 @@ python3 bootstrap.py               set up only
 python3 bootstrap.py train [...]   set up, then `papertape train [...]`: the NTM on copy, with live plots
 python3 bootstrap.py test [...]    set up, add what the tests need, then lint, types and `pytest [...]`
 
-A second call finds everything in place and starts at once. Nothing is installed outside this folder, where only
-caches (mostly in ~/.cache) and the data of visdom's page (~/.visdom) go.
+A second call finds everything in place and starts at once. Nothing is installed outside this folder; only
+caches (mostly in ~/.cache) and the data of visdom's page (~/.visdom) are kept elsewhere.
 """
 
 import contextlib
