@@ -172,10 +172,14 @@ class SelfModifyingAgent(BackpropAgent):
         return super()._gradients(update, upkeep)
 
     def after_skip(self, update: Update) -> None:
-        """See :meth:`BackpropAgent.after_skip`; the copy on trial takes no step either."""
+        """See :meth:`BackpropAgent.after_skip`; the copy on trial takes no step either, and a change that the circuit
+        itself is trying is taken back.
+        """
         super().after_skip(update)
         if isinstance(self.trial, PairedTrial) and self._rehearsal is not None:
             self.trial.upkeep.after_skip(self._rehearsal)
+        elif isinstance(self.trial, RewardTrial):
+            self._close(Verdict(False, -1.0))
 
     def after_update(self, batch: Batch, answers: Answered, loss: float) -> dict[str, float]:
         """Go on with the trial, or see whether one begins; see :meth:`BackpropAgent.after_update`."""

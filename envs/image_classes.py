@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -138,7 +138,19 @@ def read_folders(folder: Path, image_size: int) -> Iterator[Tensor]:
 def _read(file: Path, image_size: int) -> Tensor:
     try:
         with Image.open(file) as image:
-            sized = image.convert("L").resize((image_size, image_size), Image.Resampling.BOX)
-    except (OSError, UnidentifiedImageError) as error:
+            sized = _grey(image).resize((image_size, image_size), Image.Resampling.BOX)
+    # Pillow's readers raise what they come across where a file is damaged, and refuse one that would take all memory.
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{file}: is no image that can be read ({error})") from error
     return torch.from_numpy(np.array(sized))
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """In 256 shades of grey: what is transparent on white, and of 16 bits the upper ones."""
+    if image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, "white")
+        opaque.alpha_composite(image.convert("RGBA"))
+        return opaque.convert("L")
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.array(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("L")

@@ -175,17 +175,21 @@ def fetch(path: Path, mirrors: tuple[str, ...], md5: str, timeout: float = 20.0)
         DataError: the file is not the published one, or is missing and cannot be downloaded.
     """
     if path.exists():
-        found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if found != md5:
             raise DataError(f"{path}: got MD5 {found}; the published file has {md5}; remove it to download it again")
         return path
     reasons = []
     for mirror in mirrors:
-        content = _download(mirror + path.name, md5, timeout)
-        if isinstance(content, bytes):
-            _write(path, content)
+        answer = _download(mirror + path.name, md5, timeout)
+        if isinstance(answer, bytes):
+            _write(path, answer)
             return path
-        reasons.append(f"{mirror}: {content}")
+        reasons.append(f"{mirror}: {answer}")
     raise DataError(
         f"{path}: is missing and cannot be downloaded ({'; '.join(reasons)}); "
         "put the file there or point PAPERTAPE_DATA at the folder that holds it"

@@ -95,14 +95,14 @@ class SparseTraining(PlasticityMethod):
     def on_gradient(self, update: Update) -> None:
         """Change the connections where that is due; then mask gradients, and the moments of what has changed."""
         weights = self.weights(update.circuit)
-        if weights and self.changes(update.step):
+        if weights and self.changes(update.step) and _is_finite(update.circuit):
             before, self.connections = self.connections, self.rewire(update)
             for name, weight in weights.items():
-                changed = before[name] != self.connections[name]
+                changed, known = before[name] != self.connections[name], bool(before[name].any())
                 weight.mul_(before[name] & self.connections[name])
                 for key, value in update.optimiser.state.get(weight, {}).items():
                     if isinstance(value, Tensor) and value.shape == weight.shape:
-                        value[changed] = value[before[name]].mean() if "sq" in key else 0
+                        value[changed] = value[before[name]].mean() if known and "sq" in key else 0
                         value.mul_(self.connections[name])
         for name, weight in weights.items():
             if weight.grad is not None:
@@ -121,6 +121,12 @@ class SparseTraining(PlasticityMethod):
         self.connections = {name: mask for name, mask in followed.items() if mask.dim() == 2}
         for name, mask in self.connections.items():
             change.new[name].mul_(mask)
+
+
+def _is_finite(circuit: Circuit) -> bool:
+    """Whether all gradients are, without which the update will be skipped."""
+    gradients = [parameter.grad for parameter in circuit.parameters() if parameter.grad is not None]
+    return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def hidden_weights(circuit: Circuit) -> dict[str, Any]:

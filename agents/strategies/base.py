@@ -22,6 +22,8 @@ from ..genome import Layout
 Initial = Literal["resampled", "copied"]
 """How the first genomes of a population of individuals come from the circuit's weights; see :func:`resample`."""
 
+FARTHEST = 10
+"""Standard deviations that members of a distribution are within."""
 LARGEST_FITNESS = 1e150
 """Magnitude of fitness beyond which differences are not told apart: sums and squares of them would not be finite."""
 
@@ -30,6 +32,11 @@ def _as_layout(given: Any) -> Layout | None:
     if given is None or isinstance(given, Layout):
         return given
     raise ValueError(f"got a {type(given).__name__}; expected a Layout or None")
+
+
+def in_range(center: Tensor, spread: Tensor, dtype: torch.dtype) -> bool:
+    """Whether members with a centre and standard deviations, ``[D]`` each, are finite numbers of a type."""
+    return bool((center.abs() + FARTHEST * spread).to(dtype).isfinite().all())
 
 
 @contract("strategy")
@@ -260,7 +267,7 @@ class Strategy(Component, ABC):
     def metrics(self) -> dict[str, float]:
         """Numbers to watch: ``diversity`` and ``genome_norm``, and what the strategy has of its own."""
         center, spread = self.center_and_spread()
-        return {"diversity": spread, "genome_norm": float(torch.linalg.vector_norm(center))}
+        return {"diversity": spread, "genome_norm": float(torch.linalg.vector_norm(center.double()))}
 
     def charts(self) -> dict[str, Chart]:
         """What there is to show besides numbers, by name."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...core.registry import register
-from .base import Strategy
+from .base import Strategy, in_range
 
 MAX_SIZE = 10_000
 """Weights up to which a full covariance matrix is kept; its eigenvectors take 10 D³ operations, 1.6 GB at this size."""
@@ -90,6 +90,8 @@ def rates(size: int, population: int, *, separable: bool = False) -> Rates:
 @register("strategy", "cma-es")
 class CMAES(Strategy):
     """Learns the mean, the step size and the covariance of its search distribution; computes in float64.
+
+    Where fitness grows without end, it begins again around its last mean once members would no longer be finite.
 
     Our own, in torch, rather than a package: the state goes into a checkpoint as plain tensors and resumes bit for
     bit, and nothing needs numpy's global random state.
@@ -206,9 +208,12 @@ class CMAES(Strategy):
         else:
             self.restarts_done += 1
         normal = torch.randn(len(self.mean), generator=self.generator, device=self.mean.device, dtype=torch.float64)
-        # The generation that ends here is counted when all is told.
+        self._begin_next(self.genome.double() + self.options.sigma * normal, sigma, size)
+
+    def _begin_next(self, mean: Tensor, sigma: float, population: int) -> None:
+        """Begin a search with the next generation; the one that ends is counted when all is told."""
         self.generation += 1
-        self._begin(self.genome.double() + self.options.sigma * normal, sigma, size)
+        self._begin(mean, sigma, population)
         self.generation -= 1
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -276,7 +281,7 @@ class CMAES(Strategy):
         steps = self._steps
         weights = torch.empty(len(steps), dtype=steps.dtype, device=steps.device)
         weights[torch.argsort(fitness, descending=True, stable=True)] = r.weights.to(steps)
-        step = weights.clamp(min=0) @ steps
+        step, before = weights.clamp(min=0) @ steps, self.mean
         self.mean = self.mean + self.sigma * step
         self.path_sigma = (1 - r.c_sigma) * self.path_sigma + math.sqrt(
             r.c_sigma * (2 - r.c_sigma) * r.mu_eff
@@ -288,7 +293,9 @@ class CMAES(Strategy):
         decay = 1 + r.c_1 * (1 - on_path) * r.c_c * (2 - r.c_c) - r.c_1 - r.c_mu * float(r.weights.sum())
         self._learn_covariance(decay, weights, steps)
         self.sigma *= math.exp(min(1.0, r.c_sigma / r.d_sigma * (norm / r.expected_norm - 1)))
-        if self.restarts != "none":
+        if not in_range(self.mean, self.sigma * self.scales.max(), self.genome.dtype):
+            self._begin_next(before, self.options.sigma, len(steps))
+        elif self.restarts != "none":
             used_up = not self.large and 2 * self._evaluations >= self.last_large
             if self.at_rest(fitness) or used_up:
                 self._begin_again()

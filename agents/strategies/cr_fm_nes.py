@@ -11,13 +11,11 @@ from pydantic import Field
 from torch import Tensor
 
 from ...core.registry import register
-from .base import Strategy
+from .base import Strategy, in_range
 from .cma_es import rates
 from .snes import utilities
 
 SMALLEST_SCALE = 1e-150
-FARTHEST = 10
-"""Standard deviations that members are within."""
 
 
 def distance_rate(size: int) -> float:
@@ -96,9 +94,9 @@ class CRFMNES(Strategy):
     def _is_finite(self) -> bool:
         """Whether the mean, and members around it, are numbers of the genome's type, and what is computed with them."""
         square = self.direction.square()
-        reach = self.mean.abs() + FARTHEST * self.sigma * (self.scales.square() * (1 + square)).sqrt()
-        known = torch.cat([reach.to(self.genome.dtype), self.path_sigma, self.path_c, square.sum().square().view(1)])
-        return bool(known.isfinite().all()) and self.sigma > 0
+        spread = self.sigma * (self.scales.square() * (1 + square)).sqrt()
+        known = torch.cat([self.path_sigma, self.path_c, square.sum().square().view(1)])
+        return in_range(self.mean, spread, self.genome.dtype) and bool(known.isfinite().all()) and self.sigma > 0
 
     def draw(self) -> Tensor:
         """Members around the mean, ``[P, D]``."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...core.registry import register
-from .base import Strategy
+from .base import Strategy, in_range
 
 
 def utilities(population: int) -> Tensor:
@@ -25,7 +25,8 @@ def utilities(population: int) -> Tensor:
 class SNES(Strategy):
     """Natural gradient on the mean and the standard deviation of each weight (algorithm 1, separable case).
 
-    ``center += lr * sigma * Σ u_p z_p`` and ``sigma *= exp(sigma_lr / 2 * Σ u_p (z_p² - 1))``.
+    ``center += lr * sigma * Σ u_p z_p`` and ``sigma *= exp(sigma_lr / 2 * Σ u_p (z_p² - 1))``. Where fitness grows
+    without end, it begins again around its last centre once members would no longer be finite.
     """
 
     remembered: ClassVar[tuple[str, ...]] = ("center", "deviations")
@@ -73,10 +74,12 @@ class SNES(Strategy):
         order = torch.argsort(fitness, descending=True, stable=True)
         weights = torch.empty_like(self._utilities)
         weights[order] = self._utilities
-        normal = self._normal
+        normal, before = self._normal, self.center
         self.center = self.center + self.lr * self.deviations * (weights @ normal)
         # The utilities sum to 0, so the -1 of z² - 1 falls out.
         self.deviations = self.deviations * torch.exp(self.deviations_lr / 2 * (weights @ normal.square_()))
+        if not in_range(self.center, self.deviations, self.genome.dtype):
+            self.center, self.deviations = before, self.asked("sigma")
 
     @property
     def best(self) -> Tensor:
@@ -85,4 +88,4 @@ class SNES(Strategy):
 
     def center_and_spread(self) -> tuple[Tensor, float]:
         """The centre and the root mean square of the standard deviations."""
-        return self.center, float(self.deviations.square().mean().sqrt())
+        return self.center, float(self.deviations.double().square().mean().sqrt())

@@ -214,4 +214,4 @@ class RewardTrial:
         if len(self.rewards) < self.steps:
             return None
         dropped = self.reward - sum(self.rewards) / len(self.rewards)
-        return Verdict(not dropped > LOST, gain_of(self.without, self.changed))
+        return Verdict(dropped <= LOST, gain_of(self.without, self.changed))

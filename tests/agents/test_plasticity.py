@@ -623,6 +623,34 @@ def test_connections_that_give_way_come_back_only_where_there_is_no_other_place(
 
 
 @pytest.mark.parametrize("name", ["set", "granet"])
+@pytest.mark.parametrize("optimiser", ["adam", "rmsprop", "graves-rmsprop"])
+def test_layers_that_have_lost_all_their_connections_stay_finite(name: str, optimiser: str) -> None:
+    agent = run(make(method(name), optimiser=optimiser, lr=0.01), 3)
+    (masks,) = agent.upkeep.methods
+    weights = hidden_weights(agent.circuit)
+    with torch.no_grad():
+        for weight, mask in masks.connections.items():
+            mask.zero_()
+            weights[weight].zero_()
+    run(agent, 5)
+    assert name == "granet" or all(mask.any() for mask in masks.connections.values())
+    assert not agent.bad_steps and all(parameter.isfinite().all() for parameter in agent.circuit.parameters())
+
+
+@pytest.mark.parametrize("name", ["set", "granet"])
+def test_a_step_that_is_skipped_changes_no_connections(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = run(make(method(name)), 1)
+    while not agent.upkeep.methods[0].changes(agent.step + 1):
+        run(agent, 1)
+    before = copy.deepcopy(agent.circuit.state_dict()), copy.deepcopy(agent.upkeep.methods[0].connections)
+    losses = agent.env.losses
+    monkeypatch.setattr(agent.env, "losses", lambda *given: losses(*given) * math.nan)
+    run(agent, 1)
+    assert agent.bad_steps == 1
+    torch.testing.assert_close((dict(agent.circuit.state_dict()), agent.upkeep.methods[0].connections), before)
+
+
+@pytest.mark.parametrize("name", ["set", "granet"])
 @pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd", "rmsprop", "graves-rmsprop"])
 def test_masked_weights_are_zero_whatever_else_is_done_to_them(name: str, optimiser: str) -> None:
     others = [method("l2-init"), method("shrink-perturb"), method("continual-backprop")]

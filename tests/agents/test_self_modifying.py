@@ -156,6 +156,25 @@ def test_what_the_rule_of_the_reward_takes_back_is_as_before(monkeypatch: pytest
     assert agent.step == 7
 
 
+@pytest.mark.parametrize("verdict", ["paired", "reward"])
+def test_a_change_that_breaks_the_circuit_is_taken_back(verdict: str) -> None:
+    def breaks(subject: Any) -> Any:
+        change = strategy.apply(subject)
+        with torch.no_grad():
+            next(subject.circuit.parameters()).fill_(math.nan)
+        return change
+
+    agent = make(policy="random", verdict=verdict, check_every=1000, trial_steps=50, max_bad_steps=3, steps=None)
+    strategy = STRATEGIES["add-neuron"]
+    agent.train_step()
+    agent.try_out(strategy, breaks)
+    for _ in range(8):
+        agent.train_step()
+    assert agent.trial is None and not agent.tracker.records[-1].kept
+    assert all(parameter.isfinite().all() for parameter in agent.circuit.parameters())
+    assert agent.bad_steps == (verdict == "reward")
+
+
 def test_the_circuit_serves_until_the_verdict_and_is_the_same_object_after_it() -> None:
     agent = make(policy="random", steps=None)
     circuit, sizes = agent.circuit, set()
@@ -557,7 +576,7 @@ def test_verdicts() -> None:
 
 
 def test_the_rule_of_the_reward() -> None:
-    for after, kept in ((0.45, True), (0.2, False)):
+    for after, kept in ((0.45, True), (0.2, False), (math.nan, False)):
         trial = RewardTrial(None, {}, 0.8, 1.0, steps=3)  # type: ignore[arg-type]
         found = [trial.see(after, 2.0) for _ in range(3)]
         assert found[:2] == [None, None]

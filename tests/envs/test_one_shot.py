@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from papertape.envs import DataError, OneShotEnv, images
-from papertape.envs.image_classes import drawn_characters, load_classes
+from papertape.envs.image_classes import drawn_characters, load_classes, read_folders
 from papertape.envs.one_shot import moved
 
 
@@ -195,3 +195,25 @@ def test_what_cannot_be_is_refused(folder: Path) -> None:
     (folder / "alphabet 0" / "character 0" / "9.png").write_text("no image")
     with pytest.raises(DataError, match=r"9\.png: is no image that can be read"):
         make(folder)
+
+
+@pytest.mark.parametrize("content", [b"P5 8 8 2;", b"P5 60000 60000 255\n", b"P5", b"\x89PNG\r\n\x1a\nrubbish"])
+def test_damaged_images_are_named(folder: Path, content: bytes) -> None:
+    (folder / "alphabet 0" / "character 0" / "9.pgm").write_bytes(content)
+    with pytest.raises(DataError, match=r"9\.pgm: is no image that can be read"):
+        make(folder)
+
+
+def test_images_of_16_bits_and_transparent_ones_are_grey(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    ramp = np.linspace(0, 65535, 36).astype(np.uint16).reshape(6, 6)
+    Image.fromarray(ramp).save(tmp_path / "a" / "0.png")
+    ink = np.zeros((6, 6, 4), np.uint8)
+    ink[2, :, 3] = 255  # black, on what is transparent
+    Image.fromarray(ink).save(tmp_path / "a" / "1.png")
+    Image.fromarray(ink).convert("LA").save(tmp_path / "a" / "2.png")
+    (found,) = read_folders(tmp_path, 6)
+    assert found[0].tolist() == (ramp >> 8).tolist()
+    white = np.full((6, 6), 255)
+    white[2] = 0
+    assert found[1].tolist() == found[2].tolist() == white.tolist()

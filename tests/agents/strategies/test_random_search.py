@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from papertape.agents.strategies import ARS, CMAES, CRFMNES, minimise
+from papertape.agents.strategies import ARS, CMAES, CRFMNES, SNES, SepCMAES, minimise
 from papertape.agents.strategies.cr_fm_nes import distance_rate
 
 
@@ -195,3 +195,15 @@ def test_cr_fm_nes_stays_finite_where_fitness_grows_without_end_or_is_flat(dtype
             assert members.isfinite().all()
             strategy.tell(fitness(members))
         assert strategy.best.isfinite().all() and fitness(strategy.best[None]) > 0
+
+
+@pytest.mark.parametrize("kind", [SNES, CMAES, SepCMAES, CRFMNES])
+@pytest.mark.parametrize("size", [1, 6])
+def test_what_learns_its_spread_stays_finite_where_fitness_grows_without_end(kind, size):
+    strategy = kind(torch.zeros(size), seed=1)
+    for _ in range(1500):
+        members = strategy.ask()
+        assert members.isfinite().all()
+        strategy.tell(members.double().sum(1))
+    assert strategy.best.isfinite().all() and strategy.best.double().sum() > 1e3
+    assert all(math.isfinite(value) for value in strategy.metrics().values())
