@@ -244,7 +244,7 @@ def test_weights_are_handed_over_between_backprop_and_evolution(folder: Path) ->
     assert main(["train", "ntm-copy", *EVOLVE, "start=latest"]) == 0
     evolved = next(path for path in (folder / "runs").iterdir() if path != trained)
     saved = yaml.safe_load((evolved / "options.yaml").read_text())
-    assert saved["start"] == "runs/trained/checkpoints/best.pt"
+    assert saved["start"] == str(folder / "runs" / "trained" / "checkpoints" / "best.pt")
     before: dict[str, torch.Tensor] = checkpoint.load(trained / "checkpoints" / "best.pt")["agent"]["circuit"]
     strategy: dict[str, torch.Tensor] = states(evolved)["strategy"]  # type: ignore[assignment]
     assert torch.equal(strategy["genome"], torch.cat([weight.flatten() for weight in before.values()]))
@@ -269,7 +269,7 @@ def test_weights_that_cannot_be_handed_over(folder: Path, capsys: pytest.Capture
         (
             ["start=latest", "circuit.word_size=5", "env.width=4"],
             [
-                f"papertape: start: runs/{run.name}/checkpoints/best.pt does not fit; checkpoint: weight",
+                f"papertape: start: {run}/checkpoints/best.pt does not fit; checkpoint: weight",
                 "papertape: env.width: 3 there, 4 here",
                 "papertape: circuit.word_size: 4 there, 5 here",
             ],

@@ -127,7 +127,7 @@ def plan(arguments: Sequence[str], imports: Sequence[str] = ()) -> list[Run]:
         imports: modules to import besides those that the options name.
 
     Raises:
-        OptionsError: the options of every run are wrong, or those of two the same; too many runs, or only one.
+        OptionsError: the options of every run are wrong, or those of two the same; too many runs, or one and no range.
     """
     preset, assignments = split_arguments(arguments)
     axes = dict(map(values_of, assignments))
@@ -135,10 +135,11 @@ def plan(arguments: Sequence[str], imports: Sequence[str] = ()) -> list[Run]:
         keys = [assignment.partition("=")[0] for assignment in assignments]
         raise OptionsError(f"{next(key for key in keys if keys.count(key) > 1)}: given twice")
     count = math.prod(map(len, axes.values()))
-    if not 2 <= count <= MOST:
+    ranged = any(_RANGE.fullmatch(part.strip()) for word in assignments for part in _parts(word.partition("=")[2]))
+    if count > MOST or (count == 1 and not ranged):  # a script's seed=1..N may be of one
         raise OptionsError(
-            f"sweep: got {count:,} run{'s'[: count != 1]}; allowed: from 2 to {MOST:,}, by an option that has several "
-            "values, such as seed=1..10"
+            f"sweep: got {count:,} run{'s'[: count != 1]}; allowed: up to {MOST:,}, by an option that has several "
+            "values or a range, such as seed=1..10"
         )
     begun = {"plots": "off", **options.load_file(options.DEFAULT_PRESET if preset is None else preset)}
     swept = [key for key, values in axes.items() if len(values) > 1] or ["seed"]
