@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -194,9 +195,11 @@ def refuse_shared_buffers(circuit: Circuit, *, training: bool) -> None:
     """
     if not isinstance(circuit, ModuleCircuit):
         return
-    own, was_training, written = example(circuit), circuit.training, []
+    own, written = example(circuit), []
     inputs = torch.linspace(0, 1, 6 * circuit.vector_size, dtype=own.dtype, device=own.device).view(2, 3, -1)
-    circuit.train(training)
+    circuit = copy.deepcopy(circuit).train(training)
+    with random_apart(own.device):
+        circuit.run(inputs, ())  # makes buffers that are not there before the first answer
     for change in (0.0, 0.01):
         call = Call(circuit, partial(ModuleCircuit.run, inputs=inputs + change, state=()))
         parts = {name: part + change * part.requires_grad for name, part in call.named_parameters()}
@@ -204,7 +207,6 @@ def refuse_shared_buffers(circuit: Circuit, *, training: bool) -> None:
         with random_apart(own.device):
             functional_call(call, parts, (), tie_weights=False)  # puts into parts what is written
         written.append(parts)
-    circuit.train(was_training)
     for name, _ in circuit.named_buffers():
         one, other = (parts[f"circuit.{name}"] for parts in written)
         if not ((one == other) | one.isnan()).all():

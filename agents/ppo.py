@@ -269,7 +269,7 @@ class PPOAgent(DescentAgent):
         """What a rollout teaches; its values count in the mean and deviation of values.
 
         Raises:
-            WorldError: rewards and values are so large that together they are not finite; none of them counts.
+            WorldError: rewards and values are so large that together they are not finite; the rollout is lost.
         """
         values = rollout.outputs[..., -1]
         following = torch.cat([values[1:], values[-1:]])

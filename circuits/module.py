@@ -77,7 +77,7 @@ class ModuleCircuit(Circuit):
         """One step; see :meth:`Circuit.step`."""
         with self.precision(x):
             outputs, state = self.run(x.unsqueeze(0), self.check_state(state, x))
-            return outputs[0].to(x.dtype), state
+            return outputs[0].to(example(self).dtype), state
 
     def run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         """A whole sequence; see :meth:`Circuit.run`."""

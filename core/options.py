@@ -12,10 +12,10 @@ from pydantic.fields import FieldInfo
 
 LARGEST_SIZE = 10**7
 """Whole numbers of options without a bound of their own are at most this."""
-OF_TASK = ("input_size", "output_size")
-"""Sizes that nobody gives in a run: they are those of its task."""
 LARGEST_STEP = 10**9
 """The same for those that count steps, which take no memory, and no time before they are reached."""
+OF_TASK = ("input_size", "output_size")
+"""Sizes that nobody gives in a run: they are those of its task."""
 LARGEST, SMALLEST = 1e9, 1e-37
 """Magnitudes between which other numbers lie, unless they are 0: what float32 holds."""
 

@@ -24,8 +24,8 @@ import papertape
 from papertape.agents import BackpropAgent
 from papertape.core import install
 from papertape.envs import TMazeWorld
-from papertape.main import main
-from papertape.utils import checkpoint, comparison, factory, options
+from papertape.main import PORT, main
+from papertape.utils import checkpoint, comparison, factory, options, visdom_server
 from papertape.utils.commands.arguments import read_arguments
 from papertape.utils.run import Run, load_agent_state, new_directory, read_metrics, read_options
 
@@ -614,6 +614,7 @@ def test_the_page_is_started_shown_and_stopped(folder: Path) -> None:
             assert "no run yet" in answer.read().decode()
     finally:
         other = port - 1 if port > 1 else port + 1
+        assert visdom_server.PORT == PORT
         assert call("stop", "--port", str(other)) == f"no page is running at port {other}\n"
         assert call("stop", "--port", str(port)) == f"stopped at port {port}\n"
     assert call("stop") == "no page is running\n"

@@ -124,9 +124,9 @@ class SparseTraining(PlasticityMethod):
 
 
 def _is_finite(circuit: Circuit) -> bool:
-    """Whether all gradients are, without which the update will be skipped."""
-    gradients = [parameter.grad for parameter in circuit.parameters() if parameter.grad is not None]
-    return all(bool(gradient.isfinite().all()) for gradient in gradients)
+    """Whether the norm of all gradients is, without which the update will be skipped."""
+    norms = [parameter.grad.norm() for parameter in circuit.parameters() if parameter.grad is not None]
+    return not norms or bool(torch.stack(norms).norm().isfinite())
 
 
 def hidden_weights(circuit: Circuit) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def _as_layout(given: Any) -> Layout | None:
 
 
 def in_range(center: Tensor, spread: Tensor, dtype: torch.dtype) -> bool:
-    """Whether members with a centre and standard deviations, ``[D]`` each, are finite numbers of a type."""
+    """Whether members with a centre ``[D]`` and standard deviations, ``[D]`` or one, are finite numbers of a type."""
     return bool((center.abs() + FARTHEST * spread).to(dtype).isfinite().all())
 
 

@@ -293,12 +293,15 @@ class CMAES(Strategy):
         decay = 1 + r.c_1 * (1 - on_path) * r.c_c * (2 - r.c_c) - r.c_1 - r.c_mu * float(r.weights.sum())
         self._learn_covariance(decay, weights, steps)
         self.sigma *= math.exp(min(1.0, r.c_sigma / r.d_sigma * (norm / r.expected_norm - 1)))
-        if not in_range(self.mean, self.sigma * self.scales.max(), self.genome.dtype):
-            self._begin_next(before, self.options.sigma, len(steps))
-        elif self.restarts != "none":
+        lost = not in_range(self.mean, self.sigma * self.scales.max(), self.genome.dtype)
+        if lost:
+            self.mean = before
+        if self.restarts != "none":
             used_up = not self.large and 2 * self._evaluations >= self.last_large
-            if self.at_rest(fitness) or used_up:
+            if self.at_rest(fitness) or used_up or lost:
                 self._begin_again()
+        elif lost:
+            self._begin_next(before, self.options.sigma, len(steps))
 
     @property
     def best(self) -> Tensor:

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..interface import Interface
-from ..kernels.transforms import transform
+from ..kernels.transforms import known_finite, transform
 from ..registry import register
 from ..state import example, register_state
 from ..trace import TraceField
@@ -155,8 +155,12 @@ def _words_seen(weights: Tensor, values: Tensor, visible: Tensor) -> Tensor:
         values: ``[B, H, M, V]``
         visible: ``[B, 1, T, M]``
     """
-    broken = ~torch.isfinite(values).all(-1, keepdim=True)
-    spoilt = visible.to(values.dtype) @ broken.to(values.dtype) > 0
+    reads = weights @ values
+    if known_finite(reads):
+        return reads
+    broken = ~torch.isfinite(values)
+    seen = visible.squeeze(1).to(values.dtype) @ broken.to(values.dtype).movedim(1, 2).flatten(2)
+    spoilt = (seen > 0).unflatten(2, (values.shape[1], -1)).movedim(2, 1)
     return (weights @ values.masked_fill(broken, 0)).masked_fill(spoilt, math.nan)
 
 

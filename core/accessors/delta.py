@@ -21,6 +21,7 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from ..interface import Interface
+from ..kernels.transforms import known_finite
 from ..registry import register
 from ..state import example, register_state
 from ..trace import TraceField
@@ -241,12 +242,14 @@ def chunked(
     place = torch.arange(rows, device=keys.device)
     at_reads = place[rules - 1 :: rules]
     # What is not finite spoils what comes after it; in a product of matrices it would spoil what comes before, too.
-    broken = ~(torch.isfinite(keys).all(-1, keepdim=True) & torch.isfinite(gates) & torch.isfinite(values))
-    if log_decay is not None:
-        broken = broken | log_decay.isnan().repeat_interleave(rules, -2)
-        log_decay = torch.nan_to_num(log_decay, 0, 0, -100)  # of which exp leaves nothing
-    spoilt = (broken.flatten(1, 2).cumsum(1) > 0).view_as(broken)
-    keys, values, gates = (torch.nan_to_num(part, 0, 0, 0) for part in (keys, values, gates))
+    spoilt = None
+    if not known_finite(keys, values, gates, *(() if log_decay is None else (log_decay,))):
+        broken = ~(torch.isfinite(keys).all(-1, keepdim=True) & torch.isfinite(gates) & torch.isfinite(values))
+        if log_decay is not None:
+            broken = broken | log_decay.isnan().repeat_interleave(rules, -2)
+            log_decay = torch.nan_to_num(log_decay, 0, 0, -100)  # of which exp leaves nothing
+        spoilt = (broken.flatten(1, 2).cumsum(1) > 0).view_as(broken)
+        keys, values, gates = (torch.nan_to_num(part, 0, 0, 0) for part in (keys, values, gates))
     gated, late, sought = gates * keys, keys, queries
     among, read = gated @ keys.mT, queries @ keys.mT
     ends: Any = [None] * keys.shape[1]
@@ -268,6 +271,8 @@ def chunked(
         added.append(torch.baddbmm(to_add, by_key, memory, alpha=-1))
         memory = torch.baddbmm(memory if share is None else share * memory, by_late, added[-1])
     reads = sought @ torch.stack(starts, 1) + read @ torch.stack(added, 1)
+    if spoilt is None:
+        return reads, memory
     return reads.masked_fill(spoilt[..., at_reads, :], math.nan), memory.masked_fill(spoilt[:, -1, -1:], math.nan)
 
 

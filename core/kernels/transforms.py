@@ -56,6 +56,12 @@ def transforms_functions() -> bool:
     return False
 
 
+def known_finite(*tensors: Tensor) -> bool:
+    """Whether all elements are finite, as far as that can be seen at once: on a CPU, outside of transforms."""
+    on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+    return on_cpu and transform(tensors) is None and all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
 def in_memory(tensor: Tensor) -> bool:
     """Whether a tensor has an address: tensors within torch.func's transforms and fake tensors have none."""
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import papertape
 from papertape.agents import EvolutionAgent, MixedAgent
@@ -310,3 +311,21 @@ def test_answers_are_those_of_the_trial_and_of_the_generations_that_learn():
     for _ in range(5):
         agent.train_step()
     assert agent.answered == 6 * 4 * (5 + 3 * 3)
+
+
+def test_a_module_may_make_a_buffer_with_its_first_answer() -> None:
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(env.input_size, env.output_size)
+            self.register_buffer("cached", None, persistent=False)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            if self.training and self.cached is None:
+                self.cached = inputs.new_ones(1)
+            return self.linear(inputs)
+
+    env = CopyEnv(width=2, max_length=1, test_lengths=[2])
+    module = Cached()
+    MixedAgent(env, module, generations=1)
+    assert module.cached is None

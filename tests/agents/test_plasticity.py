@@ -637,14 +637,17 @@ def test_layers_that_have_lost_all_their_connections_stay_finite(name: str, opti
     assert not agent.bad_steps and all(parameter.isfinite().all() for parameter in agent.circuit.parameters())
 
 
+@pytest.mark.parametrize("factor", [math.nan, 1e200])
 @pytest.mark.parametrize("name", ["set", "granet"])
-def test_a_step_that_is_skipped_changes_no_connections(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_is_skipped_changes_no_connections(
+    name: str, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     agent = run(make(method(name)), 1)
     while not agent.upkeep.methods[0].changes(agent.step + 1):
         run(agent, 1)
     before = copy.deepcopy(agent.circuit.state_dict()), copy.deepcopy(agent.upkeep.methods[0].connections)
     losses = agent.env.losses
-    monkeypatch.setattr(agent.env, "losses", lambda *given: losses(*given) * math.nan)
+    monkeypatch.setattr(agent.env, "losses", lambda *given: losses(*given) * factor)
     run(agent, 1)
     assert agent.bad_steps == 1
     torch.testing.assert_close((dict(agent.circuit.state_dict()), agent.upkeep.methods[0].connections), before)

@@ -185,3 +185,17 @@ def test_earlier_steps_are_as_if_nothing_came_after(name: str, backend: str, val
     torch.testing.assert_close(outputs, torch.stack(steps), equal_nan=True)
     for part, reference in zip(leaves(last), leaves(state), strict=True):
         torch.testing.assert_close(part, reference, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_word_that_is_not_finite_in_part_spoils_that_part(value: float) -> None:
+    circuit = whole("eager", type="attention", memory_size=4, num_heads=2, value_size=3, key_size=2)
+    accessor: Any = circuit.accessor
+    hidden, state = torch.randn(6, BATCH, accessor.hidden_size), accessor.initial_state(BATCH)
+    with torch.no_grad():
+        accessor.interface.parts(accessor.interface.linear.bias)["values"][4] = value  # of the second head
+    reads, _ = accessor.run(hidden, state)
+    for words, x in zip(reads, hidden, strict=True):
+        found, state, _ = accessor(x, state)
+        torch.testing.assert_close(words.isfinite(), found.isfinite())
+        assert words.isfinite().sum() == words.numel() - BATCH

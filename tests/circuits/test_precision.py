@@ -119,6 +119,12 @@ def test_a_step_under_autocast_equals_the_first_of_a_sequence(name: str, by: str
     assert y.dtype == torch.float32
 
 
+def test_a_module_that_takes_whole_numbers_gives_numbers() -> None:
+    circuit, tokens = ModuleCircuit(module=nn.Embedding(5, OUTPUTS)), torch.tensor([[1, 2, 4]])
+    outputs, _ = circuit.step(tokens[0])
+    assert torch.equal(outputs, circuit.module(tokens)[0])
+
+
 def test_kernels_say_that_they_have_no_autocast_and_auto_goes_on():
     circuit = make("ntm")
     circuit.autocast = torch.bfloat16

@@ -175,8 +175,10 @@ def check_runs(runs: Sequence[Run], file: str | None = None) -> None:
         file: that says what the runs are, if one does; each problem then begins with it and the first run that has it.
     """
     if all(run.problem for run in runs):
-        first = {run.problem: f"{file}: {run.name}: {run.problem}" for run in reversed(runs)}
-        raise OptionsError("\n".join(reversed(first if file is None else first.values())))
+        first: dict[str, str] = {}
+        for run in runs:
+            first.setdefault(run.problem, f"{file}: {run.name}: {run.problem}")
+        raise OptionsError("\n".join(first if file is None else first.values()))
 
 
 def is_sweep(directory: Path) -> bool:

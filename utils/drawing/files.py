@@ -17,18 +17,16 @@ from .pipe import say
 
 KEPT_PICTURES = 40
 """Of one name; beyond that, every second one is deleted."""
-
-
-NAME_BYTES = 180
+FILE_NAME_BYTES = 180
 """Of a name; file systems allow 255, of which the step, the ending and what marks a file in the making need some."""
 
 
 def file_name(name: str) -> str:
     """A name made fit for a file: ``length 40`` becomes ``length-40``; what is too long ends in a hash instead."""
     fit = re.sub(r"[^\w.=+-]+", "-", name).strip("-.") or "episode"
-    if len(fit.encode()) <= NAME_BYTES:
+    if len(fit.encode()) <= FILE_NAME_BYTES:
         return fit
-    return f"{fit.encode()[:NAME_BYTES].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return f"{fit.encode()[:FILE_NAME_BYTES].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 def png(figure: Figure) -> bytes:

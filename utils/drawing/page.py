@@ -123,7 +123,7 @@ class Visdom:
 
     def everything(self) -> None:
         """Show all that is known."""
-        self.close_gone()
+        self.close_gone()  # while it is known what is shown
         self.shown, self.sent = [], {}
         self.show(lambda window: True)
 

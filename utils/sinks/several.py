@@ -188,13 +188,14 @@ def _undisturbed() -> Iterator[None]:
         np.random.set_state(numbers)  # noqa: NPY002
         torch.set_grad_enabled(gradient)
         torch.set_default_dtype(kind)
-        if place:
-            os.chdir(place)
+        if place and _working_directory() != place:
+            with contextlib.suppress(OSError):
+                os.chdir(place)
 
 
 def _working_directory() -> str | None:
-    """None where it was removed."""
+    """None where it was removed, or cannot be read."""
     try:
         return os.getcwd()
-    except FileNotFoundError:
+    except OSError:
         return None
