@@ -559,10 +559,8 @@ def test_what_is_not_finite_names_the_update_and_saves_the_run(what: str) -> Non
     assert right["episodes"] == {}
 
 
-class Poisoned(Anything):
-    """From the thirtieth step on a part of what it tells is no number."""
-
-    part: str = Field(default="rewards", description="which")
+class Counting(Anything):
+    """Counts its steps."""
 
     def setup(self) -> None:
         super().setup()
@@ -570,23 +568,27 @@ class Poisoned(Anything):
 
     def step(self, actions: Tensor) -> Step:
         self.taken += 1
+        return super().step(actions)
+
+
+class Poisoned(Counting):
+    """From the thirtieth step on a part of what it tells is no number."""
+
+    part: str = Field(default="rewards", description="which")
+
+    def step(self, actions: Tensor) -> Step:
         made = super().step(actions)
         part: Tensor = getattr(made, self.part)
         return made._replace(**{self.part: part * math.nan}) if self.taken >= 30 else made
 
 
-class Spoilt(Anything):
+class Spoilt(Counting):
     """Once, in the first twelve steps, shows what an agent judges, but does not act on, as something else."""
 
     where: str = Field(default="a cut", description="at which step")
     shown: str = Field(default="inf", description="what it shows")
 
-    def setup(self) -> None:
-        super().setup()
-        self.taken = 0
-
     def step(self, actions: Tensor) -> Step:
-        self.taken += 1
         made = super().step(actions)
         here = made.truncated if self.where == "a cut" else torch.full_like(made.truncated, self.taken == 12)
         spoilt = (here & (self.taken <= 12)).unsqueeze(1)
@@ -615,15 +617,10 @@ def test_rewards_whose_sum_is_not_finite_are_not_learned_from() -> None:
     assert agent.step == 1 and all(map(math.isfinite, learned.values()))
 
 
-class Rich(Anything):
+class Rich(Counting):
     """Pays almost as much as there are numbers for, twelve times."""
 
-    def setup(self) -> None:
-        super().setup()
-        self.taken = 0
-
     def step(self, actions: Tensor) -> Step:
-        self.taken += 1
         made = super().step(actions)
         return made._replace(rewards=torch.full_like(made.rewards, 3e38)) if self.taken <= 12 else made
 
