@@ -17,7 +17,7 @@ from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
 from ..core.controllers.base import LayeredController
 from ..core.kernels import dispatch, recompute
-from ..core.kernels.formulas import hooked
+from ..core.kernels.formulas import hooked, unchanged
 from ..core.kernels.transforms import one_call
 from ..core.lengths import picked
 from ..core.members import Stack
@@ -282,6 +282,13 @@ class MemoryCircuit(TiedEmbedding):
         """Whether a subclass or a user replaced :meth:`transition`, so that no kernel knows what a step is."""
         return type(self).transition is not _TRANSITION or "transition" in vars(self)
 
+    @property
+    def plain_answer(self) -> bool:
+        """Whether :meth:`answer` is the output layer, clipped, and nothing else."""
+        kind, own = type(self), vars(self)
+        replaced = kind.answer is not _ANSWER or kind.compared is not TiedEmbedding.compared
+        return not (self.tied_embedding or replaced or "answer" in own or "compared" in own)
+
     def answer(self, features: Tensor) -> Tensor:
         """Logits from features, ``[…, F]`` -> ``[…, O]``."""
         with contextlib.nullcontext() if self.differentiable else torch.no_grad():
@@ -303,9 +310,12 @@ class MemoryCircuit(TiedEmbedding):
             x = self.check_inputs(x, "[B, {}]")
             state = self.check_state(state, x)
             with self.precision(x):
-                made = dispatch.step(self, x, state, checked=True) or self.transition(x, state)[:2]
-                return self.answer(made[0]), made[1]
-        return self.answer(made[0]), made[1]
+                made = dispatch.step(self, x, state, checked=True) or (*self.transition(x, state)[:2], None)
+                return self._answered(*made)
+        return self._answered(*made)
+
+    def _answered(self, features: Tensor, state: CircuitState, outputs: Tensor | None) -> tuple[Tensor, CircuitState]:
+        return self.answer(features) if outputs is None else outputs, state
 
     def run(self, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
         """A whole sequence through the chosen backend; see :meth:`Circuit.run`."""
@@ -328,7 +338,7 @@ class MemoryCircuit(TiedEmbedding):
 
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
         """The answers of many members at once, through the chosen backend; see :meth:`Circuit.run_population`."""
-        if self.tied_embedding:  # kernels know an output layer with weights of its own
+        if not self.plain_answer or not unchanged(self, MemoryCircuit, "run", "_run"):
             return super().run_population(parameters, inputs)
         return dispatch.run_population(self, parameters, self.shared_inputs(inputs))
 
@@ -361,5 +371,5 @@ def precisely(access: Any, hidden: Tensor, state: Any, dtype: torch.dtype) -> tu
         return hidden, access(hidden, state)
 
 
-_TRANSITION = MemoryCircuit.transition
+_TRANSITION, _ANSWER = MemoryCircuit.transition, MemoryCircuit.answer
 """As it was written, whatever is put in its place."""

@@ -13,6 +13,7 @@ from ..core.circuit import Circuit
 from ..core.component import Chosen, build
 from ..core.contracts import is_outside
 from ..core.kernels.dispatch import Backend
+from ..core.kernels.formulas import unchanged
 from ..core.members import Stack
 from ..core.registry import register
 
@@ -148,6 +149,8 @@ class NormalisedCircuit(Circuit):
 
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
         """See :meth:`Circuit.run_population`."""
+        if not unchanged(self, NormalisedCircuit, "run", "_run", "_standardise"):
+            return super().run_population(parameters, inputs)
         own = {name.removeprefix("circuit."): stack for name, stack in parameters.items()}
         outputs: Tensor = self.circuit.run_population(own, self._standardise(self.shared_inputs(inputs)))
         return outputs

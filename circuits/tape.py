@@ -13,6 +13,7 @@ from torch.func import functional_call, vmap
 
 from ..core.accessors.tape import OpenTape, TapeOptions, TapeState
 from ..core.controllers import AnyController
+from ..core.kernels.formulas import hooked, unchanged
 from ..core.members import Stack, dense, linear, map_controller_state
 from ..core.registry import register
 from ..core.tied_bits import TiedBitsLinear
@@ -69,7 +70,11 @@ class Tape(TapeOptions, MemoryCircuit):
         Controllers are mapped over the members. The tapes of all members and sequences are one batch,
         changed in place, and only as long as the sequences can use.
         """
-        if self.backend not in ("auto", "eager") or self.embedding is not None:
+        layers = (self.accessor.interface.linear, self.output)
+        plain = all(type(layer) in (nn.Linear, TiedBitsLinear) for layer in layers)
+        watched = any(map(hooked, (self.accessor, self.accessor.interface, *layers)))
+        written = unchanged(self, Tape, "run", "_run", "transition", "answer", "compared")
+        if self.backend not in ("auto", "eager") or self.embedding is not None or watched or not (plain and written):
             return super().run_population(parameters, inputs)
         inputs = self.shared_inputs(inputs)
         stacks = {name: dense(stack) for name, stack in parameters.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from .component import Component
 from .contracts import BATCH, check_seen, check_trace_fields, expect, try_initial_state, try_steps, trying
 from .initialisers import reset
 from .kernels import graphs
+from .kernels.formulas import unchanged, wrote_later
 from .kernels.transforms import one_call
 from .lengths import check_lengths, picked, run_each_to_its_end
 from .members import Stack, map_members
@@ -253,6 +255,22 @@ class Circuit(Component, nn.Module, ABC):
             outputs.append(y)
         return torch.stack(outputs), state
 
+    def _answers(self, inputs: Tensor) -> Tensor:
+        """What a member of a population answers from its initial state, in operations that can be mapped over members.
+
+        Args:
+            inputs: ``[T, B, I]``, or tokens ``[T, B]``.
+
+        Returns:
+            ``[T, B, O]``
+        """
+        if not unchanged(self, Circuit):
+            outputs, *_ = self(inputs.transpose(0, 1) if self.batch_first else inputs)
+            return outputs.transpose(0, 1) if self.batch_first else outputs
+        vectors = self.embed(inputs) if is_whole(inputs) else inputs
+        run = self.run if wrote_later(self, "run", "_run") else self._run
+        return run(vectors, self.initial_state(inputs.shape[1]))[0]
+
     def run_at(self, inputs: Tensor, state: Any, at: Tensor) -> tuple[Tensor, Any]:
         """Like :meth:`run`, with the outputs at some steps alone; here, picked from all.
 
@@ -364,7 +382,9 @@ class Circuit(Component, nn.Module, ABC):
         answered: Any
         with self.precision(inputs):
             if at is not None:
-                answered, state = self.run_at(inputs, state, self._check_at(at, inputs))
+                steps = self._check_at(at, inputs)
+                run_at = partial(Circuit.run_at, self) if wrote_later(self, "run", "run_at") else self.run_at
+                answered, state = run_at(inputs, state, steps)
             elif lengths is None:
                 answered, state = function(inputs, state)
             else:
@@ -379,8 +399,10 @@ class Circuit(Component, nn.Module, ABC):
         return outputs, state, Trace({name: arranged(seen) for name, seen in answered.items()}, self.trace_fields)
 
     def _run_traced_together(self, inputs: Tensor, state: Any) -> tuple[dict[str, Tensor], Any]:
-        outputs, state, seen = one_call(self.backend, self.run_traced, inputs, state)
-        return {**seen, _OUTPUTS: outputs}, state
+        outputs, after, seen = one_call(self.backend, self.run_traced, inputs, state)
+        if type(self).run_traced is not Circuit.run_traced and wrote_later(self, "run", "run_traced"):
+            outputs, after = self.run(inputs, state)
+        return {**seen, _OUTPUTS: outputs}, after
 
     def _forward_packed(self, packed: PackedSequence, state: Any, lengths: Any, trace: bool) -> Any:
         if lengths is not None:

@@ -18,10 +18,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .placement import random_apart
 from .state import map_state
-from .tokens import is_whole
 
 if TYPE_CHECKING:
-    from .circuit import Circuit
+    pass
 
 
 @dataclass(frozen=True)
@@ -167,10 +166,10 @@ def mapping_of(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor) -> Cal
         with torch.no_grad(), random_apart(inputs.device):
             try:
                 known = vmap
-                _map(circuit, lambda circuit: _answers(circuit, short), few, known, randomness="different")
+                _map(circuit, lambda circuit: circuit._answers(short), few, known, randomness="different")
             except RuntimeError as error:
                 known = one_by_one
-                _map(circuit, lambda circuit: _answers(circuit, short), few, known)  # else it is at fault itself
+                _map(circuit, lambda circuit: circuit._answers(short), few, known)  # else it is at fault itself
                 reason = str(error).splitlines()[0]
                 named = type(getattr(circuit, "module", circuit)).__name__
                 warnings.warn(
@@ -178,11 +177,6 @@ def mapping_of(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor) -> Cal
                 )
         circuit.__dict__["_mapping"] = known
     return known
-
-
-def _answers(circuit: Circuit, inputs: Tensor) -> Tensor:
-    vectors = circuit.embed(inputs) if is_whole(inputs) else inputs
-    return circuit._run(vectors, circuit.initial_state(inputs.shape[1]))[0]
 
 
 def _map(
@@ -213,7 +207,7 @@ def map_members(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor, *, ra
         ``[T, P, B, O]``
     """
     mapping = mapping_of(circuit, stacks, inputs)
-    outputs: Tensor = _map(circuit, lambda own: _answers(own, inputs), stacks, mapping, at=1, randomness=randomness)
+    outputs: Tensor = _map(circuit, lambda own: own._answers(inputs), stacks, mapping, at=1, randomness=randomness)
     return outputs
 
 

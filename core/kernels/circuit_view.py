@@ -24,6 +24,10 @@ class CircuitView(Protocol):
         """I, channels of each input step, or how many tokens there are to choose from."""
 
     @property
+    def output_size(self) -> int:
+        """O, channels of each output step."""
+
+    @property
     def vector_size(self) -> int:
         """Elements of what each step takes: I, or those of an embedding."""
 
@@ -54,6 +58,10 @@ class CircuitView(Protocol):
     @property
     def changed_transition(self) -> bool:
         """Whether a subclass or a user replaced :meth:`transition`, so that no kernel knows what a step is."""
+
+    @property
+    def plain_answer(self) -> bool:
+        """Whether the circuit answers by its output layer, clipped, and by nothing else."""
 
     def ended(self, inputs: Tensor) -> Tensor | None:
         """Of which steps ``[…, B]`` of the inputs ``[…, B, I]`` the memory is told that they are beyond the input."""

@@ -76,8 +76,10 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
     return features, state
 
 
-def step(circuit: CircuitView, x: Tensor, state: CircuitState, *, checked: bool) -> tuple[Tensor, CircuitState] | None:
-    """Features ``[B, F]`` of one step and the next state by the native backend, where it can and may, or None.
+def step(
+    circuit: CircuitView, x: Tensor, state: CircuitState, *, checked: bool
+) -> tuple[Tensor, CircuitState, Tensor | None] | None:
+    """Features ``[B, F]`` of one step, the next state and outputs by the native backend, where it can and may, or None.
 
     Args:
         circuit: what is run; with another backend than ``auto`` and ``native``, or with :attr:`autocast`, it may not.

@@ -304,6 +304,23 @@ def hooked(layer: nn.Module) -> bool:
     return _hooks_everywhere() or _hooks_of(own) or "forward" in own
 
 
+def unchanged(circuit: nn.Module, owner: type[nn.Module], *methods: str) -> bool:
+    """Whether a circuit runs these methods as ``owner`` wrote them, and nothing before or after its ``forward``."""
+    kind, own = type(circuit), vars(circuit)
+    return not hooked(circuit) and all(
+        getattr(kind, name) is getattr(owner, name) and name not in own for name in ("forward", *methods)
+    )
+
+
+def wrote_later(circuit: nn.Module, method: str, other: str) -> bool:
+    """Whether a method was replaced by a class, or on the object, that knows nothing of how the other one works."""
+    if method in vars(circuit):
+        return True
+    order = type(circuit).__mro__
+    first, second = (next(i for i, part in enumerate(order) if name in vars(part)) for name in (method, other))
+    return first < second
+
+
 def _agree() -> None:
     """Note the identities of the formulas as they are."""
     lines = "".join(f'    "{name}": "{now}",\n' for name, now in sorted(identities().items()))

@@ -234,8 +234,11 @@ def _run_memory(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tu
     return features, CircuitState(controller_state, next_state(last.leaves), last.reads)
 
 
-def step(circuit: CircuitView, x: Tensor, state: CircuitState, checked: bool) -> tuple[Tensor, CircuitState] | None:
-    """Features ``[B, F]`` of one step and the next state; None where the step must run as it is written.
+def step(
+    circuit: CircuitView, x: Tensor, state: CircuitState, checked: bool
+) -> tuple[Tensor, CircuitState, Tensor | None] | None:
+    """Features ``[B, F]`` of one step, the next state and outputs ``[B, O]``; None where the step must run as it is
+    written. Outputs are None where only the output layer must.
 
     That is where :func:`unavailable` says why, and where a gradient is due: it may be differentiated twice.
 
@@ -252,7 +255,7 @@ def step(circuit: CircuitView, x: Tensor, state: CircuitState, checked: bool) ->
     if _unavailable_here(x) is not None or torch._C._len_torch_dispatch_stack():
         return None
     known = _known(circuit)
-    key = x.shape, x.dtype
+    key = x.shape, x.dtype, circuit.clip
     found: Step | None = known.steps.get(key)
     if found is not None and (known.changed(circuit) is not None or not found.serves(x, state)):
         found = None
@@ -262,7 +265,9 @@ def step(circuit: CircuitView, x: Tensor, state: CircuitState, checked: bool) ->
         found = known.steps[key] = Step(circuit, known, _own_weights(known), _options(circuit), x, state)
     if found is None or not found.whole or (torch.is_grad_enabled() and _due(found, x, state)):
         return None
-    return found.run(x, state)
+    output = circuit.output
+    answers = circuit.plain_answer and found.answers_by(output) and not replaced((output,))
+    return found.run(x, state, output if answers else None)
 
 
 def _due(step: Step, x: Tensor, state: CircuitState) -> bool:
@@ -305,8 +310,7 @@ def run_population(circuit: CircuitView, parameters: Mapping[str, Tensor], input
     weights = _weights(circuit, parameters)
     problem = make_problem(inputs, weights, start.accessor.memory, **_options(circuit))
     output = (parameters["output.weight"], parameters["output.bias"])
-    answers = run_members(_accessor_name(circuit), problem, inputs, weights, *output, first)
-    return answers if circuit.clip is None else answers.clamp_(-circuit.clip, circuit.clip)
+    return run_members(_accessor_name(circuit), problem, inputs, weights, *output, first)
 
 
 def _accessor_name(circuit: CircuitView) -> str:
@@ -319,6 +323,7 @@ def _options(circuit: CircuitView) -> dict[str, Any]:
     clip = math.inf if controller.clip is None else controller.clip
     number = RELU_RNN if getattr(controller, "nonlinearity", "tanh") == "relu" else CONTROLLERS[controller.kind]
     options = _memory_options(circuit) | {"controller": number, "clip": clip}
+    options["output_clip"] = math.inf if circuit.clip is None else circuit.clip
     if controller.kind == "automaton":
         sharpening = math.inf if controller.discrete else controller.sharpening
         options |= {"states": controller.num_states, "temperature": controller.temperature, "sharpening": sharpening}

@@ -80,6 +80,7 @@ class Problem(ctypes.Structure):
             (name, ctypes.c_double)
             for name in (
                 *("clip", "norm_epsilon", "usage_epsilon", "sharpen_epsilon", "mask_min", "temperature", "sharpening"),
+                "output_clip",
             )
         ),
     ]

@@ -91,7 +91,7 @@ def make_problem(inputs: Tensor, weights: Weights, memory: Tensor, **options: An
         word=memory.shape[-1],
         interface=weights.interface_bias.shape[-1],
         threads=torch.get_num_threads(),
-        members=1,
+        members=0,
         block=BLOCK,
         **{"keep_every": keep_every(memory.shape[-2])} | options,
     )
@@ -152,7 +152,7 @@ def run_population(
         first: the state of each member before the first step, the same for all sequences: ``[P, …]``.
 
     Returns:
-        ``[T, P, B, O]``, not clipped.
+        ``[T, P, B, O]``, clipped.
     """
     batch, (members, outputs) = inputs.shape[1], output_bias.shape
     problem.members, problem.batch, problem.outputs = members, members * batch, outputs

@@ -10,7 +10,7 @@ import ctypes
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ... import addressing, interface
 from ...state import CircuitState
@@ -41,6 +41,7 @@ def _place(name: str) -> int:
 
 _INPUTS, _FEATURES, _READS, _LAST_READS = map(_place, ("inputs", "features", "reads", "last_reads"))
 _STATE, _LAST_STATE, _RECORDS, _SAVED = map(_place, ("state", "last_state", "records", "saved"))
+_OUTPUT_WEIGHT, _OUTPUT_BIAS, _OUTPUTS = map(_place, ("output_weight", "output_bias", "outputs"))
 _CARRIED = [(_place(name), _place(f"last_{name}")) for name in ("hidden", "cell")]
 
 
@@ -88,10 +89,12 @@ class Step:
         # The same measure as for sums of gradients in source/sequence.h.
         self.problem.threads = min(self.threads, 1 + x.shape[0] * sum(map(Tensor.numel, known.parameters())) // 2**22)
         self.problem.last_columns = self.in_columns
+        self.problem.outputs = circuit.output_size
         self.going_on = library.Problem.from_buffer_copy(self.problem)
         """The same with a memory that a step has left."""
         self.going_on.given_columns = self.in_columns
         self.features = 2, x.shape[0], self.problem.hidden + state.reads[0].numel()
+        self.output_shape = circuit.output_size, self.features[2]
         self.record_size, saved_size = library.sizes(loaded, circuit.accessor.kind, self.problem, x.dtype)
         self.workspace_size = self.record_size + saved_size
         self.workspaces: list[Tensor] = []
@@ -130,8 +133,22 @@ class Step:
             and self.sizes == [*self.known.modules[2].sizes.items()]  # type: ignore[operator,union-attr]
         )
 
-    def run(self, x: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:
-        """Features ``[B, F]`` and the next state."""
+    def answers_by(self, output: nn.Module) -> bool:
+        """Whether it can do the work of an output layer, too, of which no gradient is due."""
+        if type(output) is not nn.Linear:
+            return False
+        weight: Any = output._parameters["weight"]
+        bias: Any = output._parameters["bias"]
+        learns = torch.is_grad_enabled()
+        for tensor, shape in ((weight, self.output_shape), (bias, self.output_shape[:1])):
+            if type(tensor) not in (nn.Parameter, Tensor) or tensor.dtype is not self.dtype or tensor.shape != shape:
+                return False
+            if tensor.device != self.device or not tensor.is_contiguous() or (learns and tensor.requires_grad):
+                return False
+        return True
+
+    def run(self, x: Tensor, state: CircuitState, output: Any) -> tuple[Tensor, CircuitState, Tensor | None]:
+        """Features ``[B, F]``, the next state, and what the output layer makes of the features, if it is given."""
         x, reads = x.contiguous(), state.reads.contiguous()
         controller = [part.contiguous() for part in state.controller]
         memory = state.accessor[0]
@@ -157,6 +174,11 @@ class Step:
         for index, (leaf, next_leaf) in enumerate(zip(leaves, next_leaves, strict=True)):
             tensors[_STATE + index] = leaf.data_ptr()
             tensors[_LAST_STATE + index] = next_leaf.data_ptr()
+        answers = None
+        if output is not None:
+            answers = x.new_empty(self.features[1], self.output_shape[0])
+            tensors[_OUTPUT_WEIGHT], tensors[_OUTPUT_BIAS] = output.weight.data_ptr(), output.bias.data_ptr()
+            tensors[_OUTPUTS] = answers.data_ptr()
         tensors[_RECORDS] = records = workspace.data_ptr()
         tensors[_SAVED] = records + self.record_size * x.element_size()
         problem = self.going_on if goes_on else self.problem
@@ -165,4 +187,5 @@ class Step:
         if not self.workspaces:
             self.workspaces.append(workspace)
         kind, controller_kind, accessor_kind = self.kinds
-        return features[1], kind(controller_kind(*next_controller), accessor_kind(*next_leaves), next_reads)
+        after = kind(controller_kind(*next_controller), accessor_kind(*next_leaves), next_reads)
+        return features[1], after, answers

@@ -283,6 +283,83 @@ def test_it_steps_aside_and_comes_back(change: Any, checked: bool, steps: list[A
     assert len(steps) == 1
 
 
+class Doubled(NTM):
+    def answer(self, features: Tensor) -> Tensor:
+        return super().answer(features) * 2
+
+
+def with_a_hook(circuit: Any) -> None:
+    circuit.output.register_forward_hook(lambda module, given, answered: answered + 1)
+
+
+def with_another_layer(circuit: Any) -> None:
+    circuit.output = nn.Sequential(circuit.output, nn.Tanh())
+
+
+def without_biases(circuit: Any) -> None:
+    circuit.output = nn.Linear(circuit.output.in_features, OUTPUTS, bias=False)
+
+
+def with_strides(circuit: Any) -> None:
+    circuit.output.weight.data = circuit.output.weight.data.T.contiguous().T
+
+
+def with_an_answer(circuit: Any) -> None:
+    circuit.answer = lambda features: features[..., :OUTPUTS]
+
+
+@pytest.mark.parametrize("batch", [1, 9])
+@pytest.mark.parametrize(
+    ("kind", "change", "natively"),
+    [
+        (NTM, None, True),
+        (Doubled, None, False),
+        *((NTM, change, False) for change in (with_a_hook, with_another_layer, without_biases, with_strides)),
+        (NTM, with_an_answer, False),
+    ],
+)
+def test_the_output_layer_is_native_where_it_is_plain(
+    kind: type[NTM], change: Any, natively: bool, batch: int, steps: list[Any]
+) -> None:
+    torch.manual_seed(0)
+    circuit, inputs = kind(INPUTS, OUTPUTS, memory_size=9, word_size=4, hidden_size=8), torch.randn(3, batch, INPUTS)
+    if change is not None:
+        change(circuit)
+    with torch.no_grad():
+        found = acted(circuit, inputs)
+        assert [output is not None for *_, output in steps] == [natively] * 3
+        circuit.backend = "eager"
+        for part, reference in zip(found, acted(circuit, inputs), strict=True):
+            torch.testing.assert_close(part, reference, rtol=0, atol=1e-5)
+
+
+def test_an_output_layer_that_alone_learns_gets_its_gradient(steps: list[Any]) -> None:
+    torch.manual_seed(0)
+    circuit, x = CIRCUITS["ntm"](), torch.randn(2, INPUTS)
+    circuit.requires_grad_(False)
+    circuit.output.requires_grad_(True)
+    outputs, _ = circuit.step(x)
+    assert [output for *_, output in steps] == [None]
+    outputs.sum().backward()
+    assert circuit.output.weight.grad is not None and circuit.output.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("batch", [1, 9])
+def test_outputs_are_clipped_as_the_circuit_says_now(batch: int, steps: list[Any]) -> None:
+    torch.manual_seed(0)
+    circuit, x = CIRCUITS["ntm"](), torch.randn(batch, INPUTS)
+    with torch.no_grad():
+        circuit.output.weight.mul_(1e3)
+        circuit.output.bias[0] = torch.nan
+        whole = circuit.output(circuit.transition(x, circuit.initial_state(batch))[0])
+        for clip in (20.0, None, 3.0, 20.0):
+            circuit.clip = clip
+            outputs, _ = circuit.step(x)
+            expected = whole if clip is None else whole.clamp(-clip, clip)
+            torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-2, equal_nan=True)
+    assert len(steps) == 4 and whole[:, 1:].abs().max() > 20
+
+
 def test_options_and_constants_that_change(steps: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     circuit, inputs = CIRCUITS["dnc"](), torch.randn(3, 2, INPUTS)

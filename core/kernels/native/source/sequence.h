@@ -27,7 +27,7 @@ struct Places {
 // Sizes, options and constants of the equations; mirrored in library.py.
 struct Problem {
     int64_t steps, batch, inputs, hidden, layers, slots, word, reads, writes, interface, outputs, controller, threads;
-    int64_t members;     // of a population (outputs > 0), each with its own weights and batch / members rows
+    int64_t members;     // of a population, each with its own weights and batch / members rows; else 0
     int64_t training;    // keep what the backward pass needs
     int64_t keep_every;  // steps between two stored memories; those between are computed again
     int64_t block;       // rows of the batch that go through the sequence together
@@ -35,14 +35,14 @@ struct Problem {
     int64_t states;  // of an automaton
     int64_t given_columns, last_columns;  // a single step reads, leaves the memory in the state: [B, word, slots]
     Places places;
-    double clip, norm_epsilon, usage_epsilon, sharpen_epsilon, mask_min, temperature, sharpening;
+    double clip, norm_epsilon, usage_epsilon, sharpen_epsilon, mask_min, temperature, sharpening, output_clip;
 
     ControllerSizes controller_sizes() const { return {int(controller), int(hidden), int(states)}; }
     template <class T> Controller<T> controller_of() const {
         return {controller_sizes(), T(clip), T(temperature), T(sharpening), T(sharpen_epsilon)};
     }
-    int64_t rows_per_member() const { return batch / members; }
-    int64_t rows_per_state() const { return outputs ? rows_per_member() : 1; }
+    int64_t rows_per_member() const { return members ? batch / members : batch; }
+    int64_t rows_per_state() const { return members ? rows_per_member() : 1; }
 };
 
 // The weights of one layer of the controller, as nn.Linear has them, or their gradients; mirrored in library.py.
@@ -64,7 +64,7 @@ template <class T> struct Tensors {
     const T* output_weight;         // [P, O, F]
     const T* output_bias;           // [P, O]
     T* features;                    // [T + 1, B, F], the first from the state; with outputs only two in turn
-    T* outputs;                     // [T, B, O], of a population; null: the features are the result
+    T* outputs;                     // [T, B, O], clipped; null: the features alone are wanted
     const T* hidden;                // [B, L, hidden]; null: none is carried
     const T* cell;                  // [B, L, hidden], LSTM
     const T* reads;                 // [B, words read]
@@ -226,9 +226,9 @@ template <class T> struct ForwardWeights {
     ForwardWeights(const Problem& p, const Tensors<T>& x, const Records<T>& r, int64_t member)
         : packs(p.steps > 1 || p.batch > FEW_ROWS), from_seen(r.seen, r.gates, all_gates(p), packs),
           from_inputs((int)p.inputs, r.gates, all_gates(p), packs), to_interface(r.hidden, (int)p.interface, true, packs),
-          to_outputs(r.features, (int)p.outputs, true, packs),
+          to_outputs(r.features, x.outputs ? (int)p.outputs : 0, true, packs),
           interface_bias(whole_vectors(x.interface_bias, member, (int)p.interface)),
-          output_bias(whole_vectors(x.output_bias, member, (int)p.outputs)) {
+          output_bias(whole_vectors(x.output_bias, member, x.outputs ? (int)p.outputs : 0)) {
         const int own = r.own, inputs = (int)p.inputs;
         for (int layer = 0; layer < r.layers; layer++) {
             const LayerShape shape(p, layer);
@@ -338,9 +338,11 @@ void forward_block(const Problem& p, const Tensors<T>& x, const Records<T>& reco
         if (!x.outputs) continue;
         product<T>((int)rows, weights.to_outputs, {hiddens.feature(t + 1, b0), features},
                    {outputs.get(), outputs_size}, {weights.output_bias.get(), 0});
-        for (int64_t i = 0; i < rows; i++)
-            std::memcpy(x.outputs + (t * p.batch + b0 + i) * p.outputs, &outputs[i * outputs_size],
-                        p.outputs * sizeof(T));
+        for (int64_t i = 0; i < rows; i++) {
+            T* out = x.outputs + (t * p.batch + b0 + i) * p.outputs;
+            const T bound = T(p.output_clip), *made = &outputs[i * outputs_size];
+            for (int64_t o = 0; o < p.outputs; o++) out[o] = made[o] < -bound ? -bound : made[o] > bound ? bound : made[o];
+        }
     }
     if (!x.last_reads) return;
     for (int64_t b = b0; b < end; b++) {
@@ -378,7 +380,7 @@ template <class T, class Accessor> void forward(const Problem& p, const Tensors<
             forward_block<T, Accessor>(p, x, p.training ? all : own, weights, b, std::min(p.block, end - b));
         }
     };
-    if (p.members == 1) {
+    if (p.members <= 1) {
         const ForwardWeights<T> weights(p, x, all, 0);
         for_blocks(p, [&](int64_t begin, int64_t end) { run(weights, begin, end); });
         return;
