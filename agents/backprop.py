@@ -13,6 +13,7 @@ from torch import Tensor
 from ..circuits.routed import RoutedCircuit
 from ..core.circuit import Circuit
 from ..core.component import class_of
+from ..core.contracts import plain_numbers
 from ..core.distributed import Processes
 from ..core.env import Batch, Env
 from ..core.options import LARGEST_STEP
@@ -281,7 +282,7 @@ class BackpropAgent(DescentAgent):
     def _metrics(self, outputs: Tensor, share: Batch) -> dict[str, float]:
         """The env's metrics of the whole batch, from the answers to each process's share of it."""
         if self.processes.size == 1:
-            return self.env.metrics(outputs, share)
+            return plain_numbers(self.env.metrics(outputs, share))
         tallies = self.env.tallies(outputs, share)
         return self._means_of(tallies, torch.stack([torch.stack(pair) for pair in tallies.values()]).double())
 

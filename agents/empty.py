@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 
 from ..core.agent import Agent
+from ..core.contracts import plain_numbers
 from ..core.env import Env
 from ..core.options import LARGEST_STEP
 from ..core.placement import take_up
@@ -45,7 +46,7 @@ class EmptyAgent(Agent):
             batch = self.env.sample(self.batch_size, self.generator)
             self.env.check_batch(batch, self.batch_size)
             outputs, _ = self.circuit(batch.inputs)
-            values = self.env.metrics(outputs, batch)
+            values = plain_numbers(self.env.metrics(outputs, batch))
             self.env.move_on(self.batch_size)
             self.step += 1
             self.recorder.progress(self.step, self.steps, values)

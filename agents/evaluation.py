@@ -14,15 +14,18 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..circuits.module import ModuleCircuit
 from ..core.circuit import Circuit
+from ..core.contracts import plain_numbers, told
 from ..core.env import Batch, Env
+from ..core.options import ContractError
 from ..core.recorder import ANSWERED, Recorder
+from ..core.state import example
 from ..core.streams import Stream, stream_seed
 from ..core.structure import describe, plain, structured
 from ..core.task import Task
 from ..core.topology import TopologyNetwork
 from ..core.trace import Trace, concatenate
 from ..core.trace_field import TraceField
-from ..core.world import World, carrying, join_episodes
+from ..core.world import World, WorldError, carrying, check_picture, join_episodes
 
 IMAGES = 24
 """Images that are shown with their answers, of a task that is about images."""
@@ -51,7 +54,8 @@ def evaluate(task: Task, circuit: Circuit, *, sequences: int, batch_size: int, s
     generator = torch.Generator(task.device).manual_seed(seed)
     if isinstance(task, World):
         counts = [min(batch_size, sequences - start) for start in range(0, sequences, batch_size)]
-        return task.metrics(join_episodes([task.play(carrying(circuit), count, generator) for count in counts], 1))
+        played = join_episodes([task.play(carrying(circuit), count, generator) for count in counts], 1)
+        return plain_numbers(task.metrics(played))
     env = _env(task)
     totals: dict[str, tuple[float, float]] = {}
     for batch in env.batches(batch_size) or env.drawn(sequences, batch_size, generator):
@@ -123,7 +127,7 @@ def evaluate_all(
 
 
 @torch.no_grad()
-def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, stream: Stream, seed: int) -> None:
+def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, stream: Stream, seed: int) -> str | None:
     """Give a recorder one answered sequence or episode of the first and of the last set of a stream, to be drawn.
 
     The network of a circuit that has one of any topology is drawn, too.
@@ -138,35 +142,54 @@ def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, s
         step: of training.
         stream: validation or test.
         seed: of the run; the stream has one of its own.
+
+    Returns:
+        Why there is nothing to see of an episode or of its world, in one line: no picture is worth the end of a run.
     """
     if not recorder.wants_episodes:
-        return
+        return None
+    problem = None
     sets = task.sets(stream)
     for name in dict.fromkeys([next(iter(sets)), list(sets)[-1]]):
         variant = sets[name]
         generator = torch.Generator(variant.device).manual_seed(stream_seed(seed, stream))
         if isinstance(variant, World):
-            recorder.episode(step, name, *_traced_episode(variant, circuit, generator))
-            continue
-        images = any(channels.shape for channels in variant.input_channels())
-        batch = _env(variant).sample(IMAGES if images else 1, generator)
-        outputs, _, trace = circuit(batch.inputs, trace=True)
+            try:
+                batch, outputs, trace, unseen = _traced_episode(variant, circuit, generator)
+            except Exception as error:  # without pictures, nobody would have played this episode
+                problem = problem or f"there is no picture of an episode: {_reason(variant, error)}"
+                continue
+            problem = problem or unseen
+        else:
+            images = any(channels.shape for channels in variant.input_channels())
+            batch = _env(variant).sample(IMAGES if images else 1, generator)
+            outputs, _, trace = circuit(batch.inputs, trace=True)
         recorder.episode(step, name, batch, outputs, trace)
     for module in circuit.modules():
         if isinstance(module, TopologyNetwork):
             recorder.chart(step, "network", module.chart())
+    return problem
 
 
-def _traced_episode(world: World, circuit: Circuit, generator: torch.Generator) -> tuple[Batch, Tensor, Trace]:
-    """One episode: observations, rewards and an empty mask; outputs ``[T, 1, O]``; what the heads did."""
+def _reason(world: World, error: Exception) -> str:
+    """One line on what a world has raised, which may already say all there is to say."""
+    return str(error) if isinstance(error, WorldError | ContractError) else told(error, type(world).__qualname__)
+
+
+def _traced_episode(
+    world: World, circuit: Circuit, generator: torch.Generator
+) -> tuple[Batch, Tensor, Trace, str | None]:
+    """One episode: observations, rewards and an empty mask; outputs ``[T, 1, O]``; what the heads did; and why there
+    are no pictures of the world, if they were to be had.
+    """
     inputs, rewards, outputs, traces = [], [], [], []
     world = world.pictured()
     observations, _ = world.reset(1, generator)
     film = _Film()
-    state, over = None, False
+    state, over, own = None, False, example(circuit)
     while not over:
         film.take(world)
-        inputs.append(observations.unsqueeze(0))
+        inputs.append(observations.unsqueeze(0).to(own))
         answered, state, trace = circuit(inputs[-1], state, trace=True)
         step = world.step(world.decide(answered[0]))
         observations, over = step.observations, bool((step.terminated | step.truncated).all())
@@ -175,34 +198,51 @@ def _traced_episode(world: World, circuit: Circuit, generator: torch.Generator) 
         traces.append(trace)
     targets = torch.cat(rewards)
     batch = Batch(torch.cat(inputs), targets, torch.zeros_like(targets[..., 0]))
-    return batch, torch.cat(outputs), film.added_to(concatenate(traces))
+    return batch, torch.cat(outputs), film.added_to(concatenate(traces)), film.problem
 
 
 class _Film:
     """Pictures of a world in one episode: of every step while there are few, then of every second one, and so on."""
 
     def __init__(self) -> None:
-        self.pictures: list[Tensor] = []
+        self.pictures: list[Tensor | None] = []
         self.steps, self.between = 0, 1
+        self.shape: torch.Size | None = None
+        """Of the first one, which the others share."""
+        self.problem: str | None = None
+        """Why there are none."""
 
     def take(self, world: World) -> None:
-        """The picture of the next step, if it is one that is taken and there is anything to see."""
-        picture = world.picture() if self.steps % self.between == 0 else None
+        """The picture of the next step, if it is one that is taken; with the first that is none, all are given up."""
+        if self.problem is None and self.steps % self.between == 0:
+            try:
+                self._add(world.picture())
+            except Exception as error:
+                self.problem = f"there are no pictures of the world: {_reason(world, error)}"
+                self.pictures = []
         self.steps += 1
-        if picture is None:
-            return
-        factor = -(-max(picture.shape[:2]) // PICTURE_SIZE)
-        self.pictures.append(picture[::factor, ::factor].cpu())
+
+    def _add(self, picture: Tensor | None) -> None:
+        if picture is not None:
+            check_picture("picture", picture, self.shape)
+            self.shape = picture.shape
+            factor = -(-max(picture.shape[:2]) // PICTURE_SIZE)
+            picture = picture[::factor, ::factor].cpu()
+        self.pictures.append(picture)
         if len(self.pictures) > MOST_PICTURES:
             del self.pictures[1::2]
             self.between *= 2
 
     def added_to(self, trace: Trace) -> Trace:
         """The trace with a field ``world``, if anything was seen: at each step the last picture taken until then."""
-        if not self.pictures or "world" in trace:
+        seen = [picture for picture in self.pictures if picture is not None]
+        if not seen or "world" in trace:
             return trace
+        shown: list[Tensor] = []
+        for picture in self.pictures:
+            shown.append(picture if picture is not None else shown[-1] if shown else seen[0])
         taken = torch.arange(self.steps) // self.between
-        world = torch.stack(self.pictures)[taken.clamp(max=len(self.pictures) - 1)].unsqueeze(1)
+        world = torch.stack(shown)[taken.clamp(max=len(shown) - 1)].unsqueeze(1)
         return Trace({**trace, "world": world}, {**trace.fields, "world": WORLD})
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..circuits.normalised import Moments, NormalisedCircuit
 from ..core.component import build, class_of
-from ..core.contracts import is_outside, under
+from ..core.contracts import is_outside, plain_numbers, under
 from ..core.distributed import Processes
 from ..core.env import Env
 from ..core.members import Stack
@@ -234,7 +234,7 @@ class EvolutionAgent(LearningAgent):
         if self.step % self.log_every == 0:
             answered = self.processes.share(lambda: self.scoring.metrics(self.circuit, drawn))
             values |= {f"best_{name}": value for name, value in answered.items()}
-            values |= {**strategy.metrics(), "bad_fitness": float(strategy.bad_fitness)}
+            values |= {**plain_numbers(strategy.metrics()), "bad_fitness": float(strategy.bad_fitness)}
         self.env.move_on(self.batch_size)
         return values
 

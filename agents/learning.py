@@ -132,7 +132,10 @@ class LearningAgent(Agent):
             )
         if isinstance(self.env, Env) and outside(self.env):
             drawn = self.env.sample(1, torch.Generator(self.env.device).manual_seed(0))
-            self.circuit.check_inputs(drawn.inputs, "[T, B, {}]")
+            try:
+                self.circuit.check_inputs(drawn.inputs, "[T, B, {}]")
+            except ValueError as error:
+                raise ValueError(f"env: {type(self.env).__qualname__}.sample: {error}") from error
         self.generator = torch.Generator(self.env.device).manual_seed(stream_seed(self.seed, "training"))
         self.best_error = math.inf
         self.last_validation: dict[str, float] = {}
@@ -140,6 +143,8 @@ class LearningAgent(Agent):
         self.answered = 0
         """Sequences that were answered in all steps so far, or what else is :attr:`counted`."""
         self.first_lesson = self.env.state_dict()
+        self.told_unseen = False
+        """Whether it was said that there is nothing to see of an episode."""
 
     @property
     @abstractmethod
@@ -196,10 +201,7 @@ class LearningAgent(Agent):
         values, self.target_reached = self.processes.share(self._examine)
         self.last_validation = values
         self.recorder.metrics(self.step, {**values, ANSWERED: self.answered})
-        try:
-            show_episodes(self.env, self.circuit, self.recorder, self.step, "validation", self.seed)
-        except WorldError as error:  # without pictures, nobody would have played this episode
-            self.recorder.message(f"{self.unit} {self.step}: there is no picture of an episode: {error}")
+        self._show("validation")
         if self.env.lesson() and self.env.advance(set_error(self.env, values, "validation", LESSON)):
             self.recorder.message(f"{self.unit} {self.step}: the curriculum moves on")
         score, before = self._score(values), self.best_error
@@ -208,6 +210,13 @@ class LearningAgent(Agent):
             self.best_error = score
             if self.recorder.checkpoint("best", self.state_dict()) is False:
                 self.best_error = before
+
+    def _show(self, stream: Stream) -> None:
+        """Show episodes of a stream; says the first time why there is nothing to see."""
+        problem = show_episodes(self.env, self.circuit, self.recorder, self.step, stream, self.seed)
+        if problem is not None and not self.told_unseen:
+            self.told_unseen = True
+            self.recorder.message(f"{self.unit} {self.step}: {problem}")
 
     def judge_anew(self, best: Mapping[str, Any] | None) -> None:
         """Find out how good the best weights so far are by validation as it is now, where it has changed.
@@ -354,7 +363,7 @@ class LearningAgent(Agent):
         """Metrics and pictures of the test stream, without learning."""
         values = self.evaluate("test")
         self.recorder.metrics(self.step, values)
-        show_episodes(self.env, self.circuit, self.recorder, self.step, "test", self.seed)
+        self._show("test")
         return values
 
     def state_dict(self) -> dict[str, Any]:

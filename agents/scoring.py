@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..circuits.normalised import Moments, NormalisedCircuit
 from ..core.circuit import Circuit
-from ..core.contracts import is_outside, under
+from ..core.contracts import is_outside, plain_numbers, under
 from ..core.env import Batch, Env
 from ..core.members import Stack
 from ..core.task import Task
@@ -90,7 +90,7 @@ class BatchScoring(Scoring):
     def metrics(self, circuit: Circuit, drawn: Asked) -> dict[str, float]:
         """See :meth:`Scoring.metrics`."""
         outputs, _ = circuit(drawn.batch.inputs)
-        return self.env.metrics(outputs, drawn.batch)
+        return plain_numbers(self.env.metrics(outputs, drawn.batch))
 
 
 class EpisodeScoring(Scoring):
@@ -128,7 +128,7 @@ class EpisodeScoring(Scoring):
         """See :meth:`Scoring.metrics`."""
         count, seed = drawn
         generator = torch.Generator(self.world.device).manual_seed(seed)
-        return self.world.metrics(self.world.play(carrying(circuit), count, generator))
+        return plain_numbers(self.world.metrics(self.world.play(carrying(circuit), count, generator)))
 
 
 def scoring_of(task: Task, population: Population, fitness: Any | None) -> Scoring:

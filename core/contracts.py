@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import numbers
 import os
 import pickle
 import random
@@ -54,6 +55,25 @@ def expect(right: bool, where: str, found: str, expected: str) -> None:
     """Raise ContractError unless something is right."""
     if not right:
         raise ContractError(f"{where}: {found}; expected {expected}")
+
+
+def check_numbers(where: str, values: Any) -> None:
+    """See that something is numbers by name, each of any kind that :func:`plain_numbers` takes.
+
+    Raises:
+        ContractError: it is not; names the first that is none.
+    """
+    expect(isinstance(values, Mapping), where, f"gives a {_kind(values)}", "numbers by name")
+    for name, value in values.items():
+        many = isinstance(value, Tensor | np.ndarray)
+        single = value.item() if many and value.ndim == 0 else value
+        found = f"a {_kind(value)} of {value.dtype} and shape {list(value.shape)}" if many else repr(value)
+        expect(isinstance(single, numbers.Real), where, f"{name} is {found}", "a number")
+
+
+def plain_numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers by name as Python has them, which files and checkpoints can hold; torch and numpy have others."""
+    return {name: float(value) for name, value in values.items()}
 
 
 @contextlib.contextmanager

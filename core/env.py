@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from .contracts import OTHER_BATCH, expect, trying
+from .contracts import OTHER_BATCH, check_numbers, expect, trying
 from .streams import Stream
 from .task import Task
 from .tokens import is_whole
@@ -89,7 +89,10 @@ class Env(Task):
             expect(right, f"{name}.{method}", f"{found} for {count} sequences", f"shape {list(shape)}")
         with trying(self, "tallies"):
             known = {metric: (total, amount) for metric, (total, amount) in self.tallies(outputs, batch).items()}
-            self.metrics(outputs, batch)
+        for metric, (total, amount) in known.items():
+            check_numbers(f"{name}.tallies", {f"total of {metric}": total, f"count of {metric}": amount})
+        with trying(self, "metrics"):
+            check_numbers(f"{name}.metrics", self.metrics(outputs, batch))
         expect(self.error_metric in known, name, f"error_metric is {self.error_metric!r}", f"one of {', '.join(known)}")
         return bool(batch.mask.any())
 

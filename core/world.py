@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from .circuit import Circuit
-from .contracts import expect, trying
-from .state import map_state
+from .contracts import check_numbers, expect, trying
+from .state import example, map_state
 from .task import Task
 
 logger = logging.getLogger(__name__)
@@ -172,11 +172,13 @@ class World(Task):
             begun = self.reset(episodes, torch.Generator(self.device).manual_seed(0), copies=copies)
         pair = isinstance(begun, tuple) and len(begun) == 2
         expect(pair, f"{name}.reset", f"returns a {type(begun).__name__}", "observations and info")
+        seen = self._try_picture(None)
         with trying(self, "decide"):
             actions = self.decide(torch.zeros(count, self.output_size, device=self.device))
         with trying(self, "step"):
             step = self.step(actions)
         expect(isinstance(step, Step), f"{name}.step", f"returns a {type(step).__name__}", "a Step")
+        self._try_picture(seen)
         of = f"of {episodes} episodes, {copies} copies of each,"
         parts: list[Any] = [("reset", "observations", begun[0], (count, self.input_size))]
         parts += [("reset", part, tensor, (count,)) for part, tensor in dict(begun[1]).items()]
@@ -207,6 +209,7 @@ class World(Task):
         numbers = torch.zeros(1, 1, dtype=torch.float64)
         with trying(self, "metrics"):
             known = self.metrics(Episodes(numbers, numbers, dict.fromkeys(step.info, numbers)))
+        check_numbers(f"{name}.metrics", known)
         expect(self.error_metric in known, name, f"error_metric is {self.error_metric!r}", f"one of {', '.join(known)}")
         with trying(self, "action_parts"):
             try:
@@ -217,6 +220,18 @@ class World(Task):
         right = right and sum(size for _, size in drawn) == self.output_size
         allowed = f"{', '.join(get_args(ActionKind))}, of {self.output_size} channels in all"
         expect(right, f"{name}.action_parts", f"gives {drawn}", allowed)
+
+    def _try_picture(self, like: torch.Size | None) -> torch.Size | None:
+        """The shape of a picture, if there is anything to see; raise ContractError where it is none."""
+        with trying(self, "picture"):
+            try:
+                picture = self.picture()
+            except (ImportError, OSError, WorldError):  # this machine cannot draw, of which the class knows nothing
+                return like
+        if picture is None:
+            return like
+        check_picture(f"{type(self).__qualname__}.picture", picture, like)
+        return picture.shape
 
     def action_parts(self) -> Sequence[ActionPart]:
         """How actions are drawn, all channels of an output in order; here one choice, as :meth:`decide` has it.
@@ -238,7 +253,9 @@ class World(Task):
         return self
 
     def picture(self) -> Tensor | None:
-        """What the first episode looks like now, bytes ``[rows, columns, 3]``; None where there is nothing to see."""
+        """What the first episode looks like now, bytes ``[rows, columns, 3]``, of one size for as long as it lasts;
+        None where there is nothing to see.
+        """
         return None
 
     def metrics(self, episodes: Episodes) -> dict[str, float]:
@@ -319,6 +336,24 @@ class World(Task):
         )
 
 
+def check_picture(where: str, picture: Any, like: torch.Size | None = None) -> None:
+    """Check what :meth:`World.picture` gives where there is anything to see.
+
+    Args:
+        where: in words, for the message.
+        picture: what it gave.
+        like: shape of an earlier picture of this episode, if there is one.
+
+    Raises:
+        ContractError: it is no picture, or of another size than the earlier one.
+    """
+    tensor = isinstance(picture, Tensor)
+    found = f"is {picture.dtype} of shape {list(picture.shape)}" if tensor else f"is a {type(picture).__name__}"
+    right = tensor and picture.dtype == torch.uint8 and picture.dim() == 3 and picture.shape[2] == 3
+    expect(right and 0 not in picture.shape, where, found, "torch.uint8 of shape [rows, columns, 3]")
+    expect(like in (None, picture.shape), where, found, f"shape {like and list(like)}, as before")
+
+
 def _copies(
     episodes: int, returns: Tensor, lengths: Tensor, info: dict[str, Tensor], rows: Tensor | slice = slice(None)
 ) -> Episodes:
@@ -350,13 +385,13 @@ def carrying(circuit: Circuit) -> Callable[[Tensor], Tensor]:
     """A circuit as the ``answer`` of :meth:`World.play`, with its state carried from step to step.
 
     Returns:
-        A function that maps observations ``[E, I]`` to outputs ``[E, O]``; one for each :meth:`World.play`.
+        A function that maps observations ``[E, I]`` of any type to outputs ``[E, O]``; one for each :meth:`World.play`.
     """
-    state = None
+    state, own = None, example(circuit)
 
     def answer(observations: Tensor) -> Tensor:
         nonlocal state
-        outputs, state = circuit(observations.unsqueeze(0), state)
+        outputs, state = circuit(observations.unsqueeze(0).to(own), state)
         answered: Tensor = outputs[0]
         return answered
 

@@ -334,8 +334,7 @@ class GymWorld(World):
         """What gymnasium renders; see :meth:`World.picture`."""
         with self._named("a picture"):
             frame = self._episodes.render()
-        frame = None if frame is None else np.asarray(frame)
-        return torch.from_numpy(frame.copy()) if frame is not None and frame.ndim == 3 else None
+            return None if frame is None else torch.from_numpy(_coloured(np.asarray(frame)))
 
     def close(self) -> None:
         """Close the environments; the next reset opens new ones."""
@@ -347,3 +346,23 @@ class GymWorld(World):
 
     def _observations(self, observations: np.ndarray) -> Tensor:
         return torch.as_tensor(as_floats(observations, torch.get_default_dtype()), device=self.device)
+
+
+def _coloured(frame: np.ndarray) -> np.ndarray:
+    """A frame as bytes ``[rows, columns, 3]``. It may be grey, or have a fourth channel, which is left out; floats are
+    parts of full brightness as long as none is above 1.
+
+    Raises:
+        ValueError: it is no picture.
+    """
+    layers = frame[..., None] if frame.ndim == 2 else frame
+    if frame.dtype.kind not in "biuf" or layers.ndim != 3 or layers.shape[2] not in (1, 3, 4) or not frame.size:
+        raise ValueError(
+            f"got a frame of {frame.dtype} and shape {list(frame.shape)}; expected numbers of shape [rows, columns], "
+            "[rows, columns, 3] or [rows, columns, 4]"
+        )
+    if frame.dtype.kind in "bf":
+        layers = np.nan_to_num(layers.astype(float))
+        layers = layers * 255 if layers.max() <= 1 else layers
+    colours = layers[..., :3].clip(0, 255).astype(np.uint8)
+    return np.repeat(colours, 3, -1) if colours.shape[2] == 1 else np.ascontiguousarray(colours)

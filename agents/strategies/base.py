@@ -11,7 +11,7 @@ from pydantic import Field, PlainValidator
 from torch import Tensor
 
 from ...core.component import Chosen, Component
-from ...core.contracts import expect, try_saved, trying
+from ...core.contracts import check_numbers, expect, try_saved, trying
 from ...core.members import Stack
 from ...core.placement import random_apart, take_up
 from ...core.recorder import Chart
@@ -248,7 +248,7 @@ class Strategy(Component, ABC):
                     shape = list(genome.shape) if isinstance(genome, Tensor) else type(genome).__name__
                     expect(shape == [size], f"{name}.{what}", f"is {shape}", f"a genome of shape {[size]}")
                 with trying(self, "metrics"):
-                    tried.metrics()
+                    check_numbers(f"{name}.metrics", tried.metrics())
                 try_saved(self, "state_dict", tried.state_dict())
                 with trying(self, "state_dict"):
                     resumed = another()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from states import same
 from torch import Tensor
 
 import papertape
-from papertape.agents import BackpropAgent, EvolutionAgent
+from papertape.agents import ActorCritic, BackpropAgent, EvolutionAgent, PPOAgent
 from papertape.agents.evaluation import evaluate, show_episodes
 from papertape.agents.learning import TrainingError
 from papertape.agents.population import Population
@@ -423,8 +424,83 @@ def test_a_world_that_cannot_be_drawn_changes_nothing():
         agent.fit()
         states.append(agent.state_dict())
     assert same(*states) and watched.rows == alone.rows
-    said = "generation {}: there is no picture of an episode: no screen"
-    assert watched.messages == [said.format(step) for step in (2, 4)] and not watched.episodes
+    assert watched.messages == ["generation 2: there is no picture of an episode: no screen"] and not watched.episodes
+
+
+class Odd(TMazeWorld):
+    """Has pictures that change in the third step of an episode."""
+
+    frames: ClassVar = {
+        "raises": lambda: [][7],
+        "numpy": lambda: np.zeros((4, 5, 3), np.uint8),
+        "floats": lambda: torch.rand(4, 5, 3),
+        "grey": lambda: torch.zeros(4, 5, dtype=torch.uint8),
+        "grows": lambda: torch.zeros(5, 5, 3, dtype=torch.uint8),
+        "nothing": lambda: torch.zeros(0, 0, 3, dtype=torch.uint8),
+        "none": lambda: None,
+    }
+    how = "none"
+
+    def reset(self, *arguments, **options):
+        self.steps = 0
+        return super().reset(*arguments, **options)
+
+    def step(self, actions):
+        self.steps += 1
+        return super().step(actions)
+
+    def picture(self):
+        return self.frames[self.how]() if self.steps == 2 else torch.full((4, 5, 3), self.steps, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("how", Odd.frames)
+def test_no_picture_is_worth_the_end_of_a_run(how, monkeypatch):
+    monkeypatch.setattr(Odd, "how", how)
+    monkeypatch.setattr(Odd, "check", lambda self: None)
+    kept, task = Keep(), Odd(trials=6, min_stay=2, max_stay=3, test_trials=[])
+    agent = make("openai-es", task=task, recorder=kept, generations=4, evaluate_every=2)
+    agent.fit()
+    agent.test()
+    assert [name for name, _ in kept.states if name == "best"] and len(kept.episodes) == 3
+    if how == "none":
+        shown = kept.episodes[0][-1]["world"][:, 0, 0, 0, 0].tolist()
+        assert not kept.messages and shown == [0, 1, 1, *range(3, len(shown))]
+        return
+    (said,) = kept.messages
+    assert said.startswith("generation 2: there are no pictures of the world: ") and "\n" not in said
+    expected = "IndexError: list index out of range" if how == "raises" else "; expected "
+    assert expected in said and all("world" not in trace for *_, trace in kept.episodes)
+
+
+class Whole(TMazeWorld):
+    """Shows the same numbers in another type."""
+
+    dtype = torch.float64
+
+    def observe(self, situation):
+        return super().observe(situation).to(self.dtype)
+
+    def metrics(self, episodes):
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in super().metrics(episodes).items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.long])
+def test_observations_and_metrics_may_be_of_any_type(dtype, monkeypatch):
+    monkeypatch.setattr(Whole, "dtype", dtype)
+    results = []
+    for task in (world(), Whole(trials=6, min_stay=2, max_stay=3, test_trials=[9])):
+        kept = Keep()
+        agent = make("openai-es", task=task, recorder=kept, kind="dnc", generations=3, log_every=1)
+        agent.fit()
+        agent.test()
+        ppo = PPOAgent(
+            ActorCritic(task), circuit_for(ActorCritic(task)), updates=1, rollout_steps=4, minibatches=1, **SMALL
+        )
+        ppo.fit()
+        rows = [values for _, values in kept.rows]
+        assert all(type(value) in (int, float) for values in rows for value in values.values())
+        results.append((rows, agent.state_dict(), ppo.state_dict(), [episode[1:3] for episode in kept.episodes]))
+    assert same(*results)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "transformer", "normalised", "ntm"])

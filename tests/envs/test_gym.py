@@ -813,3 +813,37 @@ def test_an_environment_that_fails_is_named_with_its_step_and_the_run_is_saved()
     agent.processes = Processes(1, 2)
     with pytest.raises(TrainingError, match="^generation 1: gone$"):  # the first process saves
         agent._step_or_save()
+
+
+@pytest.mark.parametrize(
+    ("frame", "shown"),
+    [
+        (np.full((2, 3, 3), 7, np.uint8), 7),
+        (np.full((2, 3, 3), 0.2), 51),
+        (np.full((2, 3, 3), 51.0, np.float32), 51),
+        (np.full((2, 3, 3), 300), 255),
+        (np.full((2, 3, 4), 7, np.uint8), 7),
+        (np.full((2, 3, 1), 7, np.uint8), 7),
+        (np.full((2, 3), True), 255),
+        (None, None),
+        (np.zeros((0, 0, 3), np.uint8), "uint8 and shape [0, 0, 3]"),
+        (np.zeros((2, 3, 2)), "float64 and shape [2, 3, 2]"),
+        ("words", "<U5 and shape []"),
+    ],
+)
+def test_frames_of_any_type_are_bytes_in_three_colours(frame: Any, shown: Any) -> None:
+    class Drawn(Spoilt):
+        render_mode = "rgb_array"
+
+        def render(self) -> Any:
+            return frame
+
+    world = GymWorld(max_steps=3, make=lambda count: gymnasium.vector.SyncVectorEnv([lambda: Drawn("")] * count))
+    world.reset(2, generator())
+    if isinstance(shown, str):
+        said = f"a picture of an episode: ValueError: got a frame of {re.escape(shown)}; expected "
+        with pytest.raises(WorldError, match=said):
+            world.picture()
+        return
+    picture = world.picture()
+    assert frame is None if picture is None else torch.equal(picture, torch.full((2, 3, 3), shown, dtype=torch.uint8))
