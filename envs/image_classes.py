@@ -108,7 +108,7 @@ def _fitting(drawn: Image.Image | None, image_size: int) -> Tensor:
 
 
 def read_folders(folder: Path, image_size: int) -> Iterator[Tensor]:
-    """The images of each folder that holds any, in the order of their paths.
+    """The images of each folder that holds any, in the order of their paths; one that links lead to again counts once.
 
     Args:
         folder: where to look, at any depth.
@@ -125,7 +125,13 @@ def read_folders(folder: Path, image_size: int) -> Iterator[Tensor]:
         known = ", ".join(["characters", *images.DATA_SETS])
         raise ValueError(f"data: got {str(folder)!r}, which is no folder here; allowed are folders, {known}")
     found = False
-    for path, inner, names in os.walk(folder):
+    walked: set[str] = set()
+    for path, inner, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        if real in walked:
+            inner.clear()
+            continue
+        walked.add(real)
         inner.sort()
         files = [Path(path, name) for name in sorted(names) if Path(name).suffix.lower() in SUFFIXES]
         if files:
@@ -146,11 +152,21 @@ def _read(file: Path, image_size: int) -> Tensor:
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """In 256 shades of grey: what is transparent on white, and of 16 bits the upper ones."""
+    """In 256 shades of grey: what is transparent on white, and of 16 bits the upper ones.
+
+    Numbers that are floats or of 32 bits say nothing of what is white: it is 1, 255 or 65535, whichever is the first
+    that no pixel exceeds, or the brightest pixel. What is negative or not finite is black.
+    """
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, "white")
         opaque.alpha_composite(image.convert("RGBA"))
         return opaque.convert("L")
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.array(image) >> 8).clip(0, 255).astype(np.uint8))
-    return image.convert("L")
+    if not image.mode.startswith(("I", "F")):
+        return image.convert("L")
+    levels = np.array(image)
+    if image.mode in ("I", "F"):
+        levels = np.nan_to_num(levels.astype(np.float64), posinf=0).clip(0)
+        brightest = levels.max()
+        white = next((white for white in (1, 255, 65535) if brightest <= white), brightest)
+        levels = (levels * (65535 / white)).round().astype(np.uint16)
+    return Image.fromarray((levels >> 8).astype(np.uint8))

@@ -217,3 +217,32 @@ def test_images_of_16_bits_and_transparent_ones_are_grey(tmp_path: Path) -> None
     white = np.full((6, 6), 255)
     white[2] = 0
     assert found[1].tolist() == found[2].tolist() == white.tolist()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+@pytest.mark.parametrize("white", [1, 255, 65535, 100_000])
+def test_numbers_without_a_scale_of_their_own_are_as_bright_as_what_they_hold(
+    tmp_path: Path, kind: type, white: int
+) -> None:
+    (tmp_path / "a").mkdir()
+    ramp = (np.linspace(0, 1, 36) * white).astype(kind).reshape(6, 6)
+    ramp[0, 0] = -white
+    Image.fromarray(ramp).save(tmp_path / "a" / "0.tif")
+    if kind is np.float32:
+        ramp[0, :3] = np.nan, np.inf, -np.inf
+        Image.fromarray(ramp).save(tmp_path / "a" / "1.tif")
+    with Image.open(tmp_path / "a" / "0.tif") as image:
+        assert image.mode == ("F" if kind is np.float32 else "I")
+    (found,) = read_folders(tmp_path, 6)
+    due = (np.nan_to_num(ramp.astype(float), posinf=0, neginf=0).clip(0) * 255 / white).round()
+    np.testing.assert_allclose(found[-1], due, atol=1)
+    assert found[-1].max() == 255 and found[-1][0, 0] == 0
+
+
+def test_folders_behind_links_are_classes_each_once(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    links = tmp_path_factory.mktemp("links")
+    for number in range(3):
+        (links / f"class {number}").symlink_to(folder / "alphabet 0" / f"character {number}")
+    (links / "once more").symlink_to(folder / "alphabet 0" / "character 0")
+    (links / "round").symlink_to(links)
+    assert [len(images) for images in read_folders(links, 6)] == [4, 4, 4]
