@@ -71,7 +71,8 @@ class GymWorld(World):
     max_steps: int | None = Field(
         default=None,
         ge=1,
-        description="cuts an episode off; null leaves it to the environment, which must have a limit then",
+        description="cuts an episode off before the environment does; null leaves it to the environment, which must "
+        "have a limit then; for longer episodes than those, arguments={max_episode_steps: N} moves its own limit",
     )
     action: Squash = Field(
         default="sigmoid",
@@ -142,7 +143,8 @@ class GymWorld(World):
         if not hasattr(envs, "single_action_space"):
             raise ValueError(f"make: gives a {type(envs).__name__}; expected a vector environment of gymnasium")
         # One of gymnasium's own that somebody else has made has no spec, its environments have.
-        self._spec = envs.spec or getattr(next(iter(getattr(envs, "envs", ())), None), "spec", None)
+        within = getattr(next(iter(getattr(envs, "envs", ())), None), "spec", None)
+        self._spec = envs.spec or within
         self._name = self.id if self.make is None else getattr(self._spec, "id", type(envs).__name__)
         self.observation_space: Any = envs.single_observation_space
         self.action_space: Any = envs.single_action_space
@@ -162,12 +164,22 @@ class GymWorld(World):
         self._actions: Actions = self._channels("actions", self.action_space, lambda space: Actions(space, self.action))
         self.input_size = sum(channels.size for channels in self._seen_as)
         self.output_size = self._actions.output_size
-        limit = self.max_steps or getattr(self._spec, "max_episode_steps", None)
-        if limit is None:
-            raise ValueError(f"max_steps: got null, but gymnasium knows no limit of {self._name}; give a number")
-        self.step_limit: int = limit
+        self.step_limit: int = self._limit(_limit_of(envs.spec if within is None else within))
         known = getattr(self._spec, "reward_threshold", None) if self.target is None else self.target
         self.solved_at = None if known is None else float(known)
+
+    def _limit(self, own: int | None) -> int:
+        """Steps of an episode at most, where the environment itself has a limit or none."""
+        limit = self.max_steps or own
+        if limit is None:
+            raise ValueError(f"max_steps: got null, but gymnasium knows no limit of {self._name}; give a number")
+        if own is not None and limit > own:
+            more = f", and more with arguments={{max_episode_steps: {limit}}}" if self.make is None else ""
+            raise ValueError(
+                f"max_steps: got {limit}, but {self._name} cuts its episodes off at {own}; allowed is null or at most "
+                f"{own}{more}"
+            )
+        return limit
 
     def _channels(self, what: str, space: Any, made: Callable[[Any], Any]) -> Any:
         try:
@@ -346,6 +358,13 @@ class GymWorld(World):
 
     def _observations(self, observations: np.ndarray) -> Tensor:
         return torch.as_tensor(as_floats(observations, torch.get_default_dtype()), device=self.device)
+
+
+def _limit_of(spec: Any) -> int | None:
+    """Steps of an episode at most: those an environment was made with, else those it is registered with, if any."""
+    known = getattr(spec, "max_episode_steps", None)
+    limit: int | None = getattr(spec, "kwargs", {}).get("max_episode_steps", known)
+    return limit
 
 
 def _coloured(frame: np.ndarray) -> np.ndarray:

@@ -59,8 +59,9 @@ class Converter:
         """An observation as one row of numbers, as gymnasium has it.
 
         Raises:
-            ValueError: it is of another size than those of its space.
+            ValueError: it is of another size than those of its space, or its numbers are none of its space's type.
         """
+        self._check_whole(self.observations, observation)
         if self.plain:
             found = np.asarray(observation)
             row = found.ravel()
@@ -75,6 +76,26 @@ class Converter:
         """Raise ValueError if an observation of this shape has another number of numbers than those of its space."""
         if size != self.width:
             raise ValueError(f"got an observation of shape {list(shape)}; its space is {self.observations}")
+
+    def _check_whole(self, space: Any, shown: Any) -> None:
+        """Raise ValueError where whole numbers are due and others are shown, which a cast would make other ones."""
+        from gymnasium import spaces
+
+        if isinstance(space, spaces.Dict | spaces.Tuple):
+            names: Any = space.spaces if isinstance(space, spaces.Dict) else range(len(space.spaces))
+            for name in names:
+                self._check_whole(space.spaces[name], shown[name])
+        elif space.dtype.kind in "biu":
+            found = np.asarray(shown)
+            if found.dtype == space.dtype:
+                return
+            with np.errstate(invalid="ignore"):
+                lost = found.astype(space.dtype) != found
+            if lost.any():
+                raise ValueError(
+                    f"got an observation of {found.dtype} with {found[lost].flat[0]}; expected {space.dtype}: "
+                    f"its space is {self.observations}"
+                )
 
     def actions_of(self, rows: np.ndarray) -> Any:
         """Actions ``[B]`` or ``[B, A]`` in the environment's types and shapes: an array, or a list of nested ones."""

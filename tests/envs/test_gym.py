@@ -777,6 +777,90 @@ def test_observations_of_another_size_than_their_space_are_named(shown: Any, at:
         world.play(lambda seen: torch.zeros(2, 2), 2, generator())
 
 
+def showing(space: Any, first: Any, then: Any) -> Any:
+    """Makes environments that show this at first and that afterwards."""
+
+    class Shows(gymnasium.Env):
+        observation_space, action_space = space, gymnasium.spaces.Discrete(2)
+
+        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+            return first, {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+            return then, 1.0, False, False, {}
+
+    return lambda count: gymnasium.vector.SyncVectorEnv([Shows] * count)
+
+
+SMALL = gymnasium.spaces.Box(-9, 9, (2,), np.int8)
+NESTED = gymnasium.spaces.Dict(a=gymnasium.spaces.Tuple([SMALL]), b=gymnasium.spaces.Discrete(3))
+
+
+@pytest.mark.parametrize(
+    ("space", "good", "bad", "said"),
+    [
+        (SMALL, np.array([1, 2]), np.array([3, 0.7]), "float64 with 0.7; expected int8"),
+        (SMALL, [1, 2], np.array([1, np.nan], np.float32), "float32 with nan; expected int8"),
+        (SMALL, np.array([1.0, 2.0]), [300, 2], "int64 with 300; expected int8"),
+        (NESTED, {"a": ([1, 2],), "b": 1}, {"a": ([1, 2.5],), "b": 1}, "float64 with 2.5; expected int8"),
+        (NESTED, {"a": ([1, 2],), "b": np.int32(1)}, {"a": ([1, 2],), "b": 0.7}, "float64 with 0.7; expected int64"),
+        (gymnasium.spaces.MultiBinary(2), [True, False], [1, 0.5], "float64 with 0.5; expected int8"),
+    ],
+)
+@pytest.mark.parametrize("at", [0, 1])
+def test_observations_that_are_no_whole_numbers_where_they_are_due_are_named(
+    space: Any, good: Any, bad: Any, said: str, at: int
+) -> None:
+    def played(first: Any, then: Any, **options: Any) -> Tensor:
+        world = GymWorld(max_steps=2, make=showing(space, first, then), **options)
+        seen: list[Tensor] = []
+        world.play(lambda shown: torch.zeros(2, 2), 2, generator(), seen=seen.append)
+        world.close()
+        return torch.stack(seen)
+
+    assert played(good, good)[:, 0, :2].tolist() == [[1, int(played(good, good)[0, 0, 1])]] * 2
+    pair = (good, bad) if at else (bad, good)
+    for options in ({}, {"vectorization": "async", "workers": 1}) if space is NESTED and at else ({},):
+        when = "step 1" if at else "the beginning"
+        message = f"failed at {when} of an episode: .*got an observation of {said}: its space is "
+        with pytest.raises(WorldError, match=message):
+            played(*pair, **options)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async", "vector_entry_point"])
+def test_the_limit_of_an_environment_is_that_with_which_it_was_made(vectorization: Any) -> None:
+    longer = GymWorld(arguments={"max_episode_steps": 520}, vectorization=vectorization)
+    assert (longer.step_limit, GymWorld(vectorization=vectorization).step_limit) == (520, 500)
+    shorter = GymWorld(arguments={"max_episode_steps": 520}, vectorization=vectorization, max_steps=510)
+    lengths = shorter.play(balance, 2, generator()).lengths
+    assert shorter.step_limit == 510 and lengths.tolist() == [[510, 510]]
+    with pytest.raises(
+        ValueError, match=r"^max_steps: got 501, but CartPole-v1 .* at 500; .*={max_episode_steps: 501}"
+    ):
+        GymWorld(vectorization=vectorization, max_steps=501)
+    shorter.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*share an object")
+def test_an_environment_without_a_limit_may_be_given_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, then = np.zeros((2, 2), np.int8)
+    spec = gymnasium.envs.registration.EnvSpec("Endless-v0", lambda: showing(SMALL, first, then)(1).envs[0])
+    monkeypatch.setitem(gymnasium.registry, "Endless-v0", spec)
+    with pytest.raises(ValueError, match="max_steps: got null, but gymnasium knows no limit of Endless-v0"):
+        GymWorld(id="Endless-v0")
+    world = GymWorld(id="Endless-v0", arguments={"max_episode_steps": 3})
+    assert world.play(lambda shown: torch.zeros(2, 2), 2, generator()).lengths.tolist() == [[3, 3]]
+
+
+def test_the_limit_of_environments_of_ones_own_is_theirs() -> None:
+    def make(count: int) -> Any:
+        return gymnasium.vector.SyncVectorEnv([lambda: gymnasium.make("CartPole-v1", max_episode_steps=520)] * count)
+
+    assert GymWorld(make=make).step_limit == 520
+    with pytest.raises(ValueError, match="^max_steps: got 521, but CartPole-v1 .* allowed is null or at most 520$"):
+        GymWorld(make=make, max_steps=521)
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [
