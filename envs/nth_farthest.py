@@ -23,9 +23,9 @@ class NthFarthestEnv(TokenEnv):
     from m is m itself. Inputs are the vector and, one-hot, its label, m and n: D + 3V channels. The answer is due at
     the last vector: the label, one of V classes.
 
-    This is the question of the paper's text. DeepMind's code for it (``dataset_nth_farthest.py``, in sonnet) has the same
-    inputs and, since commit e8bd52b7, asks for the label of the n-th nearest: the same task, with n counted from the
-    other end. As first published, its answer was how many vectors are nearer to the one labelled m than the one
+    This is the question of the paper's text. DeepMind's code for it (``dataset_nth_farthest.py``, in sonnet) has the
+    same inputs and, since commit e8bd52b7, asks for the label of the n-th nearest: the same task, with n counted from
+    the other end. As first published, its answer was how many vectors are nearer to the one labelled m than the one
     labelled n is.
     """
 
