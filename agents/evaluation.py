@@ -157,7 +157,7 @@ def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, s
             try:
                 batch, outputs, trace, unseen = _traced_episode(variant, circuit, generator)
             except Exception as error:  # without pictures, nobody would have played this episode
-                problem = problem or f"there is no picture of an episode: {_reason(variant, error)}"
+                problem = problem or f"there is no picture of an episode: {_reason(error)}"
                 continue
             problem = problem or unseen
         else:
@@ -171,9 +171,9 @@ def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, s
     return problem
 
 
-def _reason(world: World, error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """One line on what a world has raised, which may already say all there is to say."""
-    return str(error) if isinstance(error, WorldError | ContractError) else told(error, type(world).__qualname__)
+    return str(error) if isinstance(error, WorldError | ContractError) else told(error, "env")
 
 
 def _traced_episode(
@@ -218,7 +218,7 @@ class _Film:
             try:
                 self._add(world.picture())
             except Exception as error:
-                self.problem = f"there are no pictures of the world: {_reason(world, error)}"
+                self.problem = f"there are no pictures of the world: {_reason(error)}"
                 self.pictures = []
         self.steps += 1
 

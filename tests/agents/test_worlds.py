@@ -468,7 +468,7 @@ def test_no_picture_is_worth_the_end_of_a_run(how, monkeypatch):
         return
     (said,) = kept.messages
     assert said.startswith("generation 2: there are no pictures of the world: ") and "\n" not in said
-    expected = "IndexError: list index out of range" if how == "raises" else "; expected "
+    expected = " env: IndexError: list index out of range" if how == "raises" else "; expected "
     assert expected in said and all("world" not in trace for *_, trace in kept.episodes)
 
 
