@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from ..circuits.module import ModuleCircuit
 from ..core.circuit import Circuit
-from ..core.members import Call, Stack, dense, mapping_of
+from ..core.members import Call, Stack, call_with, dense, mapping_of
 from ..core.placement import random_apart
 from ..core.state import example
 from ..core.world import Episodes, World, join_episodes
@@ -56,7 +56,7 @@ class Players:
         return answered
 
     def _answer(self, member: Mapping[str, Tensor], *arguments: Any) -> Any:
-        return functional_call(self._step, dict(member), arguments)
+        return call_with(self._step, member, arguments)
 
     def keep(self, members: Tensor) -> None:
         """Go on with some members alone, by their numbers ``[K]`` among those so far."""

@@ -9,13 +9,12 @@ from typing import Annotated, Any, NamedTuple, get_args
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..core.circuit import Circuit
 from ..core.component import Chosen, build
 from ..core.contracts import is_outside
 from ..core.kernels.dispatch import Backend
-from ..core.members import Stack
+from ..core.members import Stack, call_with
 from ..core.registry import register
 from ..core.routing import (
     Route,
@@ -502,7 +501,7 @@ class RoutedCircuit(Circuit):
 
             inner = map_state(begun, inner, first)
         weights = routed_weights(self.routes, task)
-        outputs, last, *seen = functional_call(circuit, weights, (inputs, inner), {"trace": trace})
+        outputs, last, *seen = call_with(circuit, weights, (inputs, inner), {"trace": trace})
         last = resized_state(circuit, last, own, every)
         return outputs, RoutedState(torch.full_like(state.task, task), last), dict(seen[0]) if trace else {}
 

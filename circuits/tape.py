@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from ..core.accessors.tape import OpenTape, TapeOptions, TapeState
 from ..core.controllers import AnyController
 from ..core.kernels.formulas import hooked, unchanged
-from ..core.members import Stack, dense, linear, map_controller_state
+from ..core.members import Stack, call_with, dense, linear, map_controller_state
 from ..core.registry import register
 from ..core.tied_bits import TiedBitsLinear
 from .memory import MemoryCircuit
@@ -81,7 +81,7 @@ class Tape(TapeOptions, MemoryCircuit):
         members, (steps, batch, _) = len(next(iter(stacks.values()))), inputs.shape
         prefix = "controller."
         own = {name.removeprefix(prefix): stack for name, stack in stacks.items() if name.startswith(prefix)}
-        control = vmap(partial(functional_call, self.controller))
+        control = vmap(partial(call_with, self.controller))
         interface = _stacked(self.accessor.interface.linear, stacks, "accessor.interface.linear")
         controller = map_controller_state(self, stacks, batch)
         tape: TapeState = OpenTape(

@@ -125,8 +125,36 @@ def _plus_minus(center: Tensor, change: Tensor) -> Tensor:
     return result.flatten(0, 1)
 
 
+def call_with(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    arguments: tuple[Any, ...] = (),
+    options: dict[str, Any] | None = None,
+) -> Any:
+    """What a module gives with other tensors in place of its parameters and buffers.
+
+    As ``torch.func.functional_call`` does it; but that fills a submodule that is used under several names once for each
+    of them, and leaves in it what it filled in first.
+
+    Args:
+        module: what is called; it is as it was before afterwards.
+        tensors: by any of the names of what they stand for; what is tied and is not named itself goes with it.
+        arguments: of the call.
+        options: keywords of the call.
+    """
+    own = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    tied = {id(own[name]): tensor for name, tensor in tensors.items()}
+    places = {}
+    for prefix, part in module.named_modules():  # each once
+        for kind in (part.named_parameters, part.named_buffers):
+            for name, held in kind(prefix, recurse=False, remove_duplicate=False):
+                if id(held) in tied:
+                    places[name] = tensors.get(name, tied[id(held)])
+    return functional_call(module, places, arguments, options, tie_weights=False)
+
+
 class Call(nn.Module):
-    """A function of a circuit as a module's forward, which ``functional_call`` can give other parameters."""
+    """A function of a circuit as a module's forward, which :func:`call_with` can give other parameters."""
 
     def __init__(self, circuit: Any, function: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -191,7 +219,7 @@ def _map(
     """``function(circuit)`` with each member's parameters; members are dimension ``at`` of the result."""
     call = Call(circuit, function)
     parameters = {f"circuit.{name}": dense(stack) for name, stack in stacks.items()}
-    return mapping(lambda member: functional_call(call, member, ()), out_dims=at, randomness=randomness)(parameters)
+    return mapping(lambda member: call_with(call, member), out_dims=at, randomness=randomness)(parameters)
 
 
 def map_members(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor, *, randomness: str = "error") -> Tensor:

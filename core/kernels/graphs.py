@@ -30,9 +30,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks
-from torch.func import functional_call
 
-from ..members import Call, map_members
+from ..members import Call, call_with, map_members
 from ..placement import random_apart
 from ..state import CircuitState, leaves, rebuild
 from . import eager, guard
@@ -180,7 +179,7 @@ class Recording:
                 t.detach().requires_grad_(self.training and t.requires_grad) for t in [*self.arguments, *parameters]
             ]
             own = dict(zip(names, leaves_of_pass[len(arguments) :], strict=True))
-            live[:] = functional_call(call, own, ()) if names else call()
+            live[:] = call_with(call, own) if names else call()
             return live
 
         def backward() -> list[Tensor | None]:

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.func import functional_call
 
-from ..members import Call
+from ..members import Call, call_with
 from ..options import check_sizes
 from ..placement import random_apart, random_state, set_random_state
 from ..state import CircuitState, leaves, map_state, rebuild
@@ -125,8 +124,8 @@ class _Chunk(Function):
             return dispatch.run(circuit, inputs, rebuild(ctx.structure, state))
 
         with torch.enable_grad(), torch.autocast(**ctx.autocast), _drawing_again(inputs.device, *ctx.random):
-            features, last = functional_call(
-                Call(ctx.circuit, run), {f"circuit.{name}": tensor for name, tensor in own.items()}, tie_weights=False
+            features, last = call_with(
+                Call(ctx.circuit, run), {f"circuit.{name}": tensor for name, tensor in own.items()}
             )
         results = zip([features, *leaves(last)], gradients, strict=True)
         due = [(result, d) for result, d in results if d is not None and result.requires_grad]

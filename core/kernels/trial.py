@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from ..members import Call
+from ..members import Call, call_with
 from ..state import CircuitState, leaves, map_state
 from . import eager
 from .guard import Known
@@ -391,7 +390,7 @@ def _answers(probe: Any, member: dict[str, Tensor], inputs: Tensor) -> Tensor:
         answers: Tensor = probe.answer(features)
         return answers
 
-    answers: Tensor = functional_call(Call(probe, run), {f"circuit.{name}": part for name, part in member.items()})
+    answers: Tensor = call_with(Call(probe, run), {f"circuit.{name}": part for name, part in member.items()})
     return answers
 
 

@@ -145,7 +145,22 @@ def loaded():
     return torch.jit.load(io.BytesIO(buffer.getvalue()))
 
 
+def used_twice():
+    """Layers with one among them under two names, and one that shares its weight with it."""
+    twice, tied = torch.nn.Linear(5, 5), torch.nn.Linear(5, 5)
+    tied.weight = twice.weight
+    return torch.nn.Sequential(twice, torch.nn.Tanh(), twice, torch.nn.Sigmoid(), tied, torch.nn.Linear(5, 3))
+
+
+def used_twice_and_frozen():
+    module = used_twice()
+    module[0].requires_grad_(False)
+    return module
+
+
 MODULES = {
+    "used twice": used_twice,
+    "used twice and frozen": used_twice_and_frozen,
     "scripted and loaded": loaded,
     "layers": lambda: torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 3)),
     "fed": Fed,
@@ -162,7 +177,10 @@ def test_any_module_answers_for_many_members(name):
     population = Population(module)
     genomes = population.layout.read(population.circuit) + 0.3 * torch.randn(6, population.layout.size).double()
     inputs = torch.randn(STEPS, BATCH, 5, dtype=torch.float64)
+    own = dict(population.circuit.named_parameters(remove_duplicate=False))
     outputs = population.outputs(population.layout.split(genomes), inputs)
+    for name, parameter in population.circuit.named_parameters(remove_duplicate=False):
+        assert parameter is own[name], f"{name} is another"
     for member, genome in enumerate(genomes):
         population.layout.write(genome, population.circuit)
         answered = module(inputs)

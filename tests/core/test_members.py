@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from papertape.agents.genome import Layout
-from papertape.core.members import Mirrored, dense, linear
+from papertape.core.members import Mirrored, call_with, dense, linear
 
 SHAPES = {"weight": (4, 6), "bias": (4,), "scale": (), "cube": (2, 3, 2)}
 
@@ -81,3 +81,29 @@ def test_layout_reads_and_writes_a_module():
 def test_a_module_without_parameters_is_refused():
     with pytest.raises(ValueError, match="parameters: the circuit has none"):
         Layout.of(nn.Tanh())
+
+
+def test_a_module_called_with_other_tensors_is_itself_again():
+    shared, tied = nn.Linear(2, 2), nn.Linear(2, 2)
+    tied.weight = shared.weight
+    shared.register_buffer("offset", torch.zeros(2))
+    module = nn.ModuleDict({"one": shared, "other": shared, "tied": tied})
+    before = {name: id(part) for name, part in module.state_dict(keep_vars=True).items()}
+
+    class Parts(nn.Module):
+        def forward(self, parts=None):
+            return dict(self.module.state_dict(keep_vars=True)) | (parts or {})
+
+    call = Parts()
+    call.module = module
+    for name in ("one.weight", "other.weight", "tied.weight"):
+        given = {f"module.{name}": torch.ones(2, 2), "module.other.offset": torch.full((2,), 3.0)}
+        seen = call_with(call, given, ({"more": 1},))
+        assert all(seen[tied] is given[f"module.{name}"] for tied in ("one.weight", "other.weight", "tied.weight"))
+        assert seen["one.offset"] is seen["other.offset"] is given["module.other.offset"]
+        assert seen["tied.bias"] is tied.bias and seen["more"] == 1
+        assert {name: id(part) for name, part in module.state_dict(keep_vars=True).items()} == before
+    both = {"module.one.weight": torch.ones(2, 2), "module.tied.weight": torch.zeros(2, 2)}
+    seen = call_with(call, both)
+    assert seen["one.weight"] is both["module.one.weight"], "what is tied may be apart for one call"
+    assert seen["tied.weight"] is both["module.tied.weight"]

@@ -161,9 +161,11 @@ def test_parametrized_and_shared_weights_and_their_hooks(backend):
     for every in (None, 2):
         circuit = make("dnc gru", every, backend)
         circuit.controller.recurrents[1].weight = circuit.controller.recurrents[0].weight
+        circuit.controller.other_name = circuit.controller.inputs[1]
         torch.nn.utils.parametrizations.weight_norm(circuit.controller.inputs[0])
         circuit.accessor.interface.linear.bias.register_hook(lambda gradient: 10 * gradient)
         circuit(sequence())[0].square().sum().backward()
+        assert isinstance(circuit.controller.other_name.bias, nn.Parameter)
         gradients.append({name: parameter.grad for name, parameter in circuit.named_parameters()})
     assert not gradients[1].keys() ^ gradients[0].keys() and "controller.recurrents.1.weight" not in gradients[0]
     for name, gradient in gradients[0].items():
