@@ -117,7 +117,10 @@ class MixedAgent(EvolutionAgent):
         bad, scores, genomes = found.split([1, found.shape[1] - 1 - size, size], 1)
         self.bad_gradients += int(bad.sum())
         if lamarckian:
-            self.strategy.replace(genomes)
+            before = self.strategy.ask()
+            # A member whose weights have grown beyond all numbers counts as the worst, and stays what it was.
+            finite = genomes.to(before).isfinite().all(1, keepdim=True)
+            self.strategy.replace(torch.where(finite, genomes.to(before), before))
         return scores
 
     def found(self) -> Tensor:

@@ -181,13 +181,14 @@ class Strategy(Component, ABC):
             raise ValueError(f"fitness: got {fitness.dtype}; expected real numbers")
         if fitness.dim() != (2 if self.per_sample else 1) or len(fitness) != self.population:
             raise ValueError(f"fitness: got shape {list(fitness.shape)}; expected {expected}")
-        fitness = self._finite(fitness.to(self.genome.device, torch.float64))
+        fitness = self._finite(fitness)
         self.best_fitness = float(fitness.sum(1).max() if self.per_sample else fitness.max())
         drawn, self._drawn = self._drawn, None
         self.update(fitness, drawn)
         self.generation += 1
 
     def _finite(self, fitness: Tensor) -> Tensor:
+        fitness = fitness.detach().to(self.genome.device, torch.float64)
         fitness = torch.where(fitness.isfinite(), fitness.clamp(-LARGEST_FITNESS, LARGEST_FITNESS), fitness)
         finite = torch.isfinite(fitness)
         bad = ~(finite.all(1) if self.per_sample else finite)
@@ -201,9 +202,28 @@ class Strategy(Component, ABC):
         """Replace the members that :meth:`ask` gave by others, ``[P, D]``, before :meth:`tell`.
 
         Raises:
-            RuntimeError: the strategy holds no members (see :attr:`holds_members`).
+            RuntimeError: the strategy holds no members (see :attr:`holds_members`), or none were asked for.
+            ValueError: no tensor, the wrong shape, or numbers that are not finite.
         """
-        raise RuntimeError(f"replace: {type(self).__name__} holds no members that could be replaced")
+        if not self.holds_members:
+            raise RuntimeError(f"replace: {type(self).__name__} holds no members that could be replaced")
+        if self._drawn is None:
+            raise RuntimeError("replace: no population was asked for since the last tell")
+        expected = [self.population, self.layout.size]
+        if not isinstance(genomes, Tensor):
+            raise ValueError(f"genomes: got a {type(genomes).__name__}; expected a tensor of shape {expected}")
+        if list(genomes.shape) != expected:
+            raise ValueError(f"genomes: got shape {list(genomes.shape)}; expected {expected}")
+        if genomes.is_complex():
+            raise ValueError(f"genomes: got {genomes.dtype}; expected real numbers")
+        genomes = genomes.detach().to(self.genome)
+        if not genomes.isfinite().all():
+            raise ValueError("genomes: got numbers that are not finite; expected finite ones")
+        self.exchange(genomes)
+
+    def exchange(self, genomes: Tensor) -> None:
+        """Take genomes ``[P, D]``, finite, in place of what :meth:`draw` returned, where :attr:`holds_members`."""
+        raise NotImplementedError
 
     def candidates(self) -> Tensor | None:
         """Genomes ``[C, D]`` to be evaluated again on :attr:`recheck_sequences` after :meth:`tell`; None: nothing."""

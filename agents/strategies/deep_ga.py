@@ -160,7 +160,7 @@ class DeepGA(Strategy):
             raise RuntimeError("confirm: there are no candidates")
         if fitness.shape != (len(self._candidates),):
             raise ValueError(f"fitness: got shape {list(fitness.shape)}; expected [{len(self._candidates)}]")
-        fitness = self._finite(fitness.to(self.genome.device, torch.float64))
+        fitness = self._finite(fitness)
         index = int(torch.argsort(fitness, descending=True, stable=True)[0])
         self.elite, self._elite = self._candidate_chains[index], self._candidates[index].clone()
         self._candidates = None

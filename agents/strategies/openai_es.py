@@ -66,6 +66,9 @@ class OpenAIES(Strategy):
         self._adam = torch.optim.Adam(
             [self._center], self.lr, self.betas, weight_decay=self.weight_decay, maximize=True
         )
+        # Adam makes them at the first step; what is made in torch.inference_mode() cannot be changed outside it.
+        averages = {name: torch.zeros_like(self._center) for name in ("exp_avg", "exp_avg_sq")}
+        load_moments(self._adam, {0: {"step": torch.zeros(()), **averages}})
 
     @property
     def center(self) -> Tensor:

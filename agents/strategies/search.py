@@ -189,7 +189,7 @@ def _build(chosen: Any, genome: Tensor, seed: int) -> Strategy:
 
 def _values(function: Function, points: Tensor, batched: bool) -> Tensor:
     """What a function gives for points ``[P, D]``: ``[P]`` in float64."""
-    given = function(points.clone()) if batched else [function(point) for point in points.clone()]
+    given = function(points.clone()) if batched else [_detached(function(point)) for point in points.clone()]
     kind = str(getattr(given, "dtype", ""))
     if "complex" in kind:
         raise ValueError(f"function: gives something that is no number: {kind}")
@@ -203,6 +203,10 @@ def _values(function: Function, points: Tensor, batched: bool) -> Tensor:
             "number for each without batched"
         )
     return values
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 class Box:

@@ -109,8 +109,8 @@ class Trust(Strategy):
         """The genomes, ``[P, D]``."""
         return self.genomes
 
-    def replace(self, genomes: Tensor) -> None:
-        """See :meth:`Strategy.replace`."""
+    def exchange(self, genomes: Tensor) -> None:
+        """See :meth:`Strategy.exchange`."""
         self.genomes.copy_(genomes)
 
     def _earn(self, fitness: Tensor) -> Tensor:

@@ -175,6 +175,22 @@ def test_updates_that_were_skipped_are_counted_once(inheritance):
     assert agent.train_step()["bad_gradients"] == agent.bad_gradients == 12
 
 
+def test_a_member_that_grows_beyond_all_numbers_stays_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = make()
+    before, learn, taken = agent.strategy.ask().clone(), agent.learn, []
+
+    def grow(stacks: Any, number: int = 0) -> Any:
+        learned, bad = learn(stacks, number)
+        return {name: stack.index_fill(0, torch.tensor([2]), math.inf) for name, stack in learned.items()}, bad
+
+    monkeypatch.setattr(agent, "learn", grow)
+    monkeypatch.setattr(agent.strategy, "exchange", taken.append)
+    agent.train_step()
+    (genomes,) = taken
+    assert torch.equal(genomes[2], before[2])
+    assert all(not torch.equal(genomes[member], before[member]) for member in (0, 1, 3, 4, 5))
+
+
 @pytest.mark.parametrize("strategy", [name for name, kind in entries("strategy").items() if kind.holds_members])
 @pytest.mark.parametrize("kind", ["neat", "ntm"])
 def test_what_is_learned_is_handed_on_for_several_generations(strategy, kind):

@@ -207,9 +207,9 @@ class Neat(Strategy):
         """The circuit's parameters of each member, by name."""
         return self.codec.stacks(self.genomes)
 
-    def replace(self, genomes: Tensor) -> None:
-        """See :meth:`Strategy.replace`; the topologies stay as they are."""
-        self.genomes = self.codec.with_weights(self.genomes, self.layout.split(genomes.to(self.genome)))
+    def exchange(self, genomes: Tensor) -> None:
+        """See :meth:`Strategy.exchange`; the topologies stay as they are."""
+        self.genomes = self.codec.with_weights(self.genomes, self.layout.split(genomes))
         self._drawn = {**self.draw()}
 
     def update(self, fitness: Tensor, drawn: Any) -> None:

@@ -1,5 +1,6 @@
 """What every strategy must do, whatever it does."""
 
+import copy
 import io
 
 import pytest
@@ -68,6 +69,9 @@ VARIANTS = [
 ]
 
 
+HOLDING = [name for name in NAMES if STRATEGIES[name].holds_members]
+
+
 @pytest.mark.parametrize(("name", "values"), VARIANTS)
 class TestEvery:
     def test_population_has_the_shape_and_stays_until_told(self, name, values):
@@ -105,6 +109,26 @@ class TestEvery:
         first = build(name, **values)
         advance(first, 2)
         assert torch.equal(torch.get_rng_state(), before)
+
+    def test_fitness_with_a_graph_is_taken_without_it(self, name, values):
+        strategy, plain = build(name, **values), build(name, **values)
+        scale = torch.ones((), requires_grad=True)
+        for _ in range(3):
+            strategy.tell(scale * told(strategy, strategy.ask()))
+            if strategy.candidates() is not None:
+                strategy.confirm(scale * sphere(strategy.candidates()))
+        advance(plain, 3)
+        assert torch.equal(copy.deepcopy(strategy).ask(), plain.ask())
+        held = [value for value in vars(strategy).values() if isinstance(value, torch.Tensor)]
+        assert not any(value.grad_fn or value.requires_grad for value in held)
+
+    def test_leaves_inference_mode(self, name, values):
+        strategy, plain = build(name, **values), build(name, **values)
+        with torch.inference_mode():
+            advance(strategy, 2)
+        advance(strategy, 2)
+        advance(plain, 4)
+        assert torch.equal(strategy.ask(), plain.ask())
 
     def test_resumed_is_bit_for_bit_the_unbroken(self, name, values):
         unbroken = build(name, **values)
@@ -286,3 +310,33 @@ def test_scales_of_each_weight_adapt_to_an_ellipsoid(name):
     for _ in range(600):
         strategy.tell(-(strategy.ask().square() * stiffness).sum(1))
     assert float(strategy.best.abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("name", HOLDING)
+def test_members_are_replaced_by_finite_genomes_of_their_shape_alone(name):
+    strategy = build(name)
+    with pytest.raises(RuntimeError, match="replace: no population was asked for since the last tell"):
+        strategy.replace(torch.zeros(12, strategy.layout.size))
+    genomes = strategy.ask().clone()
+    size = strategy.layout.size
+    wrong = [
+        (genomes[:5], rf"genomes: got shape \[5, {size}\]; expected \[12, {size}\]"),
+        (genomes[0], rf"genomes: got shape \[{size}\]"),
+        (genomes.tolist(), "genomes: got a list; expected a tensor"),
+        (genomes.to(torch.complex64), "genomes: got torch.complex64; expected real numbers"),
+        (genomes.clone().index_fill_(1, torch.tensor([1]), torch.nan), "genomes: got numbers that are not finite"),
+        (genomes.double() + 1e300, "genomes: got numbers that are not finite"),
+    ]
+    for given, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            strategy.replace(given)
+        assert torch.equal(strategy.ask(), genomes)
+    strategy.replace((2 * genomes).requires_grad_())
+    assert torch.equal(strategy.ask(), 2 * genomes) and not strategy.ask().requires_grad
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in HOLDING])
+def test_what_holds_no_members_replaces_none(name):
+    strategy = build(name)
+    with pytest.raises(RuntimeError, match="holds no members that could be replaced"):
+        strategy.replace(strategy.ask())

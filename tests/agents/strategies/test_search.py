@@ -53,6 +53,15 @@ def test_the_same_seed_finds_the_same_and_the_global_generator_is_left_alone() -
 
 
 @pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.filterwarnings("error")
+def test_a_gradient_of_the_function_is_not_used(batched: bool) -> None:
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    found = minimise(lambda x: scale * rosenbrock(x), [0.0, 0.0], evaluations=100, batched=batched)
+    plain = minimise(rosenbrock, [0.0, 0.0], evaluations=100, batched=batched)
+    assert torch.equal(found.point, plain.point) and found.value == plain.value
+
+
+@pytest.mark.parametrize("batched", [False, True])
 def test_counts_are_those_of_the_calls(batched: bool) -> None:
     asked = []
 
