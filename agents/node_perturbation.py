@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 from ..core.circuit import Circuit
 from ..core.distributed import Processes
 from ..core.env import Batch
+from ..core.placement import random_apart
 from ..core.registry import register
+from ..core.state import example
 from .backprop import BackpropAgent
 from .evaluation import Answered, refuse_two_modes
 
@@ -53,8 +57,8 @@ class NodePerturbationAgent(BackpropAgent):
         """See :meth:`BackpropAgent.setup`.
 
         Raises:
-            ValueError: also where the circuit has a weight outside linear layers, or answers otherwise in training (see
-                :func:`refuse_two_modes`).
+            ValueError: also where the circuit has a weight outside linear layers, answers otherwise in training (see
+                :func:`refuse_two_modes`), or has a linear layer that sees anything else than a row for each sequence.
         """
         super().setup()
         self.layers = [module for module in self.circuit.modules() if isinstance(module, nn.Linear)]
@@ -66,6 +70,7 @@ class NodePerturbationAgent(BackpropAgent):
                     "allowed are circuits without learned memory and with controllers made of linear layers"
                 )
         refuse_two_modes(self.circuit, "node-perturbation", "which would differ in the two answers that are compared")
+        _refuse_other_rows(self.circuit)
 
     @property
     def answers_per_step(self) -> int:
@@ -122,3 +127,38 @@ class NodePerturbationAgent(BackpropAgent):
                 parameter.grad = None
         first, second = outputs.chunk(2, dim=1)
         return (loss_plus + loss_minus).sum() / 2 / normaliser, Answered((first + second) / 2, batch)
+
+
+@torch.no_grad()
+def _refuse_other_rows(circuit: Circuit) -> None:
+    """Raise ValueError if a linear layer sees anything else than ``[…, B, F]``: noise goes to its rows by sequence.
+
+    One sequence is changed; only its own row may move in what each layer sees.
+    """
+    own, steps, batch, changed = example(circuit), 3, 7, 4
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(steps, batch, circuit.vector_size, generator=generator).to(own)
+    circuit = copy.deepcopy(circuit)
+    seen: list[tuple[str, Tensor]] = []
+
+    def note(name: str, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        seen.append((name, given[0].clone()))
+
+    for name, layer in circuit.named_modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_pre_hook(partial(note, name))
+    with random_apart(own.device):
+        circuit(inputs)
+    before, seen = seen, []
+    inputs[:, changed] += 1
+    with random_apart(own.device):
+        circuit(inputs)
+    others = [sequence for sequence in range(batch) if sequence != changed]
+    for (name, one), (_, other) in zip(before, seen, strict=False):
+        rows = one.shape[-2] if one.dim() > 1 else 0
+        if rows != batch or not torch.equal(one[..., others, :], other[..., others, :]):
+            mixed = ", and rows of other sequences move with one" if rows == batch else ""
+            raise ValueError(
+                f"circuit: its linear layer {name} sees {list(one.shape)} of inputs {list(inputs.shape)}{mixed}; "
+                f"allowed with node-perturbation are layers that see [..., B, F], here [..., {batch}, {one.shape[-1]}]"
+            )

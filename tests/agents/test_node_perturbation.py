@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 import papertape
 from papertape.agents import BackpropAgent, NodePerturbationAgent
@@ -50,6 +53,54 @@ def test_the_estimate_is_the_gradient_on_average(kind: str) -> None:
     true = gradients(circuit)
     assert torch.cosine_similarity(estimate, true, dim=0) > 0.97
     assert abs(float(estimate @ true / (true @ true)) - 1) < 0.1
+
+
+class Rows(nn.Module):
+    """Two layers, with what the second sees put in another order."""
+
+    def __init__(self, env: Env, order: str) -> None:
+        super().__init__()
+        self.order = order
+        self.hidden, self.inner, self.outer = nn.Linear(env.input_size, 14), nn.Linear(2, 2), nn.Linear(14, 2)
+        self.output = nn.Linear(2, env.output_size)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.hidden(inputs).tanh()
+        if self.order == "slots":
+            hidden = self.inner(hidden.unflatten(-1, (7, 2))).flatten(-2)
+        elif self.order == "others":
+            hidden = hidden + hidden.mean(1, keepdim=True)
+        elif self.order == "vector":
+            hidden = hidden + self.inner(inputs.new_ones(2)).sum()
+        turned = {"batch first": hidden.transpose(0, 1), "flat": hidden.flatten(0, 1)}.get(self.order, hidden)
+        answered = self.outer(turned)
+        answered = answered.transpose(0, 1) if self.order == "batch first" else answered.view(*inputs.shape[:2], 2)
+        return self.output(answered)
+
+
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [
+        ("batch first", r"module.outer sees \[7, 3, 14\] of inputs \[3, 7, \d\]; .*here \[..., 7, 14\]"),
+        ("flat", r"module.outer sees \[21, 14\]"),
+        ("slots", r"module.inner sees \[3, 7, 7, 2\] .*, and rows of other sequences move with one"),
+        ("others", r"module.outer sees \[3, 7, 14\] .*, and rows of other sequences move with one"),
+        ("vector", r"module.inner sees \[2\]"),
+    ],
+)
+def test_layers_that_see_no_row_for_each_sequence_are_refused(order: str, said: str) -> None:
+    env = small_env()
+    with pytest.raises(ValueError, match=f"circuit: its linear layer {said}"):
+        NodePerturbationAgent(env, Rows(env, order))
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    module = Rows(env, "as they are")
+    drawn = torch.get_rng_state()
+    before = copy.deepcopy(module.state_dict())
+    NodePerturbationAgent(env, module)
+    assert torch.equal(torch.get_rng_state(), drawn) and not torch.equal(state, drawn)
+    assert all(torch.equal(before[name], part) for name, part in module.state_dict().items())
+    assert not any(layer._forward_pre_hooks for layer in module.modules())
 
 
 def test_the_noise_is_gone_after_a_step() -> None:
