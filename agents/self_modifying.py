@@ -315,7 +315,7 @@ class SelfModifyingAgent(BackpropAgent):
             tasks = circuit.tasks_of(circuit.shared_inputs(inputs)[0])
             task = int(tasks[-self._recent[-1].shape[1] :].mode().values)
             inputs = inputs[:, tasks == task]
-        return Subject(circuit, inputs, ages, self.bounds, self.structural, task)
+        return Subject(circuit, inputs, ages, self.bounds, self.structural, task, self.upkeep.connections)
 
     def try_out(self, strategy: Strategy, apply: Callable[[Subject], Done]) -> None:
         """Put a change on trial, whatever the policy would choose; what comes of it counts as one of a strategy.

@@ -7,10 +7,12 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from copy import copy
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ...core.circuit import Circuit
@@ -41,6 +43,9 @@ class Update(NamedTuple):
     """The number of the method that sees it."""
     activity: Activity | None = None
     """What the layers gave, where the method asked for it and once they have."""
+
+    connections: Mapping[str, Tensor] = MappingProxyType({})
+    """Where weight matrices that a method masks have connections, by their names."""
 
     def generator(self) -> torch.Generator:
         """A fresh generator on the CPU, of all that the method draws in this update; the same at every call."""
@@ -89,6 +94,10 @@ class PlasticityMethod(Component, ABC):
             generator: of all that is drawn, on the CPU.
         """
 
+    def connected(self) -> Mapping[str, Tensor]:
+        """Where there are connections, bool ``[rows, columns]`` by the name of each weight matrix that it masks."""
+        return {}
+
     def looks(self, step: int) -> bool:
         """Whether it needs to know what the layers gave in the update of this number."""
         return False
@@ -118,6 +127,7 @@ class PlasticityMethod(Component, ABC):
 CALLS = {
     "check": ("circuit", "env"),
     "begin": ("circuit", "generator"),
+    "connected": (),
     "looks": ("step",),
     "on_gradient": ("update",),
     "after_update": ("update",),

@@ -93,7 +93,7 @@ class ContinualBackprop(PlasticityMethod):
     def _renew(self, update: Update, group: Group, units: Tensor, generator: Any) -> None:
         seen = self._seen(group.layers[0])
         means = [mean / seen if index in group.layers else mean for index, mean in enumerate(self.means)]
-        renew(update.circuit, update.optimiser, group, units, generator, means)
+        renew(update.circuit, update.optimiser, group, units, generator, means, update.connections)
         for layer in group.layers:
             for kept in (self.utilities[layer], self.means[layer], self.ages[layer], self.times_seen[layer]):
                 kept[units] = 0

@@ -47,4 +47,4 @@ class ReDo(PlasticityMethod):
         for group in renewable(update.circuit):
             dormant = (scores(update.activity, group.layers) <= self.threshold).nonzero().flatten()
             if len(dormant):
-                renew(update.circuit, update.optimiser, group, dormant, generator)
+                renew(update.circuit, update.optimiser, group, dormant, generator, connections=update.connections)

@@ -75,6 +75,10 @@ class SparseTraining(PlasticityMethod):
             self.connections[name] = mask.view_as(weight).to(weight.device)
             weight.mul_(self.connections[name]).mul_(math.sqrt(len(mask) / counts[name]))
 
+    def connected(self) -> Mapping[str, Tensor]:
+        """See :meth:`PlasticityMethod.connected`."""
+        return self.connections
+
     def weights(self, circuit: Circuit) -> dict[str, Any]:
         """The weight matrices that it masks, by their names."""
         return {name: circuit.get_parameter(name) for name in self.connections}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 from ...core.circuit import Circuit
 from ...core.distributed import Processes
 from ...core.structure import Wire, draw, groups
-from ..structure.strategies import reset_moments
+from ..structure.strategies import gains, reset_moments
 
 
 class Activity(NamedTuple):
@@ -183,6 +184,7 @@ def renew(
     units: Tensor,
     generator: torch.Generator,
     means: Sequence[Tensor] | None = None,
+    connections: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
     """Make units new: fresh weights lead to them, nothing is made of what they give, and the optimiser forgets them.
 
@@ -194,6 +196,7 @@ def renew(
         generator: of fresh weights, on the CPU.
         means: what each unit of each layer of the circuit gives on average, ``[units]`` of each, which the thresholds
             of what read the units take up; None lets it go.
+        connections: where weight matrices that are masked have some, by their names.
     """
     reset: dict[str, Tensor] = {}
 
@@ -211,7 +214,10 @@ def renew(
         rows = torch.cat([block * group.size + units for block in range(wire.blocks)])
         columns = weight.shape[1]
         fan = wire.fan(columns, group.size)
-        weight[rows] = draw((len(rows), columns), fan, generator).to(weight)
+        fresh = draw((len(rows), columns), fan, generator).to(weight)
+        if f"{wire.name}.weight" in connections:
+            fresh *= gains(connections[f"{wire.name}.weight"][rows]).to(fresh)
+        weight[rows] = fresh
         bias[rows] = draw((len(rows),), fan, generator).to(bias)
         if wire.layer != group.layers[0]:  # residual: it adds nothing to what the unit gives
             quiet = wire.quiet * group.size + units

@@ -7,6 +7,8 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from ...core.circuit import Circuit
 from ...core.component import build
 from ...core.contracts import is_outside, trying, under
@@ -55,7 +57,8 @@ class Upkeep:
     def begin(self, circuit: Circuit) -> None:
         """Start to remember, with the weights as they are; those that are to be masked become zero."""
         self.device = example(circuit).device
-        for number, method in enumerate(self.methods):
+        # What others remember of the weights is to be what masking, which also scales them, has made of them.
+        for number, method in sorted(enumerate(self.methods), key=lambda numbered: not numbered[1].masks):
             if not is_outside(type(method)):
                 method.begin(circuit, generator_of(self.seed, number, 0))
                 continue
@@ -89,11 +92,17 @@ class Upkeep:
         for method, own in self._each(update):
             method.after_skip(own)
 
+    @property
+    def connections(self) -> dict[str, Tensor]:
+        """Where weight matrices that are masked have connections; see :meth:`PlasticityMethod.connected`."""
+        return {name: mask for method in self.methods for name, mask in method.connected().items()}
+
     def _each(self, update: Update) -> Iterator[tuple[PlasticityMethod, Update]]:
         """Each method with an update as it sees it."""
+        connections = self.connections
         for number, method in enumerate(self.methods):
             activity = update.activity if method.looks(update.step) else None
-            yield method, update._replace(method=number, activity=activity)
+            yield method, update._replace(method=number, activity=activity, connections=connections)
 
     def follow(self, change: Change) -> None:
         """See :meth:`PlasticityMethod.follow`."""

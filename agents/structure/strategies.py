@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -56,6 +57,8 @@ class Subject(NamedTuple):
     """Of all choices and of fresh weights, on the CPU."""
     task: int = 0
     """Whose units are changed, where tasks own some."""
+    connections: Mapping[str, Tensor] = MappingProxyType({})
+    """Where weight matrices that are masked have some, bool ``[rows, columns]`` by their names."""
 
     @property
     def part(self) -> Circuit:
@@ -306,8 +309,11 @@ def _rewire(subject: Subject) -> Done:
         assert wire.layer is not None
         fan = wire.fan(weight.shape[1], subject.structure[wire.layer].size)
         fresh = draw(weight.shape, fan, subject.generator).to(weight)
+        name = subject.named(f"{wire.name}.weight")
+        if name in subject.connections:
+            fresh *= gains(subject.connections[name]).to(fresh)
         weight.copy_(torch.where(gone.view_as(weight), fresh, weight))
-        reset[subject.named(f"{wire.name}.weight")] = gone.view_as(weight)
+        reset[name] = gone.view_as(weight)
     return Done(change, reset)
 
 
@@ -385,6 +391,18 @@ STRATEGIES: dict[str, Strategy] = {
     )
 }
 """All there are, by name."""
+
+
+def gains(connected: Tensor) -> Tensor:
+    """What makes fresh weights as large as they have to be where most are masked, for inputs of the same variance.
+
+    Args:
+        connected: where there are connections, bool ``[rows, columns]``.
+
+    Returns:
+        ``[rows, 1]``
+    """
+    return (connected.shape[1] / connected.sum(1, keepdim=True, dtype=torch.float64).clamp(min=1)).sqrt()
 
 
 def reset_moments(optimiser: torch.optim.Optimizer, circuit: Circuit, reset: dict[str, Tensor]) -> None:

@@ -35,7 +35,7 @@ from papertape.agents.plasticity.sparse import hidden_weights, largest, spread
 from papertape.agents.plasticity.units import Activity, contributions, groups_of, renew
 from papertape.agents.plasticity.upkeep import Upkeep
 from papertape.agents.structure import PairedTrial, Verdict
-from papertape.agents.structure.strategies import utilities
+from papertape.agents.structure.strategies import STRATEGIES, Limits, Subject, utilities
 from papertape.circuits import FeedForwardCircuit
 from papertape.core.circuit import Circuit
 from papertape.core.env import Batch, Env
@@ -688,6 +688,43 @@ def test_at_first_layers_give_what_they_would_without_masks() -> None:
     agent.upkeep.methods[0].begin(circuit, torch.Generator().manual_seed(0))
     assert (circuit.layers[0].weight != 0).double().mean() == pytest.approx(0.1, abs=1e-4)
     assert float(circuit.layers[0](inputs).detach().std()) == pytest.approx(float(before), rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["redo", "continual-backprop", "self-modifying"])
+def test_fresh_weights_give_what_they_would_without_masks(kind: str) -> None:
+    torch.manual_seed(0)
+    circuit = FeedForwardCircuit(200, 2, hidden_sizes=[300], activation="relu").double()
+    inputs = torch.randn(100, 200).double()
+    before = float(circuit.layers[0](inputs).detach().std())
+    others: list[Any] = {
+        "redo": [ReDo(every=1)],
+        "continual-backprop": [ContinualBackprop(maturity=0, replacement_rate=1.0)],
+    }.get(kind, [])
+    upkeep = Upkeep([SparseEvolutionaryTraining(density=0.1), *others], circuit, Signs(), 0)
+    if kind == "self-modifying":
+        limits = Limits(max_layers=3, max_units=400, growth=1.0, pruning=0.3, rewired=1.0, min_age=100)
+        ages = [torch.full((300,), 1000)]
+        taken = Subject(circuit, inputs, ages, limits, torch.Generator(), 0, upkeep.connections)
+        STRATEGIES["rewire-connections"].apply(taken)
+    else:
+        dead = Activity([torch.zeros(300).double()], [torch.zeros(300).double()])
+        optimiser = torch.optim.SGD(circuit.parameters(), lr=0.1)
+        upkeep.after_update(Update(circuit, optimiser, Signs(), None, 1, 0, activity=dead))  # type: ignore[arg-type]
+    assert not circuit.layers[1].weight.any() or kind == "self-modifying", "all units are new"
+    assert (circuit.layers[0].weight != 0).double().mean() == pytest.approx(0.1, abs=1e-4)
+    assert float(circuit.layers[0](inputs).detach().std()) == pytest.approx(before, rel=0.1)
+
+
+@pytest.mark.parametrize("order", [["set", "l2-init"], ["l2-init", "granet"]])
+def test_weights_are_pulled_to_what_they_were_after_masks_came_upon_them(order: list[str]) -> None:
+    agent = make(*map(method, order))
+    (pulls,) = (one for one in agent.upkeep.methods if isinstance(one, L2Init))
+    for name, parameter in agent.circuit.named_parameters():
+        assert torch.equal(pulls.anchors[name], parameter), name
+    masks = agent.upkeep.methods[-1]
+    drawn = {name: mask.clone() for name, mask in masks.connections.items()}
+    masks.begin(agent.circuit, generator_of(agent.seed, 1, 0))
+    assert all(torch.equal(drawn[name], mask) for name, mask in masks.connections.items()), "each keeps its own number"
 
 
 def test_a_connection_that_grows_begins_at_zero_with_a_moment_like_the_others() -> None:
