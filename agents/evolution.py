@@ -156,15 +156,14 @@ class EvolutionAgent(LearningAgent):
         ]
         return self.processes.gather(torch.cat(found) if found else None, rows, self.strategy.genome.device)
 
-    def _learn_what_was_seen(self) -> None:
-        """Tell a circuit that standardises its inputs what was observed, in the order of the shards."""
+    def _learn_what_was_seen(self, shards: int) -> None:
+        """Tell a circuit that standardises its inputs what was observed, in the order of so many shards."""
         seen = getattr(self.scoring, "seen", None)
         if seen is None or not isinstance(self.circuit, NormalisedCircuit):
             return
-        shards = len(self._shards(self.strategy.population))
         rows = [len(self.processes.share_of(rank, shards)) for rank in range(self.processes.size)]
         own = [torch.cat([part.number.view(1), part.mean, part.squares]) for part in seen[: rows[self.processes.rank]]]
-        for row in self.processes.gather(torch.stack(own), rows, self.strategy.genome.device):
+        for row in self.processes.gather(torch.stack(own) if own else None, rows, self.strategy.genome.device):
             number, mean, squares = row.split([1, self.env.input_size, self.env.input_size])
             self.circuit.learn(Moments(number.squeeze(0), mean, squares))
         seen.clear()
@@ -214,6 +213,7 @@ class EvolutionAgent(LearningAgent):
             for name, statistic in self.first_statistics.items():
                 self.circuit.get_buffer(name).copy_(statistic)
         strategy, answers = self.strategy, self.answers_per_step
+        shards = len(self._shards(strategy.population))  # the next generation may have another size
         self.circuit.eval()
         self.prepare()
         drawn = self.scoring.draw(self.batch_size, self.generator)
@@ -226,7 +226,7 @@ class EvolutionAgent(LearningAgent):
             again = self.scoring.draw(strategy.recheck_sequences, self.generator)
             strategy.confirm(self.score(self.population.layout.split(candidates), again).sum(1))
         self.population.layout.write(self.found(), self.circuit)
-        self._learn_what_was_seen()
+        self._learn_what_was_seen(shards)
         self.answered += answers
         self.step += 1
         self._count_bad(strategy.bad_fitness - bad_before, bool(told.isfinite().any()))

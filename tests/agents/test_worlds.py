@@ -331,7 +331,22 @@ def normalised(task, known=None, **values) -> EvolutionAgent:
     torch.manual_seed(1)
     circuit = NormalisedCircuit(task.input_size, task.output_size, circuit="feedforward")
     circuit.load_state_dict(known or circuit.state_dict())
-    return EvolutionAgent(task, circuit, strategy={"type": "ars", "population": 8}, **{**SMALL, **values})
+    return EvolutionAgent(task, circuit, **{**SMALL, "strategy": {"type": "ars", "population": 8}, **values})
+
+
+def test_statistics_are_of_the_generation_that_was_seen_not_of_the_size_of_the_next(monkeypatch):
+    found = []
+    for population in (12, 4):
+        agent = normalised(world(), shards=3, strategy={"type": "sep-cma-es", "population": 12, "restarts": "bipop"})
+        strategy = agent.strategy
+        monkeypatch.setattr(
+            strategy, "update", lambda *_, own=strategy, size=population: own._begin(own.mean, own.sigma, size)
+        )
+        agent.train_step()
+        assert strategy.population == population
+        found.append(agent.circuit.state_dict())
+    assert found[0]["count"] > 0
+    assert same(*found)
 
 
 def test_another_try_knows_of_observations_what_the_first_one_did():
