@@ -290,18 +290,27 @@ def follow_optimiser(change: Change, optimiser: torch.optim.Optimizer) -> None:
         optimiser: of the circuit's parameters, all in one group.
 
     Raises:
-        ValueError: it has several groups, or other parameters.
+        ValueError: it has several groups, or other parameters, or has gathered something of another shape than the
+            parameter's (as Adafactor and LBFGS do), which cannot follow.
     """
     if len(optimiser.param_groups) != 1:
         raise ValueError(f"optimiser: has {len(optimiser.param_groups)} groups of parameters; allowed is one")
     (group,) = optimiser.param_groups
     names = {id(parameter): name for name, parameter in change.old.items()}
-    strange = [parameter for parameter in group["params"] if id(parameter) not in names]
+    strange = [parameter for parameter in (*group["params"], *optimiser.state) if id(parameter) not in names]
     if strange:
         raise ValueError(f"optimiser: has a parameter of shape {list(strange[0].shape)} that the circuit had not")
     gathered = {names[id(parameter)]: state for parameter, state in optimiser.state.items()}
+    for name, state in gathered.items():
+        expected = list(change.old[name].shape)
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.dim() and list(value.shape) != expected:
+                raise ValueError(
+                    f"optimiser: has {key!r} of shape {list(value.shape)} for {name}, which cannot follow a change of "
+                    f"structure; allowed are numbers and what has the parameter's shape, {expected}"
+                )
     trained = {names[id(parameter)] for parameter in group["params"]}
-    group["params"] = [
+    group["params"][:] = [  # the list itself, which some optimisers hold on to
         parameter
         for name, parameter in change.new.items()
         if (origin := change.origins.get(name, Origin(name)).name) in trained or origin is None
@@ -312,7 +321,7 @@ def follow_optimiser(change: Change, optimiser: torch.optim.Optimizer) -> None:
         shaped = {
             name: state[key]
             for name, state in gathered.items()
-            if isinstance(state.get(key), Tensor) and state[key].shape == change.old[name].shape and state[key].dim()
+            if isinstance(state.get(key), Tensor) and state[key].dim()
         }
         followed = follow(change, shaped, "mean" if "sq" in key else "zero")
         for name, parameter in change.new.items():

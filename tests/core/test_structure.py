@@ -235,6 +235,42 @@ def test_an_optimiser_that_does_not_follow_moves_nothing_that_was_edited() -> No
     assert not torch.equal(circuit.state_dict()["layers.0.weight"], kept["layers.0.weight"])
 
 
+@pytest.mark.parametrize(("kind", "key"), [("Adafactor", "row_var"), ("LBFGS", "d")])
+def test_an_optimiser_of_other_shapes_is_refused_and_left_as_it_was(kind: str, key: str) -> None:
+    circuit = made("feedforward", "tanh", 1)
+    optimiser, unused = (getattr(torch.optim, kind)(circuit.parameters()) for _ in range(2))
+
+    def loss() -> Any:
+        circuit.zero_grad()
+        found = circuit(drawn())[0].square().sum()
+        found.backward()
+        return found.detach()
+
+    optimiser.step(loss)
+    known = len(optimiser.state)
+    change = circuit.edit(widened(circuit.structure(), {0: [FRESH]}))
+    message = rf"optimiser: has '{key}' of shape \[.*\] for layers.0.weight, .*; allowed are .* shape, \[4, 5\]"
+    with pytest.raises(ValueError, match=message):
+        follow_optimiser(change, optimiser)
+    assert len(optimiser.state) == known
+    follow_optimiser(change, unused)
+    before = loss()
+    unused.step(loss)
+    assert loss() != before, "what has gathered nothing moves the parameters of now"
+
+
+def test_an_optimiser_that_has_missed_a_change_is_refused() -> None:
+    circuit = made("feedforward", "tanh", 1)
+    optimiser = torch.optim.Adam(circuit.parameters())
+    circuit(drawn())[0].square().sum().backward()
+    optimiser.step()
+    circuit.edit(widened(circuit.structure(), {0: [FRESH]}))
+    optimiser.param_groups[0]["params"] = [*circuit.parameters()]
+    change = circuit.edit(widened(circuit.structure(), {0: [FRESH]}))
+    with pytest.raises(ValueError, match=r"optimiser: has a parameter of shape \[4, 5\] that the circuit had not"):
+        follow_optimiser(change, optimiser)
+
+
 def test_what_follows() -> None:
     circuit = made("feedforward", "tanh", 2)
     anchors = {name: parameter.detach().clone() for name, parameter in circuit.named_parameters()}
