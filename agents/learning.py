@@ -230,6 +230,11 @@ class LearningAgent(Agent):
             load_weights(circuit, best)
             self.best_error = self._score(self.evaluate(circuit=circuit))
 
+    def forget_validation(self) -> None:
+        """Take nothing that validation has found for true, where it has changed: that of this step is made again."""
+        self.last_validation = {}
+        self.target_reached = False
+
     def _examine(self) -> tuple[dict[str, float], bool]:
         """Validation metrics, and whether the target is reached."""
         values = self.evaluate()

@@ -22,11 +22,14 @@ import yaml
 
 import papertape
 from papertape.agents import BackpropAgent
+from papertape.agents.learning import LearningAgent
 from papertape.core import install
+from papertape.core.distributed import Processes
 from papertape.envs import TMazeWorld
 from papertape.main import PORT, main
 from papertape.utils import checkpoint, comparison, factory, options, visdom_server
 from papertape.utils.commands.arguments import read_arguments
+from papertape.utils.commands.train import choose_resumed, prepare
 from papertape.utils.run import Run, load_agent_state, new_directory, read_metrics, read_options
 
 SMALL = [
@@ -899,6 +902,92 @@ def test_the_best_weights_of_another_task_are_judged_by_the_one_that_a_run_goes_
     assert main(["train", "--resume", "run", "agent.steps=400"]) == 0
     best = load_agent_state(Path("runs/run"), ("best",))
     assert best["step"] > 101 and best["best_error"] < kept
+
+
+@pytest.mark.parametrize(
+    ("change", "step"),
+    [
+        ("env.max_length=4", 7),
+        ("env.curriculum.type=growing", 7),
+        ("agent.evaluation_sequences=9", 7),
+        ("agent.confirmation_sequences=9", 7),
+        ("agent.target_error=1e8", 7),
+        ("agent.lr=1e-3", 5),
+    ],
+)
+def test_a_target_that_was_reached_is_looked_at_again_once_it_is_another(
+    folder: Path, change: str, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached = ["agent.target_error=1e9", "agent.confirmation_sequences=null", "agent.steps=7"]
+    assert main(["train", "ntm-copy", *last_of_each(*SMALL, *reached), "plots=off", "name=run"]) == 0
+    assert states(Path("runs/run"))["step"] == 5
+    monkeypatch.setattr(LearningAgent, "_confirmed", lambda agent: False)
+    assert main(["train", "--resume", "run", change]) == 0
+    assert states(Path("runs/run"))["step"] == step
+    judged = [row["step"] for row in read_metrics(Path("runs/run/metrics.jsonl")) if "answered" in row]
+    assert judged == ([5, 7] if step == 7 else [5])
+
+
+class Crash(Exception):
+    """Not one that the command line reports."""
+
+
+def crash(agent: BackpropAgent) -> dict[str, float]:
+    raise Crash
+
+
+def test_a_change_whose_first_start_was_killed_is_still_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["train", *SMALL, "agent.steps=5", "plots=off", "name=run"]) == 0
+    first = Path("runs/run/options.yaml").read_text()
+    train_step = BackpropAgent.train_step
+    monkeypatch.setattr(BackpropAgent, "train_step", crash)
+    with pytest.raises(Crash):
+        main(["train", "--resume", "run", "env.max_length=9", "agent.steps=6"])
+    monkeypatch.setattr(BackpropAgent, "train_step", train_step)
+    assert read_options(Path("runs/run"))["env"]["max_length"] == 9
+    judged: list[int] = []
+    monkeypatch.setattr(BackpropAgent, "judge_anew", lambda agent, best: judged.append(best["step"]))
+    assert main(["train", "--resume", "run"]) == 0
+    assert judged == [5]
+    assert Path("runs/run/log").read_text().count("env.max_length: 3 -> 9") == 2
+    assert Path("runs/run/options-until-5.yaml").read_text() == first
+    assert main(["train", "--resume", "run"]) == 0
+    assert judged == [5], "what was saved meanwhile has it"
+
+
+def test_best_weights_of_a_change_that_was_taken_back_are_judged_as_the_run_goes_on(folder: Path) -> None:
+    words = last_of_each(*SMALL, "agent.save_every=100", "agent.lr=0.1", "env.test_lengths=[]")
+    assert main(["train", *words, "agent.steps=5", "plots=off", "name=run"]) == 0
+    kept = Path("runs/run/checkpoints/latest.pt").read_bytes()
+    # Easier: what is found there is the best for ever, unless it is judged by the task that the run goes on with.
+    assert main(["train", "--resume", "run", "env.max_length=1", "agent.steps=10"]) == 0
+    Path("runs/run/checkpoints/latest.pt").write_bytes(kept)  # as if killed before another one was saved
+    best = load_agent_state(Path("runs/run"), ("best",))
+    assert best["step"] == 10
+    agent = prepare(choose_resumed(["env.max_length=3", "agent.steps=5"], Path("runs/run")), Processes()).agent
+    assert isinstance(agent, BackpropAgent)
+    found = agent.best_error
+    agent.judge_anew(best)
+    assert found == agent.best_error > best["best_error"]
+
+
+def test_what_is_written_into_the_options_of_a_run_counts_as_given(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *SMALL, "agent.steps=5", "plots=off", "name=run"]) == 0
+    path = Path("runs/run/options.yaml")
+    first = path.read_text()
+    path.write_text(first.replace("\nseed: 1\n", "\nseed: 2\n"))
+    assert main(["train", "--resume", "run"]) == 2
+    assert "papertape: seed: 1 -> 2; a run that goes on keeps it" in capsys.readouterr().err
+    path.write_text("# mine\n" + first.replace("max_length: 3\n", "max_length: 4\n"))
+    assert main(["train", "--resume", "run"]) == 0
+    assert "env.max_length: 3 -> 4" in Path("runs/run/log").read_text()
+    assert Path("runs/run/options-until-5.yaml").read_text() == first
+    path.write_text("# mine\n" + path.read_text())
+    capsys.readouterr()
+    assert main(["train", "--resume", "run"]) == 0
+    assert "->" not in capsys.readouterr().err
 
 
 def test_options_of_a_run_in_whose_path_values_are_may_be_begun_with(folder: Path) -> None:

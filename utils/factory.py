@@ -471,7 +471,7 @@ def take_over(options: RunOptions, circuit: Circuit) -> None:
 
 def differences(theirs: Any, ours: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     """Path and both values of each option that is not the same in two sets of options."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
         keys = dict.fromkeys([*theirs, *ours])
         below = f"{path}." if path else ""
         return [found for key in keys for found in differences(theirs.get(key), ours.get(key), f"{below}{key}")]

@@ -309,20 +309,24 @@ class Run(Recorder):
         yield
         path.unlink(missing_ok=True)
 
-    def write_options(self, step: int = 0) -> None:
-        """Write options.yaml, resolved; the options until this step are kept as options-until-<step>.yaml.
+    def write_options(self, step: int = 0, before: Mapping[str, Any] | None = None) -> None:
+        """Write options.yaml, resolved; other options until this step are kept as options-until-<step>.yaml.
+
+        Args:
+            step: of the run.
+            before: its options until then, as plain values; None if it has none.
 
         Raises:
             OSError: the folder cannot be written.
         """
         path, kept = self.directory / "options.yaml", self.directory / f"options-until-{step}.yaml"
         # The folder has the name: a run that begins with this file gets another one.
-        text = yaml.safe_dump(self.options.model_dump(mode="json", exclude={"name"}), sort_keys=False)
+        now = self.options.model_dump(mode="json", exclude={"name"})
         # Those of a run that came no further than where it began leave no trace in its state: the earlier ones stay.
-        before = path.read_text(encoding="utf-8") if path.exists() else None
-        if before not in (None, text) and not kept.exists():
-            replace_text(kept, before)
-        if before != text:
+        if before not in (None, now) and not kept.exists():
+            replace_text(kept, yaml.safe_dump(before, sort_keys=False))
+        text = yaml.safe_dump(now, sort_keys=False)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
             replace_text(path, text)
 
     def message(self, text: str) -> None:
@@ -467,7 +471,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def read_options(directory: Path) -> dict[str, Any]:
-    """The options of a run: those that it was last started with.
+    """The options of a run: those that it was last started with, or that somebody has written there since.
 
     Raises:
         OptionsError: the file is missing or damaged.
@@ -480,10 +484,24 @@ def has_checkpoint(directory: Path) -> bool:
     return any((directory / "checkpoints" / f"{name}.pt").exists() for name in TO_GO_ON_FROM)
 
 
+class Saved(NamedTuple):
+    """What a checkpoint holds of a run."""
+
+    agent: dict[str, Any]
+    """The agent's state."""
+    options: dict[str, Any] | None
+    """Those under which it came to this state, as plain values; None where they were not saved."""
+
+
 def load_agent_state(
     directory: Path, names: tuple[str, ...] = TO_GO_ON_FROM, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
-    """The agent's state from the first of the named checkpoints that exists.
+    """The agent's state; see :func:`load_saved`."""
+    return load_saved(directory, names, device).agent
+
+
+def load_saved(directory: Path, names: tuple[str, ...] = TO_GO_ON_FROM, device: torch.device | str = "cpu") -> Saved:
+    """What the first of the named checkpoints that exists holds.
 
     Raises:
         checkpoint.CheckpointError: none exists, or it cannot be read.
@@ -494,6 +512,5 @@ def load_agent_state(
             content = checkpoint.load(path, device)
             if "agent" not in content:
                 raise checkpoint.CheckpointError(f"{path}: holds no agent's state")
-            state: dict[str, Any] = content["agent"]
-            return state
+            return Saved(content["agent"], content.get("options"))
     raise checkpoint.CheckpointError(f"{directory / 'checkpoints'}: holds none of {', '.join(names)}.pt")

@@ -7,9 +7,9 @@ import contextlib
 import shlex
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -30,6 +30,7 @@ from ..run import (
     find_launch,
     has_checkpoint,
     load_agent_state,
+    load_saved,
     locked,
     new_directory,
     read_options,
@@ -40,6 +41,8 @@ from .report import FAILED
 
 JUDGING = ("env.", "circuit.", "agent.evaluation_", "agent.target_error_beyond")
 """How options begin that what validation finds depends on: after a change, the best weights so far are judged anew."""
+REACHING = (*JUDGING, "agent.target_error", "agent.confirmation_")
+"""How options begin that decide whether the target is reached: after a change, that is looked at again."""
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 """Signals that ask a run to stop."""
 
@@ -88,10 +91,22 @@ class Start(NamedTuple):
     """Whether that run has a checkpoint to resume from."""
     any_backend: bool = False
     """Whether the backend may have been chosen on another machine: if it cannot run here, auto takes its place."""
-    changes: tuple[str, ...] = ()
-    """Options that differ from those of the run so far."""
+    before: Mapping[str, Any] | None = None
+    """Options of the run so far, as plain values; None for a new one."""
     preset: str = DEFAULT_PRESET
     """What a new run is called after."""
+
+    @property
+    def changes(self) -> list[str]:
+        """A line for each option that differs from those of the run so far."""
+        return self.changes_since(self.before)
+
+    def changes_since(self, before: Mapping[str, Any] | None) -> list[str]:
+        """A line for each option that differs from others, given as plain values."""
+        if before is None:
+            return []
+        found = factory.differences(before, self.chosen.model_dump(mode="json"))
+        return [f"{path}: {was!r} -> {now!r}" for path, was, now in found]
 
 
 def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
@@ -126,7 +141,9 @@ def choose(arguments: argparse.Namespace, held: contextlib.ExitStack) -> Start:
 def choose_resumed(arguments: Sequence[str], directory: Path, imports: Sequence[str] = ()) -> Start:
     """Options of a run that is resumed, from its folder and ``key=value``.
 
-    Changed options hold from here on; those that must not change (:attr:`Options.kept`) are refused.
+    Changed options hold from here on; those that must not change (:attr:`Options.kept`) are refused. What has changed
+    is told by the checkpoint, under whose options the run came so far: options.yaml may have been edited since, or be
+    of a start that was killed before it saved anything.
 
     Args:
         arguments: ``key=value``.
@@ -140,14 +157,13 @@ def choose_resumed(arguments: Sequence[str], directory: Path, imports: Sequence[
     chosen = read_saved_arguments(arguments, saved, imports)
     if chosen.name is not None:
         raise OptionsError(f"name: got {chosen.name!r}; a run that goes on keeps its folder, leave it out")
-    if chosen.start != saved.get("start"):
-        raise OptionsError(f"start: got {chosen.start!r}; a run that goes on has weights of its own, leave it out")
     goes_on = has_checkpoint(directory)
-    if goes_on and (lines := list(chosen.refused(saved))):
+    before = (load_saved(directory).options if goes_on else None) or saved
+    if chosen.start != before.get("start"):
+        raise OptionsError(f"start: got {chosen.start!r}; a run that goes on has weights of its own, leave it out")
+    if goes_on and (lines := list(chosen.refused(before))):
         raise OptionsError("\n".join(lines))
-    changes = factory.differences(saved, chosen.model_dump(mode="json"))
-    said = tuple(f"{path}: {before!r} -> {after!r}" for path, before, after in changes)
-    return Start(chosen, directory, goes_on, any_backend=not gives(arguments, "backend"), changes=said)
+    return Start(chosen, directory, goes_on, any_backend=not gives(arguments, "backend"), before=before)
 
 
 def build(chosen: factory.RunOptions, *, resumed: bool, any_backend: bool) -> factory.Parts:
@@ -199,8 +215,10 @@ def prepare(begin: Start, processes: Processes) -> factory.Parts:
             if not begin.changes:
                 raise
             raise OptionsError(f"{', '.join(begin.changes)}; the run cannot go on with that: {error}") from error
-        if isinstance(agent, LearningAgent) and begin.changes:
+        if isinstance(agent, LearningAgent):
             judge_best(agent, begin)
+            if _concern(begin.changes, REACHING):
+                agent.forget_validation()
     if processes.size > 1:
         state = processes.share_state(agent.state_dict)
         if not processes.first:
@@ -211,23 +229,32 @@ def prepare(begin: Start, processes: Processes) -> factory.Parts:
 def judge_best(agent: LearningAgent, begin: Start) -> None:
     """Let a run that goes on with other options know how good the best weights so far are.
 
-    Those of a killed process may be of a later step than the run goes on from. Without a change it comes to them again.
+    Those of a killed process may be of a later step than the run goes on from, and of other options than both. Without
+    a change it comes to them again.
     """
     assert begin.directory is not None
-    anew = any(change.startswith(JUDGING) for change in begin.changes)
+    changes = begin.changes
     try:
-        best = load_agent_state(begin.directory, ("best",))
-        if anew:
+        best, options = load_saved(begin.directory, ("best",))
+        later = best["step"] > agent.step
+        if later:
+            changes = [*changes, *begin.changes_since(options)]
+        if _concern(changes, JUDGING):
             agent.judge_anew(best)
     except ValueError as error:  # there are none, or they cannot be read
-        if anew:
+        if _concern(changes, JUDGING):
             LOGGER.info("%s; the next weights that are judged are the best", error)
             agent.judge_anew(None)
         return
-    if best["step"] > agent.step:
+    if later and changes:
         LOGGER.info("the best weights are those of step %d, which it had come to before", best["step"])
-        if not anew:
+        if not _concern(changes, JUDGING):
             agent.best_error = best["best_error"]
+
+
+def _concern(changes: Sequence[str], beginnings: tuple[str, ...]) -> bool:
+    """Whether any of the changed options begins in one of these ways."""
+    return any(change.startswith(beginnings) for change in changes)
 
 
 def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> bool:
@@ -242,7 +269,7 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> bool:
                 check_free(chosen.name)
             undone.callback(forget, directory)
         run = undone.enter_context(Run(directory, chosen, parts.circuit, task=parts.env))
-        run.write_options(agent.step)
+        run.write_options(agent.step, begin.before)
         undone.pop_all()
     with log_to(directory / "log"), run, run.launched(distributed.launch()):
         agent.recorder = run
