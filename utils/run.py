@@ -86,6 +86,13 @@ def _comes_first(path: Path) -> bool:
     return path.name == "lock" or empty or is_part(path)
 
 
+def title_of(directory: Path) -> str:
+    """What a run is called among all others: by its folder, after the sweep or league that it is one of."""
+    directory = directory.absolute()
+    one_of_many = (directory.parent / "sweep.json").is_file()
+    return f"{directory.parent.name}_{directory.name}" if one_of_many else directory.name
+
+
 class Summary(NamedTuple):
     """What is to be known of a run without building it; summary.json in its folder."""
 
@@ -259,7 +266,7 @@ class Run(Recorder):
             options: of the run; saved with every checkpoint.
             circuit: of the run; its sizes are saved with every checkpoint, so that it can be built without the env.
             task: of the run, which knows what the channels of inputs and outputs are.
-            title: name of the visdom environment; None takes the folder's name.
+            title: name of the visdom environment; None takes :func:`title_of` the folder.
             gif: also write each episode as an animation of the memory at work.
         """
         self.directory = directory
@@ -271,7 +278,7 @@ class Run(Recorder):
         self.sinks = Sinks(
             options.plots,
             directory,
-            title or directory.name,
+            title or title_of(directory),
             hostname=options.visdom_host,
             port=options.visdom_port,
             user=options.visdom_user,

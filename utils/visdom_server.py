@@ -283,6 +283,14 @@ class Server:
         said = self.log.read_bytes()[before:].decode(errors="replace").strip().splitlines()
         return f"a visdom server could not be started at {self.url}" + (f" ({said[-1]})" if said else "")
 
+    def text(self, environment: str, window: str) -> str | None:
+        """What a window with a text shows, as HTML; None where there is none that can be read."""
+        asked = {"eid": environment, "win": window}
+        if request(self.hostname, self.port, "/win_exists", asked, self.cookie).text != "true":
+            return None
+        shown = json.loads(request(self.hostname, self.port, "/win_data", asked, self.cookie).text)
+        return str(shown.get("content"))
+
     def forget(self, environment: str) -> None:
         """Have the server drop what it shows of an environment, if it has it; what is shown next is the newest."""
         known = request(self.hostname, self.port, "/env_state", {}, self.cookie)

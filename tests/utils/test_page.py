@@ -57,6 +57,49 @@ def visdom() -> tuple[Visdom, Client]:
     return shown, client
 
 
+class Pages:
+    """Stands for a server: the folder that each environment's title window shows."""
+
+    url = "http://nowhere"
+
+    def __init__(self, **folders: str) -> None:
+        self.titles = {name: f"<h4>{name}</h4><p>kept in {folder}</p>" for name, folder in folders.items()}
+
+    def ensure(self, again: bool = False) -> str:
+        return ""
+
+    def client(self, environment: str) -> Client:
+        return Client()
+
+    def text(self, environment: str, window: str) -> str | None:
+        assert window == "title"
+        return self.titles.get(environment)
+
+    def forget(self, environment: str) -> None:
+        self.titles.pop(environment, None)
+
+
+@pytest.mark.parametrize(
+    ("there", "name"),
+    [
+        ({}, "a_run"),
+        ({"a_run": "/nowhere"}, "a_run"),  # of an earlier run in its folder
+        ({"a_run": "/nowhere/else", "b": "/nowhere"}, "a_run-2"),
+        ({"a_run": "/else", "a_run-2": "/nowhere/else", "a_run-3": "/nowhere"}, "a_run-3"),
+    ],
+)
+def test_the_page_of_another_folder_is_left_alone(there: dict[str, str], name: str) -> None:
+    shown, _ = visdom()
+    shown.server = pages = Pages(**there)  # type: ignore[assignment]
+    assert shown.connect() == ""
+    assert set(pages.titles) == set(there) - {name}
+    shown.client = client = Client()
+    shown.curves(curves(*ALL))
+    shown.finish()
+    assert client.last("title")["text"] == f"<h4>{name}</h4><p>kept in /nowhere</p>"
+    assert client.last("curve loss")["eid"] == name
+
+
 def episode(steps: int = 6, slots: int = 8, heads: int = 2, name: str = "length 3") -> Episode:
     random = np.random.default_rng(0)
     bits = (random.random((steps, 3)) > 0.5).astype(np.float32)

@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -89,6 +90,19 @@ def test_runs_that_go_while_others_are_looked_for(tmp_path: Path, monkeypatch: p
     assert find_launch("job", tmp_path) == tmp_path / "here"
     monkeypatch.setattr(run, "trained_at", going)
     assert find_directory("latest", tmp_path) == tmp_path / "here"
+
+
+def test_a_run_of_a_sweep_is_called_after_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sweep/seed=1", "alone/seed=1"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "sweep" / "sweep.json").touch()
+    monkeypatch.chdir(tmp_path / "sweep" / "seed=1")
+    chosen = factory.parse({**options.load_file("ntm-copy"), "plots": "off"})
+    titles: list[str] = []
+    monkeypatch.setattr(run, "Sinks", lambda plots, directory, title, **_: titles.append(title) or mock.MagicMock())
+    for directory in (tmp_path / "sweep" / "seed=1", Path(), tmp_path / "alone" / "seed=1"):
+        Run(directory, chosen)
+    assert titles == ["sweep_seed=1", "sweep_seed=1", "seed=1"]
 
 
 def test_the_latest_run_is_the_one_that_trained_last_whatever_was_tested_since(tmp_path: Path) -> None:

@@ -422,6 +422,13 @@ def test_the_root_leads_to_the_newest_run_and_lists_the_others(server: Server) -
 
 
 @needs_visdom
+def test_what_a_window_shows_is_told(server: Server) -> None:
+    server.client("a_run").text("<p>kept in /a &amp; b</p>", win="title")
+    assert server.text("a_run", "title") == "<p>kept in /a &amp; b</p>"
+    assert server.text("a_run", "other") is None and server.text("b_run", "title") is None
+
+
+@needs_visdom
 def test_an_environment_that_was_cut_off_is_begun_anew(server: Server) -> None:
     """A server that is killed while it writes leaves half a file."""
     server.client("a_run").text("words", win="title")
@@ -432,6 +439,7 @@ def test_an_environment_that_was_cut_off_is_begun_anew(server: Server) -> None:
     assert server.ensure() == ""
     with pytest.raises(ConnectionError, match="500"):
         server.client("a_run").text("words", win="title")
+    assert server.text("a_run", "title") is None
     server.forget("a_run")
     server.client("a_run").text("words", win="title")
     assert server.client("a_run").win_exists("title") is True

@@ -15,7 +15,7 @@ from ...core.agent import Agent
 from ...core.options import OptionsError
 from .. import checkpoint, comparison, factory, zoo
 from ..log import LOGGER, log_to
-from ..run import RUNS, Run, find_directory, load_agent_state, new_directory, read_options
+from ..run import RUNS, Run, find_directory, load_agent_state, new_directory, read_options, title_of
 from .arguments import gives, read_saved_arguments
 from .train import build
 
@@ -49,7 +49,7 @@ def test(arguments: argparse.Namespace) -> int:
             raise comparison.misfit(arguments.arguments, str(error)) from error
         folder = tested.folder or new_directory(f"test-{Path(tested.name).stem}", chosen.name)
         folder.mkdir(exist_ok=True)
-        title = f"{folder.parent.name}_test" if tested.folder else folder.name
+        title = f"{title_of(folder.parent)}_test" if tested.folder else None
         recorded = Run(folder, chosen, task=parts.env, title=title, gif=True)
         with log_to(folder / "log"):
             with recorded as run:

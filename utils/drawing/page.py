@@ -6,6 +6,7 @@ import base64
 import functools
 import html
 import io
+import itertools
 import math
 import threading
 import time
@@ -58,6 +59,8 @@ class Visdom:
             settings.hostname, settings.port, settings.data, settings.user, settings.password_file
         )
         self.client: Any = None
+        self.environment = settings.title
+        """Whose page it is; see :meth:`name`."""
         self.panels: dict[str, list[Curve]] = {}
         self.texts: dict[str, str] = {}
         self.episodes: dict[str, tuple[int, list[Window]]] = {}
@@ -74,7 +77,7 @@ class Visdom:
         self.known = False
         """Whether there has been a server."""
         self.begun = False
-        """Whether it shows this run, and nothing of an earlier one of its name."""
+        """Whether it shows this run, and nothing of an earlier one in its folder."""
         self.fetching = False
         """Whether the page lacks its scripts, which the server fetches."""
 
@@ -84,10 +87,11 @@ class Visdom:
         if not problem:
             self.known = True
             try:
-                self.client = self.server.client(self.settings.title)
                 if not self.begun:
-                    # What an earlier run of that name, or this one before it was stopped, has left there.
-                    self.server.forget(self.settings.title)
+                    self.environment = self.name()
+                    # What an earlier run in that folder, or this one before it was stopped, has left there.
+                    self.server.forget(self.environment)
+                self.client = self.server.client(self.environment)
                 self.everything()
                 self.begun = True
             except visdom_server.ERRORS as error:
@@ -97,6 +101,20 @@ class Visdom:
                 problem = f"the visdom server at {self.server.url} failed: {error}"
         self.retry.put_off()
         return problem
+
+    def name(self) -> str:
+        """The run's title, with a number behind it where pages of other folders have the names before that."""
+        for number in itertools.count(1):
+            name = self.settings.title if number == 1 else f"{self.settings.title}-{number}"
+            shown = self.server.text(name, "title")
+            if shown is None or shown.endswith(self.place):
+                return name
+        raise AssertionError("itertools.count ended")
+
+    @property
+    def place(self) -> str:
+        """By which a page is known as that of a folder."""
+        return f"<p>kept in {html.escape(self.settings.directory)}</p>"
 
     def attempt(self, what: Callable[[], Any]) -> None:
         """Do something on the server; if that fails, the server is lost, and looked for again from time to time."""
@@ -193,11 +211,11 @@ class Visdom:
         named = sum(trace.get("showlegend", True) for trace in traces) > 1
         layout = {"margin": MARGIN, "legend": legend, "showlegend": named, **layout}
         opts = {"title": title, **opts}
-        self.client._send({"data": traces, "win": window, "eid": self.settings.title, "layout": layout, "opts": opts})
+        self.client._send({"data": traces, "win": window, "eid": self.environment, "layout": layout, "opts": opts})
 
     def show_title(self) -> None:
         """A window with the name of the run and of its folder."""
-        run = f"<h4>{html.escape(self.settings.title)}</h4><p>kept in {html.escape(self.settings.directory)}</p>"
+        run = f"<h4>{html.escape(self.environment)}</h4>{self.place}"
         self.client.text(run, win="title", opts={"title": "run", **WINDOW})
 
     def show_text(self, name: str) -> None:
@@ -221,7 +239,7 @@ class Visdom:
             known = []
         for number, (_, content) in enumerate(pictures[len(known) :]):
             data = [{"content": {"src": as_source(content), "caption": ""}, "type": "image_history"}]
-            message = {"data": data, "win": window, "eid": self.settings.title, "opts": opts}
+            message = {"data": data, "win": window, "eid": self.environment, "opts": opts}
             self.client._send(message, endpoint="update" if known or number else "events")
         self.sent[window] = [step for step, _ in pictures]
 
@@ -229,7 +247,7 @@ class Visdom:
         """A window with a PNG."""
         data = [{"content": {"src": as_source(self.images[name]), "caption": ""}, "type": "image"}]
         opts = {"title": name, **WINDOW}
-        self.client._send({"data": data, "win": f"chart {name}", "eid": self.settings.title, "opts": opts})
+        self.client._send({"data": data, "win": f"chart {name}", "eid": self.environment, "opts": opts})
 
     def show_curves(self, panel: str) -> None:
         """A window with a panel of curves."""
@@ -295,7 +313,7 @@ class Visdom:
     def save(self) -> None:
         """Have the server save the environment to disk."""
         self.save_due = time.monotonic() + SAVE_SECONDS
-        self.attempt(lambda: self.client.save([self.settings.title]))
+        self.attempt(lambda: self.client.save([self.environment]))
 
     def start(self) -> None:
         """Connect to the server, or say why not."""
@@ -306,7 +324,7 @@ class Visdom:
             say("info", f"{problem}; pictures go to files alone until one answers there")
         else:
             say("ready")
-            say("info", f"watch the run at {self.server.environment_url(self.settings.title)}")
+            say("info", f"watch the run at {self.server.environment_url(self.environment)}")
             if self.server.process is not None:
                 say("info", f"the page stays when the run is over, until {install.here('papertape page stop')}")
                 self.fetching = bool(visdom_files.missing_files())
@@ -317,7 +335,7 @@ class Visdom:
         """Say that the page's scripts are there, once they are."""
         if self.fetching and not visdom_files.missing_files():
             self.fetching = False
-            say("info", f"the visdom page is ready: {self.server.environment_url(self.settings.title)}")
+            say("info", f"the visdom page is ready: {self.server.environment_url(self.environment)}")
 
     def finish(self) -> None:
         """Show what has had to wait for curves that never came, and save."""

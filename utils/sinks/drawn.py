@@ -44,7 +44,8 @@ START_SECONDS = 30.0
 
 class Plotter(Sink):
     """Takes what a run has to show and returns at once; pictures go to ``plots/`` in the folder of the run, and to
-    visdom, in an environment of the run's title. See the module for how they get drawn.
+    visdom, in an environment of the run's title (and a number, where the page of another folder has that). See the
+    module for how they get drawn.
     """
 
     mode: Literal["auto", "visdom", "files"] = Field(
