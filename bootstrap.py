@@ -71,11 +71,22 @@ def run(what: str, *command: "str | Path", **changes: str) -> None:
     status = watch(words, {**os.environ, **changes}, said, f"still {what}")
     with LOG.open("a", encoding="utf-8") as log:
         log.writelines(f"{line}\n" for line in (f"+ {shlex.join(words)}", *said))
+    if status and (reason := lacks_index(said)):
+        raise SetupError(f"{what}: no package index could be reached ({reason}). All that pip said is in {LOG}.")
     if status:
         last = "".join(f"  | {line}\n" for line in said[-20:])
         raise SetupError(
             f"{what}: failed (exit status {status}). It said:\n{last}All of it is in {LOG}. Then try again."
         )
+
+
+def lacks_index(said: "list[str]") -> str:
+    """Why pip found no version of something if that is since it could not ask for one; otherwise an empty text."""
+    if not any(sign in line for line in said for sign in ("No matching distribution found", "ResolutionImpossible")):
+        return ""
+    if os.environ.get("PIP_NO_INDEX", "0").lower() not in ("", "0", "f", "false", "n", "no", "off"):
+        return "PIP_NO_INDEX is set"
+    return "is there a network?" if any("connection broken by" in line for line in said) else ""
 
 
 def watch(words: "list[str]", environment: "dict[str, str]", said: "list[str]", otherwise: str) -> int:
@@ -187,11 +198,15 @@ def set_up(extras: "set[str]") -> None:
     there = set(found.splitlines()[-1].split()) & TO_TEST if usable and found else set()
     if usable and found and found.startswith(wanted) and extras <= there:
         return
-    if ENVIRONMENT.exists() and not usable:
-        if found is None:
+    is_link = ENVIRONMENT.is_symlink()  # to somewhere else, or to nothing
+    if (is_link or ENVIRONMENT.exists()) and not usable:
+        if found is None and ENVIRONMENT.exists():
             raise SetupError(f"{ENVIRONMENT} was not made by bootstrap.py and has no working pip: move it away.")
         say(f"{ENVIRONMENT} is unfinished, was moved or no longer works: starting over")
-        shutil.rmtree(ENVIRONMENT)
+        if is_link:
+            ENVIRONMENT.unlink()
+        else:
+            shutil.rmtree(ENVIRONMENT)
     say(f"setting up {os.path.relpath(ENVIRONMENT)}, once; that takes a minute or two, more over a slow network")
     if not ENVIRONMENT.exists():
         create()
@@ -248,7 +263,7 @@ def main() -> int:
             signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
             os.execv(PYTHON, [str(PYTHON), str(ROOT / "main.py"), "train", *arguments])
         print(f"ready: {program()} train ntm-copy")
-    except SetupError as problem:
+    except (SetupError, OSError) as problem:
         print(f"bootstrap.py: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

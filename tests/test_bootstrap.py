@@ -229,6 +229,55 @@ def test_something_else_called_venv_is_never_deleted(setup: Setup, capsys: pytes
     assert kept.exists()
 
 
+@pytest.mark.parametrize("content", [None, "unfinished"])
+def test_a_link_that_does_not_serve_is_removed_and_not_what_it_points_to(
+    setup: Setup, tmp_path: Path, content: str | None
+) -> None:
+    setup.module.ENVIRONMENT.symlink_to(tmp_path / "elsewhere")
+    if content:
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "bootstrap").write_text(content)
+    assert setup.main() == 0
+    assert setup.names() == ["venv", "pip", "fetch"]
+    assert not setup.module.ENVIRONMENT.is_symlink()
+    assert [path.name for path in tmp_path.glob("elsewhere/*")] == ["bootstrap"] * bool(content)
+
+
+def test_a_disk_that_cannot_be_written_costs_one_line(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_only(path: Path) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    assert setup.main() == 1
+    where = setup.module.ENVIRONMENT
+    assert capsys.readouterr().err == f"bootstrap.py: [Errno 30] Read-only file system: '{where}'\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "no_index", "reason"),
+    [
+        (["after connection broken by 'NewConnectionError'", "ERROR: No matching distribution found for x"], "0", "is"),
+        (["ERROR: ResolutionImpossible: for help visit"], "1", "PIP_NO_INDEX is set"),
+        (["after connection broken by 'NewConnectionError'", "error: command 'g++' failed"], "1", None),
+        (["ERROR: No matching distribution found for x"], "0", None),
+    ],
+)
+def test_no_package_index_is_said_in_one_line(
+    setup: Setup, said: list[str], no_index: str, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", no_index)
+    setup.make_environment()
+    setup.module.watch = lambda command, environment, lines, *_: lines.extend(said) or 1  # type: ignore[attr-defined]
+    with pytest.raises(setup.module.SetupError) as error:
+        setup.module.run("installing", "pip")
+    assert str(error.value).startswith(
+        "installing: failed" if reason is None else f"installing: no package index could be reached ({reason}"
+    )
+    assert ("\n" in str(error.value)) == (reason is None)
+
+
 def test_constraints_reach_every_pip_as_one_word_beside_the_users(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
