@@ -503,8 +503,9 @@ def test_full_disk_does_not_stop_training(
     monkeypatch.setattr(checkpoint, "save", full)
     assert main(["train", *SMALL, "agent.steps=10", "plots=off"]) == 1  # what it has learned is lost
     error = capsys.readouterr().err
-    assert error.count("checkpoint latest cannot be written") == 1
-    assert "not saved at step 10; go on with: " in error
+    assert error.count("checkpoint latest cannot be written ([Errno 28] No space left on device); the run goes on") == 1
+    assert "not saved at step 10: checkpoint " in error
+    assert "checkpoint latest cannot be written ([Errno 28] No space left on device); go on with: " in error
 
 
 def test_circuit_from_a_checkpoint(folder: Path) -> None:

@@ -24,7 +24,7 @@ from ..core.recorder import ANSWERED
 from ..core.world import WorldError
 from ..envs.images import DataError
 from . import checkpoint, factory, options
-from .files import replace_text
+from .files import replace_text, replacing
 from .log import LOGGER
 from .run import find_checkpoint, read_metrics, read_options, read_summary
 
@@ -372,16 +372,15 @@ def bands(outcomes: Sequence[Outcome]) -> list[Band]:
     return found
 
 
-def write(folder: Path, outcomes: Sequence[Outcome]) -> str:
-    """Leave table.md, runs.csv and curves.png in a folder; returns the table."""
+def write(folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """Leave table.md, runs.csv and curves.png in a folder."""
     from .plots.bands import bands_figure
 
-    text = table(outcomes)
-    replace_text(folder / "table.md", text)
+    replace_text(folder / "table.md", table(outcomes))
     replace_text(folder / "runs.csv", as_csv(outcomes))
     drawn = bands(outcomes)
     if drawn:
         metrics = {each.metric for each in outcomes if each.metric}
         figure = bands_figure(drawn, metrics.pop() if len(metrics) == 1 else "error")
-        figure.savefig(folder / "curves.png")
-    return text
+        with replacing(folder / "curves.png") as path:
+            figure.savefig(path, format="png")

@@ -18,16 +18,18 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to, in the same folder, which takes the place of ``path`` at the end of the block.
 
     Raises:
-        OSError: the disk is full or not writable; the old file is untouched.
+        OSError: the disk is full or not writable; names the file. The old one is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
         yield temporary
         _reach_disk(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # what fails as it is written, and not as it is opened, does not say where
         raise
     # The rename itself must reach the disk.
     _reach_disk(path.parent)

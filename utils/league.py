@@ -19,7 +19,7 @@ from ..core.registry import placed
 from . import options
 from .comparison import Outcome
 from .factory import RunOptions
-from .files import replace_text
+from .files import replace_text, replacing
 
 
 class Score(NamedTuple):
@@ -191,10 +191,13 @@ def score(league: League, outcome: Outcome) -> float | None:
     """What a run has reached; None of one that has not ended."""
     if outcome.status != "done" or not outcome.errors:
         return None
-    errors = list(outcome.errors.values())
-    if len(errors) > 1:
-        errors = {"last": errors[-1:], "beyond": errors[1:], "all": errors}[league.judged]
-    return SCORES[league.score].of(statistics.fmean(errors))
+    return SCORES[league.score].of(statistics.fmean(outcome.errors[name] for name in judged_sets(league, outcome)))
+
+
+def judged_sets(league: League, outcome: Outcome) -> list[str]:
+    """The sets of the test whose errors decide what a run has reached."""
+    names = list(outcome.errors)
+    return {"last": names[-1:], "beyond": names[1:] or names, "all": names}[league.judged]
 
 
 def best(league: League, scores: Sequence[float]) -> float:
@@ -248,6 +251,14 @@ def table(league: League, outcomes: Sequence[Outcome]) -> str:
     }[league.judged]
     best_of = f"the best of {count} seeds (their mean, the worst)" if count > 1 else "one seed"
     text = f"{' '.join(league.about.split())}\n\nMean {SCORES[league.score].name} {where}; {best_of}.\n\n{text}\n"
+    for task in league.tasks:
+        sets: dict[str, dict[str, None]] = {}
+        for each in outcomes:
+            if each.labels.get("task") == task and score(league, each) is not None:
+                sets.setdefault(", ".join(judged_sets(league, each)), {})[each.labels["circuit"]] = None
+        if len(sets) > 1:
+            which = "; ".join(f"{', '.join(circuits)} on {names}" for names, circuits in sets.items())
+            text += f"\nOf {task}, the means are over different sets of the test: {which}.\n"
     if failed:
         text += f"\n{len(failed)} failed:\n\n" + "".join(f"- {each.name}: {each.problem}\n" for each in failed)
     return text
@@ -269,24 +280,23 @@ def _cell(league: League, scores: Sequence[float], count: int) -> str:
     return text if len(scores) == count else f"{text} of {len(scores)} done"
 
 
-def write(folder: Path, league: League, outcomes: Sequence[Outcome]) -> str:
-    """Leave league.md and lengths.png in a folder; returns the table."""
+def write(folder: Path, league: League, outcomes: Sequence[Outcome]) -> None:
+    """Leave league.md and lengths.png in a folder."""
     from .plots.lengths import lengths_figure
 
-    text = table(league, outcomes)
-    replace_text(folder / "league.md", text)
+    replace_text(folder / "league.md", table(league, outcomes))
     drawn: dict[str, dict[str, tuple[list[str], list[float]]]] = {}
     for task in league.tasks:
         for circuit in league.circuits:
             label = {"task": task, "circuit": circuit}
             of = [each for each in outcomes if each.labels == label and each.status == "done" and each.errors]
             if of:
-                sets = list(of[0].errors)
-                middle = [statistics.median(each.errors[name] for each in of) for name in sets]
+                sets = list(dict.fromkeys(name for each in of for name in each.errors))
+                middle = [statistics.median(each.errors[name] for each in of if name in each.errors) for name in sets]
                 drawn.setdefault(task, {})[circuit] = sets, [SCORES[league.score].of(error) for error in middle]
     if drawn:
-        lengths_figure(drawn, SCORES[league.score].name).savefig(folder / "lengths.png")
-    return text
+        with replacing(folder / "lengths.png") as path:
+            lengths_figure(drawn, SCORES[league.score].name).savefig(path, format="png")
 
 
 def save(folder: Path, league: League) -> None:

@@ -288,7 +288,8 @@ class Run(Recorder):
         self._bar: tqdm[Any] | None = None
         self._postfix_due = 0.0
         self._shown: dict[str, float] = {}
-        self._failed: set[str] = set()
+        self._failed: dict[str, str] = {}
+        """What could not be written, and why."""
 
     def __enter__(self) -> Run:
         return self
@@ -304,7 +305,7 @@ class Run(Recorder):
 
     def _warn_once(self, what: str, error: Exception) -> None:
         if what not in self._failed:
-            self._failed.add(what)
+            self._failed[what] = str(error)
             logger.warning("%s cannot be written (%s); the run goes on without it", what, error)
 
     @contextlib.contextmanager
@@ -407,7 +408,13 @@ class Run(Recorder):
     @property
     def saved(self) -> bool:
         """Whether the last checkpoint to resume from was written, and the one of the best weights."""
-        return not any(what.startswith("checkpoint ") for what in self._failed)
+        return not self.unsaved
+
+    @property
+    def unsaved(self) -> str:
+        """What keeps the run from being :attr:`saved`; empty if nothing does."""
+        failed = [(what, why) for what, why in self._failed.items() if what.startswith("checkpoint ")]
+        return "; ".join(f"{what} cannot be written ({why})" for what, why in failed)
 
     def checkpoint(self, name: str, state: Mapping[str, Any]) -> bool:
         """Save the agent's state and the run's options; when the disk fails, the last checkpoint stays as it is.
@@ -427,7 +434,7 @@ class Run(Recorder):
         except OSError as error:
             self._warn_once(f"checkpoint {name}", error)
             return False
-        self._failed.discard(f"checkpoint {name}")
+        self._failed.pop(f"checkpoint {name}", None)
         return True
 
 

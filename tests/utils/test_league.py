@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 
 from papertape.agents.evaluation import evaluate_all
 from papertape.core.circuit import Circuit
@@ -149,6 +150,28 @@ def test_a_cell_is_the_best_the_mean_and_the_worst() -> None:
     assert lines[4] == "| solved, of 2 | 2 | 1 | 0 |"
     assert league.score(chosen.model_copy(update={"judged": "all"}), outcomes[0]) == pytest.approx(68.0)
     assert league.score(chosen.model_copy(update={"judged": "last"}), outcomes[0]) == pytest.approx(96.0)
+
+
+def test_what_is_tested_on_other_sets_is_drawn_there_and_the_table_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"about": "x", "tasks": {"a": {}, "b": {}}, "circuits": {"dnc": {}, "ntm": {}}}
+    chosen = league.League(**given, seeds=[1])
+    far = {"length 10": 0.5, "length 15": 0.25, "length 30": 0.0}
+    outcomes = [outcome("a", "dnc", 1, 0.1, 0.2, 0.3), outcome("a", "ntm", 1)._replace(errors=far)]
+    outcomes += [outcome("b", circuit, 1, 0.1, 0.2) for circuit in ("dnc", "ntm")]
+    said = [line for line in league.table(chosen, outcomes).splitlines() if line.startswith("Of ")]
+    assert said == [
+        "Of a, the means are over different sets of the test: dnc on length 20, length 30; ntm on length 15, length 30."
+    ]
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.append(figure) or path.touch())
+    league.write(folder, chosen, outcomes)
+    axes, same = drawn[0].axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "15", "20", "30"]
+    dnc, ntm = (dict(zip(*map(list, line.get_data()), strict=True)) for line in axes.lines)
+    assert dnc == pytest.approx({0: 90, 2: 80, 3: 70}) and ntm == pytest.approx({0: 50, 1: 75, 3: 100})
+    assert [label.get_text() for label in same.get_xticklabels()] == ["10", "20"]
 
 
 def test_a_return_is_one_less_the_error_and_the_highest_is_the_best() -> None:

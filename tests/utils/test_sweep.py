@@ -228,6 +228,41 @@ def test_a_sweep_leaves_a_table_a_csv_and_a_picture_and_names_what_failed(
     assert main(["test", "runs/mine/seed=1,circuit.clip=2", "plots=off"]) == 0
 
 
+def test_a_run_that_is_damaged_or_was_mended_by_hand_leaves_the_others_as_they_are(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, rate in (("one", "1e-3"), ("two", "2e-3")):
+        words = ["ntm-copy", *SMALL, "agent.steps=2", f"agent.lr={rate}", "seed=1..1", "--jobs", "1"]
+        assert main(["sweep", *words, "--sequences", "4", f"name={name}"]) == 0
+    run = folder / "runs" / "one" / "seed=1"
+    (run / "problem").write_text("was ended by SIGKILL")
+    assert main(["train", "--resume", "runs/one/seed=1", "agent.steps=3"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "one", "--sequences", "4"]) == 0
+    assert "failed" not in capsys.readouterr().out
+    chosen = sweep.read(folder / "runs" / "one")
+    runner = sweep.Runner(chosen, parser().parse_args(["sweep", "--jobs", "1"]))
+    assert runner._is_done(chosen.runs[0])
+    (run / "options.yaml").write_text("- 1")
+    assert main(["compare", "one", "two", "--sequences", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "| all | 1 | median | 2 |" in out
+    assert "1 failed:\n\n- " in out and "seed=1/options.yaml: got list; expected a mapping" in out
+    (run / "options.yaml").unlink()
+    assert not runner._is_done(chosen.runs[0])
+    assert main(["compare", "one", "two", "--sequences", "4"]) == 0
+    assert "seed=1/options.yaml: cannot be read: No such file" in capsys.readouterr().out
+
+    def full(path: Path, *_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main(["compare", "two", "--sequences", "4"]) == 2
+    said = capsys.readouterr()
+    assert "| all | 1 | median | 2 |" in said.out, "before it is written"
+    assert "papertape: [Errno 28] No space left on device: 'runs/comparison_" in said.err and "table.md'" in said.err
+
+
 @pytest.mark.parametrize("error", [WorldError("env: fell\nover"), DataError("mnist: not there"), ValueError("shape")])
 def test_a_run_that_cannot_be_tested_says_why_and_the_others_are(
     monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -421,10 +456,11 @@ def test_of_two_sweeps_that_begin_at_once_with_one_name_the_second_is_refused(
 
 
 def test_what_goes_on_with_a_sweep_tests_it_as_before() -> None:
-    arguments = argparse.Namespace(sequences=8, test_option=["env.test_lengths=[5, 6]"])
+    more = {"jobs": 2, "cluster": "local", "cluster_option": ["timeout_min=5"]}
+    arguments = argparse.Namespace(sequences=8, test_option=["env.test_lengths=[5, 6]"], **more)
     words = sweep.go_on_with("sweep", sweep.Sweep(Path("runs/x y"), []), arguments)
-    expected = "sweep --resume 'runs/x y' --sequences 8 --test-option 'env.test_lengths=[5, 6]'"
-    assert words.endswith(expected)
+    expected = "sweep --resume 'runs/x y' --jobs 2 --cluster local --cluster-option timeout_min=5"
+    assert words.endswith(f"{expected} --sequences 8 --test-option 'env.test_lengths=[5, 6]'")
     assert parser().parse_args(["sweep"]).sequences == sweep.SEQUENCES
 
 

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ...core.options import OptionsError
 from .. import comparison
@@ -20,8 +21,9 @@ def compare(arguments: argparse.Namespace) -> int:
     """Print a table of runs, which is left in a folder with a CSV file and a picture."""
     sweep.check_test(arguments)
     outcomes = outcomes_of(arguments)
+    print(comparison.table(outcomes), end="")
     folder = new_directory("comparison")
-    print(comparison.write(folder, outcomes), end="")
+    comparison.write(folder, outcomes)
     LOGGER.info("table, CSV file and curves: %s", folder)
     return FAILED if all(each.problem for each in outcomes) else 0
 
@@ -44,17 +46,31 @@ def outcomes_of(arguments: argparse.Namespace) -> list[comparison.Outcome]:
         return sweep.outcomes_of(sweeps[0], arguments.sequences, arguments.test_option)
     directories += [each.folder(run) for each in sweeps for run in each.runs if each.folder(run).is_dir()]
     directories = list({path.resolve(): path for path in directories}.values())
-    values = [read_options(directory) for directory in directories]
+    read = [_options_of(directory) for directory in directories]
+    values = [own for own, _ in read if own is not None]
+    apart = comparison.told_apart(values)
+    unknown = dict.fromkeys(apart[0] if apart else (), "?")
+    known = iter(apart)
+    labels = [unknown if own is None else next(known) for own, _ in read]
     presets = [summary.preset if (summary := read_summary(path)) else "" for path in directories]
-    labels = comparison.told_apart(values)
     if len(set(presets)) > 1:
         labels = [{"preset": preset, **label} for preset, label in zip(presets, labels, strict=True)]
     comparison.check_options_of_test([(own, ()) for own in values], arguments.test_option)
     found = []
-    for directory, label in zip(directories, labels, strict=True):
-        errors, problem = comparison.tested(directory, arguments.sequences, arguments.test_option)
+    for directory, label, (_, problem) in zip(directories, labels, read, strict=True):
+        errors: dict[str, float] = {}
+        if not problem:
+            errors, problem = comparison.tested(directory, arguments.sequences, arguments.test_option)
         found.append(comparison.outcome(directory, str(directory), label, errors, problem))
     return found
+
+
+def _options_of(directory: Path) -> tuple[dict[str, Any] | None, str]:
+    """The options of a run, or none and in one line why they cannot be read."""
+    try:
+        return read_options(directory), ""
+    except OptionsError as error:
+        return None, "; ".join(str(error).splitlines())
 
 
 def list_runs(arguments: argparse.Namespace) -> int:

@@ -33,11 +33,14 @@ def league(arguments: argparse.Namespace) -> int:
         chosen = sweep.find_or_begin(runs, f"league-{name}", folder_name)
         leagues.save(chosen.directory, found)
 
-    def write(outcomes: Sequence[comparison.Outcome]) -> str:
-        comparison.write(chosen.directory, outcomes)
-        return leagues.write(chosen.directory, found, outcomes)
+    def table(outcomes: Sequence[comparison.Outcome]) -> str:
+        return leagues.table(found, outcomes)
 
-    return sweep.train_and_write(chosen, arguments, write, "league")
+    def write(folder: Path, outcomes: Sequence[comparison.Outcome]) -> None:
+        comparison.write(folder, outcomes)
+        leagues.write(folder, found, outcomes)
+
+    return sweep.train_and_write(chosen, arguments, table, write, "league")
 
 
 def plan(arguments: argparse.Namespace) -> tuple[leagues.League, list[sweep.Run], str]:

@@ -385,7 +385,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     """Train all runs that are not done, and leave a table, a CSV file and a picture."""
     check(arguments)
     chosen = begin(arguments)
-    return train_and_write(chosen, arguments, lambda outcomes: comparison.write(chosen.directory, outcomes), "sweep")
+    return train_and_write(chosen, arguments, comparison.table, comparison.write, "sweep")
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -404,7 +404,8 @@ def check(arguments: argparse.Namespace) -> None:
 def train_and_write(
     chosen: Sweep,
     arguments: argparse.Namespace,
-    write: Callable[[Sequence[comparison.Outcome]], str],
+    table: Callable[[Sequence[comparison.Outcome]], str],
+    write: Callable[[Path, Sequence[comparison.Outcome]], None],
     command: str,
 ) -> int:
     """Train all runs that are not done, and print what is made of them; returns the exit status.
@@ -412,7 +413,8 @@ def train_and_write(
     Args:
         chosen: the sweep.
         arguments: of the command line.
-        write: leaves what came of all runs in the sweep's folder, and returns the table.
+        table: of what came of all runs.
+        write: leaves that in the sweep's folder.
         command: that goes on with it.
     """
     with locked(chosen.directory):
@@ -423,7 +425,8 @@ def train_and_write(
         if stopped:
             LOGGER.info("stopped with %d of %d runs done; go on with: %s", done, len(outcomes), again)
             return INTERRUPTED
-        print(write(outcomes), end="")
+        print(table(outcomes), end="")
+        write(chosen.directory, outcomes)
     LOGGER.info("%d of %d runs done: %s", done, len(outcomes), chosen.directory)
     if done < len(outcomes):
         LOGGER.info("try the others again with: %s", again)
@@ -431,8 +434,14 @@ def train_and_write(
 
 
 def go_on_with(command: str, chosen: Sweep, arguments: argparse.Namespace) -> str:
-    """What to type to go on with a sweep, with the same test."""
+    """What to type to go on with a sweep, in the same way and with the same test."""
     words = ["papertape", command, "--resume", str(chosen.directory)]
+    if arguments.jobs is not None:
+        words += ["--jobs", str(arguments.jobs)]
+    if arguments.cluster:
+        words += ["--cluster", arguments.cluster]
+    for word in arguments.cluster_option:
+        words += ["--cluster-option", word]
     if arguments.sequences != SEQUENCES:
         words += ["--sequences", str(arguments.sequences)]
     for word in arguments.test_option:
@@ -521,8 +530,11 @@ class Runner:
         return self.stop_requests > 0
 
     def _is_done(self, run: Run) -> bool:
-        summary = read_summary(self.sweep.folder(run))
-        return bool(summary and summary.done and (self.sweep.folder(run) / "tested.json").is_file())
+        folder = self.sweep.folder(run)
+        summary = read_summary(folder)
+        return bool(summary and summary.done) and all(
+            (folder / name).is_file() for name in ("options.yaml", "tested.json")
+        )
 
     def _start(self, run: Run) -> None:
         folder = self.sweep.folder(run)

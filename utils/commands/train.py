@@ -289,12 +289,14 @@ def fit(parts: factory.Parts, begin: Start, held: contextlib.ExitStack) -> bool:
         run.text("circuit", f"{description}\n\n{parts.circuit}")
         if resumed:
             run.forget_after(agent.step, validated=not agent.owes_validation)
+            (directory / "problem").unlink(missing_ok=True)  # that a sweep has kept of an earlier start
         with stop_on_signal(agent), summarised(directory, begin.preset, agent, run):
             agent.fit()
         if agent.stop_requested or not run.saved:
             hint = install.here(f"papertape train --resume {shlex.quote(str(directory))}")
             what = "stopped" if agent.stop_requested else "not saved"
-            LOGGER.info("%s at step %d; go on with: %s", what, agent.step, hint)
+            why = f": {run.unsaved}" if run.unsaved else ""
+            LOGGER.info("%s at step %d%s; go on with: %s", what, agent.step, why, hint)
         else:
             hint = install.here(f"papertape test {shlex.quote(str(directory))}")
             LOGGER.info("done at step %d; look closer with: %s", agent.step, hint)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ CROWDED = 44
 
 
 def lengths_figure(drawn: Mapping[str, Mapping[str, tuple[Sequence[str], Sequence[float]]]], quantity: str) -> Figure:
-    """A line for each circuit over the sets of a task's test, in their order.
+    """A line for each circuit over the sets of a task's test, in their order; over those that it was tested on.
 
     Args:
         drawn: by task and circuit the names of the sets and the figure of each.
@@ -29,12 +30,14 @@ def lengths_figure(drawn: Mapping[str, Mapping[str, tuple[Sequence[str], Sequenc
     handles = {}
     for index, (task, lines) in enumerate(drawn.items()):
         axes = figure.add_subplot(rows, columns, index + 1)
-        for circuit, (_, figures) in lines.items():
+        sets = _together(names for names, _ in lines.values())
+        for circuit, (names, figures) in lines.items():
             place = circuits.index(circuit)
             style = ("-", "--", ":", "-.")[place // len(LINES) % 4]
             colour = LINES[place % len(LINES)]
-            (handles[circuit],) = axes.plot(figures, style, color=colour, marker="o", markersize=3, linewidth=1.4)
-        sets, _ = next(iter(lines.values()))
+            places = list(map(sets.index, names))
+            (line,) = axes.plot(places, figures, style, color=colour, marker="o", markersize=3, linewidth=1.4)
+            handles[circuit] = line
         labels = [_short(name, sets) for name in sets]
         axes.set_xticks(range(len(sets)), labels)
         axes.set_title(task, fontsize=9, color=INK, loc="left")
@@ -57,6 +60,15 @@ def lengths_figure(drawn: Mapping[str, Mapping[str, tuple[Sequence[str], Sequenc
         ncols=min(6, len(circuits)),
     )
     return figure
+
+
+def _together(lists: Iterable[Sequence[str]]) -> list[str]:
+    """The sets of all, once each; where they are not the same for all, by the last number in their names."""
+    first, *others = map(list, lists)
+    if all(names == first for names in others):
+        return first
+    found = dict.fromkeys(name for names in (first, *others) for name in names)
+    return sorted(found, key=lambda name: int((re.findall(r"\d+", name) or [0])[-1]))
 
 
 def _short(name: str, names: Sequence[str]) -> str:
