@@ -47,7 +47,7 @@ class ActorCritic(World):
         self.error_metric = self.world.error_metric  # type: ignore[misc]  # each world's own
         self._shift = getattr(self.world, "reward_shift", 0.0)
         self._generator = torch.Generator(self.device)
-        self._over = torch.empty(0, dtype=torch.bool)
+        self._over = torch.empty(0, dtype=torch.bool, device="cpu")
 
     def around(self, world: World) -> ActorCritic:
         """Another world, extended in the same way."""

@@ -241,7 +241,7 @@ class _Film:
         shown: list[Tensor] = []
         for picture in self.pictures:
             shown.append(picture if picture is not None else shown[-1] if shown else seen[0])
-        taken = torch.arange(self.steps) // self.between
+        taken = torch.arange(self.steps, device="cpu") // self.between
         world = torch.stack(shown)[taken.clamp(max=len(shown) - 1)].unsqueeze(1)
         return Trace({**trace, "world": world}, {**trace.fields, "world": WORLD})
 

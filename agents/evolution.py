@@ -285,5 +285,7 @@ def _summary(told: Tensor) -> dict[str, float]:
     finite = told[told.isfinite()]
     if not len(finite):
         return dict.fromkeys(("fitness_best", "fitness_median", "fitness_worst"), math.nan)
-    worst, median, best = torch.quantile(finite.double().cpu(), torch.tensor([0.0, 0.5, 1.0]).double()).tolist()
+    worst, median, best = torch.quantile(
+        finite.double().cpu(), torch.tensor([0.0, 0.5, 1.0], device="cpu").double()
+    ).tolist()
     return {"fitness_best": best, "fitness_median": median, "fitness_worst": worst}

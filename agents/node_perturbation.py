@@ -137,7 +137,7 @@ def _refuse_other_rows(circuit: Circuit) -> None:
     """
     own, steps, batch, changed = example(circuit), 3, 7, 4
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(steps, batch, circuit.vector_size, generator=generator).to(own)
+    inputs = torch.randn(steps, batch, circuit.vector_size, generator=generator, device="cpu").to(own)
     circuit = copy.deepcopy(circuit)
     seen: list[tuple[str, Tensor]] = []
 

@@ -159,7 +159,7 @@ class Population:
             seen: see :meth:`World.play`.
         """
         members = len(next(iter(stacks.values())))
-        chunk = self.chunk_size(torch.empty(1, episodes, world.input_size))
+        chunk = self.chunk_size(torch.empty(1, episodes, world.input_size, device="cpu"))
         played = []
         for start in range(0, members, chunk):
             part = slice(start, min(start + chunk, members))

@@ -265,7 +265,7 @@ class SelfModifyingAgent(BackpropAgent):
             sum(late) / len(late) if late else 0.5,
             1.0,
         ]
-        return torch.tensor(values, dtype=torch.float64)
+        return torch.tensor(values, dtype=torch.float64, device="cpu")
 
     def _means(self) -> tuple[float, float]:
         """Mean reward and mean loss since the last check; where nothing was graded since, the reward before."""
@@ -513,4 +513,4 @@ class SelfModifyingAgent(BackpropAgent):
 
 def _born(structure: Structure, step: int) -> list[Tensor]:
     """The same step for all units."""
-    return [torch.full((layer.size,), step) for layer in structure]
+    return [torch.full((layer.size,), step, device="cpu") for layer in structure]

@@ -83,10 +83,10 @@ class Processes:
         if self.size == 1:
             assert own is not None
             return own.to(device, torch.float64)
-        width = torch.tensor([0 if own is None else own.shape[1]])
+        width = torch.tensor([0 if own is None else own.shape[1]], device="cpu")
         with _or_lost():
             distributed.all_reduce(width, distributed.ReduceOp.MAX)
-        sent = torch.zeros(max(rows), int(width), dtype=torch.float64)
+        sent = torch.zeros(max(rows), int(width), dtype=torch.float64, device="cpu")
         if own is not None:
             sent[: len(own)] = own
         received = [torch.empty_like(sent) for _ in range(self.size)]
@@ -118,7 +118,7 @@ class Processes:
         """
         if self.size == 1:
             return flag
-        flags = torch.tensor([int(flag)])
+        flags = torch.tensor([int(flag)], device="cpu")
         with _or_lost():
             distributed.all_reduce(flags, distributed.ReduceOp.MAX)
         return bool(flags)

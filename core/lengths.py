@@ -21,9 +21,9 @@ def check_lengths(lengths: Any, steps: int, batch_size: int) -> Tensor:
         ValueError: not one whole number from 1 to T for each sequence.
     """
     try:
-        found = torch.as_tensor(lengths).cpu()
+        found = torch.as_tensor(lengths, device="cpu")
     except (TypeError, ValueError, RuntimeError):
-        found = torch.empty(0)
+        found = torch.empty(0, device="cpu")
     if isinstance(lengths, (list, tuple)) and any(isinstance(length, bool) for length in lengths):
         found = found.bool()
     right = found.shape == (batch_size,) and not (found.is_floating_point() or found.is_complex())

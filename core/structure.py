@@ -569,7 +569,7 @@ def resized_list(linears: nn.ModuleList, sizes: Sequence[tuple[int, int]]) -> No
 def draw(shape: Sequence[int], fan: int, generator: torch.Generator | None) -> Tensor:
     """Weights or biases between -1/√F and 1/√F, of F = fan, in float64; see :meth:`Wire.fan`."""
     bound = fan**-0.5
-    return (2 * torch.rand(tuple(shape), generator=generator, dtype=torch.float64) - 1) * bound
+    return (2 * torch.rand(tuple(shape), generator=generator, dtype=torch.float64, device="cpu") - 1) * bound
 
 
 def draw_all(circuit: Circuit) -> None:
@@ -680,7 +680,10 @@ class _Rewiring:
             weight[wire.quiet] = 0
             bias[wire.quiet] = 0
         else:
-            weight, bias = torch.eye(size, dtype=torch.float64)[None], torch.zeros(1, size, dtype=torch.float64)
+            weight, bias = (
+                torch.eye(size, dtype=torch.float64, device="cpu")[None],
+                torch.zeros(1, size, dtype=torch.float64, device="cpu"),
+            )
         names = f"{wire.name}.weight", f"{wire.name}.bias"
         values = weight.flatten(0, 1), bias.flatten()
         return dict(zip(names, values, strict=True)), dict.fromkeys(names, Origin(None))
@@ -706,7 +709,7 @@ class _Rewiring:
     @staticmethod
     def _shared(columns: tuple[int, ...], width: int) -> Tensor:
         """What each former column gives to each new one, ``[former, new]``: where one was split, they share it."""
-        shared = torch.zeros(width, len(columns), dtype=torch.float64)
+        shared = torch.zeros(width, len(columns), dtype=torch.float64, device="cpu")
         for new, former in enumerate(columns):
             if former != FRESH:
                 shared[former, new] = 1 / columns.count(former)
@@ -728,7 +731,7 @@ class _Rewiring:
         Returns:
             What each former column gives to each new one, ``[former, new]``, and a constant of each, ``[former]``.
         """
-        absorbed, constant = torch.zeros_like(shared), torch.zeros(len(shared), dtype=torch.float64)
+        absorbed, constant = torch.zeros_like(shared), torch.zeros(len(shared), dtype=torch.float64, device="cpu")
         if old.below < 0:
             return absorbed, constant
         then, units = self.seen[old.name], self.before[old.below].size
@@ -744,7 +747,9 @@ class _Rewiring:
             square = known.T @ known
             middle, due = square.diagonal().mean(), known.T @ left[:, gone]
             for penalty in RIDGES:
-                found = torch.linalg.solve(square + penalty * middle * torch.eye(width + 1, dtype=square.dtype), due)
+                found = torch.linalg.solve(
+                    square + penalty * middle * torch.eye(width + 1, dtype=square.dtype, device="cpu"), due
+                )
                 if found[:-1].abs().max() <= LARGEST_SHARE:
                     break
             absorbed[gone, :width], constant[gone] = found[:-1].T, found[-1]
@@ -770,10 +775,12 @@ class _Rewiring:
         noise = (
             HEIR_NOISE
             * weight.std(correction=0)
-            * torch.randn(len(rows), columns, generator=self.generator, dtype=torch.float64)
+            * torch.randn(len(rows), columns, generator=self.generator, dtype=torch.float64, device="cpu")
         )
         inherited = [Edit(0, heirs)]
-        fresh_weight = torch.where(torch.tensor(heirs).unsqueeze(1) < 0, drawn[0], select(weight, inherited) + noise)
+        fresh_weight = torch.where(
+            torch.tensor(heirs, device="cpu").unsqueeze(1) < 0, drawn[0], select(weight, inherited) + noise
+        )
         return select(weight, chosen, fresh_weight), select(bias, chosen, select(bias, inherited, drawn[1]))
 
 

@@ -206,7 +206,7 @@ class World(Task):
             expect(right, f"{name}.{method}", f"{part} {of} are {found}", expected)
         found = f"gives {', '.join(begun[1]) or 'nothing'} as info, step gives {', '.join(step.info) or 'nothing'}"
         expect(begun[1].keys() == step.info.keys(), f"{name}.reset", found, "the same")
-        numbers = torch.zeros(1, 1, dtype=torch.float64)
+        numbers = torch.zeros(1, 1, dtype=torch.float64, device="cpu")
         with trying(self, "metrics"):
             known = self.metrics(Episodes(numbers, numbers, dict.fromkeys(step.info, numbers)))
         check_numbers(f"{name}.metrics", known)

@@ -68,9 +68,11 @@ class ArithmeticEnv(RegressionEnv):
         """Sizes of inputs and targets; which pairs belong to which stream."""
         count = len(self.operations)
         self.input_size, self.output_size = 2 + (count if count > 1 else 0), 1
-        numbers = torch.arange(1, self.max_number + 1)
+        numbers = torch.arange(1, self.max_number + 1, device="cpu")
         pairs = torch.cartesian_prod(numbers, numbers)
-        pairs = pairs[torch.randperm(len(pairs), generator=task_generator(self.task_seed, 0))].to(self.device)
+        pairs = pairs[torch.randperm(len(pairs), generator=task_generator(self.task_seed, 0), device="cpu")].to(
+            self.device
+        )
         kept = round(self.held_out * len(pairs))
         self.pairs = pairs[kept:]
         """That batches are drawn from, ``[N, 2]``."""

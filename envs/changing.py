@@ -41,7 +41,7 @@ class ChangingEnv(Env):
 
     def task_numbers(self, count: int) -> Tensor:
         """The tasks that the next sequences are of, by their place in the stream, ``[count]``, on the CPU."""
-        places = self.seen + torch.arange(count) * self.changes
+        places = self.seen + torch.arange(count, device="cpu") * self.changes
         return places // self.every
 
     def move_on(self, count: int) -> None:

@@ -50,7 +50,9 @@ def load_classes(data: str, image_size: int, device: torch.device | str | int = 
         groups = [sized[labels == number] for number in range(int(labels.max()) + 1)]
     else:
         groups = list(read_folders(Path(data), image_size))
-    labels = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(group) for group in groups]))
+    labels = torch.arange(len(groups), device="cpu").repeat_interleave(
+        torch.tensor([len(group) for group in groups], device="cpu")
+    )
     whole = torch.cat(groups)
     if whole.float().mean() > 127.5:  # ink on paper: what comes in at the edge of a moved image is to be background
         whole = 255 - whole

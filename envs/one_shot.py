@@ -82,7 +82,7 @@ class OneShotEnv(TokenEnv):
             raise ValueError(
                 f"images_per_class: got {self.images_per_class}; {self.data} has classes of {fewest}, the most allowed"
             )
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).to(self.device)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0), device="cpu").to(self.device)
         validation, test = (round(share * count) for share in (self.validation_share, self.test_share))
         self._numbers = {
             "test": order[:test],

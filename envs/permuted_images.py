@@ -60,7 +60,12 @@ class PermutedImagesEnv(ChangingEnv, ClassificationEnv):
     def permutation(self, number: int) -> Tensor:
         """Of a task: which pixel of the image each pixel is, ``[I]``."""
         if number not in self._known:
-            kept = [(number, torch.randperm(self.input_size, generator=task_generator(self.task_seed, number)))]
+            kept = [
+                (
+                    number,
+                    torch.randperm(self.input_size, generator=task_generator(self.task_seed, number), device="cpu"),
+                )
+            ]
             self._known = dict([*self._known.items(), *kept][-2:])  # those that a batch may need
             self._known[number] = self._known[number].to(self.device)
         return self._known[number]

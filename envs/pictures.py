@@ -37,11 +37,11 @@ SIGNS = {
 
 def board(rows: Sequence[Sequence[tuple[Colour, str]]]) -> Tensor:
     """Squares, each in a colour and with one of the :data:`SIGNS` or none, as bytes ``[rows, columns, 3]``."""
-    picture = torch.full((len(rows) * CELL, len(rows[0]) * CELL, 3), 255, dtype=torch.uint8)
+    picture = torch.full((len(rows) * CELL, len(rows[0]) * CELL, 3), 255, dtype=torch.uint8, device="cpu")
     for top, row in enumerate(rows):
         for left, (colour, sign) in enumerate(row):
             square = picture[top * CELL : (top + 1) * CELL - 1, left * CELL : (left + 1) * CELL - 1]
-            square[:] = torch.tensor(colour, dtype=torch.uint8)
+            square[:] = torch.tensor(colour, dtype=torch.uint8, device="cpu")
             for down, bits in enumerate(SIGNS.get(sign, "")):
                 for across in range(3):
                     if int(bits) >> (2 - across) & 1:
@@ -52,9 +52,11 @@ def board(rows: Sequence[Sequence[tuple[Colour, str]]]) -> Tensor:
 def draw_line(picture: Tensor, start: Point, end: Point, thickness: float, colour: Colour) -> None:
     """Draw a line with round ends into bytes ``[rows, columns, 3]``; points are pixels from the left and the top."""
     rows, columns, _ = picture.shape
-    y, x = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
+    y, x = torch.meshgrid(
+        torch.arange(rows, device="cpu") + 0.5, torch.arange(columns, device="cpu") + 0.5, indexing="ij"
+    )
     (x0, y0), (x1, y1) = start, end
     along = ((x - x0) * (x1 - x0) + (y - y0) * (y1 - y0)) / max((x1 - x0) ** 2 + (y1 - y0) ** 2, 1e-9)
     along = along.clamp(0, 1)
     away = torch.hypot(x - x0 - along * (x1 - x0), y - y0 - along * (y1 - y0))
-    picture[away <= thickness / 2] = torch.tensor(colour, dtype=torch.uint8)
+    picture[away <= thickness / 2] = torch.tensor(colour, dtype=torch.uint8, device="cpu")

@@ -53,21 +53,21 @@ class SlowlyChangingEnv(ChangingEnv, RegressionEnv):
         generator, dtype = task_generator(self.task_seed, 0), torch.get_default_dtype()
 
         def signs(*shape: int) -> Tensor:
-            return (2 * torch.randint(2, shape, generator=generator) - 1).to(dtype).to(self.device)
+            return (2 * torch.randint(2, shape, generator=generator, device="cpu") - 1).to(dtype).to(self.device)
 
         self.weights, self.biases = signs(self.units, self.bits), signs(self.units)
         negative = (self.bits - self.weights.sum(1) + self.biases) / 2
         self.thresholds = self.threshold * (self.bits + 1) - negative
         self.output_weights, self.output_bias = signs(self.units), signs(1)
-        self._first = self.slow = torch.randint(2, (self.slow_bits,), generator=generator).tolist()
+        self._first = self.slow = torch.randint(2, (self.slow_bits,), generator=generator, device="cpu").tolist()
         """Of the current task."""
 
     def _following(self, slow: Sequence[int], number: int) -> list[int]:
         """The slow bits of a task, from those of the task before it."""
         generator = task_generator(self.task_seed, number)
         if self.change == "all":
-            return torch.randint(2, (self.slow_bits,), generator=generator).tolist()
-        flipped = int(torch.randint(self.slow_bits, (), generator=generator))
+            return torch.randint(2, (self.slow_bits,), generator=generator, device="cpu").tolist()
+        flipped = int(torch.randint(self.slow_bits, (), generator=generator, device="cpu"))
         return [bit ^ (index == flipped) for index, bit in enumerate(slow)]
 
     def _after(self, slow: list[int], number: int) -> list[int]:
@@ -104,7 +104,7 @@ class SlowlyChangingEnv(ChangingEnv, RegressionEnv):
         tasks = [self.slow]
         for number in range(1, int(numbers[-1]) + 1):
             tasks.append(self._following(tasks[-1], self.task_number + number))
-        slow = torch.tensor(tasks)[numbers].to(self.device)
+        slow = torch.tensor(tasks, device="cpu")[numbers].to(self.device)
         shape = batch_size, self.bits - self.slow_bits
         random = torch.randint(2, shape, generator=generator, device=self.device)
         inputs = torch.cat([slow, random], -1).to(self.weights.dtype).unsqueeze(0)

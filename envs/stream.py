@@ -112,7 +112,7 @@ class StreamEnv(ChangingEnv):
             return self._only
         turn, count = self.seen // self.every, len(self.envs)
         if self.order == "random":
-            return int(torch.randint(count, (), generator=task_generator(self.task_seed, turn)))
+            return int(torch.randint(count, (), generator=task_generator(self.task_seed, turn), device="cpu"))
         return turn % count if self.again else min(turn, count - 1)
 
     @property

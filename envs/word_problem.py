@@ -117,7 +117,7 @@ def products_of(elements: Sequence[tuple[int, ...]]) -> Tensor:
     """The number of the element that is the first, then the second, ``[G, G]``."""
     number = {element: index for index, element in enumerate(elements)}
     return torch.tensor(
-        [[number[tuple(second[place] for place in first)] for second in elements] for first in elements]
+        [[number[tuple(second[place] for place in first)] for second in elements] for first in elements], device="cpu"
     )
 
 

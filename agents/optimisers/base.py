@@ -44,8 +44,8 @@ class Optimiser(Component, ABC):
             ContractError: it is not; names the class, what was found and what is expected.
         """
         where = f"{type(self).__qualname__}.make"
-        parameter = torch.nn.Parameter(torch.ones(2))
-        parameter.grad = torch.ones(2)
+        parameter = torch.nn.Parameter(torch.ones(2, device="cpu"))
+        parameter.grad = torch.ones(2, device="cpu")
         with trying(self, "make"):
             made, other = (self.make([parameter], 0.1) for _ in range(2))
         expect(isinstance(made, Optimizer), where, f"returns a {type(made).__name__}", "a torch Optimizer")

@@ -70,7 +70,7 @@ class ShrinkPerturb(AtTaskEnds):
         for parameter in update.circuit.parameters():
             if not parameter.requires_grad:  # frozen
                 continue
-            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64, device="cpu")
             parameter.mul_(self.shrink).add_(drawn.to(parameter), alpha=self.noise)
 
 

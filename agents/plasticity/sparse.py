@@ -70,8 +70,8 @@ class SparseTraining(PlasticityMethod):
         self.connections: dict[str, Tensor] = {}
         """By the name of a weight matrix, where it has connections."""
         for name, weight in weights.items():
-            mask = torch.zeros(weight.numel(), dtype=torch.bool)
-            mask[torch.randperm(len(mask), generator=generator)[: counts[name]]] = True
+            mask = torch.zeros(weight.numel(), dtype=torch.bool, device="cpu")
+            mask[torch.randperm(len(mask), generator=generator, device="cpu")[: counts[name]]] = True
             self.connections[name] = mask.view_as(weight).to(weight.device)
             weight.mul_(self.connections[name]).mul_(math.sqrt(len(mask) / counts[name]))
 
@@ -190,7 +190,7 @@ class SparseEvolutionaryTraining(SparseTraining):
             stay = min(int(before.sum()) - round(self.replaced * int(before.sum())), counts[name])
             stays = largest(weight.abs(), before, stay)
             # Those that were there before come last: they go back only where there is no other place.
-            drawn = torch.rand(weight.shape, generator=generator).to(weight.device) + ~before
+            drawn = torch.rand(weight.shape, generator=generator, device="cpu").to(weight.device) + ~before
             found[name] = stays | largest(drawn, ~stays, counts[name] - stay)
         return found
 

@@ -57,7 +57,7 @@ def rates(size: int, population: int, *, separable: bool = False) -> Rates:
         separable: learn faster by (D + 2) / 3, with positive weights only, as suits a diagonal covariance
             (Ros & Hansen 2008).
     """
-    raw = math.log((population + 1) / 2) - torch.arange(1, population + 1, dtype=torch.float64).log()
+    raw = math.log((population + 1) / 2) - torch.arange(1, population + 1, dtype=torch.float64, device="cpu").log()
     mu = population // 2
     positive, negative = raw[:mu], raw[mu:]
     mu_eff = float(positive.sum() ** 2 / positive.square().sum())

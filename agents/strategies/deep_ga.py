@@ -94,9 +94,9 @@ class DeepGA(Strategy):
         return resample(self.genome.cpu(), self.layout, self._noise.manual_seed(seed), 1)[0].to(self.genome)
 
     def _mutated(self, genome: Tensor, seed: int) -> Tensor:
-        noise = torch.randn(len(genome), generator=self._noise.manual_seed(seed), dtype=genome.dtype)
+        noise = torch.randn(len(genome), generator=self._noise.manual_seed(seed), dtype=genome.dtype, device="cpu")
         if self.share < 1:
-            noise *= torch.rand(len(genome), generator=self._noise) < self.share
+            noise *= torch.rand(len(genome), generator=self._noise, device="cpu") < self.share
         # Multiplied, then added: a fused operation could round differently here and there.
         return noise.to(genome.device).mul_(self.sigma).add_(genome)
 

@@ -68,7 +68,7 @@ class OpenAIES(Strategy):
         )
         # Adam makes them at the first step; what is made in torch.inference_mode() cannot be changed outside it.
         averages = {name: torch.zeros_like(self._center) for name in ("exp_avg", "exp_avg_sq")}
-        load_moments(self._adam, {0: {"step": torch.zeros(()), **averages}})
+        load_moments(self._adam, {0: {"step": torch.zeros((), device="cpu"), **averages}})
 
     @property
     def center(self) -> Tensor:

@@ -16,7 +16,7 @@ from .base import Strategy, in_range
 
 def utilities(population: int) -> Tensor:
     """Utility of each rank, best first, ``[P]`` of float64, summing to 0 (section 3.1, as in exponential NES)."""
-    ranks = torch.arange(1, population + 1, dtype=torch.float64)
+    ranks = torch.arange(1, population + 1, dtype=torch.float64, device="cpu")
     raw = (math.log(population / 2 + 1) - ranks.log()).clamp(min=0)
     return raw / raw.sum() - 1 / population
 

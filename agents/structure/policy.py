@@ -54,7 +54,7 @@ class RandomPolicy(Policy):
 
     def choose(self, situation: Tensor, arms: Sequence[str], generator: torch.Generator) -> str | None:
         """See :meth:`Policy.choose`."""
-        return arms[int(torch.randint(len(arms), (), generator=generator))] if arms else None
+        return arms[int(torch.randint(len(arms), (), generator=generator, device="cpu"))] if arms else None
 
 
 class ThompsonPolicy(Policy):
@@ -72,14 +72,14 @@ class ThompsonPolicy(Policy):
             forgetting: share that is kept of what is known of an arm, at each of its outcomes.
         """
         self.forgetting = forgetting
-        self.precision = {arm: torch.eye(FEATURES, dtype=torch.float64) for arm in STRATEGIES}
-        self.moment = {arm: torch.zeros(FEATURES, dtype=torch.float64) for arm in STRATEGIES}
+        self.precision = {arm: torch.eye(FEATURES, dtype=torch.float64, device="cpu") for arm in STRATEGIES}
+        self.moment = {arm: torch.zeros(FEATURES, dtype=torch.float64, device="cpu") for arm in STRATEGIES}
 
     def sampled(self, situation: Tensor, arm: str, generator: torch.Generator) -> float:
         """What would come of an arm by weights that are drawn from its model."""
         lower = torch.linalg.cholesky(self.precision[arm])
         mean = torch.cholesky_solve(self.moment[arm].unsqueeze(1), lower).squeeze(1)
-        noise = torch.randn(FEATURES, 1, generator=generator, dtype=torch.float64)
+        noise = torch.randn(FEATURES, 1, generator=generator, dtype=torch.float64, device="cpu")
         spread = torch.linalg.solve_triangular(lower.T, noise, upper=True).squeeze(1)
         return float(situation @ (mean + NOISE * spread))
 
@@ -91,7 +91,7 @@ class ThompsonPolicy(Policy):
 
     def learn(self, situation: Tensor, arm: str, outcome: float) -> None:
         """See :meth:`Policy.learn`."""
-        prior, kept = torch.eye(FEATURES, dtype=torch.float64), self.forgetting
+        prior, kept = torch.eye(FEATURES, dtype=torch.float64, device="cpu"), self.forgetting
         self.precision[arm] = prior + kept * (self.precision[arm] - prior) + torch.outer(situation, situation)
         self.moment[arm] = kept * self.moment[arm] + outcome * situation
 
@@ -120,16 +120,16 @@ class EpsilonGreedyPolicy(Policy):
         self.epsilon = epsilon
         size = FEATURES + len(STRATEGIES)
         self.weights = [
-            torch.randn(size, HIDDEN, generator=generator, dtype=torch.float64) / math.sqrt(size),
-            torch.zeros(HIDDEN, dtype=torch.float64),
-            torch.randn(HIDDEN, generator=generator, dtype=torch.float64) / math.sqrt(HIDDEN),
-            torch.zeros((), dtype=torch.float64),
+            torch.randn(size, HIDDEN, generator=generator, dtype=torch.float64, device="cpu") / math.sqrt(size),
+            torch.zeros(HIDDEN, dtype=torch.float64, device="cpu"),
+            torch.randn(HIDDEN, generator=generator, dtype=torch.float64, device="cpu") / math.sqrt(HIDDEN),
+            torch.zeros((), dtype=torch.float64, device="cpu"),
         ]
         self.outcomes: deque[tuple[Tensor, float]] = deque(maxlen=REMEMBERED)
 
     @staticmethod
     def _inputs(situation: Tensor, arm: str) -> Tensor:
-        chosen = torch.zeros(len(STRATEGIES), dtype=torch.float64)
+        chosen = torch.zeros(len(STRATEGIES), dtype=torch.float64, device="cpu")
         chosen[list(STRATEGIES).index(arm)] = 1
         return torch.cat([situation, chosen])
 
@@ -142,8 +142,8 @@ class EpsilonGreedyPolicy(Policy):
         """See :meth:`Policy.choose`."""
         if not arms:
             return None
-        if float(torch.rand((), generator=generator)) < self.epsilon:
-            return arms[int(torch.randint(len(arms), (), generator=generator))]
+        if float(torch.rand((), generator=generator, device="cpu")) < self.epsilon:
+            return arms[int(torch.randint(len(arms), (), generator=generator, device="cpu"))]
         inputs = torch.stack([self._inputs(situation, arm) for arm in arms])
         return arms[int(self._expected(inputs, self.weights).argmax())]
 
@@ -151,7 +151,7 @@ class EpsilonGreedyPolicy(Policy):
         """See :meth:`Policy.learn`."""
         self.outcomes.append((self._inputs(situation, arm), outcome))
         inputs = torch.stack([known for known, _ in self.outcomes])
-        targets = torch.tensor([wanted for _, wanted in self.outcomes], dtype=torch.float64)
+        targets = torch.tensor([wanted for _, wanted in self.outcomes], dtype=torch.float64, device="cpu")
         for _ in range(PASSES):
             weights = [weight.detach().requires_grad_() for weight in self.weights]
             with torch.enable_grad():

@@ -88,7 +88,7 @@ class Subject(NamedTuple):
 
     def free(self, layer: int) -> Tensor:
         """Which units of a layer may go: the task's own, if it lends none to another, bool ``[units]``."""
-        free = torch.arange(self.structure[layer].size) >= self.first(layer)
+        free = torch.arange(self.structure[layer].size, device="cpu") >= self.first(layer)
         lends = isinstance(self.circuit, RoutedCircuit) and self.circuit.lends(self.task)
         return torch.zeros_like(free) if lends else free
 
@@ -111,7 +111,7 @@ class Subject(NamedTuple):
 
     def pick(self, count: int) -> int:
         """One of so many, at random."""
-        return int(torch.randint(count, (), generator=self.generator))
+        return int(torch.randint(count, (), generator=self.generator, device="cpu"))
 
 
 class Done(NamedTuple):
@@ -151,7 +151,7 @@ def utilities(circuit: Circuit, inputs: Tensor) -> list[Tensor]:
         ``[units]`` of each layer.
     """
     structure, seen = circuit.structure(), circuit.activity(inputs)
-    found = [torch.zeros(layer.size, dtype=torch.float64) for layer in structure]
+    found = [torch.zeros(layer.size, dtype=torch.float64, device="cpu") for layer in structure]
     for wire in circuit.wires(structure):
         if wire.below >= 0:
             size = structure[wire.below].size
@@ -287,7 +287,9 @@ def _untouched(subject: Subject) -> Change:
 def _own_rows(subject: Subject, wire: Wire) -> Tensor:
     """Which rows of a Linear that leads to units belong to the task's own, bool ``[rows]``."""
     assert wire.layer is not None
-    return (torch.arange(subject.structure[wire.layer].size) >= subject.first(wire.layer)).repeat(wire.blocks)
+    return (torch.arange(subject.structure[wire.layer].size, device="cpu") >= subject.first(wire.layer)).repeat(
+        wire.blocks
+    )
 
 
 @torch.no_grad()
@@ -371,8 +373,12 @@ def _adjust_lending(subject: Subject, routed: RoutedCircuit) -> dict[str, Tensor
         if takes_back:
             order = [unit for unit in values[layer].argsort(stable=True).tolist() if unit < len(could) and could[unit]]
         else:
-            order = [unit for unit in torch.randperm(len(could), generator=subject.generator).tolist() if could[unit]]
-        chosen = torch.zeros(len(units), dtype=torch.bool)
+            order = [
+                unit
+                for unit in torch.randperm(len(could), generator=subject.generator, device="cpu").tolist()
+                if could[unit]
+            ]
+        chosen = torch.zeros(len(units), dtype=torch.bool, device="cpu")
         chosen[order[:count]] = True
         for name, columns in routed.lend(subject.task, layer, chosen, lent=not takes_back).items():
             reset[name] = reset[name] | columns if name in reset else columns

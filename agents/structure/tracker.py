@@ -46,10 +46,10 @@ class Tally(NamedTuple):
 
 def thinned(values: Sequence[float]) -> Tensor:
     """At most :data:`TRAJECTORY` of the values, evenly, the last among them."""
-    values_tensor = torch.tensor(values, dtype=torch.float32)
+    values_tensor = torch.tensor(values, dtype=torch.float32, device="cpu")
     if len(values) <= TRAJECTORY:
         return values_tensor
-    return values_tensor[torch.linspace(0, len(values) - 1, TRAJECTORY).round().long()]
+    return values_tensor[torch.linspace(0, len(values) - 1, TRAJECTORY, device="cpu").round().long()]
 
 
 class Tracker:

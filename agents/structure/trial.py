@@ -115,7 +115,7 @@ def harm_of(without: list[float], changed: list[float]) -> float:
         The mean over blocks, less the logarithm of the tolerance, in standard errors; infinite where a loss is not
         finite, 0 where there is only one.
     """
-    both = torch.tensor([changed, without], dtype=torch.float64)
+    both = torch.tensor([changed, without], dtype=torch.float64, device="cpu")
     if not bool(both.isfinite().all()):
         return math.inf
     blocks = min(BLOCKS, len(without))

@@ -314,7 +314,7 @@ def _scale(weight: Tensor) -> float:
 
 
 def _random(like: Tensor, generator: torch.Generator) -> Tensor:
-    drawn = torch.rand(like.shape, generator=generator, dtype=torch.float64)
+    drawn = torch.rand(like.shape, generator=generator, dtype=torch.float64, device="cpu")
     return drawn if like.is_meta else drawn.to(like)
 
 

@@ -100,6 +100,6 @@ class BattleshipWorld(PopgymWorld[_Situation]):
 
 def _places(side: int, size: int) -> Tensor:
     """The squares of every place that a ship of a size can have, ``[P, S·S]``."""
-    lines = torch.eye(side).unfold(0, size, 1).sum(-1)  # [side - size + 1, side]: everywhere in a line
-    across = torch.einsum("ri,lj->rlij", torch.eye(side), lines).flatten(0, 1)
+    lines = torch.eye(side, device="cpu").unfold(0, size, 1).sum(-1)  # [side - size + 1, side]: everywhere in a line
+    across = torch.einsum("ri,lj->rlij", torch.eye(side, device="cpu"), lines).flatten(0, 1)
     return torch.cat([across, across.transpose(1, 2)]).flatten(1)

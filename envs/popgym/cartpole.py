@@ -79,7 +79,7 @@ class CartPoleWorld(PopgymWorld[_Situation]):
         if self.state is None:
             return None
         x, _, angle, _ = self.situation.body[0].tolist()
-        picture = torch.full((HEIGHT, WIDTH, 3), 255, dtype=torch.uint8)
+        picture = torch.full((HEIGHT, WIDTH, 3), 255, dtype=torch.uint8, device="cpu")
         across, ground = WIDTH / 2 + SCALE * x, HEIGHT * 0.75
         top = (across + 2 * HALF_LENGTH * SCALE * math.sin(angle), ground - 2 * HALF_LENGTH * SCALE * math.cos(angle))
         draw_line(picture, (0, ground), (WIDTH, ground), 1, OPEN)

@@ -105,7 +105,7 @@ class PendulumWorld(PopgymWorld[_Situation]):
         if self.state is None:
             return None
         angle = float(self.situation.body[0, 0])
-        picture, middle = torch.full((SIDE, SIDE, 3), 255, dtype=torch.uint8), SIDE / 2
+        picture, middle = torch.full((SIDE, SIDE, 3), 255, dtype=torch.uint8, device="cpu"), SIDE / 2
         end = (middle - LENGTH * math.sin(angle), middle - LENGTH * math.cos(angle))
         draw_line(picture, (middle, middle), end, 5, BLUE)
         draw_line(picture, (middle, middle), (middle, middle), 3, DARK)

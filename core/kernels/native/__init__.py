@@ -224,7 +224,9 @@ def _run_memory(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tu
     accessor: Any = circuit.accessor
     hidden, controller_state = circuit.controller.run(inputs, state.controller)
     size, words = hidden.shape[-1], math.prod(state.reads.shape[1:])
-    handed_on = Layer(torch.eye(size, size + words, dtype=hidden.dtype), hidden.new_zeros(size), None, None)
+    handed_on = Layer(
+        torch.eye(size, size + words, dtype=hidden.dtype, device="cpu"), hidden.new_zeros(size), None, None
+    )
     weights = Weights((handed_on,), *_joined(_of_interface(accessor)))
     options = _memory_options(circuit) | {"controller": GIVEN, "clip": math.inf}
     given, next_state = _of_accessor(circuit, inputs, state)
