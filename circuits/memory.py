@@ -15,9 +15,9 @@ from ..core.clipping import clipped
 from ..core.component import build, options_of, validated
 from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
-from ..core.controllers.base import LayeredController
+from ..core.controllers.base import Controller, LayeredController
 from ..core.kernels import dispatch, recompute
-from ..core.kernels.formulas import hooked, unchanged
+from ..core.kernels.formulas import stepwise, unchanged
 from ..core.kernels.transforms import one_call
 from ..core.lengths import picked
 from ..core.members import Stack
@@ -264,7 +264,7 @@ class MemoryCircuit(TiedEmbedding):
             Features ``[T, B, F]`` and the last state.
         """
         told = self.ended(inputs[:1]) is not None
-        watched = self.changed_transition or hooked(self.controller) or hooked(self.accessor)
+        watched = self.changed_transition or stepwise(self.controller, Controller) or stepwise(self.accessor, Accessor)
         if self.read_feedback or told or watched:
             features = []
             for x in inputs.unbind(0):
@@ -286,7 +286,7 @@ class MemoryCircuit(TiedEmbedding):
     def plain_answer(self) -> bool:
         """Whether :meth:`answer` is the output layer, clipped, and nothing else."""
         kind, own = type(self), vars(self)
-        replaced = kind.answer is not _ANSWER or kind.compared is not TiedEmbedding.compared
+        replaced = kind.answer is not _ANSWER or kind.compared is not TiedEmbedding.compared or clipped is not _CLIPPED
         return not (self.tied_embedding or replaced or "answer" in own or "compared" in own)
 
     def answer(self, features: Tensor) -> Tensor:
@@ -371,5 +371,5 @@ def precisely(access: Any, hidden: Tensor, state: Any, dtype: torch.dtype) -> tu
         return hidden, access(hidden, state)
 
 
-_TRANSITION, _ANSWER = MemoryCircuit.transition, MemoryCircuit.answer
+_TRANSITION, _ANSWER, _CLIPPED = MemoryCircuit.transition, MemoryCircuit.answer, clipped
 """As it was written, whatever is put in its place."""

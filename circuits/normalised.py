@@ -134,18 +134,29 @@ class NormalisedCircuit(Circuit):
             outputs, state = self.circuit.step(self._standardise(x), state)
             return outputs.to(x.dtype), state
 
+    @property
+    def _plain(self) -> bool:
+        """Whether nothing waits for calls of the circuit."""
+        return unchanged(self.circuit, Circuit)
+
     def run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         """A whole sequence; see :meth:`Circuit.run`."""
-        outputs, state = self.circuit.run(self._standardise(inputs), state)
+        given = self._standardise(inputs)
+        outputs, state = self.circuit.run(given, state) if self._plain else self.circuit.called(given, state)
         return outputs, state
 
     def _run(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
-        return self.circuit._run(self._standardise(inputs), state)
+        given = self._standardise(inputs)
+        outputs, state = self.circuit._run(given, state) if self._plain else self.circuit.called(given, state)
+        return outputs, state
 
     def run_traced(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any, dict[str, Tensor]]:
         """See :meth:`Circuit.run_traced`."""
-        traced: tuple[Tensor, Any, dict[str, Tensor]] = self.circuit.run_traced(self._standardise(inputs), state)
-        return traced
+        given, circuit = self._standardise(inputs), self.circuit
+        outputs, state, seen = (
+            circuit.run_traced(given, state) if self._plain else circuit.called(given, state, trace=True)
+        )
+        return outputs, state, seen
 
     def run_population(self, parameters: Mapping[str, Stack], inputs: Tensor) -> Tensor:
         """See :meth:`Circuit.run_population`."""

@@ -12,8 +12,9 @@ from ..core.clipping import clipped
 from ..core.component import build, options_of, validated
 from ..core.contracts import check_whole, is_outside
 from ..core.controllers import AnyController
-from ..core.controllers.base import LayeredOptions
+from ..core.controllers.base import Controller, LayeredOptions
 from ..core.kernels import fused
+from ..core.kernels.formulas import stepwise
 from ..core.lengths import picked
 from ..core.options import check_sizes
 from ..core.registry import lookup, register
@@ -79,7 +80,8 @@ class RecurrentCircuit(TiedEmbedding):
     def _hiddens(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         if self.backend == "auto" and fused.unavailable(self.controller, inputs, state) is None:
             return fused.run(self.controller, inputs, state)
-        return self.controller.run(inputs, state)
+        run = Controller.run if stepwise(self.controller, Controller) else type(self.controller).run
+        return run(self.controller, inputs, state)
 
     def run_at(self, inputs: Tensor, state: Any, at: Tensor) -> tuple[Tensor, Any]:
         """See :meth:`Circuit.run_at`: the output layer sees these steps alone, where no graph of all is recorded."""

@@ -71,7 +71,7 @@ class Tape(TapeOptions, MemoryCircuit):
         changed in place, and only as long as the sequences can use.
         """
         layers = (self.accessor.interface.linear, self.output)
-        plain = all(type(layer) in (nn.Linear, TiedBitsLinear) for layer in layers)
+        plain = all(type(layer) in (nn.Linear, TiedBitsLinear) and layer.bias is not None for layer in layers)
         watched = any(map(hooked, (self.accessor, self.accessor.interface, *layers)))
         written = unchanged(self, Tape, "run", "_run", "transition", "answer", "compared")
         if self.backend not in ("auto", "eager") or self.embedding is not None or watched or not (plain and written):

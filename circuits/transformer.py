@@ -9,11 +9,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..core.accessors import AnyAccessor
+from ..core.accessors import Accessor, AnyAccessor
 from ..core.component import build
 from ..core.contracts import check_read_shape, check_whole, is_outside, trying
 from ..core.controllers import AnyController
-from ..core.kernels.formulas import hooked
+from ..core.controllers.base import Controller
+from ..core.kernels.formulas import stepwise
 from ..core.lengths import picked
 from ..core.options import Options, check_sizes
 from ..core.registry import register
@@ -169,7 +170,7 @@ class Transformer(TiedEmbedding):
     def _watched(self) -> bool:
         """Whether a hook waits for the steps of a controller or an accessor."""
         layers: Any = self.layers
-        return any(hooked(part) for layer in layers for part in (layer.controller, layer.accessor))
+        return any(stepwise(layer.controller, Controller) or stepwise(layer.accessor, Accessor) for layer in layers)
 
     def _run(self, inputs: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
         if self._watched:

@@ -255,6 +255,11 @@ class Circuit(Component, nn.Module, ABC):
             outputs.append(y)
         return torch.stack(outputs), state
 
+    def called(self, inputs: Tensor, state: Any, **options: Any) -> tuple[Any, ...]:
+        """What a call gives, with its hooks and a :meth:`forward` of one's own, for time-major inputs and outputs."""
+        outputs, *others = self(inputs.transpose(0, 1) if self.batch_first else inputs, state, **options)
+        return outputs.transpose(0, 1) if self.batch_first else outputs, *others
+
     def _answers(self, inputs: Tensor) -> Tensor:
         """What a member of a population answers from its initial state, in operations that can be mapped over members.
 
@@ -265,8 +270,7 @@ class Circuit(Component, nn.Module, ABC):
             ``[T, B, O]``
         """
         if not unchanged(self, Circuit):
-            outputs, *_ = self(inputs.transpose(0, 1) if self.batch_first else inputs)
-            return outputs.transpose(0, 1) if self.batch_first else outputs
+            return self.called(inputs, None)[0]
         vectors = self.embed(inputs) if is_whole(inputs) else inputs
         run = self.run if wrote_later(self, "run", "_run") else self._run
         return run(vectors, self.initial_state(inputs.shape[1]))[0]

@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as of_all_modules
 
-from .. import addressing, component, interface, sparse_addressing, sparse_memory
+from .. import addressing, clipping, component, interface, sparse_addressing, sparse_memory
 from ..accessors import base as accessor_base
 from ..accessors import delta, dynamic, soft_tape, sparse, stack, static
 from ..controllers import automaton, feedforward, gru, lstm, rnn
@@ -29,7 +29,7 @@ from ..controllers import base as controller_base
 from .agreed import AGREED
 
 MODULES: tuple[ModuleType, ...] = (
-    *(addressing, interface, sparse_addressing, sparse_memory, component),
+    *(addressing, interface, sparse_addressing, sparse_memory, component, clipping),
     *(accessor_base, static, dynamic, sparse, delta, stack, soft_tape),
     *(controller_base, lstm, gru, feedforward, rnn, automaton),
 )
@@ -45,8 +45,8 @@ CONSTANTS: dict[tuple[ModuleType, str], float] = {
 }
 """Constants that kernels can take as arguments at each call, with the values that they had when imported."""
 
-TRANSITION = ("circuits/memory.py", "transition")
-"""File and name of the method that is one step of a circuit; it lies in a room above this one."""
+OF_CIRCUITS = {"circuits/memory.py": ("transition", "answer")}
+"""Files, and the names in each, of what is one step of a circuit and its answer; they lie in a room above this one."""
 
 _ROOT = Path(__file__).parents[2]
 
@@ -88,20 +88,18 @@ def _meaning(node: Any) -> Iterator[str]:
         yield repr(node)
 
 
-def identity(source: str, function: str | None = None) -> str:
-    """Short hash of what a file's source means, or what one function in it does."""
-    tree: ast.AST = ast.parse(source)
-    if function is not None:
-        tree = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function)
-    return hashlib.sha256(" ".join(_meaning(tree)).encode()).hexdigest()[:12]
+def identity(source: str, functions: Sequence[str] = ()) -> str:
+    """Short hash of what a file's source means, or of what some functions in it do."""
+    tree = ast.parse(source)
+    named = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    parts: list[ast.AST] = [named[name] for name in functions] or [tree]
+    return hashlib.sha256(" ".join(_meaning(parts)).encode()).hexdigest()[:12]
 
 
-def _files() -> dict[str, str | None]:
-    """The files of the formulas, from the root, each with the function that counts in it; None: all of it."""
-    files: dict[str, str | None] = {
-        module.__name__.partition(".")[2].replace(".", "/") + ".py": None for module in MODULES
-    }
-    return files | dict([TRANSITION])
+def _files() -> dict[str, tuple[str, ...]]:
+    """The files of the formulas, from the root, each with the functions that count in it; with none, all of it does."""
+    ours = (module.__name__.partition(".")[2].replace(".", "/") + ".py" for module in MODULES)
+    return {**dict.fromkeys(ours, ()), **OF_CIRCUITS}
 
 
 def identities() -> dict[str, str]:
@@ -310,6 +308,13 @@ def unchanged(circuit: nn.Module, owner: type[nn.Module], *methods: str) -> bool
     return not hooked(circuit) and all(
         getattr(kind, name) is getattr(owner, name) and name not in own for name in ("forward", *methods)
     )
+
+
+def stepwise(part: Any, base: type) -> bool:
+    """Whether a controller or an accessor must go step by step through a sequence: code waits for each of its steps, or
+    its ``forward`` was replaced by what its ``run`` does not know, which is not that of ``base``.
+    """
+    return hooked(part) or (type(part).run is not base.run and wrote_later(part, "forward", "run"))  # type: ignore[attr-defined]
 
 
 def wrote_later(circuit: nn.Module, method: str, other: str) -> bool:

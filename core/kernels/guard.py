@@ -306,6 +306,9 @@ def unfit_population(
     """
     if circuit.embedding is not None:
         return "each member embeds the inputs in its own way"
+    missing = next((name for name, parameter in own.items() if parameter is None), None)
+    if missing is not None:
+        return f"it needs {missing}, which this circuit does not have"
     members = len(next(iter(parameters.values())))
     shapes = [(name, (members, *parameter.shape)) for name, parameter in own.items()]
     shapes.append(("inputs", (*inputs.shape[:2], circuit.input_size)))
@@ -332,6 +335,8 @@ def unfit(tensors: Iterable[Tensor], shapes: Iterable[tuple[str, tuple[int, ...]
             return f"inputs are on {device}, {name} is on {tensor.device}"
         if not in_memory(tensor):
             return f"it has no rule for torch.func transforms and tensors that are not dense, as {name} is"
+        if tensor.is_neg():
+            return f"it does not know torch's negative bit, which {name} has"
         if tensor.shape != shape or 0 in shape:
             return f"{name} has shape {list(tensor.shape)}; expected {list(shape)}"
     return None

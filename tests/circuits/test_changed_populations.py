@@ -134,6 +134,29 @@ def test_a_parametrised_layer(name: str, layer: str) -> None:
     assert_members_answer_as_they_do_alone(circuit, made(name))
 
 
+BIASED = [(name, layer) for name, layer in LAYERS if name != "lstm"]
+
+
+@pytest.mark.parametrize(("name", "layer"), BIASED)
+def test_a_layer_without_biases(name: str, layer: str) -> None:
+    circuit = made(name)
+    circuit.get_submodule(layer).bias = None
+    assert_members_answer_as_they_do_alone(circuit, made(name))
+
+
+@pytest.mark.parametrize("change", ["hook", "forward"])
+def test_what_is_changed_within_a_normalised_circuit(change: str) -> None:
+    circuit = made("normalised")
+    if change == "hook":
+        circuit.circuit.register_forward_hook(lambda module, given, answered: twice(answered))
+    else:
+        before = circuit.circuit.forward
+        circuit.circuit.forward = lambda *given, **options: twice(before(*given, **options))
+    assert_members_answer_as_they_do_alone(circuit, made("normalised"))
+    inputs = torch.rand(STEPS, BATCH, INPUTS)
+    torch.testing.assert_close(circuit(inputs, trace=True)[0], circuit(inputs)[0])
+
+
 @pytest.mark.parametrize("name", ["feedforward", "tape", "ntm"])
 def test_another_last_layer(name: str) -> None:
     circuit = made(name)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import papertape
 from papertape import GRU, LSTM, RecurrentCircuit
 from papertape.core.controllers import DirectController
 from papertape.core.state import leaves
@@ -79,3 +81,36 @@ def test_lower_precision_keeps_the_types_of_outputs_and_states() -> None:
     outputs, state = circuit(torch.ones(4, 2, 3))
     assert outputs.dtype == state.hidden.dtype == torch.float32
     torch.testing.assert_close(outputs, expected, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("how", ["hook", "forward", "subclass"])
+@pytest.mark.parametrize("build", ["recurrent", "memory", "transformer"])
+def test_a_controller_with_a_way_through_whole_sequences_that_is_changed(how: str, build: str) -> None:
+    torch.manual_seed(0)
+    kinds: dict[str, Any] = {
+        "recurrent": papertape.RecurrentCircuit,
+        "memory": partial(papertape.MemoryCircuit, accessor="delta", read_feedback=False),
+        "transformer": papertape.Transformer,
+    }
+    circuit = kinds[build](3, 2, controller={"type": "convolution"})
+    controller = circuit.layers[0].controller if build == "transformer" else circuit.controller
+    inputs = torch.randn(5, 2, 3)
+    before, plain = controller.forward, circuit(inputs)[0]
+
+    def changed(x: Tensor, state: Any) -> Any:
+        hidden, after = before(x, state)
+        return hidden * 2, after
+
+    if how == "hook":
+        controller.register_forward_hook(lambda module, given, made: (made[0] * 2, made[1]))
+    elif how == "forward":
+        controller.forward = changed
+    else:
+        controller.__class__ = type("Own", (type(controller),), {"forward": lambda self, *given: changed(*given)})
+    whole, state = circuit(inputs)[0], None
+    for x, expected in zip(inputs, whole, strict=True):
+        outputs, state = circuit.step(x, state)
+        torch.testing.assert_close(outputs, expected)
+    assert not torch.allclose(whole, plain, atol=1e-3)
+    torch.testing.assert_close(circuit(inputs, at=torch.tensor([[4, 1]]))[0][0, 0], whole[4, 0])
+    torch.testing.assert_close(circuit(inputs, trace=True)[0], whole)

@@ -134,6 +134,39 @@ def test_exported_and_saved_once() -> None:
     test_exported_and_saved("tape direct", False)
 
 
+@pytest.mark.parametrize("name", ["ntm lstm", "dnc gru", "sam lstm", *OTHERS])
+def test_exported_for_any_batch(name: str) -> None:
+    circuit = make(name, backend="eager") if name.startswith(("ntm", "dnc")) else make(name)
+    any_batch = {"inputs": {1: torch.export.Dim("batch", min=2, max=64)}}
+    exported = torch.export.export(Outputs(circuit), (sequence(),), dynamic_shapes=any_batch, strict=False).module()
+    for batch in (2, 7):
+        inputs = torch.rand(STEPS, batch, INPUTS, dtype=torch.float64)
+        torch.testing.assert_close(exported(inputs), circuit(inputs)[0])
+
+
+@pytest.mark.parametrize("name", ["ntm lstm", "lstm", pytest.param("sam lstm", marks=pytest.mark.slow)])
+def test_compiled_steps_of_any_batch(name: str) -> None:
+    circuit = make(name)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(circuit.step, backend=counter, fullgraph=True, dynamic=True)
+    for batch in range(2, 14):
+        x = torch.rand(batch, INPUTS, dtype=torch.float64)
+        torch.testing.assert_close(compiled(x)[0], circuit.step(x)[0])
+    assert counter.frame_count == 1
+
+
+@each_circuit
+def test_another_default_device(name: str) -> None:
+    circuit, inputs = make(name), sequence()
+    expected = circuit(inputs, lengths=[STEPS, 2])[0]
+    with torch.device("meta"):
+        found = circuit(inputs, lengths=[STEPS, 2])[0]
+        stepped, _ = circuit.step(inputs[0])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(stepped, expected[0])
+
+
 def test_a_symbolic_trace_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"inputs: got a Proxy; expected \[T, B, 5\]"):
         torch.fx.symbolic_trace(make("ntm lstm"))

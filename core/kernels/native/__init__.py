@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ...controllers.base import Controller
 from ...members import map_initial_state
 from ...state import CircuitState, leaves
 from .. import eager, guard, trial
-from ..formulas import Skipped, hooked, replaced
+from ..formulas import Skipped, replaced, stepwise
 from . import library
 from .delta import delta_rule
 from .library import CONTROLLERS, GIVEN, RELU_RNN, Problem
@@ -163,7 +164,7 @@ def _unavailable_memory(circuit: CircuitView, known: guard.Known, inputs: Tensor
     shapes = [("weight of the interface", (size, accessor.hidden_size)), ("bias", (size,))]
     return (
         replaced((accessor.interface, *_of_interface(accessor)))
-        or (Skipped("its controller is watched step by step") if hooked(circuit.controller) else None)
+        or (Skipped("its controller is watched step by step") if stepwise(circuit.controller, Controller) else None)
         or guard.unfit(_joined(_of_interface(accessor)), shapes, inputs)
         or _unknown_part(circuit)
     )

@@ -101,7 +101,7 @@ class Step:
         """One that no step uses at the moment: fresh memory would cost more than what is done in it."""
         self.function = getattr(loaded, f"{circuit.accessor.kind}_{library.type_name(x.dtype)}_forward")
         self.parameters = known.parameters()
-        self.addresses = [parameter.data_ptr() for parameter in self.parameters]
+        self.layouts = [(parameter.data_ptr(), parameter.shape, parameter.stride()) for parameter in self.parameters]
         self.whole = all(parameter.is_contiguous() for parameter in self.parameters)
         fixed = Tensors()
         fixed.give(interface_weight=weights.interface_weight, interface_bias=weights.interface_bias)
@@ -118,10 +118,12 @@ class Step:
             for tensor, shape in zip(given, self.shapes, strict=True):
                 if type(tensor) is not Tensor or tensor.dtype is not dtype or tensor.device != device:
                     return False
-                if tensor.shape != shape or not tensor.data_ptr():
+                if tensor.shape != shape or not tensor.data_ptr() or tensor.is_neg():
                     return False
-            for now, then, address in zip(self.known.parameters(), self.parameters, self.addresses, strict=True):
-                if now is not then or now.dtype is not dtype or now.data_ptr() != address:
+            for now, then, layout in zip(self.known.parameters(), self.parameters, self.layouts, strict=True):
+                if now is not then or now.dtype is not dtype or now.is_neg():
+                    return False
+                if (now.data_ptr(), now.shape, now.stride()) != layout:
                     return False
         except RuntimeError:  # within torch.func's transforms tensors have no address
             return False
@@ -137,13 +139,15 @@ class Step:
         """Whether it can do the work of an output layer, too, of which no gradient is due."""
         if type(output) is not nn.Linear:
             return False
-        weight: Any = output._parameters["weight"]
-        bias: Any = output._parameters["bias"]
+        weight: Any = output._parameters.get("weight")
+        bias: Any = output._parameters.get("bias")
         learns = torch.is_grad_enabled()
         for tensor, shape in ((weight, self.output_shape), (bias, self.output_shape[:1])):
             if type(tensor) not in (nn.Parameter, Tensor) or tensor.dtype is not self.dtype or tensor.shape != shape:
                 return False
-            if tensor.device != self.device or not tensor.is_contiguous() or (learns and tensor.requires_grad):
+            if tensor.device != self.device or not tensor.is_contiguous() or tensor.is_neg():
+                return False
+            if learns and tensor.requires_grad:
                 return False
         return True
 

@@ -257,7 +257,7 @@ def test_comments_and_annotations_mean_nothing_and_numbers_do() -> None:
     source = 'def f(x: int) -> int:\n    """What."""\n    return x + 1\n'
     same = "def f(x):\n    # so\n    return x + 1\n"
     assert formulas.identity(source) == formulas.identity(same) != formulas.identity(same.replace("1", "2"))
-    assert formulas.identity(source + "y = 2\n", "f") == formulas.identity(same + "y = 3\n", "f")
+    assert formulas.identity(source + "y = 2\n", ["f"]) == formulas.identity(same + "y = 3\n", ["f"])
 
 
 @pytest.mark.slow

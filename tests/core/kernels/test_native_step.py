@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import papertape.circuits.memory as memory
 from papertape import DNC, NTM, SAM
 from papertape.core import addressing
 from papertape.core.circuit import Circuit
@@ -300,6 +302,18 @@ def without_biases(circuit: Any) -> None:
     circuit.output = nn.Linear(circuit.output.in_features, OUTPUTS, bias=False)
 
 
+def pruned(circuit: Any) -> None:
+    prune.l1_unstructured(circuit.output, "weight", 0.5)
+
+
+def normalised(circuit: Any) -> None:
+    torch.nn.utils.parametrizations.weight_norm(circuit.output)
+
+
+def with_a_negative_bit(circuit: Any) -> None:
+    circuit.output.weight.data = torch._neg_view(circuit.output.weight.data)
+
+
 def with_strides(circuit: Any) -> None:
     circuit.output.weight.data = circuit.output.weight.data.T.contiguous().T
 
@@ -315,6 +329,7 @@ def with_an_answer(circuit: Any) -> None:
         (NTM, None, True),
         (Doubled, None, False),
         *((NTM, change, False) for change in (with_a_hook, with_another_layer, without_biases, with_strides)),
+        *((NTM, change, False) for change in (pruned, normalised, with_a_negative_bit)),
         (NTM, with_an_answer, False),
     ],
 )
@@ -331,6 +346,47 @@ def test_the_output_layer_is_native_where_it_is_plain(
         circuit.backend = "eager"
         for part, reference in zip(found, acted(circuit, inputs), strict=True):
             torch.testing.assert_close(part, reference, rtol=0, atol=1e-5)
+
+
+def test_another_formula_for_clipping_is_followed(steps: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    circuit, x = CIRCUITS["ntm"](), torch.randn(2, INPUTS)
+    monkeypatch.setattr(memory, "clipped", lambda outputs, clip: torch.tanh(outputs) / 2)
+    with torch.no_grad():
+        state = circuit.initial_state(2)
+        torch.testing.assert_close(circuit.step(x, state)[0], circuit(x.unsqueeze(0), state)[0][0])
+    assert [output for *_, output in steps] == [None]
+
+
+@pytest.mark.parametrize("build", [CIRCUITS["ntm"], CIRCUITS["dnc"]])
+def test_a_weight_that_is_turned_where_it_lies(build: Callable[..., Circuit], steps: list[Any]) -> None:
+    torch.manual_seed(0)
+    circuit, x = build(controller="rnn", hidden_size=9), torch.randn(2, INPUTS)
+    weight = circuit.controller.recurrents[0].weight
+    with torch.no_grad():
+        _, state = circuit.step(x)
+        circuit.step(x, state)
+        weight.data = weight.data.T
+        found, _ = circuit.step(x, state)
+        circuit.backend = "eager"
+        torch.testing.assert_close(found, circuit.step(x, state)[0])
+
+
+@pytest.mark.parametrize("part", ["input", "state"])
+def test_tensors_that_are_the_negative_of_what_lies_in_memory(part: str, steps: list[Any]) -> None:
+    torch.manual_seed(0)
+    circuit, x = CIRCUITS["ntm"](), torch.randn(2, INPUTS)
+    with torch.no_grad():
+        _, state = circuit.step(x)
+        circuit.step(x, state)
+        if part == "input":
+            x = torch._neg_view(x)
+        else:
+            state = state._replace(reads=torch._neg_view(state.reads))
+        found = circuit.step(x, state)[0], circuit(x.unsqueeze(0), state)[0][0]
+        circuit.backend = "eager"
+        for outputs in found:
+            torch.testing.assert_close(outputs, circuit.step(x, state)[0])
 
 
 def test_an_output_layer_that_alone_learns_gets_its_gradient(steps: list[Any]) -> None:
