@@ -289,7 +289,7 @@ class Server:
         if request(self.hostname, self.port, "/win_exists", asked, self.cookie).text != "true":
             return None
         shown = json.loads(request(self.hostname, self.port, "/win_data", asked, self.cookie).text)
-        return str(shown.get("content"))
+        return str(shown.get("content")) if isinstance(shown, dict) else None
 
     def forget(self, environment: str) -> None:
         """Have the server drop what it shows of an environment, if it has it; what is shown next is the newest."""
