@@ -189,6 +189,18 @@ def page(action: str, port: int | None) -> int:
     return 0
 
 
+def _open_what_is_closed() -> None:
+    """Have stdin, stdout and stderr that are closed lead nowhere, here and in processes that this one starts.
+
+    Python sets them to None then, and a file that is opened later would get the number of one of them.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: its own
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
+
+
 def _on_signals(act: Callable[[int], Any]) -> None:
     """Have something done when this process is asked to stop; those that fork from it just end."""
     process = os.getpid()
@@ -243,6 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             called.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _open_what_is_closed()
     if arguments is None:
         _on_signals(_end)
     parsed = parse_arguments(given or ["train"])

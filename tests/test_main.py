@@ -755,6 +755,26 @@ def test_what_nobody_reads_ends_without_a_word(tmp_path: Path) -> None:
     assert process.returncode == -signal.SIGPIPE
 
 
+def train_closed(folder: Path, closed: str, *words: str) -> None:
+    """With files of the terminal that a shell has closed."""
+    command = [sys.executable, "-m", "papertape.main", "train", *words, "plots=off", "threads=1"]
+    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *command], cwd=folder, capture_output=True)
+    log = (run_directory(folder) / "log").read_text()
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b""), log
+    assert "done at step 2" in log and (run_directory(folder) / "checkpoints" / "latest.pt").exists()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_a_run_needs_no_terminal(folder: Path, closed: str) -> None:
+    train_closed(folder, closed, "ntm-copy", *SMALL, "agent.steps=2")
+
+
+def test_processes_that_play_episodes_need_no_terminal(folder: Path) -> None:
+    pytest.importorskip("gymnasium")
+    small = ["agent.generations=2", "agent.batch_size=1", "agent.strategy.population=2", "device=cpu"]
+    train_closed(folder, "2>&-", "gym-cartpole", "env.vectorization=async", "env.workers=1", *small)
+
+
 def test_a_table_that_nobody_reads_ends_without_a_word_after_all_runs(folder: Path) -> None:
     sweep = ["sweep", "seed=1,2", *SMALL, "agent.steps=1", "plots=off", "name=mine", "--jobs", "1"]
     command = [sys.executable, "-m", "papertape.main", *sweep]
