@@ -325,23 +325,37 @@ def stop(data: str | None = None, port: int | None = None) -> list[int]:
         port: of the only one to stop; None stops all.
 
     Raises:
-        OSError: one is not the user's to stop, or does not end.
+        OSError: one is not the user's to stop, or does not end; the others are stopped all the same.
     """
-    stopped = []
+    stopped, errors = [], []
     for path in sorted(data_folder(data).glob(f"{_name('*' if port is None else port)}.lock")):
-        began = time.monotonic()
-        while holder := _holder(path):
-            taken = time.monotonic() - began
-            if taken > 2 * STOP_SECONDS:
-                raise TimeoutError(f"{path} is held by {holder}, which does not end")
-            process = holder.split()[1]
-            if process.isdecimal():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(process), signal.SIGTERM if taken < STOP_SECONDS else signal.SIGKILL)
-            time.sleep(0.1)
-            stopped.append(int(path.stem.rpartition("-")[2]))
-        path.unlink(missing_ok=True)
-    return sorted(set(stopped))
+        number = path.stem.removeprefix(_name(""))
+        if not number.isdecimal():  # of another machine, whose name begins like this one's, or of nobody
+            continue
+        try:
+            if _end(path):
+                stopped.append(int(number))
+        except OSError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return sorted(stopped)
+
+
+def _end(path: Path) -> bool:
+    """End who holds a lock; whether there was one."""
+    began, held = time.monotonic(), False
+    while holder := _holder(path):
+        held, taken = True, time.monotonic() - began
+        if taken > 2 * STOP_SECONDS:
+            raise TimeoutError(f"{path} is held by {holder}, which does not end")
+        process = holder.split()[1]
+        if process.isdecimal():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(process), signal.SIGTERM if taken < STOP_SECONDS else signal.SIGKILL)
+        time.sleep(0.1)
+    path.unlink(missing_ok=True)
+    return held
 
 
 def _holder(path: Path) -> str:

@@ -379,6 +379,30 @@ def test_what_a_dead_server_has_left_stops_nobody(content: str, tmp_path: Path) 
     other.wait()
 
 
+def test_what_cannot_be_stopped_keeps_no_other_from_it(tmp_path: Path) -> None:
+    for port in ("4000", "6000", "here"):
+        (tmp_path / f"{visdom_server._name(port)}.lock").mkdir()
+    path = tmp_path / f"{visdom_server._name(5000)}.lock"
+    code = (
+        "import sys, time; from pathlib import Path; from papertape.utils.files import lock\n"
+        "with lock(Path(sys.argv[1])): print(flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline()
+        with pytest.raises(IsADirectoryError, match="4000"):
+            visdom_server.stop(str(tmp_path))
+        assert holder.wait(10) == -signal.SIGTERM
+    assert not path.exists()
+
+
+def test_names_that_are_not_of_a_port_here_are_left_alone(tmp_path: Path) -> None:
+    """Such as those of a machine whose name begins like this one's, in a folder that both share."""
+    other = tmp_path / f"{visdom_server._name('two-8097')}.lock"
+    other.touch()
+    assert visdom_server.stop(str(tmp_path)) == []
+    assert other.exists()
+
+
 @needs_visdom
 def test_what_a_dead_server_has_left_is_in_nobodys_way(tmp_path: Path) -> None:
     server = Server("localhost", free_port(), str(tmp_path))
