@@ -29,6 +29,8 @@ from .base import Accessor
 
 LARGEST_RATE = 16.0
 """Decay rates start between 1 and this, as in Mamba 2; Gated DeltaNet's code draws them from 0 on."""
+LARGEST_LOG_RATE = 64.0
+"""Above this, rates and gradients by them overflow in float32, of which 0 times a rate would make NaN."""
 SMALLEST_STEP, LARGEST_STEP = 1e-3, 1e-1
 """What rates start multiplied by, on a logarithmic scale between these: a step keeps 0.2 to 0.999 of the memory."""
 
@@ -162,7 +164,10 @@ class DeltaAccessor(Accessor):
         return 2 if self.negative_eigenvalues else 1
 
     def _log_decay(self, parts: dict[str, Tensor]) -> Tensor | None:
-        return -self.log_rates.exp() * functional.softplus(parts["decay"]) if self.decay else None
+        if not self.decay:
+            return None
+        rates = self.log_rates.clamp(max=LARGEST_LOG_RATE).exp()
+        return -rates * functional.softplus(parts["decay"])
 
     def begin(self, state: DeltaState, steps: int, rule: Rule | None = None) -> DeltaState | RuledState:
         """The state, with its own way to run the rule if there is one; see :meth:`Accessor.begin`."""
@@ -247,22 +252,19 @@ def chunked(
         broken = ~(torch.isfinite(keys).all(-1, keepdim=True) & torch.isfinite(gates) & torch.isfinite(values))
         if log_decay is not None:
             broken = broken | log_decay.isnan().repeat_interleave(rules, -2)
-            log_decay = torch.nan_to_num(log_decay, 0, 0, -100)  # of which exp leaves nothing
+            log_decay = torch.nan_to_num(log_decay, 0, 0, -math.inf)
         spoilt = (broken.flatten(1, 2).cumsum(1) > 0).view_as(broken)
         keys, values, gates = (torch.nan_to_num(part, 0, 0, 0) for part in (keys, values, gates))
     gated, late, sought = gates * keys, keys, queries
     among, read = gated @ keys.mT, queries @ keys.mT
     ends: Any = [None] * keys.shape[1]
-    if log_decay is None:
-        read = read * (at_reads[:, None] >= place).to(read.dtype)
-    else:
+    read = read * (at_reads[:, None] >= place).to(read.dtype)
+    if log_decay is not None:
         # A step's decay comes before the first of its rules.
-        kept = log_decay.cumsum(-2)
-        so_far = kept.repeat_interleave(rules, -2)
-        among = among * _ratio(so_far, so_far, place[:, None] > place)
-        read = read * _ratio(kept, so_far, at_reads[:, None] >= place)
-        gated, sought = gated * so_far.exp(), queries * kept.exp()
-        late, ends = keys * (so_far[..., -1:, :] - so_far).exp(), kept[..., -1:, :].exp().unbind(1)
+        kept, share = log_decay.cumsum(-2).exp(), _kept_between(log_decay).repeat_interleave(rules, -1)
+        among, read = among * share.repeat_interleave(rules, -2), read * share
+        gated, sought = gated * kept.repeat_interleave(rules, -2), queries * kept
+        late, ends = keys * share[..., -1:, :].mT, kept[..., -1:, :].unbind(1)
     inverse = unit_inverse(among)
     wanted, found = inverse @ (gates * values), inverse @ gated
     starts, added = [], []
@@ -276,9 +278,13 @@ def chunked(
     return reads.masked_fill(spoilt[..., at_reads, :], math.nan), memory.masked_fill(spoilt[:, -1, -1:], math.nan)
 
 
-def _ratio(late: Tensor, early: Tensor, where: Tensor) -> Tensor:
-    """exp(late_r - early_i) of logarithms ``[…, R, 1]`` and ``[…, I, 1]``; ``[…, R, I]``, 0 but ``where`` it counts."""
-    return (late - early.mT).masked_fill(~where, -math.inf).exp()
+def _kept_between(log_decay: Tensor) -> Tensor:
+    """The share of what step i wrote that is left after step r, ``[…, C, C]`` of rows r; 1 where r is not after i.
+
+    From sums between each two steps: a difference of sums from the start on would lose small decays after a large one.
+    """
+    steps = log_decay.shape[-2]
+    return log_decay.expand(*log_decay.shape[:-1], steps).tril(-1).cumsum(-2).exp()
 
 
 def _by_blocks(below: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 AGREED = {
     "circuits/memory.py": "274fce5fab04",
     "core/accessors/base.py": "e226c4a61697",
-    "core/accessors/delta.py": "ba951f162d2f",
+    "core/accessors/delta.py": "02577506fc15",
     "core/accessors/dynamic.py": "99367aeec70e",
     "core/accessors/soft_tape.py": "36e951fe39ee",
     "core/accessors/sparse.py": "5cdf5e8e782e",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from papertape import MemoryCircuit
 from papertape.core.accessors import Accessor, DeltaAccessor, DeltaState
-from papertape.core.accessors.delta import unit_inverse
+from papertape.core.accessors.delta import chunked, unit_inverse
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -111,6 +113,51 @@ def test_a_memory_that_is_forgotten_at_once_stays_finite() -> None:
     assert reads.isfinite().all() and state.memory.isfinite().all()
     assert hidden.grad is not None and hidden.grad.isfinite().all()
     torch.testing.assert_close(reads, Accessor.run(accessor, hidden, start(accessor))[0])
+
+
+@pytest.mark.parametrize("decay", [1e2, 1e4, 1e6, math.inf])
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_small_decays_after_a_large_one_in_a_chunk_count(decay: float, dtype: torch.dtype, close: float) -> None:
+    torch.manual_seed(0)
+    keys, queries = (functional.normalize(torch.randn(1, 1, 8, 4, dtype=torch.float64), dim=-1) for _ in range(2))
+    values, gates = torch.randn(1, 1, 8, 3, dtype=torch.float64), torch.rand(1, 1, 8, 1, dtype=torch.float64)
+    log_decay = -0.01 * torch.rand(1, 1, 8, 1, dtype=torch.float64)
+    log_decay[..., 2, :] = -decay
+    memory = torch.randn(1, 4, 3, dtype=torch.float64)
+    exact, given = (
+        [part.to(kind, copy=True).requires_grad_() for part in (keys, values, gates, queries, log_decay, memory)]
+        for kind in (torch.float64, dtype)
+    )
+    reads, table = [], exact[-1][0]
+    for key, value, gate, query, logarithm in zip(*(part[0, 0] for part in exact[:-1]), strict=True):
+        table = logarithm.exp() * table
+        table = table + key[:, None] * gate * (value - key @ table)
+        reads.append(query @ table)
+    expected, found = (torch.stack(reads)[None, None], table[None]), chunked(*given)
+    for words, last in (expected, found):
+        (words.square().sum() + last.square().sum()).backward()
+    results = ((*expected, *(part.grad for part in exact)), (*found, *(part.grad for part in given)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other.double(), one, atol=close, rtol=close)
+
+
+@pytest.mark.parametrize("log_rate", [80.0, 89.0, 1e4])
+def test_rates_beyond_what_the_type_holds_stay_finite(log_rate: float) -> None:
+    """Steps that they are multiplied by may be 0, or keep nothing."""
+    accessor = made(torch.float32, decay=True)
+    with torch.no_grad():
+        accessor.log_rates.fill_(log_rate)
+        accessor.interface.parts(accessor.interface.linear.bias)["decay"].copy_(torch.tensor([-300.0, 3.0]))
+    hidden = torch.randn(11, 2, 6)
+    for run in (Accessor.run, DeltaAccessor.run):
+        given = hidden.clone().requires_grad_()
+        reads, after = run(accessor, given, state := start(accessor))
+        accessor.zero_grad()
+        (reads.square().sum() + after.memory.square().sum()).backward()
+        assert all(part.isfinite().all() for part in (reads, after.memory))
+        assert all(part.grad is not None and part.grad.isfinite().all() for part in (given, *accessor.parameters()))
+    kept = accessor.observed(accessor.heads(hidden), state)["kept"]
+    assert (kept[..., 0] == 1).all() and (kept[..., 1] == 0).all()
 
 
 @each
