@@ -352,7 +352,8 @@ class Circuit(Component, nn.Module, ABC):
                 state is the one at its own end. None runs all steps of all.
             at: steps of each sequence whose outputs are wanted, whole numbers below T, ``[M, B]``: where outputs have
                 many channels, leaving out the others saves most of the work. None wants all. Time-major, and without
-                ``lengths`` and ``trace``.
+                ``lengths`` and ``trace``. Where ``clip`` bounds outputs, a step that is named twice has gradients that
+                are let through or held back for each time alone, not for their sum.
             trace: also return a :class:`~papertape.core.trace.Trace` of what the heads did at each step (eager speed).
 
         Returns:
