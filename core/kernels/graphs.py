@@ -36,7 +36,7 @@ from ..placement import random_apart
 from ..state import CircuitState, leaves, rebuild
 from . import eager, guard
 from .formulas import as_written, hooked
-from .transforms import in_memory, kernel_backward, transforms_functions
+from .transforms import in_memory, kernel_backward, origin, transforms_functions
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView
@@ -263,7 +263,7 @@ class _Replay(torch.autograd.Function):
     def forward(ctx: Any, recording: Recording, *tensors: Tensor) -> tuple[Tensor, ...]:
         recording.copy_in(tensors[: len(recording.arguments)])
         recording.replay_forward()
-        ctx.recording = recording
+        ctx.recording, ctx.origin = recording, origin(*tensors)
         # Lives as long as autograd keeps this pass for a backward, and no longer.
         token = tensors[0].new_empty(0)
         recording.busy = weakref.ref(token)

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from ..members import Call, call_with
 from ..options import check_sizes
 from ..placement import random_apart, random_state, set_random_state
 from ..state import CircuitState, leaves, map_state, rebuild
 from . import dispatch
-from .transforms import transform
+from .transforms import differentiable_once, origin, transform
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView
@@ -105,13 +104,14 @@ class _Chunk(Function):
         }
         ctx.random = torch.get_rng_state(), random_state(inputs.device)
         ctx.save_for_backward(inputs, *tensors)
+        ctx.origin = origin(inputs, *tensors)
         features, state = dispatch.run(circuit, inputs, rebuild(structure, tensors))
         results = [features, *leaves(state)]
         ctx.mark_non_differentiable(*(result for result in results if not result.is_floating_point()))
         return tuple(results)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[3:]
         # Detached: autograd itself passes the gradients on to what a tensor was computed from, and calls its hooks.

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from ..sparse_addressing import BLOCK, first_of_equals, least_recent
+from .transforms import differentiable_once
 
 UNTOUCHED_BYTES = 2**22
 """On a CPU, a gradient from this size on takes only as much memory as is written of it."""
@@ -148,6 +148,9 @@ def untouched_zeros(like: Tensor, shape: torch.Size) -> Tensor:
     return torch.frombuffer(memory, dtype=like.dtype).view(shape)
 
 
+# These are linear: their gradients depend on the gradients that come in alone, and no ``ctx.origin`` is needed.
+
+
 class _Open(Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -155,7 +158,7 @@ class _Open(Function):
         return tensor.clone(memory_format=torch.contiguous_format)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor | None) -> Tensor | None:
         return gradient
 
@@ -168,7 +171,7 @@ class _Close(Function):
         return tensor
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor | None) -> Tensor | None:
         # The incoming gradient belongs to the caller; from here on it is changed in place.
         return None if gradient is None else gradient.clone(memory_format=torch.contiguous_format)
@@ -185,7 +188,7 @@ class _Take(Function):
         return tensor, tensor.gather(1, index)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor | None, taken: Tensor | None) -> tuple[Tensor | None, None]:
         if taken is None:
             return gradient, None
@@ -204,7 +207,7 @@ class _Put(Function):
         return tensor.scatter_(1, index, rows)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None, Tensor | None]:
         if gradient is None:
             return None, None, None, None
@@ -225,7 +228,7 @@ class _Add(Function):
         return tensor.scatter_add_(1, index, rows)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, Tensor | None]:
         if gradient is None:
             return None, None, None

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
-from torch.autograd.function import once_differentiable
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 _ONE = torch.ones(())
+
+NO_SECOND = "backend: 'eager' alone has second derivatives, and not of a sparse memory or with recompute_every"
 
 
 def transform(tensors: Iterable[Tensor] = ()) -> str | None:
@@ -82,6 +83,50 @@ def _forward_mode() -> bool:
     return True
 
 
+def origin(*tensors: Tensor | None) -> Tensor:
+    """An empty tensor which is to autograd as if it were computed from these; who asks for its gradient gets an error.
+
+    A forward pass keeps it as ``ctx.origin`` for :func:`differentiable_once`, if its gradient depends on what it took.
+    It holds nothing of what it comes from, so that nothing is kept in memory or may not be changed for its sake.
+    """
+    with torch.enable_grad():
+        (made,) = _refusing((torch.empty(0),), tensors)
+    assert made is not None
+    return made
+
+
+def _refusing(made: Sequence[Tensor | None], sources: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """What was made, as if computed from the sources; those that autograd does not follow do not count."""
+    due = [tensor for tensor in sources if tensor is not None and tensor.requires_grad]
+    if not due:
+        return tuple(made)
+    parts: tuple[Any, ...] = (*made, *due)
+    refused: tuple[Any, ...] = torch._C._functions.DelayedError(NO_SECOND.encode(), len(parts))(*parts)
+    return refused[: len(made)]
+
+
+def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a backward pass that cannot be differentiated itself: second derivatives raise an error.
+
+    torch's own ``once_differentiable`` leaves the error out of the way from a gradient to what it was computed from. So
+    ``torch.autograd.grad``, which goes no other way, never meets it and takes those derivatives for zero.
+    """
+
+    @wraps(backward)
+    def once(ctx: Any, *gradients: Tensor | None) -> Any:
+        with torch.no_grad():
+            made = backward(ctx, *gradients)
+        if not torch.is_grad_enabled():
+            return made
+        if not all(gradient is None or in_memory(gradient) for gradient in gradients):
+            raise RuntimeError(
+                f"{NO_SECOND}: create_graph is not allowed for a batch of gradients"
+            )  # which has no ways
+        return _refusing(made if isinstance(made, tuple) else (made,), (getattr(ctx, "origin", None), *gradients))
+
+    return once
+
+
 def kernel_backward(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates the backward pass of kernels and graphs: differentiable once, one gradient at a time.
 
@@ -89,7 +134,7 @@ def kernel_backward(backward: Callable[..., Any]) -> Callable[..., Any]:
         RuntimeError: gradients come in a batch, which have no address.
     """
 
-    @once_differentiable
+    @differentiable_once
     @wraps(backward)
     def checked(ctx: Any, *gradients: Tensor | None) -> Any:
         if not all(gradient is None or in_memory(gradient) for gradient in gradients):

@@ -297,6 +297,72 @@ def test_forward_mode(name: str, grad: bool) -> None:
     torch.testing.assert_close(made, torch.tensordot(jacobian, tangent, dims=3))
 
 
+@differentiable(QUICK)
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_first_derivatives_that_could_be_differentiated(name: str, vectorize: bool) -> None:
+    """Those of a batch are refused where they would be taken for constants."""
+    circuit = make(name)
+
+    def jacobian(create_graph: bool) -> Any:
+        outputs: Callable[[Tensor], Tensor] = lambda inputs: circuit(inputs)[0].sin()  # noqa: E731
+        return torch.autograd.functional.jacobian(
+            outputs, sequence(), create_graph=create_graph, vectorize=vectorize and create_graph
+        )
+
+    try:
+        made = jacobian(True)
+    except RuntimeError as error:
+        if not (vectorize and "second derivatives" in str(error)):
+            raise
+        return
+    torch.testing.assert_close(made, jacobian(False))
+    assert made.requires_grad
+
+
+def _unless_refused(output: Any, inputs: list[Tensor]) -> tuple[Tensor | None, ...] | None:
+    """Gradients, or None where an error says that there are none of gradients."""
+    try:
+        return torch.autograd.grad(output, inputs, allow_unused=True)
+    except RuntimeError as error:
+        if "second derivatives" not in str(error):
+            raise
+        return None
+
+
+@differentiable(QUICK)
+@pytest.mark.parametrize("options", [{}, {"backend": "eager"}, {"recompute_every": 2}], ids=str)
+def test_second_derivatives_are_right_or_refused(name: str, options: dict[str, Any]) -> None:
+    """Also by ``torch.autograd.grad``, which looks at nothing but the ways to what it differentiates."""
+    if "recompute_every" in options and " " not in name:
+        pytest.skip("only circuits with a memory recompute")
+    circuit = make(name, **options)
+    parameters = dict(circuit.named_parameters())
+    tangents = {key: torch.randn_like(value) for key, value in parameters.items()} | {"": sequence(3)}
+
+    def loss(values: dict[str, Tensor]) -> Tensor:
+        weights = {key: value for key, value in values.items() if key in parameters}
+        outputs: Tensor = torch.func.functional_call(circuit, weights, values[""])[0]
+        return outputs.sin().sum()
+
+    for values in (parameters, {"": sequence()}):
+        point = {key: value.detach().clone().requires_grad_() for key, value in values.items()}
+        fixed = {key: value.detach() for key, value in (parameters | {"": sequence()}).items() if key not in point}
+        made = torch.autograd.grad(loss(point | fixed), [*point.values()], create_graph=True, allow_unused=True)
+        first = {key: gradient for key, gradient in zip(point, made, strict=True) if gradient is not None}
+        along = [(gradient * tangents[key]).sum() for key, gradient in first.items()]
+        second = _unless_refused(sum(along), [*point.values()])
+        sparse = name.startswith(("sam", "sdnc"))
+        if second is None:
+            assert sparse or options != {"backend": "eager"}
+            continue
+        assert not sparse and "recompute_every" not in options
+        inner = torch.func.grad(lambda part, rest=fixed: loss(part | rest))
+        own = {key: tangents[key] for key in point}
+        _, expected = torch.func.jvp(inner, ({k: v.detach() for k, v in point.items()},), (own,))
+        for one, other in zip(second, expected.values(), strict=True):
+            torch.testing.assert_close(torch.zeros_like(other) if one is None else one, other)
+
+
 @some_circuits
 def test_mapped_over_inputs_and_around_a_circuit(name: str) -> None:
     circuit, inputs = make(name), sequence(0, 3)

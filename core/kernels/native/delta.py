@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ...accessors.delta import SHORTEST, DeltaAccessor
 from ..operators import flattened, operator, unflattened
-from ..transforms import in_memory
+from ..transforms import differentiable_once, in_memory, origin
 from . import library
 
 KEPT_EVERY = 16
@@ -156,10 +155,11 @@ class _DeltaRule(torch.autograd.Function):
         reads, last, *kept = _forward(text, vectors, log_decay, memory, any(ctx.needs_input_grad))
         ctx.text = text
         ctx.save_for_backward(vectors, log_decay, *kept)
+        ctx.origin = origin(vectors, log_decay, memory)
         return reads, last
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, d_reads: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
         vectors, log_decay, *kept = ctx.saved_tensors
         about = (ctx.text, vectors, log_decay, *kept, d_reads, d_last)

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..guard import layer_sizes
 from ..operators import flattened, operator, unflattened
-from ..transforms import in_memory, transforms_functions
+from ..transforms import differentiable_once, in_memory, origin, transforms_functions
 from . import library
 from .library import Problem, Tensors
 
@@ -410,10 +409,11 @@ class _Sequence(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         layers = arguments[len(_ARGUMENTS) : _layers_end(_problem(text))]
         ctx.save_for_backward(*arguments[:2], *layers, features, workspace)
+        ctx.origin = origin(*arguments)
         return features[1:], *last
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, d_features: Tensor | None, *d_last: Tensor | None) -> tuple[Tensor | None, ...]:
         remaining = iter(d_last)
         d_carried = [next(remaining) if given else None for given in ctx.given]

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...addressing import USAGE_EPSILON
-from ..transforms import kernel_backward
+from ..transforms import kernel_backward, origin
 from .launch import launch, parts, power_of_two, sigmoid
 
 ROWS = 32
@@ -231,6 +231,7 @@ class _UsageAllocation(torch.autograd.Function):
                 enable_fp_fusion=False,
             )
         ctx.save_for_backward(previous, write_weights, free_gates, read_weights, gates, used, smaller, allocations)
+        ctx.origin = origin(*arguments)
         return usage, allocations
 
     @staticmethod

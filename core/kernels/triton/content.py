@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...addressing import NORM_EPSILON
-from ..transforms import kernel_backward
+from ..transforms import kernel_backward, origin
 from .launch import (
     launch,
     parts,
@@ -254,6 +254,7 @@ def content_backward(
 class _Content(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, memory: Tensor, keys: Tensor, strengths: Tensor, mask: Tensor | None) -> Tensor:
+        ctx.origin = origin(memory, keys, strengths, mask)
         memory, keys, strengths = memory.contiguous(), keys.contiguous(), strengths.contiguous()
         mask = None if mask is None else mask.contiguous()
         batch, slots, word = memory.shape

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..transforms import kernel_backward
+from ..transforms import kernel_backward, origin
 from .launch import launch, parts, power_of_two, warps
 
 ROWS = 32
@@ -243,6 +243,7 @@ class _Links(torch.autograd.Function):
         launch(links_forward, (batch * heads, blocks), *given, *made, **ctx.constants)
         ctx.index, ctx.earlier, ctx.again = len(chunk.contexts), tuple(chunk.contexts), chunk.again
         chunk.contexts.append(ctx)
+        ctx.origin = origin(previous, precedence, write_weights, read_weights)
         ctx.save_for_backward(*(given if ctx.index == 0 else given[1:]))
         return link, new_precedence, backward.sum(2).transpose(1, 2).contiguous(), forward
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...addressing import SHARPEN_EPSILON
-from ..transforms import kernel_backward
+from ..transforms import kernel_backward, origin
 from .launch import TILE, launch, power_of_two, softmax, warps
 
 
@@ -168,6 +168,7 @@ class _Location(torch.autograd.Function):
         weights = torch.empty_like(content)
         launch(location_forward, (batch * heads,), *given, weights, **ctx.constants)
         ctx.save_for_backward(*given, weights)
+        ctx.origin = origin(*arguments)
         return weights
 
     @staticmethod

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..transforms import kernel_backward
+from ..transforms import kernel_backward, origin
 from .launch import launch, parts, power_of_two, rows_per_tile, sigmoid, tanh, warps
 
 
@@ -181,6 +181,7 @@ class _Write(torch.autograd.Function):
             **ctx.constants,
         )
         ctx.save_for_backward(memory, weights, erase, add)
+        ctx.origin = origin(*arguments)
         return new_memory
 
     @staticmethod

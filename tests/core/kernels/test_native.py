@@ -623,9 +623,13 @@ def test_backward_twice_through_a_kept_graph(build: Callable[..., Circuit]) -> N
 def test_derivatives_of_derivatives_are_refused(build: Callable[..., Circuit]) -> None:
     circuit = build(backend="native")
     outputs, _ = circuit(torch.ones(STEPS, BATCH, INPUTS))
-    (gradient,) = torch.autograd.grad(outputs.sum(), circuit.accessor.interface.linear.weight, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    weight = circuit.accessor.interface.linear.weight
+    (gradient,) = torch.autograd.grad(outputs.sum(), weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        gradient.sum().backward(retain_graph=True)
+    for other in (weight, circuit.accessor.interface.linear.bias):
+        with pytest.raises(RuntimeError, match="second derivatives"):
+            torch.autograd.grad(gradient.sum(), other, retain_graph=True)
 
 
 @each_circuit
