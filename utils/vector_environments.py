@@ -61,7 +61,8 @@ class Converter:
         Raises:
             ValueError: it is of another size than those of its space, or its numbers are none of its space's type.
         """
-        self._check_whole(self.observations, observation)
+        if not self.plain or self.kind.kind != "f":  # plain floats are what most steps show
+            self._check_whole(self.observations, observation)
         if self.plain:
             found = np.asarray(observation)
             row = found.ravel()
