@@ -52,7 +52,7 @@ class Converter:
         self.nested = isinstance(actions, spaces.Dict | spaces.Tuple)
         """Whether an action is made of others."""
         flat = spaces.flatten_space(observations)
-        assert flat.shape is not None
+        assert flat.shape is not None and flat.dtype is not None
         self.width, self.kind = math.prod(flat.shape), flat.dtype
 
     def flatten(self, observation: Any) -> np.ndarray:
