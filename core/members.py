@@ -6,6 +6,8 @@ the members' common centre apart from what makes them differ, so that products w
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -60,6 +62,9 @@ class Mirrored:
 
 
 Stack = Tensor | Mirrored
+
+_CHANGING = threading.RLock()
+"""Of two threads that put tensors into one module, one would put back what the other has put there."""
 
 
 def dense(stack: Stack) -> Tensor:
@@ -142,15 +147,17 @@ def call_with(
         arguments: of the call.
         options: keywords of the call.
     """
-    own = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-    tied = {id(own[name]): tensor for name, tensor in tensors.items()}
-    places = {}
-    for prefix, part in module.named_modules():  # each once
-        for kind in (part.named_parameters, part.named_buffers):
-            for name, held in kind(prefix, recurse=False, remove_duplicate=False):
-                if id(held) in tied:
-                    places[name] = tensors.get(name, tied[id(held)])
-    return functional_call(module, places, arguments, options, tie_weights=False)
+    # The compiler, which knows no locks, runs in one thread.
+    with contextlib.nullcontext() if torch.compiler.is_compiling() else _CHANGING:
+        own = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+        tied = {id(own[name]): tensor for name, tensor in tensors.items()}
+        places = {}
+        for prefix, part in module.named_modules():  # each once
+            for kind in (part.named_parameters, part.named_buffers):
+                for name, held in kind(prefix, recurse=False, remove_duplicate=False):
+                    if id(held) in tied:
+                        places[name] = tensors.get(name, tied[id(held)])
+        return functional_call(module, places, arguments, options, tie_weights=False)
 
 
 class Call(nn.Module):

@@ -78,6 +78,27 @@ def _drawing_again(device: torch.device, state: Tensor, state_there: Tensor | No
         yield
 
 
+def _in_place(ctx: Any, own: dict[str, Tensor]) -> bool:
+    """Whether the circuit has the parameters of then and may be run as it is, which other threads do not notice.
+
+    Not those of a functional_call, which are gone by now; nor with hooks, which autograd calls later as well; nor under
+    autocast, which may remember the parameters as the pass without gradients has converted them.
+    """
+    now = dict(_module(ctx.circuit).named_parameters(remove_duplicate=False))
+    return (
+        not ctx.autocast["enabled"]
+        and now.keys() == own.keys()
+        and all(
+            tensor is now[name] and tensor.requires_grad == need and tensor.is_leaf and not tensor._backward_hooks
+            for (name, tensor), need in zip(own.items(), ctx.needs_input_grad[-len(own) :], strict=True)
+        )
+        and all(
+            buffer is ctx.buffers.get(name)
+            for name, buffer in _module(ctx.circuit).named_buffers(remove_duplicate=False)
+        )
+    )
+
+
 class _Chunk(Function):
     """A few steps; keeps the inputs and the state before them, and the parameters as they were."""
 
@@ -114,19 +135,26 @@ class _Chunk(Function):
     @differentiable_once
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[3:]
+        saved = ctx.saved_tensors
+        own = dict(zip(ctx.names, saved[-len(ctx.names) :], strict=True))
+        in_place = _in_place(ctx, own)
         # Detached: autograd itself passes the gradients on to what a tensor was computed from, and calls its hooks.
-        given = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needed, strict=True)]
+        given = [t.detach().requires_grad_(need) for t, need in zip(saved, needed, strict=True)]
+        if in_place:
+            given[-len(ctx.names) :] = own.values()
         inputs, *state = given[: -len(ctx.names)]
-        # The parameters of then: those of a functional_call are gone from the circuit by now.
-        own = {**ctx.buffers, **dict(zip(ctx.names, given[-len(ctx.names) :], strict=True))}
 
         def run(circuit: CircuitView) -> tuple[Tensor, CircuitState]:
             return dispatch.run(circuit, inputs, rebuild(ctx.structure, state))
 
         with torch.enable_grad(), torch.autocast(**ctx.autocast), _drawing_again(inputs.device, *ctx.random):
-            features, last = call_with(
-                Call(ctx.circuit, run), {f"circuit.{name}": tensor for name, tensor in own.items()}
-            )
+            if in_place:
+                features, last = run(ctx.circuit)
+            else:
+                then = {**ctx.buffers, **dict(zip(ctx.names, given[-len(ctx.names) :], strict=True))}
+                features, last = call_with(
+                    Call(ctx.circuit, run), {f"circuit.{name}": tensor for name, tensor in then.items()}
+                )
         results = zip([features, *leaves(last)], gradients, strict=True)
         due = [(result, d) for result, d in results if d is not None and result.requires_grad]
         wanted = [tensor for tensor, need in zip(given, needed, strict=True) if need]

@@ -119,9 +119,8 @@ def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
         if not torch.is_grad_enabled():
             return made
         if not all(gradient is None or in_memory(gradient) for gradient in gradients):
-            raise RuntimeError(
-                f"{NO_SECOND}: create_graph is not allowed for a batch of gradients"
-            )  # which has no ways
+            # What a batch is computed from cannot be told: the results would count as constants.
+            raise RuntimeError(f"{NO_SECOND}; create_graph is not allowed for a batch of gradients")
         return _refusing(made if isinstance(made, tuple) else (made,), (getattr(ctx, "origin", None), *gradients))
 
     return once

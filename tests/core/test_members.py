@@ -1,3 +1,7 @@
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -107,3 +111,26 @@ def test_a_module_called_with_other_tensors_is_itself_again():
     seen = call_with(call, both)
     assert seen["one.weight"] is both["module.one.weight"], "what is tied may be apart for one call"
     assert seen["tied.weight"] is both["module.tied.weight"]
+
+
+def test_threads_that_give_one_module_other_tensors_take_turns():
+    module, turns = nn.Linear(1, 1), threading.Barrier(2)
+
+    def call(value):
+        turns.wait()
+        return call_with(Slow(module), {"inner.weight": torch.full((1, 1), value)}, (torch.ones(1, 1),))
+
+    class Slow(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            before = self.inner.weight.item()
+            time.sleep(0.02)
+            return before, self.inner.weight.item()
+
+    own = module.weight
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(call, [1.0, 2.0])) == [(1.0, 1.0), (2.0, 2.0)]
+    assert module.weight is own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -171,6 +172,21 @@ def test_parametrized_and_shared_weights_and_their_hooks(backend):
     for name, gradient in gradients[0].items():
         assert gradient is not None, name
         torch.testing.assert_close(gradients[1][name], gradient)
+
+
+def test_threads_that_share_a_circuit():
+    circuit, inputs = make("ntm", 2), sequence(12).detach()
+    before = dict(circuit.named_parameters())
+
+    def gradients(_: int = 0) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(circuit(inputs)[0].square().sum(), list(before.values()))
+
+    expected = gradients()
+    with ThreadPoolExecutor(4) as pool:
+        for made in pool.map(gradients, range(16)):
+            torch.testing.assert_close(made, expected)
+    after = dict(circuit.named_parameters())
+    assert after.keys() == before.keys() and all(after[name] is before[name] for name in before)
 
 
 def test_weights_that_a_circuit_of_ones_own_adds():
