@@ -112,6 +112,17 @@ def test_kernels_step_aside_where_the_controller_or_the_heads_are_not_as_they_we
         circuit(inputs)
 
 
+@needs_native
+@pytest.mark.parametrize("layer", [0, 1])
+def test_kernels_step_aside_where_a_layer_of_the_interface_has_no_bias(layer: int) -> None:
+    circuit = MemoryCircuit(3, 2, controller="convolution", accessor="soft-tape", read_feedback=False)
+    linear = (circuit.accessor.interface.linear, circuit.accessor.layers[0])[layer]
+    linear.bias = None
+    inputs = torch.ones(3, 1, 3)
+    assert "bias" in str(native.unavailable(circuit, inputs, circuit.initial_state(1)))
+    assert circuit(inputs)[0].shape == (3, 1, 2) and circuit.chosen_backend == "eager"
+
+
 def test_populations_and_a_replaced_transition() -> None:
     circuit, inputs = made("feedforward"), torch.randn(5, 3, 4, dtype=torch.float64)
     stacks = {name: torch.stack([part.detach(), part.detach() + 0.1]) for name, part in circuit.named_parameters()}
