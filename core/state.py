@@ -69,7 +69,7 @@ def example(module: nn.Module) -> Tensor:
         for tensor in (*vars(part).values(), *part.buffers(recurse=False)):
             if isinstance(tensor, Tensor) and tensor.is_floating_point():
                 return tensor
-    return torch.empty(0, device="cpu")  # quantised layers pack theirs, and compute in torch's own type
+    return torch.empty(0)  # quantised layers pack theirs, and compute in torch's own type
 
 
 def _first_parameter(module: nn.Module) -> Tensor | None:
