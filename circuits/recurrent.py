@@ -80,8 +80,9 @@ class RecurrentCircuit(TiedEmbedding):
     def _hiddens(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
         if self.backend == "auto" and fused.unavailable(self.controller, inputs, state) is None:
             return fused.run(self.controller, inputs, state)
-        run = Controller.run if stepwise(self.controller, Controller) else type(self.controller).run
-        return run(self.controller, inputs, state)
+        if stepwise(self.controller, Controller):
+            return Controller.run(self.controller, inputs, state)
+        return self.controller.run(inputs, state)
 
     def run_at(self, inputs: Tensor, state: Any, at: Tensor) -> tuple[Tensor, Any]:
         """See :meth:`Circuit.run_at`: the output layer sees these steps alone, where no graph of all is recorded."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils import prune
 
 from papertape import MemoryCircuit
 from papertape.core.accessors import StaticAccessor
@@ -114,10 +115,14 @@ def test_kernels_step_aside_where_the_controller_or_the_heads_are_not_as_they_we
 
 @needs_native
 @pytest.mark.parametrize("layer", [0, 1])
-def test_kernels_step_aside_where_a_layer_of_the_interface_has_no_bias(layer: int) -> None:
+@pytest.mark.parametrize("pruned", [False, True])
+def test_kernels_step_aside_where_a_layer_of_the_interface_has_no_bias(layer: int, pruned: bool) -> None:
     circuit = MemoryCircuit(3, 2, controller="convolution", accessor="soft-tape", read_feedback=False)
     linear = (circuit.accessor.interface.linear, circuit.accessor.layers[0])[layer]
-    linear.bias = None
+    if pruned:
+        prune.random_unstructured(linear, "bias", 0.5)
+    else:
+        linear.bias = None
     inputs = torch.ones(3, 1, 3)
     assert "bias" in str(native.unavailable(circuit, inputs, circuit.initial_state(1)))
     assert circuit(inputs)[0].shape == (3, 1, 2) and circuit.chosen_backend == "eager"

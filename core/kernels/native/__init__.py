@@ -160,7 +160,7 @@ def _unavailable_memory(circuit: CircuitView, known: guard.Known, inputs: Tensor
     for linear in _of_interface(accessor):
         if not isinstance(linear, nn.Linear):
             return f"it needs Linear layers, not {type(linear).__name__}"
-        if linear._parameters["bias"] is None:
+        if linear._parameters.get("bias") is None:
             return "it needs Linear layers with a bias"
     size = sum(_parts(circuit).values())
     shapes = [("weight of the interface", (size, accessor.hidden_size)), ("bias", (size,))]
