@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..core.circuit import Circuit
-from ..core.kernels.formulas import hooked, unchanged
+from ..core.kernels.formulas import plain, unchanged
 from ..core.members import Stack, linear
 from ..core.registry import register
 from ..core.state import register_state
@@ -149,8 +149,8 @@ class FeedForwardCircuit(Circuit):
             ``[T, P, B, O]``
         """
         steps = ("run", "_standardise", "_passed_on", "_activate")
-        plain = all(type(layer) is nn.Linear and not hooked(layer) for layer in self.layers)
-        if self.embedding is not None or not plain or not unchanged(self, FeedForwardCircuit, *steps):
+        written = plain(self.layers, nn.Linear) and unchanged(self, FeedForwardCircuit, *steps)
+        if self.embedding is not None or not written:
             return super().run_population(parameters, inputs)
         inputs = self.shared_inputs(inputs)
         x = self._standardise(inputs).flatten(0, 1)

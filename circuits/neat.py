@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..core.circuit import Circuit
-from ..core.kernels.formulas import hooked, unchanged
+from ..core.kernels.formulas import plain, unchanged
 from ..core.members import Stack, dense
 from ..core.options import check_sizes
 from ..core.registry import register
@@ -60,8 +60,7 @@ class NeatCircuit(Circuit):
         Returns:
             ``[T, P, B, O]``
         """
-        plain = type(self.network) is TopologyNetwork and not hooked(self.network)
-        if not plain or not unchanged(self, NeatCircuit, "run", "_run", "step"):
+        if not plain([self.network], TopologyNetwork) or not unchanged(self, NeatCircuit, "run", "_run", "step"):
             return super().run_population(parameters, inputs)
         hidden, output = (dense(parameters[f"network.{name}"]) for name in (HIDDEN_WEIGHT, OUTPUT_WEIGHT))
         return self.network.run_population(hidden, output, self.shared_inputs(inputs))

@@ -13,7 +13,7 @@ from torch.func import vmap
 
 from ..core.accessors.tape import OpenTape, TapeOptions, TapeState
 from ..core.controllers import AnyController
-from ..core.kernels.formulas import hooked, unchanged
+from ..core.kernels.formulas import hooked, plain, unchanged
 from ..core.members import Stack, call_with, dense, linear, map_controller_state
 from ..core.registry import register
 from ..core.tied_bits import TiedBitsLinear
@@ -71,10 +71,10 @@ class Tape(TapeOptions, MemoryCircuit):
         changed in place, and only as long as the sequences can use.
         """
         layers = (self.accessor.interface.linear, self.output)
-        plain = all(type(layer) in (nn.Linear, TiedBitsLinear) and layer.bias is not None for layer in layers)
-        watched = any(map(hooked, (self.accessor, self.accessor.interface, *layers)))
-        written = unchanged(self, Tape, "run", "_run", "transition", "answer", "compared")
-        if self.backend not in ("auto", "eager") or self.embedding is not None or watched or not (plain and written):
+        written = plain(layers, nn.Linear, TiedBitsLinear) and all(layer.bias is not None for layer in layers)
+        written &= unchanged(self, Tape, "run", "_run", "transition", "answer", "compared")
+        watched = hooked(self.accessor) or hooked(self.accessor.interface)
+        if self.backend not in ("auto", "eager") or self.embedding is not None or watched or not written:
             return super().run_population(parameters, inputs)
         inputs = self.shared_inputs(inputs)
         stacks = {name: dense(stack) for name, stack in parameters.items()}

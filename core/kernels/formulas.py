@@ -310,6 +310,11 @@ def unchanged(circuit: nn.Module, owner: type[nn.Module], *methods: str) -> bool
     )
 
 
+def plain(layers: Iterable[nn.Module], *kinds: type[nn.Module]) -> bool:
+    """Whether all of these layers are of these very classes, with no code before or after them."""
+    return all(type(layer) in kinds and not hooked(layer) for layer in layers)
+
+
 def stepwise(part: Any, base: type) -> bool:
     """Whether a controller or an accessor must go step by step through a sequence: code waits for each of its steps, or
     its ``forward`` was replaced by what its ``run`` does not know, which is not that of ``base``.

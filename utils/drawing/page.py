@@ -104,12 +104,11 @@ class Visdom:
 
     def name(self) -> str:
         """The run's title, with a number behind it where pages of other folders have the names before that."""
-        for number in itertools.count(1):
-            name = self.settings.title if number == 1 else f"{self.settings.title}-{number}"
-            shown = self.server.text(name, "title")
-            if shown is None or shown.endswith(self.place):
-                return name
-        raise AssertionError("itertools.count ended")
+        name = self.settings.title
+        numbers = itertools.count(2)
+        while (shown := self.server.text(name, "title")) is not None and not shown.endswith(self.place):
+            name = f"{self.settings.title}-{next(numbers)}"
+        return name
 
     @property
     def place(self) -> str:
