@@ -13,7 +13,7 @@ from torch import Tensor
 from ..guard import layer_sizes
 from ..operators import flattened, operator, unflattened
 from ..transforms import differentiable_once, in_memory, origin, transforms_functions
-from . import library
+from . import library, pages
 from .library import Problem, Tensors
 
 BLOCK = 8
@@ -214,8 +214,8 @@ class _Room(NamedTuple):
         assert inputs is not None
         features = inputs.new_empty(problem.steps + 1, problem.batch, problem.hidden + problem.reads * problem.word)
         record_size, saved_size = _sizes(_library(), accessor, text, inputs.dtype)
-        # One block, not two: what malloc gave and got back in one piece it keeps for the next call.
-        workspace = inputs.new_empty(record_size + saved_size)
+        # One block, not two: what was given and came back in one piece is kept for the next call.
+        workspace = pages.empty(record_size + saved_size, inputs)
         state = (*arguments[3 : len(_ARGUMENTS)], *arguments[_layers_end(problem) :])
         last = [torch.empty_like(t) for t in state if t is not None]
         return cls(features, workspace, last, record_size)
@@ -330,7 +330,7 @@ def _run_population(accessor: str, text: str, tensors: Sequence[Tensor | None]) 
     two_steps = inputs.new_empty(2, problem.batch, output_weight.shape[2])
     loaded = _library()
     record_size, saved_size = _sizes(loaded, accessor, text, inputs.dtype)
-    workspace = inputs.new_empty(record_size + saved_size)
+    workspace = pages.empty(record_size + saved_size, inputs)
     x = _tensors(workspace, record_size)
     x.give(inputs=inputs, interface_weight=interface_weight, interface_bias=interface_bias)
     x.give_layers("layers", rest[:end])
