@@ -36,7 +36,7 @@ from ..placement import random_apart
 from ..state import CircuitState, leaves, rebuild
 from . import eager, guard
 from .formulas import as_written, hooked
-from .transforms import in_memory, kernel_backward, origin, transforms_functions
+from .transforms import as_now, in_memory, kernel_backward, origin, transforms_functions
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView
@@ -268,7 +268,7 @@ class _Replay(torch.autograd.Function):
         token = tensors[0].new_empty(0)
         recording.busy = weakref.ref(token)
         # The parameters, so that autograd notices if they change in value before the backward pass, which reads them.
-        ctx.save_for_backward(token, *tensors[len(recording.arguments) :])
+        ctx.save_for_backward(token, *as_now(*tensors[len(recording.arguments) :]))
         results = tuple(t.clone() for t in recording.results)
         ctx.mark_non_differentiable(*(t for t, d in zip(results, recording.differentiable, strict=True) if not d))
         return results

@@ -24,7 +24,7 @@ from ..options import check_sizes
 from ..placement import random_apart, random_state, set_random_state
 from ..state import CircuitState, leaves, map_state, rebuild
 from . import dispatch
-from .transforms import differentiable_once, origin, transform
+from .transforms import as_now, differentiable_once, origin, transform
 
 if TYPE_CHECKING:
     from .circuit_view import CircuitView
@@ -78,25 +78,36 @@ def _drawing_again(device: torch.device, state: Tensor, state_there: Tensor | No
         yield
 
 
-def _in_place(ctx: Any, own: dict[str, Tensor]) -> bool:
-    """Whether the circuit has the parameters of then and may be run as it is, which other threads do not notice.
+def _in_place(ctx: Any, then: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """The parameters of the circuit, if it still has those of then and may be run as it is, which other threads do not
+    notice; else None.
 
     Not those of a functional_call, which are gone by now; nor with hooks, which autograd calls later as well; nor under
     autocast, which may remember the parameters as the pass without gradients has converted them.
     """
-    now = dict(_module(ctx.circuit).named_parameters(remove_duplicate=False))
-    return (
+    now: dict[str, Tensor] = dict(_module(ctx.circuit).named_parameters(remove_duplicate=False))
+    same = (
         not ctx.autocast["enabled"]
-        and now.keys() == own.keys()
+        and now.keys() == then.keys()
         and all(
-            tensor is now[name] and tensor.requires_grad == need and tensor.is_leaf and not tensor._backward_hooks
-            for (name, tensor), need in zip(own.items(), ctx.needs_input_grad[-len(own) :], strict=True)
+            _lies_there(now[name], tensor)
+            and now[name].requires_grad == need
+            and now[name].is_leaf
+            and not now[name]._backward_hooks
+            for (name, tensor), need in zip(then.items(), ctx.needs_input_grad[-len(then) :], strict=True)
         )
         and all(
             buffer is ctx.buffers.get(name)
             for name, buffer in _module(ctx.circuit).named_buffers(remove_duplicate=False)
         )
     )
+    return now if same else None
+
+
+def _lies_there(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same memory, seen alike."""
+    about = ((t.data_ptr(), t.shape, t.stride(), t.dtype, t.device) for t in (tensor, other))
+    return next(about) == next(about)
 
 
 class _Chunk(Function):
@@ -124,7 +135,7 @@ class _Chunk(Function):
             "cache_enabled": torch.is_autocast_cache_enabled(),
         }
         ctx.random = torch.get_rng_state(), random_state(inputs.device)
-        ctx.save_for_backward(inputs, *tensors)
+        ctx.save_for_backward(*as_now(inputs, *tensors))
         ctx.origin = origin(inputs, *tensors)
         features, state = dispatch.run(circuit, inputs, rebuild(structure, tensors))
         results = [features, *leaves(state)]
@@ -136,11 +147,10 @@ class _Chunk(Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[3:]
         saved = ctx.saved_tensors
-        own = dict(zip(ctx.names, saved[-len(ctx.names) :], strict=True))
-        in_place = _in_place(ctx, own)
+        own = _in_place(ctx, dict(zip(ctx.names, saved[-len(ctx.names) :], strict=True)))
         # Detached: autograd itself passes the gradients on to what a tensor was computed from, and calls its hooks.
         given = [t.detach().requires_grad_(need) for t, need in zip(saved, needed, strict=True)]
-        if in_place:
+        if own is not None:
             given[-len(ctx.names) :] = own.values()
         inputs, *state = given[: -len(ctx.names)]
 
@@ -148,7 +158,7 @@ class _Chunk(Function):
             return dispatch.run(circuit, inputs, rebuild(ctx.structure, state))
 
         with torch.enable_grad(), torch.autocast(**ctx.autocast), _drawing_again(inputs.device, *ctx.random):
-            if in_place:
+            if own is not None:
                 features, last = run(ctx.circuit)
             else:
                 then = {**ctx.buffers, **dict(zip(ctx.names, given[-len(ctx.names) :], strict=True))}

@@ -83,6 +83,16 @@ def _forward_mode() -> bool:
     return True
 
 
+def as_now(*tensors: Tensor | None) -> list[Tensor | None]:
+    """What a forward pass of kernels saves of tensors: they keep the type, the shape and the values of now.
+
+    Who replaces ``.data`` of a parameter before the backward pass, as ``Module.double()`` does, changes what is saved
+    of the parameter itself without autograd's notice, and kernels would read memory that is not there. A change in
+    place is noticed as ever.
+    """
+    return [None if tensor is None else tensor.detach() for tensor in tensors]
+
+
 def origin(*tensors: Tensor | None) -> Tensor:
     """An empty tensor which is to autograd as if it were computed from these; who asks for its gradient gets an error.
 

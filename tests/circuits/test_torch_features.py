@@ -416,6 +416,27 @@ def test_a_sequence_is_one_operation_with_a_shape_to_fake_tensors() -> None:
     torch.library.opcheck(nearest, (memory, memory.norm(dim=-1), keys, keys.norm(dim=-1), 2))
 
 
+MEMORY_QUICK = [*QUICK[: len(MEMORIES) - 1], "ntm gru", "ntm feedforward", "stack-rnn", "tape-rnn", "delta"]
+
+
+@pytest.mark.parametrize("change", ["values", "type", "shape"])
+@pytest.mark.parametrize("every", [None, 2])
+@pytest.mark.parametrize("name", MEMORY_QUICK)
+def test_parameters_whose_data_is_replaced_before_the_backward_pass(name: str, every: int | None, change: str) -> None:
+    circuit = make(name, recompute_every=every)
+    inputs = [sequence(seed).requires_grad_() for seed in (0, 0)]
+    (expected,) = torch.autograd.grad(circuit(inputs[0])[0].square().sum(), inputs[0])
+    answer = circuit(inputs[1])[0].square().sum()
+    if change == "type":
+        circuit.half()
+    for parameter in circuit.parameters():
+        if change == "values":
+            parameter.data = 3 * parameter.data
+        elif change == "shape":
+            parameter.data = parameter.data[:1].clone()
+    torch.testing.assert_close(torch.autograd.grad(answer, inputs[1])[0], expected)
+
+
 # ---- what is loaded ----------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..guard import layer_sizes
 from ..operators import flattened, operator, unflattened
-from ..transforms import differentiable_once, in_memory, origin, transforms_functions
+from ..transforms import as_now, differentiable_once, in_memory, origin, transforms_functions
 from . import library, pages
 from .library import Problem, Tensors
 
@@ -408,7 +408,7 @@ class _Sequence(torch.autograd.Function):
         ctx.accessor, ctx.text, ctx.given = accessor, text, [t is not None for t in arguments[3:6]]
         ctx.set_materialize_grads(False)
         layers = arguments[len(_ARGUMENTS) : _layers_end(_problem(text))]
-        ctx.save_for_backward(*arguments[:2], *layers, features, workspace)
+        ctx.save_for_backward(*as_now(*arguments[:2], *layers), features, workspace)
         ctx.origin = origin(*arguments)
         return features[1:], *last
 

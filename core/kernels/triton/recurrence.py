@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...addressing import NORM_EPSILON
 from ...interface import MASK_MIN
-from ..transforms import kernel_backward, origin
+from ..transforms import as_now, kernel_backward, origin
 from .controllers import FEEDFORWARD
 from .launch import launch, parts, power_of_two
 
@@ -231,7 +231,7 @@ class _Sequence(torch.autograd.Function):
         gates = gates.clone()  # to which the kernel adds
         features, kept, last = _forward(recurrence, True, gates, recurrent, upper, interface_weight, *rest)
         ctx.recurrence, ctx.origin = recurrence, origin(*arguments)
-        ctx.save_for_backward(features, gates, recurrent, upper, interface_weight, *kept)
+        ctx.save_for_backward(features, gates, *as_now(recurrent, upper, interface_weight), *kept)
         cells, weights, *state = last
         fresh, views = state[: recurrence.checkpointed], (cells, weights, *state[recurrence.checkpointed :])
         cells, weights, *stored = (t.clone() for t in views)

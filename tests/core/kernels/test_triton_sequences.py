@@ -158,6 +158,21 @@ def test_extremes_stay_finite(build: Callable[[], Circuit], triton_device: torch
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in circuit.parameters())
 
 
+@each_circuit
+def test_parameters_whose_data_is_replaced_before_the_backward_pass(
+    build: Callable[[], Circuit], triton_device: torch.device
+) -> None:
+    torch.manual_seed(0)
+    circuit = build().to(triton_device)
+    inputs = torch.randn(2, 2, INPUTS, dtype=torch.float64, device=triton_device, requires_grad=True)
+    first = circuit.initial_state(2)
+    features = [sequences.run(circuit, inputs, first)[0].square().sum() for _ in range(2)]
+    (expected,) = torch.autograd.grad(features[0], inputs)
+    for parameter in circuit.parameters():
+        parameter.data = 3 * parameter.data
+    torch.testing.assert_close(torch.autograd.grad(features[1], inputs)[0], expected)
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, in the interpreter
 @each_circuit
 def test_nan_is_not_swallowed(build: Callable[[], Circuit], triton_device: torch.device) -> None:
