@@ -121,7 +121,7 @@ class EvolutionAgent(LearningAgent):
 
     @property
     def answers_per_step(self) -> int:
-        """Sequences or episodes that all members together answer in the next generation."""
+        """Sequences or episodes that all members together answer in the next generation, but for a second look."""
         return self.strategy.population * self.batch_size
 
     def prepare(self) -> None:
@@ -131,9 +131,15 @@ class EvolutionAgent(LearningAgent):
         """What each sequence or episode adds to the fitness of each member of a generation, ``[P, B]``."""
         return self.score(stacks, drawn)
 
+    def second_look(self, stacks: Mapping[str, Stack], drawn: Any) -> Tensor:
+        """As :meth:`trial`, of members that a strategy wants to know better once it was told their fitness."""
+        return self.score(stacks, drawn)
+
     def score(self, stacks: Mapping[str, Stack], drawn: Any) -> Tensor:
-        """What each sequence or episode adds to the fitness of members as they are, ``[P, B]``."""
-        return self.shared(stacks, lambda part, number: self.scoring.scores(part, drawn, part=number))
+        """What each sequence or episode adds to the fitness of members as they are, ``[P, B]``; counts the answers."""
+        scores = self.shared(stacks, lambda part, number: self.scoring.scores(part, drawn, part=number))
+        self.answered += scores.numel()
+        return scores
 
     def shared(self, stacks: Mapping[str, Stack], function: Callable[[Mapping[str, Stack], int], Tensor]) -> Tensor:
         """Results of a function for all shards of a population, each computed by one of the processes, joined.
@@ -212,7 +218,7 @@ class EvolutionAgent(LearningAgent):
             self.strategy = self._build_strategy(self.strategy.genome, seed)
             for name, statistic in self.first_statistics.items():
                 self.circuit.get_buffer(name).copy_(statistic)
-        strategy, answers = self.strategy, self.answers_per_step
+        strategy = self.strategy
         shards = len(self._shards(strategy.population))  # the next generation may have another size
         self.circuit.eval()
         self.prepare()
@@ -222,12 +228,13 @@ class EvolutionAgent(LearningAgent):
         bad_before = strategy.bad_fitness
         strategy.tell(scores if strategy.per_sample else told)
         candidates = strategy.candidates()
+        learned_from = self.batch_size
         if candidates is not None:
+            learned_from += strategy.recheck_sequences
             again = self.scoring.draw(strategy.recheck_sequences, self.generator)
-            strategy.confirm(self.score(self.population.layout.split(candidates), again).sum(1))
+            strategy.confirm(self.second_look(self.population.layout.split(candidates), again).sum(1))
         self.population.layout.write(self.found(), self.circuit)
         self._learn_what_was_seen(shards)
-        self.answered += answers
         self.step += 1
         self._count_bad(strategy.bad_fitness - bad_before, bool(told.isfinite().any()))
         values = _summary(told)
@@ -235,7 +242,7 @@ class EvolutionAgent(LearningAgent):
             answered = self.processes.share(lambda: self.scoring.metrics(self.circuit, drawn))
             values |= {f"best_{name}": value for name, value in answered.items()}
             values |= {**plain_numbers(strategy.metrics()), "bad_fitness": float(strategy.bad_fitness)}
-        self.env.move_on(self.batch_size)
+        self.env.move_on(learned_from)
         return values
 
     def judge(self) -> None:

@@ -29,8 +29,9 @@ class MixedAgent(EvolutionAgent):
     parameters, that member's gradient. A member whose gradient is not finite stays as it is for that step.
 
     With Lamarckian inheritance the learned weights take the members' place in the strategy. With Baldwinian
-    inheritance the strategy never sees them (Hinton & Nowlan 1987, "How learning can guide evolution"), and the
-    circuit carries what the strategy's best genome has learned in the last generation.
+    inheritance the strategy never sees them (Hinton & Nowlan 1987, "How learning can guide evolution"), members that
+    it looks at twice learn for both looks, and the circuit carries what the strategy's best genome has learned in the
+    last generation.
     """
 
     tasks = (Env,)
@@ -89,13 +90,18 @@ class MixedAgent(EvolutionAgent):
 
     @property
     def answers_per_step(self) -> int:
-        """Sequences that all members together answer in the next generation, those that they learn from as well."""
+        """See :meth:`EvolutionAgent.answers_per_step`; those that members learn from as well."""
         return super().answers_per_step * (1 + self._steps_to_learn)
 
     @property
     def _steps_to_learn(self) -> int:
         """Of the next generation."""
         return self.gradient_steps if self.step % self.every == 0 else 0
+
+    @property
+    def _answered_to_learn(self) -> int:
+        """Sequences that each member answers in order to learn from them, in this generation."""
+        return len(self._lessons) * self.batch_size
 
     def prepare(self) -> None:
         """Draw the batches to learn from, if this is a generation that learns."""
@@ -115,6 +121,7 @@ class MixedAgent(EvolutionAgent):
         found = self.shared(stacks, live)
         size = self.population.layout.size if lamarckian else 0
         bad, scores, genomes = found.split([1, found.shape[1] - 1 - size, size], 1)
+        self.answered += scores.numel() + len(scores) * self._answered_to_learn
         self.bad_gradients += int(bad.sum())
         if lamarckian:
             before = self.strategy.ask()
@@ -123,12 +130,17 @@ class MixedAgent(EvolutionAgent):
             self.strategy.replace(torch.where(finite, genomes.to(before), before))
         return scores
 
+    def second_look(self, stacks: Mapping[str, Stack], drawn: Any) -> Tensor:
+        """See :meth:`EvolutionAgent.second_look`; with Baldwinian inheritance, a trial like the first one."""
+        return super().second_look(stacks, drawn) if self.inheritance == "lamarckian" else self.trial(stacks, drawn)
+
     def found(self) -> Tensor:
         """See :meth:`EvolutionAgent.found`; with Baldwinian inheritance, what the best genome has learned."""
         best = super().found()
         if self.inheritance == "lamarckian" or not self._lessons:
             return best
         layout = self.population.layout
+        self.answered += self._answered_to_learn
         return layout.join(self.learn(layout.split(best.unsqueeze(0)), self.shards)[0])[0]
 
     def learn(self, stacks: Mapping[str, Stack], number: int = 0) -> tuple[dict[str, Tensor], Tensor]:
@@ -192,6 +204,7 @@ class MixedAgent(EvolutionAgent):
     def train_step(self) -> dict[str, float]:
         """See :meth:`EvolutionAgent.train_step`; also how many updates of members were skipped so far."""
         values = super().train_step()
+        self.env.move_on(self._answered_to_learn)
         return values | {"bad_gradients": float(self.bad_gradients)}
 
     def state_dict(self) -> dict[str, Any]:

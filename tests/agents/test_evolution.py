@@ -400,8 +400,11 @@ def test_deep_ga_looks_twice_at_its_candidates():
     sizes = []
     sample = agent.env.sample
     agent.env.sample = lambda size, generator: sizes.append(size) or sample(size, generator)
+    moved = []
+    agent.env.move_on = moved.append
     agent.train_step()
-    assert sizes == [4, 3]
+    assert sizes == [4, 3] and moved == [4 + 3]
+    assert agent.answered == 8 * 4 + 2 * 3
 
 
 def test_decay_per_sample_gets_the_fitness_of_each_sequence():

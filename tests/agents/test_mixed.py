@@ -17,7 +17,7 @@ from papertape.agents.optimisers import SGD
 from papertape.circuits import FeedForwardCircuit, NeatCircuit
 from papertape.core.recorder import Recorder
 from papertape.core.registry import entries
-from papertape.envs import CopyEnv
+from papertape.envs import CopyEnv, SlowlyChangingEnv
 
 SMALL = {"batch_size": 4, "log_every": 2, "evaluate_every": 3, "save_every": 4, "evaluation_sequences": 5}
 TIMED = "train/sequences_per_second"
@@ -109,6 +109,20 @@ def test_baldwinian_weights_do_not_go_back_but_count():
     torch.testing.assert_close(told[0][1], fitness, rtol=1e-3, atol=1e-3)
     carried = agent.population.layout.read(agent.circuit)
     torch.testing.assert_close(carried, alone(agent, agent.strategy.best, agent._lessons), rtol=2e-4, atol=2e-5)
+
+
+def test_candidates_are_judged_again_by_what_they_have_learned():
+    block = {"type": "deep-ga", "population": 6, "truncation": 3, "elite_candidates": 4, "elite_sequences": 5}
+    agent = make(inheritance="baldwinian", gradient_steps=3, strategy=block, dtype=torch.float32)
+    told, drawn, confirm, draw = [], [], agent.strategy.confirm, agent.scoring.draw
+    agent.strategy.confirm = lambda fitness: told.append((agent.strategy.candidates(), fitness)) or confirm(fitness)
+    agent.scoring.draw = lambda count, generator: drawn.append(draw(count, generator)) or drawn[-1]
+    agent.train_step()
+    candidates, fitness = told[0]
+    learned = torch.stack([alone(agent, genome, agent._lessons) for genome in candidates])
+    expected = agent.score(agent.population.layout.split(learned), drawn[1]).sum(1)
+    torch.testing.assert_close(fitness, expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(agent.strategy.best, candidates[expected.argmax()])
 
 
 @pytest.mark.parametrize(
@@ -327,6 +341,25 @@ def test_answers_are_those_of_the_trial_and_of_the_generations_that_learn():
     for _ in range(5):
         agent.train_step()
     assert agent.answered == 6 * 4 * (5 + 3 * 3)
+
+
+def test_answers_of_second_looks_and_of_what_the_best_learns_count():
+    block = {"type": "deep-ga", "population": 6, "truncation": 3, "elite_candidates": 4, "elite_sequences": 5}
+    agent = make(inheritance="baldwinian", every=2, gradient_steps=3, strategy=block)
+    agent.train_step()
+    learning = 6 * (4 + 3 * 4) + 4 * (5 + 3 * 4) + 3 * 4
+    assert agent.answered == learning
+    agent.train_step()
+    assert agent.answered == learning + 6 * 4 + 4 * 5
+
+
+def test_a_stream_moves_on_by_what_was_learned_from_and_what_decided():
+    env = SlowlyChangingEnv(every=1000)
+    agent = make(env=env, kind="feedforward", every=2, gradient_steps=3)
+    agent.train_step()
+    assert env.seen == 4 + 3 * 4
+    agent.train_step()
+    assert env.seen == 2 * 4 + 3 * 4
 
 
 def test_a_module_may_make_a_buffer_with_its_first_answer() -> None:
