@@ -88,7 +88,7 @@ class BackpropAgent(DescentAgent):
         self.followers.append(self.upkeep)
         self._dormant: dict[str, float] = {}
         self._online: dict[str, list[float]] = {}
-        """Of each metric the sum and the count since the last row."""
+        """Of each metric the sum and the count since the last row, of all processes' shares."""
         # Of what is looked out for alone: not part of the state, for it changes nothing.
         self._first_ratio: float | None = None
         self._worse_in_a_row = 0
@@ -267,30 +267,33 @@ class BackpropAgent(DescentAgent):
             )
 
     def _gather(self, outputs: Tensor, share: Batch) -> None:
-        """Add up what the env tallies of a batch that was answered before it was learned from."""
-        for name, pair in self.env.tallies(outputs, share).items():
+        """Add up the tallies of a batch that was answered before it was learned from.
+
+        At each step, so that every process holds the sums that a checkpoint keeps.
+        """
+        for name, (total, count) in self._tallies(outputs, share).items():
             known = self._online.setdefault(name, [0.0, 0.0])
-            for index, part in enumerate(pair):
-                known[index] += float(part)
+            known[0] += total
+            known[1] += count
 
     def _online_metrics(self) -> dict[str, float]:
-        """The metrics since the last row, of all processes' shares; and begin anew."""
+        """The metrics since the last row; and begin anew."""
         gathered, self._online = self._online, {}
-        sums = torch.tensor(list(gathered.values()), dtype=torch.float64, device=self.env.device)
-        return self._means_of([f"online_{name}" for name in gathered], sums)
+        return _means({f"online_{name}": pair for name, pair in gathered.items()})
 
     def _metrics(self, outputs: Tensor, share: Batch) -> dict[str, float]:
         """The env's metrics of the whole batch, from the answers to each process's share of it."""
         if self.processes.size == 1:
             return plain_numbers(self.env.metrics(outputs, share))
-        tallies = self.env.tallies(outputs, share)
-        return self._means_of(tallies, torch.stack([torch.stack(pair) for pair in tallies.values()]).double())
+        return _means(self._tallies(outputs, share))
 
-    def _means_of(self, names: Iterable[str], sums: Tensor) -> dict[str, float]:
-        """Means over the shares of all processes, of what was counted, from a sum and a count of each, ``[n, 2]``."""
-        self.processes.add_up([sums] if len(sums) else [])
-        pairs = zip(names, sums.tolist(), strict=True)
-        return {name: total / count for name, (total, count) in pairs if count > 0}
+    def _tallies(self, outputs: Tensor, share: Batch) -> dict[str, list[float]]:
+        """Of each metric the sum and the count over the whole batch, from each process's share of it."""
+        tallies = self.env.tallies(outputs, share)
+        pairs = [[float(total), float(count)] for total, count in tallies.values()]
+        sums = torch.tensor(pairs, dtype=torch.float64, device="cpu")
+        self.processes.add_up([sums] if tallies else [])
+        return dict(zip(tallies, sums.tolist(), strict=True))
 
     def _begin_again(self) -> None:
         """See :meth:`DescentAgent._begin_again`."""
@@ -312,3 +315,8 @@ class BackpropAgent(DescentAgent):
         kept = {"online": {}, **state}  # which runs of before had not
         super().load_state_dict(kept)
         self._online = {name: list(pair) for name, pair in kept["online"].items()}
+
+
+def _means(tallies: Mapping[str, list[float]]) -> dict[str, float]:
+    """What was counted, from a sum and a count of each metric."""
+    return {name: total / count for name, (total, count) in tallies.items() if count > 0}

@@ -88,8 +88,11 @@ class DescentAgent(LearningAgent):
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
         assert self.lr is not None
-        length = self.retry_every or self.last_step or LARGEST_STEP
-        step %= length
+        last = self.last_step or LARGEST_STEP
+        every = self.retry_every or last
+        step %= last
+        begun = step - step % every
+        step, length = step - begun, min(every, last - begun)  # of the try at hand, the last of which may be cut off
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         if self.schedule == "constant":
@@ -122,13 +125,17 @@ class DescentAgent(LearningAgent):
             follower.follow(change)
 
     def bounded(self, optimiser: Optimizer) -> float:
-        """Clip the gradients of what an optimiser moves as the options say; their norm before it was scaled down."""
+        """Clip the gradients of what an optimiser moves as the options say; their norm before that."""
         parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        total = nn.utils.get_total_norm(gradients)
+        norm, limit = float(total), self.clip_norm or math.inf
+        if not math.isfinite(norm):  # clipped by value, what is infinite would look like any other
+            return norm
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(parameters, self.clip_value)
-        total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm, limit = float(total), self.clip_norm or math.inf
-        if norm > 0.99 * limit - 1e-5:  # well below the limit PyTorch would multiply each of them by 1
+            total = nn.utils.get_total_norm(gradients)
+        if float(total) > 0.99 * limit - 1e-5:  # well below the limit PyTorch would multiply each of them by 1
             nn.utils.clip_grads_with_norm_(parameters, limit, total)
         return norm
 

@@ -26,7 +26,7 @@ SMALL = [
 ]
 EVERY = ["agent.log_every=2", "agent.evaluate_every=5", "agent.save_every=5", "agent.evaluation_sequences=4"]
 BACKPROP = ["train", *SMALL, *EVERY, "agent.batch_size=5", "agent.steps=10", "agent.target_error=null"]
-BACKPROP += ["agent.retry_every=null", "agent.warmup_steps=0"]
+BACKPROP += ["agent.retry_every=null", "agent.warmup_steps=0", "agent.online=true"]
 EVOLUTION = [
     *("train", *SMALL, "agent.type=evolution", *EVERY, "agent.batch_size=4", "agent.generations=200"),
     *("agent.strategy.type=trust", "agent.strategy.population=10", "agent.fitness.type=reward"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from papertape.agents import BackpropAgent, EvolutionAgent, MixedAgent
 from papertape.agents.learning import TrainingError
 from papertape.agents.optimisers import GravesRMSprop, Optimiser
 from papertape.core.component import options_of
+from papertape.core.distributed import Processes
 from papertape.core.env import Batch
 from papertape.core.recorder import Recorder
 from papertape.core.registry import entries
@@ -129,6 +132,53 @@ def test_online_metrics_are_of_every_batch_before_its_update() -> None:
     assert [row for row in again.rows if row[0] == 8] == [row for row in kept.rows if row[0] == 8]
     old = {name: value for name, value in part.state_dict().items() if name != "online"}
     make(steps=9, online=True).load_state_dict(old)
+
+
+class Together(Processes):
+    """Processes that are threads of this one and add up alone."""
+
+    def __init__(self, rank: int, sent: list[Any], barrier: threading.Barrier) -> None:
+        super().__init__(rank, len(sent))
+        self.sent, self.barrier = sent, barrier
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        self.sent[self.rank] = [tensor.clone() for tensor in tensors]
+        self.barrier.wait(timeout=30)
+        for tensor, parts in zip(tensors, zip(*self.sent, strict=True), strict=True):
+            tensor.copy_(torch.stack(parts).sum(0))
+        self.barrier.wait(timeout=30)
+
+
+def together(agents: list[BackpropAgent], steps: int) -> list[dict[str, float]]:
+    """What the last of some steps gives to each of the processes that take them together."""
+    sent, barrier = [None] * len(agents), threading.Barrier(len(agents))
+
+    def learn(rank: int) -> dict[str, float]:
+        agents[rank].join(Together(rank, sent, barrier))
+        return [agents[rank].train_step() for _ in range(steps)][-1]
+
+    with ThreadPoolExecutor(len(agents)) as pool:
+        return list(pool.map(learn, range(len(agents))))
+
+
+def test_online_metrics_of_processes_go_on_in_any_number_of_them() -> None:
+    def online() -> BackpropAgent:
+        return make(log_every=4, online=True)
+
+    unbroken = online()
+    (expected,) = together([unbroken], 8)
+    assert expected["online_loss"] > 0
+    first = [online(), online()]
+    together(first, 6)
+    kept = [agent.state_dict() for agent in first]
+    assert kept[0]["online"] == kept[1]["online"] != {}
+    for number in (1, 2, 3):
+        agents = [online() for _ in range(number)]
+        for agent in agents:
+            agent.load_state_dict(copy.deepcopy(kept[0]))
+        for found in together(agents, 2):
+            names = [name for name in expected if name.startswith("online")]
+            assert [found[name] for name in names] == pytest.approx([expected[name] for name in names], rel=1e-4)
 
 
 def test_curriculum_is_resumed() -> None:
@@ -477,6 +527,15 @@ def test_learning_rate(schedule: str, expected: list[float]) -> None:
     assert [agent.learning_rate(step) for step in (0, 1, 2, 4)] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("retry_every", "expected"),
+    [(9, [1.0, 0.8, 0.6, 0.4, 0.2]), (3, [1.0, 2 / 3, 1 / 3, 1.0, 0.5]), (5, [1.0, 0.8, 0.6, 0.4, 0.2])],
+)
+def test_the_learning_rate_falls_in_every_try_however_short(retry_every: int, expected: list[float]) -> None:
+    agent = make(steps=5, lr=1.0, schedule="linear", retry_every=retry_every, target_error=0.0)
+    assert [agent.learning_rate(step) for step in range(5)] == pytest.approx(expected)
+
+
 def test_learning_rate_starts_anew() -> None:
     agent = make(steps=100, lr=1.0, warmup_steps=2, schedule="linear", cycle_steps=4)
     rates = [agent.learning_rate(step) for step in range(2, 12)]
@@ -491,6 +550,20 @@ def test_gradients_are_clipped() -> None:
     agent = make(clip_norm=None, clip_value=1e-4)
     agent.train_step()
     assert max(float(p.grad.abs().max()) for p in agent.circuit.parameters() if p.grad is not None) <= 1.0001e-4
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_is_not_clipped_to_one_that_is(bad: float) -> None:
+    agent = make(clip_value=1.0)
+    before = copy.deepcopy(agent.circuit.state_dict())
+    next(agent.circuit.parameters()).register_hook(lambda gradient: torch.full_like(gradient, bad))
+    assert not math.isfinite(agent.train_step()["gradient_norm"])
+    assert agent.bad_steps == 1 and same(agent.circuit.state_dict(), before)
+
+
+def test_the_norm_that_is_told_is_that_before_clipping() -> None:
+    plain, clipped = make(clip_value=None).train_step(), make(clip_value=1e-4, clip_norm=1e-5).train_step()
+    assert clipped["gradient_norm"] == plain["gradient_norm"] > 1e-3
 
 
 @pytest.mark.parametrize("limit", [None, 1e-3, 0.9999, 1.0, 1.0001, 1e6])
