@@ -54,6 +54,8 @@ class LearningAgent(Agent):
     """What one call of :meth:`train_step` is called in messages."""
     meets_tasks: ClassVar[bool] = False
     """Whether it tells a circuit whose units belong to tasks what it learns from."""
+    judging: ClassVar[tuple[str, ...]] = ("evaluation_sequences", "evaluation_batch_size", "target_error_beyond")
+    """Options that what validation finds depends on: after a change, the best weights so far are judged anew."""
     counted: ClassVar[str] = "sequences"
     """What :attr:`answers_per_step` counts."""
 

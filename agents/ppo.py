@@ -88,6 +88,7 @@ class PPOAgent(DescentAgent):
     precisions: ClassVar[tuple[str, ...]] = ("float32", "float64")
     kept = frozenset({"type", "previous_action", "previous_reward"})
     unit = "update"
+    judging = (*DescentAgent.judging, "evaluation_actions", "initial_deviation")
     counted = "steps"
 
     env: World = Field(kw_only=False, description="the world, on the circuit's device")

@@ -21,10 +21,12 @@ import torch
 import yaml
 
 import papertape
-from papertape.agents import BackpropAgent
+from papertape.agents import BackpropAgent, PPOAgent
 from papertape.agents.learning import LearningAgent
 from papertape.core import install
+from papertape.core.component import options_of
 from papertape.core.distributed import Processes
+from papertape.core.registry import entries
 from papertape.envs import TMazeWorld
 from papertape.main import PORT, main
 from papertape.utils import checkpoint, comparison, factory, options, visdom_server
@@ -974,6 +976,24 @@ def test_a_change_whose_first_start_was_killed_is_still_one(folder: Path, monkey
     assert Path("runs/run/options-until-5.yaml").read_text() == first
     assert main(["train", "--resume", "run"]) == 0
     assert judged == [5], "what was saved meanwhile has it"
+
+
+def test_each_agent_says_which_of_its_options_decide_what_validation_finds(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in entries("agent").values():
+        if issubclass(kind, LearningAgent):
+            assert set(kind.judging) <= options_of(kind).model_fields.keys()
+    words = ["ppo-cartpole", "circuit.controller.hidden_size=4", "circuit.memory_size=4", "circuit.word_size=3"]
+    words += ["device=cpu", "agent.batch_size=2", "agent.rollout_steps=4", "agent.minibatches=1", "agent.epochs=1"]
+    words += ["agent.evaluation_actions=sampled", "agent.evaluation_sequences=2", "agent.evaluate_every=1"]
+    assert main(["train", *words, "agent.updates=1", "agent.target_error=null", "plots=off", "name=run"]) == 0
+    judged: list[int] = []
+    monkeypatch.setattr(PPOAgent, "judge_anew", lambda agent, best: judged.append(best["step"]))
+    for change, times in (("agent.discount=0.9", 0), ("agent.initial_deviation=0.5", 1), ("precision=float64", 2)):
+        agent = prepare(choose_resumed([change], Path("runs/run")), Processes()).agent
+        assert judged == [1] * times and isinstance(agent, PPOAgent)
+        assert bool(agent.last_validation) == (change == "agent.discount=0.9"), "that of this step is made again"
 
 
 def test_best_weights_of_a_change_that_was_taken_back_are_judged_as_the_run_goes_on(folder: Path) -> None:

@@ -39,10 +39,6 @@ from ..run import (
 from .arguments import gives, preset_name, read_arguments, read_saved_arguments, started
 from .report import FAILED
 
-JUDGING = ("env.", "circuit.", "agent.evaluation_", "agent.target_error_beyond")
-"""How options begin that what validation finds depends on: after a change, the best weights so far are judged anew."""
-REACHING = (*JUDGING, "agent.target_error", "agent.confirmation_")
-"""How options begin that decide whether the target is reached: after a change, that is looked at again."""
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 """Signals that ask a run to stop."""
 
@@ -217,13 +213,19 @@ def prepare(begin: Start, processes: Processes) -> factory.Parts:
             raise OptionsError(f"{', '.join(begin.changes)}; the run cannot go on with that: {error}") from error
         if isinstance(agent, LearningAgent):
             judge_best(agent, begin)
-            if _concern(begin.changes, REACHING):
+            # Whether the target is reached is looked at again.
+            if _concern(begin.changes, (*judging(agent), "agent.target_error", "agent.confirmation_")):
                 agent.forget_validation()
     if processes.size > 1:
         state = processes.share_state(agent.state_dict)
         if not processes.first:
             agent.load_state_dict(state)
     return parts
+
+
+def judging(agent: LearningAgent) -> tuple[str, ...]:
+    """How options begin that what validation finds depends on."""
+    return ("env.", "circuit.", "precision", *(f"agent.{name}" for name in agent.judging))
 
 
 def judge_best(agent: LearningAgent, begin: Start) -> None:
@@ -233,22 +235,22 @@ def judge_best(agent: LearningAgent, begin: Start) -> None:
     a change it comes to them again.
     """
     assert begin.directory is not None
-    changes = begin.changes
+    changes, decisive = begin.changes, judging(agent)
     try:
         best, options = load_saved(begin.directory, ("best",))
         later = best["step"] > agent.step
         if later:
             changes = [*changes, *begin.changes_since(options)]
-        if _concern(changes, JUDGING):
+        if _concern(changes, decisive):
             agent.judge_anew(best)
     except ValueError as error:  # there are none, or they cannot be read
-        if _concern(changes, JUDGING):
+        if _concern(changes, decisive):
             LOGGER.info("%s; the next weights that are judged are the best", error)
             agent.judge_anew(None)
         return
     if later and changes:
         LOGGER.info("the best weights are those of step %d, which it had come to before", best["step"])
-        if not _concern(changes, JUDGING):
+        if not _concern(changes, decisive):
             agent.best_error = best["best_error"]
 
 
