@@ -63,7 +63,9 @@ class EvolutionAgent(LearningAgent):
     memory_budget: float = Field(
         default=512.0,
         gt=0,
-        description="MiB that the evaluation of a population may take; what does not fit is evaluated in chunks",
+        description="MiB that the evaluation of a population may take; what does not fit is evaluated in chunks. "
+        "Another number of chunks may round differently, and draws other numbers where members draw any: answers that "
+        "a fitness samples, dropout while they learn",
     )
     log_every: int = 10
     evaluate_every: int = 50
