@@ -84,17 +84,27 @@ def test_on_a_busy_machine(arguments: list[str], tmp_path: Path) -> None:
     if arguments[0] == "sam-copy":
         arguments = [*arguments, *SMALL[:2], *SMALL[4:], "agent.steps=30"]
         arguments.remove("agent.steps=1")
+    taken: dict[str, tuple[float, float]] = {}
+
+    def turn(threads: str) -> None:
+        before, began = os.times(), time.monotonic()
+        command = [sys.executable, "-m", "papertape.main", "train", *arguments, "plots=off", threads]
+        subprocess.run(list(dict.fromkeys(command)), cwd=tmp_path, capture_output=True, check=True)
+        spent = os.times().children_user - before.children_user, time.monotonic() - began
+        best = taken.get(threads, spent)
+        taken[threads] = min(best[0], spent[0]), min(best[1], spent[1])
+
+    def hardly_more() -> bool:
+        one, auto = taken["threads=1"], taken["threads=auto"]
+        return auto[0] < 1.5 * one[0] + 1 and auto[1] < 2 * one[1] + 2
+
     try:
-        taken = {}
-        for threads in ("threads=1", "threads=auto"):
-            before = os.times()
-            began = time.monotonic()
-            command = [sys.executable, "-m", "papertape.main", "train", *arguments, "plots=off", threads]
-            subprocess.run(list(dict.fromkeys(command)), cwd=tmp_path, capture_output=True, check=True)
-            after = os.times()
-            taken[threads] = after.children_user - before.children_user, time.monotonic() - began
-        assert taken["threads=auto"][0] < 1.5 * taken["threads=1"][0] + 1, taken
-        assert taken["threads=auto"][1] < 2 * taken["threads=1"][1] + 2, taken
+        for _ in range(3):  # what else the machine does may be too much for one of the turns
+            turn("threads=1")
+            turn("threads=auto")
+            if hardly_more():
+                return
+        raise AssertionError(taken)
     finally:
         for burner in burners:
             burner.kill()
