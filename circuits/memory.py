@@ -275,7 +275,8 @@ class MemoryCircuit(TiedEmbedding):
             hidden, controller_state = self.controller.run(inputs, state.controller)
             controller_state = in_types_of(controller_state, state.controller, inputs.device)
             hidden, (reads, accessor_state) = precisely(self.accessor.run, hidden, state.accessor, state.reads.dtype)
-        return torch.cat([hidden, reads.flatten(2)], dim=-1), CircuitState(controller_state, accessor_state, reads[-1])
+        last = reads[-1].clone()  # a view would keep those of all steps, and torch.save write them
+        return torch.cat([hidden, reads.flatten(2)], dim=-1), CircuitState(controller_state, accessor_state, last)
 
     @property
     def changed_transition(self) -> bool:

@@ -143,7 +143,8 @@ class SoftTapeAccessor(SoftTapeOptions, Accessor):
         if ended is not None:
             over = over | (ended.cumsum(0) > 0)
         lengths = state.input_length + (~over).cumsum(0)
-        return lengths, state._replace(input_length=lengths[-1], input_ended=over[-1])
+        # Copies: views would keep all steps.
+        return lengths, state._replace(input_length=lengths[-1].clone(), input_ended=over[-1].clone())
 
     def heads(self, hidden: Tensor) -> SoftTapeHeads:
         """What to do, from the controller's output ``[B, hidden_size]``."""

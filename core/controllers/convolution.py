@@ -55,7 +55,8 @@ class ConvolutionController(Controller):
         steps = len(inputs)
         seen = torch.cat([state.recent.transpose(0, 1), self.linear(inputs).to(state.recent.dtype)])
         hidden = self.clipped(functional.silu(self.convolution(seen)))
-        return hidden, ConvolutionState(seen[steps:].transpose(0, 1))
+        # A copy: a view would keep all steps.
+        return hidden, ConvolutionState(seen[steps:].transpose(0, 1).clone())
 
 
 class _Convolution(nn.Conv1d):

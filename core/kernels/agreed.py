@@ -5,7 +5,7 @@ AGREED = {
     "core/accessors/base.py": "e226c4a61697",
     "core/accessors/delta.py": "02577506fc15",
     "core/accessors/dynamic.py": "99367aeec70e",
-    "core/accessors/soft_tape.py": "36e951fe39ee",
+    "core/accessors/soft_tape.py": "69fc4127a44e",
     "core/accessors/sparse.py": "5cdf5e8e782e",
     "core/accessors/stack.py": "455425030f7a",
     "core/accessors/static.py": "cd77dec59b2f",

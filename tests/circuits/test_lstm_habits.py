@@ -159,6 +159,30 @@ def test_a_state_that_is_changed_in_place_leaves_what_was_learned(make: Make) ->
     assert all(torch.equal(weight, before[name]) for name, weight in circuit.state_dict().items())
 
 
+ALONE = {
+    f"{controller} before {accessor}, {backend}": joined(controller, accessor, read_feedback=False, backend=backend)
+    for controller, accessor in (("lstm", accessor) for accessor in ACCESSORS + LATER_ACCESSORS)
+    for backend in ("auto", "eager")
+}
+ALONE |= {
+    f"{name} alone": partial(papertape.RecurrentCircuit, 3, 2, controller=block("controller", name))
+    for name in CONTROLLERS + LATER_CONTROLLERS
+}
+
+
+@pytest.mark.parametrize("make", [*MAKE.values(), *ALONE.values()], ids=[*MAKE, *ALONE])
+def test_a_state_keeps_nothing_of_the_sequence_that_it_came_from(make: Make) -> None:
+    """Neither in memory, cut off from its graph, nor in what torch.save writes, which is whole storages."""
+    circuit = seeded(make)
+
+    def kept(steps: int) -> int:
+        _, state = circuit(torch.rand(steps, 2, 3))
+        storages = [leaf.untyped_storage() for leaf in leaves(papertape.detach(state))]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+    assert kept(24) == kept(12)
+
+
 @each
 def test_types_change_and_states_travel(make: Make) -> None:
     circuit, x = seeded(make), torch.rand(4, 2, 3)

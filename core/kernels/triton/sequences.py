@@ -152,7 +152,8 @@ def _run(
     first = torch.cat([hiddens, state.reads.flatten(1)], dim=1)
     features, cells, heads, *last = recurrence.run(gates, *weights, first, cells, heads, *rest)
 
-    last_hiddens = _last_first(features[-1, :, : layers * hidden].unflatten(1, (layers, hidden)))
+    last_features = features[-1].clone()  # of which views would keep all steps
+    last_hiddens = _last_first(last_features[:, : layers * hidden].unflatten(1, (layers, hidden)))
     if isinstance(controller, LSTMState):
         controller = LSTMState(last_hiddens, cells.view_as(controller.cell))
     elif isinstance(controller, GRUState):
@@ -163,7 +164,7 @@ def _run(
     else:
         (contents,) = last
         memory = StaticState(contents, heads[:, :reads], heads[:, reads:])
-    last_reads = features[-1, :, layers * hidden :].view_as(state.reads)
+    last_reads = last_features[:, layers * hidden :].view_as(state.reads)
     if layers > 1:
         features = torch.cat([features[..., :hidden], features[..., layers * hidden :]], dim=-1)
     return features, CircuitState(controller, memory, last_reads)
