@@ -19,7 +19,7 @@ from .initialisers import reset
 from .kernels import graphs
 from .kernels.formulas import unchanged, wrote_later
 from .kernels.transforms import one_call
-from .lengths import check_lengths, picked, run_each_to_its_end
+from .lengths import check_lengths, picked, run_each_to_its_end, without_padding
 from .members import Stack, map_members
 from .options import check_choice
 from .placement import AnyDeviceOrNone, AnyDtype, lower_type, random_apart
@@ -349,7 +349,8 @@ class Circuit(Component, nn.Module, ABC):
                 whole numbers below I: the same without the last dimension.
             state: where to start; None starts from :meth:`initial_state`. A single sequence has a batch of one.
             lengths: steps of each sequence ``[B]`` where they differ: outputs after a sequence's end are zero, and its
-                state is the one at its own end. None runs all steps of all.
+                state is the one at its own end. What the inputs hold after it, any number, is not looked at. None runs
+                all steps of all.
             at: steps of each sequence whose outputs are wanted, whole numbers below T, ``[M, B]``: where outputs have
                 many channels, leaving out the others saves most of the work. None wants all. Time-major, and without
                 ``lengths`` and ``trace``. Where ``clip`` bounds outputs, a step that is named twice has gradients that
@@ -373,14 +374,16 @@ class Circuit(Component, nn.Module, ABC):
         shape = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
         if self.embedding is not None and isinstance(inputs, Tensor) and not is_whole(inputs):
             raise ValueError(f"inputs: got {inputs.dtype} of shape {list(inputs.shape)}; {self._expected(shape)}")
-        inputs = self.check_inputs(inputs, "[T, {}]" if single else shape)
-        if at is not None and (single or self.batch_first or lengths is not None or trace):
-            raise ValueError(AT)
-        own = inputs.dtype
 
         def arranged(tensor: Tensor) -> Tensor:
             return tensor.transpose(0, 1) if self.batch_first and not single else tensor
 
+        if lengths is not None and isinstance(inputs, Tensor) and is_whole(inputs) and inputs.dim() in (1, 2):
+            inputs = arranged(without_padding(arranged(inputs), lengths))
+        inputs = self.check_inputs(inputs, "[T, {}]" if single else shape)
+        if at is not None and (single or self.batch_first or lengths is not None or trace):
+            raise ValueError(AT)
+        own = inputs.dtype
         inputs = inputs.unsqueeze(1) if single else arranged(inputs)
         state = before = self.check_state(state, inputs)
         function: Any = self._run_traced_together if trace else self.run

@@ -36,6 +36,24 @@ def check_lengths(lengths: Any, steps: int, batch_size: int) -> Tensor:
     return found
 
 
+def without_padding(tokens: Tensor, lengths: Any) -> Tensor:
+    """Tokens with 0, which always is one, after each sequence's end: what stands there, often -1, need not be one.
+
+    Args:
+        tokens: ``[T, B]``, or of a single sequence ``[T]``; without any, they are given back.
+        lengths: as they were given.
+
+    Raises:
+        ValueError: as :func:`check_lengths`.
+    """
+    if not tokens.numel():
+        return tokens
+    together = tokens.reshape(len(tokens), -1)
+    ends = check_lengths(lengths, *together.shape).to(tokens.device)
+    steps = torch.arange(len(tokens), device=tokens.device)
+    return together.masked_fill(steps.unsqueeze(1) >= ends, 0).reshape(tokens.shape)
+
+
 def picked(sequences: Tensor, at: Tensor) -> Tensor:
     """Some steps of each sequence: of ``[T, B, …]`` those that ``at`` ``[M, B]`` names, ``[M, B, …]``."""
     index = at.reshape(*at.shape, *[1] * (sequences.dim() - 2))

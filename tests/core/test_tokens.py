@@ -81,6 +81,32 @@ def test_every_way_in_sees_the_vectors_of_the_tokens(name, embedding_size):
 
 
 @each_embedding
+@pytest.mark.parametrize("padding", [-1, -100, TOKENS])
+def test_padding_is_no_token(padding, embedding_size):
+    """It is neither refused nor learned from; within a sequence, and without lengths, the check stays."""
+    circuit, ends = make("lstm", embedding_size), [7, 4, 1]
+    given = tokens(7, 3)
+    padded = given.clone()
+    padded[4:, 1] = padded[1:, 2] = padding
+    expected, last = circuit(given, lengths=ends)
+    outputs, after = circuit(padded, lengths=ends)
+    assert torch.equal(outputs, expected)
+    papertape.map_state(torch.testing.assert_close, after, last)
+    assert torch.equal(circuit(padded[:, 1], lengths=[4])[0], circuit(given[:, 1], lengths=[4])[0])
+    first = make("lstm", embedding_size, batch_first=True)
+    assert torch.equal(first(padded.T, lengths=torch.tensor(ends))[0], expected.transpose(0, 1))
+    if circuit.embedding is not None:
+        weight = circuit.embedding.weight
+        (found,) = torch.autograd.grad(outputs.square().sum(), weight)
+        alone = sum(circuit(given[:end, row])[0].square().sum() for row, end in enumerate(ends))
+        torch.testing.assert_close(found, torch.autograd.grad(alone, weight)[0])
+    for refused, lengths in ((padded, None), (padded, [7, 5, 1]), (padded.T, [7, 4, 1])):
+        with pytest.raises(ValueError, match=rf"got the token {padding}; allowed: 0 to 4|lengths: got \[7, 4, 1\]"):
+            circuit(refused, lengths=lengths)
+    assert int(padded[6, 1]) == padding
+
+
+@each_embedding
 @each_circuit
 def test_members_see_tokens_each_in_its_own_way(name, embedding_size):
     circuit, given = make(name, embedding_size), tokens(6, 2)
