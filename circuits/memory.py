@@ -21,7 +21,7 @@ from ..core.kernels.formulas import stepwise, unchanged
 from ..core.kernels.transforms import one_call
 from ..core.lengths import picked
 from ..core.members import Stack
-from ..core.options import Options, check_sizes
+from ..core.options import Options, check_sizes, check_taken
 from ..core.placement import lower_type
 from ..core.registry import lookup, register
 from ..core.state import CircuitState, example, in_types_of, map_state
@@ -212,9 +212,11 @@ class MemoryCircuit(TiedEmbedding):
             sizes: of the memory, where they are to differ from those at construction, such as ``memory_size``.
 
         Raises:
-            ValueError: a size below 1, or another number of slots than initial contents were made for.
+            ValueError: a size below 1 or that the memory does not have, or another number of slots than initial
+                contents were made for.
         """
         check_sizes(batch_size=batch_size, **sizes)
+        check_taken(self.accessor.initial_state, sizes)
         return CircuitState(
             self.controller.initial_state(batch_size),
             self.accessor.initial_state(batch_size, **sizes),

@@ -16,7 +16,7 @@ from ..core.controllers import AnyController
 from ..core.controllers.base import Controller
 from ..core.kernels.formulas import stepwise
 from ..core.lengths import picked
-from ..core.options import Options, check_sizes
+from ..core.options import Options, check_sizes, check_taken
 from ..core.registry import register
 from ..core.state import map_state, register_state
 from ..core.tied_embedding import TiedEmbedding
@@ -136,10 +136,11 @@ class Transformer(TiedEmbedding):
             sizes: of each memory, where they are to differ from those at construction, such as ``memory_size``.
 
         Raises:
-            ValueError: a size below 1.
+            ValueError: a size below 1, or that the memories do not have.
         """
         check_sizes(batch_size=batch_size, **sizes)
         layers: Any = self.layers
+        check_taken(layers[0].accessor.initial_state, sizes)
         return _together(
             [
                 TransformerState(

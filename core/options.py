@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, get_args
 
 import torch
@@ -120,6 +121,19 @@ def check_sizes(*, at_least: int = 1, **sizes: int) -> None:
             allowed = False
         if not allowed:
             raise ValueError(f"{name}: got {size!r}; allowed is a whole number of at least {at_least}")
+
+
+def check_taken(function: Callable[..., Any], sizes: Mapping[str, Any]) -> None:
+    """Raise ValueError naming the first size that a part's ``initial_state`` has no argument for, and those it has."""
+    if not sizes or torch.compiler.is_compiling():
+        return
+    first, *others = inspect.signature(function).parameters.values()
+    taken = [other.name for other in others if other.kind is not other.VAR_POSITIONAL]
+    if any(other.kind is other.VAR_KEYWORD for other in others):
+        return
+    for name, size in sizes.items():
+        if name not in taken:
+            raise ValueError(f"{name}: got {size}; allowed beside {first.name}: {', '.join(taken) or 'nothing'}")
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

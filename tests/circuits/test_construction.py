@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -248,6 +249,23 @@ def test_a_circuit_behind_statistics_may_have_a_memory_of_another_size():
 def test_batches_of_no_size_have_no_state(cls, size):
     with pytest.raises(ValueError, match=f"batch_size: got {size}; allowed is a whole number of at least 1"):
         cls(5, 2).initial_state(size)
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes", "allowed"),
+    [
+        (partial(MemoryCircuit, accessor="delta"), {"memory_size": 9}, "nothing"),
+        (partial(MemoryCircuit, accessor="srwm"), {"memory_size": 9}, "nothing"),
+        (partial(Transformer, accessor="delta"), {"memory_size": 9}, "nothing"),
+        (partial(NormalisedCircuit, circuit="ntm"), {"memorysize": 9}, "memory_size"),
+        (NTM, {"memory_size": 5, "memorysize": 9}, "memory_size"),
+        (partial(MemoryCircuit, accessor="soft-tape"), {"word_size": 9}, "memory_size, input_length"),
+    ],
+)
+def test_a_size_that_the_memory_does_not_have_is_refused(make, sizes, allowed):
+    name = list(sizes)[-1]
+    with pytest.raises(ValueError, match=f"^{name}: got 9; allowed beside batch_size: {allowed}$"):
+        make(5, 2).initial_state(3, **sizes)
 
 
 def test_a_magnitude_that_is_too_small_is_not_said_to_be_allowed_as_zero_where_zero_is_not():
