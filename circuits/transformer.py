@@ -85,7 +85,7 @@ class Transformer(TiedEmbedding):
     precision.
     """
 
-    model_size: int = Field(default=64, ge=1, description="D, channels between the layers")
+    model_size: int = Field(default=64, ge=2, description="D, channels between the layers; a norm of one hides it")
     num_layers: int = Field(default=2, ge=1, le=100, description="L, layers")
     accessor: AnyAccessor = Field(default="attention", description="the memory of each layer")
     controller: AnyController = Field(

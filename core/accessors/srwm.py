@@ -65,7 +65,9 @@ class SelfReferentialAccessor(Accessor):
     """
 
     num_heads: int = Field(default=4, ge=1, description="H, matrices, each with an input of its own")
-    word_size: int = Field(default=16, ge=1, description="W, length of a matrix's input and output")
+    word_size: int = Field(
+        default=16, ge=2, description="W, length of a matrix's input and output; the softmax of one is always 1"
+    )
     input_scaling: Literal["norm", "softmax", "none"] = Field(
         default="norm",
         description="what a matrix is given: x of mean 0 and variance 1, its softmax, or x as it is",

@@ -49,7 +49,7 @@ class CTMController(Controller):
     by the root of the number of ticks, as far as they still count (equations 9 and 10, appendix H).
     """
 
-    neurons: int = Field(default=64, ge=1, description="D, neurons")
+    neurons: int = Field(default=64, ge=2, description="D, neurons; a norm of one hides it")
     hidden_size: int = Field(default=64, ge=1, description="Y, pairs of neurons that are read")
     ticks: int = Field(default=4, ge=1, le=1000, description="internal ticks at each step")
     history: int = Field(default=8, ge=1, le=1000, description="M, ticks that a neuron's model looks back on")

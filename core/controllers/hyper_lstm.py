@@ -60,6 +60,14 @@ class HyperLSTMController(LayeredController):
         "recurrent_scales": TraceField("E U", "words", "rows of its recurrent weights"),
     }
 
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """See :meth:`Component.check_options`; a norm over one unit gives the same whatever the unit sums up."""
+        super().check_options(options)
+        for name in ("hidden_size", "hyper_size"):
+            if options.layer_norm and getattr(options, name) == 1:
+                raise ValueError(f"{name}: got 1; allowed with layer_norm: at least 2")
+
     def setup(self) -> None:
         """Make the layers."""
         size, sizes = self.hidden_size, (self.hyper_size, self.embedding_size)

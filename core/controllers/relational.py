@@ -6,7 +6,7 @@ has layers of its own, where the authors' share them.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -53,6 +53,13 @@ class RelationalController(Controller):
         "input_gate": TraceField("M G", "matrix", "how much of what is new is taken"),
         "forget_gate": TraceField("M G", "matrix", "how much of what was there stays"),
     }
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """See :meth:`Component.check_options`; a norm over one element gives the same whatever the element is."""
+        super().check_options(options)
+        if options.num_heads * options.head_size == 1:
+            raise ValueError("head_size: got 1; allowed with num_heads 1: at least 2")
 
     def setup(self) -> None:
         """Make the layers; the hidden vector is the memory."""

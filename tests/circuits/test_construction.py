@@ -268,6 +268,39 @@ def test_a_size_that_the_memory_does_not_have_is_refused(make, sizes, allowed):
         make(5, 2).initial_state(3, **sizes)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "name"),
+    [
+        ("transformer", {}, "model_size"),
+        ("hyper-lstm", {}, "hidden_size"),
+        ("hyper-lstm", {}, "hyper_size"),
+        ("ctm", {}, "neurons"),
+        ("relational", {"num_heads": 1, "gating": "none"}, "head_size"),
+        ("srwm", {}, "word_size"),
+    ],
+)
+def test_a_norm_over_one_would_hide_the_inputs(kind, options, name):
+    """Of two it hides all but which is larger."""
+
+    def made(size):
+        of = {**options, name: size}
+        if kind == "transformer":
+            return Transformer(3, 2, **of)
+        if kind == "srwm":
+            return MemoryCircuit(3, 2, controller="direct", accessor={"type": kind, **of})
+        return RecurrentCircuit(3, 2, controller={"type": kind, **of})
+
+    with pytest.raises(ValueError, match=rf"{name}: got 1; allowed.* (at least|greater than or equal to) 2"):
+        made(1)
+    torch.manual_seed(0)
+    circuit = made(2)
+    x = torch.randn(6, 2, 3)
+    seen = [circuit(inputs)[1].reads if kind == "srwm" else circuit(inputs)[0] for inputs in (x, 1 - x)]
+    assert not torch.equal(*seen)
+    without = {"type": "hyper-lstm", "hidden_size": 1, "hyper_size": 1, "layer_norm": False}
+    assert RecurrentCircuit(3, 2, controller=without).controller.hidden_size == 1
+
+
 def test_a_magnitude_that_is_too_small_is_not_said_to_be_allowed_as_zero_where_zero_is_not():
     with pytest.raises(ValueError, match=r"temperature: got 1e-39; allowed: from 1e-37 to"):
         RecurrentCircuit(5, 2, controller={"type": "automaton", "temperature": 1e-39})
