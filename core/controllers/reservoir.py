@@ -25,7 +25,10 @@ UNITS = 100
 DENSITY = 0.1
 """Share of all units by which each is fed, where no option says it."""
 SMALLEST_RADIUS = 1e-6
-"""Largest magnitude of an eigenvalue, in units of the largest weight, that connections may be scaled by."""
+"""Largest magnitude of an eigenvalue, in units of the largest weight, that connections of a file may be scaled by."""
+SMALLEST_DRAWN_RADIUS = 0.1
+"""The same of weights that are drawn, which are drawn again below it: with the default density, those of less than 20
+units now and then."""
 
 
 @register_state
@@ -41,7 +44,8 @@ class ReservoirController(Controller):
     """Leaky tanh units with fixed random connections, of which others learn to read: ``x += leak (tanh(…) - x)``.
 
     Each unit is fed by as many others as ``density`` says. All connections are scaled so that the largest magnitude of
-    their eigenvalues is ``spectral_radius``. They are buffers: saved with the circuit, neither trained nor evolved.
+    their eigenvalues is ``spectral_radius``; those that would get above ten times as much are drawn again. They are
+    buffers: saved with the circuit, neither trained nor evolved.
 
     A ``connectome`` gives the connections instead: a file with a line for each, its source, its target and, if known,
     its weight, separated by commas, tabs or blanks. Units are in the order in which their names, which may be any,
@@ -98,22 +102,31 @@ class ReservoirController(Controller):
         """Draw all weights anew, those of a connectome excepted; the same seed gives the same as at construction."""
         for part in (self.input, self.bias):
             part.uniform_(-self.input_scale, self.input_scale)
-        weights = torch.empty_like(self.recurrent).uniform_(-1, 1)
-        if self._edges is None:
-            order = torch.rand_like(weights).argsort(1)  # fed by a fixed number each, so that there always is a cycle
-            weights[order >= max(1, round(self.density * len(weights)))] = 0
-        else:
-            edges = self._edges.to(weights)
-            weights = torch.where(edges.isnan(), weights, edges)
+        weights = self._drawn()
         if weights.is_meta:
             return  # There are sizes alone.
-        radius = torch.linalg.eigvals(weights.double()).abs().max()
-        if self._edges is not None and radius < SMALLEST_RADIUS * weights.abs().max():
+        radius = _radius(weights)
+        if self._edges is None or self._edges.isnan().any():
+            # A small reservoir may be one cycle, of which a weak connection would blow up all others.
+            while radius <= SMALLEST_DRAWN_RADIUS * weights.abs().max():
+                weights = self._drawn()
+                radius = _radius(weights)
+        elif radius < SMALLEST_RADIUS * weights.abs().max():
             raise ValueError(
                 f"connectome: got {self.connectome!r}; no eigenvalue reaches {SMALLEST_RADIUS} of its largest weight, "
                 "so that nothing echoes"
             )
         self.recurrent.copy_(weights.double() * (self.spectral_radius / radius))
+
+    def _drawn(self) -> Tensor:
+        """Connections before they are scaled; those that a connectome tells are as they are."""
+        weights = torch.empty_like(self.recurrent).uniform_(-1, 1)
+        if self._edges is None:
+            order = torch.rand_like(weights).argsort(1)  # fed by a fixed number each, so that there always is a cycle
+            weights[order >= max(1, round(self.density * len(weights)))] = 0
+            return weights
+        edges = self._edges.to(weights)
+        return torch.where(edges.isnan(), weights, edges)
 
     def initial_state(self, batch_size: int) -> ReservoirState:
         """Zeros."""
@@ -125,6 +138,11 @@ class ReservoirController(Controller):
         coming = torch.tanh(x @ self.input.T + before @ self.recurrent.T + self.bias).to(before.dtype)
         hidden = self.clipped(torch.lerp(before, coming, self.leak))
         return hidden, ReservoirState(hidden)
+
+
+def _radius(weights: Tensor) -> Tensor:
+    """The largest magnitude of an eigenvalue, ``[]``."""
+    return torch.linalg.eigvals(weights.double()).abs().max()
 
 
 def read_connectome(path: str) -> Tensor:

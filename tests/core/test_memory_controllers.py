@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -418,6 +419,13 @@ def test_a_reservoir_has_its_radius_and_density(density: float) -> None:
     assert ((controller.recurrent != 0).sum(1) == max(1, round(20 * density))).all()
     assert 0.3 < controller.input.abs().max() <= 0.5
     assert not list(controller.parameters()) and {*controller.state_dict()} == {"recurrent", "input", "bias"}
+
+
+def test_no_weight_of_a_reservoir_is_far_above_its_radius() -> None:
+    """A few units, each fed by one other, may be one cycle that a weak connection breaks."""
+    for size, seed in itertools.product((2, 3, 5, 10, 14), range(40)):
+        torch.manual_seed(seed)
+        assert ReservoirController(3, hidden_size=size, spectral_radius=0.5).recurrent.abs().max() < 5
 
 
 def test_a_reservoir_below_1_forgets_how_it_began() -> None:
