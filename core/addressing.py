@@ -26,8 +26,8 @@ SHARPEN_EPSILON = 1e-16
 """Added to a weighting before its logarithm is taken: a slot of weight 0 keeps a finite value and gradient.
 
 Published NTM code adds as much to the sum of the powers instead (or nothing): of 128 equal weights to the power of 9
-that leaves a weighting which sums to 0.12, and to the power of 22 zeros (or 0/0) in float32. Here no weight is further
-than 2e-13 from NTM eq. 9, at any power.
+that leaves a weighting which sums to 0.12, and to the power of 22 zeros (or 0/0) in float32. Here no weight of N slots
+is further than about N · 1e-16 from NTM eq. 9, beside rounding, at any power.
 """
 
 
