@@ -11,8 +11,9 @@ them, exceeds the type's largest number (3.4e38 in float32). In float32, words a
 1e18, since norms square them. Beyond that, sums meet infinities of both signs in different orders, and one backend may
 give a number where the other gives NaN. Gradients agree as well, as long as strengths, sharpness and powers of links
 stay below about 1e4: larger ones amplify rounding, which then decides between equal matches, and what is left of
-gradients that cancel. Numbers below the smallest normal one (1.2e-38 in float32) may count as 0. Other rows of the
-batch and other members of a population are never affected.
+gradients that cancel. Of a DNC's slots that are equal but for rounding another one may be allocated: words then lie
+elsewhere in states and traces, and outputs and gradients are the same. Numbers below the smallest normal one (1.2e-38
+in float32) may count as 0. Other rows of the batch and other members of a population are never affected.
 """
 
 from __future__ import annotations
