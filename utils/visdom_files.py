@@ -95,7 +95,8 @@ def download_page_files(timeout: float = FETCH_SECONDS) -> None:
         FilesError: files are still missing afterwards; says which.
     """
     code = (
-        "import sys; sys.modules['torch'] = None; from visdom.server.build import download_scripts; download_scripts()"
+        "import sys; sys.path[:] = filter(None, sys.path)\n"  # the working directory may hold a copy.py
+        "sys.modules['torch'] = None; from visdom.server.build import download_scripts; download_scripts()"
     )
     try:
         done = subprocess.run(

@@ -396,6 +396,17 @@ def test_a_run_whose_folder_goes_away_does_not_end_the_sweep(folder: Path, monke
     assert said == {"seed=1": "[Errno 28] No space left on device", "seed=2": "it is gone", "seed=3": "it is gone"}
 
 
+def test_the_working_directory_may_hold_files_that_are_called_like_modules_of_python(
+    folder: Path, outsiders: None
+) -> None:
+    """And what is imported is found there all the same."""
+    for name in ("copy", "queue", "random"):
+        (folder / f"{name}.py").write_text("raise SystemExit('this is not of Python')", encoding="utf-8")
+    shutil.copy(Path(__file__).parents[1] / "outside.py", folder)
+    words = [*SMALL, "seed=1..1", "agent.steps=1", "name=mine", "--jobs", "1", "--sequences", "4"]
+    assert main(["sweep", *words, "--import", "outside"]) == 0
+
+
 def test_a_sweep_is_no_run_but_says_how_it_goes_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", *SMALL, "seed=1,2", "agent.steps=1", "name=several"]) == 0
     capsys.readouterr()

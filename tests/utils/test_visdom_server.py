@@ -132,6 +132,21 @@ def test_a_download_that_leaves_gaps_does_not_count(package: Path, monkeypatch: 
     assert not (package / "static/version.built").exists()
 
 
+def test_a_download_takes_no_file_of_the_working_directory_for_a_module_of_python(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "random.py").write_text("raise SystemExit('not of Python')")
+    (package / "server").mkdir()
+    for folder in (package, package / "server"):
+        (folder / "__init__.py").touch()
+    (package / "server" / "build.py").write_text("import random\n\n\ndef download_scripts(): raise SystemExit('begun')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(FilesError, match="begun"):
+        visdom_files.download_page_files()
+
+
 def test_all_sources_are_tried_in_turn(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 

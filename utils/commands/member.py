@@ -78,6 +78,7 @@ def stop_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-if __name__ == "__main__":
+def main(directory: str, preset: str, sequences: str, *assignments: str) -> None:
+    """Entry of the process of a run; see :class:`Member`."""
     stop_with_parent()
-    sys.exit(Member(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4:])())
+    sys.exit(Member(Path(directory), preset, int(sequences), assignments)())

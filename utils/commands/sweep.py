@@ -15,7 +15,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,13 +27,13 @@ from ...core.distributed import size_here
 from ...core.install import SUBMITIT, here
 from ...core.openmp import QUIET
 from ...core.options import OptionsError
-from .. import comparison, options
+from .. import child_process, comparison, options
 from ..files import replace_text
 from ..log import LOGGER
 from ..run import RUNS, check_free, find_directory, locked, new_directory, read_summary
 from ..vector_environments import cores
+from . import member
 from .arguments import gives, preset_name, read_arguments, split_arguments, started
-from .member import Member
 from .report import FAILED, INTERRUPTED
 from .train import asked_to_stop, forget
 
@@ -279,12 +278,11 @@ class Process:
         """Start it; what it says goes to the file output in its folder."""
         self.output = directory / "output"
         self.stopped = False
-        module = f"{__package__}.member"
         environment = {**os.environ, **QUIET}
         environment.setdefault("OMP_NUM_THREADS", str(threads))
         with open(self.output, "w", encoding="utf-8") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, str(directory), preset, str(sequences), *assignments],
+                child_process.command(member.main, str(directory), preset, str(sequences), *assignments),
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=file,
@@ -545,7 +543,7 @@ class Runner:
         assignments = [*run.test_options, *self.assignments]
         if self.executor is not None:
             self.running[run.name] = ClusterJob(
-                self.executor.submit(Member(folder.resolve(), run.preset, self.sequences, assignments))
+                self.executor.submit(member.Member(folder.resolve(), run.preset, self.sequences, assignments))
             )
             return
         threads = max(1, cores() // min(self.jobs, len(self.sweep.runs)))
