@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
 from ..agents.evaluation import evaluate_all, set_error
 from ..core.options import OptionsError
@@ -38,6 +39,8 @@ how sums are rounded, or nothing that has a name of its own."""
 TESTED_BY = ("seed", "precision", "env", "circuit")
 """Options of a run that its test depends on."""
 TESTED_AT_A_TIME = 64
+_ERRORS = TypeAdapter(dict[str, float | None])
+"""In tested.json; null is what is not a number."""
 
 
 class Outcome(NamedTuple):
@@ -184,7 +187,8 @@ def errors_on_test(directory: Path, sequences: int, assignments: Sequence[str] =
     try:
         known = json.loads(kept.read_text(encoding="utf-8"))
         if {name: known[name] for name in asked} == asked:
-            return {name: math.nan if error is None else error for name, error in known["errors"].items()}
+            found = _ERRORS.validate_python(known["errors"])
+            return {name: math.nan if error is None else error for name, error in found.items()}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing is known, or not this
     chosen = options_of_test(values, assignments)

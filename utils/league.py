@@ -47,9 +47,13 @@ Seed = Annotated[(int, *RunOptions.model_fields["seed"].metadata)]
 """One that a run may have."""
 
 
+NAME_BYTES = 100
+"""Of the name of a task or a circuit at most, as UTF-8."""
+
+
 def _check_name(name: str) -> str:
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise ValueError(f"got {name!r}; allowed: letters, digits and any of _.-")
+    if not re.fullmatch(r"[\w.-]+", name) or len(name.encode()) > NAME_BYTES:  # two of them are in that of a folder
+        raise ValueError(f"got {name!r}; allowed: letters, digits and any of _.-, in {NAME_BYTES} bytes")
     return name
 
 

@@ -11,11 +11,11 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
 import yaml
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 from tqdm import tqdm
 
@@ -93,6 +93,12 @@ def title_of(directory: Path) -> str:
     return f"{directory.parent.name}_{directory.name}" if one_of_many else directory.name
 
 
+LARGEST = 2**63
+"""No count comes to this; what does is damaged, and may be more than a float holds."""
+
+Count = Annotated[int, Field(lt=LARGEST)]
+
+
 class Summary(NamedTuple):
     """What is to be known of a run without building it; summary.json in its folder."""
 
@@ -101,12 +107,12 @@ class Summary(NamedTuple):
     """Of the error, such as bits_wrong."""
     trained_on: str
     """The validation set that is the training range, such as length 1-20."""
-    answers_per_step: int | None
+    answers_per_step: Count | None
     """Sequences that are answered in a step; None of an agent that does not learn."""
-    step: int
+    step: Count
     seconds: float
     """Of training, up to where it last stopped."""
-    bad_steps: int
+    bad_steps: Count
     done: bool
     """Whether there is nothing left to learn: the target is reached, or the steps are used up."""
 
@@ -469,7 +475,7 @@ def _is_validation(name: str) -> bool:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a metrics.jsonl; one that a killed process or a failing disk left half written is left out."""
+    """Rows of a metrics.jsonl; one that a killed process or a failing disk left damaged is left out."""
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
@@ -481,7 +487,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, int | float)
+    return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < LARGEST)
 
 
 def read_options(directory: Path) -> dict[str, Any]:

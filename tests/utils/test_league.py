@@ -223,6 +223,7 @@ def test_what_a_circuit_or_a_task_says_precedes_what_is_common() -> None:
         ({}, ["--circuits", "wrong"], "small.yaml: copy,wrong,seed=4: circuit.memory_size: got 0"),
         ({"tasks": {}}, [], "tasks: got {}; allowed: 1 or more entries"),
         ({"tasks": {"a b": {}}}, [], "tasks: got 'a b'; allowed: letters, digits and any of _.-"),
+        ({"tasks": {40 * "漢": {}}}, [], "allowed: letters, digits and any of _.-, in 100 bytes"),
         ({"tasks": {1: {}}}, [], "tasks: got the key 1; allowed: a valid string"),
         ({"seeds": []}, [], "seeds: got []; allowed: 1 or more entries"),
         ({"score": "loss"}, [], "score: "),

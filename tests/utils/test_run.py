@@ -119,9 +119,14 @@ def test_the_latest_run_is_the_one_that_trained_last_whatever_was_tested_since(t
 def test_what_is_damaged_in_numbers_is_left_out(tmp_path: Path) -> None:
     rows = [b'{"step": 1, "train/loss": 2.5}', b'{"step": "2"}', b'{"step": 3, "train/loss": "a"}', b"\xff\xfe", b"[1]"]
     rows += [b'{"step": 3, "train/loss": ' + 5000 * b"9" + b"}", 100_000 * b"["]
+    rows += [b'{"step": 3, "train/loss": ' + 310 * b"9" + b"}", b'{"step": ' + 310 * b"9" + b"}"]  # no float
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*rows, b'{"step": 4, "train/loss": null}', b'{"step": 5']))
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 4]
     whole = Summary("x", "error", "trained", None, 3, 2.0, 0, done=True)
-    for values, expected in ((whole, whole), (whole._replace(step="three"), None)):  # type: ignore[arg-type]
+    for values, expected in (
+        (whole, whole),
+        (whole._replace(step="three"), None),
+        (whole._replace(step=10**310), None),
+    ):  # type: ignore[arg-type]
         (tmp_path / "summary.json").write_text(json.dumps(values._asdict()))
         assert read_summary(tmp_path) == expected

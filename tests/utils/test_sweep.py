@@ -159,8 +159,22 @@ def test_names_are_folders_whatever_the_values_are() -> None:
     runs = sweep.plan(["ntm-copy", "env.test_lengths=[5],[6]", "seed=1", *SMALL[:2], *SMALL[3:]])
     assert [run.name for run in runs] == ["env.test_lengths=-5-", "env.test_lengths=-6-"]
     lists = ",".join(f"[{', '.join(map(str, range(1, count)))}]" for count in (90, 91))
+    lists += f",[{84 * '漢'}]"  # file systems count bytes
     runs = sweep.plan(["ntm-copy", f"env.test_lengths=[5, 6],[5,-6],{lists}", "seed=1"])
-    assert len({run.name for run in runs}) == len(runs) == 4 and all(len(run.name) < 101 for run in runs)
+    assert len({run.name for run in runs}) == len(runs) == 5 and all(len(run.name.encode()) < 101 for run in runs)
+
+
+def test_what_cannot_be_read_of_one_run_is_its_problem_alone(folder: Path) -> None:
+    plan = sweep.plan(["ntm-copy", *SMALL, "seed=1..3"])
+    names = ("x" * 300, "file", "none")
+    chosen = sweep.Sweep(folder, [run._replace(name=name) for run, name in zip(plan, names, strict=True)])
+    (folder / "file").touch()
+    found = sweep.outcomes_of(chosen, 4, [])
+    assert [each.problem.partition(":")[0] for each in found] == [
+        "[Errno 36] File name too long",
+        "[Errno 20] Not a directory",
+        "",
+    ]
 
 
 def test_a_range_may_be_of_one() -> None:
@@ -419,9 +433,20 @@ def test_a_sweep_is_no_run_but_says_how_it_goes_on(folder: Path, capsys: pytest.
 
 def test_a_sweep_whose_file_is_damaged(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "runs" / "x").mkdir(parents=True)
-    (folder / "runs" / "x" / "sweep.json").write_text(json.dumps([{"name": "a"}]))
-    assert main(["sweep", "--resume", "x"]) == 2
-    assert "papertape: runs/x/sweep.json: cannot be read" in capsys.readouterr().err
+    whole = {"name": "a", "labels": {}, "options": {}, "problem": "", "preset": "x"}
+    for damaged, said in (
+        ([{**whole, "labels": []}], "0: labels: Input should be a valid dictionary"),
+        ([{**whole, "name": 3}], "0: name: Input should be a valid string"),
+        ([{"name": "a"}], "0: labels: Field required"),
+        ([], "List should have at least 1 item"),
+        ("{", "Expecting property name"),
+    ):
+        text = damaged if isinstance(damaged, str) else json.dumps(damaged)
+        (folder / "runs" / "x" / "sweep.json").write_text(text)
+        for command in (["sweep", "--resume", "latest"], ["compare", "x"]):
+            assert main(command) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith(f"papertape: runs/x/sweep.json: cannot be read: {said}")
     with pytest.raises(OptionsError):
         find_directory("y", what="sweep", file=sweep.FILE)
 

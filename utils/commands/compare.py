@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ def outcomes_of(arguments: argparse.Namespace) -> list[comparison.Outcome]:
     if len(sweeps) == 1 and not directories:
         sweep.check_options_of_test(sweeps[0].runs, arguments.test_option)
         return sweep.outcomes_of(sweeps[0], arguments.sequences, arguments.test_option)
-    directories += [each.folder(run) for each in sweeps for run in each.runs if each.folder(run).is_dir()]
+    directories += [each.folder(run) for each in sweeps for run in each.runs if os.path.isdir(each.folder(run))]
     directories = list({path.resolve(): path for path in directories}.values())
     read = [_options_of(directory) for directory in directories]
     values = [own for own, _ in read if own is not None]

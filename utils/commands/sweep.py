@@ -18,9 +18,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import yaml
+from pydantic import Field, TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from ...core.distributed import size_here
@@ -61,6 +62,9 @@ class Run(NamedTuple):
     preset: str
     test_options: list[str] = []  # a list, as in the file that tells whether a sweep has the same runs
     """``key=value`` for its test alone; those of the command line precede them."""
+
+
+_RUNS = TypeAdapter(Annotated[list[Run], Field(min_length=1)])
 
 
 class Sweep(NamedTuple):
@@ -148,7 +152,7 @@ def plan(arguments: Sequence[str], imports: Sequence[str] = ()) -> list[Run]:
         given = dict(zip(axes, combination, strict=True))
         labels = {key: given[key] for key in swept if key in given}
         name = re.sub(r"[^\w.=,+-]", "-", ",".join(f"{key}={value}" for key, value in labels.items()))
-        if not name or len(name) > 100 or any(name == run.name for run in runs):
+        if not name or len(name.encode()) > 100 or any(name == run.name for run in runs):
             name = f"run-{len(runs) + 1}"
         words = [f"{key}={value}" for key, value in given.items()]
         values, problem = {}, ""
@@ -192,10 +196,13 @@ def read(directory: Path) -> Sweep:
         OptionsError: its file is damaged.
     """
     try:
-        runs = [Run(**run) for run in json.loads((directory / FILE).read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError) as error:
+        return Sweep(directory, _RUNS.validate_python(json.loads((directory / FILE).read_text(encoding="utf-8"))))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = "".join(f"{part}: " for part in problem["loc"])
+        raise OptionsError(f"{directory / FILE}: cannot be read: {where}{problem['msg']}") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise OptionsError(f"{directory / FILE}: cannot be read: {error}") from error
-    return Sweep(directory, runs)
 
 
 def begin(arguments: argparse.Namespace) -> Sweep:
@@ -475,8 +482,13 @@ def outcomes_of(chosen: Sweep, sequences: int, assignments: Sequence[str]) -> li
 
 
 def _problem(folder: Path) -> str:
-    path = folder / "problem"
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    """What is kept of what went wrong with a run, or what keeps that from being read; empty if there is nothing."""
+    try:
+        return (folder / "problem").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return str(error)
 
 
 class Runner:
