@@ -741,6 +741,45 @@ def test_a_test_takes_the_weights_of_its_run_and_goes_to_its_folder(
     assert not (folder / "runs" / "mine" / "test").exists()
 
 
+def test_a_run_that_can_only_be_read_is_compared_and_has_no_test_of_its_own(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["train", *SMALL, "agent.steps=1", "name=mine", "plots=off"]) == 0
+    before = {*(folder / "runs" / "mine").iterdir()}
+    write = comparison.replace_text
+    capsys.readouterr()
+
+    def refuse(path: Path, text: str) -> None:
+        if path.parent.name == "mine":
+            raise PermissionError(13, "Permission denied", str(path))
+        write(path, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(comparison, "replace_text", refuse)
+        assert main(["compare", "mine", "--sequences", "4"]) == 0
+    said = capsys.readouterr()
+    assert "| all | 1 | median | 1 |" in said.out and "failed" not in said.out
+    (line,) = [line for line in said.err.splitlines() if "cannot be kept" in line]
+    assert line.endswith("cannot be kept ([Errno 13] Permission denied: 'runs/mine/tested.json')")
+
+    monkeypatch.setattr(os, "access", lambda path, mode: mode & os.W_OK == 0)
+    assert main(["test", "mine"]) == 2
+    refused = capsys.readouterr().err
+    assert "runs/mine cannot be written; test a copy of the run, or have its errors from: " in refused
+    assert refused.endswith(f"{install.here('papertape compare runs/mine')}\n")
+    assert {*(folder / "runs" / "mine").iterdir()} == before
+
+
+def test_a_kept_test_that_is_damaged_is_made_again(folder: Path) -> None:
+    assert main(["train", *SMALL, "agent.steps=1", "name=mine", "plots=off"]) == 0
+    errors = comparison.errors_on_test(Path("runs/mine"), 4)
+    kept = folder / "runs" / "mine" / "tested.json"
+    whole = json.loads(kept.read_text())
+    for damaged in ([], {"length 3": "low"}, {"length 3": 10**310}):
+        kept.write_text(json.dumps({**whole, "errors": damaged}))
+        assert comparison.errors_on_test(Path("runs/mine"), 4) == errors
+
+
 def test_a_terminal_that_lacks_characters_gets_others(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "papertape.main", "list"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}

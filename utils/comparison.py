@@ -202,7 +202,10 @@ def errors_on_test(directory: Path, sequences: int, assignments: Sequence[str] =
     finally:
         task.close()
     plain = {name: error if math.isfinite(error) else None for name, error in errors.items()}
-    replace_text(kept, json.dumps({**asked, "errors": plain}))
+    try:
+        replace_text(kept, json.dumps({**asked, "errors": plain}))
+    except OSError as error:  # a colleague's run, say: it is tested again the next time
+        LOGGER.warning("%s: what its test found cannot be kept (%s)", directory, error)
     return errors
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ...agents.evaluation import load_weights
+from ...core import install
 from ...core.agent import Agent
 from ...core.options import OptionsError
 from .. import checkpoint, comparison, factory, zoo
@@ -38,6 +41,8 @@ def test(arguments: argparse.Namespace) -> int:
         raise OptionsError(f"start: got {chosen.start!r}; a test takes the weights of {tested.name}, leave it out")
     if chosen.name and tested.folder:
         raise OptionsError(f"name: got {chosen.name!r}; a test of a run goes to {tested.folder}, leave it out")
+    if tested.folder:
+        check_writable(tested.folder)
     parts = build(chosen, resumed=True, any_backend=not gives(arguments.arguments, "backend"))
     with contextlib.closing(parts.env):
         torch.set_num_threads(factory.count_threads(chosen, parts.env))
@@ -59,6 +64,17 @@ def test(arguments: argparse.Namespace) -> int:
             if run.wants_episodes and any((folder / "plots").iterdir()):
                 LOGGER.info("pictures: %s", folder / "plots")
     return 0
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OptionsError if a test cannot leave what comes of it in a folder, which need not be there."""
+    there = folder if folder.is_dir() else folder.parent
+    if not os.access(there, os.W_OK | os.X_OK):
+        compare = install.here(f"papertape compare {shlex.quote(str(folder.parent))}")
+        raise OptionsError(
+            f"run: a test of {folder.parent} goes to {folder}, and {there} cannot be written; test a copy of the run, "
+            f"or have its errors from: {compare}"
+        )
 
 
 def find(arguments: argparse.Namespace) -> Tested:
