@@ -291,6 +291,11 @@ class Server:
         shown = json.loads(request(self.hostname, self.port, "/win_data", asked, self.cookie).text)
         return str(shown.get("content")) if isinstance(shown, dict) else None
 
+    def has(self, environment: str) -> bool:
+        """Whether the server has an environment, whatever that shows."""
+        known = request(self.hostname, self.port, "/env_state", {}, self.cookie)
+        return known.status == 200 and environment in json.loads(known.text)
+
     def forget(self, environment: str) -> None:
         """Have the server drop what it shows of an environment, if it has it; what is shown next is the newest."""
         known = request(self.hostname, self.port, "/env_state", {}, self.cookie)

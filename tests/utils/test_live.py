@@ -537,6 +537,21 @@ def test_two_runs_share_the_server_that_one_of_them_starts(tmp_path: Path) -> No
 
 
 @needs_visdom
+def test_runs_of_one_name_in_two_folders_have_a_page_each_before_they_show_anything(
+    tmp_path: Path, server: Server
+) -> None:
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    with contextlib.ExitStack() as plotters:
+        for folder in folders:
+            plotters.enter_context(plotting(folder, "visdom", port=server.port))
+        for name, folder in zip(("a_run", "a_run-2"), folders, strict=True):
+            assert f"kept in {folder}<" in windows(server.port, name)[page.CLAIM]["content"]
+    assert all(windows(server.port, name).keys() == {"title"} for name in ("a_run", "a_run-2"))
+
+
+@needs_visdom
 def test_a_run_that_goes_on_shows_nothing_that_is_no_longer_true(tmp_path: Path, server: Server) -> None:
     for name in ("length 3", "length 4"):
         with plotting(tmp_path, "visdom", port=server.port) as plotter:
@@ -555,7 +570,7 @@ def test_a_server_that_dies_gets_everything_again_when_it_is_back(
         plotter.metrics(2, {"train/loss": 0.5})
         plotter.text("options", "seed: 1")
         plotter.episode(1, "length 3", episode())
-        before = wait_for(lambda: (shown := windows(server.port)) and "length 3 memory" in shown and shown)
+        before = wait_for(lambda: (shown := windows(server.port)) and page.CLAIM not in shown and shown)
         assert server.process is not None
         server.process.kill()
         server.process.wait()

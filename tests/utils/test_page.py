@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import threading
 from typing import Any
 
 import numpy as np
@@ -58,25 +59,31 @@ def visdom() -> tuple[Visdom, Client]:
 
 
 class Pages:
-    """Stands for a server: the folder that each environment's title window shows."""
+    """Stands for a server: a client for each environment."""
 
     url = "http://nowhere"
 
     def __init__(self, **folders: str) -> None:
-        self.titles = {name: f"<h4>{name}</h4><p>kept in {folder}</p>" for name, folder in folders.items()}
+        self.clients: dict[str, Client] = {}
+        for name, folder in folders.items():
+            self.client(name).text(f"<h4>{name}</h4><p>kept in {folder}</p>", win="title", opts={})
+            self.client(name).text("words", win="text", opts={})
 
     def ensure(self, again: bool = False) -> str:
         return ""
 
     def client(self, environment: str) -> Client:
-        return Client()
+        return self.clients.setdefault(environment, Client())
 
     def text(self, environment: str, window: str) -> str | None:
-        assert window == "title"
-        return self.titles.get(environment)
+        shown = self.clients.get(environment)
+        return shown.last(window)["text"] if shown and shown.win_exists(window) else None
+
+    def has(self, environment: str) -> bool:
+        return environment in self.clients
 
     def forget(self, environment: str) -> None:
-        self.titles.pop(environment, None)
+        self.clients.pop(environment, None)
 
 
 @pytest.mark.parametrize(
@@ -88,16 +95,52 @@ class Pages:
         ({"a_run": "/else", "a_run-2": "/nowhere/else", "a_run-3": "/nowhere"}, "a_run-3"),
     ],
 )
-def test_the_page_of_another_folder_is_left_alone(there: dict[str, str], name: str) -> None:
+def test_the_page_of_another_folder_is_left_alone(
+    there: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "CLAIM_SECONDS", 0)
     shown, _ = visdom()
     shown.server = pages = Pages(**there)  # type: ignore[assignment]
     assert shown.connect() == ""
-    assert set(pages.titles) == set(there) - {name}
-    shown.client = client = Client()
+    assert {other for other, client in pages.clients.items() if client.win_exists("text")} == set(there) - {name}
+    # Another run of the same name is told from now on whose page this is.
+    other, _ = visdom()
+    other.settings = other.settings._replace(directory="/somewhere")
+    other.server = pages  # type: ignore[assignment]
+    assert other.connect() == "" and other.environment not in {*there, name}
+    client = pages.client(name)
     shown.curves(curves(*ALL))
+    assert "title" not in client.order
     shown.finish()
     assert client.last("title")["text"] == f"<h4>{name}</h4><p>kept in /nowhere</p>"
     assert client.last("curve loss")["eid"] == name
+    assert client.order.index("curve loss") < client.order.index("title") and page.CLAIM not in client.order
+    assert pages.text(other.environment, page.CLAIM) is not None
+
+
+def test_of_two_runs_that_find_a_page_free_at_once_one_takes_another() -> None:
+    pages, both = Pages(), [visdom()[0] for _ in range(2)]
+    together = threading.Barrier(2, timeout=60)
+    look = pages.text
+
+    def text(environment: str, window: str) -> str | None:
+        shown = look(environment, window)
+        if environment == "a_run" and window == page.CLAIM and shown is None:
+            together.wait()
+        return shown
+
+    pages.text = text  # type: ignore[method-assign]
+    for number, shown in enumerate(both):
+        shown.settings = shown.settings._replace(directory=f"/{number}")
+        shown.server = pages  # type: ignore[assignment]
+    threads = [threading.Thread(target=shown.connect) for shown in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {shown.environment for shown in both} == {"a_run", "a_run-2"}
+    for shown in both:
+        assert str(pages.text(shown.environment, page.CLAIM)).endswith(shown.place)
 
 
 def episode(steps: int = 6, slots: int = 8, heads: int = 2, name: str = "length 3") -> Episode:

@@ -39,6 +39,10 @@ LEADING = ("loss", "bits_wrong", "error", "avoidable_misses", "shortfall", "exce
 """Panels of curves that come first on the page, in this order."""
 WAIT_SECONDS = 120.0
 """The page is laid out in the order of arrival: what belongs below the first episode waits for it, at most so long."""
+CLAIM = "claim"
+"""The window by which a page is a run's until there is one with its title, which has its place below others."""
+CLAIM_SECONDS = 0.5
+"""From a claim on a page to the look at whose it is: longer than from finding it free to the claim."""
 EARLIER_PICTURES = 24
 """Of one name, which the page keeps; beyond that, every second one is left out."""
 
@@ -60,7 +64,7 @@ class Visdom:
         )
         self.client: Any = None
         self.environment = settings.title
-        """Whose page it is; see :meth:`name`."""
+        """Whose page it is; see :meth:`claim`."""
         self.panels: dict[str, list[Curve]] = {}
         self.texts: dict[str, str] = {}
         self.episodes: dict[str, tuple[int, list[Window]]] = {}
@@ -88,9 +92,7 @@ class Visdom:
             self.known = True
             try:
                 if not self.begun:
-                    self.environment = self.name()
-                    # What an earlier run in that folder, or this one before it was stopped, has left there.
-                    self.server.forget(self.environment)
+                    self.environment = self.claim()
                 self.client = self.server.client(self.environment)
                 self.everything()
                 self.begun = True
@@ -102,13 +104,31 @@ class Visdom:
         self.retry.put_off()
         return problem
 
-    def name(self) -> str:
-        """The run's title, with a number behind it where pages of other folders have the names before that."""
-        name = self.settings.title
-        numbers = itertools.count(2)
-        while (shown := self.server.text(name, "title")) is not None and not shown.endswith(self.place):
-            name = f"{self.settings.title}-{next(numbers)}"
-        return name
+    def claim(self) -> str:
+        """Make a page the run's own; gives its name: the title, with a number where the page of another folder has it.
+
+        What an earlier run in this folder, or this one before it was stopped, has left there is gone.
+        """
+        for number in itertools.count(1):
+            name = self.settings.title if number == 1 else f"{self.settings.title}-{number}"
+            # In this order: a page that another run begins meanwhile says whose it is from its first window on.
+            there = self.server.has(name)
+            owner = self.owner(name)
+            if owner is not None and not owner.endswith(self.place):
+                continue
+            if there:
+                self.server.forget(name)
+            self.show_owner(self.server.client(name), name, CLAIM)
+            if owner is None:
+                # Another run may have found it free at the same moment: it is the last one's.
+                time.sleep(CLAIM_SECONDS)
+            if (self.owner(name) or "").endswith(self.place):
+                return name
+        raise AssertionError("itertools.count ended")
+
+    def owner(self, name: str) -> str | None:
+        """What a page says about the folder that it is of; None if it says nothing."""
+        return self.server.text(name, "title") or self.server.text(name, CLAIM)
 
     @property
     def place(self) -> str:
@@ -213,9 +233,14 @@ class Visdom:
         self.client._send({"data": traces, "win": window, "eid": self.environment, "layout": layout, "opts": opts})
 
     def show_title(self) -> None:
-        """A window with the name of the run and of its folder."""
-        run = f"<h4>{html.escape(self.environment)}</h4>{self.place}"
-        self.client.text(run, win="title", opts={"title": "run", **WINDOW})
+        """A window with the name of the run and of its folder, in place of the one that has claimed the page."""
+        self.show_owner(self.client, self.environment, "title")
+        if self.client.win_exists(CLAIM):
+            self.client.close(CLAIM)
+
+    def show_owner(self, client: Any, name: str, window: str) -> None:
+        """Say on a page whose it is."""
+        client.text(f"<h4>{html.escape(name)}</h4>{self.place}", win=window, opts={"title": "run", **WINDOW})
 
     def show_text(self, name: str) -> None:
         """A window with a text."""
