@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..core.env import Batch, Env
+from ..core.home import home
 from ..core.registry import register
 from ..core.streams import Stream
 from ..core.trace_field import Channels
@@ -147,10 +148,15 @@ def load(name: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         Twice bytes ``[N, rows, columns]`` and whole numbers ``[N]``.
 
     Raises:
-        DataError: a file cannot be found or downloaded, is not the published one, or does not fit the others.
+        DataError: a file cannot be found or downloaded, is not the published one, or does not fit the others; there
+            is no folder for them.
     """
     data_set = DATA_SETS[name]
-    folder = Path(os.environ.get("PAPERTAPE_DATA") or Path.home() / ".cache" / "papertape") / name
+    given = os.environ.get("PAPERTAPE_DATA")
+    try:
+        folder = (Path(given) if given else home("PAPERTAPE_DATA") / ".cache" / "papertape") / name
+    except OSError as error:
+        raise DataError(f"{name}: {error}") from error
     arrays = [read_idx(fetch(folder / file, data_set.mirrors, md5)) for file, md5 in data_set.checksums.items()]
     pairs = []
     for images, labels in (arrays[:2], arrays[2:]):

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from ..core.home import expanded, home
 from . import child_process, visdom_files
 from .files import lock
 
@@ -150,7 +151,7 @@ class Server:
         self.hostname = hostname
         self.port = port
         self.cookie = ""
-        self.folder = data_folder(data)
+        self.data = data
         self.user = user
         self.password_file = password_file
         self.process: subprocess.Popen[bytes] | None = None
@@ -215,7 +216,7 @@ class Server:
         username, password = self.user or os.environ.get(USERNAME), os.environ.get(PASSWORD)
         if self.password_file is not None:
             try:
-                password = Path(self.password_file).expanduser().read_text(encoding="utf-8").strip("\r\n")
+                password = expanded(self.password_file).read_text(encoding="utf-8").strip("\r\n")
             except (OSError, ValueError) as error:
                 return f"{asks}, and visdom_password_file cannot be read ({error})"
         if not username or not password:
@@ -250,6 +251,11 @@ class Server:
             return f"a visdom server could not be started at {self.url} ({error})"
         finally:
             self.looking = False
+
+    @property
+    def folder(self) -> Path:
+        """See :func:`data_folder`; one that is there already needs none."""
+        return data_folder(self.data)
 
     @property
     def log(self) -> Path:
@@ -298,16 +304,19 @@ class Server:
 
     def forget(self, environment: str) -> None:
         """Have the server drop what it shows of an environment, if it has it; what is shown next is the newest."""
-        known = request(self.hostname, self.port, "/env_state", {}, self.cookie)
-        if known.status == 200 and environment in json.loads(known.text):
+        if self.has(environment):
             # It deletes files alone that are there.
             request(self.hostname, self.port, "/save", {"data": [environment]}, self.cookie)
             request(self.hostname, self.port, "/delete_env", {"eid": environment}, self.cookie)
 
 
 def data_folder(data: str | None = None) -> Path:
-    """Where a server keeps its data, log and lock; None takes visdom's own."""
-    return Path.home() / ".visdom" if data is None else Path(data).absolute()
+    """Where a server keeps its data, log and lock; None takes visdom's own.
+
+    Raises:
+        OSError: that would be in a home folder, and there is none.
+    """
+    return home() / ".visdom" if data is None else Path(data).absolute()
 
 
 def _lock(folder: Path, port: int | str) -> Path:

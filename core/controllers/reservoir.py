@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import csv
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..home import expanded
 from ..registry import register
 from ..state import register_state
 from ..trace import TraceField
@@ -159,8 +159,8 @@ def read_connectome(path: str) -> Tensor:
             weight that is no finite number, nor their sum; there is no cycle, so that nothing would echo.
     """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = expanded(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise ValueError(f"connectome: got {path!r}; it cannot be read: {error}") from error
     lines = [
         (number, _columns(line))

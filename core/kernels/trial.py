@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..home import home
 from ..members import Call, call_with
 from ..state import CircuitState, leaves, map_state
 from . import eager
@@ -189,8 +190,8 @@ def _path(about: list[Any]) -> Path | None:
     """The file of a verdict, in the user's cache; None where there is no such place."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     try:
-        cache = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
-    except RuntimeError:
+        cache = Path(given) if os.path.isabs(given) else home() / ".cache"
+    except OSError:
         return None
     return cache / "papertape" / "kernels" / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.json"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -469,6 +470,12 @@ def test_weights_of_a_connectome_may_have_any_unit(tmp_path: Path, weight: str) 
     path.write_text(f"a b {weight}\nb a {weight}\n")
     recurrent = ReservoirController(3, connectome=str(path), spectral_radius=0.5).recurrent
     torch.testing.assert_close(recurrent, torch.tensor([[0.0, 0.5], [0.5, 0.0]]))
+
+
+@pytest.mark.parametrize("path", ["~no-such-user/x", "nowhere", "nul\0"])
+def test_a_connectome_that_cannot_be_read_is_named(path: str) -> None:
+    with pytest.raises(ValueError, match=f"connectome: got {re.escape(repr(path))}; it cannot be read: "):
+        read_connectome(path)
 
 
 def test_weights_that_a_connectome_does_not_tell_are_drawn(tmp_path: Path) -> None:

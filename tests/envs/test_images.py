@@ -72,6 +72,16 @@ def test_without_papertape_data_files_go_to_the_cache(
     assert (tmp_path / "home" / ".cache" / "papertape" / "mnist" / NAMES[0]).exists()
 
 
+def test_without_a_home_folder_it_is_said_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("PAPERTAPE_DATA", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(DataError, match="^mnist: there is no home folder; set HOME or PAPERTAPE_DATA$"):
+        load("mnist")
+
+
 def test_offline_is_one_clear_line(mirror: Path) -> None:
     for name in NAMES:
         (mirror / name).unlink()

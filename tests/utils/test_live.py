@@ -302,6 +302,27 @@ def test_a_waiting_picture_gives_way_to_a_newer_one_of_its_name(tmp_path: Path) 
     assert (tmp_path / "plots" / "history" / "trust-0000059.png").exists()
 
 
+def test_a_page_that_fails_unforeseen_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(self: Server, again: bool = False) -> str:
+        raise TypeError("nobody thought of this")
+
+    monkeypatch.setattr(Server, "ensure", fail)
+    drawing = page.Page(Settings("", "run", "visdom", "localhost", 1, None, None, None, 9.0, os.getpid()), Budget())
+    drawing.close()
+    assert "refused: TypeError: nobody thought of this\n" in capsys.readouterr().out
+
+
+def test_why_a_child_has_ended_is_known_to_the_run_that_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = child_process.command(process.main, "no settings")
+    monkeypatch.setattr(child_process, "command", lambda *_: ended)
+    with pytest.raises(OptionsError, match=r"but the drawing process ended with status 1 \(.*JSONDecodeError"):
+        Plotter(tmp_path, "a_run", "visdom")
+
+
 def test_drawing_keeps_to_its_budget() -> None:
     budget = Budget()
     assert budget.left()

@@ -217,6 +217,18 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert server.process is None
 
 
+@needs_visdom
+def test_without_a_home_folder_a_server_that_is_there_is_used(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "home", homeless)
+        assert Server("localhost", server.port).ensure() == ""
+        assert "could not be started" in (problem := Server("localhost", free_port()).ensure())
+        assert "(there is no home folder; set HOME)" in problem
+
+
 def test_an_environment_has_an_address() -> None:
     assert Server("localhost", 8097).environment_url("a run_1") == "http://localhost:8097/env/a%20run_1"
 
@@ -325,7 +337,8 @@ def test_a_login_by_options(login_port: int, monkeypatch: pytest.MonkeyPatch, tm
     assert Server("localhost", login_port, None, "me", str(file)).ensure() == ""
     file.write_text("wrong")
     assert "refuses that of 'me'" in Server("localhost", login_port, None, "me", str(file)).ensure()
-    assert "visdom_password_file cannot be read" in Server("localhost", login_port, None, "me", "/none").ensure()
+    for none in ("/none", "~no-such-user/password"):
+        assert "visdom_password_file cannot be read" in Server("localhost", login_port, None, "me", none).ensure()
 
 
 def test_a_password_is_no_option() -> None:

@@ -435,7 +435,11 @@ class Page:
 
     def _work(self) -> None:
         with self.budget.spend("the visdom page"):
-            self.visdom.start()
+            try:
+                self.visdom.start()
+            except Exception as error:
+                say("refused", f"{type(error).__name__}: {error}")  # a run that insists on the page waits for a word
+                raise
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closing or (self._waiting and self.budget.left()), POLL_SECONDS)

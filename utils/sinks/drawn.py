@@ -246,13 +246,13 @@ class Plotter(Sink):
             elif line.strip():
                 last_words = line.decode(errors="replace").strip()
         status = process.wait()
-        self._ready.set()
         if not self._closing:
             said = f" ({last_words})" if last_words else ""
             self._refusal = f"the drawing process ended with status {status}{said}"
             logger.warning("plots: %s; the run goes on without new pictures", self._refusal)
         elif status > 0:
             logger.warning("plots: the drawing process ended with status %d (%s)", status, last_words)
+        self._ready.set()
         pipe.close()
 
 
