@@ -39,7 +39,7 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][\d_]*|0x[\da-fA-F_]+)$"), list("-+0123456789")
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][\d_]*|0x_*[\da-fA-F][\da-fA-F_]*)$"), list("-+0123456789")
 )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -80,6 +80,21 @@ def _number(loader: _Loader, node: yaml.ScalarNode) -> float | int:
 _Loader.add_constructor("tag:yaml.org,2002:float", _number)
 
 
+MOST_DIGITS = 1000
+"""Of a whole number; Python prints none of much more than four times as many."""
+
+
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    if len(node.value) > MOST_DIGITS:
+        said = f"got a number of {len(node.value):,} characters; allowed are up to {MOST_DIGITS:,}"
+        raise yaml.constructor.ConstructorError(None, None, said, node.start_mark)
+    value: int = loader.construct_yaml_int(node)
+    return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+
 def parse_yaml(text: str, source: str) -> Any:
     """Read YAML with the safe loader.
 
@@ -92,9 +107,12 @@ def parse_yaml(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}, line {mark.line + 1}" if mark else source
         raise OptionsError(f"{where}: {getattr(error, 'problem', None) or ' '.join(str(error).split())}") from error
-    except (ValueError, KeyError, AttributeError, RecursionError) as error:
-        # What the loader does not foresee: thousands of digits or of brackets, a tag for something else.
-        raise OptionsError(f"{source}: cannot be read: {type(error).__name__}: {error}") from error
+    except RecursionError as error:
+        raise OptionsError(f"{source}: cannot be read: there are too many brackets within each other") from error
+    except (ValueError, LookupError, AttributeError) as error:  # which the loader does not foresee
+        raise OptionsError(
+            f"{source}: cannot be read: a value does not fit the tag before it, as in !!int x"
+        ) from error
 
 
 def parse_value(text: str, key: str) -> Any:

@@ -348,6 +348,8 @@ def test_unknown_preset_and_missing_file() -> None:
         ("1:30.5", "1:30.5"),
         ("2026-11-30", "2026-11-30"),
         ("0x1F", 31),
+        ("0x_", "0x_"),
+        ("0x_1", 1),
         ("-1_000", -1000),
         ("0", 0),
         ("1.", 1.0),
@@ -501,10 +503,17 @@ def test_swapping_a_controller_keeps_its_size() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["!!bool x", "!!timestamp x", "!!timestamp 2020-13-45", '!!int "x"', "[" * 5000, "1" * 5000]
+    ("text", "said"),
+    [
+        *((text, "a value does not fit the tag before it") for text in ("!!bool x", "!!timestamp x", '!!int "x"')),
+        *((text, "a value does not fit the tag before it") for text in ("!!timestamp 2020-13-45", "!!int ''")),
+        ("[" * 5000, "there are too many brackets within each other"),
+        ("1" * 5000, "got a number of 5,000 characters; allowed are up to 1,000"),
+        ("0x" + "f" * 5000, "got a number of 5,002 characters; allowed are up to 1,000"),
+    ],
 )
-def test_what_the_loader_does_not_foresee_names_the_source(text: str) -> None:
-    with pytest.raises(OptionsError, match=r"^seed: "):
+def test_what_the_loader_does_not_foresee_names_the_source(text: str, said: str) -> None:
+    with pytest.raises(OptionsError, match=rf"^seed(, line 1)?: (cannot be read: )?{said}"):
         options.parse_yaml(text, "seed")
 
 
