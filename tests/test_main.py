@@ -770,6 +770,35 @@ def test_a_run_that_can_only_be_read_is_compared_and_has_no_test_of_its_own(
     assert {*(folder / "runs" / "mine").iterdir()} == before
 
 
+def test_a_path_that_is_not_utf_8_is_refused_before_anything_is_made(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = folder / os.fsdecode(b"odd\xe9")
+    try:
+        odd.mkdir()
+    except OSError:
+        pytest.skip("here no folder has such a name")
+    assert main(["train", *SMALL, "agent.steps=1", "name=mine", "plots=off"]) == 0
+    shutil.copytree(folder / "runs" / "mine", odd / "mine")
+    capsys.readouterr()
+
+    def refused(*words: str) -> str:
+        assert main(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "allowed is a path that can be written as UTF-8" in line and repr(str(odd))[:-1] in line
+        return line
+
+    begin = [*SMALL, "agent.steps=1", "plots=off"]
+    assert refused("compare", "mine", str(odd / "mine")).startswith("papertape: run: got ")
+    assert refused("test", str(odd / "mine")).startswith("papertape: run: got ")
+    assert refused("test", str(odd / "mine" / "checkpoints" / "best.pt")).startswith("papertape: run: got ")
+    monkeypatch.chdir(odd)
+    assert refused("train", *begin, "start=mine/checkpoints/best.pt").startswith("papertape: start: got ")
+    for words in (["train"], ["train", "name=mine"], ["sweep", "seed=1..2"]):
+        assert refused(*words, *begin).startswith("papertape: run: got ")
+    assert [path.name for path in odd.iterdir()] == ["mine"] and len(list((folder / "runs").iterdir())) == 1
+
+
 def test_a_kept_test_that_is_damaged_is_made_again(folder: Path) -> None:
     assert main(["train", *SMALL, "agent.steps=1", "name=mine", "plots=off"]) == 0
     errors = comparison.errors_on_test(Path("runs/mine"), 4)

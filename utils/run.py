@@ -52,8 +52,9 @@ def new_directory(preset: str, name: str | None = None, root: Path = RUNS) -> Pa
     """Make the folder of a new run, ``<preset>_<yymmddHHMMSS>``, or of that name.
 
     Raises:
-        OptionsError: the name is taken.
+        OptionsError: the name is taken; see also :func:`check_path`.
     """
+    check_path(root)
     root.mkdir(parents=True, exist_ok=True)
     if name is not None:
         check_free(name, root)
@@ -69,6 +70,15 @@ def new_directory(preset: str, name: str | None = None, root: Path = RUNS) -> Pa
             continue
         return directory
     raise AssertionError("itertools.count ended")
+
+
+def check_path(path: Path, option: str = "run") -> None:
+    """Raise OptionsError if a path is none that files could hold, which are UTF-8, nor the page."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        said = f"{option}: got {str(path.absolute())!r}; allowed is a path that can be written as UTF-8"
+        raise OptionsError(said) from error
 
 
 def check_free(name: str, root: Path = RUNS) -> None:
@@ -176,13 +186,15 @@ def find_directory(name: str, root: Path = RUNS, *, what: str = "run", file: str
         file: by which it is known.
 
     Raises:
-        OptionsError: no such run.
+        OptionsError: no such run; see also :func:`check_path`.
     """
     found = sorted((path.parent for path in root.glob(f"*/{file}")), key=trained_at)
     if name == "latest" and found:
+        check_path(found[-1], what)
         return found[-1]
     for directory in (Path(name), root / name) if name else ():
         if (directory / file).is_file():
+            check_path(directory, what)
             return directory
         if what == "run" and (directory / "sweep.json").is_file():
             kind = "league" if (directory / "league.yaml").is_file() else "sweep"

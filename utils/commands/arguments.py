@@ -11,7 +11,7 @@ from ...core import registry
 from ...core.options import OptionsError
 from .. import factory, options
 from ..log import LOGGER
-from ..run import find_checkpoint
+from ..run import check_path, find_checkpoint
 
 
 def is_assignment(word: str) -> bool:
@@ -84,11 +84,13 @@ def started(chosen: factory.RunOptions) -> factory.RunOptions:
     run may go on from another folder.
 
     Raises:
-        OptionsError: see :func:`find_checkpoint`.
+        OptionsError: see :func:`find_checkpoint` and :func:`~papertape.utils.run.check_path`.
     """
     if not chosen.start:
         return chosen
-    return chosen.model_copy(update={"start": str(find_checkpoint(chosen.start).absolute())})
+    file = find_checkpoint(chosen.start).absolute()
+    check_path(file, "start")
+    return chosen.model_copy(update={"start": str(file)})
 
 
 def read_saved_arguments(arguments: Sequence[str], saved: dict[str, Any], imports: Sequence[str]) -> factory.RunOptions:

@@ -31,7 +31,7 @@ from ...core.options import OptionsError
 from .. import child_process, comparison, options
 from ..files import replace_text
 from ..log import LOGGER
-from ..run import RUNS, check_free, find_directory, locked, new_directory, read_summary
+from ..run import RUNS, check_free, check_path, find_directory, locked, new_directory, read_summary
 from ..vector_environments import cores
 from . import member
 from .arguments import gives, preset_name, read_arguments, split_arguments, started
@@ -193,8 +193,9 @@ def read(directory: Path) -> Sweep:
     """The sweep of a folder.
 
     Raises:
-        OptionsError: its file is damaged.
+        OptionsError: its file is damaged; see also :func:`~papertape.utils.run.check_path`.
     """
+    check_path(directory, "sweep")
     try:
         return Sweep(directory, _RUNS.validate_python(json.loads((directory / FILE).read_text(encoding="utf-8"))))
     except ValidationError as error:

@@ -18,7 +18,7 @@ from ...core.agent import Agent
 from ...core.options import OptionsError
 from .. import checkpoint, comparison, factory, zoo
 from ..log import LOGGER, log_to
-from ..run import RUNS, Run, find_directory, load_agent_state, new_directory, read_options, title_of
+from ..run import RUNS, Run, check_path, find_directory, load_agent_state, new_directory, read_options, title_of
 from .arguments import gives, read_saved_arguments
 from .train import build
 
@@ -68,6 +68,7 @@ def test(arguments: argparse.Namespace) -> int:
 
 def check_writable(folder: Path) -> None:
     """Raise OptionsError if a test cannot leave what comes of it in a folder, which need not be there."""
+    check_path(folder.parent)
     there = folder if folder.is_dir() else folder.parent
     if not os.access(there, os.W_OK | os.X_OK):
         compare = install.here(f"papertape compare {shlex.quote(str(folder.parent))}")
