@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import sysconfig
 import tarfile
 from email.message import Message
 from email.parser import Parser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,22 @@ def test_an_sdist_is_whole(tmp_path: Path) -> None:
     here = {path.relative_to(checkout).as_posix() for path in checkout.rglob("*") if path.is_file()}
     left_out = {name for name in here - packed if not name.startswith("papertape.egg-info/")}
     assert left_out == {".gitignore", ".pre-commit-config.yaml", "core/kernels/native/_baseline.so"}
+
+
+def test_what_every_import_needs_is_declared(metadata: Message) -> None:
+    """Each package that a module imports when it is itself imported, rather than where it is used."""
+    requirements = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
+    required = {re.match(r"[\w-]+", line)[0].lower() for line in requirements}  # type: ignore[index]
+    files = [ROOT / "__init__.py", ROOT / "main.py", *(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))]
+    files = [file for file in files if "triton" not in file.parts]  # imported where Triton is found
+    nodes = [node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body]
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
+    others = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"papertape"}
+    assert {"torch", "yaml", "PIL"} <= others
+    givers = packages_distributions()
+    lacking = {name for name in others if not required & {giver.lower().replace("_", "-") for giver in givers[name]}}
+    assert lacking <= {"pydantic_core"}  # of pydantic, which asks for the one version that fits
 
 
 def test_visdom_is_an_extra(metadata: Message) -> None:

@@ -75,7 +75,7 @@ def test_a_process_that_never_begins_is_not_started_for_ever(status: int) -> Non
 
 def test_wheels_are_gathered_of_all_that_is_needed_but_torch() -> None:
     names = {re.match(r"[\w-]+", requirement)[0].lower() for requirement in gpu_wheels.needed()}  # type: ignore[index]
-    assert names == {"numpy", "pydantic", "pyyaml", "tqdm", "matplotlib", "pillow", "gymnasium"}
+    assert names == {"numpy", "pydantic", "pyyaml", "tqdm", "matplotlib", "pillow", "typing-extensions", "gymnasium"}
 
 
 @pytest.mark.slow
