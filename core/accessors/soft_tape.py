@@ -171,4 +171,5 @@ class SoftTapeAccessor(SoftTapeOptions, Accessor):
         moved += [memory.gather(2, index[:, None, :, None].expand_as(memory)) for index in far]
         shares = heads.moves[..., None, None].unbind(2)
         memory = torch.stack([share * tape for share, tape in zip(shares, moved, strict=True)]).sum(0)
-        return memory[:, :, 0], SoftTapeState(memory, length, state.input_ended), heads
+        # Copies, so that who changes a state changes neither what was read nor the state before.
+        return memory[:, :, 0].clone(), SoftTapeState(memory, length, state.input_ended.clone()), heads

@@ -96,4 +96,4 @@ class StackAccessor(StackOptions, Accessor):
         popped = torch.cat([memory[:, :, 1:], torch.zeros_like(memory[:, :, :1])], dim=2)
         push, pop, neither = heads.actions[..., None, None].unbind(2)
         memory = push * pushed + pop * popped + neither * memory
-        return memory[:, :, 0], StackState(memory), heads
+        return memory[:, :, 0].clone(), StackState(memory), heads  # so that who changes a state changes no read

@@ -179,7 +179,7 @@ class TapeAccessor(TapeOptions, SlotAccessor):
         position = self._jump(heads, state.position, memory, some=opened and memory.is_cpu)  # a GPU would have to wait
         position = (position + heads.shift) % memory.shape[1]
         reads = memory[tapes, position].unsqueeze(1)
-        return reads, type(state)(memory, position, state.position, heads.interpolation)
+        return reads, type(state)(memory, position, state.position.clone(), heads.interpolation)
 
     @staticmethod
     def _jump(heads: TapeHeads, position: Tensor, memory: Tensor, *, some: bool) -> Tensor:
