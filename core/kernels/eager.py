@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..state import CircuitState, leaves
 from .transforms import transform, transforms_functions
@@ -29,7 +29,11 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tens
 def recorded(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> str | None:
     """Why nothing may be changed in place at the moment, nor depend on values, or None; see :func:`transform`."""
     parameters = (tensor for part in (circuit.controller, circuit.accessor) for tensor in part.parameters())
-    reason = transform([inputs, *leaves(state), *parameters])
+    tensors = [inputs, *leaves(state), *parameters]
+    for tensor in tensors:
+        if type(tensor) not in (Tensor, nn.Parameter):  # whose operations in place may give another object
+            return f"it needs plain tensors, not a {type(tensor).__name__}"
+    reason = transform(tensors)
     return "torch.func is at work" if reason is None and transforms_functions() else reason
 
 

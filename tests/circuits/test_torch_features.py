@@ -24,7 +24,7 @@ import papertape
 from papertape import DNC, NTM, SAM, SDNC, FeedForwardCircuit, NeatCircuit, Tape
 from papertape.core.circuit import Circuit
 from papertape.core.kernels.native import library
-from papertape.core.state import CircuitState, leaves
+from papertape.core.state import CircuitState, leaves, map_state
 
 MEMORIES: dict[str, Any] = {"ntm": NTM, "dnc": DNC, "sam": SAM, "sdnc": SDNC, "tape": Tape}
 CONTROLLERS = ("lstm", "gru", "feedforward", "direct", "neat")
@@ -91,6 +91,37 @@ def through_file(save: Any, load: Any, thing: Any) -> Any:
     save(thing, file)
     file.seek(0)
     return load(file)
+
+
+class Named(Tensor):
+    """Like any tensor, but of a class of its own, as images of torchvision are."""
+
+
+@some_circuits
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("which", ["inputs", "state", "weights"])
+def test_subclasses_of_tensor(name: str, which: str, grad: bool) -> None:
+    circuit = make(name)
+    inputs, state = sequence(), circuit.initial_state(BATCH)
+    with torch.set_grad_enabled(grad):
+        expected = circuit(inputs, state)[0].sum()
+        if which == "inputs":
+            inputs = inputs.as_subclass(Named)
+        elif which == "state":
+            state = map_state(lambda leaf: leaf.as_subclass(Named), state)
+        else:
+            for part in circuit.modules():
+                for key, weight in part.named_parameters(recurse=False):
+                    part.register_parameter(key, nn.Parameter(weight.detach().as_subclass(Named)))
+        outputs, after = circuit(inputs, state)
+        torch.testing.assert_close(outputs.sum().as_subclass(Tensor), expected)
+        if outputs.requires_grad:
+            outputs.sum().backward()
+        stepped = state
+        for x in inputs:
+            _, stepped = circuit.step(x, stepped)
+        for leaf, other in zip(leaves(after), leaves(stepped), strict=True):
+            torch.testing.assert_close(leaf.as_subclass(Tensor), other.as_subclass(Tensor))
 
 
 # ---- recorded ----------------------------------------------------------------------------------------------------
