@@ -21,7 +21,7 @@ from ..core.kernels.formulas import stepwise, unchanged
 from ..core.kernels.transforms import one_call
 from ..core.lengths import picked
 from ..core.members import Stack
-from ..core.options import Options, check_sizes, check_taken
+from ..core.options import AnySize, Options, check_sizes, check_taken
 from ..core.placement import lower_type
 from ..core.registry import lookup, register
 from ..core.state import CircuitState, example, in_types_of, map_state
@@ -48,7 +48,7 @@ class MemoryCircuit(TiedEmbedding):
     controller: AnyController = Field(default="lstm", description="what sees the input and drives the heads")
     accessor: AnyAccessor = Field(default="static", description="the memory and its heads")
     read_feedback: bool = Field(default=True, description="the controller sees the words that were read last")
-    hidden_size: int | None = Field(
+    hidden_size: AnySize = Field(
         default=None,
         ge=1,
         exclude=True,

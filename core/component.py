@@ -60,7 +60,10 @@ class Component:
     """
 
     if TYPE_CHECKING:
-        Options: ClassVar[type[Any]]
+
+        class Options(Any):  # type: ignore[misc]  # whatever the fields are
+            """The options of a class, made from its fields, which are its attributes; also a type for annotations."""
+
         options: Any
     else:
         Options = _OptionsOf()

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -20,6 +20,12 @@ OF_TASK = ("input_size", "output_size")
 """Sizes that nobody gives in a run: they are those of its task."""
 LARGEST, SMALLEST = 1e9, 1e-37
 """Magnitudes between which other numbers lie, unless they are 0: what float32 holds."""
+
+if TYPE_CHECKING:
+    AnySize = Any  # what is given may be None, what is kept is a number
+else:
+    AnySize = int | None
+    """A size as an option of which None stands for one that the object chooses when it is built."""
 
 NEAR = 0.7
 """Similarity of two names, from 0 to 1, from which on one is suggested for the other."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..addressing import sharpen
 from ..initialisers import reset_layers
+from ..options import AnySize
 from ..registry import register
 from ..state import example, register_state
 from ..trace import TraceField
@@ -43,7 +44,7 @@ class AutomatonController(Controller):
     kept = Controller.kept | {"num_states", "temperature", "sharpening", "discrete"}
 
     hidden_size: int = Field(default=100, ge=2, description="units and states together, the controller's output")
-    num_states: int | None = Field(
+    num_states: AnySize = Field(
         default=None, ge=1, description="states, fewer than hidden_size; None: half of it, 16 at most"
     )
     temperature: float = Field(

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..home import expanded
+from ..options import AnySize
 from ..registry import register
 from ..state import register_state
 from ..trace import TraceField
@@ -56,7 +57,7 @@ class ReservoirController(Controller):
 
     kept = Controller.kept | {"spectral_radius", "density", "input_scale", "connectome"}
 
-    hidden_size: int | None = Field(
+    hidden_size: AnySize = Field(
         default=None, ge=1, description=f"U, units; null: those of the connectome, or {UNITS} without one"
     )
     spectral_radius: float = Field(default=0.9, gt=0, description="largest magnitude of an eigenvalue: how much echoes")
