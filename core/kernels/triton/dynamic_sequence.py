@@ -157,7 +157,6 @@ def dynamic_forward(
     WIPE: tl.constexpr,
     MASK_MIN: tl.constexpr,
     SHARPEN: tl.constexpr,
-    USAGE_GRADIENT: tl.constexpr,
     KEEP: tl.constexpr,
     KEEP_EVERY: tl.constexpr,
     NORM_EPSILON: tl.constexpr,
@@ -623,7 +622,7 @@ class DynamicRecurrence(Recurrence):
             "SQUASH": self.squash,
             "WIPE": self.wipe,
             "SHARPEN": SHARPEN_EPSILON if self.sharpen else None,
-            "USAGE_GRADIENT": self.usage_gradient,
+            **({"USAGE_GRADIENT": self.usage_gradient} if backward else {}),
             "USAGE_EPSILON": USAGE_EPSILON,
             "BLOCK_WRITES": power_of_two(self.writes),
         }

@@ -53,7 +53,6 @@ def location_forward(
     S: tl.constexpr,
     EPSILON: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_S: tl.constexpr,
 ):
     """One program per sequence and head."""
     row = tl.program_id(0).to(tl.int64)
@@ -162,7 +161,6 @@ class _Location(torch.autograd.Function):
             "S": shift.shape[-1],
             "EPSILON": SHARPEN_EPSILON,
             "BLOCK_N": block,
-            "BLOCK_S": power_of_two(shift.shape[-1]),
             "num_warps": warps(4 * block),
         }
         weights = torch.empty_like(content)
@@ -180,7 +178,9 @@ class _Location(torch.autograd.Function):
         made = tuple(torch.empty_like(argument) for argument in given)
         room = torch.empty_like(given[0])
         arguments = (*saved, d_weights.contiguous(), room, *made)
-        launch(location_backward, (batch * heads,), *arguments, **ctx.constants)
+        launch(
+            location_backward, (batch * heads,), *arguments, BLOCK_S=power_of_two(ctx.constants["S"]), **ctx.constants
+        )
         return made
 
 

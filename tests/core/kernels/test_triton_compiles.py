@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import papertape
 
 KERNELS = {
     *("content_forward", "content_backward", "location_forward", "location_backward"),
@@ -33,3 +36,15 @@ def test_every_kernel_compiles(tmp_path: Path) -> None:
     lines = [line.split() for line in done.stdout.splitlines()]
     assert {name for name, *_ in lines} == KERNELS
     assert max(int(shared) for *_, shared in lines) <= SHARED
+
+
+def test_kernels_read_every_constant_that_they_take() -> None:
+    """Each value of a constant is another kernel to compile."""
+    found = set()
+    for file in (Path(papertape.__file__).parent / "core" / "kernels" / "triton").glob("*.py"):
+        for function in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(function, ast.FunctionDef) and "jit" in "".join(map(ast.unparse, function.decorator_list)):
+                read = {node.id for part in function.body for node in ast.walk(part) if isinstance(node, ast.Name)}
+                assert not {argument.arg for argument in function.args.args} - read, function.name
+                found.add(function.name)
+    assert found >= KERNELS
