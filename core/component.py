@@ -498,8 +498,3 @@ def class_of(chosen: Any) -> Any:
         chosen: as for :func:`build`.
     """
     return type(chosen).component if isinstance(chosen, Options) else type(chosen)
-
-
-def help_of(target: Callable[..., Any]) -> dict[str, str]:
-    """One line on each option of a component, by name."""
-    return {name: field.description or "" for name, field in fields_of(target).items() if _is_option(field)}

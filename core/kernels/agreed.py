@@ -11,7 +11,7 @@ AGREED = {
     "core/accessors/static.py": "cd77dec59b2f",
     "core/addressing.py": "51cad7cfd96e",
     "core/clipping.py": "ededcff80f77",
-    "core/component.py": "e18e4c29e193",
+    "core/component.py": "dd052f8e662c",
     "core/controllers/automaton.py": "2f11b79c5207",
     "core/controllers/base.py": "117d2f72b7e6",
     "core/controllers/feedforward.py": "6007500a931f",

@@ -11,7 +11,7 @@ from pydantic import Field
 import papertape
 from papertape.core.accessors import DynamicAccessor, StaticAccessor
 from papertape.core.accessors.static import StaticHeads
-from papertape.core.component import build, help_of
+from papertape.core.component import build
 from papertape.core.kernels import dispatch, guard, triton
 
 
@@ -34,7 +34,7 @@ def circuit(**more: Any) -> papertape.MemoryCircuit:
 
 
 def test_one_line_declares_it():
-    assert help_of(ScaledAccessor)["key_scale"] == "factor of every key"
+    assert ScaledAccessor.Options.model_fields["key_scale"].description == "factor of every key"
     assert ScaledAccessor.Options(key_scale=0.5).model_dump()["key_scale"] == 0.5
     assert build(ScaledAccessor.Options(key_scale=0.5), 6).specification()["key_scale"] == 0.5
     with pytest.raises(ValueError, match=r"key_scale: got 0.0; allowed: greater than 0"):

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from torch import nn
 
 from papertape.core import registry
-from papertape.core.component import Chosen, Component, build, fields_of, help_of, options_of
+from papertape.core.component import Chosen, Component, build, fields_of, options_of
 from papertape.core.explain import explain
 
 
@@ -94,7 +94,8 @@ def test_fields_are_arguments_attributes_and_options():
 def test_options_are_what_the_constructor_takes_by_keyword_and_is_not_given_by_the_builder():
     assert list(Steam.Options.model_fields) == ["type", "power", "coal"]
     assert list(Machine.Options.model_fields) == ["type", "motor", "low", "high"]
-    assert help_of(Machine) == {"motor": "what drives it", "low": "", "high": ""}
+    described = {name: field.description for name, field in Machine.Options.model_fields.items() if field.description}
+    assert described == {"motor": "what drives it"}
 
 
 def test_a_plain_value_changes_a_default_alone():
@@ -125,7 +126,7 @@ def test_the_signature_shows_what_is_declared():
 
 def test_a_component_with_a_constructor_has_its_arguments_as_options():
     assert list(Plain.Options.model_fields) == ["width", "name"]
-    assert help_of(Plain)["width"] == "metres"
+    assert fields_of(Plain)["width"].description == "metres"
     with pytest.raises(ValidationError):
         Plain.Options(width=0)
     assert build(Plain.Options(width=2), 5).width == 2

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from papertape.agents import BackpropAgent
 from papertape.agents.learning import LearningAgent
 from papertape.core import registry
-from papertape.core.component import help_of, kind_of, options_of
+from papertape.core.component import kind_of, options_of
 from papertape.core.distributed import Processes
 from papertape.core.kernels.dispatch import BackendError
 from papertape.core.options import Options, OptionsError
@@ -96,7 +96,11 @@ def homes() -> Iterator[tuple[str, Blocks]]:
     strings = {"max_length": 3, "max_validation_length": 4, "max_test_length": 5, "test_lengths": [4]}
     for name, entry in entries("env").items():
         if issubclass(entry, StringEnv):  # of those that have the same options, one
-            same = [other for other in envs if set(help_of(entries("env")[other])) == set(help_of(entry))]
+            same = [
+                other
+                for other in envs
+                if set(options_of(entries("env")[other]).model_fields) == set(options_of(entry).model_fields)
+            ]
             envs |= {} if same else {name: strings}
         elif not issubclass(entry, PopgymWorld) or name == "minesweeper":  # all of them have the same options
             envs.setdefault(name, {})

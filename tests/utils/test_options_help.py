@@ -8,7 +8,7 @@ import re
 import pytest
 
 from papertape.core import registry
-from papertape.core.component import fields_of, help_of
+from papertape.core.component import fields_of, options_of
 from papertape.main import main
 from papertape.utils import factory
 from papertape.utils.options import load_file, names
@@ -19,8 +19,9 @@ REGISTERED = [(kind, name) for kind in registry.KINDS for name in registry.entri
 
 @pytest.mark.parametrize(("kind", "name"), REGISTERED)
 def test_every_option_of_every_class_says_what_it_is(kind, name):
-    for option, line in help_of(registry.lookup(kind, name)).items():
-        assert len(line) > 3 and "\n" not in line and line == line.strip(), option
+    for option, field in options_of(registry.lookup(kind, name)).model_fields.items():
+        line = field.description or ""
+        assert option == "type" or (len(line) > 3 and "\n" not in line and line == line.strip()), option
 
 
 def test_every_argument_of_every_constructor_says_what_it_is():
@@ -80,4 +81,7 @@ def test_type_default_allowed_and_help_are_those_declared(line, capsys):
 def test_the_signature_of_a_constructor_has_every_option():
     for kind, name in REGISTERED:
         target = registry.lookup(kind, name)
-        assert set(help_of(target)) <= set(inspect.signature(target).parameters), (kind, name)
+        assert options_of(target).model_fields.keys() - {"type"} <= set(inspect.signature(target).parameters), (
+            kind,
+            name,
+        )
