@@ -61,9 +61,11 @@ def rebuild(structure: State, tensors: Iterable[Tensor]) -> State:
 
 def example(module: nn.Module) -> Tensor:
     """A tensor with the type and device that a module computes in, judged by its parameters and buffers."""
-    parameter = _first_parameter(module)
+    parameter: Any = _first_parameter(module)
     if parameter is not None:
-        return parameter
+        # Of one that is sharded, the part here: what is made like the whole would be sharded as well, as no state is.
+        sharded = type(parameter) is not nn.Parameter and hasattr(parameter, "to_local")
+        return parameter.to_local() if sharded else parameter
     # A replica of torch.nn.DataParallel has weights that are no parameters, and layers may have buffers alone.
     for part in module.modules():
         for tensor in (*vars(part).values(), *part.buffers(recurse=False)):

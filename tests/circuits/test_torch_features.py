@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -267,6 +267,35 @@ def test_replicas_with_recomputation(name: str) -> None:
     circuit.zero_grad()
     circuit(sequence())[0].sum().backward()
     torch.testing.assert_close(gradients, [parameter.grad for parameter in circuit.parameters()])
+
+
+@pytest.fixture
+def fully_shard() -> Iterator[Callable[[nn.Module], Any]]:
+    """In a group of processes that is this one alone: its part of a sharded weight is all of it, and sharded still."""
+    if not distributed.is_available():
+        pytest.skip("needs torch.distributed")
+    from torch.distributed import fsdp
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield fsdp.fully_shard
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", [name for name in QUICK if not name.startswith("tape ")])
+@pytest.mark.parametrize("by_parts", [False, True])
+def test_sharded(name: str, by_parts: bool, fully_shard: Callable[[nn.Module], Any]) -> None:
+    """As a whole, and by parts that have no whole weights before they run, when the first state is made."""
+    circuit, expected = make(name), make(name)
+    parts: list[Any] = [circuit.controller, circuit.accessor] if by_parts and hasattr(circuit, "accessor") else []
+    for part in [*parts, circuit]:
+        fully_shard(part)
+    outputs, state = circuit(sequence())
+    wanted, _ = expected(sequence())
+    torch.testing.assert_close(outputs, wanted)
+    (outputs.sum() + wanted.sum()).backward()
+    assert all(type(leaf) is Tensor for leaf in leaves(state))
+    for own, other in zip(circuit.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(own.grad.full_tensor() if own.grad is not None else None, other.grad)
 
 
 @each_circuit
