@@ -4,7 +4,7 @@
     python benchmarks/worlds.py waste speed workers
     python benchmarks/worlds.py search --seeds 10   # beside pycma, with pip install "cma>=3.3"
 
-Needs pip install "gymnasium[mujoco]>=1.0". How well presets learn is told by ``benchmarks/learning.py swimmer`` and the
+Needs pip install "gymnasium[mujoco]>=1.1". How well presets learn is told by ``benchmarks/learning.py swimmer`` and the
 like, which goes on where it was cut off.
 
 waste: steps of environments, counted in each, to steps of episodes, with 200 random linear policies. speed: steps of

@@ -470,7 +470,7 @@ class RoutedCircuit(Circuit):
         tasks = state.task
         if bool(begins.any()):
             tasks = torch.where(begins, self.tasks_of(inputs[0]), tasks)
-        present = tasks.unique().tolist()
+        present = [int(task) for task in tasks.unique()]  # torch 2.6 knows no tolist within torch.func.grad
         if len(present) == 1:
             return self._answered(present[0], inputs, state, trace)
         rows = [(tasks == task).nonzero().flatten() for task in present]

@@ -217,7 +217,8 @@ def _declared(cls: type) -> Mapping[str, FieldInfo]:
     """The fields that a component and its bases have as annotated attributes, those by place first."""
     found: dict[str, FieldInfo] = {}
     for base in reversed(_bases(cls)):
-        hints = _hints(base, inspect.get_annotations(base), _globals_of(base))
+        annotations = {name: kind for name, kind in inspect.get_annotations(base).items() if name in base._fields}
+        hints = _hints(base, annotations, _globals_of(base))
         for name, value in base._fields.items():
             hint: Any = hints[name]
             if name in found and not isinstance(value, FieldInfo):

@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-GYMNASIUM = 'pip install "gymnasium>=1.0"'
+GYMNASIUM = 'pip install "gymnasium>=1.1"'
 TRITON = "pip install triton"
 VISDOM = 'pip install "setuptools<81" wheel && pip install --no-build-isolation visdom==0.2.4 "tornado<6.6"'
 """visdom's setup.py imports pkg_resources, which newer setuptools lack and pip would fetch for the build; its server

@@ -74,7 +74,7 @@ def run_each_to_its_end(run: Run, inputs: Tensor, lengths: Tensor, state: Any) -
     """
     steps, batch_size = inputs.shape[:2]
     parts, start = [], 0
-    for end in lengths.unique().tolist():
+    for end in map(int, lengths.unique()):  # torch 2.6 knows no tolist within torch.func.grad
         rows = (lengths > start).nonzero().squeeze(1).to(inputs.device)
         if len(rows) == batch_size:
             part, state = run(inputs[start:end], state)

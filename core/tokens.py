@@ -27,6 +27,6 @@ def check_tokens(tokens: Tensor, size: int) -> None:
         return
     if tokens.is_cuda and torch.cuda.is_current_stream_capturing():
         return
-    low, high = torch.stack(torch.aminmax(tokens)).tolist()
+    low, high = (int(end) for end in torch.aminmax(tokens))  # torch 2.6 knows no tolist within torch.func.grad
     if low < 0 or high >= size:
         raise ValueError(f"inputs: got the token {low if low < 0 else high}; allowed: 0 to {size - 1}")

@@ -78,8 +78,9 @@ class StaticHeads(NamedTuple):
     def only(self, heads: slice) -> StaticHeads:
         """Addressing parameters of some of the K heads; erase and add, which only write heads have, stay whole."""
         keys, strengths, gate, shift, sharpness, erase, add, mask = self
-        addressing = (part[:, heads] for part in (keys, strengths, gate, shift, sharpness))
-        return StaticHeads._make((*addressing, erase, add, None if mask is None else mask[:, heads]))
+        masks = None if mask is None else mask[:, heads]
+        addressing = (keys[:, heads], strengths[:, heads], gate[:, heads], shift[:, heads], sharpness[:, heads])
+        return StaticHeads(*addressing, erase, add, masks)
 
 
 @register("accessor", "static")

@@ -40,7 +40,7 @@ CIRCUITS: dict[str, Any] = {
     "ntm": lambda *io: papertape.NTM(*io, **SIZES),
     "ntm, learned memory, GRU": lambda *io: papertape.NTM(*io, controller="gru", memory_init="learned", **SIZES),
     "ntm, eager": lambda *io: papertape.NTM(*io, controller="feedforward", backend="eager", **SIZES),
-    "dnc": lambda *io: papertape.DNC(*io, num_reads=2, **SIZES),
+    "dnc": lambda *io: papertape.DNC(*io, num_reads=2, usage_gradient=True, **SIZES),
     "lstm": lookup("circuit", "lstm"),
     "stack-rnn": lookup("circuit", "stack-rnn"),
     "sam": lambda *io: papertape.SAM(*io, num_reads=2, slots_per_read=2, **SIZES),
