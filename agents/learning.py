@@ -275,7 +275,10 @@ class LearningAgent(Agent):
         return all(limit is not None and errors[name] <= limit for name, limit in self.limits.items())
 
     def _confirmed(self) -> bool:
-        """Whether the target holds on many other sequences as well; the hardest set, the last, is looked at first."""
+        """Whether the target holds on many other sequences as well; the hardest set, the last, is looked at first.
+
+        Says where it does not: validation shows errors at which the run should have stopped.
+        """
         if self.confirmation_sequences is None:
             return True
         sets = self.env.sets("validation")
@@ -287,7 +290,12 @@ class LearningAgent(Agent):
                 batch_size=self.evaluation_batch_size,
                 seed=stream_seed(self.seed, "confirmation"),
             )
-            if limit is None or not values[self.env.error_metric] <= limit:
+            error = values[self.env.error_metric]
+            if limit is None or not error <= limit:
+                self.recorder.message(
+                    f"{self.unit} {self.step}: target met in validation, but not on {self.confirmation_sequences:,} "
+                    f"other sequences ({name}: {self.env.error_metric.replace('_', ' ')} {error:.4g})"
+                )
                 return False
         return True
 

@@ -413,7 +413,8 @@ def test_no_step_draws_from_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_target_must_hold_on_more_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     """A target met by luck on a few sequences does not stop the run; met again on many, it does."""
-    agent = make(steps=12, target_error=1.0, target_error_beyond=2.0, confirmation_sequences=40)
+    kept = Keep()
+    agent = make(steps=12, target_error=1.0, target_error_beyond=2.0, confirmation_sequences=40, recorder=kept)
     asked = []
     quick = iter([0.0, 5.0, 0.5])
     many = iter([2.5, 1.5, 0.9])
@@ -432,6 +433,9 @@ def test_target_must_hold_on_more_sequences(monkeypatch: pytest.MonkeyPatch) -> 
     assert agent.step == 9
     assert asked == [(5, 40), (5, 40), (3, 40)]
     assert agent.last_validation["validation/length 5/bits_wrong"] == 0.5
+    (unconfirmed,) = (text for text in kept.messages if "other sequences" in text)
+    assert unconfirmed.startswith("step 3: target met in validation, but not on 40 other sequences")
+    assert unconfirmed.endswith("(length 5: bits wrong 2.5)")
 
 
 def test_begins_again_with_the_first_lesson() -> None:
