@@ -120,7 +120,7 @@ def test_the_page_shows_the_curves_and_the_memory_of_a_run(tmp_path: Path) -> No
             plotter.episode(60, name, answered(circuit, name))
 
         everything = {
-            "loss (nats)",
+            "loss",
             "bits wrong per sequence",
             "options",
             "dnc: memory, step 60",
@@ -128,12 +128,12 @@ def test_the_page_shows_the_curves_and_the_memory_of_a_run(tmp_path: Path) -> No
         }
         for _ in range(ATTEMPTS):
             page = Page(open_page(f"http://localhost:{port}/env/short_run"))
-            if everything <= page.windows.keys() and len(page.lines("loss (nats)")) == 2:
+            if everything <= page.windows.keys() and len(page.lines("loss")) == 2:
                 break
             time.sleep(3)
 
         assert "env: copy &amp; paste" in page.windows["options"]
-        assert len(page.lines("loss (nats)")) == 2
+        assert len(page.lines("loss")) == 2
         for title in ("bits wrong per sequence", "learning rate", "gradient norm"):
             assert len(page.lines(title)) == 1
         # Each point of the curve is there, and errors fall: down is up in a picture's coordinates.
@@ -209,7 +209,7 @@ def test_the_command_line_shows_a_run_while_it_trains(tmp_path: Path, monkeypatc
         parts = {
             f"length 4: {part}" for part in ("input", "target", "output", "write weights", "read weights", "memory")
         }
-        curves = ("loss (nats)", "bits wrong per sequence")
+        curves = ("loss", "bits wrong per sequence")
         while time.monotonic() < deadline + 240:
             # Held while it is looked at: the browser's time stands still as long as there is news.
             time.sleep(5)

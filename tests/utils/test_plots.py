@@ -567,16 +567,39 @@ def test_curves_are_drawn_on_a_scale_that_shows_zero() -> None:
     assert scaled([(step, {"train/loss": 10.0**-step}) for step in range(4)]).get_yscale() == "log"
     assert scaled([(step, {"fitness/best": step - 5.0}) for step in range(100)]).get_yscale() == "linear"
     assert scaled([(0, {"train/bits_wrong": 0.0})]).get_yscale() == "linear"
+    for counted in ("within_5", "accuracy", "units"):
+        assert scaled([(step, {f"train/{counted}": 10.0**-step}) for step in range(4)]).get_yscale() == "linear"
+
+
+def test_no_loss_is_given_a_unit_that_it_may_not_have() -> None:
+    (axes,) = curves_figure(panels_of([(step, {"train/loss": 1.0}) for step in range(2)])).axes
+    assert axes.get_title(loc="left") == "loss  1"
+
+
+def test_exact_curves_keep_their_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A learning rate that starts again, a number that is now and then another, one that is always the same."""
+    monkeypatch.setattr(curves, "MAX_STRETCHES", 256)
+    exact: dict[str, Callable[[int], float]] = {
+        "learning_rate": lambda step: 3e-3 * (1 - step % 100 / 100),
+        "units": lambda step: 10 + step // 90,
+        "updates_per_step": lambda step: 0.1,
+    }
+    for name, value in exact.items():
+        panels = panels_of([(step, {f"train/{name}": value(step)}) for step in range(600)])
+        (axes,) = curves_figure(panels).axes
+        (line,) = axes.lines
+        assert np.array_equal(line.get_ydata(), panels[name][0].values), name
 
 
 def test_curves_of_nothing_and_of_much_are_drawn(tmp_path: Path) -> None:
     curves_figure({}).savefig(tmp_path / "nothing.png")
     curves_figure(panels_of([(3, {"train/loss": float("inf")})])).savefig(tmp_path / "infinite.png")
-    panels = panels_of([(step, {"train/loss": 1 / (step + 1)}) for step in range(20_000)])
+    noise = np.random.default_rng(0).uniform(1, 2, 20_000).tolist()
+    panels = panels_of([(step, {"train/loss": value}) for step, value in enumerate(noise)])
     curves_figure(panels).savefig(tmp_path / "much.png")
     (axes,) = curves_figure(panels).axes
     outline, means = axes.lines
-    assert outline.get_ydata()[[0, -1]].tolist() == [1, 1 / 20_000]  # type: ignore[index]
+    assert outline.get_ydata()[[0, -1]].tolist() == [noise[0], noise[-1]]  # type: ignore[index]
     assert len(means.get_xdata()) <= 150  # type: ignore[arg-type]
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ...core import install
 from .. import visdom_files, visdom_server
-from ..plots import LINES, Curve, Episode, curve_title
+from ..plots import LINES, Curve, Episode, curve_title, is_logarithmic
 from .pace import POLL_SECONDS, Budget, Schedule
 from .pipe import Settings, say
 from .plotly import MARGIN, Window, curve_traces, episode_windows, in_order
@@ -277,14 +277,13 @@ class Visdom:
         """A window with a panel of curves."""
         curves = self.panels[panel]
         values = np.concatenate([curve.outline[1] for curve in curves])
-        positive = values[values > 0]
         vertical: dict[str, Any] = {"rangemode": "tozero"}
         floor = 0.0
-        if values.size and values.min() >= 0 and positive.size and positive.max() > 10 * positive.min():
+        if is_logarithmic(panel, values):
             vertical = {"type": "log"}
             if values.min() == 0:
                 # A logarithmic axis has no zero, and a solved task should not drop out of the picture.
-                floor = 10.0 ** (np.floor(np.log10(positive.min())) - 1)
+                floor = 10.0 ** (np.floor(np.log10(values[values > 0].min())) - 1)
                 vertical["title"] = {"text": f"0 is drawn at {floor:g}", "font": {"size": 9}}
         small = {"tickfont": {"size": 9}, "automargin": True}
         traces = [

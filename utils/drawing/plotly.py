@@ -274,7 +274,7 @@ def in_order(episode: Episode, windows: Sequence[Window]) -> list[Window]:
 
 
 def curve_traces(curve: Curve, colour: str, floor: float) -> list[dict[str, Any]]:
-    """What plotly draws: the curve or, if it is long, its points faintly and a smoothed curve on top."""
+    """What plotly draws: the curve or, if it is long and noisy, its points faintly and a smoothed curve on top."""
 
     def trace(steps: NDArray[np.float64], values: NDArray[np.float64], **style: Any) -> dict[str, Any]:
         values = np.maximum(values, floor) if floor else values
@@ -283,7 +283,8 @@ def curve_traces(curve: Curve, colour: str, floor: float) -> list[dict[str, Any]
 
     bold = {"color": colour, "width": 2}
     if not is_noisy(curve):
-        return [trace(curve.steps, curve.values, line=bold)]
+        few = thinned(curve, MAX_POINTS)
+        return [trace(few.steps, few.values, line=bold)]
     red, green, blue = (int(part * 255) for part in to_rgb(colour))
     thin = {"color": f"rgba({red}, {green}, {blue}, 0.25)", "width": 1}
     points = trace(*thinned(curve, MAX_POINTS // 2).outline, line=thin, showlegend=False, hoverinfo="skip")

@@ -14,7 +14,17 @@ from .trace import plot_trace
 if TYPE_CHECKING:
     from .animation import memory_gif
     from .charts import chart_figure, network_figure
-    from .curves import RAW_POINTS, Curve, History, curve_title, curves_figure, is_noisy, smoothed, thinned
+    from .curves import (
+        RAW_POINTS,
+        Curve,
+        History,
+        curve_title,
+        curves_figure,
+        is_logarithmic,
+        is_noisy,
+        smoothed,
+        thinned,
+    )
     from .fields import Panel, Still, layout_of
     from .figure import episode_figure
     from .panels import LINES, Colours, colour_limits, slot_ticks
@@ -37,6 +47,7 @@ __all__ = [
     "curves_figure",
     "episode_figure",
     "episode_from",
+    "is_logarithmic",
     "is_noisy",
     "layout_of",
     "memory_gif",

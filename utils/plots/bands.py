@@ -37,7 +37,7 @@ def bands_figure(bands: Sequence[Band], metric: str) -> Figure:
             band.places, middle, style, color=colour, linewidth=1.5, marker=marker, markersize=3, label=band.label
         )
     values = np.concatenate([band.quartiles.ravel() for band in bands])
-    scale_values(axes, values[np.isfinite(values)])
+    scale_values(axes, metric, values[np.isfinite(values)])
     axes.set_title(f"validation: {curve_title(metric)}, median and quartiles", fontsize=10, color=INK, loc="left")
     axes.set_xlabel("sequences seen", fontsize=8, color=MUTED)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -17,7 +17,6 @@ from ...core.recorder import ANSWERED
 from .panels import INK, LINES, MUTED, thin_frame
 
 CURVE_TITLES = {
-    "loss": "loss (nats)",
     "bits_wrong": "bits wrong per sequence",
     "objective": "objective (what training minimises)",
 }
@@ -30,8 +29,12 @@ FAMILIES = ("fitness", "trust")
 """Metrics of training whose names begin so (fitness_best, fitness_median, …) share a panel."""
 MAX_STRETCHES = 2048
 """Of a curve. Where there are more points, neighbours are joined: mean, lowest and highest are kept of them."""
+COUNTED = ("accuracy", "changes", "layers", "units", "within")
+"""Metrics whose names begin so are counts, and shares of what is right, and have a linear axis."""
 RAW_POINTS = 64
-"""A curve with more points is drawn faintly, with a smoothed one on top."""
+"""A curve with more points may be drawn faintly, with a smoothed one on top."""
+TURNS = 0.25
+"""Share of a curve's points at which it turns up or down, above which it is noisy; chance alone turns at two thirds."""
 SMOOTHED_POINTS = 150
 """Of a smoothed curve, at most."""
 SMOOTHED_OVER = 0.04
@@ -203,8 +206,16 @@ def thinned(curve: Curve, stretches: int) -> Curve:
 
 
 def is_noisy(curve: Curve) -> bool:
-    """Whether a curve is drawn faintly, with a smoothed one on top."""
-    return len(curve.stretches) > RAW_POINTS
+    """Whether a curve is drawn faintly, with a smoothed one on top: if it is long and goes up and down by chance.
+
+    What is exact, such as a learning rate or a number of units, turns seldom: smoothed, its steps would become ramps.
+    """
+    if len(curve.stretches) <= RAW_POINTS:
+        return False
+    moves = np.diff(curve.values)
+    moves = moves[np.abs(moves) > 1e-9 * np.abs(curve.values).max()]  # means of equal values differ by a rounding
+    turns = np.count_nonzero(np.diff(np.sign(moves)))
+    return bool(turns > TURNS * len(curve.stretches))
 
 
 def smoothed(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -224,17 +235,24 @@ def _last(values: NDArray[np.float64]) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
-def scale_values(axes: Axes, values: NDArray[np.float64]) -> None:
-    """A logarithmic axis where values ``[N]`` span more than a decade, linear near zero if some are zero."""
+def is_logarithmic(panel: str, values: NDArray[np.float64]) -> bool:
+    """Whether a panel's axis of values ``[N]`` is logarithmic: they span more than a decade and are not counted."""
     positive = values[values > 0]
-    if not len(positive) or values.min() < 0 or positive.max() < 10 * positive.min():
+    if not len(positive) or values.min() < 0 or panel.startswith(COUNTED):
+        return False
+    return bool(positive.max() > 10 * positive.min())
+
+
+def scale_values(axes: Axes, panel: str, values: NDArray[np.float64]) -> None:
+    """A logarithmic axis where values ``[N]`` ask for one, linear near zero if some are zero."""
+    if not is_logarithmic(panel, values):
         if len(values) and values.min() >= 0:
             axes.set_ylim(0, 1.08 * values.max() or 1)
         return
     if values.min() > 0:
         axes.set_yscale("log")
         return
-    floor = 10.0 ** math.floor(math.log10(positive.min()))
+    floor = 10.0 ** math.floor(math.log10(values[values > 0].min()))
     axes.set_yscale("symlog", linthresh=floor, linscale=0.4)
     axes.set_ylim(bottom=-0.1 * floor)
 
@@ -266,7 +284,7 @@ def curves_figure(panels: Mapping[str, Sequence[Curve]]) -> Figure:
                 markersize=3,
                 label=f"{curve.label}  {_last(line[1])}",
             )
-        scale_values(axes, np.concatenate([curve.outline[1] for curve in curves]))
+        scale_values(axes, panel, np.concatenate([curve.outline[1] for curve in curves]))
         alone = len(curves) == 1
         axes.set_title(
             f"{curve_title(panel)}  {_last(curves[0].values)}" if alone else curve_title(panel),
