@@ -114,6 +114,7 @@ def test_test_writes_pictures_and_an_animation(folder: Path) -> None:
     assert main(["test", "latest", "--checkpoint", "latest", "plots=files"]) == 0
     pictures = {path.suffix for path in (directory / "test" / "plots").iterdir() if path.is_file()}
     assert pictures == {".png", ".gif"}
+    assert "still being drawn" in (directory / "test" / "log").read_text()
     (row,) = read_metrics(directory / "test" / "metrics.jsonl")
     assert row["step"] == 5
     assert all(name.startswith("test/") for name in row if name != "step")

@@ -61,6 +61,8 @@ def test(arguments: argparse.Namespace) -> int:
                 parts.agent.recorder = run
                 LOGGER.info("test of %s at step %d", tested.name, parts.agent.step)
                 parts.agent.test()
+                if run.wants_episodes:
+                    LOGGER.info("pictures and animations are still being drawn, which can take longer than the test")
             if run.wants_episodes and any((folder / "plots").iterdir()):
                 LOGGER.info("pictures: %s", folder / "plots")
     return 0
