@@ -52,7 +52,7 @@ def test_a_memory_is_added_as_it_says(
     (tmp_path / "delta.py").write_text(MEMORY, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     (command,) = re.findall(r"^ +papertape (train .*delta-rule)$", README, re.MULTILINE)
-    few = ["agent.steps=2", "agent.evaluation_sequences=2", "env.max_length=2", "env.test_lengths=[]", "plots=off"]
+    few = ["agent.steps=2", "agent.evaluation_sequences=2", "env.test_lengths=[]", "plots=off"]
     assert main([*command.split(), *few, "device=cpu", "threads=1"]) == 0, capsys.readouterr().err
     circuit: Any = papertape.load_circuit(next(tmp_path.glob("runs/*/checkpoints/latest.pt")))
     inputs = torch.rand(3, 2, circuit.input_size)
