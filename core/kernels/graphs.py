@@ -309,28 +309,58 @@ _PASSING = frozenset(vars(nn.Module())) - {"training"} | {"chosen_backend", "_ch
 """Attributes of modules that say nothing about what they compute, or are looked at apart."""
 
 
+_PLAIN = (type(None), bool, int, float, str)
+"""Values of classes that are compared as they are."""
+
+
+class _Same:
+    """Equal for the very same object alone: its id is another's as soon as it is gone, which nothing here delays."""
+
+    def __init__(self, value: Any) -> None:
+        """
+        Args:
+            value: the object.
+        """
+        try:
+            self.object: Callable[[], Any] = weakref.ref(value)
+        except TypeError:
+            self.object = lambda: value
+        self.id = id(value)
+
+    def __hash__(self) -> int:
+        return self.id
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is _Same and (found := self.object()) is not None and found is other.object()
+
+
 def _frozen(value: Any) -> Any:
     """What tells whether a value that Python sees is still the same."""
     if isinstance(value, Tensor):
         # A GPU reads what lies there when it replays; a number that lies on the CPU was read when it was recorded.
         if not in_memory(value) or value.is_inference():
-            return type(value), id(value)
-        version = 0 if value.device.type == recorder.device else value._version
-        return value.data_ptr(), value.shape, value.stride(), value.dtype, version
+            return _Same(value)
+        where = value.data_ptr(), value.shape, value.stride(), value.dtype
+        return where if value.device.type == recorder.device else (*where, value._version, _Same(value))
     if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
         return type(value), value
     if isinstance(value, (list, tuple, set, frozenset)):
         return type(value), tuple(map(_frozen, value))
     if isinstance(value, dict):
         return dict, tuple((_frozen(key), _frozen(item)) for key, item in value.items())
-    return type(value), id(value)
+    return _Same(value)
 
 
 def _python(circuit: nn.Module) -> tuple[Any, ...]:
     """What the Python of a circuit is, and sees: its classes, their methods, and the attributes of its modules."""
     modules = list(circuit.modules())
     kinds = {part: None for module in modules for part in type(module).__mro__}
-    methods = (id(value) for kind in kinds if kind.__module__[:6] != "torch." for value in vars(kind).values())
+    methods = (
+        (type(value), value) if type(value) in _PLAIN else _Same(value)
+        for kind in kinds
+        if kind.__module__[:6] != "torch."
+        for value in vars(kind).values()
+    )
     attributes = (
         (type(module), *((name, _frozen(value)) for name, value in vars(module).items() if name not in _PASSING))
         for module in modules

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -369,6 +370,34 @@ def test_attributes_of_every_kind_can_be_told_apart(recorded: list[str]) -> None
         same(circuit, 4)
         assert recorded.count("replay backward") == 2
         recorded.clear()
+
+
+@pytest.mark.parametrize("make", [SimpleNamespace, lambda: partial(abs)], ids=["namespace", "partial"])
+def test_what_lies_where_something_else_lay_is_another_thing(
+    make: Callable[[], Any],
+) -> None:
+    """The id of an object that is gone is soon that of another."""
+    circuit = own(Own)
+    met: dict[int, Any] = {}
+    for _ in range(1000):
+        circuit.accessor.extra = make()
+        seen = graphs._python(circuit)
+        assert graphs._python(circuit) == seen
+        place = id(circuit.accessor.extra)
+        if place in met:
+            assert seen != met[place]
+            return
+        met[place] = seen
+        circuit.accessor.extra = None
+    raise AssertionError("no object took the place of another")
+
+
+def test_numbers_of_a_class_are_seen(recorded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    circuit = own(Own)
+    for scale in (1.0, 1.5, 2.0):
+        monkeypatch.setattr(Own, "scale", scale, raising=False)
+        same(circuit)
+    assert recorded.count("capture forward") == 3
 
 
 def test_methods_of_classes_that_change_are_seen(recorded: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
