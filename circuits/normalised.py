@@ -16,6 +16,7 @@ from ..core.kernels.dispatch import Backend
 from ..core.kernels.formulas import unchanged
 from ..core.members import Stack
 from ..core.registry import register
+from .routed import RoutedCircuit
 
 SMALLEST_STD = 1e-7
 """An input that varies less is taken to be constant (Mania et al. 2018, appendix A.1)."""
@@ -73,7 +74,7 @@ class NormalisedCircuit(Circuit):
         """Build the circuit, and statistics of nothing yet.
 
         Raises:
-            ValueError: an object is given whose sizes are others, or the circuit takes tokens.
+            ValueError: an object is given whose sizes are others, or the circuit takes tokens or has tasks of its own.
         """
         given = {"backend": self.backend} if not isinstance(self.circuit, Circuit) else {}
         self.circuit = build(self.circuit, self.input_size, self.output_size, **given)
@@ -83,6 +84,10 @@ class NormalisedCircuit(Circuit):
         if self.circuit.embedding_size is not None:
             raise ValueError(
                 f"circuit.embedding_size: got {self.circuit.embedding_size}; tokens have no mean, allowed is null"
+            )
+        if isinstance(self.circuit, RoutedCircuit):  # agents tell it of tasks, which nothing around it hands on
+            raise ValueError(
+                "circuit.type: got routed within normalised; agents tell it of tasks themselves, allowed is any other"
             )
         if is_outside(type(self.circuit)):
             self.circuit.check()

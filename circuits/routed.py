@@ -121,7 +121,7 @@ class RoutedCircuit(Circuit):
         """Build the circuit of each task.
 
         Raises:
-            ValueError: an object is given whose sizes are others, or whose hidden layers cannot change.
+            ValueError: an object is given whose sizes are others, whose hidden layers cannot change, or which is routed.
         """
         given: Any = self.circuit
         del self.circuit
@@ -134,6 +134,8 @@ class RoutedCircuit(Circuit):
             raise ValueError(
                 f"tag_channels: got {self.tag_channels}; inputs have {self.input_size} channels, allowed is fewer"
             )
+        if isinstance(circuit, RoutedCircuit):  # whose routes would have to hand on tasks that come
+            raise ValueError("circuit.type: got routed within routed; allowed is any other")
         if is_outside(type(circuit)):
             circuit.check()
         refused = circuit.fixed() or (None if circuit.embedding_size is None else "it has an embedding")

@@ -409,6 +409,7 @@ def test_the_similarity_of_tasks_decides_what_is_lent() -> None:
         ({"embedding_size": 3}, "embedding_size: got 3; tasks share none"),
         ({"tag_channels": 7}, "tag_channels: got 7; inputs have 7 channels"),
         ({"circuit": {"type": "tape"}}, "circuit: tasks can own no units of it"),
+        ({"circuit": {"type": "routed", "circuit": INNER["ntm"]}}, r"circuit\.type: got routed within routed"),
         ({"circuit": papertape.NTM(3, 2)}, r"circuit: has sizes \[3, 2\]; expected \[7, 3\]"),
     ],
 )
