@@ -121,7 +121,8 @@ class RoutedCircuit(Circuit):
         """Build the circuit of each task.
 
         Raises:
-            ValueError: an object is given whose sizes are others, whose hidden layers cannot change, or which is routed.
+            ValueError: an object is given whose sizes are others, whose hidden layers cannot change, or which is
+                routed.
         """
         given: Any = self.circuit
         del self.circuit

@@ -174,7 +174,7 @@ class Circuit(Component, nn.Module, ABC):
         Returns:
             ``[T · B, columns]`` in float64, on the CPU.
         """
-        return inputs_of(self, self.wires(self.structure()), lambda: self(inputs, trace=True))
+        return inputs_of(self, self.wires(self.structure()), lambda: self.called(inputs, None, trace=True))
 
     def follow(self, change: Change, state: Any) -> Any:
         """A state of the circuit before a change, as it is afterwards; fresh units carry zeros.

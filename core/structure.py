@@ -542,6 +542,9 @@ def unlike_linear(layers: Iterable[nn.Module]) -> str | None:
     for layer in layers:
         if type(layer) is not nn.Linear or layer.bias is None:
             return f"it has a {type(layer).__name__} where only a torch.nn.Linear with a bias can change"
+        computed = next((name for name in ("weight", "bias") if name not in layer._parameters), None)
+        if computed is not None:  # as pruning and torch's old weight_norm and spectral_norm leave it
+            return f"the {computed} of a torch.nn.Linear is computed from others, and cannot change its size"
     return None
 
 

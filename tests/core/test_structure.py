@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import papertape
 from papertape.agents.evaluation import load_weights, weights_of
@@ -535,3 +536,21 @@ def test_layers_that_are_no_plain_linear_are_fixed() -> None:
     circuit = made("ntm", "lstm")
     nn.utils.parametrizations.weight_norm(circuit.output)
     assert "where only a torch.nn.Linear" in str(circuit.fixed())
+
+
+@pytest.mark.parametrize("kind", ["ntm", "feedforward"])
+def test_pruned_layers_are_fixed(kind: str) -> None:
+    circuit: Any = made(kind, "lstm" if kind == "ntm" else "tanh")
+    pruned = circuit.output if kind == "ntm" else circuit.layers[0]
+    prune.l1_unstructured(pruned, "weight", amount=0.5)
+    assert "the weight of a torch.nn.Linear is computed" in str(circuit.fixed())
+    with pytest.raises(ValueError, match="the weight of a torch.nn.Linear is computed"):
+        circuit.edit(widened(circuit.structure(), {0: [FRESH]}))
+
+
+def test_activity_is_that_of_time_major_inputs_whatever_the_layout() -> None:
+    circuit, inputs = made("ntm", "lstm"), drawn()
+    expected = circuit.activity(inputs)
+    circuit.batch_first = True
+    for name, seen in circuit.activity(inputs).items():
+        torch.testing.assert_close(seen, expected[name])
