@@ -744,6 +744,9 @@ class _Rewiring:
             now = self._given(wire.below)
         width = now.shape[1]
         left = then[:, :units] - now @ shared[:units, :width].T
+        # One step with an input that is not a number would make all weights so.
+        finite = (now.isfinite().all(1) & left.isfinite().all(1)).nonzero().flatten()
+        now, left = now[finite], left[finite]
         gone = (left != 0).any(0).nonzero().flatten()
         if len(gone):
             known = torch.cat([now, torch.ones_like(now[:, :1])], dim=1)

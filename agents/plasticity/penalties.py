@@ -14,6 +14,7 @@ from ...core.circuit import Circuit
 from ...core.env import Batch, Env
 from ...core.registry import register
 from ...core.structure import Change, follow
+from ...core.topology import TopologyNetwork
 from .base import AtTaskEnds, PlasticityMethod, Update
 
 
@@ -65,13 +66,17 @@ class ShrinkPerturb(AtTaskEnds):
 
     @torch.no_grad()
     def end_task(self, update: Update) -> None:
-        """Shrink and perturb."""
+        """Shrink and perturb; connections that a topology lacks stay absent."""
         generator = update.generator()
+        networks = [part for part in update.circuit.modules() if isinstance(part, TopologyNetwork)]
+        topologies = {id(parameter) for network in networks for parameter in network.parameters()}
         for parameter in update.circuit.parameters():
             if not parameter.requires_grad:  # frozen
                 continue
-            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64, device="cpu")
-            parameter.mul_(self.shrink).add_(drawn.to(parameter), alpha=self.noise)
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64, device="cpu").to(parameter)
+            if id(parameter) in topologies:
+                drawn *= parameter != 0
+            parameter.mul_(self.shrink).add_(drawn, alpha=self.noise)
 
 
 @register("plasticity", "ewc")

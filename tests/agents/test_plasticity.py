@@ -40,6 +40,7 @@ from papertape.circuits import FeedForwardCircuit
 from papertape.core.circuit import Circuit
 from papertape.core.env import Batch, Env
 from papertape.core.structure import FRESH, LayerEdit, deepened, draw, narrowed, unchanged, widened
+from papertape.core.topology import TopologyNetwork
 from papertape.envs import CopyEnv
 from papertape.main import main
 from papertape.utils.run import read_metrics
@@ -328,6 +329,25 @@ def test_shrink_perturb_agrees_with_its_formula(by_env: bool) -> None:
 
     agent = make(method("shrink-perturb", every=None if by_env else 4))
     agree(agent, Slow(agent), 10)
+
+
+@pytest.mark.parametrize("kind", ["circuit", "controller"])
+def test_shrink_perturb_makes_no_connection_that_a_topology_lacks(kind: str) -> None:
+    env = CopyEnv(width=2, min_length=1, max_length=1)
+    sizes = env.input_size, env.output_size
+    made: Circuit = papertape.NeatCircuit(*sizes, max_nodes=4)
+    if kind == "controller":
+        made = papertape.NTM(*sizes, controller={"type": "neat", "max_nodes": 4}, memory_size=4, word_size=2)
+    network = next(part for part in made.modules() if isinstance(part, TopologyNetwork))
+    with torch.no_grad():
+        network.hidden_weight[0, 1] = 0.5
+    before = [parameter != 0 for parameter in network.parameters()]
+    agent = BackpropAgent(env, made, steps=2, batch_size=2, plasticity=[method("shrink-perturb", every=1)])
+    for _ in range(2):
+        agent.train_step()
+    after = [parameter != 0 for parameter in network.parameters()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert network.hidden_weight[0, 1] != 0.5
 
 
 class SlowMasks(Loop):

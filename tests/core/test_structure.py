@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn.utils import prune, spectral_norm
 
 import papertape
 from papertape.agents.evaluation import load_weights, weights_of
@@ -539,13 +540,27 @@ def test_layers_that_are_no_plain_linear_are_fixed() -> None:
 
 
 @pytest.mark.parametrize("kind", ["ntm", "feedforward"])
-def test_pruned_layers_are_fixed(kind: str) -> None:
+@pytest.mark.parametrize("computed", [partial(prune.l1_unstructured, amount=0.5), spectral_norm])
+@pytest.mark.filterwarnings("ignore:.*spectral_norm:FutureWarning")
+def test_layers_whose_weights_are_no_parameters_are_fixed(kind: str, computed: Any) -> None:
     circuit: Any = made(kind, "lstm" if kind == "ntm" else "tanh")
-    pruned = circuit.output if kind == "ntm" else circuit.layers[0]
-    prune.l1_unstructured(pruned, "weight", amount=0.5)
+    computed(circuit.output if kind == "ntm" else circuit.layers[0], name="weight")
     assert "the weight of a torch.nn.Linear is computed" in str(circuit.fixed())
     with pytest.raises(ValueError, match="the weight of a torch.nn.Linear is computed"):
         circuit.edit(widened(circuit.structure(), {0: [FRESH]}))
+
+
+def test_steps_that_are_not_finite_are_left_out_of_what_removed_units_did() -> None:
+    circuit, inputs = made("feedforward", "tanh"), drawn()
+    inputs[2, 1, 0] = torch.nan
+    other, kept = copy.deepcopy(circuit), torch.ones(7, 3, dtype=torch.bool)
+    kept[2, 1] = False
+    circuit.edit(narrowed(circuit.structure(), {0: [1]}), inputs)
+    other.edit(narrowed(other.structure(), {0: [1]}), inputs[kept].unsqueeze(1))
+    for found, wanted in zip(circuit.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted)
+    circuit.edit(narrowed(circuit.structure(), {0: [1]}), torch.full_like(inputs, torch.nan))
+    assert all(bool(parameter.isfinite().all()) for parameter in circuit.parameters())
 
 
 def test_activity_is_that_of_time_major_inputs_whatever_the_layout() -> None:
