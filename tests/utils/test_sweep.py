@@ -437,6 +437,9 @@ def test_a_sweep_whose_file_is_damaged(folder: Path, capsys: pytest.CaptureFixtu
     for damaged, said in (
         ([{**whole, "labels": []}], "0: labels: Input should be a valid dictionary"),
         ([{**whole, "name": 3}], "0: name: Input should be a valid string"),
+        ([{**whole, "name": "../b"}], "name: got '../b'; allowed is the name of one folder"),
+        ([{**whole, "name": ".."}], "name: got '..'; allowed is the name of one folder"),
+        ([{**whole, "name": ""}], "name: got ''; allowed is the name of one folder"),
         ([{"name": "a"}], "0: labels: Field required"),
         ([], "List should have at least 1 item"),
         ("{", "Expecting property name"),

@@ -197,7 +197,13 @@ def read(directory: Path) -> Sweep:
     """
     check_path(directory, "sweep")
     try:
-        return Sweep(directory, _RUNS.validate_python(json.loads((directory / FILE).read_text(encoding="utf-8"))))
+        runs = _RUNS.validate_python(json.loads((directory / FILE).read_text(encoding="utf-8")))
+        for run in runs:
+            if (
+                run.name in ("", "..") or Path(run.name).name != run.name
+            ):  # which may lead out of the sweep, to the files of others
+                raise ValueError(f"name: got {run.name!r}; allowed is the name of one folder")
+        return Sweep(directory, runs)
     except ValidationError as error:
         problem = error.errors()[0]
         where = "".join(f"{part}: " for part in problem["loc"])
