@@ -153,6 +153,8 @@ class Sinks:
             if isinstance(sink, Plotter):  # which only puts it into a mailbox
                 getattr(sink, method)(*content)
                 continue
+            if getattr(type(sink), method) is getattr(Sink, method) and method not in vars(sink):  # it does nothing
+                continue
             try:
                 with _undisturbed():
                     getattr(sink, method)(*map(_copied, content))
