@@ -199,9 +199,8 @@ def read(directory: Path) -> Sweep:
     try:
         runs = _RUNS.validate_python(json.loads((directory / FILE).read_text(encoding="utf-8")))
         for run in runs:
-            if (
-                run.name in ("", "..") or Path(run.name).name != run.name
-            ):  # which may lead out of the sweep, to the files of others
+            # Another may lead out of the sweep, to the files of others.
+            if run.name in ("", "..") or Path(run.name).name != run.name:
                 raise ValueError(f"name: got {run.name!r}; allowed is the name of one folder")
         return Sweep(directory, runs)
     except ValidationError as error:
