@@ -98,10 +98,10 @@ def contract_of(kind: str) -> type:
 
 
 def entries(kind: str) -> Mapping[str, Any]:
-    """All that is registered of a kind by its name, that of installed packages too."""
+    """All that is registered of a kind by its name, in their order, that of installed packages too."""
     _check_kind(kind)
     load_entry_points()
-    return dict(_entries[kind])
+    return dict(sorted(_entries[kind].items()))
 
 
 def lookup(kind: str, name: Any) -> Any:
@@ -118,7 +118,7 @@ def lookup(kind: str, name: Any) -> Any:
             return _entries[kind][name]
     meant = near(name, _entries[kind]) if isinstance(name, str) else None
     hint = f"did you mean {meant!r}? " if meant else ""
-    raise OptionsError(f"{kind}: got {name!r}; {hint}allowed: {', '.join(_entries[kind])}")
+    raise OptionsError(f"{kind}: got {name!r}; {hint}allowed: {', '.join(sorted(_entries[kind]))}")
 
 
 def name_of(target: Any) -> str | None:

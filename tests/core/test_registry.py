@@ -39,6 +39,14 @@ def test_what_is_registered_is_found_by_its_name():
     assert name_of(Tape) == "tape" and name_of(Sink) is None
 
 
+def test_names_come_in_their_order_whatever_was_imported_first() -> None:
+    for name in ("tape", "paper", "reel"):
+        register("sink", name, type(name, (Paper,), {}))
+    assert list(entries("sink")) == ["paper", "reel", "tape"]
+    with pytest.raises(OptionsError, match="allowed: paper, reel, tape$"):
+        lookup("sink", "film")
+
+
 def test_a_function_can_be_a_fitness():
     def brightness() -> None: ...
 
