@@ -86,19 +86,19 @@ class WorkingMemory:
         self,
         state: SparseState,
         *,
+        reach: int,
+        growth: int,
+        steps: int,
         in_place: bool = False,
-        reach: int = 0,
-        growth: int = 0,
-        steps: int = 0,
         nearest: Nearest | None = None,
     ) -> None:
         """
         Args:
             state: where to start; stays as it is.
-            in_place: change a copy rather than making a new tensor each time; then these say how much to copy:
             reach: slots from this one on were not accessed yet.
             growth: at most so many of those are accessed in a step.
             steps: that will be made.
+            in_place: change a copy rather than making a new tensor each time.
             nearest: finds the words that are most similar to keys; None uses plain operations.
         """
         self.nearest = nearest
@@ -106,8 +106,8 @@ class WorkingMemory:
         size = state.memory.shape[1]
         self._start = state
         self._growth = growth
-        self._reach = reach if in_place else size
-        self._copied = min(size, reach + growth * steps) if in_place else size
+        self._reach = reach
+        self._copied = min(size, reach + growth * steps)
         memory = state.memory[:, : self._copied]
         self.memory = rows(memory)
         times = InPlaceTimes if in_place and self._copied >= MANY_SLOTS else rows

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import addressing, sparse_addressing
 from ..interface import Interface, lookup_mask, oneplus
+from ..kernels.transforms import transform
 from ..registry import register
 from ..sparse_memory import Nearest, NoLinks, SparseLinks, SparseState, WorkingMemory
 from ..state import example
@@ -185,12 +186,17 @@ class SparseAccessor(SparseOptions, SlotAccessor):
 
     def begin(self, state: SparseState, steps: int, nearest: Nearest | None = None) -> SparseState | WorkingMemory:
         """A private copy of the state, with its own way to look words up; see :meth:`Accessor.begin`."""
+        return self._working(state, steps, in_place=True, nearest=nearest)
+
+    def _working(
+        self, state: SparseState, steps: int, in_place: bool = False, nearest: Nearest | None = None
+    ) -> WorkingMemory:
         # A step reaches at most so many slots that none reached before; the links start from the first few.
         per_step = self.slots_per_read + self.num_writes
         # A look at values would wait for a GPU, whose passes over all slots cost less, and no graph could be recorded.
-        looks = state.used.is_cpu
+        looks = state.used.is_cpu and transform((state.used,)) is None
         reach = max(int(state.used.max()), self.links_per_slot) if looks else state.memory.shape[1]
-        return WorkingMemory(state, in_place=True, reach=reach, growth=per_step, steps=steps, nearest=nearest)
+        return WorkingMemory(state, reach=reach, growth=per_step, steps=steps, in_place=in_place, nearest=nearest)
 
     def end(self, state: SparseState | WorkingMemory) -> SparseState:
         """The state after the steps; see :meth:`Accessor.end`."""
@@ -215,7 +221,7 @@ class SparseAccessor(SparseOptions, SlotAccessor):
         heads = self.heads(hidden)
         if isinstance(state, WorkingMemory):
             return self._access(heads, state), state, heads
-        working = WorkingMemory(state)
+        working = self._working(state, 1)
         return self._access(heads, working), working.close(), heads
 
     def _access(self, heads: SparseHeads, working: WorkingMemory) -> Tensor:

@@ -6,7 +6,7 @@ AGREED = {
     "core/accessors/delta.py": "02577506fc15",
     "core/accessors/dynamic.py": "99367aeec70e",
     "core/accessors/soft_tape.py": "9dc3bbbdd85e",
-    "core/accessors/sparse.py": "5cdf5e8e782e",
+    "core/accessors/sparse.py": "4f918e5883c1",
     "core/accessors/stack.py": "479d35e056b2",
     "core/accessors/static.py": "98ccd8a7f605",
     "core/addressing.py": "51cad7cfd96e",
@@ -20,6 +20,6 @@ AGREED = {
     "core/controllers/rnn.py": "f2079cc76ad3",
     "core/interface.py": "526679bb4ea2",
     "core/sparse_addressing.py": "a6a3ea07ddfa",
-    "core/sparse_memory.py": "af3474cee4ef",
+    "core/sparse_memory.py": "4cbdab806660",
 }
 """What each file meant."""

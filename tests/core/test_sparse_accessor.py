@@ -169,6 +169,28 @@ def test_slots_beyond_those_in_use_change_nothing(cls):
     torch.testing.assert_close(circuit(inputs, start._replace(accessor=everywhere))[0], outputs)
 
 
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("cls", [SAM, SDNC])
+def test_a_single_step_does_not_look_beyond_the_slots_in_use(cls, gradient, backend):
+    """Nor copy them one by one: what lies there, which no step can have written, is neither found nor changed."""
+    torch.manual_seed(0)
+    circuit = cls(4, 2, hidden_size=8, memory_size=200, word_size=5, num_reads=2, backend=backend)
+    x = torch.randn(3, 4)
+    _, start = circuit(torch.randn(6, 3, 4))
+    assert start.accessor.used.max() < 90
+    hidden = start.accessor.memory.clone()
+    hidden[:, 100:] = torch.randn(5)
+    with torch.set_grad_enabled(gradient):
+        expected, after = circuit.step(x, start)
+        found, last = circuit.step(x, start._replace(accessor=start.accessor._replace(memory=hidden)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert found.requires_grad == gradient
+    assert torch.equal(last.accessor.read_slots, after.accessor.read_slots)
+    assert torch.equal(last.accessor.memory[:, :100], after.accessor.memory[:, :100])
+    assert torch.equal(last.accessor.memory[:, 100:], hidden[:, 100:])
+
+
 def saved_bytes(circuit: Any, steps: int, memory_size: int) -> int:
     """What a whole sequence keeps for its backward pass, apart from parameters."""
     storages = {}
