@@ -11,9 +11,10 @@ An agent registers what it keeps beside the weights as a :class:`Follower` in it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,9 @@ class Layer(NamedTuple):
 
 Structure = tuple[Layer, ...]
 """The hidden layers of a circuit, the lowest first; none where the structure is fixed."""
+
+Given = TypeVar("Given")
+"""What is said of a group of layers."""
 
 
 class LayerEdit(NamedTuple):
@@ -352,16 +356,54 @@ def groups(structure: Structure) -> list[list[int]]:
     return found
 
 
+def _whole(value: Any) -> int:
+    """A whole number of any kind; TypeError for what is none, such as true and false."""
+    if isinstance(value, bool):
+        raise TypeError("got a bool")
+    return operator.index(value)
+
+
+def _index(what: str, given: Any, count: int, *, fresh: bool = False) -> int:
+    """One of so many, or :data:`FRESH` where that may be.
+
+    Raises:
+        ValueError: there is no such one; begins with ``what``, says what was given and what is allowed.
+    """
+    try:
+        index = _whole(given)
+    except TypeError:
+        index = count
+    if not (0 <= index < count or (fresh and index == FRESH)):
+        if not count:
+            raise ValueError(f"{what} {given!r}; no layer can change, and Circuit.fixed says why")
+        or_fresh = f", or {FRESH} for a fresh one" if fresh else ""
+        raise ValueError(f"{what} {given!r}; allowed: 0 to {count - 1}{or_fresh}")
+    return index
+
+
+def _of_groups(
+    name: str, given: Mapping[int, Given], structure: Structure
+) -> Iterator[tuple[str, list[int], int, Given]]:
+    """For each group that an argument names: what errors call it, its layers, their units, what is given for it."""
+    joint = groups(structure)
+    for key, value in given.items():
+        index = _index(f"{name}: got group", key, len(joint))
+        yield f"{name}[{index}]", joint[index], structure[joint[index][0]].size, value
+
+
 def widened(structure: Structure, parents: Mapping[int, Sequence[int]]) -> tuple[LayerEdit, ...]:
     """The edits that add units.
 
     Args:
         structure: as it is.
         parents: by the index of a group (see :func:`groups`) the parent of each new unit, or :data:`FRESH`.
+
+    Raises:
+        ValueError: there is no such group or unit.
     """
     edits = list(unchanged(structure))
-    for index, group in enumerate(groups(structure)):
-        heirs = tuple(parents.get(index, ()))
+    for name, group, size, units in _of_groups("parents", parents, structure):
+        heirs = tuple(_index(f"{name}: got unit", unit, size, fresh=True) for unit in units)
         for layer in group if heirs else ():
             kept = edits[layer]
             edits[layer] = kept._replace(
@@ -376,10 +418,18 @@ def narrowed(structure: Structure, removed: Mapping[int, Iterable[int]]) -> tupl
     Args:
         structure: as it is.
         removed: by the index of a group (see :func:`groups`) the units that go.
+
+    Raises:
+        ValueError: there is no such group or unit, or a unit is named twice.
     """
     edits = list(unchanged(structure))
-    for index, group in enumerate(groups(structure)):
-        gone = set(removed.get(index, ()))
+    for name, group, size, units in _of_groups("removed", removed, structure):
+        gone: set[int] = set()
+        for unit in units:
+            index = _index(f"{name}: got unit", unit, size)
+            if index in gone:
+                raise ValueError(f"{name}: got unit {index} twice; allowed is once")
+            gone.add(index)
         for layer in group:
             edits[layer] = edits[layer]._replace(units=tuple(unit for unit in edits[layer].units if unit not in gone))
     return tuple(edits)
@@ -392,10 +442,16 @@ def replaced(structure: Structure, parents: Mapping[int, Mapping[int, int]]) -> 
         structure: as it is.
         parents: by the index of a group (see :func:`groups`), for each unit that goes, the parent of its successor, or
             :data:`FRESH`.
+
+    Raises:
+        ValueError: there is no such group or unit.
     """
     edits = list(unchanged(structure))
-    for index, group in enumerate(groups(structure)):
-        heirs = parents.get(index, {})
+    for name, group, size, given in _of_groups("parents", parents, structure):
+        heirs = {
+            _index(f"{name}: got unit", unit, size): _index(f"{name}[{unit}]: got unit", parent, size, fresh=True)
+            for unit, parent in given.items()
+        }
         for layer in group if heirs else ():
             units = edits[layer].units
             edits[layer] = edits[layer]._replace(
@@ -412,14 +468,27 @@ def deepened(structure: Structure, above: int, *, residual: bool = True) -> tupl
         structure: as it is.
         above: index of the layer that it comes upon.
         residual: whether it adds nothing at first; False where it is to hand on what it gets (ReLU).
+
+    Raises:
+        ValueError: there is no such layer.
     """
+    above = _index("above: got layer", above, len(structure))
     edits = list(unchanged(structure))
     return (*edits[: above + 1], LayerEdit(FRESH, (FRESH,) * structure[above].size, residual), *edits[above + 1 :])
 
 
 def shallower(structure: Structure, layer: int) -> tuple[LayerEdit, ...]:
-    """The edits that remove a layer."""
-    return tuple(edit for edit in unchanged(structure) if edit.source != layer)
+    """The edits that remove a layer.
+
+    Args:
+        structure: as it is.
+        layer: its index.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    gone = _index("layer: got layer", layer, len(structure))
+    return tuple(edit for edit in unchanged(structure) if edit.source != gone)
 
 
 def check_change(structure: Structure, layers: Sequence[LayerEdit], *, uniform: bool, fresh_residual: bool) -> None:
@@ -441,8 +510,11 @@ def check_change(structure: Structure, layers: Sequence[LayerEdit], *, uniform: 
     last = -1
     for index, edit in enumerate(layers):
         where = f"layers[{index}]"
+        _index(f"{where}.source: got layer", edit.source, len(structure), fresh=True)
         if not edit.units:
             raise ValueError(f"{where}.units: got none; allowed is at least one unit")
+        fresh = next((count for count, unit in enumerate(reversed(edit.units)) if unit != FRESH), len(edit.units))
+        _index(f"{where}.begins: got", edit.begins, fresh + 1)
         if edit.parents and len(edit.parents) != len(edit.units):
             raise ValueError(
                 f"{where}.parents: got {len(edit.parents)}; expected one for each of {len(edit.units)} units"
@@ -458,16 +530,11 @@ def check_change(structure: Structure, layers: Sequence[LayerEdit], *, uniform: 
             if edit.residual != fresh_residual:
                 raise ValueError(f"{where}.residual: got {edit.residual}; a fresh layer here has {fresh_residual}")
             continue
-        if not last < edit.source < len(structure):
-            raise ValueError(
-                f"{where}.source: got {edit.source}; allowed, in this order: {last + 1} to {len(structure) - 1}"
-            )
+        if edit.source <= last:
+            raise ValueError(f"{where}.source: got layer {edit.source} after layer {last}; allowed is a later one")
         last, before = edit.source, structure[edit.source]
         for unit in (*edit.units, *edit.parents):
-            if unit != FRESH and not 0 <= unit < before.size:
-                raise ValueError(
-                    f"{where}: got unit {unit}; allowed: 0 to {before.size - 1}, or {FRESH} for a fresh one"
-                )
+            _index(f"{where}: got unit", unit, before.size, fresh=True)
         if edit.residual != before.residual:
             raise ValueError(f"{where}.residual: got {edit.residual}; layer {edit.source} has {before.residual}")
         if edit.residual and (index == 0 or _carried(structure, layers, index - 1, edit.source - 1) != edit.units):
@@ -518,9 +585,16 @@ def plain(structure: Structure) -> list[list[Any]]:
 def structured(layers: Iterable[Sequence[Any]]) -> Structure:
     """The structure that is said by plain data: of each layer its size, whether it is residual, and shares if any."""
     return tuple(
-        Layer(int(size), bool(residual), *(tuple(map(int, shares)) for shares in more))
+        Layer(_whole(size), _either(residual), *(tuple(map(_whole, shares)) for shares in more))
         for size, residual, *more in layers
     )
+
+
+def _either(value: Any) -> bool:
+    """True or false; TypeError for what is neither, such as a number."""
+    if not isinstance(value, bool):
+        raise TypeError(f"got a {type(value).__name__}")
+    return value
 
 
 def describe(structure: Structure) -> str:

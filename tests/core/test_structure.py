@@ -445,15 +445,19 @@ def test_options_say_what_the_circuit_is_like_now() -> None:
         (3, "layers: got 3; expected a LayerEdit for each layer"),
         ((3,), r"layers: got \(3,\); expected a LayerEdit for each layer"),
         ((LayerEdit(0, ()),), r"layers\[0\]\.units: got none"),
-        ((LayerEdit(2, (0,)),), r"layers\[0\]\.source: got 2; allowed, in this order: 0 to 1"),
-        ((LayerEdit(1, (0,)), LayerEdit(0, (0,))), r"layers\[1\]\.source: got 0"),
+        ((LayerEdit(2, (0,)),), r"layers\[0\]\.source: got layer 2; allowed: 0 to 1, or -1"),
+        ((LayerEdit(1, (0,)), LayerEdit(0, (0,))), r"layers\[1\]\.source: got layer 0 after layer 1; allowed is"),
         ((LayerEdit(0, (0, 4)),), r"layers\[0\]: got unit 4; allowed: 0 to 3"),
         ((LayerEdit(0, (0, 1), residual=True),), r"layers\[0\]\.residual: got True"),
         ((LayerEdit(FRESH, (FRESH,)),), r"layers\[0\]\.source: got a fresh layer"),
         ((LayerEdit(0, (0, 1)), LayerEdit(FRESH, (FRESH,), True)), r"layers\[1\]\.units: a fresh layer has 2"),
         ((LayerEdit(0, (0, 1)), LayerEdit(FRESH, (FRESH,) * 2)), r"layers\[1\]\.residual: got False"),
+        ((LayerEdit(0, (0, FRESH), begins=2),), r"layers\[0\]\.begins: got 2; allowed: 0 to 1"),
         ((LayerEdit(0, (0, 1), parents=(1,)),), r"layers\[0\]\.parents: got 1"),
         ((LayerEdit(0, (0, 1)), LayerEdit(1, (0,))), "layers: got sizes 2, 1; allowed is one size"),
+        ((LayerEdit(0, (0, 1.0)),), r"layers\[0\]: got unit 1\.0; allowed: 0 to 3"),
+        ((LayerEdit(0, (0, 1), parents=(FRESH, True)),), r"layers\[0\]: got unit True; allowed: 0 to 3"),
+        ((LayerEdit(0.5, (0, 1)),), r"layers\[0\]\.source: got layer 0\.5; allowed: 0 to 1"),
         ((LayerEdit(0, (0, 1, 2, 3)),), "inputs: got none; a layer that is not residual"),
     ],
 )
@@ -463,6 +467,49 @@ def test_changes_that_cannot_be_are_refused_before_any(edits: Any, message: str)
     with pytest.raises(ValueError, match=message):
         circuit.edit(edits)
     assert all(torch.equal(part, circuit.state_dict()[name]) for name, part in kept.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda now: widened(now, {2: [FRESH]}), "parents: got group 2; allowed: 0 to 1$"),
+        (lambda now: widened(now, {-1: [FRESH]}), "parents: got group -1; allowed: 0 to 1$"),
+        (lambda now: widened(now, {False: [FRESH]}), "parents: got group False; allowed: 0 to 1$"),
+        (lambda now: widened(now, {0: [4]}), r"parents\[0\]: got unit 4; allowed: 0 to 3, or -1 for a fresh one$"),
+        (lambda now: widened(now, {0: [1.0]}), r"parents\[0\]: got unit 1\.0; allowed: 0 to 3, or -1"),
+        (lambda now: narrowed(now, {2: [0]}), "removed: got group 2; allowed: 0 to 1$"),
+        (lambda now: narrowed(now, {1.0: [0]}), r"removed: got group 1\.0; allowed: 0 to 1$"),
+        (lambda now: narrowed(now, {1: [0, 6]}), r"removed\[1\]: got unit 6; allowed: 0 to 5$"),
+        (lambda now: narrowed(now, {0: [FRESH]}), r"removed\[0\]: got unit -1; allowed: 0 to 3$"),
+        (lambda now: narrowed(now, {0: [True]}), r"removed\[0\]: got unit True; allowed: 0 to 3$"),
+        (lambda now: narrowed(now, {0: [2, 1, 2]}), r"removed\[0\]: got unit 2 twice; allowed is once$"),
+        (lambda now: replaced(now, {2: {0: 0}}), "parents: got group 2; allowed: 0 to 1$"),
+        (lambda now: replaced(now, {0: {4: 0}}), r"parents\[0\]: got unit 4; allowed: 0 to 3$"),
+        (lambda now: replaced(now, {0: {FRESH: 0}}), r"parents\[0\]: got unit -1; allowed: 0 to 3$"),
+        (lambda now: replaced(now, {0: {1: 4}}), r"parents\[0\]\[1\]: got unit 4; allowed: 0 to 3, or -1"),
+        (lambda now: deepened(now, 3), "above: got layer 3; allowed: 0 to 2$"),
+        (lambda now: deepened(now, -1), "above: got layer -1; allowed: 0 to 2$"),
+        (lambda now: deepened((), 0), "above: got layer 0; no layer can change, and Circuit.fixed says why$"),
+        (lambda now: shallower(now, 3), "layer: got layer 3; allowed: 0 to 2$"),
+        (lambda now: shallower(now, -1), "layer: got layer -1; allowed: 0 to 2$"),
+        (lambda now: shallower(now, 0.5), r"layer: got layer 0\.5; allowed: 0 to 2$"),
+    ],
+)
+def test_edits_of_what_is_not_there_are_refused(change: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        change((Layer(4), Layer(4, True), Layer(6)))
+
+
+def test_edits_take_whole_numbers_of_any_kind_and_none_changes_nothing() -> None:
+    structure = (Layer(4), Layer(4, True), Layer(6))
+    number = np.int64
+    assert narrowed(structure, {number(0): torch.tensor([1, 3])}) == narrowed(structure, {0: [1, 3]})
+    assert widened(structure, {number(1): np.array([2, FRESH])}) == widened(structure, {1: [2, FRESH]})
+    assert replaced(structure, {0: {number(1): number(2)}}) == replaced(structure, {0: {1: 2}})
+    assert deepened(structure, number(1)) == deepened(structure, 1)
+    assert shallower(structure, number(1)) == shallower(structure, 1)
+    for nothing in (widened(structure, {0: []}), narrowed(structure, {1: []}), replaced(structure, {1: {}})):
+        assert nothing == unchanged(structure)
 
 
 def test_residual_layers_keep_the_units_of_the_layer_below() -> None:
@@ -483,6 +530,9 @@ def test_structures_that_cannot_be_are_refused() -> None:
         made("feedforward", "tanh").restructure([])
     with pytest.raises(ValueError, match="structure: got 3; expected size and whether residual of each layer"):
         made("feedforward", "tanh").restructure(3)
+    for layer in ([7.9, False], [True, False], [7, "no"], [7, 0], [7]):
+        with pytest.raises(ValueError, match="structure: got .*; expected size and whether residual of each layer"):
+            made("feedforward", "tanh", 1).restructure([layer])
     grown, other = made("ntm", "lstm"), made("ntm", "lstm", 1)
     grown.edit(widened(grown.structure(), {0: [FRESH], 1: [FRESH]}))
     with pytest.raises(ValueError, match="its hidden layers began with 4 - 4; those of this circuit with 4"):
@@ -547,7 +597,7 @@ def test_layers_whose_weights_are_no_parameters_are_fixed(kind: str, computed: A
     computed(circuit.output if kind == "ntm" else circuit.layers[0], name="weight")
     assert "the weight of a torch.nn.Linear is computed" in str(circuit.fixed())
     with pytest.raises(ValueError, match="the weight of a torch.nn.Linear is computed"):
-        circuit.edit(widened(circuit.structure(), {0: [FRESH]}))
+        circuit.edit(unchanged(circuit.structure()))
 
 
 def test_steps_that_are_not_finite_are_left_out_of_what_removed_units_did() -> None:
