@@ -66,7 +66,10 @@ class SelfModifyingAgent(BackpropAgent):
     )
     max_layers: int = Field(default=3, ge=1, le=100, description="hidden layers at most")
     max_units: int | None = Field(
-        default=None, ge=1, description="units of a layer at most; null: four times as many as the largest has at first"
+        default=None,
+        ge=1,
+        description="units of a layer at most, of each task where tasks own units; null: four times as many as the "
+        "largest has at first",
     )
     growth: float = Field(default=1.0, gt=0, le=1, description="share of its units that a layer grows by at a time")
     pruning: float = Field(default=0.1, gt=0, lt=1, description="share of its units that a layer loses at a time")
@@ -126,8 +129,8 @@ class SelfModifyingAgent(BackpropAgent):
         fixed = self.circuit.fixed()
         if self.chooser and fixed:
             raise ValueError(f"circuit: its structure is fixed: {fixed}; allowed with policy none alone")
-        self.largest = max((layer.size for layer in structure), default=1)
-        """Units of the largest layer at first."""
+        self.largest = _largest(structure)
+        """Units of the largest layer at first; where tasks own units, the most that one of them has."""
         if self.chooser and (self.max_units or self.largest) < self.largest:
             raise ValueError(f"agent.max_units: got {self.max_units}; the circuit begins with {self.largest}")
         if self.chooser and self.max_layers < len(structure):
@@ -261,7 +264,7 @@ class SelfModifyingAgent(BackpropAgent):
             math.tanh(math.log(loss) / 5),
             math.tanh(math.log(loss / before)) if self._last["loss"] else 0.0,
             len(structure) / self.bounds.max_layers,
-            max(layer.size for layer in structure) / self.bounds.max_units,
+            _largest(structure) / self.bounds.max_units,
             sum(late) / len(late) if late else 0.5,
             1.0,
         ]
@@ -509,6 +512,11 @@ class SelfModifyingAgent(BackpropAgent):
             trial.rewards = list(state["rewards"])
         trial.changed = list(state["changed"])
         return trial
+
+
+def _largest(structure: Structure) -> int:
+    """Units of the largest layer; where tasks own units, the most that one of them has of its own."""
+    return max((units for layer in structure for units in layer.shares or (layer.size,)), default=1)
 
 
 def _born(structure: Structure, step: int) -> list[Tensor]:

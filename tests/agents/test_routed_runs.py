@@ -34,7 +34,9 @@ ENVS = [
 ]
 
 
-def make(kind: Any = SelfModifyingAgent, *, every: int = 40, recorder: Any = None, **options: Any) -> Any:
+def make(
+    kind: Any = SelfModifyingAgent, *, every: int = 40, recorder: Any = None, tasks: int = 1, **options: Any
+) -> Any:
     torch.manual_seed(0)
     env = StreamEnv(envs=ENVS, tag_channels=True, pad=True, every=every, again=False)
     inner = {
@@ -43,7 +45,7 @@ def make(kind: Any = SelfModifyingAgent, *, every: int = 40, recorder: Any = Non
         "memory_size": 5,
         "word_size": 3,
     }
-    circuit = RoutedCircuit(env.input_size, env.output_size, circuit=inner, tag_channels=3)
+    circuit = RoutedCircuit(env.input_size, env.output_size, circuit=inner, tag_channels=3, tasks=tasks)
     return kind(env, circuit, recorder=recorder, **{**SETTINGS, **options})
 
 
@@ -99,6 +101,18 @@ def test_strategies_change_the_units_of_the_task_at_hand_alone() -> None:
         if name == "add-neuron":
             torch.testing.assert_close(answers(agent, 1), own, rtol=0, atol=1e-5)
         agent.train_step()
+
+
+def test_units_are_bounded_for_each_task_from_the_beginning_on() -> None:
+    agent = make(steps=30, policy="random", tasks=3, max_units=8)
+    assert agent.circuit.structure() == (Layer(18, False, (6, 6, 6)),)
+    assert agent.situation(agent.circuit.structure())[5] == 6 / 8, "how wide it is of what it may be"
+    agent.train_step()
+    STRATEGIES["add-neuron"].apply(agent._subject(agent.circuit))
+    assert agent.circuit.structure()[0].shares == (8, 6, 6)
+    assert make(steps=30, policy="random", tasks=3).bounds.max_units == 4 * 6
+    with pytest.raises(ValueError, match=r"agent\.max_units: got 5; the circuit begins with 6"):
+        make(steps=30, policy="random", tasks=3, max_units=5)
 
 
 def test_units_that_are_lent_stay_and_the_first_task_grows_amid_the_others() -> None:
