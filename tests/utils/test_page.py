@@ -79,6 +79,9 @@ class Pages:
         shown = self.clients.get(environment)
         return shown.last(window)["text"] if shown and shown.win_exists(window) else None
 
+    def environment_url(self, environment: str) -> str:
+        return f"{self.url}/env/{environment}"
+
     def has(self, environment: str) -> bool:
         return environment in self.clients
 
@@ -141,6 +144,35 @@ def test_of_two_runs_that_find_a_page_free_at_once_one_takes_another() -> None:
     assert {shown.environment for shown in both} == {"a_run", "a_run-2"}
     for shown in both:
         assert str(pages.text(shown.environment, page.CLAIM)).endswith(shown.place)
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+@pytest.mark.parametrize(
+    ("there", "name"), [({}, "a_run"), ({"a_run": "/nowhere"}, "a_run"), ({"a_run": "/else"}, "a_run-2")]
+)
+def test_a_server_that_comes_back_is_asked_whose_page_it_is(
+    there: dict[str, str], name: str, noticed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that has lost its pages may have given this one to another run meanwhile."""
+    monkeypatch.setattr(page, "CLAIM_SECONDS", 0)
+    shown, _ = visdom()
+    shown.server = Pages()  # type: ignore[assignment]
+    assert shown.connect() == ""
+    shown.curves(curves(*ALL))
+    shown.server = pages = Pages(**there)  # type: ignore[assignment]
+    if noticed:
+        shown.client, shown.retry = None, page.Schedule(0)
+    else:
+        shown.client = pages.client("a_run")
+    capsys.readouterr()
+    shown.curves(curves(*ALL))
+    shown.finish()
+    assert shown.environment == name
+    assert pages.client(name).last("title")["text"] == f"<h4>{name}</h4><p>kept in /nowhere</p>"
+    assert pages.client(name).last("curve loss")["eid"] == name
+    for other in set(there) - {name}:
+        assert pages.client(other).order == ["title", "text"]
+    assert ("watch the run at http://nowhere/env/a_run-2" in capsys.readouterr().out) == (name == "a_run-2")
 
 
 def episode(steps: int = 6, slots: int = 8, heads: int = 2, name: str = "length 3") -> Episode:

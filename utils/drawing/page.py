@@ -91,11 +91,7 @@ class Visdom:
         if not problem:
             self.known = True
             try:
-                if not self.begun:
-                    self.environment = self.claim()
-                self.client = self.server.client(self.environment)
-                self.everything()
-                self.begun = True
+                self.begin()
             except visdom_server.ERRORS as error:
                 self.client = None
                 # It may be what the server holds: a file that it was killed over, say.
@@ -103,6 +99,20 @@ class Visdom:
                 problem = f"the visdom server at {self.server.url} failed: {error}"
         self.retry.put_off()
         return problem
+
+    def begin(self) -> None:
+        """Show all that is known on a page of the run's own.
+
+        A server that has lost its pages may have given this one to another run meanwhile.
+        """
+        if not self.begun or not self.owns(self.environment):
+            before, self.environment = self.environment, self.claim()
+            if self.begun and self.environment != before:
+                url = self.server.environment_url(self.environment)
+                say("info", f"the page {before} is that of another run now; watch the run at {url}")
+        self.client = self.server.client(self.environment)
+        self.everything()
+        self.begun = True
 
     def claim(self) -> str:
         """Make a page the run's own; gives its name: the title, with a number where the page of another folder has it.
@@ -122,13 +132,17 @@ class Visdom:
             if owner is None:
                 # Another run may have found it free at the same moment: it is the last one's.
                 time.sleep(CLAIM_SECONDS)
-            if (self.owner(name) or "").endswith(self.place):
+            if self.owns(name):
                 return name
         raise AssertionError("itertools.count ended")
 
     def owner(self, name: str) -> str | None:
         """What a page says about the folder that it is of; None if it says nothing."""
         return self.server.text(name, "title") or self.server.text(name, CLAIM)
+
+    def owns(self, name: str) -> bool:
+        """Whether a page says that it is of the run's folder."""
+        return (self.owner(name) or "").endswith(self.place)
 
     @property
     def place(self) -> str:
@@ -148,7 +162,7 @@ class Visdom:
             if known is None:
                 raise ConnectionError("it does not answer")
             if not known and self.shown:
-                self.everything()
+                self.begin()
             what()
         except visdom_server.ERRORS as error:
             self.client = None
