@@ -15,6 +15,7 @@ from ..core.contracts import is_outside
 from ..core.kernels.dispatch import Backend
 from ..core.kernels.formulas import unchanged
 from ..core.members import Stack
+from ..core.options import check_taken
 from ..core.registry import register
 from .routed import RoutedCircuit
 
@@ -125,7 +126,12 @@ class NormalisedCircuit(Circuit):
         self.variance.fill_(1)
 
     def initial_state(self, batch_size: int, **sizes: int) -> Any:
-        """That of the circuit; sizes of its memory as it takes them."""
+        """That of the circuit; sizes of its memory as it takes them.
+
+        Raises:
+            ValueError: a size that it does not have, such as that of a memory where there is none.
+        """
+        check_taken(self.circuit.initial_state, sizes)
         return self.circuit.initial_state(batch_size, **sizes)
 
     def initial_state_like(self, state: Any) -> Any:

@@ -15,6 +15,7 @@ from ..core.component import Chosen, build
 from ..core.contracts import is_outside
 from ..core.kernels.dispatch import Backend
 from ..core.members import Stack, call_with
+from ..core.options import check_taken
 from ..core.registry import register
 from ..core.routing import (
     Route,
@@ -435,8 +436,14 @@ class RoutedCircuit(Circuit):
     # ---- running
 
     def initial_state(self, batch_size: int, **sizes: int) -> RoutedState:
-        """State before the first step; of the memory, sizes as the circuit takes them."""
-        inner = self.routes[-1].circuit.initial_state(batch_size, **sizes)
+        """State before the first step; of the memory, sizes as the circuit takes them.
+
+        Raises:
+            ValueError: a size that it does not have, such as that of a memory where there is none.
+        """
+        circuit = self.routes[-1].circuit
+        check_taken(circuit.initial_state, sizes)
+        inner = circuit.initial_state(batch_size, **sizes)
         return RoutedState(self.routes[0].count.new_full((batch_size,), -1), inner)
 
     def initial_state_like(self, state: Any) -> RoutedState:

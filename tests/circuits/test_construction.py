@@ -258,6 +258,8 @@ def test_batches_of_no_size_have_no_state(cls, size):
         (partial(MemoryCircuit, accessor="srwm"), {"memory_size": 9}, "nothing"),
         (partial(Transformer, accessor="delta"), {"memory_size": 9}, "nothing"),
         (partial(NormalisedCircuit, circuit="ntm"), {"memorysize": 9}, "memory_size"),
+        (partial(NormalisedCircuit, circuit="lstm"), {"memory_size": 9}, "nothing"),
+        (partial(RoutedCircuit, circuit="feedforward"), {"memory_size": 9}, "nothing"),
         (NTM, {"memory_size": 5, "memorysize": 9}, "memory_size"),
         (partial(MemoryCircuit, accessor="soft-tape"), {"word_size": 9}, "memory_size, input_length"),
     ],
