@@ -570,6 +570,9 @@ def check_structure(circuit: Circuit, structure: Sequence[Sequence[Any]]) -> Str
         raise ValueError(f"structure: got {describe(wanted)}; it is fixed: {refused}")
     if not wanted or min(layer.size for layer in wanted) < 1 or wanted[0].residual:
         raise ValueError(f"structure: got {describe(wanted)}; allowed are layers of units, the lowest not residual")
+    shares = next((layer.shares for layer in wanted if layer.shares), ())
+    if shares and not any(layer.shares for layer in circuit.structure()):
+        raise ValueError(f"structure: got shares {shares}; no task owns units here, allowed is none")
     different = any(above.residual and above.size != below.size for below, above in pairwise(wanted))
     if different or (circuit.uniform and len({layer.size for layer in wanted}) > 1):
         where = "all layers" if circuit.uniform else "a residual layer and that below it"

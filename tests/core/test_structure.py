@@ -530,6 +530,8 @@ def test_structures_that_cannot_be_are_refused() -> None:
         made("feedforward", "tanh").restructure([])
     with pytest.raises(ValueError, match="structure: got 3; expected size and whether residual of each layer"):
         made("feedforward", "tanh").restructure(3)
+    with pytest.raises(ValueError, match=r"structure: got shares \(2, 2\); no task owns units here, allowed is none"):
+        made("feedforward", "tanh", 1).restructure([(4, False, [2, 2])])
     for layer in ([7.9, False], [True, False], [7, "no"], [7, 0], [7]):
         with pytest.raises(ValueError, match="structure: got .*; expected size and whether residual of each layer"):
             made("feedforward", "tanh", 1).restructure([layer])
