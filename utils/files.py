@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import platform
@@ -11,6 +12,20 @@ from pathlib import Path
 
 PART = ".part"
 """Suffix of files that are not whole yet."""
+
+
+def unlinked(path: str, flags: int) -> int:
+    """An opener for :func:`open` that follows no link: in a folder that somebody else made, one may lead to any file.
+
+    Raises:
+        OSError: the file is a link, or cannot be opened; names it.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(f"{path}: is a symbolic link, which nothing is written through; remove it first") from error
 
 
 @contextlib.contextmanager
@@ -22,6 +37,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
+        temporary.unlink(missing_ok=True)
+        # A new file, which whoever writes to the path then opens: it is no link that somebody has left there.
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         yield temporary
         _reach_disk(temporary)
         os.replace(temporary, path)
@@ -45,9 +63,9 @@ def append_line(path: Path, line: str) -> None:
     """Add a line to a file, all of it or nothing.
 
     Raises:
-        OSError: the disk is full or not writable.
+        OSError: the disk is full or not writable, or the file is a link.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    descriptor = unlinked(str(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
         size = os.fstat(descriptor).st_size
         content = f"{line}\n".encode()
@@ -69,9 +87,9 @@ def lock(path: Path) -> Iterator[str]:
     it. A file that is left behind locks nothing.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be made, or is a link.
     """
-    with open(path, "a+", encoding="utf-8") as file:
+    with open(path, "a+", encoding="utf-8", opener=unlinked) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from .files import append_line
+from .files import append_line, unlinked
 
 LOGGER = logging.getLogger("papertape")
 
@@ -34,6 +35,9 @@ class _FileHandler(logging.FileHandler):
         if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
             append_line(path, "")
         super().__init__(path, encoding="utf-8")
+
+    def _open(self) -> io.TextIOWrapper:
+        return open(self.baseFilename, "a", encoding="utf-8", opener=unlinked)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (name given by logging)
         """Drop the line."""

@@ -29,7 +29,7 @@ from urllib.parse import quote
 
 from ..core.home import expanded, home
 from . import child_process, visdom_files
-from .files import lock
+from .files import lock, unlinked
 
 ERRORS = (OSError, ValueError, RuntimeError)
 """What goes wrong when a server fails."""
@@ -266,7 +266,7 @@ class Server:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES:
             self.log.unlink()
-        with open(self.log, "ab") as log:
+        with open(self.log, "ab", opener=unlinked) as log:
             before = log.tell()
             self.process = process = subprocess.Popen(
                 child_process.command(serve, str(self.port), str(self.folder)),

@@ -365,6 +365,36 @@ def test_half_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert path.read_text() == "first\n"
 
 
+@pytest.mark.parametrize("name", ["lock", "log"])
+def test_a_run_is_not_written_through_a_link(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *TINY, "agent.steps=3", "name=theirs"]) == 0
+    elsewhere, link = folder / "elsewhere", folder / "runs" / "theirs" / name
+    elsewhere.write_text("precious")
+    link.unlink()
+    link.symlink_to(elsewhere)
+    capsys.readouterr()
+    assert main(["train", "--resume", "theirs", "agent.steps=6"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.endswith(f"theirs/{name}: is a symbolic link, which nothing is written through; remove it first")
+    assert elsewhere.read_text() == "precious"
+
+
+def test_a_line_is_not_appended_through_a_link(tmp_path: Path) -> None:
+    elsewhere, link = tmp_path / "elsewhere", tmp_path / "metrics.jsonl"
+    link.symlink_to(elsewhere)
+    with pytest.raises(OSError, match="metrics.jsonl: is a symbolic link"):
+        append_line(link, "line")
+    assert not elsewhere.exists()
+
+
+def test_what_takes_the_place_of_a_file_is_not_written_through_a_link(tmp_path: Path) -> None:
+    elsewhere, path = tmp_path / "elsewhere", tmp_path / "options.yaml"
+    (tmp_path / f".options.yaml.{os.getpid()}.part").symlink_to(elsewhere)
+    path.symlink_to(elsewhere)
+    replace_text(path, "text")
+    assert path.read_text() == "text" and not path.is_symlink() and not elsewhere.exists()
+
+
 def test_a_run_whose_end_could_not_be_saved_is_not_done(folder: Path) -> None:
     process = STARTS.Process(target=on_a_small_disk, args=(["train", *TINY, "agent.steps=6"], 6_000))
     process.start()

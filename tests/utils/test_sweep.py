@@ -525,3 +525,12 @@ def test_a_damaged_sweep_does_not_keep_others_from_beginning(folder: Path) -> No
 )
 def test_the_last_error_of_a_process_is_all_of_its_text(said: str, last: str) -> None:
     assert sweep.last_error(said) == last
+
+
+def test_what_a_run_says_is_not_written_through_a_link(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("precious")
+    (tmp_path / "output").symlink_to(elsewhere)
+    with pytest.raises(OSError, match="output: is a symbolic link"):
+        sweep.Process(tmp_path, "ntm-copy", 1, [], 1)
+    assert elsewhere.read_text() == "precious"

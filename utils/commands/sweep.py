@@ -29,7 +29,7 @@ from ...core.install import SUBMITIT, here
 from ...core.openmp import QUIET
 from ...core.options import OptionsError
 from .. import child_process, comparison, options
-from ..files import replace_text
+from ..files import replace_text, unlinked
 from ..log import LOGGER
 from ..run import RUNS, check_free, check_path, find_directory, locked, new_directory, read_summary
 from ..vector_environments import cores
@@ -293,7 +293,7 @@ class Process:
         self.stopped = False
         environment = {**os.environ, **QUIET}
         environment.setdefault("OMP_NUM_THREADS", str(threads))
-        with open(self.output, "w", encoding="utf-8") as file:
+        with open(self.output, "w", encoding="utf-8", opener=unlinked) as file:
             self.process = subprocess.Popen(
                 child_process.command(member.main, str(directory), preset, str(sequences), *assignments),
                 stdin=subprocess.PIPE,
