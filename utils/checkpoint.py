@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from .files import replacing
+from .options import excess
 
 MAGIC = b"PAPERTAP"
 FORMAT_VERSION = 2
@@ -69,7 +70,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a state back onto a device.
 
     Raises:
-        CheckpointError: the file is missing, cut off, damaged, of a newer format or no checkpoint at all.
+        CheckpointError: the file is missing, cut off, damaged, of a newer format or no checkpoint at all;
+            or its options are too much to read (see :func:`~papertape.utils.options.excess`).
     """
     content = _read(path)
     seal = content[-_SEAL.size :]
@@ -94,4 +96,6 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path}: cannot be decoded: {str(error).splitlines()[0]}") from error
+    if isinstance(state, dict) and (said := excess(state.get("options"))):
+        raise CheckpointError(f"{path}: options cannot be read: {said}")
     return state

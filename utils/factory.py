@@ -35,7 +35,7 @@ from ..core.task import Task
 from ..core.world import World
 from ..envs import ImagesEnv
 from . import checkpoint, resources
-from .options import first_sentence
+from .options import excess, first_sentence
 from .sinks import Plots
 
 logger = logging.getLogger(__name__)
@@ -188,6 +188,8 @@ def parse(values: Mapping[str, Any]) -> RunOptions:
     Raises:
         OptionsError: lists every problem, each with the path of the key, what was given and what is allowed.
     """
+    if said := excess(values):
+        raise OptionsError(f"options: {said}")
     names = values.get("imports")
     if isinstance(names, list):
         registry.import_modules(name for name in names if isinstance(name, str))

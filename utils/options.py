@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,60 @@ _OTHERWISE = ("bool", "int", "float", "timestamp")
 """What YAML 1.1 reads as hardly anybody means it: yes as true, 010 as 8, 1:30 as 90, 2026-11-30 as no text."""
 
 
+MOST_CHARACTERS = 1_000_000
+"""Of all values of a document together."""
+DEEPEST = 50
+"""So many blocks and lists may be within each other; each circuit within another takes some of Python's stack."""
+
+
+def excess(whole: Any) -> str:
+    """What is too much about a document, before anything walks through it; empty if nothing is.
+
+    What is there several times, as aliases make it, counts each time: ten lists, each of them ten times the one before,
+    are short to write and would take all memory to show.
+
+    Args:
+        whole: plain values, or the node of YAML that they are made from.
+    """
+    known: dict[int, tuple[int, int]] = {}
+
+    def measure(value: Any, above: int) -> tuple[int, int]:
+        """Characters of a value, and levels of blocks and lists, of which there are others above it."""
+        parts = _parts(value)
+        if parts is None:
+            text = value.value if isinstance(value, yaml.ScalarNode) else value
+            return 1 + (len(text) if isinstance(text, str | bytes) else 0), 0
+        if id(value) not in known:
+            if above >= DEEPEST:  # one that is within itself has no end
+                raise OverflowError
+            sizes, levels = zip((0, 0), *(measure(part, above + 1) for part in parts), strict=True)
+            known[id(value)] = 1 + sum(sizes), 1 + max(levels)
+        size, level = known[id(value)]
+        if above + level > DEEPEST:
+            raise OverflowError
+        return size, level
+
+    try:
+        size, _ = measure(whole, 0)
+    except OverflowError:
+        return f"more than {DEEPEST} blocks or lists are within each other"
+    if size > MOST_CHARACTERS:
+        return f"all values together, with those that aliases repeat, have more than {MOST_CHARACTERS:,} characters"
+    return ""
+
+
+def _parts(value: Any) -> Iterable[Any] | None:
+    """What is in a block or a list; None of what is neither."""
+    if isinstance(value, yaml.MappingNode):
+        return itertools.chain.from_iterable(value.value)
+    if isinstance(value, yaml.SequenceNode):
+        nodes: list[yaml.Node] = value.value
+        return nodes
+    if isinstance(value, Mapping):
+        return itertools.chain.from_iterable(value.items())
+    return value if isinstance(value, list | tuple | set | frozenset) else None
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader: 3e-4 is a number, off and dates are plain words (as in YAML 1.2), no key is given twice."""
 
@@ -33,6 +87,13 @@ class _Loader(yaml.SafeLoader):
         first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in _OTHERWISE]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document, which no values are made from yet: merging alone can make too many."""
+        node = super().get_single_node()
+        if said := excess(node):
+            raise yaml.YAMLError(f"cannot be read: {said}")
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -53,18 +114,20 @@ _Loader.add_implicit_resolver(
 
 def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     # What is merged in by << may be given again, which is what that is for.
-    keys: list[Any] = []
+    keys: dict[Any, Any] = {}
     for given, _ in node.value:
         if given.tag == "tag:yaml.org,2002:merge":
             continue
         key = loader.construct_object(given)
+        if not isinstance(key, Hashable):
+            continue  # which is no key, as what makes the mapping says
         if key in keys:
-            other = keys[keys.index(key)]
+            other = keys[key]
             said = f"the key {key!r} is given twice"
             if type(other) is not type(key):  # as 1 and true, which Python takes for equal
                 said = f"the keys {other!r} and {key!r} are the same; quotation marks make words of them"
             raise yaml.constructor.ConstructorError(None, None, said, given.start_mark)
-        keys.append(key)
+        keys[key] = key
     return loader.construct_mapping(node, deep=True)
 
 
@@ -99,7 +162,8 @@ def parse_yaml(text: str, source: str) -> Any:
     """Read YAML with the safe loader.
 
     Raises:
-        OptionsError: not valid YAML; names the source and the line.
+        OptionsError: not valid YAML, or too much of it (see :func:`excess`); names the source and, of what is not
+            valid, the line.
     """
     try:
         return yaml.load(text, _Loader)

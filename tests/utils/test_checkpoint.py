@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,6 +102,19 @@ def test_never_runs_code(tmp_path: Path) -> None:
     assert not mark.exists()
     pickle.loads(pickle.dumps(_Malicious(mark)))  # the trap does work
     assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("levels", "width", "said"), [(100, 1, "more than 50 blocks"), (20, 10, "all values together")]
+)
+def test_options_of_too_much_are_refused(tmp_path: Path, levels: int, width: int, said: str) -> None:
+    path = tmp_path / "best.pt"
+    circuit: Any = "lstm"
+    for _ in range(levels):
+        circuit = {"type": "normalised", "circuit": [circuit] * width}
+    checkpoint.save(path, {"options": {"circuit": circuit}, "agent": {"circuit": {}}, "sizes": {}})
+    with pytest.raises(checkpoint.CheckpointError, match=f"best.pt: options cannot be read: {said}"):
+        checkpoint.load(path)
 
 
 def test_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

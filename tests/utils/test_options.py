@@ -315,6 +315,54 @@ def test_wrong_file(tmp_path: Path, text: str, message: str) -> None:
     assert message in str(caught.value)
 
 
+def doubled(levels: int, first: str, row: str) -> str:
+    """A short text of YAML in which each row is ten times the one before."""
+    rows = [f"r0: &r0 {first}"]
+    rows += [f"r{n}: &r{n} {row.format(', '.join([f'*r{n - 1}'] * 10))}" for n in range(1, levels)]
+    return "\n".join(rows)
+
+
+TOO_MANY = "all values together, with those that aliases repeat, have more than 1,000,000 characters"
+TOO_DEEP = "more than 50 blocks or lists are within each other"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (doubled(10, "[x]", "[{}]"), TOO_MANY),
+        (doubled(10, "{a: 1}", "{{<<: [{}]}}"), TOO_MANY),
+        (doubled(3, "x" * 100_000, "[{}]"), TOO_MANY),
+        ("imports: " + "[" * 50 + "]" * 50, TOO_DEEP),
+        ("imports: &a [*a, *a]", TOO_DEEP),
+        ("a: &a " + "[" * 30 + "]" * 30 + "\nb: " + "[" * 30 + "*a" + "]" * 30, TOO_DEEP),
+    ],
+)
+def test_a_file_of_too_much_is_refused_before_anything_walks_through_it(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(OptionsError, match=f"mine.yaml: cannot be read: {said}$"):
+        options.load_file(str(path))
+
+
+def test_aliases_are_for_what_is_said_twice() -> None:
+    assert options.parse_yaml(doubled(4, "[x]", "[{}]"), "x")["r3"][9][9][9] == ["x"]
+    text = "[" * 50 + "]" * 50
+    assert str(options.parse_yaml(text, "x")) == text
+
+
+def test_circuits_within_each_other_have_an_end() -> None:
+    circuit: Any = "lstm"
+    for _ in range(300):
+        circuit = {"type": "normalised", "circuit": circuit}
+    with pytest.raises(OptionsError, match=f"^options: {TOO_DEEP}$"):
+        factory.parse({"env": "t-maze", "circuit": circuit, "agent": "ppo"})
+
+
+def test_a_list_is_no_key() -> None:
+    with pytest.raises(OptionsError, match="line 1: found unhashable key"):
+        options.parse_yaml("[a]: 1", "x")
+
+
 @pytest.mark.parametrize("agent", ["backprop", "empty"])
 def test_agents_that_take_no_rewards_are_refused_in_a_world(agent: str) -> None:
     values = {"env": {"type": "t-maze"}, "circuit": {"type": "ntm"}, "agent": {"type": agent}}
