@@ -18,6 +18,7 @@ import os
 import platform
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,6 +187,10 @@ def _tried(circuit: CircuitView, parts: Any, inputs: Tensor, attempt: Callable[[
 # ---- the cache -------------------------------------------------------------------------------------------------------
 
 
+KEPT_SECONDS = 365 * 24 * 3600.0
+"""Nothing else tells that the versions which a verdict is about are gone; of those that are not, it is found again."""
+
+
 def _path(about: list[Any]) -> Path | None:
     """The file of a verdict, in the user's cache; None where there is no such place."""
     given = os.environ.get("XDG_CACHE_HOME", "")
@@ -210,7 +215,7 @@ def _remembered(path: Path | None, about: list[Any]) -> _Found | None:
 
 
 def _remember(path: Path | None, about: list[Any], reason: str | None) -> None:
-    """Keep a verdict, whole or not at all; without one the next process tries again."""
+    """Keep a verdict, whole or not at all, and drop those of long ago; without one the next process tries again."""
     if path is None:
         return
     with contextlib.suppress(OSError):
@@ -224,6 +229,10 @@ def _remember(path: Path | None, about: list[Any], reason: str | None) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+        for other in path.parent.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another process has dropped it
+                if time.time() - other.stat().st_mtime > KEPT_SECONDS:
+                    other.unlink()
 
 
 @functools.cache

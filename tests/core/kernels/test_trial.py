@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,19 @@ def test_a_verdict_outlives_the_process(
     next(cache.iterdir()).unlink()
     assert runs_on(ntm()) == "native"
     assert len(trials) == 2
+
+
+def test_verdicts_of_long_ago_are_cleared(cache: Path, trials: list[Any]) -> None:
+    """They may be of versions that are gone; what is not a verdict any more goes with them."""
+    cache.mkdir(parents=True)
+    ages = {"old.json": 366, ".old.part": 366, "new.json": 364}
+    for name, days in ages.items():
+        (cache / name).write_text("{}")
+        then = time.time() - days * 24 * 3600
+        os.utime(cache / name, (then, then))
+    assert runs_on(ntm()) == "native"
+    assert {path.name for path in cache.iterdir()} & set(ages) == {"new.json"}
+    assert len(trials) == 1 and len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize("what", ["library", "torch", "processor"])
