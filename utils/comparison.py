@@ -352,6 +352,10 @@ def as_csv(outcomes: Sequence[Outcome]) -> str:
     return text.getvalue()
 
 
+ERRORS_AT_A_TIME = 1_000_000
+"""So many are in memory: where each run was judged at places of its own, all together are runs times runs."""
+
+
 class Band(NamedTuple):
     """Median and quartiles of the curves of a group."""
 
@@ -371,9 +375,13 @@ def bands(outcomes: Sequence[Outcome]) -> list[Band]:
             continue
         places = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
         places = places[places >= max(curve[0, 0] for curve in curves)]
-        errors = np.stack([np.interp(places, curve[:, 0], curve[:, 1]) for curve in curves])
-        with np.errstate(invalid="ignore"):
-            quartiles = np.quantile(np.nan_to_num(errors, nan=np.inf), (0.25, 0.5, 0.75), axis=0)
+        quartiles = np.empty((3, len(places)))
+        at_a_time = max(1, ERRORS_AT_A_TIME // len(curves))
+        for first in range(0, len(places), at_a_time):
+            some = slice(first, first + at_a_time)
+            errors = np.stack([np.interp(places[some], curve[:, 0], curve[:, 1]) for curve in curves])
+            with np.errstate(invalid="ignore"):
+                quartiles[:, some] = np.quantile(np.nan_to_num(errors, nan=np.inf), (0.25, 0.5, 0.75), axis=0)
         quartiles[~np.isfinite(quartiles)] = np.nan
         found.append(Band(f"{group} ({len(curves)})", places, quartiles))
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from papertape.core import install
@@ -534,3 +536,20 @@ def test_what_a_run_says_is_not_written_through_a_link(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="output: is a symbolic link"):
         sweep.Process(tmp_path, "ntm-copy", 1, [], 1)
     assert elsewhere.read_text() == "precious"
+
+
+def test_curves_of_many_places_are_taken_together_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    curves = [
+        [(run + 7 * place, math.nan if place == 3 else run / place) for place in range(1, 20)] for run in range(5)
+    ]
+    outcomes = [comparison.Outcome("", {}, 1, "done", "", 1, 1.0, 0, curve, {}, "loss") for curve in curves]
+    (whole,) = comparison.bands(outcomes)
+    monkeypatch.setattr(comparison, "ERRORS_AT_A_TIME", 50)
+    (parts,) = comparison.bands(outcomes)
+    assert len(whole.places) > 50 and not np.isnan(whole.quartiles).all()
+    np.testing.assert_array_equal(parts.quartiles, whole.quartiles)
+
+
+def test_the_first_value_that_is_given_twice_is_named() -> None:
+    with pytest.raises(OptionsError, match="^seed: 1 is given twice$"):
+        sweep.values_of("seed=1,2,2,1")

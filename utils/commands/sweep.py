@@ -99,8 +99,8 @@ def values_of(assignment: str) -> tuple[str, list[str]]:
         values += map(str, range(low, high + 1))
     if len(values) > 1 and "" in values:
         raise OptionsError(f"{key}: got {text!r}; expected values with a comma between them, none of them empty")
-    for value in values:
-        if values.count(value) > 1:
+    for value, times in collections.Counter(values).items():
+        if times > 1:
             raise OptionsError(f"{key}: {value} is given twice")
     return key, values
 
@@ -148,12 +148,14 @@ def plan(arguments: Sequence[str], imports: Sequence[str] = ()) -> list[Run]:
     swept = [key for key, values in axes.items() if len(values) > 1] or ["seed"]
     runs: list[Run] = []
     known: dict[str, str] = {}
+    names: set[str] = set()
     for combination in itertools.product(*axes.values()):
         given = dict(zip(axes, combination, strict=True))
         labels = {key: given[key] for key in swept if key in given}
         name = re.sub(r"[^\w.=,+-]", "-", ",".join(f"{key}={value}" for key, value in labels.items()))
-        if not name or len(name.encode()) > 100 or any(name == run.name for run in runs):
+        if not name or len(name.encode()) > 100 or name in names:
             name = f"run-{len(runs) + 1}"
+        names.add(name)
         words = [f"{key}={value}" for key, value in given.items()]
         values, problem = {}, ""
         try:
