@@ -46,11 +46,13 @@ def evaluate(task: Task, circuit: Circuit, *, sequences: int, batch_size: int, s
 
     Args:
         task: an env, which hands out sequences, or a world, in which episodes are played.
-        circuit: answers; inputs and outputs are time-major.
+        circuit: answers; inputs and outputs are time-major. It is in evaluation mode from then on: without dropout, and
+            as it is after training in all else.
         sequences: how many are drawn from a set that is not finite.
         batch_size: how many at a time.
         seed: of the sequences or episodes, so that every evaluation sees the same ones.
     """
+    circuit.eval()
     generator = torch.Generator(task.device).manual_seed(seed)
     if isinstance(task, World):
         counts = [min(batch_size, sequences - start) for start in range(0, sequences, batch_size)]
@@ -109,7 +111,7 @@ def evaluate_all(
 
     Args:
         task: what is answered.
-        circuit: answers.
+        circuit: answers, as in :func:`evaluate`.
         stream: validation or test.
         sequences: as in :func:`evaluate`, of each set.
         batch_size: how many at a time.

@@ -187,11 +187,9 @@ class LearningAgent(Agent):
             stream: which.
             circuit: that answers; None: the agent's.
         """
-        circuit = self.circuit if circuit is None else circuit
-        circuit.eval()
         return evaluate_all(
             self.env,
-            circuit,
+            self.circuit if circuit is None else circuit,
             stream,
             sequences=self.evaluation_sequences,
             batch_size=self.evaluation_batch_size,

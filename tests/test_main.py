@@ -32,7 +32,7 @@ from papertape.main import PORT, main
 from papertape.utils import checkpoint, comparison, factory, options, visdom_server
 from papertape.utils.commands.arguments import read_arguments
 from papertape.utils.commands.train import choose_resumed, prepare
-from papertape.utils.run import Run, load_agent_state, new_directory, read_metrics, read_options
+from papertape.utils.run import Run, load_agent_state, new_directory, read_metrics, read_options, read_summary
 
 SMALL = [
     "env.width=3",
@@ -1113,6 +1113,57 @@ def test_what_was_tested_is_tested_again_once_the_task_has_changed(folder: Path)
     assert comparison.errors_on_test(Path("runs/run"), 4) == before
     assert main(["train", "--resume", "run", "env.test_lengths=[7]"]) == 0
     assert "length 7" not in before and "length 7" in comparison.errors_on_test(Path("runs/run"), 4)
+
+
+EIGHT = ["agent.evaluation_sequences=8", "agent.evaluation_batch_size=8"]
+ALIKE = [*EIGHT, "seed=3", "device=cpu", "plots=off", "name=run"]
+
+
+def errors_of_test(run: str) -> dict[str, float]:
+    """What ``papertape test`` finds of a run on each set."""
+    assert main(["test", run]) == 0
+    (row,) = read_metrics(Path("runs") / run / "test" / "metrics.jsonl")
+    summary = read_summary(Path("runs") / run)
+    assert summary is not None
+    ending = f"/{summary.metric}"
+    return {key[len("test/") : -len(ending)]: value for key, value in row.items() if key.endswith(ending)}
+
+
+def test_dropout_is_off_where_runs_are_compared(folder: Path) -> None:
+    deep = ["circuit.controller.num_layers=2", "circuit.controller.dropout=0.9"]
+    assert main(["train", "ntm-copy", *last_of_each(*SMALL, *ALIKE, *deep, "agent.steps=5")]) == 0
+    assert comparison.errors_on_test(Path("runs/run"), 8) == pytest.approx(errors_of_test("run"))
+    assert not papertape.load_circuit("runs/run/checkpoints/best.pt").training
+
+
+STREAM = ["env.bits=8", "env.slow_bits=7", "env.units=5", "env.every=16", "agent.batch_size=8"]
+
+
+def test_a_stream_is_compared_on_the_task_that_its_run_came_to(folder: Path) -> None:
+    often = ["agent.steps=20", "agent.evaluate_every=20", "agent.log_every=20", "agent.save_every=20"]
+    assert main(["train", "slowly-changing", *ALIKE, *STREAM, *often]) == 0
+    assert states(folder / "runs" / "run")["env"] == {"seen": 160}
+    assert comparison.errors_on_test(Path("runs/run"), 8) == pytest.approx(errors_of_test("run"))
+    content = checkpoint.load(Path("runs/run/checkpoints/best.pt"))
+    content["agent"]["env"] = {"level": 3}
+    checkpoint.save(Path("runs/run/checkpoints/best.pt"), content)
+    with pytest.raises(ValueError, match=r"env\.every=9: .* does not fit .* env state: got level"):
+        comparison.errors_on_test(Path("runs/run"), 8, ["env.every=9"])
+    del content["agent"]["env"]  # as of an agent that keeps none
+    checkpoint.save(Path("runs/run/checkpoints/best.pt"), content)
+    assert comparison.errors_on_test(Path("runs/run"), 8).keys() == {"current task"}
+
+
+def test_what_was_tested_is_tested_again_once_the_agent_acts_otherwise(folder: Path) -> None:
+    few = ["agent.updates=1", "agent.batch_size=2", "agent.rollout_steps=4", "agent.minibatches=1"]
+    assert main(["train", "ppo-tmaze", *few, *ALIKE, "agent.target_error=null"]) == 0
+    found = comparison.errors_on_test(Path("runs/run"), 2)
+    path, kept = (folder / "runs" / "run" / name for name in ("options.yaml", "tested.json"))
+    marked = dict.fromkeys(found, 0.25)
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"errors": marked}))
+    assert comparison.errors_on_test(Path("runs/run"), 2) == marked
+    path.write_text(path.read_text().replace("evaluation_actions: likeliest", "evaluation_actions: sampled"))
+    assert comparison.errors_on_test(Path("runs/run"), 2) != marked
 
 
 def test_options_of_a_test_that_there_are_not_are_refused_before_runs_are_compared(

@@ -36,8 +36,8 @@ THRESHOLDS = (0.1, 0.01)
 APART = ("seed", "name", "plots", "visdom_host", "visdom_port", "device", "threads", "backend", "imports", "start")
 """Options by which runs are not told apart: the seed is what is averaged over, the others change nothing in a run but
 how sums are rounded, or nothing that has a name of its own."""
-TESTED_BY = ("seed", "precision", "env", "circuit")
-"""Options of a run that its test depends on."""
+TESTED_BY = ("seed", "precision", "env", "circuit", "agent")
+"""Options of a run that its test depends on; the agent says how the task is taken, such as how actions are chosen."""
 TESTED_AT_A_TIME = 64
 _ERRORS = TypeAdapter(dict[str, float | None])
 """In tested.json; null is what is not a number."""
@@ -167,6 +167,8 @@ def tested(directory: Path, sequences: int, assignments: Sequence[str]) -> tuple
 def errors_on_test(directory: Path, sequences: int, assignments: Sequence[str] = ()) -> dict[str, float]:
     """Error of a run's best weights on every set of the test; what was found once is kept in tested.json.
 
+    A stream is tested on the task, and a curriculum at the level, that the run had come to with these weights.
+
     Args:
         directory: of the run.
         sequences: of each set.
@@ -174,6 +176,7 @@ def errors_on_test(directory: Path, sequences: int, assignments: Sequence[str] =
 
     Raises:
         OptionsError: the run has no checkpoint, or an option is wrong.
+        ValueError: what the checkpoint holds is of another circuit or task.
     """
     path = find_checkpoint(str(directory))
     values = read_options(directory)
@@ -195,6 +198,14 @@ def errors_on_test(directory: Path, sequences: int, assignments: Sequence[str] =
     task = factory.build_task(chosen, factory.resolve_device(chosen.device))
     try:
         circuit = factory.load_circuit(path, device=str(task.device), options=chosen.circuit)
+        saved = checkpoint.load(path)["agent"]
+        try:
+            if "env" in saved:
+                task.load_state_dict(saved["env"])
+        except ValueError as error:
+            if not assignments:
+                raise
+            raise misfit(assignments, str(error)) from error
         metrics = evaluate_all(
             task, circuit, "test", sequences=sequences, batch_size=TESTED_AT_A_TIME, seed=chosen.seed
         )

@@ -491,8 +491,9 @@ def load_circuit(
     """The circuit of a checkpoint file, built from the options saved with it, with its trained weights.
 
     Device and backend are those given here, whatever the run had; of its options only the circuit's block and the
-    precision count. What comes from outside the package must be importable here: a checkpoint holds no code, but the
-    names of the modules that its run has imported.
+    precision count. It is in evaluation mode, in which dropout is off: agents that train it change that, and a loop of
+    one's own by ``train()``. What comes from outside the package must be importable here: a checkpoint holds no code,
+    but the names of the modules that its run has imported.
 
     Args:
         path: a file such as ``runs/<run>/checkpoints/best.pt``.
@@ -542,7 +543,7 @@ def load_circuit(
         precision=kept.get("precision", "float32"),
     )
     load_weights(circuit, saved)
-    return circuit
+    return circuit.eval()
 
 
 class _Circuit(Options):

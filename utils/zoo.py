@@ -52,7 +52,7 @@ def find(name: str) -> Path | None:
 
 
 def load(name: str, *, backend: str = "auto", device: torch.device | str = "cpu") -> Circuit:
-    """A trained circuit that comes with the package, without a network.
+    """A trained circuit that comes with the package, without a network; in evaluation mode.
 
     Args:
         name: such as ``ntm-copy``; see :func:`names`.
