@@ -283,7 +283,8 @@ class Run(Recorder):
             directory: an existing folder.
             options: of the run; saved with every checkpoint.
             circuit: of the run; its sizes are saved with every checkpoint, so that it can be built without the env.
-            task: of the run, which knows what the channels of inputs and outputs are.
+            task: of the run, which knows what the channels of inputs and outputs are, and what the error of a set is;
+                without one, no errors are logged.
             title: name of the visdom environment; None takes :func:`title_of` the folder.
             gif: also write each episode as an animation of the memory at work.
         """
@@ -291,6 +292,7 @@ class Run(Recorder):
         self.options = options
         self.sizes = {"input_size": circuit.input_size, "output_size": circuit.output_size} if circuit else {}
         self.channels = (tuple(task.input_channels()), tuple(task.output_channels())) if task else ((), ())
+        self.error_metric = task.error_metric if task else None
         self.gif = gif
         (directory / "plots").mkdir(exist_ok=True)
         self.sinks = Sinks(
@@ -375,10 +377,11 @@ class Run(Recorder):
         self.sinks.metrics(step, values)
         judged: dict[str, list[str]] = {}
         for name, value in values.items():
-            kind, *parts = name.split("/")
-            # What has more parts, such as the accuracy of each class, is for the curves.
-            if kind in ("validation", "test") and len(parts) == 2 and parts[1] != "loss":
-                judged.setdefault(f"{kind}, {parts[1].replace('_', ' ')}", []).append(f"{parts[0]}: {value:.4g}")
+            of_set, _, metric = name.rpartition("/")
+            kind, _, label = of_set.partition("/")
+            # What has more parts, such as the accuracy of each class, is for the curves; only sets have errors.
+            if kind in ("validation", "test") and f"{of_set}/{self.error_metric}" in values and metric != "loss":
+                judged.setdefault(f"{kind}, {metric.replace('_', ' ')}", []).append(f"{label}: {value:.4g}")
         for metric, numbers in judged.items():
             logger.info("step %d, %s: %s", step, metric, ", ".join(numbers))
 

@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 
+from papertape.envs import CopyEnv
 from papertape.utils import factory, options, run
 from papertape.utils.run import Run, Summary, find_directory, find_launch, is_kept, read_metrics, read_summary
 
@@ -114,6 +115,15 @@ def test_the_latest_run_is_the_one_that_trained_last_whatever_was_tested_since(t
     assert find_directory("latest", tmp_path) == tmp_path / "new"
     (tmp_path / "old" / "metrics.jsonl").touch()
     assert find_directory("latest", tmp_path) == tmp_path / "old"
+
+
+def test_a_set_of_any_name_is_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    chosen = factory.parse({**options.load_file("ntm-copy"), "plots": "off"})
+    found = {"bits_wrong": 1.5, "loss": 0.5, "accuracy/1": 0.25}
+    names = ("noise 1", "noise 1/2", "a/b/c")
+    with caplog.at_level("INFO"), Run(tmp_path, chosen, task=CopyEnv()) as recorder:
+        recorder.metrics(3, {f"test/{name}/{metric}": value for name in names for metric, value in found.items()})
+    assert caplog.messages == ["step 3, test, bits wrong: noise 1: 1.5, noise 1/2: 1.5, a/b/c: 1.5"]
 
 
 def test_what_is_damaged_in_numbers_is_left_out(tmp_path: Path) -> None:
