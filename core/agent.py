@@ -162,7 +162,12 @@ class Agent(Component, ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to resume bit for bit: weights, optimiser or population, step, random states."""
+        """Everything needed to resume bit for bit: weights, optimiser or population, step, random states.
+
+        Its entries are the agent's own, but for two that others look for in a checkpoint: ``circuit``, the circuit's
+        ``state_dict``, without which ``start``, ``sweep``, ``league``, ``compare`` and ``load_circuit`` find no weights
+        there; and ``env``, the task's, without which runs are compared on the first task of a stream.
+        """
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -3,7 +3,8 @@
     python main.py train ntm-copy seed=1 threads=1 name=trained
     python -m papertape.utils.zoo runs/trained ntm-copy
 
-Such a file is a checkpoint that holds what a circuit needs, without what learning needs, and says where it comes from.
+Such a file is a checkpoint that holds what a circuit needs, without what learning needs, and says where it comes from:
+by its entry ``origin`` it is told apart from a run's.
 """
 
 from __future__ import annotations

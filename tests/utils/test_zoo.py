@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import papertape
 from papertape.agents.evaluation import evaluate, set_error
@@ -117,6 +118,47 @@ def test_a_file_is_made_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     inputs = torch.rand(5, 2, 10)
     made, trained = papertape.load("mine"), papertape.load_circuit("runs/one/checkpoints/best.pt")
     assert torch.equal(made(inputs)[0], trained(inputs)[0])
+
+
+HILL = """
+import papertape
+from papertape.agents.evaluation import evaluate_all
+
+@papertape.register("agent", "hill")
+class Hill(papertape.Agent):
+    def setup(self):
+        super().setup()
+        self.best = 3.5
+    def fit(self):
+        self.step += 1
+        self.recorder.checkpoint("latest", self.state_dict())
+        return {}
+    def test(self):
+        assert self.best == 4.5, "the rest of the state was dropped"
+        values = evaluate_all(self.env, self.circuit, "test", sequences=2, batch_size=2, seed=1)
+        self.recorder.metrics(self.step, values)
+        return values
+    def state_dict(self):
+        return {"WEIGHTS": self.circuit.state_dict(), "COUNT": self.step, "best": 4.5}
+    def load_state_dict(self, state):
+        self.circuit.load_state_dict(state["WEIGHTS"])
+        self.step, self.best = state["COUNT"], state["best"]
+"""
+
+
+@pytest.mark.usefixtures("outsiders")
+@pytest.mark.parametrize(("weights", "count"), [("weights", "count"), ("circuit", "step")])
+def test_an_agent_is_tested_in_the_state_that_it_has_saved_whatever_its_entries_are(
+    weights: str, count: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("hill.py").write_text(HILL.replace("WEIGHTS", weights).replace("COUNT", count))
+    small = ["env.max_length=2", "env.test_lengths=[3]", "circuit.memory_size=4", "device=cpu", "plots=off", "name=one"]
+    values = options.load_file("ntm-copy") | {"agent": {"type": "hill"}, "imports": ["hill.py"]}
+    Path("hill.yaml").write_text(yaml.safe_dump(values))
+    assert main(["train", "hill.yaml", *small]) == 0
+    assert main(["test", "one"]) == 0 and main(["test", "runs/one/checkpoints/latest.pt"]) == 0
+    assert [row["step"] for row in read_metrics(Path("runs/one/test/metrics.jsonl"))] == [1, 1]
 
 
 @pytest.mark.parametrize("path", [None, 3, b"x", ["best.pt"]])

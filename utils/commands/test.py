@@ -31,6 +31,8 @@ class Tested(NamedTuple):
     state: Mapping[str, Any]
     folder: Path | None
     """Where what comes of it goes; None for a new folder."""
+    bare: bool = False
+    """Whether the state is that of a circuit alone, without what its agent keeps besides."""
 
 
 def test(arguments: argparse.Namespace) -> int:
@@ -47,7 +49,7 @@ def test(arguments: argparse.Namespace) -> int:
     with contextlib.closing(parts.env):
         torch.set_num_threads(factory.count_threads(chosen, parts.env))
         try:
-            take_up(parts.agent, tested.state)
+            take_up(parts.agent, tested)
         except ValueError as error:
             if not arguments.arguments:
                 raise
@@ -102,19 +104,20 @@ def find(arguments: argparse.Namespace) -> Tested:
     if arguments.checkpoint:
         raise OptionsError(f"--checkpoint: got {arguments.checkpoint!r}; {path} is a checkpoint already, leave it out")
     content = checkpoint.load(path)
-    if not isinstance(content.get("options"), dict) or "circuit" not in content.get("agent", ()):
+    if not isinstance(content.get("options"), dict) or not isinstance(content.get("agent"), dict):
         raise checkpoint.CheckpointError(f"{path}: holds no circuit")
     of_a_run = path.parent.name == "checkpoints" and (path.parents[1] / "options.yaml").is_file()
     options = content["options"]
     if path.parent == zoo.ZOO:
         options = {key: value for key, value in options.items() if key != "plots"}  # its maker had no use for pictures
-    return Tested(str(path), options, content["agent"], path.parents[1] / "test" if of_a_run else None)
+    folder = path.parents[1] / "test" if of_a_run else None
+    return Tested(str(path), options, content["agent"], folder, bare="origin" in content)
 
 
-def take_up(agent: Agent, state: Mapping[str, Any]) -> None:
-    """Give an agent the state that it is tested in; of a file that holds a circuit alone, its weights."""
-    if "generator" in state or not hasattr(agent, "circuit"):
-        agent.load_state_dict(state)
+def take_up(agent: Agent, tested: Tested) -> None:
+    """Give an agent the state that it is tested in; of a circuit alone, its weights."""
+    if not tested.bare:
+        agent.load_state_dict(tested.state)
         return
-    load_weights(agent.circuit, state)
-    agent.step = state["step"]
+    load_weights(agent.circuit, tested.state)
+    agent.step = tested.state["step"]
