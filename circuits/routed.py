@@ -14,7 +14,7 @@ from ..core.circuit import Circuit
 from ..core.component import Chosen, build
 from ..core.contracts import is_outside
 from ..core.kernels.dispatch import Backend
-from ..core.members import Stack, call_with
+from ..core.members import Call, Stack, call_with
 from ..core.options import check_taken
 from ..core.registry import register
 from ..core.routing import (
@@ -70,6 +70,9 @@ class RoutedCircuit(Circuit):
 
     Agents that descend a gradient tell it by :meth:`meet` which sequences they learn from; a task that comes for the
     first time is given units by that, if it has none.
+
+    While a task's circuit answers, it holds the weights that the task reads. Threads take turns at that, but one that
+    looks at the parameters meanwhile, to save or to change them, needs a copy.
     """
 
     backends = get_args(Backend)
@@ -511,7 +514,8 @@ class RoutedCircuit(Circuit):
 
             inner = map_state(begun, inner, first)
         weights = routed_weights(self.routes, task)
-        outputs, last, *seen = call_with(circuit, weights, (inputs, inner), {"trace": trace})
+        called = Call(circuit, lambda circuit: circuit.called(inputs, inner, trace=trace))
+        outputs, last, *seen = call_with(called, {f"circuit.{name}": weight for name, weight in weights.items()})
         last = resized_state(circuit, last, own, every)
         return outputs, RoutedState(torch.full_like(state.task, task), last), dict(seen[0]) if trace else {}
 

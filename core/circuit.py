@@ -26,7 +26,7 @@ from .placement import AnyDeviceOrNone, AnyDtype, lower_type, random_apart
 from .registry import contract
 from .state import check_batch, compare, example, in_types_of, layout, map_state
 from .structure import Change, LayerEdit, Structure, Wire, check_structure, draw_all, inputs_of, make_change
-from .tokens import check_tokens, is_whole
+from .tokens import check_tokens, is_whole, signed
 from .trace import Trace, TraceField
 
 AT = "at: got some; allowed for time-major sequences in a batch, without lengths and trace"
@@ -257,8 +257,11 @@ class Circuit(Component, nn.Module, ABC):
 
     def called(self, inputs: Tensor, state: Any, **options: Any) -> tuple[Any, ...]:
         """What a call gives, with its hooks and a :meth:`forward` of one's own, for time-major inputs and outputs."""
-        outputs, *others = self(inputs.transpose(0, 1) if self.batch_first else inputs, state, **options)
-        return outputs.transpose(0, 1) if self.batch_first else outputs, *others
+        if not self.batch_first:
+            return tuple(self(inputs, state, **options))
+        outputs, last, *traces = self(inputs.transpose(0, 1), state, **options)
+        turned = (Trace({name: seen.transpose(0, 1) for name, seen in trace.items()}, trace.fields) for trace in traces)
+        return outputs.transpose(0, 1), last, *turned
 
     def _answers(self, inputs: Tensor) -> Tensor:
         """What a member of a population answers from its initial state, in operations that can be mapped over members.
@@ -330,7 +333,7 @@ class Circuit(Component, nn.Module, ABC):
             return vectors
         # As torch.nn.functional.one_hot, which every transform of torch can follow.
         every = torch.arange(self.input_size, device=tokens.device)
-        return (tokens.unsqueeze(-1) == every).to(example(self).dtype)
+        return (signed(tokens).unsqueeze(-1) == every).to(example(self).dtype)
 
     def forward(
         self,
@@ -428,6 +431,7 @@ class Circuit(Component, nn.Module, ABC):
         if not isinstance(at, Tensor) or not is_whole(at) or at.dim() != 2 or at.shape[1] != count:
             found = f"{at.dtype} of shape {list(at.shape)}" if isinstance(at, Tensor) else f"a {type(at).__name__}"
             raise ValueError(f"at: got {found}; expected whole numbers [M, {count}]")
+        at = signed(at)
         if at.numel() and not bool(((at >= 0) & (at < steps)).all()):
             raise ValueError(f"at: got {int(at.min())} to {int(at.max())}; allowed are steps from 0 to {steps - 1}")
         return at.long()
@@ -448,13 +452,18 @@ class Circuit(Component, nn.Module, ABC):
         like = example(self)
         if inputs.device != like.device:
             raise ValueError(f"inputs: got {inputs.device}; the circuit is on {like.device} (move either with .to)")
+        if inputs.is_nested or inputs.layout != torch.strided or inputs.is_quantized:
+            kind = "nested" if inputs.is_nested else "quantised" if inputs.is_quantized else "sparse"
+            raise ValueError(f"inputs: got a {kind} tensor; {self._expected(shape)}, in a dense one")
         if is_whole(inputs) and inputs.dim() == shape.count(",") and 0 not in inputs.shape:
             check_tokens(inputs, self.input_size)
             return self.embed(inputs)
         if inputs.dim() != shape.count(",") + 1 or inputs.shape[-1] != self.vector_size or 0 in inputs.shape:
             raise ValueError(f"inputs: got shape {list(inputs.shape)}; {self._expected(shape)}")
         own = like.dtype
-        if inputs.dtype != own and torch.promote_types(inputs.dtype, own) != own:  # torch 2.6 cannot export the latter
+        eight_bits = inputs.is_floating_point() and inputs.dtype.itemsize == 1  # of which torch promotes none
+        # The types are compared first: torch 2.6 cannot export what follows.
+        if inputs.dtype != own and (eight_bits or torch.promote_types(inputs.dtype, own) != own):
             raise ValueError(f"inputs: got {inputs.dtype}; the circuit has {own} (convert either with .to)")
         return inputs.to(own)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .state import map_state
+from .tokens import signed
 
 Run = Callable[[Tensor, Any], tuple[Any, Any]]
 """Maps inputs ``[T, B, I]`` and a state to tensors ``[T, B, …]`` (one, or several by name) and the last state."""
@@ -26,6 +27,7 @@ def check_lengths(lengths: Any, steps: int, batch_size: int) -> Tensor:
         found = torch.empty(0, device="cpu")
     if isinstance(lengths, (list, tuple)) and any(isinstance(length, bool) for length in lengths):
         found = found.bool()
+    found = signed(found)
     right = found.shape == (batch_size,) and not (found.is_floating_point() or found.is_complex())
     if not right or found.dtype == torch.bool or not bool(((found >= 1) & (found <= steps)).all()):
         given = lengths.tolist() if isinstance(lengths, Tensor) else lengths
@@ -48,7 +50,7 @@ def without_padding(tokens: Tensor, lengths: Any) -> Tensor:
     """
     if not tokens.numel():
         return tokens
-    together = tokens.reshape(len(tokens), -1)
+    together = signed(tokens).reshape(len(tokens), -1)
     ends = check_lengths(lengths, *together.shape).to(tokens.device)
     steps = torch.arange(len(tokens), device=tokens.device)
     return together.masked_fill(steps.unsqueeze(1) >= ends, 0).reshape(tokens.shape)

@@ -36,6 +36,8 @@ def run(circuit: CircuitView, inputs: Tensor, state: CircuitState, every: int) -
     Where no gradient can be due nothing is cut: under ``torch.no_grad``, on the meta device, and under ``torch.func``
     and ``torch.compile``, which decide for themselves what they keep.
 
+    Threads may share a circuit, but not under autocast or with hooks on its parameters: each then needs a copy.
+
     Args:
         circuit: with the backend that runs each chunk.
         inputs: ``[T, B, I]``.
@@ -76,6 +78,19 @@ def _drawing_again(device: torch.device, state: Tensor, state_there: Tensor | No
         torch.set_rng_state(state)
         set_random_state(device, state_there)
         yield
+
+
+@contextlib.contextmanager
+def _in_modes(modes: list[tuple[nn.Module, bool]]) -> Iterator[None]:
+    """Within the block, each part trains or does not, as it did when these were noted."""
+    changed = [(part, mode) for part, mode in modes if part.training != mode]
+    for part, mode in changed:
+        part.training = mode
+    try:
+        yield
+    finally:
+        for part, mode in changed:
+            part.training = not mode
 
 
 def _in_place(ctx: Any, then: dict[str, Tensor]) -> dict[str, Tensor] | None:
@@ -125,6 +140,7 @@ class _Chunk(Function):
         ctx.set_materialize_grads(False)
         ctx.circuit, ctx.names = circuit, names
         ctx.buffers = dict(_module(circuit).named_buffers(remove_duplicate=False))
+        ctx.modes = [(part, part.training) for part in _module(circuit).modules()]
         # Of the state that was given, the structure alone: its tensors are kept as autograd keeps them.
         ctx.structure = map_state(lambda leaf: leaf.new_empty(0), structure)
         device = inputs.device.type
@@ -157,7 +173,12 @@ class _Chunk(Function):
         def run(circuit: CircuitView) -> tuple[Tensor, CircuitState]:
             return dispatch.run(circuit, inputs, rebuild(ctx.structure, state))
 
-        with torch.enable_grad(), torch.autocast(**ctx.autocast), _drawing_again(inputs.device, *ctx.random):
+        with (
+            torch.enable_grad(),
+            torch.autocast(**ctx.autocast),
+            _drawing_again(inputs.device, *ctx.random),
+            _in_modes(ctx.modes),
+        ):
             if own is not None:
                 features, last = run(ctx.circuit)
             else:

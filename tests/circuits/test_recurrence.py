@@ -353,6 +353,12 @@ def test_on_the_meta_device(name, recompute_every):
 @each_circuit
 def test_wrong_calls_are_named(name):
     circuit = make(name)
+    ragged = torch.nested.nested_tensor([torch.zeros(2, 4), torch.zeros(1, 4)], layout=torch.jagged)
+    for wrong, kind in ((ragged, "nested"), (torch.zeros(6, 3, 4).to_sparse(), "sparse")):
+        with pytest.raises(ValueError, match=rf"inputs: got a {kind} tensor; expected \[T, B, 4\].*, in a dense one"):
+            circuit(wrong)
+    with pytest.raises(ValueError, match=r"inputs: got torch.float8_e5m2; the circuit has torch.float"):
+        circuit(torch.zeros(6, 3, 4).to(torch.float8_e5m2))
     with pytest.raises(ValueError, match=r"inputs: got shape \[6, 3, 5\]; expected \[T, B, 4\]"):
         circuit(torch.zeros(STEPS, BATCH, INPUTS + 1))
     with pytest.raises(ValueError, match="state: got a batch of 2; the inputs have a batch of 3"):

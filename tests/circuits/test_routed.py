@@ -56,6 +56,29 @@ def answers(circuit: Any, *tasks: int) -> list[Tensor]:
         return [circuit(drawn(task, task))[0] for task in tasks]
 
 
+@pytest.mark.parametrize("inner", ["ntm", "feedforward"])
+def test_around_a_circuit_whose_batch_comes_first(inner: str) -> None:
+    outer = RoutedCircuit(WORDS + TASKS, OUTPUTS, circuit=circuit_of(inner), tag_channels=TASKS, tasks=2)
+    turned = RoutedCircuit(WORDS + TASKS, OUTPUTS, circuit=circuit_of(inner, True), tag_channels=TASKS, tasks=2)
+    turned.load_state_dict(outer.state_dict())
+    inputs = drawn(0, 1, 1, 0, steps=5).float()
+    (expected, last, trace), (found, after, seen) = outer(inputs, trace=True), turned(inputs, trace=True)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(leaves(after), leaves(last))
+    assert trace.keys() == seen.keys()
+    for name in trace:
+        torch.testing.assert_close(seen[name], trace[name])
+    torch.testing.assert_close(turned.step(inputs[0])[0], outer.step(inputs[0])[0])
+
+
+def circuit_of(inner: str, batch_first: bool = False) -> papertape.Circuit:
+    """A circuit as an object."""
+    torch.manual_seed(0)
+    kinds = {"ntm": papertape.NTM, "feedforward": papertape.FeedForwardCircuit}
+    options = {name: value for name, value in INNER[inner].items() if name != "type"}
+    return kinds[inner](WORDS + TASKS, OUTPUTS, batch_first=batch_first, **options)
+
+
 def learn(circuit: Any, task: int, optimiser: torch.optim.Optimizer, steps: int = 3) -> None:
     for seed in range(steps):
         inputs = drawn(task, task, seed=seed)

@@ -60,10 +60,15 @@ def vectors_of(circuit: papertape.Circuit, given: Tensor) -> Tensor:
 def test_every_way_in_sees_the_vectors_of_the_tokens(name, embedding_size):
     circuit, given = make(name, embedding_size), tokens(7, 3)
     expected, last = circuit.run(vectors_of(circuit, given), circuit.initial_state(3))
-    for kind in (torch.int64, torch.int32, torch.uint8):
+    for kind in (torch.int64, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64):
         outputs, after = circuit(given.to(kind))
         torch.testing.assert_close(outputs, expected)
         papertape.map_state(torch.testing.assert_close, after, last)
+        torch.testing.assert_close(circuit.step(given[0].to(kind))[0], expected[0])
+        lengths = torch.tensor([7, 4, 2]).to(kind)
+        torch.testing.assert_close(circuit(given.to(kind), lengths=lengths)[0][:4, 1], expected[:4, 1])
+        steps = torch.tensor([[6, 0, 3]]).to(kind)
+        torch.testing.assert_close(circuit(given.to(kind), at=steps)[0], expected[[[6, 0, 3]], [[0, 1, 2]]])
     state, steps = None, []
     for x in given:
         y, state = circuit.step(x, state)

@@ -119,6 +119,20 @@ def test_autocast_holds_when_a_chunk_runs_again():
     assert types == [torch.bfloat16] * (2 * STEPS)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_mode_that_changed_before_the_backward_pass(training):
+    gradients = []
+    for every in (2, None):
+        torch.manual_seed(0)
+        circuit = NTM(INPUTS, OUTPUTS, hidden_size=6, num_layers=2, dropout=0.5, recompute_every=every).train(training)
+        outputs, _ = circuit(sequence().float())
+        circuit.train(not training)
+        outputs.square().sum().backward()
+        assert all(part.training == (not training) for part in circuit.modules())
+        gradients.append([parameter.grad for parameter in circuit.parameters() if parameter.grad is not None])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def doubled(circuit: MemoryCircuit) -> dict[str, Tensor]:
     return {name: (2 * parameter.detach()).requires_grad_() for name, parameter in circuit.named_parameters()}
 
