@@ -12,7 +12,7 @@ from torch import nn
 
 from .circuit import Circuit
 from .component import Component, outside
-from .contracts import expect, is_outside, under
+from .contracts import expect, is_outside, try_extra_state, under
 from .distributed import Processes
 from .env import Env
 from .kernels.dispatch import BACKENDS
@@ -114,6 +114,8 @@ class Agent(Component, ABC):
         if outside(self.env):
             with under("env"):
                 self.env.check()
+        with under("circuit"):
+            try_extra_state(circuit)
         if not isinstance(circuit, Circuit):
             return
         if is_outside(type(circuit)):

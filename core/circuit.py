@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .component import Component
-from .contracts import BATCH, check_seen, check_trace_fields, expect, try_initial_state, try_steps, trying
+from .contracts import (
+    BATCH,
+    check_seen,
+    check_trace_fields,
+    expect,
+    try_extra_state,
+    try_initial_state,
+    try_steps,
+    trying,
+)
 from .initialisers import reset
 from .kernels import graphs
 from .kernels.formulas import unchanged, wrote_later
@@ -192,6 +201,7 @@ class Circuit(Component, nn.Module, ABC):
             ContractError: it is not; names the class, what was found and what is expected.
         """
         check_trace_fields(type(self), self.trace_fields)
+        try_extra_state(self)
         state = try_initial_state(self)
         if example(self).is_meta:
             return  # Sizes alone are known there, by which not everyone's step can go.

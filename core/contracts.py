@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 from .options import ContractError, OptionsError
 from .placement import random_apart
@@ -123,9 +124,12 @@ def _apart(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _undone(module: nn.Module) -> Iterator[None]:
-    """After the block the buffers of a module, and what torch, Python and numpy draw next, are as they were before."""
+def undone(module: nn.Module) -> Iterator[None]:
+    """After the block what a module keeps beside its weights, in buffers and extra states, and what torch, Python and
+    numpy draw next, are as they were before.
+    """
     drawn = random.getstate(), np.random.get_state()  # noqa: NPY002
+    extra = [(part, copy.deepcopy(kept)) for part, kept in _extra_states(module)]
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with random_apart(example(module).device):
         try:
@@ -137,6 +141,16 @@ def _undone(module: nn.Module) -> Iterator[None]:
                 for name, buffer in module.named_buffers():
                     if name in buffers and not torch.equal(buffer, buffers[name]):
                         buffer.copy_(buffers[name])
+            for part, kept in extra:
+                part.set_extra_state(kept)
+
+
+def _extra_states(module: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
+    """The parts of a module that keep more than tensors, by torch's ``get_extra_state``, each with what it keeps."""
+    for name, kept in module.state_dict().items():
+        place, _, last = name.rpartition(".")
+        if last == _EXTRA_STATE_KEY_SUFFIX:
+            yield module.get_submodule(place), kept
 
 
 def check_whole(owner: type, name: str, size: Any) -> int:
@@ -230,7 +244,7 @@ def try_steps(
             x = torch.linspace(-1, 1, BATCH * width, dtype=example(module).dtype, device=example(module).device)
             x = x.view(BATCH, width).requires_grad_()
             inputs.append(x)
-            with _undone(module), trying(module, method):
+            with undone(module), trying(module, method):
                 results = getattr(module, method)(x, state)
             found = f"gives {len(results)} results" if isinstance(results, tuple) else f"gives a {_kind(results)}"
             right = isinstance(results, tuple) and len(results) == len(gives)
@@ -316,11 +330,11 @@ def _try_one_row(module: Any, method: str, x: Tensor, state: Any, together: Tens
     """Raise ContractError if the first sequence of a batch is answered otherwise alone; nothing if chance answers."""
     where = f"{type(module).__qualname__}.{method}"
     with trying(module, method), torch.no_grad():
-        with _undone(module):
+        with undone(module):
             again = getattr(module, method)(x, state)[0]
         kept = again.shape != together.shape or not torch.allclose(again, together, 1e-3, 1e-4, equal_nan=True)
         expect(not kept, where, "answers the same input and state otherwise the next time", "all it keeps in its state")
-        with _undone(module):
+        with undone(module):
             torch.rand(1, device=x.device), random.random(), np.random.random()  # noqa: NPY002
             other = getattr(module, method)(x, state)[0]
         if not torch.equal(other.nan_to_num(), again.nan_to_num()):
@@ -335,9 +349,9 @@ def _try_one_row(module: Any, method: str, x: Tensor, state: Any, together: Tens
 
 
 def _one_row_is_the_same(module: Any, method: str, x: Tensor, state: Any) -> bool:
-    with _undone(module):
+    with undone(module):
         together = getattr(module, method)(x, state)[0]
-    with _undone(module):
+    with undone(module):
         alone = getattr(module, method)(x[:1], map_state(lambda leaf: leaf[:1], state))[0]
     return alone.shape[1:] == together.shape[1:] and torch.allclose(alone[0], together[0], 1e-3, 1e-4, equal_nan=True)
 
@@ -379,6 +393,23 @@ def try_saved(owner: Any, method: str, state: Any) -> None:
         named = re.search(r"GLOBAL (\S+)", str(error))
         found = f"holds a {named[1].rstrip('.')}" if named else "cannot be read back"
         raise ContractError(f"{where}: {found}; expected tensors, numbers, words and containers of these") from error
+
+
+def try_extra_state(module: nn.Module) -> None:
+    """See that a checkpoint can hold what parts of a module keep besides tensors, and that they take it back.
+
+    Args:
+        module: whose parts may have a ``get_extra_state``, torch's place for that.
+
+    Raises:
+        ContractError: it cannot, or they do not; names the class of the part.
+    """
+    with trying(module, "state_dict"):
+        found = [*_extra_states(module)]
+    for part, kept in found:
+        try_saved(part, "get_extra_state", kept)
+        with trying(part, "set_extra_state"):
+            part.set_extra_state(kept)
 
 
 def check_trace_fields(owner: type, fields: Any) -> None:

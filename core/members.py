@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .placement import random_apart
+from .contracts import undone
 from .state import map_state
 
 if TYPE_CHECKING:
@@ -197,8 +197,8 @@ def mapping_of(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor) -> Cal
     known: Callable[..., Any] | None = circuit.__dict__.get("_mapping")
     if known is None:
         few, short = {name: dense(stack[0:2]) for name, stack in stacks.items()}, inputs[:1, :1]
-        # What is drawn here must change nothing in what comes after.
-        with torch.no_grad(), random_apart(inputs.device):
+        # What is drawn, written or counted here changes nothing in what comes after: a run that goes on tries it again.
+        with torch.no_grad(), undone(circuit):
             try:
                 known = vmap
                 _map(circuit, lambda circuit: circuit._answers(short), few, known, randomness="different")

@@ -17,6 +17,7 @@ from ..contracts import (
     check_trace_fields,
     expect,
     try_begun,
+    try_extra_state,
     try_initial_state,
     try_run,
     try_steps,
@@ -136,6 +137,7 @@ class Accessor(Component, nn.Module, ABC):
             ContractError: it is not; names the class, what was found and what is expected.
         """
         check_trace_fields(type(self), self.trace_fields)
+        try_extra_state(self)
         with trying(self, "specification"):
             self.specification()
         where = f"{type(self).__qualname__}.trace_fields"

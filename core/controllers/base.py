@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..component import Chosen, Component
-from ..contracts import BATCH, check_seen, check_trace_fields, expect, try_initial_state, try_run, try_steps, trying
+from ..contracts import (
+    BATCH,
+    check_seen,
+    check_trace_fields,
+    expect,
+    try_extra_state,
+    try_initial_state,
+    try_run,
+    try_steps,
+    trying,
+)
 from ..initialisers import reset
 from ..options import Options
 from ..registry import contract
@@ -90,6 +100,7 @@ class Controller(Component, nn.Module, ABC):
             ContractError: it is not; names the class, what was found and what is expected.
         """
         check_trace_fields(type(self), self.trace_fields)
+        try_extra_state(self)
         with trying(self, "specification"):
             self.specification()
         where = f"{type(self).__qualname__}.trace_fields"
