@@ -144,7 +144,7 @@ class LearningAgent(Agent):
         self.target_reached = False
         self.answered = 0
         """Sequences that were answered in all steps so far, or what else is :attr:`counted`."""
-        self.first_lesson = self.env.state_dict()
+        self.first_lesson = copy.deepcopy(self.env.state_dict())  # an env may count in place
         self.told_unseen = False
         """Whether it was said that there is nothing to see of an episode."""
 
@@ -246,7 +246,7 @@ class LearningAgent(Agent):
         again = bool(every and self.step and self.step % every == 0)
         if again:
             self.recorder.message(f"{self.unit} {self.step}: target not reached, begins again with the first weights")
-            self.env.load_state_dict(self.first_lesson)
+            self.env.load_state_dict(copy.deepcopy(self.first_lesson))
         return again
 
     @property

@@ -6,7 +6,7 @@ import inspect
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from copy import copy
+from copy import copy, deepcopy
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ...core.circuit import Circuit
-from ...core.component import Chosen, Component
+from ...core.component import Chosen, Component, outside
 from ...core.contracts import expect, try_saved, trying
 from ...core.env import Batch, Env
 from ...core.options import LARGEST_STEP, ContractError
@@ -195,9 +195,7 @@ class AtTaskEnds(PlasticityMethod):
         """Whether a task ends with an update."""
         if self.every is not None:
             return update.step % self.every == 0
-        after = copy(update.env)
-        after.move_on(update.batch.mask.shape[1])
-        return after.task_number != update.env.task_number
+        return _number_after(update.env, update.batch.mask.shape[1]) != update.env.task_number
 
     def after_update(self, update: Update) -> None:
         """See :meth:`PlasticityMethod.after_update`."""
@@ -212,3 +210,16 @@ class AtTaskEnds(PlasticityMethod):
     @abstractmethod
     def end_task(self, update: Update) -> None:
         """Do it: a task has ended with this update."""
+
+
+def _number_after(env: Env, count: int) -> int:
+    """The number of the task once so many more sequences were learned from; the env stays where it is."""
+    if not outside(env):  # the package's own change nothing in place, and some take long to go back
+        after = copy(env)
+        after.move_on(count)
+        return after.task_number
+    before = deepcopy(env.state_dict())
+    env.move_on(count)
+    number = env.task_number
+    env.load_state_dict(before)
+    return number
