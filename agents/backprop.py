@@ -194,6 +194,10 @@ class BackpropAgent(DescentAgent):
         Raises:
             TrainingError: too many steps in a row had a loss or gradient that was not finite.
         """
+        with self.own_randomness():
+            return self._update()
+
+    def _update(self) -> dict[str, float]:
         if self.tries_again():
             self._begin_again()
         if not self.circuit.training:
@@ -225,9 +229,7 @@ class BackpropAgent(DescentAgent):
     def meet(self, batch: Batch) -> None:
         """Tell a circuit whose units belong to tasks what it is about to learn from; a new task is given units."""
         if isinstance(self.circuit, RoutedCircuit):
-            with self.own_randomness():
-                changes = self.circuit.meet(batch.inputs)
-            for change in changes:
+            for change in self.circuit.meet(batch.inputs):
                 self.restructured(change)
 
     def after_update(self, batch: Batch, answers: Answered, loss: float) -> dict[str, float]:

@@ -17,6 +17,7 @@ from ..core.circuit import Circuit
 from ..core.contracts import plain_numbers, told
 from ..core.env import Batch, Env
 from ..core.options import ContractError
+from ..core.placement import seeded_apart
 from ..core.recorder import ANSWERED, Recorder
 from ..core.state import example
 from ..core.streams import Stream, stream_seed
@@ -44,6 +45,8 @@ WORLD = TraceField("Y X C", "picture", "what the world looks like")
 def evaluate(task: Task, circuit: Circuit, *, sequences: int, batch_size: int, seed: int) -> dict[str, float]:
     """Metrics of a circuit over all of a finite set, or over sequences or episodes of the seed and the batch size.
 
+    What the circuit draws from torch's global generator follows from the seed as well, and leaves that as it was.
+
     Args:
         task: an env, which hands out sequences, or a world, in which episodes are played.
         circuit: answers; inputs and outputs are time-major. It is in evaluation mode from then on: without dropout, and
@@ -53,7 +56,13 @@ def evaluate(task: Task, circuit: Circuit, *, sequences: int, batch_size: int, s
         seed: of the sequences or episodes, so that every evaluation sees the same ones.
     """
     circuit.eval()
-    generator = torch.Generator(task.device).manual_seed(seed)
+    with seeded_apart(torch.device(task.device), seed):
+        return _evaluate(task, circuit, sequences, batch_size, torch.Generator(task.device).manual_seed(seed))
+
+
+def _evaluate(
+    task: Task, circuit: Circuit, sequences: int, batch_size: int, generator: torch.Generator
+) -> dict[str, float]:
     if isinstance(task, World):
         counts = [min(batch_size, sequences - start) for start in range(0, sequences, batch_size)]
         played = join_episodes([task.play(carrying(circuit), count, generator) for count in counts], 1)
@@ -132,7 +141,7 @@ def evaluate_all(
 def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, stream: Stream, seed: int) -> str | None:
     """Give a recorder one answered sequence or episode of the first and of the last set of a stream, to be drawn.
 
-    The network of a circuit that has one of any topology is drawn, too.
+    What the circuit draws from torch's global generator follows from the seed, and leaves that as it was. The network of a circuit that has one of any topology is drawn, too.
 
     Each comes with its trace; of images there are several. An episode has the observations as its inputs and the
     rewards as its targets, none of which counts as an answer that could be wrong.
@@ -154,18 +163,20 @@ def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, s
     sets = task.sets(stream)
     for name in dict.fromkeys([next(iter(sets)), list(sets)[-1]]):
         variant = sets[name]
-        generator = torch.Generator(variant.device).manual_seed(stream_seed(seed, stream))
-        if isinstance(variant, World):
-            try:
-                batch, outputs, trace, unseen = _traced_episode(variant, circuit, generator)
-            except Exception as error:  # without pictures, nobody would have played this episode
-                problem = problem or f"there is no picture of an episode: {_reason(error)}"
-                continue
-            problem = problem or unseen
-        else:
-            images = any(channels.shape for channels in variant.input_channels())
-            batch = _env(variant).sample(IMAGES if images else 1, generator)
-            outputs, _, trace = circuit(batch.inputs, trace=True)
+        own = stream_seed(seed, stream)
+        generator = torch.Generator(variant.device).manual_seed(own)
+        with seeded_apart(torch.device(variant.device), own):
+            if isinstance(variant, World):
+                try:
+                    batch, outputs, trace, unseen = _traced_episode(variant, circuit, generator)
+                except Exception as error:  # without pictures, nobody would have played this episode
+                    problem = problem or f"there is no picture of an episode: {_reason(error)}"
+                    continue
+                problem = problem or unseen
+            else:
+                images = any(channels.shape for channels in variant.input_channels())
+                batch = _env(variant).sample(IMAGES if images else 1, generator)
+                outputs, _, trace = circuit(batch.inputs, trace=True)
         recorder.episode(step, name, batch, outputs, trace)
     for module in circuit.modules():
         if isinstance(module, TopologyNetwork):

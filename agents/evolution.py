@@ -154,10 +154,10 @@ class EvolutionAgent(LearningAgent):
             ``[P, width]`` in float64
         """
         shards = self._shards(len(next(iter(stacks.values()))))
-        found = [
-            function({name: stack[shards[number]] for name, stack in stacks.items()}, number)
-            for number in self.processes.mine(len(shards))
-        ]
+        found = []
+        for number in self.processes.mine(len(shards)):
+            with self.own_randomness(number, 1):  # whichever process it is; and others than members learn with
+                found.append(function({name: stack[shards[number]] for name, stack in stacks.items()}, number))
         rows = [
             sum(shards[number].stop - shards[number].start for number in self.processes.share_of(rank, len(shards)))
             for rank in range(self.processes.size)
@@ -215,6 +215,10 @@ class EvolutionAgent(LearningAgent):
             raise
 
     def _generation(self) -> dict[str, float]:
+        with self.own_randomness():
+            return self._live()
+
+    def _live(self) -> dict[str, float]:
         if self.tries_again():
             seed = int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
             self.strategy = self._build_strategy(self.strategy.genome, seed)

@@ -22,7 +22,7 @@ from ..core.circuit import Circuit
 from ..core.component import outside
 from ..core.env import Env
 from ..core.options import LARGEST_STEP
-from ..core.placement import random_apart, seed_all, take_up
+from ..core.placement import seeded_apart, take_up
 from ..core.recorder import ANSWERED
 from ..core.streams import Stream, stream_seed
 from ..core.world import World, WorldError
@@ -169,19 +169,17 @@ class LearningAgent(Agent):
     @contextlib.contextmanager
     def own_randomness(self, *part: int) -> Iterator[None]:
         """Within the block, draws from torch's global generator, such as those of dropout, depend on the run's seed and
-        the step alone; afterwards that generator is as before.
+        the step alone; afterwards that generator is as before: no checkpoint holds its state.
 
         Args:
             part: numbers that tell apart what is drawn within one step.
         """
         seed = random.Random(f"{self.seed} {self.step} {part}").getrandbits(63)
-        device = torch.device(self.env.device)
-        with random_apart(device):
-            seed_all(device, seed)
+        with seeded_apart(torch.device(self.env.device), seed):
             yield
 
     def evaluate(self, stream: Stream = "validation", circuit: Circuit | None = None) -> dict[str, float]:
-        """Metrics on the sets of a stream, ``<stream>/<set>/<metric>``; the same sequences at every call.
+        """Metrics on the sets of a stream, ``<stream>/<set>/<metric>``; the same sequences and chance at every call.
 
         Args:
             stream: which.

@@ -176,7 +176,7 @@ class MixedAgent(EvolutionAgent):
         optimiser = self.optimiser.make(list(parameters.values()), self.lr)
         for batch in self._lessons:
             optimiser.zero_grad(set_to_none=True)
-            outputs = map_members(self.circuit, parameters, self.population.given(batch.inputs), randomness="different")
+            outputs = map_members(self.circuit, parameters, self.population.given(batch.inputs))
             losses = vmap(self.env.losses, in_dims=(1, None), out_dims=1)(outputs, batch)
             (losses.sum() / self.env.normaliser(batch)).backward()
             bad += ~self._step(optimiser, list(parameters.values()))

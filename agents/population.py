@@ -50,7 +50,7 @@ class Players:
         """Observations ``[P·E, I]``, member by member, to outputs ``[P·E, O]``."""
         given = observations.to(example(self._step.circuit)).unflatten(0, (-1, self._episodes))
         mapping = mapping_of(self._step.circuit, self._stacks, given[0].unsqueeze(0))
-        outputs, after = mapping(self._answer)(self._parameters, given, *self._state)
+        outputs, after = mapping(self._answer, randomness="different")(self._parameters, given, *self._state)
         self._state = (after,)
         answered: Tensor = outputs.flatten(0, 1)
         return answered

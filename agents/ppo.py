@@ -334,6 +334,10 @@ class PPOAgent(DescentAgent):
             TrainingError: too many losses or gradients in a row were not finite.
             WorldError: the world has failed, or outputs, observations, rewards or their sums are not finite.
         """
+        with self.own_randomness():
+            return self._update()
+
+    def _update(self) -> dict[str, float]:
         if self.tries_again():
             self._begin_again()
         self._take_up()

@@ -201,7 +201,7 @@ def mapping_of(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor) -> Cal
         with torch.no_grad(), undone(circuit):
             try:
                 known = vmap
-                _map(circuit, lambda circuit: circuit._answers(short), few, known, randomness="different")
+                _map(circuit, lambda circuit: circuit._answers(short), few, known)
             except RuntimeError as error:
                 known = one_by_one
                 _map(circuit, lambda circuit: circuit._answers(short), few, known)  # else it is at fault itself
@@ -221,28 +221,29 @@ def _map(
     mapping: Callable[..., Callable[..., Any]] = vmap,
     *,
     at: int = 0,
-    randomness: str = "error",
 ) -> Any:
-    """``function(circuit)`` with each member's parameters; members are dimension ``at`` of the result."""
+    """``function(circuit)`` with each member's parameters; members are dimension ``at`` of the result.
+
+    What is drawn at random, as by dropout, differs between members.
+    """
     call = Call(circuit, function)
     parameters = {f"circuit.{name}": dense(stack) for name, stack in stacks.items()}
-    return mapping(lambda member: call_with(call, member), out_dims=at, randomness=randomness)(parameters)
+    return mapping(lambda member: call_with(call, member), out_dims=at, randomness="different")(parameters)
 
 
-def map_members(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor, *, randomness: str = "error") -> Tensor:
+def map_members(circuit: Any, stacks: Mapping[str, Stack], inputs: Tensor) -> Tensor:
     """The answers of all members, step by step in plain operations that ``torch.func.vmap`` maps over the members.
 
     Args:
         circuit: what each member is; its own parameters are left alone.
         stacks: of P members for each named parameter.
         inputs: ``[T, B, I]``, or tokens ``[T, B]``, the same for every member.
-        randomness: ``different`` lets random draws, such as dropout, differ between members; by default they raise.
 
     Returns:
         ``[T, P, B, O]``
     """
     mapping = mapping_of(circuit, stacks, inputs)
-    outputs: Tensor = _map(circuit, lambda own: own._answers(inputs), stacks, mapping, at=1, randomness=randomness)
+    outputs: Tensor = _map(circuit, lambda own: own._answers(inputs), stacks, mapping, at=1)
     return outputs
 
 

@@ -92,6 +92,16 @@ def seed_all(device: torch.device, seed: int) -> None:
         set_random_state(device, torch.Generator(device).manual_seed(seed).get_state())
 
 
+@contextlib.contextmanager
+def seeded_apart(device: torch.device, seed: int) -> Iterator[None]:
+    """Within the block what is drawn from torch's global generators depends on a seed alone; after it these are as they
+    were.
+    """
+    with random_apart(device):
+        seed_all(device, seed)
+        yield
+
+
 def take_up(generator: torch.Generator, state: Tensor) -> bool:
     """Let a generator go on from the state of another.
 

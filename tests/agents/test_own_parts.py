@@ -12,18 +12,25 @@ from states import same, saved
 from torch import Tensor, nn
 
 import papertape
-from papertape.agents import BackpropAgent, EvolutionAgent, MixedAgent, SelfModifyingAgent
+from papertape.agents import BackpropAgent, EvolutionAgent, MixedAgent, PPOAgent, SelfModifyingAgent
+from papertape.agents.learning import LearningAgent
 from papertape.core.options import ContractError
+from papertape.core.recorder import Recorder
 from papertape.core.state import register_state
-from papertape.envs import CopyEnv
+from papertape.envs import CopyEnv, TMazeWorld
 
 SMALL: dict[str, Any] = {"batch_size": 2, "evaluation_sequences": 3, "evaluate_every": 2, "save_every": 4}
-POPULATION = {"type": "trust", "population": 4, "elite": 1}
-AGENTS: dict[str, Any] = {
-    "backprop": lambda *parts, **more: BackpropAgent(*parts, steps=4, **SMALL, **more),
-    "self-modifying": lambda *parts, **more: SelfModifyingAgent(*parts, steps=4, policy="none", **SMALL, **more),
-    "evolution": lambda *parts, **more: EvolutionAgent(*parts, generations=4, strategy=POPULATION, **SMALL, **more),
-    "mixed": lambda *parts, **more: MixedAgent(*parts, generations=4, strategy=POPULATION, **SMALL, **more),
+STEPS: dict[str, Any] = {**SMALL, "steps": 6}
+GENERATIONS: dict[str, Any] = {**SMALL, "generations": 6, "strategy": {"type": "trust", "population": 4, "elite": 1}}
+OFTEN = {"check_every": 2, "trial_steps": 2, "min_age": 1, "growth_threshold": -1.0, "pruning_threshold": -1.0}
+RUNS: dict[str, tuple[type[LearningAgent], dict[str, Any]]] = {
+    "backprop": (BackpropAgent, STEPS),
+    "backprop, ewc": (BackpropAgent, {**STEPS, "plasticity": {"type": "ewc", "every": 2}}),
+    "self-modifying": (SelfModifyingAgent, {**STEPS, **OFTEN, "policy": "none"}),
+    "evolution": (EvolutionAgent, GENERATIONS),
+    "evolution in a world": (EvolutionAgent, GENERATIONS),
+    "mixed": (MixedAgent, GENERATIONS),
+    "ppo": (PPOAgent, {**SMALL, "updates": 6, "rollout_steps": 4, "minibatches": 2, "epochs": 2}),
 }
 
 
@@ -68,33 +75,88 @@ class Counting(Plain):
         return hidden * (1 + 0.01 * self.seen * self.training), state
 
 
-def make(agent: str, controller: type[papertape.Controller], **more: Any) -> Any:
+class Noisy(Plain):
+    """Adds noise to what it gives, in training or not."""
+
+    def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        hidden, state = super().forward(x, state)
+        hidden = hidden + 0.1 * torch.randn_like(hidden)
+        return hidden, Hidden(hidden)
+
+
+class Watching(Recorder):
+    """Keeps all rows, and looks at episodes."""
+
+    wants_episodes = True
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        kept = {name: value for name, value in values.items() if not name.endswith("_per_second")}
+        self.rows.append((step, kept))
+
+
+def make(run: str, controller: type[papertape.Controller], **more: Any) -> Any:
     torch.manual_seed(0)
-    env = CopyEnv(width=2, max_length=2, test_lengths=[3])
-    circuit = papertape.NTM(
-        env.input_size, env.output_size, controller=controller(env.input_size + 3), memory_size=4, word_size=3
-    )
-    return AGENTS[agent](env, circuit, **more)
+    kind, options = RUNS[run]
+    in_world = run in ("evolution in a world", "ppo")
+    env: Any = TMazeWorld(trials=2) if in_world else CopyEnv(width=2, max_length=2, test_lengths=[3])
+    env = kind.task_of(kind.Options(**options), env)
+    own = controller(env.input_size + 3)
+    circuit = papertape.NTM(env.input_size, env.output_size, controller=own, memory_size=4, word_size=3)
+    return kind(env, circuit, **{**options, **more})
 
 
-def check_resumed(agent: str, controller: type[papertape.Controller]) -> None:
-    """See that a run that is broken off at any step, and goes on in another process, ends as one that is not."""
-    unbroken, broken = make(agent, controller), make(agent, controller)
+def check_resumed(run: str, controller: type[papertape.Controller]) -> None:
+    """See that a run that is broken off, and goes on in another process, ends as one that is not, with the same rows;
+    and that nobody who looks on, and nothing that was drawn before, changes anything.
+    """
+    watching, rest = Watching(), Watching()
+    unbroken, broken = make(run, controller, recorder=watching), make(run, controller)
     unbroken.fit()
-    broken.train_step()
-    broken.train_step()
-    broken.judge()
-    resumed = make(agent, controller)
+    drawn = torch.get_rng_state()
+    while broken.step < 4:
+        broken.train_step()
+        if broken.step % 2 == 0:
+            broken.judge()
+    assert torch.equal(torch.get_rng_state(), drawn)
+    resumed = make(run, controller, recorder=rest)
     torch.rand(7)
     resumed.load_state_dict(saved(broken))
     resumed.fit()
     assert same(saved(resumed), saved(unbroken))
+    assert same(rest.rows, [row for row in watching.rows if row[0] > 4])
 
 
-@pytest.mark.parametrize("agent", AGENTS)
-def test_what_a_part_counts_in_its_extra_state_is_saved_and_taken_up(agent: str) -> None:
-    check_resumed(agent, Counting)
-    assert agent in ("evolution",) or saved(make(agent, Counting))["circuit"]["controller._extra_state"] == {"seen": 0}
+@pytest.mark.parametrize("run", RUNS)
+def test_what_a_part_counts_in_its_extra_state_is_saved_and_taken_up(run: str) -> None:
+    check_resumed(run, Counting)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_what_a_part_draws_follows_from_the_seed_and_is_resumed(run: str) -> None:
+    check_resumed(run, Noisy)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_circuit_with_chance_is_judged_by_the_same_numbers_at_every_call(run: str) -> None:
+    agent = make(run, Noisy)
+    first = agent.evaluate()
+    torch.rand(3)
+    agent.step += 1
+    assert same(agent.evaluate(), first)
+    assert not same(agent.evaluate("test"), first)
+
+
+def test_members_draw_numbers_of_their_own() -> None:
+    agent = make("evolution", Noisy)
+    stacks = {name: torch.stack([weight] * 3) for name, weight in agent.circuit.named_parameters()}
+    for answers in (
+        agent.population.outputs(stacks, torch.zeros(2, 1, agent.env.input_size)).transpose(0, 1),
+        agent.population.answers(stacks, 1)(torch.zeros(3, agent.env.input_size)),
+    ):
+        assert not torch.equal(answers[0], answers[1])
 
 
 class Kept:
