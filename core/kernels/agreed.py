@@ -2,7 +2,7 @@
 
 AGREED = {
     "circuits/memory.py": "274fce5fab04",
-    "core/accessors/base.py": "e226c4a61697",
+    "core/accessors/base.py": "af0fb253a60d",
     "core/accessors/delta.py": "02577506fc15",
     "core/accessors/dynamic.py": "99367aeec70e",
     "core/accessors/soft_tape.py": "9dc3bbbdd85e",
@@ -13,7 +13,7 @@ AGREED = {
     "core/clipping.py": "ededcff80f77",
     "core/component.py": "cb6329aa94d0",
     "core/controllers/automaton.py": "2f11b79c5207",
-    "core/controllers/base.py": "117d2f72b7e6",
+    "core/controllers/base.py": "c886343dfe3c",
     "core/controllers/feedforward.py": "6007500a931f",
     "core/controllers/gru.py": "8c6c0d9a8f1e",
     "core/controllers/lstm.py": "a5307bb3b489",
