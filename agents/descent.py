@@ -85,6 +85,11 @@ class DescentAgent(LearningAgent):
         made: Optimizer = self.optimiser.make(self.circuit.parameters(), self.lr)
         return made
 
+    def moments(self, optimiser: Optimizer) -> dict[Any, Any]:
+        """What an optimiser of the circuit, or of a copy of it, has gathered; see :meth:`Optimiser.moments`."""
+        gathered: dict[Any, Any] = self.optimiser.moments(optimiser, self.lr)
+        return gathered
+
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
         assert self.lr is not None
@@ -181,7 +186,7 @@ class DescentAgent(LearningAgent):
         """What every learning agent remembers, with the optimiser and the weights to begin again with."""
         return super().state_dict() | {
             "optimiser": _name(self.optimiser),
-            "moments": self.torch_optimiser.state_dict()["state"],
+            "moments": self.moments(self.torch_optimiser),
             "bad_steps": self.bad_steps,
             "bad_steps_in_a_row": self.bad_steps_in_a_row,
             "first_weights": self.first_weights,

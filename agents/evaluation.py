@@ -141,7 +141,8 @@ def evaluate_all(
 def show_episodes(task: Task, circuit: Circuit, recorder: Recorder, step: int, stream: Stream, seed: int) -> str | None:
     """Give a recorder one answered sequence or episode of the first and of the last set of a stream, to be drawn.
 
-    What the circuit draws from torch's global generator follows from the seed, and leaves that as it was. The network of a circuit that has one of any topology is drawn, too.
+    The network of a circuit that has one of any topology is drawn, too. What the circuit draws from torch's global
+    generator follows from the seed, and leaves that as it was.
 
     Each comes with its trace; of images there are several. An episode has the observations as its inputs and the
     rewards as its targets, none of which counts as an answer that could be wrong.

@@ -337,7 +337,7 @@ class SelfModifyingAgent(BackpropAgent):
     def _begin(self, strategy: str, apply: Callable[[Subject], Done], situation: Tensor) -> None:
         changed = copy.deepcopy(self.circuit).train()
         optimiser = self.optimiser.make(changed.parameters(), self.lr)
-        self.optimiser.take_up(optimiser, copy.deepcopy(self.torch_optimiser.state_dict()["state"]))
+        self.optimiser.take_up(optimiser, copy.deepcopy(self.moments(self.torch_optimiser)))
         done = apply(self._subject(changed))
         follow_optimiser(done.change, optimiser)
         reset_moments(optimiser, changed, done.reset)
@@ -350,13 +350,13 @@ class SelfModifyingAgent(BackpropAgent):
         self.trial = RewardTrial(
             proposal, self._snapshot(), self._last["reward"], self._last["loss"], steps=self.trial_steps
         )
-        self._adopt(proposal, weights_of(changed), optimiser.state_dict()["state"], upkeep)
+        self._adopt(proposal, weights_of(changed), self.moments(optimiser), upkeep)
 
     def _snapshot(self) -> dict[str, Any]:
         """What is needed to restore the circuit bit for bit."""
         kept = {
             **weights_of(self.circuit),
-            "moments": self.torch_optimiser.state_dict()["state"],
+            "moments": self.moments(self.torch_optimiser),
             "born": self.born,
             "plasticity": self.upkeep.state_dict(),
         }
@@ -391,7 +391,7 @@ class SelfModifyingAgent(BackpropAgent):
         proposal = trial.proposal
         if isinstance(trial, PairedTrial):
             if verdict.kept:
-                self._adopt(proposal, weights_of(trial.circuit), trial.optimiser.state_dict()["state"], trial.upkeep)
+                self._adopt(proposal, weights_of(trial.circuit), self.moments(trial.optimiser), trial.upkeep)
         elif not verdict.kept:
             changed = proposal.change({}, dict(self.circuit.named_parameters()))
             self._take(trial.saved, trial.saved["moments"])
@@ -451,7 +451,7 @@ class SelfModifyingAgent(BackpropAgent):
                 "kind": "paired",
                 "proposal": self.trial.proposal.state_dict(),
                 **weights_of(self.trial.circuit),
-                "moments": self.trial.optimiser.state_dict()["state"],
+                "moments": self.moments(self.trial.optimiser),
                 "plasticity": self.trial.upkeep.state_dict(),
                 "without": list(self.trial.without),
                 "changed": list(self.trial.changed),

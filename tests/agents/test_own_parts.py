@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import papertape
 from papertape.agents import BackpropAgent, EvolutionAgent, MixedAgent, PPOAgent, SelfModifyingAgent
 from papertape.agents.learning import LearningAgent
+from papertape.agents.optimisers import Optimiser
 from papertape.core.options import ContractError
 from papertape.core.recorder import Recorder
 from papertape.core.state import register_state
@@ -108,12 +109,12 @@ def make(run: str, controller: type[papertape.Controller], **more: Any) -> Any:
     return kind(env, circuit, **{**options, **more})
 
 
-def check_resumed(run: str, controller: type[papertape.Controller]) -> None:
+def check_resumed(run: str, controller: type[papertape.Controller], **options: Any) -> None:
     """See that a run that is broken off, and goes on in another process, ends as one that is not, with the same rows;
     and that nobody who looks on, and nothing that was drawn before, changes anything.
     """
     watching, rest = Watching(), Watching()
-    unbroken, broken = make(run, controller, recorder=watching), make(run, controller)
+    unbroken, broken = make(run, controller, recorder=watching, **options), make(run, controller, **options)
     unbroken.fit()
     drawn = torch.get_rng_state()
     while broken.step < 4:
@@ -121,7 +122,7 @@ def check_resumed(run: str, controller: type[papertape.Controller]) -> None:
         if broken.step % 2 == 0:
             broken.judge()
     assert torch.equal(torch.get_rng_state(), drawn)
-    resumed = make(run, controller, recorder=rest)
+    resumed = make(run, controller, recorder=rest, **options)
     torch.rand(7)
     resumed.load_state_dict(saved(broken))
     resumed.fit()
@@ -222,3 +223,67 @@ def test_each_try_begins_with_the_first_state_of_an_env_that_counts_in_place() -
         agent.train_step()
         counts.append(int(env.count))
     assert counts == [2, 4] * 3
+
+
+class Slowing(torch.optim.SGD):
+    """Counts its steps in its groups, as some optimisers do."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        rates = [group["lr"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["count"] = group.get("count", 0) + 1
+            group["lr"] /= group["count"]
+        super().step()
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+class SlowingDescent(Optimiser):
+    """Steps that become smaller."""
+
+    weight_decay: float = Field(0.0, ge=0, description="an option")
+
+    def make(self, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+        return Slowing(parameters, lr, weight_decay=self.weight_decay)
+
+
+@pytest.mark.parametrize("run", ["backprop", "self-modifying"])
+def test_what_an_optimiser_counts_in_its_groups_is_saved_and_its_settings_are_the_options(run: str) -> None:
+    check_resumed(run, Plain, optimiser=SlowingDescent())
+    agent, changed = (make(run, Plain, optimiser=SlowingDescent(weight_decay=decay)) for decay in (0.0, 0.5))
+    agent.train_step()
+    changed.load_state_dict(saved(agent))
+    (group,) = changed.torch_optimiser.param_groups
+    assert (group["count"], group["weight_decay"]) == (1, 0.5)
+
+
+@pytest.mark.parametrize("verdict", ["paired", "reward"])
+def test_a_change_of_structure_goes_on_with_what_an_optimiser_counts_in_its_groups(verdict: str) -> None:
+    env = CopyEnv(width=2, max_length=2, test_lengths=[3])
+    circuit = papertape.FeedForwardCircuit(env.input_size, env.output_size, hidden_sizes=[4])
+    options = {**STEPS, **OFTEN, "steps": 12, "verdict": verdict, "policy": "random"}
+    agent = SelfModifyingAgent(env, circuit, **options, optimiser=SlowingDescent())
+    agent.fit()
+    assert agent.tracker.kept or agent.trial
+    (group,) = agent.torch_optimiser.param_groups
+    assert group["count"] == 12 or verdict == "reward"
+    assert saved(agent)["moments"]["groups"] == [{"count": group["count"]}]
+
+
+def test_an_optimiser_that_counts_where_no_checkpoint_looks_is_refused() -> None:
+    class Forgetful(SlowingDescent):
+        def make(self, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+            class Counted(torch.optim.SGD):
+                count = 0
+
+                def step(self, closure: Any = None) -> None:  # type: ignore[override]
+                    self.count += 1
+                    for group in self.param_groups:
+                        group["lr"] = 0.1 / self.count
+                    super().step()
+
+            return Counted(parameters, lr)
+
+    with pytest.raises(ContractError, match=r"^optimiser: \S*Forgetful\.make: a step of another that has taken up its"):
+        make("backprop", Plain, optimiser=Forgetful())
