@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_map
 
 from ..circuits.module import ModuleCircuit
 from ..core.circuit import Circuit
+from ..core.component import Component
+from ..core.contracts import is_outside
 from ..core.members import Call, Stack, call_with, dense, mapping_of
 from ..core.placement import random_apart
 from ..core.state import example
@@ -190,18 +192,19 @@ def refuse_shared_buffers(circuit: Circuit, *, training: bool) -> None:
     """Raise ValueError if a module writes to a buffer what its inputs or its weights decide: members would share it.
 
     Args:
-        circuit: another than a module is taken to carry all that in its state.
+        circuit: the package's own, of the package's own parts, carry all that in their state.
         training: whether members answer as they do in training.
     """
-    if not isinstance(circuit, ModuleCircuit):
+    own_parts = any(isinstance(part, Component) and is_outside(type(part)) for part in circuit.modules())
+    if not (own_parts or isinstance(circuit, ModuleCircuit)):
         return
     own, written = example(circuit), []
     inputs = torch.linspace(0, 1, 6 * circuit.vector_size, dtype=own.dtype, device=own.device).view(2, 3, -1)
     circuit = copy.deepcopy(circuit).train(training)
     with random_apart(own.device):
-        circuit.run(inputs, ())  # makes buffers that are not there before the first answer
+        _run(circuit, inputs)  # makes buffers that are not there before the first answer
     for change in (0.0, 0.01):
-        call = Call(circuit, partial(ModuleCircuit.run, inputs=inputs + change, state=()))
+        call = Call(circuit, partial(_run, inputs=inputs + change))
         parts = {name: part + change * part.requires_grad for name, part in call.named_parameters()}
         parts |= {name: buffer.clone() for name, buffer in call.named_buffers()}
         with random_apart(own.device):
@@ -215,6 +218,10 @@ def refuse_shared_buffers(circuit: Circuit, *, training: bool) -> None:
                 f"circuit: {owner} writes what it is given to its buffer {name}, which all members of a population "
                 "would share; allowed are modules that keep it in a state, which goes in and out"
             )
+
+
+def _run(circuit: Circuit, inputs: Tensor) -> Any:
+    return circuit.run(inputs, circuit.initial_state(inputs.shape[1]))
 
 
 def _elements(state: Any) -> int:
