@@ -83,7 +83,7 @@ class BackpropAgent(DescentAgent):
         """See :meth:`DescentAgent.setup`."""
         super().setup()
         if isinstance(self.circuit, RoutedCircuit):
-            self._check_routed()
+            self._check_routed(self.circuit)
         self.upkeep = Upkeep(self.plasticity, self.circuit, self.env, self.seed)
         self.followers.append(self.upkeep)
         self._dormant: dict[str, float] = {}
@@ -94,12 +94,14 @@ class BackpropAgent(DescentAgent):
         self._worse_in_a_row = 0
         self._warned = False
 
-    def _check_routed(self) -> None:
-        """Refuse what would move weights of tasks that are not at hand."""
+    def _check_routed(self, circuit: RoutedCircuit) -> None:
+        """Refuse what would move weights of tasks that are not at hand, or could not take up those that come."""
         if self.retry_every is not None:
             raise ValueError(f"agent.retry_every: got {self.retry_every}; tasks of a routed circuit stay: null")
         if self.plasticity:
             raise ValueError("agent.plasticity: got some; tasks of a routed circuit keep their weights: []")
+        if len(circuit.routes) < min(circuit.max_tasks, circuit.tag_channels or circuit.max_tasks):
+            self._check_follows()
 
     @property
     def last_step(self) -> int | None:

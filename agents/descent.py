@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 from ..core.component import class_of
 from ..core.options import LARGEST_STEP, refusal
 from ..core.registry import name_of
-from ..core.structure import Change, Follower, follow_optimiser
+from ..core.structure import Change, Follower, follow_optimiser, unchanged
 from .evaluation import check_keys
 from .learning import LearningAgent, TrainingError
 from .optimisers import AnyOptimiser, Optimiser, build_optimiser
@@ -122,6 +123,21 @@ class DescentAgent(LearningAgent):
         """Take the weights that the run started from and a fresh optimiser; the sequences go on."""
         self.circuit.load_state_dict(self.first_weights)
         self.torch_optimiser = self._make_optimiser()
+
+    def _check_follows(self) -> None:
+        """See by a trial on a copy of the circuit that the optimiser can follow a change of its structure.
+
+        Raises:
+            ValueError: it cannot; says why.
+        """
+        circuit = copy.deepcopy(self.circuit)
+        optimiser = self.optimiser.make(circuit.parameters(), self.lr)
+        for parameter in circuit.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        with self.own_randomness():
+            optimiser.step()
+            change = circuit.edit(unchanged(circuit.structure()))
+        follow_optimiser(change, optimiser)
 
     def restructured(self, change: Change) -> None:
         """Let all that is shaped like the circuit's parameters follow a change of their structure."""

@@ -114,7 +114,12 @@ class SelfModifyingAgent(BackpropAgent):
             raise ValueError(f"retry_every: got {options.retry_every}; what modifies itself does not begin again: null")
 
     def setup(self) -> None:
-        """Build the policy and the tracker; see also :meth:`BackpropAgent.setup`."""
+        """Build the policy and the tracker; see also :meth:`BackpropAgent.setup`.
+
+        Raises:
+            ValueError: also where the structure of the circuit cannot change, is larger than the options allow, or the
+                optimiser cannot follow a change.
+        """
         super().setup()
         seed = stream_seed(self.seed, "strategy")
         self.structural = torch.Generator().manual_seed(seed)
@@ -129,6 +134,8 @@ class SelfModifyingAgent(BackpropAgent):
         fixed = self.circuit.fixed()
         if self.chooser and fixed:
             raise ValueError(f"circuit: its structure is fixed: {fixed}; allowed with policy none alone")
+        if self.chooser:
+            self._check_follows()
         self.largest = _largest(structure)
         """Units of the largest layer at first; where tasks own units, the most that one of them has."""
         if self.chooser and (self.max_units or self.largest) < self.largest:

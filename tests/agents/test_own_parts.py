@@ -15,6 +15,7 @@ import papertape
 from papertape.agents import BackpropAgent, EvolutionAgent, MixedAgent, PPOAgent, SelfModifyingAgent
 from papertape.agents.learning import LearningAgent
 from papertape.agents.optimisers import Optimiser
+from papertape.circuits import RoutedCircuit
 from papertape.core.options import ContractError
 from papertape.core.recorder import Recorder
 from papertape.core.state import register_state
@@ -287,3 +288,83 @@ def test_an_optimiser_that_counts_where_no_checkpoint_looks_is_refused() -> None
 
     with pytest.raises(ContractError, match=r"^optimiser: \S*Forgetful\.make: a step of another that has taken up its"):
         make("backprop", Plain, optimiser=Forgetful())
+
+
+class Steps(Plain):
+    """Counts its steps of training in a buffer."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        self.steps += self.training
+        hidden, state = super().forward(x, state)
+        return hidden * (1 + 0.01 * self.steps * self.training), state
+
+
+class Spectral(Plain):
+    """Its weights are divided by their norm, an estimate of which it keeps as it trains."""
+
+    def setup(self) -> None:
+        super().setup()
+        nn.utils.parametrizations.spectral_norm(self.recurrent)
+
+
+def test_a_part_may_count_its_steps_in_a_buffer() -> None:
+    check_resumed("mixed", Steps)
+    check_resumed("evolution", Spectral)  # whose members do not train
+
+
+def test_a_part_of_a_memory_circuit_whose_members_would_share_what_they_write_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^circuit: _SpectralNorm writes .* its buffer controller\.recurrent\."):
+        make("mixed", Spectral)
+
+
+class NoDecay(Optimiser):
+    """Biases do not decay."""
+
+    def make(self, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+        held = [*parameters]
+        biases, weights = [one for one in held if one.dim() < 2], [one for one in held if one.dim() >= 2]
+        groups = [{"params": biases, "weight_decay": 0.0}, {"params": weights, "weight_decay": 0.5}]
+        return torch.optim.AdamW([group for group in groups if group["params"]], lr)
+
+
+class Factored(Optimiser):
+    """Averages of rows and of columns."""
+
+    def make(self, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+        return torch.optim.Adafactor(parameters, lr)
+
+
+def layers(env: CopyEnv) -> papertape.Circuit:
+    return papertape.FeedForwardCircuit(env.input_size, env.output_size, hidden_sizes=[4])
+
+
+def of_tasks(env: CopyEnv, most: int) -> papertape.Circuit:
+    inner = {"type": "feedforward", "hidden_sizes": [4]}
+    return RoutedCircuit(env.input_size, env.output_size, circuit=inner, max_tasks=most)
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "message"),
+    [
+        (NoDecay, r"^optimiser: has 2 groups of parameters; allowed is one"),
+        (Factored, r"^optimiser: has 'row_var' of shape \S+ \S+ for \S+, which cannot follow a change of structure"),
+    ],
+)
+@pytest.mark.parametrize("changing", ["layers", "tasks"])
+def test_an_optimiser_that_cannot_follow_a_change_of_structure_is_refused_before_a_run(
+    changing: str, optimiser: type[Optimiser], message: str
+) -> None:
+    env = CopyEnv(width=2, max_length=2, test_lengths=[3])
+    if changing == "layers":
+        BackpropAgent(env, layers(env), **STEPS, optimiser=optimiser())
+        SelfModifyingAgent(env, layers(env), **STEPS, optimiser=optimiser(), policy="none")
+        with pytest.raises(ValueError, match=message):
+            SelfModifyingAgent(env, layers(env), **STEPS, optimiser=optimiser())
+    else:
+        BackpropAgent(env, of_tasks(env, 1), **STEPS, optimiser=optimiser())
+        with pytest.raises(ValueError, match=message):
+            BackpropAgent(env, of_tasks(env, 2), **STEPS, optimiser=optimiser())
