@@ -107,6 +107,42 @@ def test_a_memory_of_ones_own_is_trained_resumed_tested_and_loaded(folder: Path,
         assert line.startswith("papertape: imports: 'own_memory' cannot be imported: ModuleNotFoundError: ")
 
 
+COUNTS = """
+from own_controller import LeakyController
+from papertape.core.registry import register
+
+@register("controller", "counting")
+class Counting(LeakyController):
+    def setup(self):
+        super().setup()
+        self.calls = 0
+
+    def get_extra_state(self):
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state):
+        self.calls = state["calls"]
+
+    def forward(self, x, state):
+        self.calls += self.training
+        return super().forward(x, state)
+"""
+
+
+def test_what_a_part_keeps_beside_tensors_goes_with_it(folder: Path, say: Callable[..., str]) -> None:
+    """torch saves it by get_extra_state: each command that reads a checkpoint takes it as it is."""
+    shutil.copy(ROOT / "examples/own_controller.py", folder)
+    (folder / "counts.py").write_text(COUNTS, encoding="utf-8")
+    chosen = ["circuit.controller={type: counting, hidden_size: 3}", *TINY, "name=counted"]
+    say("train", "mine.yaml", "--import", "counts", *chosen)
+    say("train", "--resume", "counted", "agent.steps=6")
+    loaded: Any = papertape.load_circuit(folder / "runs/counted/checkpoints/latest.pt")
+    assert loaded.controller.calls > 6
+    say("test", "counted")
+    assert "length 4" in say("compare", "counted", "--test-option", "env.test_lengths=[4]")
+    say("train", "mine.yaml", "--import", "counts", *chosen[:-1], "name=next", "start=counted")
+
+
 def test_modules_are_named_on_the_command_line(folder: Path, say: Callable[..., str]) -> None:
     assert "  fast-weights " not in say("list")
     chosen = ["circuit.type=memory", "circuit.accessor.type=fast-weights", "circuit.accessor.key_size=3"]

@@ -127,7 +127,8 @@ def _sizes(chosen: factory.RunOptions) -> dict[str, Any]:
     """Of inputs, outputs and each weight of a run that need not have begun."""
     with contextlib.closing(factory.build_task(chosen, torch.device("cpu"))) as task:
         weights = factory.outline(chosen, task).state_dict()
-        shapes = {f"the shape of weight {name!r}": list(weight.shape) for name, weight in weights.items()}
+        tensors = {name: kept for name, kept in weights.items() if isinstance(kept, torch.Tensor)}
+        shapes = {f"the shape of weight {name!r}": list(weight.shape) for name, weight in tensors.items()}
         return {"input_size": task.input_size, "output_size": task.output_size, **shapes}
 
 
