@@ -45,7 +45,8 @@ WORLD = TraceField("Y X C", "picture", "what the world looks like")
 def evaluate(task: Task, circuit: Circuit, *, sequences: int, batch_size: int, seed: int) -> dict[str, float]:
     """Metrics of a circuit over all of a finite set, or over sequences or episodes of the seed and the batch size.
 
-    What the circuit draws from torch's global generator follows from the seed as well, and leaves that as it was.
+    What the circuit draws from torch's global generator follows from the seed as well, and leaves that as it was. Where
+    an answer is NaN, the metrics of an env are.
 
     Args:
         task: an env, which hands out sequences, or a world, in which episodes are played.
@@ -71,9 +72,11 @@ def _evaluate(
     totals: dict[str, tuple[float, float]] = {}
     for batch in env.batches(batch_size) or env.drawn(sequences, batch_size, generator):
         answers, _ = answered(env, circuit, batch)
+        # A comparison would take an answer that is no number for right or wrong.
+        unanswered = bool((answers.outputs.isnan().any(-1) & (answers.batch.mask > 0)).any())
         for name, (total, count) in env.tallies(*answers).items():
             old_total, old_count = totals.get(name, (0.0, 0.0))
-            totals[name] = (old_total + float(total), old_count + float(count))
+            totals[name] = (math.nan if unanswered else old_total + float(total), old_count + float(count))
     return {name: total / count for name, (total, count) in totals.items() if count > 0}
 
 

@@ -226,7 +226,8 @@ class LearningAgent(Agent):
         if best is not None:
             circuit = copy.deepcopy(self.circuit)
             load_weights(circuit, best)
-            self.best_error = self._score(self.evaluate(circuit=circuit))
+            score = self._score(self.evaluate(circuit=circuit))
+            self.best_error = math.inf if math.isnan(score) else score
 
     def forget_validation(self) -> None:
         """Take nothing that validation has found for true, where it has changed: that of this step is made again."""

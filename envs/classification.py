@@ -24,6 +24,9 @@ class ClassificationEnv(Env):
 
     error_metric: ClassVar[str] = "error"
 
+    loss_per: Literal["sequence"] = Field(
+        default="sequence", description="the mean of the loss is over sequences: each is one image, with one answer"
+    )
     sampling: Literal["uniform", "balanced"] = Field(
         default="uniform",
         description="draw images evenly, or as many of each class in every batch (200 of ten classes: 20 of each; "

@@ -106,6 +106,7 @@ def test_fonts_of_the_test_are_not_looked_at_before() -> None:
         ({"font_sizes": []}, "font_sizes"),
         ({"max_shift": -1}, "max_shift"),
         ({"max_shift": 100}, "max_shift: got 100; allowed is less than image_size, which is 100"),
+        ({"loss_per": "bit"}, "loss_per: got 'bit'; allowed: 'sequence'"),
     ],
 )
 def test_wrong_options_are_refused(options: dict, message: str) -> None:

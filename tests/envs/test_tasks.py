@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import re
 from importlib.util import find_spec
@@ -13,6 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+import papertape
+from papertape.agents.evaluation import evaluate
 from papertape.core.component import options_of
 from papertape.core.env import Batch, Env
 from papertape.core.registry import entries
@@ -59,6 +62,17 @@ def test_each_is_built_without_arguments_and_keeps_its_contract(name: str) -> No
     assert (again.input_size, again.output_size) == (task.input_size, task.output_size)
     assert options_of(TASKS[name]).model_validate({"type": name, **options}) == options_of(TASKS[name])(type=name)
     task.close(), again.close()
+
+
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if issubclass(task, Env)])
+def test_an_answer_that_is_no_number_is_no_share_of_right_ones(name: str) -> None:
+    env = make(name)
+    circuit = papertape.GRU(env.input_size, env.output_size, hidden_size=2)
+    options = {"sequences": 2, "batch_size": 2, "seed": 0}
+    assert not math.isnan(evaluate(env, circuit, **options)[env.error_metric])
+    with torch.no_grad():
+        next(circuit.parameters()).fill_(torch.nan)
+    assert math.isnan(evaluate(env, circuit, **options)[env.error_metric])
 
 
 @pytest.mark.parametrize("kind", ["env", "curriculum"])
