@@ -152,6 +152,10 @@ class ActorCritic(World):
         """Those of the world, extended."""
         return {name: self._extended(task) for name, task in self.world.sets(stream).items()}
 
+    def training_range(self, stream: Stream) -> Sequence[str]:
+        """See :meth:`Task.training_range`."""
+        return self.world.training_range(stream)
+
     def lesson(self) -> Task | None:
         """See :meth:`Task.lesson`."""
         lesson = self.world.lesson()

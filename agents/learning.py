@@ -9,7 +9,7 @@ import math
 import random
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -89,7 +89,10 @@ class LearningAgent(Agent):
         description="steps (generations) between checkpoints; changes nothing in what is learned",
     )
     target_error: float | None = Field(
-        default=None, ge=0, description="stop once the validation error on the training range is at or under this"
+        default=None,
+        ge=0,
+        description="stop once the validation error on the training range is at or under this; "
+        "of a stream, the mean over its envs",
     )
     target_error_beyond: float | None = Field(
         default=None,
@@ -249,27 +252,30 @@ class LearningAgent(Agent):
         return again
 
     @property
-    def limits(self) -> dict[str, float | None]:
-        """The target error of each validation set that decides: the training range, others only where asked for."""
-        trained, *beyond = self.env.sets("validation")
+    def limits(self) -> dict[tuple[str, ...], float | None]:
+        """The target of the mean error of the validation sets that decide: those of the training range together, each
+        beyond it only where asked for.
+        """
+        trained = tuple(self.env.training_range("validation"))
         limits = {trained: self.target_error}
         if self.target_error_beyond is not None:
+            beyond = [(name,) for name in self.env.sets("validation") if name not in trained]
             limits |= dict.fromkeys(beyond, self.target_error_beyond)
         return limits
 
-    def _deciding_errors(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The error of each validation set that decides."""
-        return {name: set_error(self.env, values, "validation", name) for name in self.limits}
+    def _mean_error(self, values: Mapping[str, float], names: Sequence[str]) -> float:
+        """The mean over the errors of some validation sets."""
+        return sum(set_error(self.env, values, "validation", name) for name in names) / len(names)
 
     def _score(self, values: Mapping[str, float]) -> float:
         """By which the best weights are chosen: the mean of the errors that decide."""
-        errors = self._deciding_errors(values)
-        return sum(errors.values()) / len(errors)
+        return self._mean_error(values, [name for names in self.limits for name in names])
 
     def meets_target(self, values: Mapping[str, float]) -> bool:
         """Whether validation metrics are at or under the target errors."""
-        errors = self._deciding_errors(values)
-        return all(limit is not None and errors[name] <= limit for name, limit in self.limits.items())
+        return all(
+            limit is not None and self._mean_error(values, names) <= limit for names, limit in self.limits.items()
+        )
 
     def _confirmed(self) -> bool:
         """Whether the target holds on many other sequences as well; the hardest set, the last, is looked at first.
@@ -279,19 +285,22 @@ class LearningAgent(Agent):
         if self.confirmation_sequences is None:
             return True
         sets = self.env.sets("validation")
-        for name, limit in reversed(self.limits.items()):
-            values = evaluate(
-                sets[name],
-                self.circuit,
-                sequences=self.confirmation_sequences,
-                batch_size=self.evaluation_batch_size,
-                seed=stream_seed(self.seed, "confirmation"),
-            )
-            error = values[self.env.error_metric]
+        for names, limit in reversed(self.limits.items()):
+            errors = [
+                evaluate(
+                    sets[name],
+                    self.circuit,
+                    sequences=self.confirmation_sequences,
+                    batch_size=self.evaluation_batch_size,
+                    seed=stream_seed(self.seed, "confirmation"),
+                )[self.env.error_metric]
+                for name in names
+            ]
+            error = sum(errors) / len(errors)
             if limit is None or not error <= limit:
                 self.recorder.message(
                     f"{self.unit} {self.step}: target met in validation, but not on {self.confirmation_sequences:,} "
-                    f"other sequences ({name}: {self.env.error_metric.replace('_', ' ')} {error:.4g})"
+                    f"other sequences ({', '.join(names)}: {self.env.error_metric.replace('_', ' ')} {error:.4g})"
                 )
                 return False
         return True

@@ -67,6 +67,11 @@ class Task(Component, ABC):
                 sizes = [[task.input_size, task.output_size] for task in (variant, self)]
                 found = f"{label} has input_size and output_size {sizes[0]}"
                 expect(sizes[0] == sizes[1], f"{name}.sets", found, f"{sizes[1]}, as the task itself")
+            with trying(self, "training_range"):
+                trained = tuple(self.training_range(stream))
+            found = f"gives {trained!r} for {stream}"
+            known = bool(trained) and len({*trained}) == len(trained) and {*trained} <= sets.keys()
+            expect(known, f"{name}.training_range", found, f"some of {', '.join(map(str, sets))}, each once")
         for method in ("input_channels", "output_channels"):
             with trying(self, method):
                 channels = tuple(getattr(self, method)())
@@ -93,7 +98,7 @@ class Task(Component, ABC):
         return type(self)(**{**own, **given, **changes})
 
     def sets(self, stream: Stream) -> Mapping[str, Task]:
-        """Fixed variants of this task to be judged on, by name; the first is the training range itself.
+        """Fixed variants of this task to be judged on, by name; the first is of the :meth:`training_range`.
 
         They have the same input and output sizes; lengths beyond the training range are among them. Sets without end
         are the same in every stream, and the stream's seed decides which of their sequences or episodes are drawn; a
@@ -103,6 +108,16 @@ class Task(Component, ABC):
             stream: validation or test.
         """
         return {"trained": self}
+
+    def training_range(self, stream: Stream) -> Sequence[str]:
+        """Names of the :meth:`sets` that make up what is trained on: the first, or one of each part of a task.
+
+        The mean of their errors, all alike, decides which weights are the best and when to stop; other sets lie beyond.
+
+        Args:
+            stream: validation or test.
+        """
+        return [next(iter(self.sets(stream)))]
 
     def lesson(self) -> Task | None:
         """The current level of the curriculum as a task of its own, whose error on validation sequences decides whether

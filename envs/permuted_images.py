@@ -95,6 +95,10 @@ class PermutedImagesEnv(ChangingEnv, ClassificationEnv):
         """Those of the env of images, under the current permutation."""
         return {name: self._with(images) for name, images in self.images.sets(stream).items()}
 
+    def training_range(self, stream: Stream) -> Sequence[str]:
+        """That of the env of images."""
+        return self.images.training_range(stream)
+
     def _with(self, images: Env) -> Env:
         variant = copy(self.still())
         variant.images = images

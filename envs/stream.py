@@ -199,6 +199,11 @@ class StreamEnv(ChangingEnv):
             found |= {f"{name} {label}": self._with(index, variant) for label, variant in env.sets(stream).items()}
         return found
 
+    def training_range(self, stream: Stream) -> list[str]:
+        """Those of each env: a stream is learned once all of its envs are."""
+        pairs = zip(self.names, self.envs, strict=True)
+        return [f"{name} {label}" for name, env in pairs for label in env.training_range(stream)]
+
     def _with(self, index: int, env: Env) -> StreamEnv:
         """The stream as it stays with one of its envs, in place of which another may stand."""
         variant = copy(self.still())

@@ -58,7 +58,7 @@ class Outcome(NamedTuple):
     seconds: float
     bad_steps: int
     curve: list[tuple[int, float]]
-    """Sequences seen (steps, of an agent that counts none) and validation error on the training range."""
+    """Sequences seen (steps, of an agent that counts none) and mean validation error on the training range."""
     errors: Mapping[str, float]
     """Error on every set of the test."""
     metric: str
@@ -249,7 +249,7 @@ def outcome(
         pass  # nothing was told yet
     except OSError as error:
         problem = problem or f"metrics.jsonl cannot be read: {error.strerror}"
-    key = f"validation/{summary.trained_on}/{summary.metric}" if summary else ""
+    keys = [f"validation/{name}/{summary.metric}" for name in summary.trained_on] if summary else [""]
     each = (summary.answers_per_step if summary else None) or 1
     seed = 0
     with contextlib.suppress(OptionsError):  # it is not there yet, or damaged, which is for those who need it to say
@@ -264,9 +264,12 @@ def outcome(
         summary.seconds if summary else 0.0,
         summary.bad_steps if summary else 0,
         [
-            (row.get(ANSWERED, row["step"] * each), math.nan if row[key] is None else row[key])
+            (
+                row.get(ANSWERED, row["step"] * each),
+                sum(math.nan if row[key] is None else row[key] for key in keys) / len(keys),
+            )
             for row in rows
-            if key in row
+            if all(key in row for key in keys)
         ],
         errors,
         summary.metric if summary else "",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
 import yaml
-from pydantic import Field, TypeAdapter
+from pydantic import BeforeValidator, Field, TypeAdapter
 from torch import Tensor
 from tqdm import tqdm
 
@@ -109,14 +109,22 @@ LARGEST = 2**63
 Count = Annotated[int, Field(lt=LARGEST)]
 
 
+def _listed(names: Any) -> Any:
+    return [names] if isinstance(names, str) else names
+
+
+Names = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_listed)]
+"""Some names; runs of earlier versions have kept one alone."""
+
+
 class Summary(NamedTuple):
     """What is to be known of a run without building it; summary.json in its folder."""
 
     preset: str
     metric: str
     """Of the error, such as bits_wrong."""
-    trained_on: str
-    """The validation set that is the training range, such as length 1-20."""
+    trained_on: Names
+    """The validation sets that make up the training range, such as length 1-20."""
     answers_per_step: Count | None
     """Sequences that are answered in a step; None of an agent that does not learn."""
     step: Count
@@ -155,7 +163,7 @@ def summarised(directory: Path, preset: str, agent: Agent, run: Run) -> Iterator
         summary = Summary(
             preset=before.preset if before else preset,
             metric=task.error_metric,
-            trained_on=next(iter(task.sets("validation"))),
+            trained_on=tuple(task.training_range("validation")),
             answers_per_step=getattr(agent, "answers_per_step", None),
             step=agent.step,
             seconds=round((before.seconds if before else 0.0) + time.monotonic() - started, 3),

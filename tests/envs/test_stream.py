@@ -14,10 +14,14 @@ from hypothesis import strategies as st
 
 from papertape.agents import BackpropAgent, SelfModifyingAgent
 from papertape.circuits import FeedForwardCircuit
+from papertape.core.recorder import Recorder
+from papertape.core.streams import Stream
 from papertape.envs import AssociativeRecallEnv, CopyEnv, RepeatCopyEnv, StreamEnv
 from papertape.main import main
-from papertape.utils.run import load_agent_state
+from papertape.utils.comparison import outcome
+from papertape.utils.run import load_agent_state, read_metrics
 
+STREAMS: tuple[Stream, ...] = ("validation", "test")
 PARITY, MATCH = ({"type": name, "max_n": 3} for name in ("n-parity", "n-delayed-match-to-sample"))
 SMALL = {"width": 3, "max_length": 2, "test_lengths": [4]}
 
@@ -106,6 +110,69 @@ def test_sets_are_of_each_env_and_stay() -> None:
     )
     assert env.state_dict() == state
     assert (last.task_number, env.task_number) == (2, 1)
+
+
+def test_what_is_trained_on_is_the_first_set_of_each_env() -> None:
+    first = ["copy 1 length 1-2", "repeat-copy length 1-2, repeats 1-2", "copy 2 length 2"]
+    for stream in STREAMS:
+        assert make().training_range(stream) == first
+
+
+class Told(BackpropAgent):
+    """Is told the errors of its two envs, each on its training range and beyond, and on other sequences."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.errors: Any = iter(())
+
+    def evaluate(self, stream: Any = "validation", circuit: Any = None) -> dict[str, float]:
+        found = zip(self.env.sets(stream), next(self.errors), strict=True)
+        return {f"{stream}/{name}/error": error for name, error in found}
+
+
+class Keep(Recorder):
+    def __init__(self) -> None:
+        self.best: list[int] = []
+        self.messages: list[str] = []
+
+    def checkpoint(self, name: str, state: Any) -> bool:
+        self.best += [state["step"]] if name == "best" else []
+        return True
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def told(*errors: tuple[float, ...], **options: Any) -> tuple[Told, Keep]:
+    kept, env = Keep(), StreamEnv(envs=[CopyEnv(**SMALL), CopyEnv(**SMALL)], every=1000)
+    circuit = FeedForwardCircuit(env.input_size, env.output_size, hidden_sizes=[4])
+    agent = Told(env, circuit, batch_size=2, steps=len(errors), evaluate_every=1, recorder=kept, **options)
+    agent.errors = iter(errors)
+    return agent, kept
+
+
+@pytest.mark.parametrize(
+    ("beyond", "best", "end"),
+    [
+        (None, [1, 3, 4], 4),  # means of the first and the third: 4, 4.5, 2, 1
+        (2.0, [1, 3, 5], 5),  # of all four: 6.5, 6.75, 5, 5.25, 1.25
+    ],
+)
+def test_a_stream_is_judged_by_all_of_its_envs(beyond: float | None, best: list[int], end: int) -> None:
+    errors = [(0.0, 9.0, 8.0, 9.0), (0.0, 9.0, 9.0, 9.0), (0.0, 8.0, 4.0, 8.0), (0.5, 9.5, 1.5, 9.5)]
+    agent, kept = told(*errors, (1.0, 1.0, 1.0, 2.0), target_error=1.0, target_error_beyond=beyond)
+    agent.fit()
+    assert (agent.step, agent.target_reached, kept.best) == (end, True, best)
+
+
+def test_the_target_of_a_stream_is_confirmed_over_all_of_its_envs(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, kept = told((1.0,) * 4, (1.0,) * 4, target_error=1.0, confirmation_sequences=4)
+    many = iter([0.0, 3.0, 0.5, 1.5])
+    monkeypatch.setattr("papertape.agents.learning.evaluate", lambda *task, **settings: {"error": next(many)})
+    agent.fit()
+    assert agent.step == 2 and agent.target_reached
+    where = "(copy 1 length 1-2, copy 2 length 1-2: error 1.5)"
+    assert kept.messages[0] == f"step 1: target met in validation, but not on 4 other sequences {where}"
 
 
 def test_curricula_rise_in_their_own_turn_and_are_saved() -> None:
@@ -198,3 +265,9 @@ def test_a_stream_by_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
     assert main(["train", "--resume", "one", "agent.steps=8"]) == 0
     assert load_agent_state(Path("runs/one"))["env"]["seen"] == 32
     assert main(["test", "one"]) == 0
+    rows = [row for row in read_metrics(Path("runs/one/metrics.jsonl")) if any("validation" in key for key in row)]
+    trained = StreamEnv(envs=[PARITY, MATCH]).training_range("validation")
+    of_each = [[row[f"validation/{name}/error"] for name in trained] for row in rows]
+    curve = outcome(Path("runs/one"), "one", {}, {}, "").curve
+    assert curve == [(row["answered"], sum(errors) / 2) for row, errors in zip(rows, of_each, strict=True)]
+    assert len(curve) == 3

@@ -132,9 +132,10 @@ def test_what_is_damaged_in_numbers_is_left_out(tmp_path: Path) -> None:
     rows += [b'{"step": 3, "train/loss": ' + 310 * b"9" + b"}", b'{"step": ' + 310 * b"9" + b"}"]  # no float
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*rows, b'{"step": 4, "train/loss": null}', b'{"step": 5']))
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 4]
-    whole = Summary("x", "error", "trained", None, 3, 2.0, 0, done=True)
+    whole = Summary("x", "error", ("trained", "too"), None, 3, 2.0, 0, done=True)
     for values, expected in (
         (whole, whole),
+        (whole._replace(trained_on="one"), whole._replace(trained_on=("one",))),  # type: ignore[arg-type]
         (whole._replace(step="three"), None),
         (whole._replace(step=10**310), None),
     ):  # type: ignore[arg-type]
