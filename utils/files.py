@@ -96,10 +96,9 @@ def lock(path: Path) -> Iterator[str]:
             file.seek(0)
             yield file.read() or "another process"
             return
-        with contextlib.suppress(OSError):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
+        with contextlib.suppress(OSError):  # of a full disk; unbuffered, or closing the file would try again
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
         yield ""
 
 

@@ -27,7 +27,7 @@ from papertape.core.world import WorldError
 from papertape.main import main
 from papertape.utils import checkpoint
 from papertape.utils.commands import train
-from papertape.utils.files import append_line, replace_text
+from papertape.utils.files import append_line, lock, replace_text
 from papertape.utils.run import locked, read_summary
 
 STARTS = multiprocessing.get_context("forkserver")
@@ -385,6 +385,19 @@ def test_a_line_is_not_appended_through_a_link(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="metrics.jsonl: is a symbolic link"):
         append_line(link, "line")
     assert not elsewhere.exists()
+
+
+def test_a_lock_that_a_full_disk_lets_nothing_be_written_into_holds(tmp_path: Path) -> None:
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, most[1]))
+    try:
+        with lock(tmp_path / "lock") as holder:
+            assert holder == ""
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+        signal.signal(signal.SIGXFSZ, before)
+    assert (tmp_path / "lock").read_bytes() == b""
 
 
 def test_what_takes_the_place_of_a_file_is_not_written_through_a_link(tmp_path: Path) -> None:

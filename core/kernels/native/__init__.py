@@ -220,7 +220,9 @@ def _of_accessor(
     if accessor.kind != "soft-tape":
         return tuple(state.accessor), lambda leaves: type(state.accessor)(*leaves)
     jumps, last = accessor.jumps(state.accessor, circuit.ended(inputs), len(inputs))
-    return (state.accessor.memory, jumps.to(inputs)), lambda leaves: last._replace(memory=leaves[0])
+    memory = state.accessor.memory
+    jumps = jumps % memory.shape[-2]  # floats do not hold the count of a long life
+    return (memory, jumps.to(inputs)), lambda leaves: last._replace(memory=leaves[0])
 
 
 def _run_memory(circuit: CircuitView, inputs: Tensor, state: CircuitState) -> tuple[Tensor, CircuitState]:

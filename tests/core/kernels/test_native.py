@@ -977,6 +977,22 @@ def test_a_tape_is_told_where_its_input_ends(embedding_size: int | None) -> None
         torch.testing.assert_close(native_part, eager_part)
 
 
+def test_a_tape_s_jumps_are_exact_however_long_its_input_was() -> None:
+    torch.manual_seed(0)
+    circuit = tape((9, 3, 2, 1, 11))
+    start = circuit.initial_state(3)
+    inputs, memory = torch.rand(9, 3, INPUTS), torch.rand_like(start.accessor.memory)
+    outputs = {}
+    for backend in ("native", "eager"):
+        circuit.backend = backend
+        for length in (7, 7 + 9 * 2**24, 2**24 - 3):
+            lived = start.accessor._replace(memory=memory, input_length=torch.full((3,), length))
+            outputs[backend, length] = circuit(inputs, start._replace(accessor=lived))[0]
+    for length in (7, 7 + 9 * 2**24, 2**24 - 3):
+        torch.testing.assert_close(outputs["native", length], outputs["eager", length])
+    torch.testing.assert_close(outputs["native", 7], outputs["native", 7 + 9 * 2**24], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("build", [stack, tape])
 def test_stacks_and_tapes_run_natively_after_any_controller(build: Callable[..., Circuit]) -> None:
     """Where no word is fed back."""
