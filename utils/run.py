@@ -9,7 +9,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -129,7 +129,7 @@ class Summary(NamedTuple):
     """Sequences that are answered in a step; None of an agent that does not learn."""
     step: Count
     seconds: float
-    """Of training, up to where it last stopped."""
+    """Of training, up to where it last stopped, or to the last checkpoint where it was killed."""
     bad_steps: Count
     done: bool
     """Whether there is nothing left to learn: the target is reached, or the steps are used up."""
@@ -149,6 +149,8 @@ def read_summary(directory: Path) -> Summary | None:
 @contextlib.contextmanager
 def summarised(directory: Path, preset: str, agent: Agent, run: Run) -> Iterator[None]:
     """Within the block, in which an agent learns, the run has a summary; after it, one that says how far it came.
+
+    With each checkpoint it is written anew: a run that is killed goes on with the seconds until then.
 
     Args:
         directory: of the run.
@@ -173,9 +175,10 @@ def summarised(directory: Path, preset: str, agent: Agent, run: Run) -> Iterator
         try:
             replace_text(directory / "summary.json", json.dumps(summary._asdict(), indent=1))
         except OSError as error:
-            logger.warning("summary.json cannot be written (%s); the run goes on without it", error)
+            run.warn_once("summary.json", error)
 
     write(done=False)
+    run.after_checkpoint = lambda: write(done=False)
     try:
         yield
     except BaseException:
@@ -318,6 +321,8 @@ class Run(Recorder):
         self._shown: dict[str, float] = {}
         self._failed: dict[str, str] = {}
         """What could not be written, and why."""
+        self.after_checkpoint: Callable[[], None] = lambda: None
+        """Called when a checkpoint was saved."""
 
     def __enter__(self) -> Run:
         return self
@@ -331,7 +336,8 @@ class Run(Recorder):
             self._bar.close()
         self.sinks.close()
 
-    def _warn_once(self, what: str, error: Exception) -> None:
+    def warn_once(self, what: str, error: Exception) -> None:
+        """Say that something cannot be written, the first time."""
         if what not in self._failed:
             self._failed[what] = str(error)
             logger.warning("%s cannot be written (%s); the run goes on without it", what, error)
@@ -381,7 +387,7 @@ class Run(Recorder):
             if is_kept(step, values, getattr(self.options.agent, "log_every", 1)):
                 append_line(self.directory / "metrics.jsonl", json.dumps(row))
         except OSError as error:
-            self._warn_once("metrics.jsonl", error)
+            self.warn_once("metrics.jsonl", error)
         self.sinks.metrics(step, values)
         judged: dict[str, list[str]] = {}
         for name, value in values.items():
@@ -461,9 +467,10 @@ class Run(Recorder):
             folder.mkdir(exist_ok=True)
             checkpoint.save(folder / f"{name}.pt", content)
         except OSError as error:
-            self._warn_once(f"checkpoint {name}", error)
+            self.warn_once(f"checkpoint {name}", error)
             return False
         self._failed.pop(f"checkpoint {name}", None)
+        self.after_checkpoint()
         return True
 
 

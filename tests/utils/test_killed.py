@@ -426,6 +426,25 @@ def test_a_run_whose_end_could_not_be_saved_is_not_done(folder: Path) -> None:
     assert checkpoint.load(directory / "checkpoints" / "latest.pt")["agent"]["step"] == 6
 
 
+def test_the_seconds_of_a_killed_run_count(folder: Path) -> None:
+    """Up to its last checkpoint; and a run that was done is not, once it goes on."""
+    assert main(["train", *TINY, "agent.steps=3", "name=mine"]) == 0
+    directory = folder / "runs" / "mine"
+    process = begin(["train", "--resume", "mine", "agent.steps=1000000"])
+    deadline, summary = time.monotonic() + 60, read_summary(directory)
+    while (summary is None or summary.seconds < 1 or summary.step < 9) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        summary = read_summary(directory)
+    process.kill()
+    process.join()
+    killed = read_summary(directory)
+    assert killed is not None and killed.seconds >= 1 and killed.step >= 9 and not killed.done
+    step = checkpoint.load(directory / "checkpoints" / "latest.pt")["agent"]["step"]
+    assert main(["train", "--resume", "mine", f"agent.steps={step + 1}"]) == 0
+    ended = read_summary(directory)
+    assert ended is not None and ended.seconds > killed.seconds and ended.done
+
+
 def test_what_others_write_is_not_cleared_away(folder: Path) -> None:
     """Not in the runs of a sweep, which have locks of their own, nor what a living process writes."""
     sweep, run = folder / "sweep", folder / "sweep" / "seed=1"
