@@ -202,9 +202,9 @@ def refuse_shared_buffers(circuit: Circuit, *, training: bool) -> None:
     inputs = torch.linspace(0, 1, 6 * circuit.vector_size, dtype=own.dtype, device=own.device).view(2, 3, -1)
     circuit = copy.deepcopy(circuit).train(training)
     with random_apart(own.device):
-        _run(circuit, inputs)  # makes buffers that are not there before the first answer
+        circuit._answers(inputs)  # makes buffers that are not there before the first answer
     for change in (0.0, 0.01):
-        call = Call(circuit, partial(_run, inputs=inputs + change))
+        call = Call(circuit, partial(type(circuit)._answers, inputs=inputs + change))
         parts = {name: part + change * part.requires_grad for name, part in call.named_parameters()}
         parts |= {name: buffer.clone() for name, buffer in call.named_buffers()}
         with random_apart(own.device):
@@ -218,10 +218,6 @@ def refuse_shared_buffers(circuit: Circuit, *, training: bool) -> None:
                 f"circuit: {owner} writes what it is given to its buffer {name}, which all members of a population "
                 "would share; allowed are modules that keep it in a state, which goes in and out"
             )
-
-
-def _run(circuit: Circuit, inputs: Tensor) -> Any:
-    return circuit.run(inputs, circuit.initial_state(inputs.shape[1]))
 
 
 def _elements(state: Any) -> int:

@@ -1115,7 +1115,7 @@ def test_what_was_tested_is_tested_again_once_the_task_has_changed(folder: Path)
     assert "length 7" not in before and "length 7" in comparison.errors_on_test(Path("runs/run"), 4)
 
 
-EIGHT = ["agent.evaluation_sequences=8", "agent.evaluation_batch_size=8"]
+EIGHT = ["agent.evaluation_sequences=8", "agent.evaluation_batch_size=3"]
 ALIKE = [*EIGHT, "seed=3", "device=cpu", "plots=off", "name=run"]
 
 

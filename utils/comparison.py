@@ -39,6 +39,7 @@ how sums are rounded, or nothing that has a name of its own."""
 TESTED_BY = ("seed", "precision", "env", "circuit", "agent")
 """Options of a run that its test depends on; the agent says how the task is taken, such as how actions are chosen."""
 TESTED_AT_A_TIME = 64
+"""Sequences of a test at most, of agents that do not say; those of a batch can have their length in common."""
 _ERRORS = TypeAdapter(dict[str, float | None])
 """In tested.json; null is what is not a number."""
 
@@ -207,9 +208,8 @@ def errors_on_test(directory: Path, sequences: int, assignments: Sequence[str] =
             if not assignments:
                 raise
             raise misfit(assignments, str(error)) from error
-        metrics = evaluate_all(
-            task, circuit, "test", sequences=sequences, batch_size=TESTED_AT_A_TIME, seed=chosen.seed
-        )
+        at_a_time = getattr(chosen.agent, "evaluation_batch_size", TESTED_AT_A_TIME)
+        metrics = evaluate_all(task, circuit, "test", sequences=sequences, batch_size=at_a_time, seed=chosen.seed)
         errors = {name: set_error(task, metrics, "test", name) for name in task.sets("test")}
     finally:
         task.close()
@@ -382,12 +382,14 @@ class Band(NamedTuple):
 
 
 def bands(outcomes: Sequence[Outcome]) -> list[Band]:
-    """The curves of each group together. A run that has ended keeps its last error; before its first it has none."""
+    """The curves of each group together, without runs that failed, which no table counts either.
+
+    A run that has ended keeps its last error; before its first it has none.
+    """
     found = []
-    for group in dict.fromkeys(each.group for each in outcomes):
-        curves = [np.array(each.curve, dtype=np.float64) for each in outcomes if each.group == group and each.curve]
-        if not curves:
-            continue
+    drawn = [each for each in outcomes if each.curve and not each.problem]
+    for group in dict.fromkeys(each.group for each in drawn):
+        curves = [np.array(each.curve, dtype=np.float64) for each in drawn if each.group == group]
         places = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
         places = places[places >= max(curve[0, 0] for curve in curves)]
         quartiles = np.empty((3, len(places)))

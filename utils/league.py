@@ -189,6 +189,11 @@ def check_score(league: League, task: str, metric: str) -> None:
             f"score: got {league.score!r}; the error of task {task!r} is {metric}, of which there is none: "
             "allowed is 'error'"
         )
+    if league.score == "accuracy" and metric == "shortfall":
+        raise OptionsError(
+            f"score: got 'accuracy'; the error of task {task!r} is what its return lacks: allowed are 'return' and "
+            "'error'"
+        )
 
 
 def score(league: League, outcome: Outcome) -> float | None:
@@ -284,6 +289,12 @@ def _cell(league: League, scores: Sequence[float], count: int) -> str:
     return text if len(scores) == count else f"{text} of {len(scores)} done"
 
 
+def _median(errors: Sequence[float]) -> float:
+    """What is no number counts as the worst."""
+    middle = statistics.median(math.inf if math.isnan(error) else error for error in errors)
+    return middle if math.isfinite(middle) else math.nan
+
+
 def write(folder: Path, league: League, outcomes: Sequence[Outcome]) -> None:
     """Leave league.md and lengths.png in a folder."""
     from .plots.lengths import lengths_figure
@@ -296,7 +307,7 @@ def write(folder: Path, league: League, outcomes: Sequence[Outcome]) -> None:
             of = [each for each in outcomes if each.labels == label and each.status == "done" and each.errors]
             if of:
                 sets = list(dict.fromkeys(name for each in of for name in each.errors))
-                middle = [statistics.median(each.errors[name] for each in of if name in each.errors) for name in sets]
+                middle = [_median([each.errors[name] for each in of if name in each.errors]) for name in sets]
                 drawn.setdefault(task, {})[circuit] = sets, [SCORES[league.score].of(error) for error in middle]
     if drawn:
         with replacing(folder / "lengths.png") as path:

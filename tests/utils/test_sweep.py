@@ -550,6 +550,14 @@ def test_curves_of_many_places_are_taken_together_in_parts(monkeypatch: pytest.M
     np.testing.assert_array_equal(parts.quartiles, whole.quartiles)
 
 
+def test_curves_are_of_the_runs_that_the_table_counts() -> None:
+    ended = comparison.Outcome("", {}, 1, "done", "", 1, 1.0, 0, [(1, 0.5), (2, 0.1)], {}, "loss")
+    failed = ended._replace(status="failed", problem="no room", curve=[(1, 50.0), (2, 50.0)])
+    (band,) = comparison.bands([ended, failed, failed])
+    assert band.quartiles[1].tolist() == [0.5, 0.1] and band.label.endswith("(1)")
+    assert comparison.bands([failed]) == []
+
+
 def test_the_first_value_that_is_given_twice_is_named() -> None:
     with pytest.raises(OptionsError, match="^seed: 1 is given twice$"):
         sweep.values_of("seed=1,2,2,1")
