@@ -81,7 +81,7 @@ def step(
 ) -> tuple[Tensor, CircuitState, Tensor | None] | None:
     """Features ``[B, F]`` of one step, the next state and outputs by the native backend, where it can and may, or None.
 
-    A step of a sparse memory that needs no gradient is a sequence of one step, on whichever backend serves those.
+    A step of a sparse memory is a sequence of one step, where no gradient can be due.
 
     Args:
         circuit: what is run; with another backend than ``auto`` and ``native``, or with :attr:`autocast`, it may not.
@@ -89,14 +89,14 @@ def step(
         state: from the last step.
         checked: whether both are known to be what the circuit takes; see :func:`~.native.step`.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or circuit.backend not in ("auto", "native"):
         return None
-    if checked and circuit.accessor.kind in native.LOOKUPS and x.is_cpu and not torch.is_grad_enabled():
-        # A sequence searches and copies only the slots in use.
-        features, state = run(circuit, x.unsqueeze(0), state)
+    if circuit.accessor.kind in native.LOOKUPS:
+        inputs = x.unsqueeze(0)
+        if not checked or torch.is_grad_enabled() or native.unavailable(circuit, inputs, state) is not None:
+            return None
+        features, state = native.run(circuit, inputs, state)
         return features[0], state, None
-    if circuit.backend not in ("auto", "native"):
-        return None
     made = native.step(circuit, x, state, checked)
     if made is not None and circuit.chosen_backend != "native":
         _note(circuit, "native", "native", None)

@@ -169,16 +169,17 @@ def test_slots_beyond_those_in_use_change_nothing(cls):
     torch.testing.assert_close(circuit(inputs, start._replace(accessor=everywhere))[0], outputs)
 
 
-@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("backend", ["auto", "native", "eager", "graphs"])
 @pytest.mark.parametrize("gradient", [True, False])
 @pytest.mark.parametrize("cls", [SAM, SDNC])
 def test_a_single_step_does_not_look_beyond_the_slots_in_use(cls, gradient, backend):
     """Nor copy them one by one: what lies there, which no step can have written, is neither found nor changed."""
     torch.manual_seed(0)
-    circuit = cls(4, 2, hidden_size=8, memory_size=200, word_size=5, num_reads=2, backend=backend)
+    circuit = cls(4, 2, hidden_size=8, memory_size=200, word_size=5, num_reads=2)
     x = torch.randn(3, 4)
     _, start = circuit(torch.randn(6, 3, 4))
     assert start.accessor.used.max() < 90
+    circuit.backend = backend
     hidden = start.accessor.memory.clone()
     hidden[:, 100:] = torch.randn(5)
     with torch.set_grad_enabled(gradient):
