@@ -27,7 +27,7 @@ from papertape.core import install
 from papertape.core.component import options_of
 from papertape.core.distributed import Processes
 from papertape.core.registry import entries
-from papertape.envs import TMazeWorld
+from papertape.envs import ArithmeticEnv, TMazeWorld
 from papertape.main import PORT, main
 from papertape.utils import checkpoint, comparison, factory, options, visdom_server
 from papertape.utils.commands.arguments import read_arguments
@@ -205,7 +205,7 @@ def test_the_log_has_a_line_for_each_metric_but_not_for_each_part_of_it(
 ) -> None:
     values = {"loss": 1.5, "error": 0.2, "accuracy/0": 0.7, "accuracy/1": 0.9, "accuracy": 0.8}
     caplog.set_level("INFO")
-    with Run(tmp_path, read_arguments(["plots=off"])) as run:
+    with Run(tmp_path, read_arguments(["plots=off"]), task=ArithmeticEnv()) as run:
         run.metrics(7, {f"test/images/{name}": value for name, value in values.items()})
     assert caplog.messages == [
         "step 7, test, error: images: 0.2",
